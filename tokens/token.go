@@ -1,0 +1,150 @@
+// Package tokens decides who holds a token: it mints tokens, looks them up, revokes and lists them.
+//
+// A token is opaque. A store keeps a [Session] under the token's SHA-256 and never the token itself, so
+// whoever reads a store learns nothing that opens a service.
+package tokens
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"strings"
+
+	"github.com/google/uuid"
+)
+
+// MaxTokenLength is the longest credential that is looked at, in bytes.
+const MaxTokenLength = 512
+
+// ErrMalformed says that a credential cannot be a token that this gateway issued: no store need be asked.
+var ErrMalformed = errors.New("malformed token")
+
+// Format is the form of the tokens that are minted. Tokens of either form are accepted whatever is minted.
+type Format string
+
+const (
+	// FormatUUID is a random GUID (RFC 9562, version 4): 122 random bits.
+	FormatUUID Format = "uuid"
+	// FormatSecret is 256 random bits with a prefix, which secret scanners know, and a checksum, by which
+	// junk is refused without asking a store.
+	FormatSecret Format = "secret"
+)
+
+// A secret is its prefix, 43 characters of base64url for 32 random bytes, and 8 hex digits of their CRC-32.
+const (
+	secretPrefix = "gp1_"
+	secretBody   = 43
+	secretLength = len(secretPrefix) + secretBody + 8
+)
+
+// Token is a bearer token. Whatever prints it prints "[redacted]"; [Token.Reveal] is the one way to its text.
+// The zero Token is no token.
+type Token struct{ text string }
+
+// Mint returns a new token of the format from the system's random source.
+func Mint(f Format) (Token, error) {
+	if f == FormatSecret {
+		var random [32]byte
+		if _, err := rand.Read(random[:]); err != nil {
+			return Token{}, fmt.Errorf("reading random bytes: %w", err)
+		}
+		body := base64.RawURLEncoding.EncodeToString(random[:])
+		return Token{secretPrefix + body + checksum(body)}, nil
+	}
+	id, err := uuid.NewRandom()
+	if err != nil {
+		return Token{}, fmt.Errorf("reading random bytes: %w", err)
+	}
+	return Token{id.String()}, nil
+}
+
+// Parse returns the token that text is, or [ErrMalformed] where it has neither form.
+func Parse(text string) (Token, error) {
+	if isUUID(text) || isSecret(text) {
+		return Token{text}, nil
+	}
+	return Token{}, ErrMalformed
+}
+
+// FromAuthorization reads the token of an Authorization value: the token by itself, as the clients of the old
+// gateway send it, or after the scheme Bearer in any case of letters (RFC 6750 §2.1, RFC 9110 §11.1).
+// Everything else is [ErrMalformed], several credentials joined by a comma included.
+func FromAuthorization(value string) (Token, error) {
+	if len(value) > MaxTokenLength {
+		return Token{}, ErrMalformed
+	}
+	const scheme = "bearer "
+	if len(value) > len(scheme) && strings.EqualFold(value[:len(scheme)], scheme) {
+		value = strings.TrimLeft(value[len(scheme):], " ")
+	}
+	return Parse(value)
+}
+
+// Reveal returns the token's text, to be handed to its owner and to nobody else.
+func (t Token) Reveal() string { return t.text }
+
+// Hash returns the key under which stores keep the token's session.
+func (t Token) Hash() Hash { return sha256.Sum256([]byte(t.text)) }
+
+// IsZero says whether t is no token.
+func (t Token) IsZero() bool { return t.text == "" }
+
+const redacted = "[redacted]"
+
+func (Token) String() string               { return redacted }
+func (Token) GoString() string             { return redacted }
+func (Token) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+func (Token) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
+func (Token) LogValue() slog.Value         { return slog.StringValue(redacted) }
+
+// Hash is the SHA-256 of a token. It opens nothing, but it names a live session, so what prints it prints a fingerprint.
+type Hash [sha256.Size]byte
+
+// Hex returns the whole hash in hex, for a store's key.
+func (h Hash) Hex() string { return hex.EncodeToString(h[:]) }
+
+// String returns a fingerprint fit for a log: the first 8 hex digits of the hash's own hash.
+func (h Hash) String() string {
+	again := sha256.Sum256(h[:])
+	return hex.EncodeToString(again[:4])
+}
+
+// LogValue is the fingerprint that String returns.
+func (h Hash) LogValue() slog.Value { return slog.StringValue(h.String()) }
+
+// isUUID says whether s has the one form that Mint writes: lower case, hyphens, version 4, variant 10.
+func isUUID(s string) bool {
+	if len(s) != 36 || s[14] != '4' || strings.IndexByte("89ab", s[19]) < 0 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+			if c != '-' {
+				return false
+			}
+		case c >= '0' && c <= '9' || c >= 'a' && c <= 'f':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func isSecret(s string) bool {
+	if len(s) != secretLength || !strings.HasPrefix(s, secretPrefix) {
+		return false
+	}
+	body := s[len(secretPrefix) : len(secretPrefix)+secretBody]
+	return s[len(secretPrefix)+secretBody:] == checksum(body)
+}
+
+func checksum(body string) string {
+	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(body)))
+}
