@@ -1,0 +1,50 @@
+# Everything a developer does here. `make` alone lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help build run demo test lint generate race soak fuzz bench tools clean
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+TOOLS := $(CURDIR)/.tools
+export PATH := $(TOOLS)/bin:$(PATH)
+# The race detector needs a C compiler; without one the tests run without it, and say so.
+RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## the binary, into bin/
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/gatepost ./cmd/gatepost
+
+tools: ## the pinned Envoy and protoc, into .tools/
+	@tools/fetch
+
+run: build tools ## the demo shop behind a gateway on port 5500, without Docker
+	@examples/demo/run
+
+demo: ## the same by Docker
+	docker compose up --build --wait
+
+test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
+	@tools/system
+	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
+	go test $(RACE) -shuffle=on -timeout 40m ./...
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
+
+lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
+	@tools/lint
+
+generate: tools ## the Go code of proto/, and the golden files
+	@tools/generate
+
+fuzz: ## each fuzz target for FUZZTIME (default 60s)
+	@tools/fuzz $(or $(FUZZTIME),60s)
+
+soak: tools ## the checker of the tokens for ten minutes under faults
+	GATEPOST_SOAK=10m go test -timeout 30m -run 'TestRevokedMeansRefused' ./e2e/...
+
+bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some)
+	go run ./bench $(if $(ONLY),-only $(ONLY))
+
+clean: ## what make put here
+	rm -rf bin .tools gatepost-data

@@ -1,0 +1,193 @@
+// Package admin decides what an operator can see of a running Gatepost, and what he can end: health,
+// readiness, metrics, what each Envoy has made of its configuration, and users' sessions.
+//
+// It is served on an address of its own that no client of the gateway reaches. It has no password, so that
+// address is loopback unless the operator says otherwise; what changes something is refused to pages of other
+// origins, because a browser on the operator's own machine reaches loopback too.
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens"
+)
+
+// checkTimeout bounds one readiness check.
+const checkTimeout = 2 * time.Second
+
+// Check is one thing that must hold before the gateway is ready.
+type Check struct {
+	// Name is what the check is called in the answer of /readyz.
+	Name string
+	// Ready returns nil where it holds, else what is missing.
+	Ready func(context.Context) error
+}
+
+// Sessions is the part of a store that lists and ends sessions.
+type Sessions interface {
+	Sessions(ctx context.Context, user string) ([]*tokens.Session, error)
+	RevokeSession(ctx context.Context, user, id string) error
+	RevokeUser(ctx context.Context, user string) (int, error)
+}
+
+// Config is what the admin address shows.
+type Config struct {
+	// Checks must all hold for /readyz to answer 200.
+	Checks []Check
+	// Status returns what is served and by which Envoys.
+	Status func() *gatewayv1.Status
+	// Sessions lists and ends sessions. Required.
+	Sessions Sessions
+	// Metrics is what /metrics shows. Required.
+	Metrics prometheus.Gatherer
+	// Logger takes one line for each change made here. Required.
+	Logger *slog.Logger
+}
+
+// Server answers on the admin address. Its methods may be called at once from many goroutines.
+type Server struct {
+	config   Config
+	draining atomic.Bool
+	handler  http.Handler
+}
+
+// New returns a server for the configuration.
+func New(config Config) *Server {
+	s := &Server{config: config}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", s.health)
+	mux.HandleFunc("GET /readyz", s.ready)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /api/v1/status", s.status)
+	mux.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
+	mux.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
+	mux.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
+	// A page on another origin can send a simple request to loopback: refuse what it could change.
+	s.handler = http.NewCrossOriginProtection().Handler(mux)
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// Drain makes /readyz answer 503 from now on: Gatepost is about to end.
+func (s *Server) Drain() { s.draining.Store(true) }
+
+func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// ready answers 200 where every check holds, else 503, and says of each how it stands.
+func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+	defer cancel()
+	code, report := http.StatusOK, map[string]string{}
+	if s.draining.Load() {
+		code, report["draining"] = http.StatusServiceUnavailable, "the gateway is ending"
+	}
+	for _, check := range s.config.Checks {
+		report[check.Name] = "ok"
+		if err := check.Ready(ctx); err != nil {
+			code, report[check.Name] = http.StatusServiceUnavailable, err.Error()
+		}
+	}
+	answer(w, code, report)
+}
+
+func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
+	answerProto(w, s.config.Status())
+}
+
+// Session is a session as the admin API shows it; never a token or its hash.
+type Session struct {
+	ID        string    `json:"id"`
+	User      string    `json:"user"`
+	Scopes    []string  `json:"scopes,omitempty"`
+	Issued    time.Time `json:"issued"`
+	Expires   time.Time `json:"expires"`
+	Ends      time.Time `json:"ends"`
+	LastSeen  time.Time `json:"last_seen,omitzero"`
+	Address   string    `json:"client_address,omitempty"`
+	UserAgent string    `json:"user_agent,omitempty"`
+}
+
+func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
+	found, err := s.config.Sessions.Sessions(r.Context(), r.PathValue("user"))
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	shown := make([]Session, 0, len(found))
+	for _, one := range found {
+		shown = append(shown, Session{
+			ID: one.ID, User: one.User, Scopes: one.Scopes, Issued: one.Issued, Expires: one.Expires, Ends: one.Ends,
+			LastSeen: one.LastSeen, Address: one.ClientAddress, UserAgent: one.UserAgent,
+		})
+	}
+	answer(w, http.StatusOK, shown)
+}
+
+func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
+	ended, err := s.config.Sessions.RevokeUser(r.Context(), r.PathValue("user"))
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended)
+	answer(w, http.StatusOK, map[string]int{"revoked": ended})
+}
+
+func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
+	if err := s.config.Sessions.RevokeSession(r.Context(), "", r.PathValue("id")); err != nil {
+		s.fail(w, err)
+		return
+	}
+	s.config.Logger.Info("session revoked", "session", r.PathValue("id"))
+	answer(w, http.StatusOK, map[string]int{"revoked": 1})
+}
+
+// fail is the one place where an error becomes an answer.
+func (s *Server) fail(w http.ResponseWriter, err error) {
+	switch {
+	case errors.Is(err, tokens.ErrUnknown):
+		answer(w, http.StatusNotFound, map[string]string{"error": "no such session"})
+	case errors.Is(err, tokens.ErrUnavailable):
+		w.Header().Set("Retry-After", "1")
+		answer(w, http.StatusServiceUnavailable, map[string]string{"error": "the token store is out of reach; try again"})
+	default:
+		s.config.Logger.Error("answering on the admin address", "error", err)
+		answer(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+	}
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(code)
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	_ = encoder.Encode(body) // the client has gone: nobody is left to tell
+}
+
+func answerProto(w http.ResponseWriter, m proto.Message) {
+	body, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+	if err != nil {
+		answer(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(append(body, '\n'))
+}

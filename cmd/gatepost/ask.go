@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"gatepost/admin"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// The commands of this file ask a running gateway on its admin address.
+
+// askTimeout bounds one question; a revoke may wait until no gateway can accept the token any more.
+const askTimeout = 10 * time.Second
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintf(c.OutOrStdout(), "gatepost %s\n", version)
+			return err
+		},
+	}
+}
+
+func healthCommand(s *settings) *cobra.Command {
+	var live bool
+	command := &cobra.Command{
+		Use:   "health",
+		Short: "Exit 0 where the gateway on --admin is ready; for a container's health check",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			path := "/readyz"
+			if live {
+				path = "/healthz"
+			}
+			body, err := s.ask(c.Context(), http.MethodGet, path)
+			_, _ = c.OutOrStdout().Write(body)
+			return err
+		},
+	}
+	command.Flags().BoolVar(&live, "live", false, "ask only whether the process answers, not whether it is ready")
+	return command
+}
+
+func statusCommand(s *settings) *cobra.Command {
+	var format string
+	command := &cobra.Command{
+		Use:   "status",
+		Short: "Show the version that is served, and what each Envoy has made of it",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			body, err := s.ask(c.Context(), http.MethodGet, "/api/v1/status")
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				_, err = c.OutOrStdout().Write(body)
+				return err
+			}
+			var status gatewayv1.Status
+			if err := protojson.Unmarshal(body, &status); err != nil {
+				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+			}
+			return printStatus(c.OutOrStdout(), &status)
+		},
+	}
+	command.Flags().StringVar(&format, "format", "text", "text or json")
+	return command
+}
+
+func printStatus(w io.Writer, status *gatewayv1.Status) error {
+	fmt.Fprintf(w, "serving   %s\nsource    %s\n", orNone(status.GetVersion()), orNone(status.GetSource()))
+	if status.GetPublished() != nil {
+		fmt.Fprintf(w, "since     %s\n", status.GetPublished().AsTime().Format(time.RFC3339))
+	}
+	if status.GetRejected() != "" {
+		fmt.Fprintf(w, "rejected  %s\n", status.GetRejected())
+	}
+	if len(status.GetEnvoys()) == 0 {
+		_, err := fmt.Fprintln(w, "no Envoy is connected")
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tPROVEN\tLAST NACK")
+	for _, e := range status.GetEnvoys() {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%t\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), e.GetProven(), orNone(e.GetNack()))
+	}
+	return table.Flush()
+}
+
+func orNone(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+func tokensCommand(s *settings) *cobra.Command {
+	command := &cobra.Command{
+		Use:   "tokens",
+		Short: "List and revoke sessions of a running gateway",
+		Args:  usage(cobra.NoArgs),
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	command.AddCommand(listCommand(s), revokeCommand(s))
+	return command
+}
+
+func listCommand(s *settings) *cobra.Command {
+	var user string
+	command := &cobra.Command{
+		Use:   "list --user ID",
+		Short: "List a user's sessions, the newest first",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			body, err := s.ask(c.Context(), http.MethodGet, "/api/v1/users/"+url.PathEscape(user)+"/sessions")
+			if err != nil {
+				return err
+			}
+			var sessions []admin.Session
+			if err := json.Unmarshal(body, &sessions); err != nil {
+				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+			}
+			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tCLIENT")
+			for _, one := range sessions {
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", one.ID, one.Issued.Format(time.RFC3339),
+					one.Expires.Format(time.RFC3339), orNone(one.Address), orNone(one.UserAgent))
+			}
+			return table.Flush()
+		},
+	}
+	command.Flags().StringVar(&user, "user", "", "the user's `ID`")
+	_ = command.MarkFlagRequired("user")
+	return command
+}
+
+func revokeCommand(s *settings) *cobra.Command {
+	var user string
+	command := &cobra.Command{
+		Use:   "revoke (ID | --user ID)",
+		Short: "End one session by its public id, or all of a user's; returns when no gateway accepts them any more",
+		Args:  usage(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			if (len(args) == 1) == (user != "") {
+				return usageError{fmt.Errorf("give a session's ID, or --user ID for all of a user's")}
+			}
+			path := "/api/v1/users/" + url.PathEscape(user) + "/sessions"
+			if len(args) == 1 {
+				path = "/api/v1/sessions/" + url.PathEscape(args[0])
+			}
+			body, err := s.ask(c.Context(), http.MethodDelete, path)
+			if err != nil {
+				return err
+			}
+			var answer struct{ Revoked int }
+			if err := json.Unmarshal(body, &answer); err != nil {
+				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+			}
+			_, err = fmt.Fprintf(c.OutOrStdout(), "revoked %d\n", answer.Revoked)
+			return err
+		},
+	}
+	command.Flags().StringVar(&user, "user", "", "end all sessions of the user with this `ID`")
+	return command
+}
+
+// ask sends one request to the gateway's admin address and returns the body of a 200. Any other answer is an
+// error, returned beside the body.
+func (s *settings) ask(ctx context.Context, method, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.admin+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s: %w", s.admin, err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("asking the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(answer.Body, 16<<20))
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+	}
+	if answer.StatusCode != http.StatusOK {
+		return body, fmt.Errorf("asking %s: %s: %s", s.admin, answer.Status, strings.TrimSpace(string(body)))
+	}
+	return body, nil
+}

@@ -1,0 +1,95 @@
+// Command gatepost is an Envoy sidecar: it tells Envoy what to serve, decides for each request whether it may
+// pass, and issues the tokens. This folder wires the parts, in start order, and reads flags and environment;
+// it decides nothing about a request.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// version is set when a release is built.
+var version = "unknown"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := gatepost(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// gatepost runs one command and returns its exit code. It ends when ctx does.
+func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errSaid):
+		return exitFailed
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "gatepost: %v\nSee 'gatepost --help'.\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "gatepost: %v\n", err)
+		return exitFailed
+	}
+}
+
+// errSaid ends a command that has already told what is wrong.
+var errSaid = errors.New("already said")
+
+// usageError is a wrong use of the command line, as opposed to a right use that failed.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func newRoot() *cobra.Command {
+	s := &settings{}
+	root := &cobra.Command{
+		Use:           "gatepost",
+		Short:         "An Envoy gateway for HTTP services: routes, CORS, tokens, one binary beside Envoy",
+		SilenceUsage:  true, // an error of a file or a store is not answered with two screens of flags
+		SilenceErrors: true,
+		Args:          usage(cobra.NoArgs),
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			return s.fromEnvironment(c.Flags(), os.LookupEnv)
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	s.register(root.PersistentFlags())
+	root.AddCommand(
+		runCommand(s), serveCommand(s), validateCommand(), bootstrapCommand(s),
+		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
+	)
+	return root
+}
+
+// usage makes what is wrong with the arguments a wrong use.
+func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+}

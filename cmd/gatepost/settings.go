@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// settings are the flags that all commands share. Each has an environment variable of the same name
+// (--log-level: GATEPOST_LOG_LEVEL); the flag wins. What names or holds a secret may also stand in a file that
+// GATEPOST_…_FILE names, as container secrets do.
+type settings struct {
+	config, redis, data, grpc, http, admin, envoy string
+	cache                                         string
+	logLevel, logFormat                           string
+}
+
+const (
+	defaultGRPC  = "127.0.0.1:18000"
+	defaultHTTP  = "127.0.0.1:18001"
+	defaultAdmin = "127.0.0.1:18002"
+	defaultData  = "./gatepost-data"
+)
+
+func (s *settings) register(flags *pflag.FlagSet) {
+	flags.StringVar(&s.config, "config", "", "the definitions `FILE`")
+	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens (none: the embedded store in --data)")
+	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last proven definitions")
+	flags.StringVar(&s.grpc, "grpc", defaultGRPC, "the `ADDR` of ext_authz and xDS (unix:/path too)")
+	flags.StringVar(&s.http, "http", defaultHTTP, "the `ADDR` of the token handler, as Envoy reaches it (unix:/path too)")
+	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
+	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
+	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")
+	flags.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
+}
+
+// fromEnvironment fills in each flag that was not given from its environment variable.
+func (s *settings) fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
+	var failed error
+	flags.VisitAll(func(flag *pflag.Flag) {
+		if flag.Changed || failed != nil || flag.Name == "help" {
+			return
+		}
+		name := "GATEPOST_" + strings.ToUpper(strings.ReplaceAll(flag.Name, "-", "_"))
+		value, found := lookup(name)
+		if path, inFile := lookup(name + "_FILE"); inFile && !found {
+			content, err := os.ReadFile(path)
+			if err != nil {
+				failed = fmt.Errorf("reading the file that %s_FILE names: %w", name, err)
+				return
+			}
+			value, found = strings.TrimRight(string(content), "\r\n"), true
+		}
+		if !found {
+			return
+		}
+		if err := flags.Set(flag.Name, value); err != nil {
+			failed = usageError{fmt.Errorf("reading %s: %w", name, err)}
+		}
+	})
+	return failed
+}
+
+// logger returns the logger that the settings ask for, writing to w.
+func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
+		return nil, usageError{fmt.Errorf("reading --log-level %q: want debug, info, warn or error", s.logLevel)}
+	}
+	options := &slog.HandlerOptions{Level: level}
+	switch s.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, options)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	case "auto":
+		if file, isFile := w.(*os.File); isFile && term.IsTerminal(int(file.Fd())) {
+			return slog.New(slog.NewTextHandler(w, options)), nil
+		}
+		return slog.New(slog.NewJSONHandler(w, options)), nil
+	}
+	return nil, usageError{fmt.Errorf("reading --log-format %q: want text, json or auto", s.logFormat)}
+}
