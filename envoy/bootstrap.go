@@ -1,0 +1,236 @@
+package envoy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
+	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
+	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	heapv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"buf.build/go/protoyaml"
+)
+
+// What a BootstrapOptions leaves out.
+const (
+	DefaultNodeID         = "gatepost-envoy"
+	DefaultMaxConnections = 50_000
+	DefaultMaxHeap        = 1 << 30
+)
+
+// nodeCluster is the name by which every Envoy of a Gatepost counts as one of a group.
+const nodeCluster = "gatepost"
+
+// BootstrapOptions is what differs between one Envoy's bootstrap and another's.
+type BootstrapOptions struct {
+	// GRPC is where this Envoy reaches Gatepost's gRPC server (ADS and ext_authz): host:port or unix:/path. Required.
+	GRPC string
+	// HTTP is where it reaches Gatepost's token handler: host:port or unix:/path. Required.
+	HTTP string
+	// Admin is where Envoy's admin interface listens: a loopback ip:port or unix:/path. Empty: there is none.
+	Admin string
+	// NodeID is the name by which this Envoy shows itself to Gatepost. Empty: DefaultNodeID.
+	NodeID string
+	// MaxConnections is how many clients may be connected at once; above it, new ones are closed at once.
+	// Zero: DefaultMaxConnections. Envoy must be allowed about twice as many files (one more for the upstream).
+	MaxConnections int64
+	// MaxHeap is how many bytes of memory Envoy's heap may take: at 95 of 100 it gives memory back to the
+	// system, at 98 it answers 503 to new requests. Zero: DefaultMaxHeap.
+	MaxHeap uint64
+}
+
+// Bootstrap builds the static configuration with which an Envoy finds Gatepost: everything else comes from
+// there by ADS. What it returns is valid. It is an error where an address is none that Envoy can use.
+func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
+	static, err := staticClusters(opts)
+	if err != nil {
+		return nil, err
+	}
+	admin, err := adminInterface(opts.Admin)
+	if err != nil {
+		return nil, err
+	}
+	overload, err := overloadManager(orDefault(opts.MaxConnections, DefaultMaxConnections), orDefault(opts.MaxHeap, DefaultMaxHeap))
+	if err != nil {
+		return nil, err
+	}
+	b := &bootstrapv3.Bootstrap{
+		Node:             &corev3.Node{Id: orDefault(opts.NodeID, DefaultNodeID), Cluster: nodeCluster},
+		Admin:            admin,
+		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: static},
+		DynamicResources: fromGatepost(),
+		OverloadManager:  overload,
+		StatsConfig:      keptStats(),
+		// A service that nobody calls costs next to no memory.
+		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
+	}
+	if err := b.ValidateAll(); err != nil {
+		return nil, fmt.Errorf("building Envoy's bootstrap: %w", err)
+	}
+	return b, nil
+}
+
+func staticClusters(opts BootstrapOptions) ([]*clusterv3.Cluster, error) {
+	grpc, err := grpcCluster(opts.GRPC)
+	if err != nil {
+		return nil, fmt.Errorf("the address of Gatepost's gRPC server: %w", err)
+	}
+	http, err := httpCluster(opts.HTTP)
+	if err != nil {
+		return nil, fmt.Errorf("the address of Gatepost's token handler: %w", err)
+	}
+	return []*clusterv3.Cluster{grpc, http}, nil
+}
+
+// fromGatepost says that listeners and clusters (and what they name) come over one delta ADS stream. Delta,
+// because a rejected update is then sent once and not again and again.
+func fromGatepost() *bootstrapv3.Bootstrap_DynamicResources {
+	return &bootstrapv3.Bootstrap_DynamicResources{
+		LdsConfig: overADS(),
+		CdsConfig: overADS(),
+		AdsConfig: &corev3.ApiConfigSource{
+			ApiType:                   corev3.ApiConfigSource_DELTA_GRPC,
+			TransportApiVersion:       corev3.ApiVersion_V3,
+			SetNodeOnFirstMessageOnly: true,
+			GrpcServices: []*corev3.GrpcService{{
+				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+					ClusterName: ClusterGRPC,
+					// Envoy's own back-off grows to 30 s; a Gatepost that comes back is to be found at once.
+					RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
+						BaseInterval: durationpb.New(100 * time.Millisecond),
+						MaxInterval:  durationpb.New(time.Second),
+					}},
+				}},
+			}},
+		},
+	}
+}
+
+// overADS waits for ever for the first configuration. With a time, Envoy would call itself ready without a
+// single listener once it had run out (initial_fetch_timeout of ConfigSource: 0 is no timeout).
+func overADS() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		InitialFetchTimeout:   durationpb.New(0),
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
+}
+
+// overloadManager makes Envoy refuse work before it runs out of memory or of files (Envoy docs, "Configuring
+// Envoy as an edge proxy").
+func overloadManager(connections int64, heap uint64) (*overloadv3.OverloadManager, error) {
+	const heapMonitor = "envoy.resource_monitors.fixed_heap"
+	heapConfig, err := anypb.New(&heapv3.FixedHeapConfig{MaxHeapSizeBytes: heap})
+	if err != nil {
+		return nil, fmt.Errorf("building the overload manager: %w", err)
+	}
+	connectionsConfig, err := anypb.New(&connectionsv3.DownstreamConnectionsConfig{MaxActiveDownstreamConnections: connections})
+	if err != nil {
+		return nil, fmt.Errorf("building the overload manager: %w", err)
+	}
+	at := func(action string, share float64) *overloadv3.OverloadAction {
+		return &overloadv3.OverloadAction{Name: action, Triggers: []*overloadv3.Trigger{{
+			Name:         heapMonitor,
+			TriggerOneof: &overloadv3.Trigger_Threshold{Threshold: &overloadv3.ThresholdTrigger{Value: share}},
+		}}}
+	}
+	return &overloadv3.OverloadManager{
+		RefreshInterval: durationpb.New(250 * time.Millisecond),
+		ResourceMonitors: []*overloadv3.ResourceMonitor{
+			{Name: heapMonitor, ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: heapConfig}},
+			{Name: "envoy.resource_monitors.global_downstream_max_connections", ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: connectionsConfig}},
+		},
+		Actions: []*overloadv3.OverloadAction{
+			at("envoy.overload_actions.shrink_heap", 0.95),
+			at("envoy.overload_actions.stop_accepting_requests", 0.98),
+		},
+	}, nil
+}
+
+// keptStats leaves out the counters that nobody has asked for and that there is one of per service or thread.
+func keptStats() *metricsv3.StatsConfig {
+	exclude := func(re string) *matcherv3.StringMatcher {
+		return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: re}}}
+	}
+	return &metricsv3.StatsConfig{StatsMatcher: &metricsv3.StatsMatcher{StatsMatcher: &metricsv3.StatsMatcher_ExclusionList{
+		ExclusionList: &matcherv3.ListStringMatcher{Patterns: []*matcherv3.StringMatcher{
+			exclude(`cluster\..*\.(internal|external)\.upstream_rq_.*`), // a second copy of upstream_rq_*
+			exclude(`cluster\..*\.circuit_breakers\.high\..*`),          // no route has high priority
+			exclude(`cluster\..*\.(lb_subsets|lb_zone|retry_or_shadow)_.*`),
+			exclude(`listener\..*\.worker_\d+\..*`),
+		}},
+	}}}
+}
+
+// The paths of the admin interface that are served. None of them ends or changes a running Envoy: a page in a
+// browser on the same machine can post to a loopback port.
+var (
+	adminReads = []string{"/ready", "/stats", "/server_info", "/config_dump", "/clusters", "/listeners", "/memory", "/certs"}
+	// Only who may open the socket, the Runner, can ask for a drain.
+	adminDrains = []string{"/healthcheck/fail", "/drain_listeners"}
+)
+
+// adminInterface returns the admin interface at an address, or nil for none. Over TCP it is on loopback
+// alone: it shows the whole configuration to everyone who can connect.
+func adminInterface(address string) (*bootstrapv3.Admin, error) {
+	if address == "" {
+		return nil, nil
+	}
+	addr, err := parseAddress(address)
+	if err != nil {
+		return nil, fmt.Errorf("the address of Envoy's admin interface: %w", err)
+	}
+	paths := adminReads
+	switch {
+	case addr.path != "":
+		paths = append(paths[:len(paths):len(paths)], adminDrains...)
+	case !addr.ip.IsLoopback():
+		return nil, fmt.Errorf("the address of Envoy's admin interface: %q is no loopback address and no unix socket, and it would be open to everyone", address)
+	}
+	admin := &bootstrapv3.Admin{Address: addr.envoy(0o600), IgnoreGlobalConnLimit: true}
+	for _, p := range paths {
+		admin.AllowPaths = append(admin.AllowPaths, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: p}})
+	}
+	return admin, nil
+}
+
+// YAML renders a bootstrap for a file that Envoy reads. The same bootstrap is the same text.
+func YAML(b *bootstrapv3.Bootstrap) ([]byte, error) {
+	out, err := protoyaml.MarshalOptions{UseProtoNames: true, Indent: 2}.Marshal(b)
+	if err != nil {
+		return nil, fmt.Errorf("writing the bootstrap as YAML: %w", err)
+	}
+	return out, nil
+}
+
+// JSON renders a bootstrap like YAML does, as JSON.
+func JSON(b *bootstrapv3.Bootstrap) ([]byte, error) {
+	out, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
+	if err != nil {
+		return nil, fmt.Errorf("writing the bootstrap as JSON: %w", err)
+	}
+	var indented bytes.Buffer // protojson's own spaces differ from build to build, on purpose
+	if err := json.Indent(&indented, out, "", "  "); err != nil {
+		return nil, fmt.Errorf("writing the bootstrap as JSON: %w", err)
+	}
+	indented.WriteByte('\n')
+	return indented.Bytes(), nil
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}

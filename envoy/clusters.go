@@ -1,0 +1,112 @@
+package envoy
+
+import (
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// The clusters of the bootstrap, by which the configuration that comes by ADS names Gatepost.
+const (
+	// ClusterGRPC is Gatepost's gRPC server: ADS and ext_authz. HTTP/2.
+	ClusterGRPC = "gatepost-grpc"
+	// ClusterHTTP is Gatepost's token handler. HTTP/1.1.
+	ClusterHTTP = "gatepost-http"
+)
+
+// UpstreamIdle is how long Envoy keeps an idle connection to Gatepost's token handler. The handler's own
+// idle timeout must be longer, or Envoy could send a login on a connection that is just being closed.
+const UpstreamIdle = 30 * time.Second
+
+// connectTimeout is for a neighbour: the same machine or the same network.
+const connectTimeout = time.Second
+
+// grpcCluster is Gatepost's gRPC server at an address. Each request of a secured service waits for one check
+// there, so its budget is wide; a check that finds no room is answered 503 like one that fails.
+func grpcCluster(address string) (*clusterv3.Cluster, error) {
+	// The ping finds a peer that is gone without a word; Gatepost's server must allow one each 30 s.
+	h2 := &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
+		Interval: durationpb.New(30 * time.Second),
+		Timeout:  durationpb.New(5 * time.Second),
+	}}
+	options := &upstreamhttpv3.HttpProtocolOptions{UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+		ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+			ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
+		},
+	}}
+	return gatepostCluster(ClusterGRPC, address, options, budget{connections: 1024, pending: 16384, requests: 16384})
+}
+
+// httpCluster is Gatepost's token handler at an address. Its budget is small: a flood of logins is refused
+// here, and takes nothing away from the checks or from the user service.
+func httpCluster(address string) (*clusterv3.Cluster, error) {
+	options := &upstreamhttpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(UpstreamIdle)},
+		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
+			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
+				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},
+			},
+		},
+	}
+	return gatepostCluster(ClusterHTTP, address, options, budget{connections: 256, pending: 256, requests: 512})
+}
+
+// budget is how much of a cluster may be in use at once, over all of Envoy's threads (circuit breakers).
+// Nothing is ever retried: a check is answered or denied, a login must not be sent twice.
+type budget struct{ connections, pending, requests uint32 }
+
+func gatepostCluster(name, address string, options *upstreamhttpv3.HttpProtocolOptions, b budget) (*clusterv3.Cluster, error) {
+	addr, err := parseAddress(address)
+	if err != nil {
+		return nil, err
+	}
+	if err := addr.reachable(); err != nil {
+		return nil, err
+	}
+	protocol, err := anypb.New(options)
+	if err != nil {
+		return nil, err
+	}
+	c := &clusterv3.Cluster{
+		Name:                 name,
+		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
+		ConnectTimeout:       durationpb.New(connectTimeout),
+		LoadAssignment: &endpointv3.ClusterLoadAssignment{
+			ClusterName: name,
+			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{
+				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: addr.envoy(0)}},
+			}}}},
+		},
+		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
+			MaxConnections:     wrapperspb.UInt32(b.connections),
+			MaxPendingRequests: wrapperspb.UInt32(b.pending),
+			MaxRequests:        wrapperspb.UInt32(b.requests),
+			MaxRetries:         wrapperspb.UInt32(0),
+		}}},
+		TypedExtensionProtocolOptions: map[string]*anypb.Any{
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol,
+		},
+	}
+	if addr.host != "" {
+		resolveByName(c)
+	}
+	return c, nil
+}
+
+// resolveByName asks for the name again each second: a container that is made anew has a new address, and is
+// to be found as fast as one that was only restarted. IPv4 is taken where there is one, as compose networks have.
+func resolveByName(c *clusterv3.Cluster) {
+	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	c.DnsRefreshRate = durationpb.New(time.Second)
+	c.DnsFailureRefreshRate = &clusterv3.Cluster_RefreshRate{
+		BaseInterval: durationpb.New(200 * time.Millisecond),
+		MaxInterval:  durationpb.New(time.Second),
+	}
+}

@@ -1,0 +1,100 @@
+package envoy
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// drainPoll is how often a draining Envoy is asked whether it has requests left.
+const drainPoll = 20 * time.Millisecond
+
+// drain has the Envoy behind an admin socket take no more connections, close those that it has after their
+// next answer, and waits until no request is left or ctx ends.
+func drain(ctx context.Context, adminSocket string) error {
+	admin := adminClient(adminSocket)
+	defer admin.CloseIdleConnections()
+	// A server that fails its health check answers with "connection: close" and GOAWAY (Envoy docs, "Draining").
+	for _, path := range []string{"/healthcheck/fail", "/drain_listeners"} {
+		if _, err := ask(ctx, admin, http.MethodPost, path); err != nil {
+			return err
+		}
+	}
+	tick := time.NewTicker(drainPoll)
+	defer tick.Stop()
+	for {
+		stats, err := ask(ctx, admin, http.MethodGet, "/stats?filter="+activeFilter)
+		if err != nil {
+			return err
+		}
+		active, err := sumActive(stats)
+		if err != nil {
+			return err
+		}
+		if active == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%d requests did not end in time", active)
+		case <-tick.C:
+		}
+	}
+}
+
+// adminClient speaks HTTP to an admin interface on a unix socket; the host of a URL does not matter.
+func adminClient(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+}
+
+// ask sends one request to the admin interface and returns its answer, which must be a 200.
+func ask(ctx context.Context, admin *http.Client, method, path string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
+	if err != nil {
+		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
+	}
+	res, err := admin.Do(req)
+	if err != nil {
+		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("asking Envoy for %s: it answers %s", path, res.Status)
+	}
+	return string(body), nil
+}
+
+// Requests under way, per HTTP connection manager: "http.<prefix>.downstream_rq_active: 3".
+const activeFilter = `%5Ehttp%5C..*%5C.downstream_rq_active$`
+
+var activeLine = regexp.MustCompile(`^http\.(.+)\.downstream_rq_active: (\d+)$`)
+
+// sumActive adds up the requests that clients wait for; the question itself, on the admin interface, is none.
+func sumActive(stats string) (sum int, err error) {
+	lines := bufio.NewScanner(strings.NewReader(stats))
+	for lines.Scan() {
+		m := activeLine.FindStringSubmatch(lines.Text())
+		if m == nil || m[1] == "admin" {
+			continue
+		}
+		n, err := strconv.Atoi(m[2])
+		if err != nil {
+			return 0, fmt.Errorf("reading %q: %w", lines.Text(), err)
+		}
+		sum += n
+	}
+	return sum, lines.Err()
+}

