@@ -1,0 +1,137 @@
+package shield
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// newRedis starts a real Redis on a socket of its own.
+func newRedis(t *testing.T) Redis {
+	t.Helper()
+	server, err := exec.LookPath("redis-server")
+	if err != nil {
+		t.Skip("needs redis-server: apt-get install redis-server")
+	}
+	dir, err := os.MkdirTemp("", "shl") // t.TempDir is too long for a socket's path
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	cmd := exec.Command(server, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "", "--appendonly", "no")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, ContextTimeoutEnabled: true, MaxRetries: -1})
+	t.Cleanup(func() {
+		_ = client.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = os.RemoveAll(dir)
+	})
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			_ = conn.Close()
+			return Redis{client}
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("redis-server does not answer")
+		}
+	}
+}
+
+func TestGatewaysShareFailures(t *testing.T) {
+	r := newRedis(t)
+	one, two := newGate(t, r), newGate(t, r)
+	for range 3 {
+		one.admits(home, "ann", Refused)
+		two.admits(home, "Ann ", Refused)
+	}
+	one.pass(2 * freshness)
+	two.pass(2 * freshness)
+	// The sixth failure cost a wait of a second in Redis' time, which is on its way.
+	for _, g := range []*gate{one, two} {
+		var refusal *Refusal
+		err := g.try(home, "ann", Unjudged)
+		if e, ok := err.(*Refusal); ok {
+			refusal = e
+		}
+		if refusal == nil || refusal.Reason != Throttled || refusal.RetryAfter > time.Second {
+			t.Fatalf("got %v, want throttled for a second at the most", err)
+		}
+	}
+	// A success on one gateway clears the user on the other.
+	time.Sleep(time.Second + 100*time.Millisecond)
+	one.pass(2 * freshness)
+	two.pass(2 * freshness)
+	one.admits(home, "ann", Opened)
+	two.pass(2 * freshness)
+	for range 5 {
+		two.admits(home, "ann", Refused)
+	}
+}
+
+func TestRedisCountsAsTheMemoryDoes(t *testing.T) {
+	r := newRedis(t)
+	limit := Limit{Failures: 2, Forgive: time.Hour, Base: 10 * time.Second, Cap: time.Minute}
+	key := UserKey("ann")
+	for i, wait := range []time.Duration{0, 0, 10, 20, 40, 60, 60} {
+		n, err := r.Fail(t.Context(), key, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := limit.failures(n.Left); got != i+1 {
+			t.Errorf("failure %d counts as %d", i+1, got)
+		}
+		if want := wait * time.Second; n.Wait > want || n.Wait < want-5*time.Second {
+			t.Errorf("failure %d waits %s, want %s", i+1, n.Wait, want)
+		}
+		if mine := limit.wait(time.Duration(i+1) * limit.Forgive); mine != wait*time.Second {
+			t.Errorf("in memory failure %d waits %s", i+1, mine)
+		}
+	}
+	counts, err := r.Load(t.Context(), []Key{UserKey("bob"), key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if counts[0] != (Count{}) || limit.failures(counts[1].Left) != 7 || counts[1].Wait <= 0 {
+		t.Errorf("loaded %+v", counts)
+	}
+	keys, err := r.Client.Keys(t.Context(), "*").Result()
+	if err != nil || len(keys) != 2 {
+		t.Fatalf("keys %q, %v", keys, err)
+	}
+	for _, k := range keys {
+		if !strings.HasPrefix(k, "gatepost:shl:{") || strings.Contains(k, "ann") {
+			t.Errorf("key %q", k)
+		}
+		if ttl := r.Client.PTTL(t.Context(), k).Val(); ttl <= 0 {
+			t.Errorf("key %q has no end", k)
+		}
+	}
+	if err := r.Forget(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.Client.DBSize(t.Context()).Val(); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+}
+
+func TestALoginThatNothingIsKnownAgainstAsksRedisOnceASecond(t *testing.T) {
+	r := newRedis(t)
+	g := newGate(t, r)
+	o := &outage{Shared: r}
+	g.config.Shared = o
+	for range 100 {
+		g.admits(home, "ann", Opened)
+	}
+	if o.calls != 1 {
+		t.Errorf("Redis was asked %d times for 100 logins, want once", o.calls)
+	}
+}
