@@ -25,19 +25,24 @@ var (
 //
 // What a method has acknowledged outlives a crash of Gatepost: a revoked token does not come back.
 type Store interface {
-	// Create keeps a new session until its Expires. Where the user has more than limit live sessions
-	// (limit > 0), the oldest are ended.
+	// Create keeps a new session until its Expires, or returns [ErrInvalid] where it is none that can be kept.
+	// Where the user has more than limit live sessions (limit > 0), those whose tokens expire first are ended,
+	// never the new one. The token may be handed out once Create has returned nil, and not otherwise: after an
+	// error its session may still come to be.
 	Create(ctx context.Context, s *Session, limit int) error
 
 	// Lookup returns the live session of a token, or ErrUnknown.
 	Lookup(ctx context.Context, h Hash) (*Session, error)
 
-	// Rotate ends the token old and keeps next, the same session under a new token, in its place. Where old was rotated
-	// before it ends the session and returns ErrReused; where it is unknown, ErrUnknown. Of two
-	// calls at once for one token at most one succeeds.
+	// Rotate ends the token old and keeps next, the same session under a new token, in its place: next has its
+	// ID, its User and its Ends, or Rotate returns [ErrInvalid]. Where old was rotated before, it ends the
+	// session and returns ErrReused, until the session's Ends; where it is unknown or expired, ErrUnknown. Of
+	// two calls at once for one token at most one succeeds. As with Create, only nil says that the new token
+	// may be handed out.
 	Rotate(ctx context.Context, old Hash, next *Session) error
 
-	// Revoke ends the session of a token. An unknown token is no error: it opens nothing already.
+	// Revoke ends the session of a token, by a token that was rotated too. An unknown token is no error: it
+	// opens nothing already.
 	Revoke(ctx context.Context, h Hash) error
 
 	// Sessions lists a user's live sessions, the newest first.
@@ -47,8 +52,9 @@ type Store interface {
 	// a session of that user's is ended.
 	RevokeSession(ctx context.Context, user, id string) error
 
-	// RevokeUser ends all sessions of a user and returns how many there were. A session whose Create began
-	// before the call and has not returned is ended too, or its Create fails.
+	// RevokeUser ends all sessions of a user and returns how many there were. A Create or Rotate that runs at
+	// the same time has its session ended, or fails, or comes after the call as a whole: a session that is
+	// live when the call returns was opened by a Create that took effect after the call did, and is listed.
 	RevokeUser(ctx context.Context, user string) (int, error)
 
 	// Ping returns nil where the store can be asked now.

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -43,8 +44,14 @@ const (
 )
 
 // Token is a bearer token. Whatever prints it prints "[redacted]"; [Token.Reveal] is the one way to its text.
-// The zero Token is no token.
-type Token struct{ text string }
+// The zero Token is no token. Tokens are compared by their [Hash], not with ==.
+type Token struct {
+	_ [0]func() // not comparable: == would compare where the texts are, and not the texts
+
+	// A pointer, because fmt calls no method on a Token that it finds in an unexported field: what it prints
+	// there is an address.
+	text *string
+}
 
 // Mint returns a new token of the format from the system's random source.
 func Mint(f Format) (Token, error) {
@@ -54,19 +61,22 @@ func Mint(f Format) (Token, error) {
 			return Token{}, fmt.Errorf("reading random bytes: %w", err)
 		}
 		body := base64.RawURLEncoding.EncodeToString(random[:])
-		return Token{secretPrefix + body + checksum(body)}, nil
+		sum := checksum(body)
+		return newToken(secretPrefix + body + string(sum[:])), nil
 	}
 	id, err := uuid.NewRandom()
 	if err != nil {
 		return Token{}, fmt.Errorf("reading random bytes: %w", err)
 	}
-	return Token{id.String()}, nil
+	return newToken(id.String()), nil
 }
+
+func newToken(text string) Token { return Token{text: &text} }
 
 // Parse returns the token that text is, or [ErrMalformed] where it has neither form.
 func Parse(text string) (Token, error) {
 	if isUUID(text) || isSecret(text) {
-		return Token{text}, nil
+		return newToken(text), nil
 	}
 	return Token{}, ErrMalformed
 }
@@ -86,13 +96,18 @@ func FromAuthorization(value string) (Token, error) {
 }
 
 // Reveal returns the token's text, to be handed to its owner and to nobody else.
-func (t Token) Reveal() string { return t.text }
+func (t Token) Reveal() string {
+	if t.text == nil {
+		return ""
+	}
+	return *t.text
+}
 
 // Hash returns the key under which stores keep the token's session.
-func (t Token) Hash() Hash { return sha256.Sum256([]byte(t.text)) }
+func (t Token) Hash() Hash { return sha256.Sum256([]byte(t.Reveal())) }
 
 // IsZero says whether t is no token.
-func (t Token) IsZero() bool { return t.text == "" }
+func (t Token) IsZero() bool { return t.text == nil }
 
 const redacted = "[redacted]"
 
@@ -114,6 +129,9 @@ func (h Hash) String() string {
 	again := sha256.Sum256(h[:])
 	return hex.EncodeToString(again[:4])
 }
+
+// MarshalText is the fingerprint that String returns, for JSON and whatever else asks for text.
+func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // LogValue is the fingerprint that String returns.
 func (h Hash) LogValue() slog.Value { return slog.StringValue(h.String()) }
@@ -137,14 +155,27 @@ func isUUID(s string) bool {
 	return true
 }
 
+// isSecret says whether s is what Mint writes: base64url alone between the prefix and a checksum that fits.
 func isSecret(s string) bool {
-	if len(s) != secretLength || !strings.HasPrefix(s, secretPrefix) {
+	if len(s) != secretLength || s[:len(secretPrefix)] != secretPrefix {
 		return false
 	}
 	body := s[len(secretPrefix) : len(secretPrefix)+secretBody]
-	return s[len(secretPrefix)+secretBody:] == checksum(body)
+	for i := range len(body) {
+		switch c := body[i]; {
+		case c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_':
+		default:
+			return false
+		}
+	}
+	sum := checksum(body)
+	return string(sum[:]) == s[len(secretPrefix)+secretBody:]
 }
 
-func checksum(body string) string {
-	return fmt.Sprintf("%08x", crc32.ChecksumIEEE([]byte(body)))
+// checksum returns the CRC-32 of a secret's body as 8 hex digits.
+func checksum(body string) (sum [8]byte) {
+	var raw [4]byte
+	binary.BigEndian.PutUint32(raw[:], crc32.ChecksumIEEE([]byte(body)))
+	hex.Encode(sum[:], raw[:])
+	return sum
 }

@@ -1,0 +1,139 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// storeBuckets reach from an answer out of memory to the longest that a store may take, in seconds.
+var storeBuckets = []float64{1e-6, 1e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2.5}
+
+// Observed returns store with its calls measured, labelled with the store's name and the operation:
+// gatepost_store_seconds, how long each took, and gatepost_store_errors_total, how many could not be answered
+// (an unknown token is an answer). Several stores may be observed on one registerer.
+func Observed(store Store, registerer prometheus.Registerer, name string) (Store, error) {
+	seconds, err := registered(registerer, prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "gatepost_store_seconds",
+		Help:    "How long the token store took, by operation.",
+		Buckets: storeBuckets,
+	}, []string{"store", "operation"}))
+	if err != nil {
+		return nil, err
+	}
+	failures, err := registered(registerer, prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "gatepost_store_errors_total",
+		Help: "Calls that the token store could not answer, by operation.",
+	}, []string{"store", "operation"}))
+	if err != nil {
+		return nil, err
+	}
+	operation := func(op string) meter {
+		return meter{seconds.WithLabelValues(name, op), failures.WithLabelValues(name, op)}
+	}
+	return &observed{
+		Store:         store,
+		create:        operation("create"),
+		lookup:        operation("lookup"),
+		rotate:        operation("rotate"),
+		revoke:        operation("revoke"),
+		sessions:      operation("sessions"),
+		revokeSession: operation("revoke_session"),
+		revokeUser:    operation("revoke_user"),
+		ping:          operation("ping"),
+	}, nil
+}
+
+// registered registers a collector, or returns the one that was registered for the same metric before.
+func registered[C prometheus.Collector](registerer prometheus.Registerer, c C) (C, error) {
+	err := registerer.Register(c)
+	var before prometheus.AlreadyRegisteredError
+	if errors.As(err, &before) {
+		if same, ok := before.ExistingCollector.(C); ok {
+			return same, nil
+		}
+	}
+	if err != nil {
+		return c, fmt.Errorf("registering store metrics: %w", err)
+	}
+	return c, nil
+}
+
+// observed is a Store that measures the store within it. Close is the inner store's own.
+type observed struct {
+	Store
+	create, lookup, rotate, revoke, sessions, revokeSession, revokeUser, ping meter
+}
+
+// meter takes down one operation's calls.
+type meter struct {
+	seconds  prometheus.Observer
+	failures prometheus.Counter
+}
+
+// done takes down a call that began at start and ended now with err. Being unable to tell is the only failure.
+func (m *meter) done(start time.Time, err error) {
+	m.seconds.Observe(time.Since(start).Seconds())
+	if err != nil && errors.Is(err, ErrUnavailable) {
+		m.failures.Inc()
+	}
+}
+
+func (o *observed) Create(ctx context.Context, s *Session, limit int) error {
+	start := time.Now()
+	err := o.Store.Create(ctx, s, limit)
+	o.create.done(start, err)
+	return err
+}
+
+func (o *observed) Lookup(ctx context.Context, h Hash) (*Session, error) {
+	start := time.Now()
+	s, err := o.Store.Lookup(ctx, h)
+	o.lookup.done(start, err)
+	return s, err
+}
+
+func (o *observed) Rotate(ctx context.Context, old Hash, next *Session) error {
+	start := time.Now()
+	err := o.Store.Rotate(ctx, old, next)
+	o.rotate.done(start, err)
+	return err
+}
+
+func (o *observed) Revoke(ctx context.Context, h Hash) error {
+	start := time.Now()
+	err := o.Store.Revoke(ctx, h)
+	o.revoke.done(start, err)
+	return err
+}
+
+func (o *observed) Sessions(ctx context.Context, user string) ([]*Session, error) {
+	start := time.Now()
+	list, err := o.Store.Sessions(ctx, user)
+	o.sessions.done(start, err)
+	return list, err
+}
+
+func (o *observed) RevokeSession(ctx context.Context, user, id string) error {
+	start := time.Now()
+	err := o.Store.RevokeSession(ctx, user, id)
+	o.revokeSession.done(start, err)
+	return err
+}
+
+func (o *observed) RevokeUser(ctx context.Context, user string) (int, error) {
+	start := time.Now()
+	n, err := o.Store.RevokeUser(ctx, user)
+	o.revokeUser.done(start, err)
+	return n, err
+}
+
+func (o *observed) Ping(ctx context.Context) error {
+	start := time.Now()
+	err := o.Store.Ping(ctx)
+	o.ping.done(start, err)
+	return err
+}

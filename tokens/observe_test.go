@@ -1,0 +1,73 @@
+package tokens
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+)
+
+// answering is a store whose calls all end in err.
+type answering struct{ err error }
+
+func (a answering) Create(context.Context, *Session, int) error          { return a.err }
+func (a answering) Lookup(context.Context, Hash) (*Session, error)       { return nil, a.err }
+func (a answering) Rotate(context.Context, Hash, *Session) error         { return a.err }
+func (a answering) Revoke(context.Context, Hash) error                   { return a.err }
+func (a answering) Sessions(context.Context, string) ([]*Session, error) { return nil, a.err }
+func (a answering) RevokeSession(context.Context, string, string) error  { return a.err }
+func (a answering) RevokeUser(context.Context, string) (int, error)      { return 0, a.err }
+func (a answering) Ping(context.Context) error                           { return a.err }
+func (a answering) Close() error                                         { return a.err }
+
+func callAll(ctx context.Context, s Store) error {
+	var h Hash
+	_, lookup := s.Lookup(ctx, h)
+	_, list := s.Sessions(ctx, "ann")
+	_, user := s.RevokeUser(ctx, "ann")
+	return errors.Join(s.Create(ctx, nil, 0), lookup, s.Rotate(ctx, h, nil), s.Revoke(ctx, h), list,
+		s.RevokeSession(ctx, "ann", "x"), user, s.Ping(ctx))
+}
+
+func TestObservedCountsWhatCouldNotBeAnswered(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	for name, err := range map[string]error{
+		"well":    nil,
+		"unknown": ErrUnknown,
+		"down":    fmt.Errorf("%w: refused", ErrUnavailable),
+	} {
+		store, observing := Observed(answering{err}, registry, name)
+		if observing != nil {
+			t.Fatal(observing)
+		}
+		if got := callAll(t.Context(), store); !errors.Is(got, err) {
+			t.Errorf("%s: the answer became %v", name, got)
+		}
+	}
+	want := new(strings.Builder)
+	fmt.Fprintln(want, "# HELP gatepost_store_errors_total Calls that the token store could not answer, by operation.")
+	fmt.Fprintln(want, "# TYPE gatepost_store_errors_total counter")
+	for _, op := range []string{"create", "lookup", "ping", "revoke", "revoke_session", "revoke_user", "rotate", "sessions"} {
+		for name, n := range map[string]int{"well": 0, "unknown": 0, "down": 1} {
+			fmt.Fprintf(want, "gatepost_store_errors_total{operation=%q,store=%q} %d\n", op, name, n)
+		}
+	}
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want.String()), "gatepost_store_errors_total"); err != nil {
+		t.Error(err)
+	}
+	if n, err := testutil.GatherAndCount(registry, "gatepost_store_seconds"); err != nil || n != 24 {
+		t.Errorf("%d histograms, %v", n, err)
+	}
+}
+
+func TestObservedSaysThatItsMetricsAreTaken(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_seconds", Help: "another's"}))
+	if _, err := Observed(answering{}, registry, "redis"); err == nil {
+		t.Error("observed under a name that another metric has")
+	}
+}

@@ -1,0 +1,177 @@
+package tokens
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func newSession(t testing.TB, user string) *Session {
+	t.Helper()
+	s, err := NewSession(mustMint(t, FormatUUID).Hash(), user, []string{"write", "read", "read"}, time.Now(), time.Hour, 24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func mustEncode(t testing.TB, s *Session) []byte {
+	t.Helper()
+	data, err := EncodeRecord(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func TestNewSessionNeverOutlivesItsEnd(t *testing.T) {
+	now := time.Now()
+	h := mustMint(t, FormatUUID).Hash()
+	s, err := NewSession(h, "ann", nil, now, time.Hour, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Expires.Equal(s.Ends) || s.Ends.Sub(s.Issued) != time.Minute {
+		t.Errorf("issued %v, expires %v, ends %v", s.Issued, s.Expires, s.Ends)
+	}
+	next := s.Renewed(mustMint(t, FormatUUID).Hash(), now.Add(30*time.Second), time.Hour)
+	if !next.Expires.Equal(s.Ends) || next.ID != s.ID || next.Hash == h || s.Hash != h {
+		t.Errorf("renewed to %+v", next)
+	}
+}
+
+func TestNewSessionHasItsScopesSortedAndOnce(t *testing.T) {
+	given := []string{"write", "read", "read"}
+	s, err := NewSession(mustMint(t, FormatUUID).Hash(), "ann", given, time.Now(), time.Hour, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"read", "write"}, s.Scopes); diff != "" {
+		t.Error(diff)
+	}
+	if given[0] != "write" {
+		t.Error("the caller's scopes were changed")
+	}
+}
+
+func TestRecordKeepsTheWholeSession(t *testing.T) {
+	s := newSession(t, "Zoë 👩‍💻")
+	s.ClientAddress, s.UserAgent = "2001:db8::1", "curl/8"
+	s.LastSeen, s.LastAddress = s.Issued.Add(time.Minute), "192.0.2.1"
+	got, retired, err := DecodeRecord(s.Hash, mustEncode(t, s))
+	if err != nil || retired {
+		t.Fatalf("retired %v, %v", retired, err)
+	}
+	if diff := cmp.Diff(s, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRetiredRecordNamesItsSession(t *testing.T) {
+	s := newSession(t, "ann")
+	data, err := EncodeRetired(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, retired, err := DecodeRecord(s.Hash, data)
+	if err != nil || !retired || got.ID != s.ID || got.User != s.User || !got.Ends.Equal(s.Ends) {
+		t.Errorf("%+v, retired %v, %v", got, retired, err)
+	}
+}
+
+func TestWhatIsNoRecordOfTheTokenOpensNothing(t *testing.T) {
+	s, other := newSession(t, "ann"), newSession(t, "bob")
+	good := mustEncode(t, s)
+	for name, data := range map[string][]byte{
+		"nothing":             {},
+		"the old gateway's 1": []byte("1"),
+		"garbage":             []byte("\x00\xff\x00\xffgarbage"),
+		"JSON":                []byte(`{"user":"ann"}`),
+		"another's record":    mustEncode(t, other),
+		"half a record":       good[:len(good)/2],
+		"zeros":               make([]byte, 200),
+		"a record and more":   append(append([]byte{}, good...), 0xff),
+	} {
+		got, _, err := DecodeRecord(s.Hash, data)
+		if got != nil || !errors.Is(err, ErrUnavailable) || !errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnknown) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		if err != nil && strings.Contains(err.Error(), s.Hash.Hex()) {
+			t.Errorf("%s: the error tells the hash", name)
+		}
+	}
+}
+
+func TestSessionsThatCannotBeKeptAreInvalid(t *testing.T) {
+	for name, change := range map[string]func(*Session){
+		"no user":              func(s *Session) { s.User = "" },
+		"a user too long":      func(s *Session) { s.User = strings.Repeat("a", MaxUserLength+1) },
+		"a user not UTF-8":     func(s *Session) { s.User = "a\xff" },
+		"no id":                func(s *Session) { s.ID = "" },
+		"no token":             func(s *Session) { s.Hash = Hash{} },
+		"no times":             func(s *Session) { s.Issued, s.Expires, s.Ends = time.Time{}, time.Time{}, time.Time{} },
+		"longer than the end":  func(s *Session) { s.Expires = s.Ends.Add(time.Second) },
+		"a scope not UTF-8":    func(s *Session) { s.Scopes = []string{"\xff"} },
+		"an id that is binary": func(s *Session) { s.ID = "\xff\xff" },
+	} {
+		s := newSession(t, "ann")
+		change(s)
+		if data, err := EncodeRecord(s); !errors.Is(err, ErrInvalid) || data != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := NewSession(mustMint(t, FormatUUID).Hash(), "", nil, time.Now(), time.Hour, time.Hour); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a session of nobody: %v", err)
+	}
+}
+
+func TestClientsOwnWordsAreBounded(t *testing.T) {
+	for name, agent := range map[string]string{
+		"long":              strings.Repeat("x", 100_000),
+		"long in two bytes": strings.Repeat("ö", 1000),
+		"long in four":      "a" + strings.Repeat("👩", 1000),
+		"not UTF-8":         strings.Repeat("\x80", 1000),
+	} {
+		s := newSession(t, "ann")
+		s.UserAgent = agent
+		got, _, err := DecodeRecord(s.Hash, mustEncode(t, s))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if n := len(got.UserAgent); n > maxClientText || n < maxClientText-4 && name != "not UTF-8" || !utf8.ValidString(got.UserAgent) {
+			t.Errorf("%s: kept as %d bytes", name, n)
+		}
+	}
+}
+
+func FuzzDecodeRecord(f *testing.F) {
+	s := newSession(f, "ann")
+	f.Add(mustEncode(f, s))
+	f.Add([]byte("1"))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, _, err := DecodeRecord(s.Hash, data)
+		switch {
+		case err != nil && (got != nil || !errors.Is(err, ErrUnavailable)):
+			t.Fatalf("%+v, %v", got, err)
+		case err == nil && (got.Hash != s.Hash || got.valid() != nil):
+			t.Fatalf("decoded to %+v", got)
+		}
+	})
+}
+
+func BenchmarkDecodeRecord(b *testing.B) {
+	s := newSession(b, "ann")
+	data := mustEncode(b, s)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, _, err := DecodeRecord(s.Hash, data); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
