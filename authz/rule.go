@@ -85,32 +85,56 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 	}}
 }
 
-// readRule is the inverse of the two Extensions methods, read in place: it allocates nothing.
-func readRule(ext map[string]string) (rule, error) {
-	service, userHeader := ext[keyService], ext[keyUserHeader]
-	if service == "" || userHeader == "" {
+// carried is a rule as it arrives with a Check: the values of the context extensions, unread.
+type carried struct {
+	service, authenticate, scopes, forwardToken, origins, userHeader, version string
+}
+
+// set keeps the value of one extension. Names that are not ours are passed over.
+func (c *carried) set(key, value string) {
+	switch key {
+	case keyService:
+		c.service = value
+	case keyAuthenticate:
+		c.authenticate = value
+	case keyScopes:
+		c.scopes = value
+	case keyForwardToken:
+		c.forwardToken = value
+	case keyOrigins:
+		c.origins = value
+	case keyUserHeader:
+		c.userHeader = value
+	case keyVersion:
+		c.version = value
+	}
+}
+
+// rule is the inverse of the two Extensions methods. Whatever they would not have written is [ErrNoRule].
+func (c *carried) rule() (rule, error) {
+	if c.service == "" || c.userHeader == "" {
 		return rule{}, ErrNoRule
 	}
-	r := rule{
-		service:      service,
-		scopes:       ext[keyScopes],
-		forwardToken: ext[keyForwardToken] == "true",
-		origins:      ext[keyOrigins],
-		userHeader:   userHeader,
-		version:      ext[keyVersion],
-	}
-	switch v := ext[keyAuthenticate]; v {
+	r := rule{service: c.service, scopes: c.scopes, origins: c.origins, userHeader: c.userHeader}
+	switch c.authenticate {
 	case "true":
 		r.authenticate = true
 	case "false":
 	default: // a value that nobody wrote: fail closed
-		return rule{}, fmt.Errorf("%w: authenticate is %q", ErrNoRule, v)
+		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyAuthenticate, c.authenticate)
+	}
+	switch c.forwardToken {
+	case "true":
+		r.forwardToken = true
+	case "":
+	default:
+		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyForwardToken, c.forwardToken)
 	}
 	return r, nil
 }
 
-// rule is a Rule and its Shared part as they arrive: lists are still joined by spaces.
+// rule is a Rule and its Shared part, read: lists are still joined by spaces, so that reading one allocates nothing.
 type rule struct {
-	service, scopes, origins, userHeader, version string
-	authenticate, forwardToken                    bool
+	service, scopes, origins, userHeader string
+	authenticate, forwardToken           bool
 }

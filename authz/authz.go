@@ -1,0 +1,112 @@
+// Package authz decides whether a request may pass.
+//
+// Envoy asks for each request by gRPC (ext_authz). What the matched route needs comes with the question (see
+// [Rule]), so no path is looked at to decide. The origin is judged first, then the token is read, then
+// whoever keeps the sessions is asked whose it is. Whatever hinders a decision is a denial that says so (503), and never a yes.
+package authz
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gatepost/tokens"
+)
+
+// LookupTimeout is how long one look-up of a token may take. It is half of what Envoy waits for an answer
+// (2 s), so that a slow store is told apart from a slow Gatepost: the client gets 503 with a reason in the log.
+const LookupTimeout = time.Second
+
+// Sessions tells whose a token is. [tokens.Store] is one.
+type Sessions interface {
+	// Lookup returns the live session of a token, or an error: [tokens.ErrUnknown] where there is none, any
+	// other where that cannot be told. It keeps to the context's deadline, and the session that it returns is
+	// never changed afterwards. It is called from many goroutines at once.
+	Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error)
+}
+
+// Config is what a Server needs.
+type Config struct {
+	// Sessions tells whose a token is. Required.
+	Sessions Sessions
+	// Logger gets at most one line per denied request, of which so many a second; nil: no line.
+	Logger *slog.Logger
+	// Registerer takes the metrics; nil: they are counted and not shown.
+	Registerer prometheus.Registerer
+	// Now is the clock that sessions end by; nil: time.Now.
+	Now func() time.Time
+}
+
+// Server answers Envoy's checks. Its methods may be called from many goroutines at once.
+type Server struct {
+	sessions Sessions
+	logger   *slog.Logger
+	now      func() time.Time
+	counts   *counts
+	failures failures
+	denials  *denials
+
+	authv3.UnimplementedAuthorizationServer
+}
+
+// New returns a server. It fails where a metric of its names is registered already.
+func New(c Config) (*Server, error) {
+	if c.Sessions == nil {
+		return nil, errors.New("authz: no Sessions")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	s := &Server{sessions: c.Sessions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
+	s.counts, s.failures = newCounts()
+	if c.Registerer != nil {
+		if err := s.register(c.Registerer); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Recent returns the last denials, the newest first; see [Denial].
+func (s *Server) Recent() []Denial { return s.denials.recent() }
+
+// Check answers in the generated types, for servers without [ServerOptions] and for tests. What
+// [Server.Register] puts in service answers the same to the same bytes.
+func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
+	defer s.recovered(authv3.Authorization_Check_FullMethodName, &err)
+	var q request
+	q.read(r)
+	v := s.decide(ctx, &q)
+	resp = v.response()
+	return resp, soundResponse(resp)
+}
+
+// decide is a decision from end to end: judge what the request says, ask whose the token is, settle; and tell.
+func (s *Server) decide(ctx context.Context, q *request) verdict {
+	v, ask := q.judge()
+	if ask {
+		session, err := s.lookup(ctx, v.token)
+		v.settle(session, err, s.now())
+		if v.reason == storeDown && ctx.Err() != nil {
+			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
+		}
+	}
+	s.counts.add(v.rule.service, v.reason)
+	if d := v.reason.decision(); d != allowed && v.reason != callerGone {
+		s.denials.add(ctx, newDenial(time.Now(), q, &v), v.cause)
+	}
+	return v
+}
+
+func (s *Server) lookup(ctx context.Context, token tokens.Hash) (*tokens.Session, error) {
+	bounded := withTimeout(ctx, LookupTimeout)
+	defer bounded.done()
+	return s.sessions.Lookup(bounded, token)
+}

@@ -1,0 +1,54 @@
+package authz
+
+import (
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+)
+
+// The request headers that Check looks at. Envoy sends header names in lower case, and the values of a header
+// that came more than once as one, joined by commas.
+const (
+	headerAuthorization = "authorization"
+	headerOrigin        = "origin"
+	headerRequestID     = "x-request-id"
+)
+
+// AllowedHeaders are the request headers that Envoy need send with a Check; all others it may keep to itself.
+func AllowedHeaders() []string {
+	return []string{headerAuthorization, headerOrigin, headerRequestID}
+}
+
+// request is what Check reads of a request: what the decision is made from, and what a denial is told by.
+type request struct {
+	carried
+	// authorization and origin are the headers' values; empty where the request has none. An empty header
+	// shows no credentials and names no origin, so it is the same as none.
+	authorization, origin string
+	// The rest is for people to read and decides nothing. path has its query still.
+	requestID, streamID, method, path, client string
+}
+
+// setHeader keeps the value of one request header.
+func (q *request) setHeader(name, value string) {
+	switch name {
+	case headerAuthorization:
+		q.authorization = value
+	case headerOrigin:
+		q.origin = value
+	case headerRequestID:
+		q.requestID = value
+	}
+}
+
+// read takes the facts out of a CheckRequest of the generated type.
+func (q *request) read(r *authv3.CheckRequest) {
+	attributes := r.GetAttributes()
+	for key, value := range attributes.GetContextExtensions() {
+		q.set(key, value)
+	}
+	http := attributes.GetRequest().GetHttp()
+	for name, value := range http.GetHeaders() {
+		q.setHeader(name, value)
+	}
+	q.streamID, q.method, q.path = http.GetId(), http.GetMethod(), http.GetPath()
+	q.client = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
+}

@@ -1,0 +1,243 @@
+package authz
+
+import (
+	"errors"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// shape is what the bytes of one message type look like, and which of its fields somebody wants. Bytes are
+// walked by it without building anything, and are refused wherever the generated type would refuse them: a
+// field that is skipped is checked too. Shapes are made from the generated descriptors, once.
+type shape struct {
+	fields []shapeField // by field number; the zero shapeField is an unknown field
+}
+
+type shapeField struct {
+	kind fieldKind
+	sub  *shape // of a message, or of the value of a map
+	// entered, where set, is called when a message begins.
+	entered func(*request)
+	// found, where set, is called with a string.
+	found func(*request, string)
+	// foundPair, where set, is called with the key and the value of each entry of a map of strings.
+	foundPair func(q *request, key, value string)
+}
+
+type fieldKind uint8
+
+const (
+	unknownField fieldKind = iota
+	varintField
+	fixed32Field
+	fixed64Field
+	octetsField
+	stringField
+	messageField
+	mapField // of string to string, or to messages where sub is set
+)
+
+var (
+	errWire  = errors.New("malformed protobuf")
+	errUTF8  = errors.New("string that is no UTF-8")
+	errDepth = errors.New("nested too deeply")
+)
+
+// walk is one pass over the bytes of one message.
+type walk struct {
+	bytes []byte
+	text  string // the same bytes; the strings that are found are parts of it
+	out   *request
+}
+
+// message walks the message of the shape s that lies in [at, end).
+func (w *walk) message(s *shape, at, end, depth int) error {
+	if depth--; depth < 0 {
+		return errDepth
+	}
+	for at < end {
+		number, wire, n := w.tag(at, end)
+		if n < 0 {
+			return errWire
+		}
+		at += n
+		var f *shapeField
+		if int(number) < len(s.fields) {
+			f = &s.fields[number]
+		}
+		if f == nil || !f.kind.hasWire(wire) { // what the type does not know is kept unread
+			if n = protowire.ConsumeFieldValue(number, wire, w.bytes[at:end]); n < 0 {
+				return errWire
+			}
+			at += n
+			continue
+		}
+		next, err := w.field(f, number, wire, at, end, depth)
+		if err != nil {
+			return err
+		}
+		at = next
+	}
+	return nil
+}
+
+// tag reads a tag, and refuses the numbers that the generated types refuse, and an end of a group that did not begin.
+func (w *walk) tag(at, end int) (protowire.Number, protowire.Type, int) {
+	number, wire, n := protowire.ConsumeTag(w.bytes[at:end])
+	if n < 0 || number > protowire.MaxValidNumber || wire == protowire.EndGroupType {
+		return 0, 0, -1
+	}
+	return number, wire, n
+}
+
+// field walks the value at at and returns where it ends.
+func (w *walk) field(f *shapeField, number protowire.Number, wire protowire.Type, at, end, depth int) (int, error) {
+	if wire != protowire.BytesType {
+		n := protowire.ConsumeFieldValue(number, wire, w.bytes[at:end])
+		if n < 0 {
+			return 0, errWire
+		}
+		return at + n, nil
+	}
+	at, end, ok := w.content(at, end)
+	if !ok {
+		return 0, errWire
+	}
+	switch f.kind {
+	case stringField:
+		if !utf8.Valid(w.bytes[at:end]) {
+			return 0, errUTF8
+		}
+		if f.found != nil {
+			f.found(w.out, w.text[at:end])
+		}
+	case messageField:
+		if f.entered != nil {
+			f.entered(w.out)
+		}
+		return end, w.message(f.sub, at, end, depth)
+	case mapField:
+		return end, w.entry(f, at, end, depth)
+	}
+	return end, nil
+}
+
+// content returns where the content of a length-delimited value begins and ends.
+func (w *walk) content(at, end int) (from, to int, ok bool) {
+	length, n := protowire.ConsumeVarint(w.bytes[at:end])
+	if n < 0 || length > uint64(end-at-n) {
+		return 0, 0, false
+	}
+	return at + n, at + n + int(length), true
+}
+
+// entry walks one entry of a map: a message of a key (1) and a value (2), each of which may be missing, or there more
+// than once; the last one counts.
+func (w *walk) entry(f *shapeField, at, end, depth int) error {
+	if depth--; depth < 0 {
+		return errDepth
+	}
+	var key, value string
+	for at < end {
+		number, wire, n := w.tag(at, end)
+		if n < 0 {
+			return errWire
+		}
+		at += n
+		if wire != protowire.BytesType || number > 2 {
+			if n = protowire.ConsumeFieldValue(number, wire, w.bytes[at:end]); n < 0 {
+				return errWire
+			}
+			at += n
+			continue
+		}
+		from, to, ok := w.content(at, end)
+		if !ok {
+			return errWire
+		}
+		at = to
+		switch {
+		case number == 2 && f.sub != nil:
+			if err := w.message(f.sub, from, to, depth); err != nil {
+				return err
+			}
+		case !utf8.Valid(w.bytes[from:to]):
+			return errUTF8
+		case number == 1:
+			key = w.text[from:to]
+		default:
+			value = w.text[from:to]
+		}
+	}
+	if f.foundPair != nil {
+		f.foundPair(w.out, key, value)
+	}
+	return nil
+}
+
+func (k fieldKind) hasWire(t protowire.Type) bool {
+	switch k {
+	case varintField:
+		return t == protowire.VarintType
+	case fixed32Field:
+		return t == protowire.Fixed32Type
+	case fixed64Field:
+		return t == protowire.Fixed64Type
+	case octetsField, stringField, messageField, mapField:
+		return t == protowire.BytesType
+	default:
+		return false
+	}
+}
+
+// shapes makes the shapes of message types; a type that holds itself is made once.
+type shapes map[protoreflect.FullName]*shape
+
+func (made shapes) of(m protoreflect.MessageDescriptor) *shape {
+	if s := made[m.FullName()]; s != nil {
+		return s
+	}
+	s := new(shape)
+	made[m.FullName()] = s
+	for i := range m.Fields().Len() {
+		d := m.Fields().Get(i)
+		if grow := int(d.Number()) + 1 - len(s.fields); grow > 0 {
+			s.fields = append(s.fields, make([]shapeField, grow)...)
+		}
+		s.fields[d.Number()] = made.field(d)
+	}
+	return s
+}
+
+func (made shapes) field(d protoreflect.FieldDescriptor) shapeField {
+	if d.IsMap() {
+		f := shapeField{kind: mapField}
+		if value := d.MapValue(); value.Message() != nil {
+			f.sub = made.of(value.Message())
+		}
+		return f
+	}
+	switch d.Kind() {
+	case protoreflect.StringKind:
+		return shapeField{kind: stringField}
+	case protoreflect.BytesKind:
+		return shapeField{kind: octetsField}
+	case protoreflect.MessageKind:
+		return shapeField{kind: messageField, sub: made.of(d.Message())}
+	case protoreflect.DoubleKind, protoreflect.Fixed64Kind, protoreflect.Sfixed64Kind:
+		return shapeField{kind: fixed64Field}
+	case protoreflect.FloatKind, protoreflect.Fixed32Kind, protoreflect.Sfixed32Kind:
+		return shapeField{kind: fixed32Field}
+	default:
+		return shapeField{kind: varintField}
+	}
+}
+
+// with returns a copy of the shape whose field of that number is changed by change.
+func (s *shape) with(number protoreflect.FieldNumber, change func(*shapeField)) *shape {
+	c := &shape{fields: append([]shapeField(nil), s.fields...)}
+	change(&c.fields[number])
+	return c
+}
