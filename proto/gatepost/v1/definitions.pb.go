@@ -28,7 +28,7 @@ const (
 // Gateway is one definitions file, or one revision of the definitions in Redis.
 type Gateway struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The address on which Envoy takes requests, as `host:port`. Default: 0.0.0.0:5500.
+	// The address on which Envoy takes requests, as `ip:port`; `:port` is every IPv4 address. Default: 0.0.0.0:5500.
 	Listen string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
 	// The origins that may call, each exactly as a browser sends it (`https://shop.example`).
 	// Set: a request without a listed `Origin` is answered 401, whatever its path. `null` never matches.
@@ -121,9 +121,11 @@ func (x *Gateway) GetServices() []*Service {
 // Cors is what a preflight, and every other answer to another origin, tells a browser.
 type Cors struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Request headers that a page may send. Default: Authorization, Content-Type, Accept.
+	// Request headers that a page may send, each by name: `*` would not cover Authorization (Fetch standard, "CORS
+	// non-wildcard request-header name"). One with an underscore is refused, for Envoy rejects it.
+	// Default: Authorization, Content-Type, Accept.
 	AllowHeaders []string `protobuf:"bytes,1,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
-	// Answer headers that a page may read beside the safelisted ones.
+	// Answer headers that a page may read beside the safelisted ones, each by name.
 	ExposeHeaders []string `protobuf:"bytes,2,rep,name=expose_headers,json=exposeHeaders,proto3" json:"expose_headers,omitempty"`
 	// Whether a page may send cookies and read the answer. Needs `origins`.
 	AllowCredentials bool `protobuf:"varint,3,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
@@ -194,7 +196,7 @@ func (x *Cors) GetMaxAge() *durationpb.Duration {
 // Tokens says how tokens are issued, how long they live and what ends them.
 type Tokens struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The path of the login; revoke, refresh, introspect and sessions lie below it. Default: /token.
+	// The path of the login; revoke, refresh, introspect and sessions lie below it, and no service does. Default: /token.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// How long a token opens the secured services. Default: 3600s.
 	Lifetime *durationpb.Duration `protobuf:"bytes,2,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
@@ -207,7 +209,8 @@ type Tokens struct {
 	Revocation string `protobuf:"bytes,5,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// Who knows the users. Without one there is no login: the path answers 503.
 	Authenticator *Authenticator `protobuf:"bytes,6,opt,name=authenticator,proto3" json:"authenticator,omitempty"`
-	// How long a session lives in all, however often its token is refreshed. Default: 30 days.
+	// How long a session lives in all, however often its token is refreshed; no shorter than `lifetime`.
+	// Default: 30 days, or `lifetime` where that is longer.
 	SessionLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=session_lifetime,json=sessionLifetime,proto3" json:"session_lifetime,omitempty"`
 	// How many sessions one user may have; a further login ends the oldest. Default: 100.
 	MaxSessions   uint32 `protobuf:"varint,8,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
@@ -423,15 +426,17 @@ func (x *Identity) GetUserHeader() string {
 // Service is one HTTP service behind the gateway.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name, unique among all services.
+	// Its name, unique among all services. Names that begin with `gatepost` are the gateway's own.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The path it is found under, ending at a path segment, unique without regard to case.
+	// The path it is found under, ending at a path segment, unique without regard to case: /orders takes /orders,
+	// /orders/5 and /ORDERS/5, not /ordersfoo. Plain ASCII without escapes, and no slash at the end.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Whether a request needs a token. Default: true.
 	Authenticate *bool `protobuf:"varint,3,opt,name=authenticate,proto3,oneof" json:"authenticate,omitempty"`
 	// The methods that it takes. HEAD goes with GET. Default: GET, HEAD, POST, PUT, PATCH, DELETE.
 	AllowedMethods []string `protobuf:"bytes,4,rep,name=allowed_methods,json=allowedMethods,proto3" json:"allowed_methods,omitempty"`
-	// Where it runs: http or https addresses that differ in host and port alone. Several are balanced.
+	// Where it runs: http or https addresses that differ in host and port alone. Several are balanced. A link-local
+	// address, or the metadata service of a cloud, is refused: it would hand a machine's keys to every caller.
 	Upstreams []string `protobuf:"bytes,5,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	// Whether the upstream sees the path with its prefix. Default: false, `/orders/5` reaches it as `/5`.
 	KeepPrefix bool `protobuf:"varint,6,opt,name=keep_prefix,json=keepPrefix,proto3" json:"keep_prefix,omitempty"`
@@ -550,10 +555,10 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06tokens\x18\x04 \x01(\v2\x13.gatepost.v1.TokensR\x06tokens\x121\n" +
 	"\bidentity\x18\x05 \x01(\v2\x15.gatepost.v1.IdentityR\bidentity\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
-	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\"\xa9\x02\n" +
-	"\x04Cors\x12V\n" +
-	"\rallow_headers\x18\x01 \x03(\tB1\xbaH.\x92\x01+\x10@\x18\x01\"%r#2!^[A-Za-z0-9!#$&'*+.^_`|~-]{1,64}$R\fallowHeaders\x12X\n" +
-	"\x0eexpose_headers\x18\x02 \x03(\tB1\xbaH.\x92\x01+\x10@\x18\x01\"%r#2!^[A-Za-z0-9!#$&'*+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
+	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\"\xa6\x02\n" +
+	"\x04Cors\x12T\n" +
+	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
+	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
 	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xd5\x03\n" +
 	"\x06Tokens\x12\x12\n" +
@@ -566,17 +571,18 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"revocation\x12@\n" +
 	"\rauthenticator\x18\x06 \x01(\v2\x1a.gatepost.v1.AuthenticatorR\rauthenticator\x12W\n" +
 	"\x10session_lifetime\x18\a \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x0fsessionLifetime\x12+\n" +
-	"\fmax_sessions\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\vmaxSessions\"\x8e\x02\n" +
+	"\fmax_sessions\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\vmaxSessions\"\x92\x02\n" +
 	"\rAuthenticator\x12\x1c\n" +
 	"\x03url\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12A\n" +
-	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<*\x00R\atimeout\x12K\n" +
-	"\vuser_header\x18\x03 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'*+.^`|~-]{1,64})?$R\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12E\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b<2\x04\x10\xc0\x84=R\atimeout\x12K\n" +
+	"\vuser_header\x18\x03 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'+.^_`|~-]{1,64})?$R\n" +
 	"userHeader\x12O\n" +
-	"\rscopes_header\x18\x04 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'*+.^`|~-]{1,64})?$R\fscopesHeader\"W\n" +
-	"\bIdentity\x12K\n" +
-	"\vuser_header\x18\x01 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'*+.^`|~-]{1,64})?$R\n" +
-	"userHeader\"\x97\x04\n" +
+	"\rscopes_header\x18\x04 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'+.^_`|~-]{1,64})?$R\fscopesHeader\"V\n" +
+	"\bIdentity\x12J\n" +
+	"\vuser_header\x18\x01 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\n" +
+	"userHeader\"\x9b\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -586,9 +592,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\tupstreams\x18\x05 \x03(\tB\x16\xbaH\x13\x92\x01\x10\b\x01\x10\x80\x02\x18\x01\"\ar\x05\x10\x01\x18\xd0\x0fR\tupstreams\x12\x1f\n" +
 	"\vkeep_prefix\x18\x06 \x01(\bR\n" +
 	"keepPrefix\x12#\n" +
-	"\rforward_token\x18\a \x01(\bR\fforwardToken\x12B\n" +
-	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\atimeout\x12H\n" +
+	"\rforward_token\x18\a \x01(\bR\fforwardToken\x12F\n" +
+	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\atimeout\x12H\n" +
 	"\x06scopes\x18\t \x03(\tB0\xbaH-\x92\x01*\x10 \x18\x01\"$r\"2 ^[\\x21\\x23-\\x5B\\x5D-\\x7E]{1,64}$R\x06scopesB\x0f\n" +
 	"\r_authenticateB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 

@@ -1,0 +1,206 @@
+package definitions
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/idna"
+)
+
+// listenFault says why Envoy could not listen there.
+func listenFault(listen string) *fault {
+	if listen == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		remedy := "write an IP address and a port, such as " + defaultListen
+		if isPort(listen) {
+			remedy = "write :" + listen
+		}
+		return faultf(remedy, "%s is not an address with a port", shown(listen))
+	}
+	if !isPort(port) {
+		return faultf("write a port from 1 to 65535", "%s has no such port", shown(listen))
+	}
+	if host == "" {
+		return nil
+	}
+	switch addr, err := netip.ParseAddr(host); {
+	case err != nil && host == "localhost":
+		return faultf("write 127.0.0.1:"+port, "%s has a name where an IP address must be", shown(listen))
+	case err != nil:
+		return faultf("write an IP address of this machine, or :"+port+" for all of them", "%s has no IP address", shown(listen))
+	case addr.Zone() != "" || addr.Is4In6() || addr.IsMulticast():
+		return faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
+	}
+	return nil
+}
+
+// isPort says whether text is a port from 1 to 65535 as it is usually written.
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0 && text[0] != '0' && text[0] != '+'
+}
+
+// upstream is what an upstream's address says.
+type upstream struct{ scheme, host, port, base string }
+
+func (u upstream) address() string { return net.JoinHostPort(u.host, u.port) }
+
+// parseUpstream reads an upstream: scheme://host[:port][/base], and nothing else that a URL can have.
+func parseUpstream(text string) (upstream, *fault) {
+	u, fault := parseAddress(text)
+	if fault != nil {
+		return upstream{}, fault
+	}
+	if strings.ContainsRune(text, '?') {
+		return upstream{}, faultf("remove it; a request keeps its own", "%s has a query", shown(text))
+	}
+	base := u.EscapedPath()
+	if base == "/" {
+		base = ""
+	}
+	if base != "" {
+		if fault := pathFault(base); fault != nil {
+			return upstream{}, faultf(fault.remedy, "its path %s", fault.what)
+		}
+	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return upstream{u.Scheme, strings.ToLower(u.Hostname()), port, base}, nil
+}
+
+// authenticatorFault says why a login could not be sent to the address.
+func authenticatorFault(text string) *fault {
+	_, fault := parseAddress(text)
+	return fault
+}
+
+// parseAddress reads the address of something that the gateway calls: an http or https URL with a host that it
+// may call, without user info and fragment.
+func parseAddress(text string) (*url.URL, *fault) {
+	if i := strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }); i >= 0 {
+		return nil, addressCharacterFault(text, i)
+	}
+	if !strings.Contains(text, "://") {
+		return nil, faultf("write "+shown("http://"+strings.TrimLeft(text, "/:")), "%s has no http:// or https:// before it", shown(text))
+	}
+	u, err := url.Parse(text)
+	if err != nil {
+		var parse *url.Error
+		if errors.As(err, &parse) {
+			err = parse.Err // without the address again, which may have a password in it
+		}
+		return nil, faultf("write an address such as http://orders:8080", "%s is not an address: %v", shown(text), err)
+	}
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, faultf("write http or https", "%s has the scheme %q", shown(text), u.Scheme)
+	case u.User != nil:
+		return nil, faultf("remove it: definitions are no place for a password", "%s has user info", shown(text))
+	case strings.ContainsRune(text, '#'):
+		return nil, faultf("remove it", "%s has a fragment", shown(text))
+	case u.Hostname() == "":
+		return nil, faultf("write an address such as http://orders:8080", "%s has no host", shown(text))
+	case strings.HasSuffix(u.Host, ":") || u.Port() != "" && !isPort(u.Port()):
+		return nil, faultf("write a port from 1 to 65535", "%s has no such port", shown(text))
+	}
+	return u, hostFault(text, u.Hostname())
+}
+
+func addressCharacterFault(text string, i int) *fault {
+	remedy := "write plain ASCII characters"
+	scheme, host, _ := strings.Cut(text, "://")
+	host, rest, hasRest := strings.Cut(host, "/")
+	if ascii, err := idna.Lookup.ToASCII(host); err == nil && ascii != host && isASCII(scheme+rest) {
+		if hasRest {
+			ascii += "/" + rest
+		}
+		remedy = "write " + shown(scheme+"://"+ascii)
+	}
+	c := []rune(text[i:])[0]
+	return faultf(remedy, "%s has the character %q", shown(text), c)
+}
+
+func isASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+}
+
+// hostFault says why the gateway may not call a host: it is none, or it is one whose answers are for the machine
+// itself and not for callers (a link-local address, the metadata service of a cloud).
+func hostFault(text, host string) *fault {
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return nameFault(text, host)
+	}
+	if addr.Zone() != "" {
+		return faultf("write the address without it", "%s has an IPv6 zone", shown(text))
+	}
+	addr = unwrap(addr)
+	switch {
+	case addr.IsLinkLocalUnicast() || slices.Contains(metadataAddresses, addr):
+		return faultf("a link-local address or a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+	case addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return faultf("write the address of one machine", "%s is no address to call", shown(text))
+	}
+	return nil
+}
+
+// nat64 is the prefix under which an IPv6 network reaches IPv4 addresses (RFC 6052 §2.1).
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
+
+// unwrap returns the IPv4 address that an IPv6 address stands for, or the address itself.
+func unwrap(addr netip.Addr) netip.Addr {
+	if nat64.Contains(addr) {
+		b := addr.As16()
+		return netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return addr.Unmap()
+}
+
+// Where clouds answer a machine's questions about its own keys, beside 169.254.169.254.
+var (
+	metadataAddresses = []netip.Addr{
+		netip.MustParseAddr("fd00:ec2::254"),   // AWS
+		netip.MustParseAddr("fd20:ce::254"),    // Google
+		netip.MustParseAddr("100.100.100.200"), // Alibaba
+		netip.MustParseAddr("192.0.0.192"),     // Oracle
+		netip.MustParseAddr("168.63.129.16"),   // Azure
+	}
+	metadataNames = []string{
+		"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal",
+		"metadata.azure.internal", "metadata.azure.com", "metadata.tencentyun.com",
+	}
+)
+
+// nameFault says why a host is no name that can be looked up. Underscores are taken: container networks use them.
+func nameFault(text, host string) *fault {
+	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	if slices.Contains(metadataNames, name) {
+		return faultf("a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+	}
+	labels := strings.Split(name, ".")
+	for _, label := range labels {
+		if label == "" || len(label) > 63 || len(name) > 253 || strings.ContainsFunc(label, isNoHostCharacter) {
+			return faultf("write a host name or an IP address", "%s has no such host", shown(text))
+		}
+	}
+	// 2852039166 and 0xa9fea9fe are 169.254.169.254 to a resolver (the URL standard: "ends in a number").
+	last := labels[len(labels)-1]
+	if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" {
+		return faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shown(text))
+	}
+	return nil
+}
+
+func isNoHostCharacter(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+}

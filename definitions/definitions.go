@@ -1,0 +1,130 @@
+// Package definitions decides what a definitions file says and whether it may be served.
+//
+// A file is a gatepost.v1.Gateway in YAML. [Parse] reads it and finds all that is wrong with it at once, each
+// [Problem] with its line and what to do about it. What comes out is whole: every default is filled in, so that
+// no other package knows one. A [Watcher] follows a file, [LastGood] keeps what was last proven to be good.
+package definitions
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+
+	"buf.build/go/protoyaml"
+	"google.golang.org/protobuf/proto"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// MaxSize is the size in bytes above which a definitions file is refused unread.
+const MaxSize = 16 << 20
+
+// OwnPath is the path that the gateway keeps for itself, and all below it, beside that of the tokens.
+const OwnPath = "/.gatepost"
+
+// Definitions is a file that may be served. It is shared and never changed.
+type Definitions struct {
+	// Name is what the file is called in problems: its path, or where else it comes from.
+	Name string
+	// Text is the file as it was read.
+	Text []byte
+	// Gateway is what it says, with every default filled in and the services in the file's order.
+	Gateway *gatewayv1.Gateway
+
+	places []position // :: index of the service → where it begins
+}
+
+// Parse reads the definitions in text. An error is a [Problems] with all that is wrong, sorted by position, or
+// says that the text is no YAML. Parse keeps text: it must not be changed afterwards.
+func Parse(name string, text []byte) (*Definitions, error) {
+	root, problems := readDocument(name, text)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	f := &findings{file: name, root: root}
+	checkShape(f)
+	g := decode(f, text)
+	checkRules(f, g)
+	checkMeaning(f, g)
+	if len(f.found) > 0 {
+		return nil, f.sorted()
+	}
+	fillDefaults(g)
+	return &Definitions{Name: name, Text: text, Gateway: g, places: servicePlaces(f)}, nil
+}
+
+// Load reads the definitions file at path. Beside what [Parse] returns, an error says why the file could not be
+// read, and is fs.ErrNotExist (by errors.Is) where there is none.
+func Load(path string) (*Definitions, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, text)
+}
+
+// FromGateway returns the definitions that g says, as if they had been read from a file of that name. It is for
+// what was put together from other definitions; their [Definitions.Text] is what [Marshal] makes of g.
+func FromGateway(name string, g *gatewayv1.Gateway) (*Definitions, error) {
+	text, err := Marshal(g)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(name, text)
+}
+
+// Marshal returns g as a definitions file that [Parse] takes, with snake_case names.
+func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
+	const none = "services: []\n" // what an empty set is called; YAML leaves an empty list out
+	if proto.Size(g) == 0 {
+		return []byte(none), nil
+	}
+	text, err := protoyaml.MarshalOptions{Indent: 2, UseProtoNames: true}.Marshal(g)
+	if err != nil {
+		return nil, fmt.Errorf("writing definitions as YAML: %w", err)
+	}
+	if len(g.GetServices()) == 0 {
+		text = append(text, none...)
+	}
+	return text, nil
+}
+
+// Line returns the line in the file on which the service with the index i in Gateway.Services begins.
+func (d *Definitions) Line(i int) int { return d.places[i].line }
+
+// Hash returns the SHA-256 of the text in hex: files of the same hash say the same.
+func (d *Definitions) Hash() string { return hash(d.Text) }
+
+func hash(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
+}
+
+// readFile reads the file at path, and not much more than MaxSize of it: the rest would be refused anyway.
+func readFile(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading definitions: %w", err)
+	}
+	defer file.Close()
+	var text bytes.Buffer
+	if _, err := text.ReadFrom(io.LimitReader(file, MaxSize+1)); err != nil {
+		return nil, fmt.Errorf("reading definitions: %w", err)
+	}
+	return text.Bytes(), nil
+}
+
+func servicePlaces(f *findings) []position {
+	list, ok := f.locate("services")
+	if !ok {
+		return nil
+	}
+	places := make([]position, len(list.Content))
+	for i, service := range list.Content {
+		places[i] = position{service.Line, service.Column}
+	}
+	return places
+}

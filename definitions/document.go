@@ -1,0 +1,166 @@
+package definitions
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// emptyRemedy keeps a file that was truncated, or not yet written, from taking every service away.
+const emptyRemedy = "a gateway without services is written as `services: []`"
+
+// readDocument reads the one YAML document in text and returns its root, a mapping.
+func readDocument(name string, text []byte) (*yaml.Node, Problems) {
+	if fault, pos := checkText(text); fault != nil {
+		return nil, Problems{{File: name, Line: pos.line, Column: pos.column, What: fault.what, Remedy: fault.remedy}}
+	}
+	document, next, err := decodeYAML(text)
+	problem := func(node *yaml.Node, what, remedy string) Problems {
+		p := Problem{File: name, Line: 1, Column: 1, What: what, Remedy: remedy}
+		if node != nil {
+			p.Line, p.Column = node.Line, node.Column
+		}
+		return Problems{p}
+	}
+	if err != nil {
+		return nil, Problems{syntaxProblem(name, text, err)}
+	}
+	if document == nil || len(document.Content) != 1 {
+		return nil, problem(nil, "the file is empty", emptyRemedy)
+	}
+	root := document.Content[0]
+	switch {
+	case next != nil:
+		return nil, problem(next, "a second YAML document begins here", "write one file with one document; remove the line `---`")
+	case root.Kind == yaml.ScalarNode && root.Tag == "!!null":
+		return nil, problem(nil, "the file is empty", emptyRemedy)
+	case root.Kind != yaml.MappingNode:
+		return nil, problem(root, "the file is "+kindOf(root)+", not fields", "begin with a field, such as `services:`")
+	}
+	return root, nil
+}
+
+// decodeYAML returns the first document and the one that follows it; nil where there is none.
+func decodeYAML(text []byte) (document, next *yaml.Node, err error) {
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if document, err = decodeNext(decoder); document == nil || err != nil {
+		return nil, nil, err
+	}
+	next, err = decodeNext(decoder)
+	return document, next, err
+}
+
+func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {
+	var node yaml.Node
+	switch err := decoder.Decode(&node); {
+	case errors.Is(err, io.EOF):
+		return nil, nil //nolint:nilnil // the end of the file is no document and no error
+	case err != nil:
+		return nil, err
+	}
+	return &node, nil
+}
+
+// checkText refuses what cannot be a definitions file before YAML is asked. YAML 1.1 ends a line at some
+// characters where no editor does (a lone CR, NEL, LS, PS): they would make every line number wrong.
+func checkText(text []byte) (*fault, position) {
+	if len(text) > MaxSize {
+		return faultf("", "the file is larger than %d MiB", MaxSize>>20), position{1, 1}
+	}
+	pos := position{1, 1}
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			return faultf("save it as UTF-8", "the file is not UTF-8 text"), pos
+		case r == '\r' && i+1 < len(text) && text[i+1] == '\n':
+		case r == '\n':
+			pos = position{pos.line + 1, 0}
+		case r < ' ' && r != '\t', r >= 0x7f && r < 0xa0, r == '\u2028', r == '\u2029':
+			return faultf("remove it", "the character %U does not belong in a definitions file", r), pos
+		}
+		pos.column++
+		i += size
+	}
+	return nil, position{}
+}
+
+var syntaxError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+
+// syntaxProblem turns an error of the YAML reader into a problem. The reader names the line on which the part of
+// the file began that it could not make sense of, so the line on which it first could not is looked for.
+func syntaxProblem(name string, text []byte, err error) Problem {
+	line, what := readSyntaxError(err)
+	lines := bytes.SplitAfter(text, []byte("\n"))
+	if exact, ok := firstFailing(lines, what); ok {
+		line = exact
+	}
+	line = min(max(line, 1), len(lines))
+	first := lines[line-1]
+	column := len(first) - len(bytes.TrimLeft(first, " ")) + 1
+	remedy := "see that the lines around it are indented alike, with spaces, and that quotes and brackets are closed"
+	if bytes.HasPrefix(bytes.TrimLeft(first, " "), []byte("\t")) {
+		remedy = "indent with spaces, not with tabs"
+	}
+	return Problem{File: name, Line: line, Column: column, What: "this is no YAML: " + what, Remedy: remedy}
+}
+
+func readSyntaxError(err error) (line int, what string) {
+	m := syntaxError.FindStringSubmatch(strings.ReplaceAll(err.Error(), "\n", " "))
+	if m == nil {
+		return 0, err.Error()
+	}
+	line, _ = strconv.Atoi(m[1]) // 0 where the reader names none
+	return line, m[2]
+}
+
+// firstFailing returns the number of the first line with which the text, cut off after it, fails with the error
+// that the whole text fails with.
+func firstFailing(lines [][]byte, what string) (line int, ok bool) {
+	const most = 20_000 // lines: a longer file keeps the reader's own line
+	if len(lines) > most {
+		return 0, false
+	}
+	fails := func(n int) bool {
+		_, _, err := decodeYAML(bytes.Join(lines[:n], nil))
+		if err == nil {
+			return false
+		}
+		_, got := readSyntaxError(err)
+		return got == what
+	}
+	good, bad := 0, len(lines)
+	if !fails(bad) {
+		return 0, false
+	}
+	for bad-good > 1 {
+		if middle := (good + bad) / 2; fails(middle) {
+			bad = middle
+		} else {
+			good = middle
+		}
+	}
+	return bad, true
+}
+
+// kindOf says what a node is, for a sentence.
+func kindOf(node *yaml.Node) string {
+	switch {
+	case node.Kind == yaml.MappingNode:
+		return "a set of fields"
+	case node.Kind == yaml.SequenceNode:
+		return "a list"
+	case node.Kind == yaml.AliasNode:
+		return "an alias"
+	case node.Tag == "!!null":
+		return "nothing"
+	}
+	return fmt.Sprintf("the value %s", shown(node.Value))
+}

@@ -1,0 +1,129 @@
+package definitions
+
+import (
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// findings gathers the problems of one file. The checks come one after the other, and each knows a value by its
+// field path, such as services[2].path: where an earlier check has found a value wrong, a later one says
+// nothing about it, for it would only repeat in other words what is wrong already.
+type findings struct {
+	file   string
+	root   *yaml.Node
+	found  Problems
+	spoilt map[string]bool   // :: field path → found wrong
+	places map[position]bool // :: position → a problem is there
+}
+
+type position struct{ line, column int }
+
+// at adds a problem of the value of field at the node, and spoils the field for the checks to come.
+func (f *findings) at(node *yaml.Node, field string, fault *fault) {
+	f.spoilAlso(field)
+	f.places[position{node.Line, node.Column}] = true
+	f.found = append(f.found, Problem{
+		File: f.file, Line: node.Line, Column: node.Column, Field: field, What: fault.what, Remedy: fault.remedy,
+	})
+}
+
+// add adds a problem of the value of field unless that is spoilt. A nil fault is none. The problem stands where
+// the field is; where it is missing, at what it is missing from.
+func (f *findings) add(field string, fault *fault) {
+	if fault == nil || f.isSpoilt(field) {
+		return
+	}
+	node, _ := f.locate(field)
+	f.found = append(f.found, Problem{
+		File: f.file, Line: node.Line, Column: node.Column, Field: field, What: fault.what, Remedy: fault.remedy,
+	})
+}
+
+// isSpoilt says whether the value of field, or one that it is part of, was found wrong by an earlier check.
+func (f *findings) isSpoilt(field string) bool {
+	if len(f.spoilt) == 0 {
+		return false
+	}
+	for field != "" {
+		if f.spoilt[field] {
+			return true
+		}
+		field = field[:max(0, strings.LastIndexAny(field, ".["))]
+	}
+	return false
+}
+
+// spoilAlso marks a field as wrong though its problem stands at another.
+func (f *findings) spoilAlso(field string) {
+	if f.spoilt == nil {
+		f.spoilt, f.places = map[string]bool{}, map[position]bool{}
+	}
+	f.spoilt[field] = true
+}
+
+// spoil marks the fields of all problems found so far: what follows is a check of another kind.
+func (f *findings) spoil() {
+	for _, p := range f.found {
+		f.spoilAlso(p.Field)
+	}
+}
+
+func (f *findings) sorted() Problems {
+	f.found.sort()
+	return f.found
+}
+
+// where returns the line of a field for a sentence that begins elsewhere: "line 7".
+func (f *findings) where(field string) string {
+	node, ok := f.locate(field)
+	if !ok {
+		return "the default"
+	}
+	return "line " + strconv.Itoa(node.Line)
+}
+
+// locate returns the node of the value of a field; where the file does not have it, the node of the value that it
+// would be a part of, and false. It walks from the root: only who found a problem asks.
+func (f *findings) locate(field string) (node *yaml.Node, ok bool) {
+	node = f.root
+	var message protoreflect.MessageDescriptor = (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
+	for step := range strings.SplitSeq(field, ".") {
+		name, indexes, _ := strings.Cut(step, "[")
+		if message == nil {
+			return node, false
+		}
+		fd := message.Fields().ByName(protoreflect.Name(name))
+		value := valueOf(node, fd)
+		if value == nil {
+			return node, false
+		}
+		node, message = value, fd.Message()
+		if indexes == "" {
+			continue
+		}
+		i, err := strconv.Atoi(strings.TrimSuffix(indexes, "]"))
+		if err != nil || node.Kind != yaml.SequenceNode || i >= len(node.Content) {
+			return node, false
+		}
+		node = node.Content[i]
+	}
+	return node, true
+}
+
+// valueOf returns the node of a field's value in a mapping, or nil.
+func valueOf(mapping *yaml.Node, fd protoreflect.FieldDescriptor) *yaml.Node {
+	if fd == nil || mapping.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		if key := mapping.Content[i].Value; key == fd.TextName() || key == fd.JSONName() {
+			return mapping.Content[i+1]
+		}
+	}
+	return nil
+}

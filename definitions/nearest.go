@@ -1,0 +1,48 @@
+package definitions
+
+import "strings"
+
+// nearest returns the name that was probably meant by name, or "" where none is near.
+func nearest(name string, names []string) string {
+	plain := strings.NewReplacer("_", "", "-", "")
+	best, bestDistance := "", 0
+	for _, candidate := range names {
+		a, b := plain.Replace(strings.ToLower(name)), plain.Replace(candidate)
+		d := distance(a, b)
+		if d > max(1, len(b)/3) || best != "" && d >= bestDistance {
+			continue
+		}
+		best, bestDistance = candidate, d
+	}
+	return best
+}
+
+// distance returns how many letters must be put in, taken out, changed or swapped with their neighbour to make b
+// of a (the optimal string alignment distance).
+func distance(a, b string) int {
+	if len(a) > 64 {
+		return len(a) // no name is that long
+	}
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range len(b) + 1 {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			d := min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d = min(d, rows[i-2][j-2]+1)
+			}
+			rows[i][j] = d
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,77 @@
+package definitions
+
+import "strings"
+
+// pathFault says what keeps path from being one that the gateway can match. It takes only what no two readers of
+// a URL understand in different ways: Envoy resolves dot segments, merges slashes and decodes escapes before it
+// matches, so a path with any of these would match nothing, or not what its author sees.
+func pathFault(path string) *fault {
+	if !strings.HasPrefix(path, "/") {
+		return faultf("write "+shown("/"+strings.TrimLeft(path, " ./")), "%s does not begin with a slash", shown(path))
+	}
+	for _, c := range path {
+		if fault := characterFault(path, c); fault != nil {
+			return fault
+		}
+	}
+	if strings.Contains(path, "//") {
+		return faultf("write one", "%s has two slashes in a row", shown(path))
+	}
+	if path != "/" && strings.HasSuffix(path, "/") {
+		return faultf("write "+shown(strings.TrimRight(path, "/")), "%s ends in a slash; a path takes all that is below it anyway", shown(path))
+	}
+	for segment := range strings.SplitSeq(path, "/") {
+		if segment == "." || segment == ".." {
+			return faultf("write the path that it leads to", "%s has the segment %q, which is not a segment of its own", shown(path), segment)
+		}
+	}
+	return nil
+}
+
+// characterFault says why the character c cannot stand in a path. What is left is pchar (RFC 3986 §3.3) without
+// escapes, without ';', after which some servers cut a segment off, and without '*'.
+func characterFault(path string, c rune) *fault {
+	const plain = "-._~!$&'()+,=:@/"
+	switch {
+	case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.ContainsRune(plain, c):
+		return nil
+	case c == '?' || c == '#':
+		return faultf("write what stands before it; a request is matched by its path alone", "%s has a query or a fragment", shown(path))
+	case c == '%':
+		return faultf("write plain ASCII characters", "%s has an escape", shown(path))
+	case c == '*' || c == '{':
+		return faultf("write "+shown(literalPart(path)), "%s has a placeholder; a path takes all that is below it anyway", shown(path))
+	}
+	return faultf("write letters, digits and "+plain, "%s has the character %q", shown(path), c)
+}
+
+// literalPart returns the whole segments of a path before its first placeholder.
+func literalPart(path string) string {
+	before := path[:strings.IndexAny(path, "*{")]
+	before = before[:strings.LastIndexByte(before, '/')]
+	if before == "" {
+		return "/"
+	}
+	return before
+}
+
+func tokensPathFault(path string) *fault {
+	if fault := pathFault(path); fault != nil {
+		return fault
+	}
+	switch {
+	case path == "/":
+		return faultf("choose one, such as /token", "leaves no path to the services")
+	case within(path, OwnPath):
+		return faultf("choose another", "%s is a path that the gateway keeps for itself", shown(path))
+	}
+	return nil
+}
+
+// within says whether path is parent or lies below it, without regard to case.
+func within(path, parent string) bool {
+	if len(path) < len(parent) || !strings.EqualFold(path[:len(parent)], parent) {
+		return false
+	}
+	return len(path) == len(parent) || path[len(parent)] == '/' || parent == "/"
+}

@@ -1,0 +1,84 @@
+package definitions
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is one mistake in a definitions file.
+type Problem struct {
+	// File is the name of the file.
+	File string `json:"file"`
+	// Line and Column are where it is, counted from 1; the column counts characters.
+	Line   int `json:"line"`
+	Column int `json:"column"`
+	// Field is what it is about, such as services[2].path; empty where it is the file as a whole.
+	Field string `json:"field,omitempty"`
+	// What is what is wrong.
+	What string `json:"what"`
+	// Remedy is what to do; empty where What says it all.
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// String returns the problem as `file:line:column: field: what is wrong (what to do)`.
+func (p Problem) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s:%d:%d: ", p.File, p.Line, p.Column)
+	if p.Field != "" {
+		b.WriteString(p.Field + ": ")
+	}
+	b.WriteString(p.What)
+	if p.Remedy != "" {
+		b.WriteString(" (" + p.Remedy + ")")
+	}
+	return b.String()
+}
+
+// Problems is all that is wrong with a file, sorted by position. As an error it is never empty.
+type Problems []Problem
+
+// maxShown is how many problems an error message lists: it may end in a log.
+const maxShown = 20
+
+// Error lists the problems, one per line: the first 20, and how many more there are.
+func (p Problems) Error() string {
+	lines := make([]string, 0, min(len(p), maxShown)+1)
+	for _, problem := range p[:min(len(p), maxShown)] {
+		lines = append(lines, problem.String())
+	}
+	if more := len(p) - maxShown; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more problems", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (p Problems) sort() {
+	slices.SortStableFunc(p, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Field, b.Field))
+	})
+}
+
+// fault is what is wrong with a value, wherever it stands.
+type fault struct{ what, remedy string }
+
+func faultf(remedy, what string, args ...any) *fault {
+	return &fault{what: fmt.Sprintf(what, args...), remedy: remedy}
+}
+
+// shown returns a value of the file as a problem may show it: quoted, cut where it is long, and without what may
+// be a password: user info stands before the @ of an address.
+func shown(value string) string {
+	if scheme, rest, ok := strings.Cut(value, "://"); ok {
+		authority, _, _ := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+			value = scheme + "://[redacted]" + rest[at:]
+		}
+	}
+	const most = 100
+	if runes := []rune(value); len(runes) > most {
+		value = string(runes[:most]) + "…"
+	}
+	return fmt.Sprintf("%q", value)
+}

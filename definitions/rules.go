@@ -1,0 +1,179 @@
+package definitions
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+
+	"buf.build/go/protovalidate"
+	"buf.build/go/protoyaml"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// decode returns what the text says, as far as it can be read. What the reader refuses and checkShape did not
+// find is added: nothing that the reader had to leave out may be served.
+func decode(f *findings, text []byte) *gatewayv1.Gateway {
+	g := &gatewayv1.Gateway{}
+	err := protoyaml.UnmarshalOptions{}.Unmarshal(text, g)
+	for _, err := range flatten(err) {
+		place, what := readDecodeError(err)
+		if !f.places[place] {
+			f.found = append(f.found, Problem{File: f.file, Line: place.line, Column: place.column, What: what})
+		}
+	}
+	return g
+}
+
+func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only its own joined errors
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+var decodeError = regexp.MustCompile(`^:(\d+):(\d+) (.*)`)
+
+// readDecodeError reads the position back out of protoyaml's message: its errors have no other form.
+func readDecodeError(err error) (place position, what string) {
+	m := decodeError.FindStringSubmatch(err.Error())
+	if m == nil {
+		return position{1, 1}, err.Error()
+	}
+	line, _ := strconv.Atoi(m[1])
+	column, _ := strconv.Atoi(m[2])
+	return position{line, column}, m[3]
+}
+
+// validator holds the rules of the model, made ready once: that takes longer than most files.
+var validator = sync.OnceValues(func() (protovalidate.Validator, error) {
+	return protovalidate.New(protovalidate.WithMessages(&gatewayv1.Gateway{}))
+})
+
+// checkRules finds what breaks a rule that stands in the model at the field.
+func checkRules(f *findings, g *gatewayv1.Gateway) {
+	defer f.spoil()
+	v, err := validator()
+	if err == nil {
+		err = v.Validate(g)
+	}
+	var broken *protovalidate.ValidationError
+	switch {
+	case err == nil:
+	case errors.As(err, &broken):
+		for _, violation := range broken.Violations {
+			addViolation(f, violation)
+		}
+	default: // a rule that cannot be asked is one that does not hold
+		f.at(f.root, "", faultf("", "the rules of the model cannot be checked: %v", err))
+	}
+}
+
+func addViolation(f *findings, v *protovalidate.Violation) {
+	field := protovalidate.FieldPathString(v.Proto.GetField())
+	if v.Proto.GetRuleId() == "repeated.unique" {
+		addTwins(f, field)
+		return
+	}
+	f.add(field, violationFault(f, field, v))
+}
+
+// addTwins adds a problem for each item of a list that it has before.
+func addTwins(f *findings, field string) {
+	list, _ := f.locate(field)
+	first := map[string]int{} // :: value → line
+	for i, item := range list.Content {
+		if line, twice := first[item.Value]; twice {
+			f.add(fmt.Sprintf("%s[%d]", field, i),
+				faultf("remove one of them", "%s is in the list twice, first on line %d", shown(item.Value), line))
+			continue
+		}
+		first[item.Value] = item.Line
+	}
+}
+
+// words say what a field's value is and what it may be, where its rule alone would say it in a regular expression.
+var words = map[protoreflect.FullName]struct{ noun, remedy string }{
+	"gatepost.v1.Service.name":                {"a name", "1 to 64 letters, digits, '.', '_' and '-', the first and the last a letter or digit"},
+	"gatepost.v1.Service.path":                {"a path", "the path that the service is found under, such as /orders"},
+	"gatepost.v1.Service.upstreams":           {"an upstream", "where the service runs, such as http://orders:8080"},
+	"gatepost.v1.Service.allowed_methods":     {"a method that can be allowed", "a method in capital letters, such as GET; never CONNECT or TRACE"},
+	"gatepost.v1.Service.scopes":              {"a scope", "1 to 64 visible ASCII characters without quotes, spaces and backslashes"},
+	"gatepost.v1.Cors.allow_headers":          {"a header name", "name each header, such as Content-Type; Envoy rejects a request header with an underscore, and * does not cover Authorization"},
+	"gatepost.v1.Cors.expose_headers":         {"a header name", "name each header, such as ETag"},
+	"gatepost.v1.Identity.user_header":        {"a header name", "letters, digits and hyphens, such as x-user-id; Envoy rejects an underscore"},
+	"gatepost.v1.Authenticator.user_header":   {"a header name", "letters, digits and hyphens, such as userid"},
+	"gatepost.v1.Authenticator.scopes_header": {"a header name", "letters, digits and hyphens, such as scopes"},
+	"gatepost.v1.Authenticator.url":           {"an address", "the whole address of the login, such as http://users/users/authenticate"},
+	"gatepost.v1.Gateway.origins":             {"an origin", "write it as a browser sends it, such as https://shop.example"},
+}
+
+func violationFault(f *findings, field string, v *protovalidate.Violation) *fault {
+	known := words[fullName(field)]
+	if _, there := f.locate(field); !there || v.Proto.GetRuleId() == "repeated.min_items" {
+		return faultf(known.remedy, "is missing")
+	}
+	node, _ := f.locate(field)
+	limit := v.RuleValue.String()
+	switch kind, rule, _ := strings.Cut(v.Proto.GetRuleId(), "."); rule {
+	case "in":
+		return choiceFault(node, v)
+	case "max_len":
+		return faultf("at most "+limit+" characters", "is too long")
+	case "max_items":
+		return faultf("at most "+limit, "has too many entries")
+	case "min_len":
+		return faultf(known.remedy, "is empty")
+	case "pattern", "not_in":
+		return patternFault(node, known.noun, known.remedy)
+	default:
+		if kind == "duration" || kind == "uint32" {
+			return faultf(v.Proto.GetMessage(), "%s is out of range", node.Value)
+		}
+	}
+	return faultf(known.remedy, "%s", v.Proto.GetMessage())
+}
+
+func patternFault(node *yaml.Node, noun, remedy string) *fault {
+	value := node.Value
+	if upper := strings.ToUpper(value); noun == words["gatepost.v1.Service.allowed_methods"].noun && upper != value {
+		remedy = "write " + upper // methods are case-sensitive (RFC 9110 §9.1)
+	}
+	return faultf(remedy, "%s is not %s", shown(value), noun)
+}
+
+// choiceFault speaks of a text that is none of those that there are.
+func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
+	var choices []string
+	for i := range v.RuleValue.List().Len() {
+		if choice := v.RuleValue.List().Get(i).String(); choice != "" {
+			choices = append(choices, choice)
+		}
+	}
+	return faultf("write "+strings.Join(choices, " or "), "is %s", shown(node.Value))
+}
+
+// fullName returns the name in the model of the field at a path.
+func fullName(field string) (name protoreflect.FullName) {
+	message := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
+	for step := range strings.SplitSeq(field, ".") {
+		step, _, _ = strings.Cut(step, "[")
+		if message == nil {
+			return name
+		}
+		fd := message.Fields().ByName(protoreflect.Name(step))
+		if fd == nil {
+			return name
+		}
+		name, message = fd.FullName(), fd.Message()
+	}
+	return name
+}

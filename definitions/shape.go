@@ -1,0 +1,178 @@
+package definitions
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"buf.build/go/protoyaml"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// checkShape finds what does not fit the model: fields that it does not have or that are given twice, values of
+// another kind than it has there, and values that are left empty where the model has a default for nothing. An
+// alias is refused wherever it stands, so a small file cannot stand for a huge one.
+func checkShape(f *findings) {
+	descriptor := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
+	checkFields(f, f.root, descriptor, "")
+	services := descriptor.Fields().ByName("services")
+	if valueOf(f.root, services) == nil && !f.isSpoilt("services") {
+		f.at(f.root, "services", faultf(emptyRemedy, "is missing"))
+	}
+}
+
+func checkFields(f *findings, mapping *yaml.Node, message protoreflect.MessageDescriptor, path string) {
+	first := map[protoreflect.Name]int{} // :: field → line of its key
+	for i := 0; i+1 < len(mapping.Content); i += 2 {
+		key, value := mapping.Content[i], mapping.Content[i+1]
+		fd := fieldOf(key, message)
+		if fd == nil {
+			checkUnknown(f, key, message, path)
+			continue
+		}
+		field := join(path, string(fd.Name()))
+		if line, twice := first[fd.Name()]; twice {
+			f.at(key, field, faultf("remove one of them", "is given twice, first on line %d", line))
+			continue
+		}
+		first[fd.Name()] = key.Line
+		checkField(f, value, fd, field)
+	}
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+func fieldOf(key *yaml.Node, message protoreflect.MessageDescriptor) protoreflect.FieldDescriptor {
+	if key.Kind != yaml.ScalarNode {
+		return nil
+	}
+	if fd := message.Fields().ByTextName(key.Value); fd != nil {
+		return fd
+	}
+	return message.Fields().ByJSONName(key.Value)
+}
+
+func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescriptor, path string) {
+	switch {
+	case key.Kind != yaml.ScalarNode:
+		f.at(key, join(path, "?"), faultf("write a field's name", "the name of a field is %s", kindOf(key)))
+		return
+	case key.Tag == "!!merge":
+		f.at(key, join(path, "<<"), faultf("write the fields out", "merging is not supported"))
+		return
+	}
+	names := make([]string, message.Fields().Len())
+	for i := range names {
+		names[i] = string(message.Fields().Get(i).Name())
+	}
+	remedy := "the fields are " + strings.Join(names, ", ")
+	if meant := nearest(key.Value, names); meant != "" {
+		remedy = "did you mean " + meant + "?"
+		f.spoilAlso(join(path, meant)) // it is not missing, it is misspelt
+	}
+	f.at(key, join(path, printable(key.Value)), faultf(remedy, "unknown field"))
+}
+
+// printable returns the name of an unknown field as a problem may show it.
+func printable(name string) string {
+	if len(name) > 64 {
+		name = strings.ToValidUTF8(name[:64], "") + "…"
+	}
+	quoted := strconv.Quote(name)
+	if name == "" || strings.ContainsAny(name, " .[]:") || quoted[1:len(quoted)-1] != name {
+		return quoted
+	}
+	return name
+}
+
+func checkField(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, field string) {
+	if !fd.IsList() {
+		checkValue(f, node, fd, field)
+		return
+	}
+	switch {
+	case node.Kind != yaml.SequenceNode:
+		f.at(node, field, wantList(node))
+		return
+	case len(node.Content) == 0 && defaultOf(fd) != "":
+		f.at(node, field, isEmpty(fd, "list"))
+	}
+	for i, item := range node.Content {
+		checkValue(f, item, fd, field+"["+strconv.Itoa(i)+"]")
+	}
+}
+
+func wantList(node *yaml.Node) *fault {
+	if node.Kind == yaml.ScalarNode && node.Tag != "!!null" {
+		return faultf("write ["+shown(node.Value)+"]", "is %s, not a list", kindOf(node))
+	}
+	return faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
+}
+
+func isEmpty(fd protoreflect.FieldDescriptor, kind string) *fault {
+	return faultf("remove the line for the default, "+defaultOf(fd), "is an empty %s", kind)
+}
+
+// checkValue checks one value: that of a field, or one of a list.
+func checkValue(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, field string) {
+	null := node.Kind == yaml.ScalarNode && node.Tag == "!!null"
+	message := fd.Message()
+	switch {
+	case node.Kind == yaml.AliasNode:
+		f.at(node, field, faultf("write the value out", "is an alias"))
+	case message != nil && message.FullName() != "google.protobuf.Duration":
+		if null && !fd.IsList() {
+			return // `tokens:` with all of its lines commented out
+		}
+		if node.Kind != yaml.MappingNode {
+			f.at(node, field, faultf("write fields below it, as `name: value`", "is %s, not a set of fields", kindOf(node)))
+			return
+		}
+		checkFields(f, node, message, field)
+	case null:
+		f.at(node, field, faultf("give it one, or remove the line", "has no value"))
+	case node.Kind != yaml.ScalarNode:
+		f.at(node, field, faultf("write a single value", "is %s", kindOf(node)))
+	default:
+		if fault := scalarFault(node, fd); fault != nil {
+			f.at(node, field, fault)
+		}
+	}
+}
+
+func scalarFault(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
+	switch fd.Kind() {
+	case protoreflect.BoolKind:
+		// Only these two: YAML 1.1 has a dozen words for them, and YAML 1.2 reads most of those as text.
+		if node.Tag != "!!bool" || node.Value != "true" && node.Value != "false" {
+			return faultf("write true or false, without quotes", "is %s", shown(node.Value))
+		}
+	case protoreflect.Uint32Kind:
+		n, err := strconv.ParseUint(node.Value, 10, 32)
+		if err != nil {
+			return faultf("write a whole number", "is %s", shown(node.Value))
+		}
+		if n == 0 && defaultOf(fd) != "" {
+			return faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
+		}
+	case protoreflect.MessageKind:
+		if _, err := protoyaml.ParseDuration(node.Value); err != nil {
+			return faultf("write a number with its unit, such as 15s, 500ms or 2h", "is %s, not a duration", shown(node.Value))
+		}
+	case protoreflect.StringKind:
+		if node.Value == "" && !fd.IsList() && defaultOf(fd) != "" {
+			return isEmpty(fd, "text")
+		}
+	default:
+		return faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
+	}
+	return nil
+}
