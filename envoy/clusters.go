@@ -1,11 +1,14 @@
 package envoy
 
 import (
+	"fmt"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -71,7 +74,7 @@ func gatepostCluster(name, address string, options *upstreamhttpv3.HttpProtocolO
 	}
 	protocol, err := anypb.New(options)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("building the cluster %s: %w", name, err)
 	}
 	c := &clusterv3.Cluster{
 		Name:                 name,
@@ -93,20 +96,29 @@ func gatepostCluster(name, address string, options *upstreamhttpv3.HttpProtocolO
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol,
 		},
 	}
-	if addr.host != "" {
-		resolveByName(c)
+	if addr.host == "" {
+		return c, nil
 	}
+	byName, err := anypb.New(resolution())
+	if err != nil {
+		return nil, fmt.Errorf("building the cluster %s: %w", name, err)
+	}
+	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+		Name: "envoy.cluster.dns", TypedConfig: byName,
+	}}
 	return c, nil
 }
 
-// resolveByName asks for the name again each second: a container that is made anew has a new address, and is
-// to be found as fast as one that was only restarted. IPv4 is taken where there is one, as compose networks have.
-func resolveByName(c *clusterv3.Cluster) {
-	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
-	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
-	c.DnsRefreshRate = durationpb.New(time.Second)
-	c.DnsFailureRefreshRate = &clusterv3.Cluster_RefreshRate{
-		BaseInterval: durationpb.New(200 * time.Millisecond),
-		MaxInterval:  durationpb.New(time.Second),
+// resolution says how a name becomes endpoints: as STRICT_DNS does, whose own fields for this are deprecated. The
+// name is asked for again each second: a container that is made anew has a new address, and is to be found as
+// fast as one that was only restarted. IPv4 is taken where there is one, as compose networks have.
+func resolution() *dnsclusterv3.DnsCluster {
+	return &dnsclusterv3.DnsCluster{
+		DnsLookupFamily: dnsv3.DnsLookupFamily_V4_PREFERRED,
+		DnsRefreshRate:  durationpb.New(time.Second),
+		DnsFailureRefreshRate: &dnsclusterv3.DnsCluster_RefreshRate{
+			BaseInterval: durationpb.New(200 * time.Millisecond),
+			MaxInterval:  durationpb.New(time.Second),
+		},
 	}
 }

@@ -86,16 +86,14 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // keepRunning is the life of the Runner: one child after the other, until ctx ends.
 func (r *Runner) keepRunning(ctx context.Context, file string) {
-	wait := firstBackOff
+	var wait time.Duration
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := r.runOnce(ctx, file)
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) >= steady {
-			wait = firstBackOff
-		}
+		wait = backOff(wait, time.Since(began))
 		r.Log.Error("Envoy ended by itself; it is started again", "how", describe(err), "after", wait)
 		if r.OnExit != nil {
 			r.OnExit(err)
@@ -104,8 +102,15 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, lastBackOff)
 	}
+}
+
+// backOff returns how long to wait after an Envoy that lived for so long, when last it was so long (at first: 0).
+func backOff(last, lived time.Duration) time.Duration {
+	if last == 0 || lived >= steady {
+		return firstBackOff
+	}
+	return min(2*last, lastBackOff)
 }
 
 // runOnce starts one child and returns how it ended. It ends the child when ctx ends.

@@ -1,0 +1,83 @@
+package envoy
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestBackOffDoublesUntilAnEnvoyRanForAMinute(t *testing.T) {
+	var got []string
+	var wait time.Duration
+	for _, lived := range []time.Duration{0, 0, time.Second, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
+		wait = backOff(wait, lived)
+		got = append(got, wait.String())
+	}
+	want := "100ms 200ms 400ms 800ms 1.6s 3.2s 6.4s 10s 10s 100ms 200ms"
+	if strings.Join(got, " ") != want {
+		t.Errorf("waits %v, want %v", got, want)
+	}
+}
+
+func TestALineOfEnvoyIsALineOfTheLog(t *testing.T) {
+	var out bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	w := newLogWriter(log)
+	for _, part := range []string{
+		"[info][main] starting", " main dispatch loop\n[warn", "ing][config] odd\n",
+		"[error][grpc] bad [thing] here\n[critical][assert] gone\n\n",
+		"error while loading shared libraries: libx.so\n",
+		"[debug][http] no end",
+	} {
+		if n, err := fmt.Fprint(w, part); n != len(part) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Join([]string{
+		`level=DEBUG msg="starting main dispatch loop" from=envoy logger=main`,
+		`level=WARN msg=odd from=envoy logger=config`,
+		`level=ERROR msg="bad [thing] here" from=envoy logger=grpc`,
+		`level=ERROR msg=gone from=envoy logger=assert`,
+		`level=WARN msg="error while loading shared libraries: libx.so" from=envoy logger=""`,
+		`level=DEBUG msg="no end" from=envoy logger=http`,
+	}, "\n") + "\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestALineWithoutEndTakesNoMemoryWithoutEnd(t *testing.T) {
+	var out bytes.Buffer
+	w := newLogWriter(slog.New(slog.NewTextHandler(&out, nil)))
+	for range 100 {
+		if _, err := w.Write(bytes.Repeat([]byte("x"), 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "x"); n != maxLogLine {
+		t.Errorf("%d bytes of the line were kept, want %d", n, maxLogLine)
+	}
+}
+
+func TestRequestsUnderWayAreThoseOfClients(t *testing.T) {
+	stats := "http.admin.downstream_rq_active: 1\nhttp.edge.downstream_rq_active: 2\nhttp.a.b.downstream_rq_active: 3\nhttp.edge.downstream_rq_total: 9\n"
+	if sum, err := sumActive(stats); sum != 5 || err != nil {
+		t.Errorf("sumActive = %d, %v; want 5", sum, err)
+	}
+}
