@@ -1,0 +1,84 @@
+package xds
+
+import (
+	"strconv"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// corsPolicy is what the CORS filter does on a route: answer preflights, and tell a page of a good origin that
+// it may read the answer. It is set on routes and nowhere else: what a route's policy leaves out would be
+// taken from a policy of the virtual host.
+func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
+	allowed, exposed := strings.Join(methods, ","), strings.Join(expose, ",")
+	key := allowed + "\n" + exposed
+	if policy := b.policies[key]; policy != nil {
+		return policy
+	}
+	cors := b.gw.GetCors()
+	policy := b.pack(&corsv3.CorsPolicy{
+		AllowOriginStringMatch: allowedOrigins(b.gw.GetOrigins()),
+		AllowMethods:           allowed,
+		AllowHeaders:           strings.Join(cors.GetAllowHeaders(), ","),
+		ExposeHeaders:          exposed,
+		MaxAge:                 strconv.FormatInt(cors.GetMaxAge().GetSeconds(), 10),
+		AllowCredentials:       wrapperspb.Bool(cors.GetAllowCredentials()),
+		// A preflight of another origin is answered too, without leave, and never forwarded.
+		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
+	})
+	b.policies[key] = policy
+	return policy
+}
+
+// allowedOrigins matches the listed origins and nothing else, or, without a list, every origin.
+func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
+	if len(origins) == 0 {
+		return []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
+			SafeRegex: &matcherv3.RegexMatcher{Regex: ".+"},
+		}}}
+	}
+	return exactly(origins).GetPatterns()
+}
+
+// preflightHeaders match what the CORS filter takes for a preflight, and nothing more. A header that is there
+// and empty is no preflight to the filter, which would let the request go on.
+// (Fetch standard, "CORS-preflight request".)
+func preflightHeaders() []*routev3.HeaderMatcher {
+	return []*routev3.HeaderMatcher{
+		method("OPTIONS"),
+		notEmpty("origin"),
+		notEmpty("access-control-request-method"),
+	}
+}
+
+func method(name string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{
+		Name:                 ":method",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: exact(name)},
+	}
+}
+
+func notEmpty(header string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{
+		Name:                      header,
+		HeaderMatchSpecifier:      &routev3.HeaderMatcher_StringMatch{StringMatch: exact("")},
+		InvertMatch:               true,
+		TreatMissingHeaderAsEmpty: true,
+	}
+}
+
+// noneOf matches a request whose method is not in the list.
+func noneOf(methods []string) []*routev3.HeaderMatcher {
+	out := make([]*routev3.HeaderMatcher, 0, len(methods))
+	for _, m := range methods {
+		not := method(m)
+		not.InvertMatch = true
+		out = append(out, not)
+	}
+	return out
+}

@@ -1,0 +1,125 @@
+package xds
+
+import (
+	"time"
+
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// The filters' names; a route's own settings for a filter go by its name.
+const (
+	filterCORS   = "envoy.filters.http.cors"
+	filterStrip  = "strip"
+	filterAuthz  = "envoy.filters.http.ext_authz"
+	filterRouter = "envoy.filters.http.router"
+)
+
+// authzTimeout is how long Envoy waits for a decision; the sidecar gives up sooner, so that its own answer is
+// the one that a client sees.
+const authzTimeout = 2 * time.Second
+
+// checkedHeaders are the request headers that a Check is told. What is not here never leaves Envoy; a header
+// that a decision is to depend on (a cookie, say) is added here and nowhere else.
+var checkedHeaders = []string{"authorization", "origin", "x-request-id"}
+
+// stripped are request headers by which some upstream or other believes who calls, or for which path. None
+// comes from the client; the header that bears the user's id is stripped with them (see strip).
+var stripped = []string{
+	"x-envoy-auth-failure-mode-allowed",
+	"x-forwarded-host", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-port",
+	"x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
+}
+
+// httpFilters are the filters in the order in which a request passes them. CORS is first, so that it answers
+// preflights before a token is asked for and makes every later refusal readable for the page that asked.
+func (b *builder) httpFilters() []*hcmv3.HttpFilter {
+	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
+		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
+	}
+	return []*hcmv3.HttpFilter{
+		filter(filterCORS, b.pack(&corsv3.Cors{})),
+		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
+		filter(filterAuthz, b.pack(b.extAuthz())),
+		// No x-envoy-* header of ours: they would tell an upstream the path before it was rewritten, and a
+		// client how long the upstream took.
+		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})),
+	}
+}
+
+// extAuthz asks the sidecar about each request, unless its route says that there is nothing to ask.
+// It fails closed: no answer is 503, and an answer that Envoy cannot carry out is an error, not a pass.
+// clear_route_cache stays off: a request must not come to a route that it was not checked for.
+func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
+	return &extauthzv3.ExtAuthz{
+		Services: &extauthzv3.ExtAuthz_GrpcService{GrpcService: &corev3.GrpcService{
+			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
+				ClusterName: b.opts.GRPCCluster,
+			}},
+			Timeout: durationpb.New(authzTimeout),
+		}},
+		TransportApiVersion: corev3.ApiVersion_V3,
+		FailureModeAllow:    false,
+		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
+		ValidateMutations:   true,
+		AllowedHeaders:      exactly(checkedHeaders),
+		// The sidecar adds and removes headers, and never a path, a method or a host.
+		DecoderHeaderMutationRules: &mutationrulesv3.HeaderMutationRules{
+			DisallowSystem:  wrapperspb.Bool(true),
+			DisallowIsError: wrapperspb.Bool(true),
+		},
+		MaxDeniedResponseBodyBytes: 8 << 10,
+	}
+}
+
+func exactly(values []string) *matcherv3.ListStringMatcher {
+	l := &matcherv3.ListStringMatcher{}
+	for _, v := range values {
+		l.Patterns = append(l.Patterns, exact(v))
+	}
+	return l
+}
+
+func exact(value string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}}
+}
+
+// stripAll is what the strip filter does on every route: the request loses the headers of that list, and every
+// answer says that it depends on the origin (the CORS filter does not).
+func stripAll() *headermutationv3.Mutations {
+	return &headermutationv3.Mutations{
+		RequestMutations: remove(stripped...),
+		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
+			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header:       &corev3.HeaderValue{Key: "vary", Value: "origin"},
+				AppendAction: corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD,
+			}},
+		}},
+	}
+}
+
+// strip removes the client's own copy of the header that bears the user's id. It travels with the routes, as
+// the rule does that names this header: a change of the name is one step, with no moment in between.
+func (b *builder) strip() *anypb.Any {
+	return b.pack(&headermutationv3.HeaderMutationPerRoute{Mutations: &headermutationv3.Mutations{
+		RequestMutations: remove(b.gw.GetIdentity().GetUserHeader()),
+	}})
+}
+
+func remove(names ...string) []*mutationrulesv3.HeaderMutation {
+	out := make([]*mutationrulesv3.HeaderMutation, 0, len(names))
+	for _, name := range names {
+		out = append(out, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: name}})
+	}
+	return out
+}

@@ -1,0 +1,114 @@
+package xds
+
+import (
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// The limits at the edge.
+const (
+	requestHeadersTimeout = 10 * time.Second
+	requestTimeout        = 300 * time.Second // a body of any size, as long as it arrives within this time
+	streamIdleTimeout     = 300 * time.Second
+	connectionIdleTimeout = 300 * time.Second
+	maxConnectionDuration = time.Hour
+	maxHeadersKiB         = 16
+	maxHeaders            = 64
+	bufferLimit           = 32 << 10 // a backpressure mark, not a limit on bodies: they are streamed
+)
+
+// listener is where requests arrive. It depends on the address and on the origins alone: all that changes with
+// a service travels with the routes, so that connections outlive a change of definitions.
+func (b *builder) listener() *listenerv3.Listener {
+	b.about = "listener"
+	addr, err := listenAddress(b.gw.GetListen())
+	if err != nil {
+		b.fail(err)
+		return nil
+	}
+	l := &listenerv3.Listener{
+		Name: listenerName,
+		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address:       addr.Addr().String(),
+			PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(addr.Port())},
+			Ipv4Compat:    addr.Addr() == addr.Addr().Unmap() && addr.Addr().Is6() && addr.Addr().IsUnspecified(),
+		}}},
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
+		FilterChains: []*listenerv3.FilterChain{{
+			Filters: []*listenerv3.Filter{{
+				Name:       "envoy.filters.network.http_connection_manager",
+				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(b.connectionManager())},
+			}},
+		}},
+	}
+	b.validate(l)
+	return l
+}
+
+// connectionManager follows Envoy's own advice for an edge proxy, and is stricter where a client of an API
+// has no need: escaped slashes and underscores in header names are refused, not rewritten.
+// (Envoy docs, "Configuring Envoy as an edge proxy".)
+func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
+	return &hcmv3.HttpConnectionManager{
+		StatPrefix: "gatepost",
+		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
+			RouteConfigName: routesName,
+			ConfigSource: &corev3.ConfigSource{
+				ResourceApiVersion:    corev3.ApiVersion_V3,
+				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+				// No timeout: a listener without routes must not open.
+				InitialFetchTimeout: durationpb.New(0),
+			},
+		}},
+		HttpFilters:      b.httpFilters(),
+		LocalReplyConfig: localReplies(b.gw),
+
+		// Who calls: nothing that a client claims about that is taken over (x-envoy-*, x-request-id).
+		UseRemoteAddress: wrapperspb.Bool(true),
+
+		// The path that is matched is the path that is forwarded.
+		NormalizePath:                wrapperspb.Bool(true),
+		MergeSlashes:                 true,
+		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
+		StripTrailingHostDot:         true,
+
+		// No client holds a connection, a stream or memory for free.
+		RequestHeadersTimeout:          durationpb.New(requestHeadersTimeout),
+		RequestTimeout:                 durationpb.New(requestTimeout),
+		StreamIdleTimeout:              durationpb.New(streamIdleTimeout),
+		MaxRequestHeadersKb:            wrapperspb.UInt32(maxHeadersKiB),
+		Http1SafeMaxConnectionDuration: true,
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{
+			IdleTimeout:                  durationpb.New(connectionIdleTimeout),
+			MaxConnectionDuration:        durationpb.New(maxConnectionDuration),
+			MaxHeadersCount:              wrapperspb.UInt32(maxHeaders),
+			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
+		},
+		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
+			MaxConcurrentStreams:        wrapperspb.UInt32(100),
+			InitialStreamWindowSize:     wrapperspb.UInt32(64 << 10),
+			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
+		},
+	}
+}
+
+// rdsName is the route configuration that a listener of ours asks for.
+func rdsName(l *listenerv3.Listener) string {
+	hcm, err := managerOf(l)
+	if err != nil {
+		return ""
+	}
+	return hcm.GetRds().GetRouteConfigName()
+}
+
+// managerOf unpacks the connection manager of a listener of ours.
+func managerOf(l *listenerv3.Listener) (*hcmv3.HttpConnectionManager, error) {
+	hcm := new(hcmv3.HttpConnectionManager)
+	err := l.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(hcm)
+	return hcm, err
+}

@@ -1,0 +1,103 @@
+package xds
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"gatepost/authz"
+)
+
+// The paths by which the token handler knows its endpoints, whatever tokens.path is.
+const (
+	handlerLogin      = "/token"
+	handlerRevoke     = "/token/revoke"
+	handlerRefresh    = "/token/refresh"
+	handlerIntrospect = "/token/introspect"
+	handlerSessions   = "/token/sessions"
+)
+
+// tokenTimeout is how long an endpoint of the token handler may take, but for the login. It covers a revoke
+// that waits until no gateway can accept the token.
+const tokenTimeout = 10 * time.Second
+
+// commonMethods are those that a preflight is granted where nothing is, so that the page may read the 404.
+var commonMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+
+// tokenRoutes are the gateway's own endpoints under tokens.path. They ask for an origin where origins are
+// listed, and for no token: the handler reads the one that is shown. All else below the path is 404.
+func (b *builder) tokenRoutes() []*routev3.Route {
+	b.about = "tokens"
+	path := b.gw.GetTokens().GetPath()
+	login := timeoutOf(b.gw.GetTokens().GetAuthenticator())
+	var out []*routev3.Route
+	add := func(name string, at *routev3.RouteMatch, rewrite string, timeout time.Duration, methods ...string) {
+		out = append(out, b.surface(surface{
+			name:    name,
+			at:      []*routev3.RouteMatch{at},
+			methods: methods,
+			expose:  b.tokenHeaders(),
+			rule:    authz.Rule{Service: "token"},
+			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
+		})...)
+	}
+	add("token revoke", exactPath(path+"/revoke"), handlerRevoke, tokenTimeout, "POST")
+	add("token refresh", exactPath(path+"/refresh"), handlerRefresh, tokenTimeout, "POST")
+	add("token introspect", exactPath(path+"/introspect"), handlerIntrospect, tokenTimeout, "POST")
+	add("token sessions", exactPath(path+"/sessions"), handlerSessions, tokenTimeout, "GET", "DELETE")
+	add("token session", prefix(path+"/sessions/"), handlerSessions+"/", tokenTimeout, "DELETE")
+	add("token", exactPath(path), handlerLogin, login, "POST")
+	add("token", exactPath(path+"/"), handlerLogin, login, "POST")
+	return b.checked(append(out, b.nothing("token", atAndBelow(path))...))
+}
+
+// tokenHeaders are the answer headers of the token handler that a page may read: the old gateway's three, and
+// those of the definitions.
+func (b *builder) tokenHeaders() []string {
+	out := []string{"token", "expires_in"}
+	listed := append([]string{b.gw.GetTokens().GetAuthenticator().GetUserHeader()}, b.gw.GetCors().GetExposeHeaders()...)
+	for _, h := range listed {
+		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// catchAll answers for every path that nobody has.
+func (b *builder) catchAll() []*routev3.Route {
+	b.about = "routes"
+	return b.checked(b.nothing("unknown", prefix("/")))
+}
+
+// nothing answers 404, and preflights so that the page that asked can read the 404.
+func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route {
+	open := b.gate(authz.Rule{Service: name})
+	return []*routev3.Route{
+		preflight(name, at, b.corsPolicy(commonMethods, b.gw.GetCors().GetExposeHeaders()), open),
+		b.answer(name+" 404", at, notFound(), open),
+	}
+}
+
+// beacon is the route that tells which version Envoy serves. It is asked about in no case: it must tell the
+// truth also while Gatepost is away.
+func (b *builder) beacon() *routev3.Route {
+	b.about = "version"
+	return b.checked([]*routev3.Route{{
+		Name:  "version",
+		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+			Status: 200,
+			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString("")}},
+		}},
+		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
+			setHeader("content-type", "application/json"),
+			setHeader("cache-control", "no-store"),
+		},
+		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())},
+	}})[0]
+}

@@ -1,0 +1,174 @@
+package xds
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"gatepost/authz"
+)
+
+// routes is the one route configuration: Envoy takes the first route that matches, so the gateway's own paths
+// come first, then the services from the longest path to the shortest, then what answers for all the rest.
+// The version is not in it yet.
+func (b *builder) routes(services []*service) *routev3.RouteConfiguration {
+	b.about = "routes"
+	vhost := &routev3.VirtualHost{
+		Name:                 routesName,
+		Domains:              []string{"*"},
+		TypedPerFilterConfig: map[string]*anypb.Any{filterStrip: b.strip()},
+	}
+	config := &routev3.RouteConfiguration{
+		Name:         routesName,
+		VirtualHosts: []*routev3.VirtualHost{vhost},
+		// The port in Host never matters for matching, and an upstream still sees it.
+		IgnorePortInHostMatching: true,
+	}
+	b.validate(config) // the frame; each route is validated by itself, so that an error names the service
+	vhost.Routes = append(vhost.Routes, b.beacon())
+	vhost.Routes = append(vhost.Routes, b.tokenRoutes()...)
+	for _, s := range services {
+		b.about = s.String()
+		vhost.Routes = append(vhost.Routes, b.checked(b.surface(s.surface(b)))...)
+	}
+	vhost.Routes = append(vhost.Routes, b.catchAll()...)
+	return config
+}
+
+// checked holds routes against Envoy's rules.
+func (b *builder) checked(routes []*routev3.Route) []*routev3.Route {
+	for _, r := range routes {
+		b.validate(r)
+	}
+	return routes
+}
+
+// byPath orders services for matching: longest path first. The order of the definitions never matters.
+func byPath(a, b *service) int {
+	return cmp.Or(cmp.Compare(len(b.path), len(a.path)), strings.Compare(strings.ToLower(a.path), strings.ToLower(b.path)))
+}
+
+// surface is a part of the gateway that takes some methods at some paths: a service, or an endpoint of the
+// gateway's own.
+type surface struct {
+	name    string
+	at      []*routev3.RouteMatch // the paths where it answers preflights and refuses other methods
+	methods []string
+	expose  []string // answer headers that a page may read
+	rule    authz.Rule
+	forward []forward
+}
+
+// forward says how requests for a path go on.
+type forward struct {
+	at *routev3.RouteMatch
+	to *routev3.RouteAction
+}
+
+// surface makes the routes: preflights first, then the refusal of methods that are not in the list (before any
+// token is asked for), then what is forwarded.
+func (b *builder) surface(s surface) []*routev3.Route {
+	cors := b.corsPolicy(s.methods, s.expose)
+	rule, open := b.gate(s.rule), b.gate(authz.Rule{Service: s.rule.Service})
+	var out []*routev3.Route
+	for _, at := range s.at {
+		out = append(out,
+			preflight(s.name, at, cors, open),
+			b.answer(s.name+" 405", with(at, noneOf(s.methods)...), methodNotAllowed(s.methods), open))
+	}
+	for _, f := range s.forward {
+		out = append(out, &routev3.Route{
+			Name:                 s.name,
+			Match:                f.at,
+			Action:               &routev3.Route_Route{Route: f.to},
+			TypedPerFilterConfig: map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule},
+			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
+			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
+		})
+	}
+	return out
+}
+
+// preflight is a route on which the CORS filter answers; behind it is nothing.
+func preflight(name string, at *routev3.RouteMatch, cors, rule *anypb.Any) *routev3.Route {
+	return &routev3.Route{
+		Name:                 name + " preflight",
+		Match:                with(at, preflightHeaders()...),
+		Action:               &routev3.Route_Route{Route: toCluster(nowhere)},
+		TypedPerFilterConfig: map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule},
+	}
+}
+
+// answer is a route on which Envoy answers by itself.
+func (b *builder) answer(name string, at *routev3.RouteMatch, a answer, rule *anypb.Any) *routev3.Route {
+	return &routev3.Route{
+		Name:  name,
+		Match: at,
+		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+			Status: a.status,
+			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(a.text)}},
+		}},
+		ResponseHeadersToAdd: append(a.headers, b.readable()...),
+		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: rule},
+	}
+}
+
+func toCluster(name string) *routev3.RouteAction {
+	return &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}
+}
+
+// forwardTo sends a request on with the matched part of its path replaced; an empty rewrite leaves the path as
+// it is. The query is kept as it is.
+func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAction {
+	to := toCluster(cluster)
+	to.PrefixRewrite = rewrite
+	to.Timeout = durationpb.New(timeout)
+	if timeout >= streamIdleTimeout {
+		// A slow upstream looks like an idle stream; the service's own timeout is to end it.
+		to.IdleTimeout = durationpb.New(timeout + 5*time.Second)
+	}
+	return to
+}
+
+// The ways in which a path is matched: without regard to case, and without the query.
+
+func exactPath(path string) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_Path{Path: path},
+		CaseSensitive: wrapperspb.Bool(false),
+	}
+}
+
+func prefix(path string) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: path},
+		CaseSensitive: wrapperspb.Bool(false),
+	}
+}
+
+// atAndBelow matches a path and what lies below it, but not a path that only starts with the same letters.
+func atAndBelow(path string) *routev3.RouteMatch {
+	if path == "/" {
+		return prefix("/")
+	}
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_PathSeparatedPrefix{PathSeparatedPrefix: path},
+		CaseSensitive: wrapperspb.Bool(false),
+	}
+}
+
+// with is the same match with more headers asked for.
+func with(m *routev3.RouteMatch, headers ...*routev3.HeaderMatcher) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: m.GetPathSpecifier(),
+		CaseSensitive: m.GetCaseSensitive(),
+		Headers:       slices.Concat(m.GetHeaders(), headers),
+	}
+}

@@ -1,0 +1,92 @@
+package xds
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+
+	"gatepost/authz"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// service is one service of the definitions, with its upstreams understood.
+type service struct {
+	def     *gatewayv1.Service
+	path    string
+	base    string // the path on the upstream that stands for the service's root: "" or "/base"
+	targets []upstream
+}
+
+func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetName()) }
+
+// cluster is the name of the service's cluster. The base path is in it, because routes rewrite to it: a change
+// of the base is then another cluster, and old routes never meet the new one. A change of hosts alone is a
+// change of the same cluster, and Envoy keeps the old hosts until the new ones are ready.
+func (s *service) cluster() string { return "service/" + s.def.GetName() + s.base }
+
+// services reads the definitions' services, in the order in which they are matched.
+func (b *builder) services() []*service {
+	out := make([]*service, 0, len(b.gw.GetServices()))
+	for _, def := range b.gw.GetServices() {
+		s := &service{def: def, path: def.GetPath()}
+		b.about = s.String()
+		var err error
+		if s.targets, err = upstreams(def.GetUpstreams()); err != nil {
+			b.fail(err)
+			continue
+		}
+		s.base = s.targets[0].base
+		out = append(out, s)
+	}
+	slices.SortFunc(out, byPath)
+	return out
+}
+
+// surface is the service as clients see it.
+func (s *service) surface(b *builder) surface {
+	return surface{
+		name:    s.def.GetName(),
+		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
+		methods: s.def.GetAllowedMethods(),
+		expose:  b.gw.GetCors().GetExposeHeaders(),
+		rule: authz.Rule{
+			Service:      s.def.GetName(),
+			Authenticate: s.def.GetAuthenticate(),
+			Scopes:       s.def.GetScopes(),
+			ForwardToken: s.def.GetForwardToken(),
+		},
+		forward: s.forwards(),
+	}
+}
+
+// forwards gives the two routes that a prefix needs, to come off cleanly: `/orders` alone, and `/orders/` with
+// what follows. One route with the prefix `/orders` would also take `/ordersfoo`, and send `//5` for `/orders/5`.
+func (s *service) forwards() []forward {
+	timeout := s.def.GetTimeout().AsDuration()
+	to := func(rewrite string) *routev3.RouteAction { return forwardTo(s.cluster(), rewrite, timeout) }
+	if s.path == "/" {
+		return []forward{{prefix("/"), to(s.base + "/")}}
+	}
+	root := s.base
+	if s.def.GetKeepPrefix() {
+		root += s.path
+	}
+	return []forward{
+		{exactPath(s.path), to(orRoot(root))},
+		{prefix(s.path + "/"), to(root + "/")},
+	}
+}
+
+func orRoot(path string) string {
+	if path == "" {
+		return "/"
+	}
+	return path
+}
+
+// timeoutOf is the time that the login may take: what the user service gets, and some for the rest.
+func timeoutOf(a *gatewayv1.Authenticator) time.Duration {
+	return a.GetTimeout().AsDuration() + 5*time.Second
+}

@@ -1,0 +1,71 @@
+package xds
+
+import (
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// hostKey is the key of an endpoint's metadata that picks the TLS settings of its host.
+const hostKey = "host"
+
+// secure makes a cluster speak TLS. Each host is verified by its own name: a certificate of one upstream is no
+// good for another. Where there are several names, the endpoint's metadata picks the settings; an endpoint
+// that matched none would get those of the first name, and never plain text.
+func (b *builder) secure(c *clusterv3.Cluster, targets []upstream) {
+	hosts := tlsHosts(targets)
+	c.TransportSocket = b.tlsTo(hosts[0])
+	if len(hosts) == 1 {
+		return
+	}
+	for _, u := range hosts {
+		c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
+			Name:            u.host,
+			Match:           hostStruct(u.host),
+			TransportSocket: b.tlsTo(u),
+		})
+	}
+}
+
+// tlsHosts are the different hosts among the targets, if those speak TLS.
+func tlsHosts(targets []upstream) []upstream {
+	if len(targets) == 0 || !targets[0].tls {
+		return nil
+	}
+	return slices.CompactFunc(slices.Clone(targets), func(a, b upstream) bool { return a.host == b.host })
+}
+
+// tlsTo asks for a certificate that the system's roots vouch for and that names the host. Envoy does neither by
+// itself ("Server certificate verification is not enabled by default").
+func (b *builder) tlsTo(u upstream) *corev3.TransportSocket {
+	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.host)}
+	config := &tlsv3.UpstreamTlsContext{Sni: u.host}
+	if u.ip { // an address is no server name (RFC 6066 §3)
+		config.Sni, san.SanType = "", tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+	}
+	config.CommonTlsContext = &tlsv3.CommonTlsContext{
+		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
+		AlpnProtocols: []string{"http/1.1"},
+		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: b.opts.CAFile}},
+			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{san},
+		}},
+	}
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(config)},
+	}
+}
+
+func hostMetadata(host string) *corev3.Metadata {
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		"envoy.transport_socket_match": hostStruct(host),
+	}}
+}
+
+func hostStruct(host string) *structpb.Struct {
+	return &structpb.Struct{Fields: map[string]*structpb.Value{hostKey: structpb.NewStringValue(host)}}
+}
