@@ -1,0 +1,122 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gatepost/tokens"
+)
+
+var (
+	errBusy  = fmt.Errorf("%w: too many look-ups under way", tokens.ErrUnavailable)
+	errMixed = fmt.Errorf("%w: it answered with another token's session", tokens.ErrUnavailable)
+)
+
+// Lookup returns the live session of a token, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
+func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	// The order matters: the time first, then the lease, then the epoch. Where the lease ended and began again
+	// after the time was read, the epoch has been counted up before, and is seen here.
+	now := time.Now()
+	held := c.tracker.Held(now)
+	s := c.shard(h)
+	if held {
+		if e := s.get(h); e != nil && e.epoch == c.epoch.Load() && e.session.Hash == h {
+			if e.session.Live(now) {
+				if !e.used.Load() {
+					e.used.Store(true)
+				}
+				s.hits.Add(1)
+				return e.session, nil
+			}
+			s.dropExpired(e, now)
+		}
+	}
+	s.misses.Add(1)
+	return c.ask(ctx, s, h, held)
+}
+
+// flight is one look-up in the store on behalf of all who ask for the token meanwhile.
+type flight struct {
+	done    chan struct{} // closed when the two below are set
+	session *tokens.Session
+	err     error
+
+	generation, epoch uint64 // when it was sent
+}
+
+// ask asks the store. Where no lease is held, nobody could say how old the answer of another's look-up is:
+// then each asks for itself, and keeps nothing.
+func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (*tokens.Session, error) {
+	s.mu.Lock()
+	if s.ending[h] > 0 {
+		s.mu.Unlock()
+		return nil, tokens.ErrUnknown
+	}
+	epoch := c.epoch.Load()
+	f := s.flights[h]
+	if held && f != nil && f.generation == s.generation && f.epoch == epoch {
+		s.mu.Unlock()
+		return f.wait(ctx)
+	}
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		s.mu.Unlock()
+		return nil, errBusy
+	}
+	if !held {
+		s.mu.Unlock()
+		defer func() { <-c.slots }()
+		return c.lookup(ctx, s, h)
+	}
+	f = &flight{done: make(chan struct{}), generation: s.generation, epoch: epoch}
+	s.flights[h] = f
+	s.mu.Unlock()
+	// Whoever asked first may go away; the others wait for the same answer.
+	go c.fly(context.WithoutCancel(ctx), s, h, f)
+	return f.wait(ctx)
+}
+
+func (f *flight) wait(ctx context.Context) (*tokens.Session, error) {
+	select {
+	case <-f.done:
+		return f.session, f.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("%w: %w", tokens.ErrUnavailable, ctx.Err())
+	}
+}
+
+func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
+	defer func() { <-c.slots }()
+	f.session, f.err = c.lookup(ctx, s, h)
+	s.mu.Lock()
+	if s.flights[h] == f {
+		delete(s.flights, h)
+	}
+	now := time.Now()
+	if f.err == nil && c.tracker.Held(now) && f.generation == s.generation && f.epoch == c.epoch.Load() {
+		s.put(f.session, f.epoch, c.maxEntries, c.maxBytes)
+	}
+	s.mu.Unlock()
+	close(f.done)
+}
+
+// lookup makes one look-up in the store, whose answer is the token's or an error of package tokens.
+func (c *Cache) lookup(ctx context.Context, s *shard, h tokens.Hash) (*tokens.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	session, err := c.store.Lookup(ctx, h)
+	switch {
+	case err == nil && (session == nil || session.Hash != h):
+		return nil, errMixed
+	case err == nil && !session.Live(time.Now()):
+		return nil, tokens.ErrUnknown
+	case err != nil && !errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, tokens.ErrUnavailable):
+		return nil, fmt.Errorf("%w: %w", tokens.ErrUnavailable, err)
+	case err == nil && s.isEnding(h):
+		return nil, tokens.ErrUnknown // revoked here since it was asked for
+	}
+	return session, err
+}

@@ -1,0 +1,279 @@
+package cache
+
+import (
+	"context"
+	cryptorand "crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// RedisConfig says how Redis is tracked. The zero RedisConfig is a good one.
+type RedisConfig struct {
+	// Lease is for how long what Redis does not call back is believed after the last sign of life. All
+	// gateways at one Redis must have the same. 0: 1 s.
+	Lease time.Duration
+	// Prefix is what the keys of sessions begin with; 64 hex digits follow. Empty: "gatepost:tok:".
+	Prefix string
+	// Logger is told when the tracking begins and why it ended. Nil: nobody.
+	Logger *slog.Logger
+}
+
+// Redis is the tracker of a store in Redis: one connection to each master, on which Redis calls back what was
+// changed (CLIENT TRACKING, RESP3, Redis 6 or later) and the gateways hear each other (the user needs the channels "gatepost:gateway*").
+//
+// In a cluster a lease is held only where it is held at all masters, those without slots included, and each
+// of them names the same masters with each heartbeat: one that could be given a slot unheard ends it. While a master
+// is down, look-ups of the other shards ask Redis.
+type Redis struct {
+	id       string // of this gateway among the others
+	masters  func(context.Context) ([]master, error)
+	lease    time.Duration
+	prefix   string
+	log      *slog.Logger
+	listener Listener
+
+	term    lease
+	envoy   envoyLease
+	granted atomic.Int64 // what of envoy all others have been told, in nanoseconds
+	count   atomic.Uint64
+
+	mu    sync.Mutex
+	conns []*conn // of the tracking that goes on, or nil
+
+	stop    context.CancelFunc
+	stopped chan struct{}
+	// acknowledged and waitedOut count how revokes were proven.
+	acknowledged, waitedOut atomic.Uint64
+}
+
+var _ Tracker = (*Redis)(nil)
+
+// Track returns a tracker of the Redis that client talks to: a single one, one behind Sentinel, or a cluster. Of the
+// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker.
+func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
+	masters, err := findMasters(client)
+	if err != nil {
+		return nil, err
+	}
+	var id [8]byte
+	if _, err := cryptorand.Read(id[:]); err != nil {
+		return nil, fmt.Errorf("reading random bytes: %w", err)
+	}
+	r := &Redis{
+		id:      hex.EncodeToString(id[:]),
+		masters: masters,
+		lease:   orDefault(config.Lease, time.Second),
+		prefix:  config.Prefix,
+		log:     config.Logger,
+		stopped: make(chan struct{}),
+	}
+	if r.prefix == "" {
+		r.prefix = "gatepost:tok:"
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	return r, nil
+}
+
+// Start begins to track.
+func (r *Redis) Start(l Listener) {
+	r.listener = l
+	ctx, cancel := context.WithCancel(context.Background())
+	r.stop = cancel
+	go r.run(ctx)
+}
+
+// Held says whether the lease is held.
+func (r *Redis) Held(now time.Time) bool { return r.term.held(now) }
+
+// Close ends the tracking.
+func (r *Redis) Close() error {
+	if r.stop != nil {
+		r.stop()
+		<-r.stopped
+	}
+	return nil
+}
+
+// How long it waits before it connects again: a Redis that returns is found within half a second.
+const (
+	firstPause = 20 * time.Millisecond
+	lastPause  = 400 * time.Millisecond
+)
+
+// run tracks until the context ends: all masters, or it begins anew.
+func (r *Redis) run(ctx context.Context) {
+	defer close(r.stopped)
+	pause, said := firstPause, ""
+	for ctx.Err() == nil {
+		began, err := r.track(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if began {
+			pause, said = firstPause, ""
+			r.log.Warn("redis tracking lost: look-ups ask the store", "reason", err.Error())
+		} else if said != err.Error() {
+			said = err.Error() // once for each reason, not once for each try
+			r.log.Warn("redis cannot be tracked: look-ups ask the store", "reason", said)
+		}
+		_ = sleep(ctx, pause/2+rand.N(pause/2))
+		pause = min(2*pause, lastPause)
+	}
+}
+
+// track connects to all masters and stays until the first connection fails. It says whether it got that far, and why it ended.
+func (r *Redis) track(ctx context.Context) (began bool, err error) {
+	conns, err := r.connectAll(ctx)
+	if err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	r.conns = conns
+	r.mu.Unlock()
+	defer r.forget()
+	r.log.Info("redis is tracked", "masters", len(conns))
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	for _, c := range conns {
+		all.Go(func() {
+			if err := c.run(ctx); err != nil {
+				cancel(fmt.Errorf("redis at %s: %w", c.master.name, err))
+			}
+		})
+	}
+	all.Wait()
+	return true, context.Cause(ctx)
+}
+
+// forget ends the lease and then has everything forgotten.
+func (r *Redis) forget() {
+	r.mu.Lock()
+	r.conns = nil
+	r.term.end()
+	r.mu.Unlock()
+	r.listener.CallAllBack()
+}
+
+// connectAll connects to all masters at once, or to none.
+func (r *Redis) connectAll(ctx context.Context) ([]*conn, error) {
+	timeout, cancel := context.WithTimeout(ctx, r.lease)
+	defer cancel()
+	masters, err := r.masters(timeout)
+	if err != nil {
+		return nil, err
+	}
+	conns, errs := make([]*conn, len(masters)), make([]error, len(masters))
+	var all sync.WaitGroup
+	for i, m := range masters {
+		all.Go(func() {
+			c, err := r.connect(ctx, m)
+			if err != nil {
+				errs[i] = fmt.Errorf("redis at %s: %w", m.name, err)
+			}
+			conns[i] = c
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		for _, c := range conns {
+			if c != nil {
+				_ = c.net.Close()
+			}
+		}
+		return nil, err
+	}
+	return conns, nil
+}
+
+// confirm takes an answered heartbeat of one connection, which was sent at the time sent and told the others of
+// Envoy's lease. The lease of all is as old as the oldest of them.
+func (r *Redis) confirm(c *conn, sent time.Time, envoy time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns == nil {
+		return
+	}
+	c.confirmed, c.announced = sent, envoy
+	oldest, granted := sent, envoy
+	for _, other := range r.conns {
+		if other.confirmed.IsZero() {
+			return // not all have been heard yet
+		}
+		if other.confirmed.Before(oldest) {
+			oldest = other.confirmed
+		}
+		granted = min(granted, other.announced)
+	}
+	// A lease that ran out, if for a moment only, is a gap: what was called back in it may be on its way still.
+	if !r.term.held(time.Now()) {
+		r.listener.CallAllBack()
+	}
+	r.granted.Store(int64(granted))
+	r.term.extend(oldest, r.lease)
+}
+
+// SetEnvoyLease says for how long Envoys are to be allowed to remember a decision. The other gateways are told with the next heartbeat.
+func (r *Redis) SetEnvoyLease(d time.Duration) { r.envoy.set(d, time.Now()) }
+
+// EnvoyLease is for how long an Envoy may remember a decision made now.
+func (r *Redis) EnvoyLease(now time.Time) time.Duration {
+	if !r.term.held(now) {
+		return 0
+	}
+	return min(r.envoy.current(), time.Duration(r.granted.Load()))
+}
+
+// Settle returns when all gateways have said that they heard what was changed before, or when their leases have run out.
+func (r *Redis) Settle(ctx context.Context) error {
+	r.mu.Lock()
+	conns := r.conns
+	r.mu.Unlock()
+	out := time.NewTimer(withMargin(r.lease))
+	defer out.Stop()
+	if len(conns) == 0 {
+		conns = []*conn{nil}
+	}
+	settlings := make([]<-chan struct{}, len(conns))
+	for i, c := range conns {
+		if c != nil {
+			settlings[i] = c.settle().done
+		}
+	}
+	for _, done := range settlings {
+		select {
+		case <-done:
+		case <-out.C:
+			r.waitedOut.Add(1)
+			return sleep(ctx, r.envoyOutstanding(conns))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	r.acknowledged.Add(1)
+	return sleep(ctx, r.envoyOutstanding(conns))
+}
+
+// envoyOutstanding is for how long an Envoy of any gateway may still remember a decision.
+func (r *Redis) envoyOutstanding(conns []*conn) time.Duration {
+	now := time.Now()
+	longest := r.envoy.outstanding(now)
+	for _, c := range conns {
+		if c != nil {
+			longest = max(longest, c.envoyLease(now))
+		}
+	}
+	return withMarginUnlessZero(longest)
+}

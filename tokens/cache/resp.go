@@ -1,0 +1,192 @@
+package cache
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+)
+
+// What one message of Redis may be at most. Whatever is larger ends the connection, and with it the lease:
+// what cannot be read cannot have been heard.
+const (
+	maxElements = 1 << 20
+	maxBulk     = 16 << 20
+	maxDepth    = 8
+	maxLine     = 64 << 10
+)
+
+var errProtocol = errors.New("unexpected bytes from Redis")
+
+// message is one reply or push of Redis. Kind is the type byte of RESP3 ('+', '-', ':', '$', '*', '%', '~', '>', '_', ',', '#', '(', '=').
+type message struct {
+	kind  byte
+	null  bool
+	text  string
+	items []message // of a map: key, value, key, value, …
+}
+
+// err returns the error that Redis answered, or nil.
+func (m message) err() error {
+	if m.kind == '-' || m.kind == '!' {
+		return errors.New(m.text)
+	}
+	return nil
+}
+
+// is says whether m is a push of the name with at least n items, the name included.
+func (m message) is(name string, n int) bool {
+	return m.kind == '>' && len(m.items) >= n && m.items[0].text == name
+}
+
+// field returns the text of a map's field.
+func (m message) field(name string) string {
+	for i := 0; i+1 < len(m.items); i += 2 {
+		if m.items[i].text == name {
+			return m.items[i+1].text
+		}
+	}
+	return ""
+}
+
+// reader reads RESP3 (github.com/redis/redis-specifications, protocol/RESP3.md), without streamed types,
+// which no command that is sent here is answered with. After an error it is of no more use.
+type reader struct{ in *bufio.Reader }
+
+func newReader(in io.Reader) *reader { return &reader{bufio.NewReaderSize(in, maxLine)} }
+
+// read returns the next message.
+func (r *reader) read() (message, error) {
+	budget := maxElements
+	return r.readValue(0, &budget)
+}
+
+func (r *reader) readValue(depth int, budget *int) (message, error) {
+	if *budget--; *budget < 0 || depth > maxDepth {
+		return message{}, fmt.Errorf("%w: a message too large", errProtocol)
+	}
+	line, err := r.readLine()
+	if err != nil {
+		return message{}, err
+	}
+	m := message{kind: line[0]}
+	switch m.kind {
+	case '+', '-', ':', ',', '#', '(':
+		m.text = string(line[1:])
+		return m, nil
+	case '_':
+		m.null = true
+		return m, nil
+	case '$', '=', '!':
+		return r.readBulk(m, line[1:])
+	case '*', '~', '>':
+		return r.readItems(m, line[1:], 1, depth, budget)
+	case '%':
+		return r.readItems(m, line[1:], 2, depth, budget)
+	case '|': // attributes stand before the value that they describe
+		if _, err := r.readItems(m, line[1:], 2, depth, budget); err != nil {
+			return message{}, err
+		}
+		return r.readValue(depth+1, budget)
+	}
+	return message{}, fmt.Errorf("%w: type %q", errProtocol, m.kind)
+}
+
+// readLine returns the next line without its CRLF; it holds at least the type byte, and is good until the next read.
+func (r *reader) readLine() ([]byte, error) {
+	line, err := r.in.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		return nil, fmt.Errorf("%w: a line too long", errProtocol)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(line) < 3 || line[len(line)-2] != '\r' {
+		return nil, fmt.Errorf("%w: a line without its end", errProtocol)
+	}
+	return line[:len(line)-2], nil
+}
+
+func (r *reader) readBulk(m message, length []byte) (message, error) {
+	n, err := readLength(length, maxBulk)
+	if err != nil {
+		return message{}, err
+	}
+	if n < 0 {
+		m.null = true
+		return m, nil
+	}
+	text, err := r.readBytes(n)
+	if err != nil {
+		return message{}, err
+	}
+	var end [2]byte
+	if _, err := io.ReadFull(r.in, end[:]); err != nil {
+		return message{}, err
+	}
+	if end != [2]byte{'\r', '\n'} {
+		return message{}, fmt.Errorf("%w: a string without its end", errProtocol)
+	}
+	m.text = string(text)
+	return m, nil
+}
+
+// readBytes reads n bytes and takes no more memory than has arrived, or a little.
+func (r *reader) readBytes(n int) ([]byte, error) {
+	const step = 64 << 10
+	text := make([]byte, 0, min(n, step))
+	for len(text) < n {
+		from := len(text)
+		text = append(text, make([]byte, min(n-from, step))...)
+		if _, err := io.ReadFull(r.in, text[from:]); err != nil {
+			return nil, err
+		}
+	}
+	return text, nil
+}
+
+func (r *reader) readItems(m message, length []byte, each, depth int, budget *int) (message, error) {
+	n, err := readLength(length, maxElements)
+	if err != nil {
+		return message{}, err
+	}
+	if n < 0 {
+		m.null = true
+		return m, nil
+	}
+	n *= each
+	m.items = make([]message, 0, min(n, 64))
+	for range n {
+		item, err := r.readValue(depth+1, budget)
+		if err != nil {
+			return message{}, err
+		}
+		m.items = append(m.items, item)
+	}
+	return m, nil
+}
+
+// readLength returns a length of at most limit, or -1 for RESP2's null.
+func readLength(text []byte, limit int) (int, error) {
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < -1 || n > limit {
+		return 0, fmt.Errorf("%w: a length of %.20q", errProtocol, text)
+	}
+	return n, nil
+}
+
+// appendCommand appends a command as Redis reads it: an array of strings.
+func appendCommand(to []byte, args ...string) []byte {
+	to = append(to, '*')
+	to = strconv.AppendInt(to, int64(len(args)), 10)
+	to = append(to, '\r', '\n')
+	for _, arg := range args {
+		to = append(to, '$')
+		to = strconv.AppendInt(to, int64(len(arg)), 10)
+		to = append(to, '\r', '\n')
+		to = append(to, arg...)
+		to = append(to, '\r', '\n')
+	}
+	return to
+}

@@ -1,0 +1,92 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"gatepost/tokens"
+)
+
+// Revoke ends the session of a token. From its call on the token opens nothing here; when it returns nil and
+// the mode is [Proven], it opens nothing at any gateway. That may take as long as a lease and Envoy's lease together where a gateway
+// or Redis does not answer; the context should allow for it. A revoke that ended with an error may have
+// happened or not: it can be repeated.
+func (c *Cache) Revoke(ctx context.Context, h tokens.Hash) error {
+	mode := c.mode()
+	defer c.refuse(h)()
+	if err := c.store.Revoke(ctx, h); err != nil {
+		return err
+	}
+	return c.settle(ctx, mode)
+}
+
+// Rotate ends the token old as Revoke does, and keeps next in its place. A context that ends after the store has done so
+// ends the waiting only: who handed in the old token would otherwise be left with none.
+func (c *Cache) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
+	mode := c.mode()
+	defer c.refuse(old)()
+	err := c.store.Rotate(ctx, old, next)
+	if err == nil || errors.Is(err, tokens.ErrReused) { // reused: the session's newer token was ended
+		_ = c.settle(ctx, mode)
+	}
+	return err
+}
+
+// RevokeSession ends a session by its public id. It returns as Revoke does.
+func (c *Cache) RevokeSession(ctx context.Context, user, id string) error {
+	mode := c.mode()
+	if err := c.store.RevokeSession(ctx, user, id); err != nil {
+		return err
+	}
+	return c.settle(ctx, mode)
+}
+
+// RevokeUser ends all sessions of a user. It returns as Revoke does; where it fails after the store has ended
+// them, it returns their number beside the error.
+func (c *Cache) RevokeUser(ctx context.Context, user string) (int, error) {
+	mode := c.mode()
+	n, err := c.store.RevokeUser(ctx, user)
+	if err != nil {
+		return n, err
+	}
+	return n, c.settle(ctx, mode)
+}
+
+func (c *Cache) mode() Revocation { return Revocation(c.revocation.Load()) }
+
+// settle waits, after the store's answer, for what the mode promises.
+func (c *Cache) settle(ctx context.Context, mode Revocation) error {
+	if mode == Prompt {
+		return nil
+	}
+	if err := c.tracker.Settle(ctx); err != nil {
+		return fmt.Errorf("%w: waiting until no gateway can accept the token: %w", tokens.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// refuse has this gateway refuse the token until the returned function is called: its entry is gone, and the
+// look-ups that were sent before are neither kept nor joined.
+func (c *Cache) refuse(h tokens.Hash) (end func()) {
+	s := c.shard(h)
+	s.mu.Lock()
+	s.callBack(h)
+	s.ending[h]++
+	s.mu.Unlock()
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.callBack(h)
+		if s.ending[h]--; s.ending[h] == 0 {
+			delete(s.ending, h)
+		}
+	}
+}
+
+// isEnding says whether this gateway is revoking the token.
+func (s *shard) isEnding(h tokens.Hash) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.ending[h] > 0
+}
