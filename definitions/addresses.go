@@ -1,10 +1,10 @@
 package definitions
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -78,6 +78,9 @@ func parseUpstream(text string) (upstream, *fault) {
 	return upstream{u.Scheme, strings.ToLower(u.Hostname()), port, base}, nil
 }
 
+// afterScheme is what stands before a host where "http://" should.
+var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
+
 // authenticatorFault says why a login could not be sent to the address.
 func authenticatorFault(text string) *fault {
 	_, fault := parseAddress(text)
@@ -91,15 +94,12 @@ func parseAddress(text string) (*url.URL, *fault) {
 		return nil, addressCharacterFault(text, i)
 	}
 	if !strings.Contains(text, "://") {
-		return nil, faultf("write "+shown("http://"+strings.TrimLeft(text, "/:")), "%s has no http:// or https:// before it", shown(text))
+		return nil, faultf("write "+shown("http://"+afterScheme.ReplaceAllString(text, "")), "%s has no http:// or https:// before it", shown(text))
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		var parse *url.Error
-		if errors.As(err, &parse) {
-			err = parse.Err // without the address again, which may have a password in it
-		}
-		return nil, faultf("write an address such as http://orders:8080", "%s is not an address: %v", shown(text), err)
+		// Not what url.Parse says: it shows parts of the address, which may be those of a password.
+		return nil, faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
 	}
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":

@@ -3,7 +3,6 @@ package definitions
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"regexp"
 	"strconv"
@@ -162,5 +161,5 @@ func kindOf(node *yaml.Node) string {
 	case node.Tag == "!!null":
 		return "nothing"
 	}
-	return fmt.Sprintf("the value %s", shown(node.Value))
+	return shown(node.Value)
 }

@@ -124,7 +124,7 @@ func checkService(f *findings, s *gatewayv1.Service, field, tokensPath string) {
 	}
 	checkUpstreams(f, s.GetUpstreams(), field+".upstreams")
 	if s.Authenticate != nil && !s.GetAuthenticate() && len(s.GetScopes()) > 0 {
-		f.add(field+".scopes", faultf("remove them, or authenticate: false",
+		f.add(field+".scopes", faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
 	}
 }

@@ -60,7 +60,7 @@ var opaqueSchemes = map[string]string{
 func browserForm(address string) (string, bool) {
 	address = strings.TrimSpace(address)
 	if !strings.Contains(address, "://") && !strings.HasPrefix(address, "/") {
-		address = "https://" + address // shop.example
+		address = "https://" + afterScheme.ReplaceAllString(address, "") // shop.example, https:/shop.example
 	}
 	u, err := url.Parse(address)
 	if err != nil || u.User != nil || u.Opaque != "" || !browserScheme.MatchString(u.Scheme) {

@@ -18,7 +18,7 @@ func pathFault(path string) *fault {
 		return faultf("write one", "%s has two slashes in a row", shown(path))
 	}
 	if path != "/" && strings.HasSuffix(path, "/") {
-		return faultf("write "+shown(strings.TrimRight(path, "/")), "%s ends in a slash; a path takes all that is below it anyway", shown(path))
+		return faultf("write "+shown(strings.TrimRight(path, "/")), "%s ends in a slash", shown(path))
 	}
 	for segment := range strings.SplitSeq(path, "/") {
 		if segment == "." || segment == ".." {
@@ -40,7 +40,11 @@ func characterFault(path string, c rune) *fault {
 	case c == '%':
 		return faultf("write plain ASCII characters", "%s has an escape", shown(path))
 	case c == '*' || c == '{':
-		return faultf("write "+shown(literalPart(path)), "%s has a placeholder; a path takes all that is below it anyway", shown(path))
+		remedy := "write whole segments without it; a path takes all that is below it"
+		if literal := literalPart(path); literal != "/" {
+			remedy = "write " + shown(literal) + ", which takes all that is below it"
+		}
+		return faultf(remedy, "%s has a placeholder", shown(path))
 	}
 	return faultf("write letters, digits and "+plain, "%s has the character %q", shown(path), c)
 }

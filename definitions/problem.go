@@ -70,11 +70,12 @@ func faultf(remedy, what string, args ...any) *fault {
 // shown returns a value of the file as a problem may show it: quoted, cut where it is long, and without what may
 // be a password: user info stands before the @ of an address.
 func shown(value string) string {
-	if scheme, rest, ok := strings.Cut(value, "://"); ok {
-		authority, _, _ := strings.Cut(rest, "/")
-		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
-			value = scheme + "://[redacted]" + rest[at:]
+	if at := strings.LastIndexByte(value, '@'); at >= 0 && strings.Contains(value[:at], ":") {
+		scheme, _, ok := strings.Cut(value[:at], "://")
+		if !ok {
+			scheme = "http"
 		}
+		value = scheme + "://[redacted]" + value[at:]
 	}
 	const most = 100
 	if runes := []rune(value); len(runes) > most {

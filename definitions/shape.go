@@ -67,6 +67,7 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 		return
 	case key.Tag == "!!merge":
 		f.at(key, join(path, "<<"), faultf("write the fields out", "merging is not supported"))
+		f.spoilAlso(path) // nothing is missing that it would have brought in
 		return
 	}
 	names := make([]string, message.Fields().Len())

@@ -1,0 +1,49 @@
+package definitions
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// FuzzParse holds Parse to its promise for any text: problems with a place in it, or definitions that are the
+// same after they are written and read again, and that have every default.
+func FuzzParse(f *testing.F) {
+	for _, dir := range []string{"testdata", "testdata/good"} {
+		for _, path := range archives(f, dir) {
+			for _, file := range readArchive(f, path).Files {
+				f.Add(string(file.Data))
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		d, err := Parse("fuzz.yaml", []byte(text))
+		if err != nil {
+			var problems Problems
+			if !errors.As(err, &problems) || len(problems) == 0 {
+				t.Fatalf("an error without problems: %v", err)
+			}
+			lines := strings.Count(text, "\n") + 1
+			for _, p := range problems {
+				if p.Line < 1 || p.Line > lines || p.Column < 1 || p.What == "" || strings.Contains(p.String(), "\n") {
+					t.Fatalf("a problem that cannot be found or read: %#v", p)
+				}
+			}
+			return
+		}
+		again, err := FromGateway("again.yaml", d.Gateway)
+		if err != nil {
+			t.Fatalf("is taken once and not twice: %v\n%v", err, d.Gateway)
+		}
+		if !proto.Equal(d.Gateway, again.Gateway) {
+			t.Fatalf("becomes\n%v\nand was\n%v", again.Gateway, d.Gateway)
+		}
+		for _, s := range d.Gateway.GetServices() {
+			if s.Authenticate == nil || len(s.GetAllowedMethods()) == 0 || s.GetTimeout() == nil || pathFault(s.GetPath()) != nil {
+				t.Fatalf("a service that is not whole: %v", s)
+			}
+		}
+	})
+}

@@ -1,0 +1,113 @@
+package definitions
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// files writes the texts into a directory, goes there, and returns nothing: their names are their paths.
+func files(t *testing.T, texts map[string]string) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	for name, text := range texts {
+		if err := os.WriteFile(filepath.Clean(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestValidateListsEveryProblemOfEveryFile(t *testing.T) {
+	files(t, map[string]string{
+		"good.yaml": "tokens: {authenticator: {url: \"http://auth\"}}\n" + shop("orders"),
+		"bad.yaml":  "listen: x\nservices: 1\n",
+		"note.yaml": shop("orders", "items"),
+	})
+	var out bytes.Buffer
+	ok, err := Validate(&out, "text", "good.yaml", "bad.yaml", "none.yaml", "note.yaml")
+	if ok || err != nil {
+		t.Errorf("got %v, %v; want false and no error", ok, err)
+	}
+	want := `good.yaml: good, 1 service
+bad.yaml:1:9: listen: "x" is not an address with a port (write an IP address and a port, such as 0.0.0.0:5500)
+bad.yaml:2:11: services: is "1", not a list (write ["1"])
+none.yaml:1:1: reading definitions: open none.yaml: no such file or directory
+note.yaml:2:5: services[0].authenticate: note: nobody can log in to this or another secured service (set tokens.authenticator)
+note.yaml: good, 2 services
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestValidateAsJSON(t *testing.T) {
+	files(t, map[string]string{"good.yaml": shop(), "bad.yaml": "services: []\nlisten: x\n"})
+	for _, test := range []struct {
+		paths []string
+		ok    bool
+	}{{[]string{"good.yaml"}, true}, {[]string{"good.yaml", "bad.yaml"}, false}} {
+		var out bytes.Buffer
+		ok, err := Validate(&out, "json", test.paths...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got struct {
+			OK    bool
+			Files []Report
+		}
+		if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if ok != test.ok || got.OK != test.ok || len(got.Files) != len(test.paths) {
+			t.Errorf("%v: got %v and %s, want %v", test.paths, ok, &out, test.ok)
+		}
+		if bytes.Contains(out.Bytes(), []byte("null")) {
+			t.Errorf("a list that is null: %s", &out)
+		}
+		if test.ok {
+			continue
+		}
+		want := Problems{{File: "bad.yaml", Line: 2, Column: 9, Field: "listen", What: `"x" is not an address with a port`, Remedy: "write an IP address and a port, such as 0.0.0.0:5500"}}
+		if diff := cmp.Diff(want, got.Files[1].Problems); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
+		}
+	}
+}
+
+func TestValidateSaysWhenItCannotWrite(t *testing.T) {
+	files(t, map[string]string{"good.yaml": shop()})
+	if _, err := Validate(&bytes.Buffer{}, "xml", "good.yaml"); err == nil {
+		t.Error("took a format that there is not")
+	}
+	for _, format := range []string{"text", "json"} {
+		if _, err := Validate(fullDisk{}, format, "good.yaml"); !errors.Is(err, errFull) {
+			t.Errorf("%s: got %v, want that the disk is full", format, err)
+		}
+	}
+}
+
+var errFull = errors.New("disk full")
+
+type fullDisk struct{}
+
+func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
+
+func TestPublicListsWhatNeedsNoToken(t *testing.T) {
+	d := mustParse(t, `services:
+  - {name: orders, path: /orders, upstreams: ["http://a"]}
+  - {name: items, path: /items, upstreams: ["http://a"], authenticate: false, allowed_methods: [POST, GET]}
+  - {name: about, path: /about, upstreams: ["http://a"], authenticate: false, allowed_methods: [OPTIONS]}
+`)
+	var got []string
+	for _, p := range d.Public() {
+		got = append(got, p.String())
+	}
+	if diff := cmp.Diff([]string{"OPTIONS /about about", "GET,HEAD,POST /items items"}, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}

@@ -1,0 +1,298 @@
+package definitions
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// followed is a file that a watcher follows, and what it has reported of it, in order: "good orders items" or
+// "bad", and what is wrong.
+type followed struct {
+	t       *testing.T
+	path    string
+	watcher *Watcher
+	reports chan string
+}
+
+// follow follows path in the directory dir. With poll as long as an hour it hears of a change from the system alone.
+func follow(t *testing.T, path string, poll time.Duration, current *Definitions) *followed {
+	t.Helper()
+	return followWith(t, WatcherConfig{
+		Path: path, Current: current, Poll: poll, Settle: 20 * time.Millisecond, Missing: 60 * time.Millisecond,
+	})
+}
+
+func followWith(t *testing.T, config WatcherConfig) *followed {
+	t.Helper()
+	f := &followed{t: t, path: config.Path, reports: make(chan string, 1000)}
+	config.OnChange = func(_ context.Context, d *Definitions) { f.reports <- good(d) }
+	config.OnError = func(err error) { f.reports <- "bad " + err.Error() }
+	f.watcher = NewWatcher(config)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.watcher.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return f
+}
+
+func good(d *Definitions) string {
+	report := "good"
+	for _, s := range d.Gateway.GetServices() {
+		report += " " + s.GetName()
+	}
+	return report
+}
+
+// wants waits for the next report, which must begin with want.
+func (f *followed) wants(want string) {
+	f.t.Helper()
+	select {
+	case got := <-f.reports:
+		if !strings.HasPrefix(got, want) {
+			f.t.Fatalf("reported %q, want %q", got, want)
+		}
+	case <-time.After(20 * time.Second):
+		f.t.Fatalf("nothing reported, want %q", want)
+	}
+}
+
+// wantsNothing gives the watcher the time for a good many looks, in none of which it may report anything.
+func (f *followed) wantsNothing() {
+	f.t.Helper()
+	select {
+	case got := <-f.reports:
+		f.t.Fatalf("reported %q, want nothing", got)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func (f *followed) write(text string) {
+	f.t.Helper()
+	writeFile(f.t, f.path, text)
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+const (
+	byEvent = time.Hour             // a poll that never comes
+	byPoll  = 40 * time.Millisecond // one that comes soon
+)
+
+// started returns a followed file that says shop("orders") and was reported so.
+func started(t *testing.T, poll time.Duration) *followed {
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	writeFile(t, path, shop("orders"))
+	f := follow(t, path, poll, nil)
+	f.wants("good orders")
+	return f
+}
+
+func TestWatcherSeesTheFileWrittenInPlace(t *testing.T) {
+	f := started(t, byEvent)
+	f.write(shop("orders", "items"))
+	f.wants("good orders items")
+	f.write(shop("items"))
+	f.wants("good items")
+}
+
+func TestWatcherSeesTheFileReplacedByRename(t *testing.T) {
+	f := started(t, byEvent)
+	for i := range 3 { // more than once: a watch on the file itself would be lost with the first
+		name := fmt.Sprintf("items-%d", i)
+		writeFile(t, f.path+"~", shop(name))
+		must(t, os.Rename(f.path+"~", f.path))
+		f.wants("good " + name)
+	}
+}
+
+func TestWatcherSeesTheFileMovedAwayAndWrittenAnew(t *testing.T) {
+	f := started(t, byEvent) // as vim does with backups
+	must(t, os.Rename(f.path, f.path+"~"))
+	f.write(shop("items"))
+	f.wants("good items")
+	f.wantsNothing() // that it was missing for a moment is no error
+}
+
+func TestWatcherSeesALinkThatIsSwapped(t *testing.T) {
+	dir := t.TempDir() // as Kubernetes mounts a ConfigMap
+	for version, name := range map[string]string{"v1": "orders", "v2": "items"} {
+		must(t, os.Mkdir(filepath.Join(dir, version), 0o700))
+		writeFile(t, filepath.Join(dir, version, "shop.yaml"), shop(name))
+	}
+	must(t, os.Symlink("v1", filepath.Join(dir, "..data")))
+	must(t, os.Symlink("..data/shop.yaml", filepath.Join(dir, "shop.yaml")))
+	f := follow(t, filepath.Join(dir, "shop.yaml"), byEvent, nil)
+	f.wants("good orders")
+
+	must(t, os.Symlink("v2", filepath.Join(dir, "..tmp")))
+	must(t, os.Rename(filepath.Join(dir, "..tmp"), filepath.Join(dir, "..data")))
+	f.wants("good items")
+}
+
+func TestWatcherSeesWhatTheSystemDoesNotReport(t *testing.T) {
+	dir, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "elsewhere.yaml")
+	writeFile(t, elsewhere, shop("orders"))
+	must(t, os.Symlink(elsewhere, filepath.Join(dir, "shop.yaml")))
+	f := follow(t, filepath.Join(dir, "shop.yaml"), byPoll, nil)
+	f.wants("good orders")
+	writeFile(t, elsewhere, shop("items")) // no event in dir
+	f.wants("good items")
+}
+
+func TestWatcherSeesTheWholeDirectoryReplaced(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "conf")
+	must(t, os.Mkdir(dir, 0o700))
+	path := filepath.Join(dir, "shop.yaml")
+	writeFile(t, path, shop("orders"))
+	f := follow(t, path, byPoll, nil)
+	f.wants("good orders")
+
+	must(t, os.Rename(dir, dir+".old"))
+	must(t, os.Mkdir(dir, 0o700))
+	writeFile(t, path, shop("items"))
+	f.wants("good items")
+	must(t, os.RemoveAll(dir))
+	f.wants("bad reading definitions")
+	must(t, os.Mkdir(dir, 0o700))
+	writeFile(t, path, shop("stock"))
+	f.wants("good stock")
+}
+
+func TestWatcherFollowsEventsInADirectoryThatCameLater(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "conf")
+	path := filepath.Join(dir, "shop.yaml")
+	f := follow(t, path, byPoll, nil)
+	f.wants("bad reading definitions")
+	must(t, os.Mkdir(dir, 0o700))
+	writeFile(t, path, shop("orders"))
+	f.wants("good orders")
+}
+
+func TestWatcherReportsAMissingFileOnceAndItsReturn(t *testing.T) {
+	f := started(t, byPoll)
+	must(t, os.Remove(f.path))
+	f.wants("bad reading definitions: open " + f.path)
+	f.wantsNothing()
+	f.write(shop("orders")) // the same as before: it is good again, which must be heard
+	f.wants("good orders")
+}
+
+func TestWatcherReportsABrokenFileOnceAndTheGoodOneAfterIt(t *testing.T) {
+	f := started(t, byPoll)
+	f.write("services: 1\n")
+	f.wants("bad " + f.path + `:1:11: services: is "1"`)
+	f.wantsNothing()
+	f.write("services: 1\n") // written again, and the same
+	f.wantsNothing()
+	f.write("services: 2\n")
+	f.wants("bad " + f.path + `:1:11: services: is "2"`)
+	f.write(shop("orders", "items"))
+	f.wants("good orders items")
+}
+
+func TestWatcherDoesNotTakeATruncatedFileForAnEmptySet(t *testing.T) {
+	f := started(t, byPoll)
+	for _, text := range []string{"", "# soon\n", "listen: 127.0.0.1:80\n"} {
+		f.write(text)
+		f.wants("bad ")
+	}
+	f.write("services: []\n")
+	f.wants("good")
+}
+
+func TestWatcherSaysNothingOfAFileThatSaysTheSame(t *testing.T) {
+	f := started(t, byPoll)
+	f.write(shop("orders"))
+	must(t, os.Chtimes(f.path, time.Now(), time.Now()))
+	writeFile(t, f.path+"~", shop("orders"))
+	must(t, os.Rename(f.path+"~", f.path))
+	f.wantsNothing()
+}
+
+func TestWatcherStartsFromWhatWasLoaded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	writeFile(t, path, shop("orders"))
+	current, err := Load(path)
+	must(t, err)
+	f := follow(t, path, byEvent, current)
+	f.wantsNothing()
+	f.write(shop("items"))
+	f.wants("good items")
+}
+
+func TestWatcherSeesAChangeBetweenLoadingAndFollowing(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	f := follow(t, path, byEvent, mustParse(t, shop("orders")))
+	writeFile(t, path, shop("items"))
+	f.wants("good items")
+}
+
+func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	writeFile(t, path, shop("orders"))
+	f := followWith(t, WatcherConfig{Path: path, Poll: byPoll, Settle: 2 * time.Second}) // a busy machine pauses, too
+	f.wants("good orders")
+	names := make([]string, 20)
+	for i := range names {
+		names[i] = fmt.Sprintf("service-%d", i)
+	}
+	whole := shop(names...)
+	file, err := os.Create(f.path)
+	must(t, err)
+	for _, line := range strings.SplitAfter(whole, "\n") { // good after each line, and not what is meant
+		_, err := file.WriteString(line)
+		must(t, err)
+		time.Sleep(5 * time.Millisecond)
+	}
+	must(t, file.Close())
+	f.wants("good " + strings.Join(names, " "))
+}
+
+func TestReloadReportsABrokenFileAgain(t *testing.T) {
+	f := started(t, byEvent)
+	f.write("services: 1\n")
+	f.wants("bad ")
+	f.watcher.Reload()
+	f.wants("bad ")
+	f.write(shop("orders"))
+	f.wants("good orders")
+	f.watcher.Reload()
+	f.wantsNothing() // it is what is served
+}
+
+func TestReloadReadsAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	writeFile(t, path, shop("orders"))
+	f := followWith(t, WatcherConfig{
+		Path: path, Current: mustParse(t, shop("orders")), Poll: time.Hour, Settle: time.Hour, Missing: time.Hour,
+	})
+	f.write(shop("items")) // which would settle in an hour
+	w.Reload()
+	f.wants("good items")
+	must(t, os.Remove(path))
+	w.Reload()
+	f.wants("bad reading definitions: open " + path)
+}
