@@ -1,0 +1,292 @@
+package endpoint
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens/shield"
+)
+
+// rawUsers is a user service that reads a request and then does with the connection what it likes.
+func rawUsers(t testing.TB, f func(net.Conn)) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open sync.WaitGroup
+	open.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			open.Go(func() {
+				defer conn.Close()
+				if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+					_, _ = io.Copy(io.Discard, r.Body)
+					f(conn)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = listener.Close(); open.Wait() })
+	return "http://" + listener.Addr().String() + "/users/authenticate"
+}
+
+// says is a user service that answers with some bytes and closes the connection.
+func says(answer string) func(net.Conn) {
+	return func(c net.Conn) { _, _ = io.WriteString(c, answer) }
+}
+
+// forever writes until the other side has had enough.
+func forever(start, again string) func(net.Conn) {
+	return func(c net.Conn) {
+		_, err := io.WriteString(c, start)
+		for again := strings.Repeat(again, 1000); err == nil; {
+			_, err = io.WriteString(c, again)
+		}
+	}
+}
+
+func TestABrokenUserServiceOpensNothing(t *testing.T) {
+	const ok = "HTTP/1.1 200 OK\r\nuserid: ann\r\n"
+	for name, f := range map[string]func(net.Conn){
+		"closes at once":          says(""),
+		"garbage":                 says("\x00\xff\x16\x03 secret garbage\r\n\r\n"),
+		"no status":               says("HTTP/1.1\r\nuserid: ann\r\n\r\n"),
+		"status 000":              says("HTTP/1.1 000 Zero\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
+		"status 999":              says("HTTP/1.1 999 Many\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
+		"half a header":           says("HTTP/1.1 200 OK\r\nuserid: an"),
+		"half a body":             says(ok + "Content-Length: 10\r\n\r\nhalf"),
+		"half a chunk":            says(ok + "Transfer-Encoding: chunked\r\n\r\na\r\nhalf"),
+		"chunks that are none":    says(ok + "Transfer-Encoding: chunked\r\n\r\nzzz\r\n"),
+		"two lengths":             says(ok + "Content-Length: 1\r\nContent-Length: 2\r\n\r\naa"),
+		"a length below nothing":  says(ok + "Content-Length: -1\r\n\r\n"),
+		"a switch of protocols":   says("HTTP/1.1 101 Switching\r\nuserid: ann\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello"),
+		"informational for ever":  forever("", "HTTP/1.1 103 Early Hints\r\nuserid: ann\r\n\r\n"),
+		"headers for ever":        forever(ok, "X-More: "+strings.Repeat("a", 1000)+"\r\n"),
+		"one header for ever":     forever(ok+"X-More: ", strings.Repeat("a", 1000)),
+		"a body for ever":         forever(ok+"\r\n", strings.Repeat("a", 1000)),
+		"chunks for ever":         forever(ok+"Transfer-Encoding: chunked\r\n\r\n", "a\r\naaaaaaaaaa\r\n"),
+		"a body that is too long": says(ok + "Content-Length: 1048577\r\n\r\n" + strings.Repeat("a", maxAnswer+1)),
+		"a length that is a lie":  says(ok + "Content-Length: 99999999999\r\n\r\na"),
+		"a refusal for ever":      forever("HTTP/1.1 403 No\r\n\r\n", strings.Repeat("a", 1000)),
+		"header with a control":   says(ok + "X-Bad: a\x00b\r\nContent-Length: 0\r\n\r\n"),
+		"another protocol":        says("\x15\x03\x01\x00\x02\x02\x16"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, rawUsers(t, f))
+			g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+			if g.store.created != 0 {
+				t.Error("a session was opened")
+			}
+			if n := g.counted("gatepost_logins_total", "unreachable"); n != 1 {
+				t.Errorf("%v counted", n)
+			}
+			if strings.Contains(g.log.String(), "garbage") || strings.Contains(g.log.String(), "Early") {
+				t.Errorf("what it answered is in the log:\n%s", g.log)
+			}
+		})
+	}
+}
+
+func TestAnOddUserServiceIsUnderstood(t *testing.T) {
+	for name, c := range map[string]struct{ answer, body string }{
+		"HTTP/1.0, as long as it lasts": {"HTTP/1.0 200 OK\r\nuserid: ann\r\n\r\nbody", "body"},
+		"early hints":                   {"HTTP/1.1 103 Hints\r\ntoken: theirs\r\nuserid: eve\r\n\r\nHTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
+		"trailers": {"HTTP/1.1 200 OK\r\nuserid: ann\r\nTrailer: token\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			"4\r\nbody\r\n0\r\ntoken: theirs\r\nuserid: eve\r\n\r\n", "body"},
+		"a body of the most":    {"HTTP/1.1 200 OK\r\nuserid: ann\r\n\r\n" + strings.Repeat("a", maxAnswer), strings.Repeat("a", maxAnswer)},
+		"other letters":         {"HTTP/1.1 200 OK\r\nUSERID:ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
+		"a body after its end":  {"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbodyHTTP/1.1 200 OK\r\nuserid: eve\r\n\r\n", "body"},
+		"a compressed body":     {"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x00\x01", "\x1f\x8b\x00\x01"},
+		"a header beyond ASCII": {"HTTP/1.1 200 OK\r\nuserid: ann\r\nX-Name: \xc3\xa4\r\nContent-Length: 4\r\n\r\nbody", "body"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, rawUsers(t, says(c.answer)))
+			a := g.call("POST", "/token", "x")
+			a.is(t, 200)
+			if a.body != c.body || len(a.Trailer) != 0 {
+				t.Errorf("body %.100q, trailer %v", a.body, a.Trailer)
+			}
+			a.has(t, "userid", "ann")
+			if !g.opens(a.Header.Get("token")) {
+				t.Error("the token opens nothing")
+			}
+		})
+	}
+}
+
+func TestAUserServiceThatIsSlowIsNotWaitedFor(t *testing.T) {
+	for name, start := range map[string]string{
+		"silent": "", "in its header": "HTTP/1.1 200 OK\r\nuserid:", "in its body": "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 9\r\n\r\na",
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, rawUsers(t, func(c net.Conn) {
+				_, _ = io.WriteString(c, start)
+				_, _ = io.Copy(io.Discard, c) // until it is hung up on
+			}))
+			g.settings.Authenticator.Timeout = 50 * time.Millisecond
+			g.call("POST", "/token", "x").says(t, 504, textSlow)
+			if g.store.created != 0 {
+				t.Error("a session was opened")
+			}
+		})
+	}
+}
+
+func TestAUserServiceThatIsDown(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	_ = listener.Close()
+	g := newGateway(t, "http://"+address)
+	for range g.settings.Shield.Breaker.Failures {
+		g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+	}
+	a := g.call("POST", "/token", "x") // it is left alone now
+	a.says(t, 503, textNoUsers)
+	if n := g.counted("gatepost_logins_total", "breaker_open"); n != 1 {
+		t.Errorf("%v counted; log:\n%s", n, g.log)
+	}
+	if !strings.Contains(g.log.String(), "connection refused") {
+		t.Errorf("the log does not say why:\n%s", g.log)
+	}
+}
+
+// A connection that the user service closed while it was idle costs no login, and no login is sent twice.
+func TestAClosedConnectionIsReplaced(t *testing.T) {
+	var mu sync.Mutex
+	asked := 0
+	g := newGateway(t, rawUsers(t, func(c net.Conn) {
+		mu.Lock()
+		asked++
+		mu.Unlock()
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n") // and closes, unannounced
+	}))
+	for range 20 {
+		g.call("POST", "/token", "x").is(t, 200)
+		time.Sleep(5 * time.Millisecond) // for the close to arrive
+	}
+	if asked != 20 {
+		t.Errorf("asked %d times for 20 logins", asked)
+	}
+}
+
+func TestConnectionsToTheUserServiceAreKept(t *testing.T) {
+	var mu sync.Mutex
+	ports := map[string]bool{}
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		ports[r.RemoteAddr] = true
+		mu.Unlock()
+		ann(w, r)
+	}))
+	for range 50 {
+		g.login()
+	}
+	if len(ports) != 1 {
+		t.Errorf("%d connections for 50 logins", len(ports))
+	}
+}
+
+func TestWrongPasswordsAreSlowedDown(t *testing.T) {
+	for name, unknownUser := range map[string]int{"as wrong passwords are": 401, "in their own way": 404} {
+		t.Run("unknown users answered "+name, func(t *testing.T) {
+			var mu sync.Mutex
+			asked := 0
+			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				asked++
+				mu.Unlock()
+				switch r.FormValue("user") {
+				case "ann":
+					w.WriteHeader(401)
+				case "bob":
+					ann(w, r)
+				default:
+					w.WriteHeader(unknownUser)
+				}
+			}))
+			g.settings.Authenticator.UserField = "user"
+			g.settings.Shield.User.Base = time.Hour
+			for user, status := range map[string]int{"ann": 401, "nobody": unknownUser} {
+				for range 6 {
+					g.call("POST", "/token", "user="+user, "Content-Type", formType).is(t, status)
+				}
+				before := asked
+				a := g.call("POST", "/token", "user="+strings.ToUpper(user), "Content-Type", formType)
+				a.says(t, 429, textTooMany)
+				if after, _ := strconv.Atoi(a.Header.Get("Retry-After")); after < 800 || after > 900 {
+					t.Errorf("Retry-After: %d, want the cap", after)
+				}
+				if asked != before {
+					t.Error("the user service was asked")
+				}
+			}
+			g.call("POST", "/token", "user=bob", "Content-Type", formType).is(t, 200)
+			if strings.Contains(g.log.String(), "nobody") {
+				t.Errorf("the log has a name that was typed:\n%s", g.log)
+			}
+		})
+	}
+}
+
+func TestAnAddressIsSlowedDownWithoutAName(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("good") == "" {
+			w.WriteHeader(403)
+			return
+		}
+		ann(w, r)
+	}))
+	g.settings.Shield.Address = shield.Limit{Failures: 10, Forgive: time.Hour, Base: time.Minute, Cap: time.Hour}
+	from := func(address, query string) answerOf {
+		return g.call("POST", "/token"+query, "x", "X-Forwarded-For", "203.0.113.9, "+address)
+	}
+	for range 11 {
+		from("192.0.2.1", "").is(t, 403)
+	}
+	from("192.0.2.1", "?good=1").says(t, 429, textTooMany)
+	from("192.0.2.2", "?good=1").is(t, 200)
+	if n := g.counted("gatepost_logins_total", "throttled"); n != 1 {
+		t.Errorf("%v counted", n)
+	}
+}
+
+func TestTooManyLoginsAtOnce(t *testing.T) {
+	arrived, release := make(chan bool), make(chan bool)
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- true
+		<-release
+		ann(w, r)
+	}))
+	g.settings.Shield.Concurrent = 1
+	first := make(chan int)
+	go func() {
+		r, _ := http.NewRequest("POST", g.URL+"/token", nil)
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			first <- 0
+			return
+		}
+		response.Body.Close()
+		first <- response.StatusCode
+	}()
+	<-arrived
+	g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+	close(release)
+	if status := <-first; status != 200 {
+		t.Errorf("the first login was answered %d", status)
+	}
+}

@@ -1,0 +1,55 @@
+package endpoint
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// client is who sent a request, as Envoy says.
+type client struct {
+	address   netip.Addr // the zero Addr where it is not known
+	agent     string
+	requestID string
+}
+
+// maxRequestID bounds what a log line takes from the request id. Envoy writes 36 characters.
+const maxRequestID = 128
+
+func clientOf(r *http.Request) client {
+	id := r.Header.Get("X-Request-Id")
+	return client{
+		address:   addressOf(r),
+		agent:     r.UserAgent(),
+		requestID: id[:min(len(id), maxRequestID)],
+	}
+}
+
+// addressOf returns the client's address. With use_remote_address Envoy sets the first header itself, and
+// appends to X-Forwarded-For the address that it saw; what stands before is the client's own word.
+func addressOf(r *http.Request) netip.Addr {
+	if a, err := netip.ParseAddr(r.Header.Get("X-Envoy-External-Address")); err == nil {
+		return a.Unmap()
+	}
+	if lines := r.Header["X-Forwarded-For"]; len(lines) > 0 {
+		last := lines[len(lines)-1]
+		last = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
+		a, _ := netip.ParseAddr(last)
+		return a.Unmap()
+	}
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil { // a Unix socket
+		return netip.Addr{}
+	}
+	a, _ := netip.ParseAddr(host)
+	return a.Unmap()
+}
+
+// String returns the address, or nothing where it is not known.
+func (c client) String() string {
+	if !c.address.IsValid() {
+		return ""
+	}
+	return c.address.String()
+}

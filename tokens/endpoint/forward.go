@@ -1,0 +1,221 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+const (
+	// maxAnswer and maxAnswerHeader bound what the user service may answer.
+	maxAnswer       = 1 << 20
+	maxAnswerHeader = 64 << 10
+
+	// idleTimeout is how long an idle connection to the user service is kept: less than the servers do that
+	// close them soonest (gunicorn after 2s, Node.js after 5s), for a login that meets one being closed is
+	// lost. It is not sent again: nobody knows whether it was counted.
+	idleTimeout = 1500 * time.Millisecond
+)
+
+var (
+	errUnreachable = errors.New("user service out of reach")
+	errSlow        = errors.New("user service too slow")
+	errAnswer      = errors.New("user service's answer is broken")
+)
+
+// newTransport returns connections to the user service and to nothing in between: no proxy from the
+// environment, no compression of our own, HTTP/1.1. A RoundTripper follows no redirects.
+func newTransport() *http.Transport {
+	t := &http.Transport{
+		DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSHandshakeTimeout:    10 * time.Second,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    512,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxAnswerHeader,
+		Protocols:              new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	return t
+}
+
+// answer is what the user service answered, all of it.
+type answer struct {
+	status int
+	header http.Header
+	body   *bytes.Buffer
+}
+
+func (a *answer) release() { release(a.body) }
+
+// forward sends a login to the user service as it came and returns the whole answer, or errUnreachable,
+// errSlow, errAnswer, or the error of the client's body. The answer is read to its end before anything is
+// made of it, so a token is never minted for half an answer. The request's own header is used up.
+func (h *Handler) forward(r *http.Request, a *Authenticator, b *body) (*answer, error) {
+	// Who hangs up does not end the login: it would hide a wrong password from the shield.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.Timeout)
+	defer cancel()
+	start := time.Now()
+	defer func() { h.metrics.userService.Observe(time.Since(start).Seconds()) }()
+
+	response, err := h.transport.RoundTrip(outbound(r, a, b).WithContext(ctx))
+	if err != nil {
+		return nil, forwardError(ctx, b, errUnreachable, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode < 200 || response.StatusCode > 599 { // 101 was not asked for, the rest is no status
+		return nil, fmt.Errorf("%w: status %d", errAnswer, response.StatusCode)
+	}
+	if response.ContentLength > maxAnswer {
+		return nil, fmt.Errorf("%w: longer than %d bytes", errAnswer, maxAnswer)
+	}
+	answer := &answer{status: response.StatusCode, header: response.Header, body: buffers.Get().(*bytes.Buffer)}
+	if _, err := answer.body.ReadFrom(io.LimitReader(response.Body, maxAnswer+1)); err != nil {
+		answer.release()
+		return nil, forwardError(ctx, b, errAnswer, err)
+	}
+	if answer.body.Len() > maxAnswer {
+		answer.release()
+		return nil, fmt.Errorf("%w: longer than %d bytes", errAnswer, maxAnswer)
+	}
+	return answer, nil
+}
+
+// forwardError says what kept a login from its answer, in words that may be logged: the transport's own errors
+// quote what the user service sent.
+func forwardError(ctx context.Context, b *body, kind, err error) error {
+	if theirs := b.err(); theirs != nil && theirs != io.EOF {
+		return theirs
+	}
+	if ctx.Err() != nil {
+		return errSlow
+	}
+	var (
+		network     *net.OpError
+		certificate *tls.CertificateVerificationError
+		alert       tls.RecordHeaderError
+	)
+	switch {
+	case errors.As(err, &network):
+		return fmt.Errorf("%w: %w", kind, network)
+	case errors.As(err, &certificate):
+		return fmt.Errorf("%w: %w", kind, certificate)
+	case errors.As(err, &alert):
+		return fmt.Errorf("%w: it does not speak TLS", kind)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: it closed the connection early", kind)
+	}
+	return fmt.Errorf("%w: it is not the HTTP that was expected", errAnswer)
+}
+
+// outbound is the request as it goes on: method, header, body and query as sent, hop-by-hop fields and Host aside.
+func outbound(r *http.Request, a *Authenticator, b *body) *http.Request {
+	dropHopByHop(r.Header)
+	// Length and expectation are said anew: the body is here already. The address of the user service is Host.
+	delete(r.Header, "Content-Length")
+	delete(r.Header, "Expect")
+	if _, ok := r.Header["User-Agent"]; !ok {
+		r.Header["User-Agent"] = nil // net/http would name itself
+	}
+	out := &http.Request{
+		Method:        r.Method,
+		URL:           target(a.URL, r.URL.RawQuery),
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        r.Header,
+		ContentLength: b.length,
+	}
+	if b.length != 0 {
+		out.Body = b.reader()
+	}
+	if b.length != 0 && b.rest == nil { // then one that found its connection closed can be sent on another
+		out.GetBody = func() (io.ReadCloser, error) { return b.reader(), nil }
+	}
+	return out
+}
+
+func target(u *url.URL, query string) *url.URL {
+	if query == "" {
+		return u
+	}
+	out := *u
+	if out.RawQuery != "" {
+		query = out.RawQuery + "&" + query
+	}
+	out.RawQuery = query
+	return &out
+}
+
+// hopByHop are the fields that are about one connection (RFC 9110 §7.6.1 and its predecessors).
+var hopByHop = []string{
+	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
+	"Transfer-Encoding", "Upgrade",
+}
+
+func dropHopByHop(header http.Header) {
+	for _, line := range header["Connection"] {
+		for name := range strings.SplitSeq(line, ",") {
+			if name = textproto.TrimString(name); name != "" {
+				header.Del(name)
+			}
+		}
+	}
+	for _, name := range hopByHop {
+		delete(header, name)
+	}
+}
+
+// copyTo puts the answer's header into the one that goes to the client. Fields about one connection stay
+// behind, and those that say which page may read the answer: that is the gateway's to say. What is no field by
+// HTTP's rules is dropped too: Envoy would drop the whole answer for it, after a token was minted.
+func (a *answer) copyTo(header http.Header) {
+	dropHopByHop(a.header)
+	delete(a.header, "Content-Length")
+	for name, values := range a.header {
+		if strings.HasPrefix(name, "Access-Control-Allow-") || !httpguts.ValidHeaderFieldName(name) {
+			continue
+		}
+		for _, v := range values {
+			if !httpguts.ValidHeaderFieldValue(v) {
+				values = nil
+				break
+			}
+		}
+		if len(values) > 0 {
+			header[name] = values
+		}
+	}
+	if _, ok := header["Content-Type"]; !ok {
+		header["Content-Type"] = nil // net/http would guess one
+	}
+}
+
+// deliver answers with the answer as it is.
+func (a *answer) deliver(w http.ResponseWriter) {
+	a.copyTo(w.Header())
+	a.write(w)
+}
+
+func (a *answer) write(w http.ResponseWriter) {
+	if a.status == http.StatusNoContent || a.status == http.StatusNotModified { // which have no body
+		w.WriteHeader(a.status)
+		return
+	}
+	w.Header()["Content-Length"] = []string{strconv.Itoa(a.body.Len())}
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body.Bytes()) // the client may be gone
+}

@@ -1,0 +1,76 @@
+package endpoint
+
+import (
+	"io"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/shield"
+)
+
+// Whatever the user service answers: a token that is handed out is stored, and one that is stored is handed
+// out, with the one user that the answer named.
+func FuzzUserServiceAnswer(f *testing.F) {
+	for _, seed := range []string{
+		"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 2\r\n\r\n{}",
+		"HTTP/1.1 200 OK\r\nuserid: ann\r\nscopes: a b\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nuserid: ann\r\nuserid: eve\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nuserid: ann\r\ntoken: x\r\nConnection: token, userid\r\n\r\n",
+		"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nuserid: ann\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nx: y\r\n\r\n",
+		"HTTP/1.1 304 Not Modified\r\n\r\n", "HTTP/1.1 099 x\r\n\r\n", "\x00",
+	} {
+		f.Add([]byte(seed))
+	}
+	var answer atomic.Pointer[[]byte]
+	target, err := url.Parse(rawUsers(f, func(c net.Conn) { _, _ = c.Write(*answer.Load()) }))
+	if err != nil {
+		f.Fatal(err)
+	}
+	settings := &Settings{
+		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: tokens.FormatUUID, Shield: shield.Settings{},
+		Authenticator: &Authenticator{URL: target, Timeout: 10 * time.Second, UserHeader: "userid", ScopesHeader: "scopes"},
+	}
+	store := newMemory()
+	h := New(Config{Store: store, Settings: func() *Settings { return settings }, Logger: slog.New(slog.DiscardHandler)})
+	f.Cleanup(h.Close)
+	f.Fuzz(func(t *testing.T, bytes []byte) {
+		answer.Store(&bytes)
+		clear(store.sessions)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("POST", "/token", strings.NewReader("x")))
+		response := w.Result()
+		body, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.StatusCode != 200 {
+			if len(store.sessions) != 0 {
+				t.Fatalf("answered %d and stored a session", response.StatusCode)
+			}
+			return
+		}
+		if len(store.sessions) != 1 {
+			t.Fatalf("answered 200 %q with %d sessions stored", body, len(store.sessions))
+		}
+		handed := response.Header.Values("token")
+		token, err := tokens.Parse(strings.Join(handed, ","))
+		if err != nil {
+			t.Fatalf("handed out %q", handed)
+		}
+		s := store.sessions[token.Hash()]
+		if s == nil {
+			t.Fatal("the token that was handed out is not the one that is stored")
+		}
+		if id, why := userID([]string{s.User}); why != "" || id != s.User {
+			t.Fatalf("stored for user %q: %s", s.User, why)
+		}
+	})
+}

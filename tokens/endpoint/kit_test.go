@@ -1,0 +1,377 @@
+package endpoint
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/shield"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// gateway is a handler under test on a real server, with what stands around it.
+type gateway struct {
+	*testing.T
+	URL      string
+	handler  *Handler
+	store    *memory
+	settings *Settings // set before the first request
+	metrics  *prometheus.Registry
+	log      *safeBuffer
+}
+
+// newGateway starts a handler whose user service is at an address; none: no user service is defined.
+func newGateway(t *testing.T, userService string) *gateway {
+	t.Helper()
+	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(safeBuffer)}
+	g.settings = &Settings{
+		Lifetime: time.Hour, SessionLifetime: 24 * time.Hour, Format: tokens.FormatUUID, MaxSessions: 100,
+		Shield: shield.Defaults(),
+	}
+	if userService != "" {
+		target, err := url.Parse(userService)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.settings.Authenticator = &Authenticator{
+			URL: target, Timeout: 20 * time.Second, UserHeader: "userid", ScopesHeader: "scopes",
+		}
+	}
+	logger := slog.New(slog.NewJSONHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	g.handler = New(Config{
+		Store: g.store, Settings: func() *Settings { return g.settings }, Logger: logger, Metrics: g.metrics,
+	})
+	server := httptest.NewServer(g.handler)
+	g.URL = server.URL
+	t.Cleanup(func() {
+		server.Close()
+		g.handler.Close()
+		http.DefaultClient.CloseIdleConnections()
+		noRedirects.CloseIdleConnections()
+		g.store.assertUnlogged(t, g.log.String())
+	})
+	return g
+}
+
+// users starts a user service.
+func users(t *testing.T, f http.HandlerFunc) string {
+	t.Helper()
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	return server.URL + "/users/authenticate"
+}
+
+// ann is a user service that knows one user by whatever password.
+func ann(w http.ResponseWriter, _ *http.Request) { w.Header().Set("userid", "ann") }
+
+// answerOf is an answer with its body read.
+type answerOf struct {
+	*http.Response
+	body string
+}
+
+// call sends a request. headers are pairs of name and value.
+func (g *gateway) call(method, path, body string, headers ...string) answerOf {
+	g.Helper()
+	r, err := http.NewRequest(method, g.URL+path, strings.NewReader(body))
+	if err != nil {
+		g.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Add(headers[i], headers[i+1])
+	}
+	response, err := noRedirects.Do(r)
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer response.Body.Close()
+	data, err := io.ReadAll(response.Body)
+	if err != nil {
+		g.Fatal(err)
+	}
+	if token := response.Header.Get("token"); token != "" {
+		g.store.mu.Lock()
+		g.store.minted = append(g.store.minted, token)
+		g.store.mu.Unlock()
+	}
+	return answerOf{response, string(data)}
+}
+
+var noRedirects = &http.Client{
+	Transport:     &http.Transport{DisableCompression: true},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+func (g *gateway) login() string {
+	g.Helper()
+	a := g.call("POST", "/token", `{"username":"ann","password":"secret"}`, "Content-Type", "application/json")
+	a.is(g.T, 200)
+	return a.Header.Get("token")
+}
+
+const formType = "application/x-www-form-urlencoded"
+
+func (a answerOf) is(t *testing.T, status int) {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Fatalf("answered %d %s, want %d", a.StatusCode, a.body, status)
+	}
+}
+
+// says checks an answer of the gateway's own: status, a JSON string, never cached, nothing handed out.
+func (a answerOf) says(t *testing.T, status int, text string) {
+	t.Helper()
+	a.is(t, status)
+	var got string
+	if err := json.Unmarshal([]byte(a.body), &got); err != nil || got != text {
+		t.Errorf("body %q, want the JSON string %q", a.body, text)
+	}
+	a.has(t, "Content-Type", "application/json")
+	a.has(t, "Cache-Control", "no-store")
+	if a.Header.Get("token") != "" {
+		t.Error("a token was handed out")
+	}
+	switch retry := a.Header.Get("Retry-After"); {
+	case (status == 503 || status == 504 || status == 429) == (retry == ""):
+		t.Errorf("Retry-After is %q with %d", retry, status)
+	}
+}
+
+func (a answerOf) has(t *testing.T, name, value string) {
+	t.Helper()
+	if got := a.Header.Values(name); len(got) != 1 || got[0] != value {
+		t.Errorf("%s: %q, want %q", name, got, value)
+	}
+}
+
+func (a answerOf) json(t *testing.T, into any) {
+	t.Helper()
+	a.is(t, 200)
+	a.has(t, "Content-Type", "application/json")
+	a.has(t, "Cache-Control", "no-store")
+	if err := json.Unmarshal([]byte(a.body), into); err != nil {
+		t.Fatalf("body %q: %v", a.body, err)
+	}
+}
+
+// opens says whether a token opens services.
+func (g *gateway) opens(token string) bool {
+	g.Helper()
+	parsed, err := tokens.Parse(token)
+	if err != nil {
+		g.Fatalf("%q is no token", token)
+	}
+	_, err = g.store.Lookup(g.Context(), parsed.Hash())
+	return err == nil
+}
+
+// counted returns a counter's value, by the name of its metric and its labels' values in their names' order.
+func (g *gateway) counted(name string, labels ...string) float64 {
+	g.Helper()
+	families, err := g.metrics.Gather()
+	if err != nil {
+		g.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() != name {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			var values []string
+			for _, l := range m.GetLabel() {
+				values = append(values, l.GetValue())
+			}
+			if slices.Equal(values, labels) {
+				return m.GetCounter().GetValue()
+			}
+		}
+	}
+	return 0
+}
+
+// memory is a store that is correct and nothing else, and can be told to fail.
+type memory struct {
+	mu       sync.Mutex
+	sessions map[tokens.Hash]*tokens.Session
+	retired  map[tokens.Hash]string // session id
+	err      error
+	created  int
+	minted   []string // what clients were handed, as far as tests told
+}
+
+func newMemory() *memory {
+	return &memory{sessions: map[tokens.Hash]*tokens.Session{}, retired: map[tokens.Hash]string{}}
+}
+
+// fail has every call fail from now on; nil: none.
+func (m *memory) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
+}
+
+func (m *memory) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.sessions)
+}
+
+// assertUnlogged checks that no log names a token, nor the hash that a store has it under.
+func (m *memory) assertUnlogged(t *testing.T, log string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for h := range m.sessions {
+		if strings.Contains(log, h.Hex()) {
+			t.Error("a token's hash is in the log")
+		}
+	}
+	for _, word := range append(slices.Clone(m.minted), "secret") {
+		if strings.Contains(log, word) {
+			t.Errorf("%q is in the log:\n%s", word, log)
+		}
+	}
+}
+
+func (m *memory) Create(ctx context.Context, s *tokens.Session, limit int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	m.created++
+	m.sessions[s.Hash] = s
+	mine := m.of(s.User)
+	for limit > 0 && len(mine) > limit {
+		delete(m.sessions, mine[len(mine)-1].Hash)
+		mine = mine[:len(mine)-1]
+	}
+	return ctx.Err()
+}
+
+func (m *memory) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return nil, m.err
+	}
+	if s := m.sessions[h]; s != nil {
+		return s, nil
+	}
+	return nil, tokens.ErrUnknown
+}
+
+func (m *memory) Rotate(_ context.Context, old tokens.Hash, next *tokens.Session) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	if id, ok := m.retired[old]; ok {
+		m.end(func(s *tokens.Session) bool { return s.ID == id })
+		return tokens.ErrReused
+	}
+	s := m.sessions[old]
+	if s == nil {
+		return tokens.ErrUnknown
+	}
+	if s.ID != next.ID || s.User != next.User || !s.Ends.Equal(next.Ends) {
+		return tokens.ErrInvalid
+	}
+	delete(m.sessions, old)
+	m.retired[old] = s.ID
+	m.sessions[next.Hash] = next
+	return nil
+}
+
+func (m *memory) Revoke(_ context.Context, h tokens.Hash) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		delete(m.sessions, h)
+	}
+	return m.err
+}
+
+func (m *memory) Sessions(_ context.Context, user string) ([]*tokens.Session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.of(user), m.err
+}
+
+func (m *memory) RevokeSession(_ context.Context, user, id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	if m.end(func(s *tokens.Session) bool { return s.ID == id && (user == "" || s.User == user) }) == 0 {
+		return tokens.ErrUnknown
+	}
+	return nil
+}
+
+func (m *memory) RevokeUser(_ context.Context, user string) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return 0, m.err
+	}
+	return m.end(func(s *tokens.Session) bool { return s.User == user }), nil
+}
+
+func (m *memory) Ping(context.Context) error { return nil }
+func (m *memory) Close() error               { return nil }
+
+func (m *memory) of(user string) (mine []*tokens.Session) {
+	for _, s := range m.sessions {
+		if s.User == user {
+			mine = append(mine, s)
+		}
+	}
+	slices.SortFunc(mine, func(a, b *tokens.Session) int { return b.Issued.Compare(a.Issued) })
+	return mine
+}
+
+func (m *memory) end(which func(*tokens.Session) bool) int {
+	n := 0
+	for h, s := range m.sessions {
+		if which(s) {
+			delete(m.sessions, h)
+			n++
+		}
+	}
+	return n
+}
+
+// safeBuffer is a buffer that a server and a test may use at once.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}

@@ -1,0 +1,421 @@
+package endpoint
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+)
+
+func TestLoginHandsOverATokenThatIsStored(t *testing.T) {
+	for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
+		t.Run(string(format), func(t *testing.T) {
+			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("userid", "ann")
+				w.Header().Set("Scopes", "orders:write items:read orders:write")
+				w.Header().Set("X-Other", "kept")
+				w.Header().Set("Content-Type", "application/vnd.users+json")
+				_, _ = io.WriteString(w, `{"name":"Ann"}`)
+			}))
+			g.settings.Format = format
+			a := g.call("POST", "/token", "x", "User-Agent", "test/1", "X-Forwarded-For", "203.0.113.9, 192.0.2.7")
+			a.is(t, 200)
+			if a.body != `{"name":"Ann"}` {
+				t.Errorf("body %q is not the user service's", a.body)
+			}
+			a.has(t, "userid", "ann")
+			a.has(t, "expires_in", "3600")
+			a.has(t, "Access-Control-Expose-Headers", "token,expires_in,userid")
+			a.has(t, "Cache-Control", "no-store")
+			a.has(t, "Pragma", "no-cache")
+			a.has(t, "X-Other", "kept")
+			a.has(t, "Content-Type", "application/vnd.users+json")
+			token, err := tokens.Parse(a.Header.Get("token"))
+			if err != nil {
+				t.Fatalf("token %q: %v", a.Header.Get("token"), err)
+			}
+			s, err := g.store.Lookup(t.Context(), token.Hash())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.User != "ann" || s.ClientAddress != "192.0.2.7" || s.UserAgent != "test/1" ||
+				!reflect.DeepEqual(s.Scopes, []string{"items:read", "orders:write"}) ||
+				s.Expires.Sub(s.Issued) != time.Hour || s.Ends.Sub(s.Issued) != 24*time.Hour {
+				t.Errorf("stored %+v", s)
+			}
+			if !strings.Contains(g.log.String(), `"outcome":"opened"`) || !strings.Contains(g.log.String(), `"user":"ann"`) {
+				t.Errorf("log:\n%s", g.log)
+			}
+			if n := g.counted("gatepost_logins_total", "opened"); n != 1 {
+				t.Errorf("%v logins counted", n)
+			}
+		})
+	}
+}
+
+func TestLoginWithoutABodyIsAnsweredAsOAuthDoes(t *testing.T) {
+	for name, f := range map[string]http.HandlerFunc{
+		"no body": ann,
+		"chunked": func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Encoding", "gzip")
+			ann(w, r)
+			_ = http.NewResponseController(w).Flush()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, users(t, f))
+			var got map[string]any
+			a := g.call("POST", "/token", "x")
+			a.json(t, &got)
+			want := map[string]any{"access_token": a.Header.Get("token"), "token_type": "Bearer", "expires_in": 3600.0}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("body %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+// The old gateway's own words, and everything that its clients saw.
+func TestWhatIsNot200IsDeliveredAsItWas(t *testing.T) {
+	for _, status := range []int{201, 202, 204, 206, 301, 302, 307, 308, 304, 400, 401, 403, 404, 418, 422, 429, 500, 503, 599} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			calls := 0
+			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+				calls++
+				h := w.Header()
+				h.Set("Location", "/elsewhere")
+				h.Set("userid", "ann")
+				h.Set("X-Why", "because")
+				h.Set("Retry-After", "77")
+				h.Add("Set-Cookie", "a=1")
+				h.Add("Set-Cookie", "b=2")
+				h["Content-Type"] = nil
+				w.WriteHeader(status)
+				if status != 204 && status != 304 {
+					_, _ = io.WriteString(w, "<nope>")
+				}
+			}))
+			a := g.call("POST", "/token", "x")
+			a.is(t, status)
+			a.has(t, "Location", "/elsewhere")
+			a.has(t, "X-Why", "because")
+			a.has(t, "Retry-After", "77")
+			if c := a.Header.Values("Set-Cookie"); !reflect.DeepEqual(c, []string{"a=1", "b=2"}) {
+				t.Errorf("cookies %q", c)
+			}
+			for _, name := range []string{"token", "expires_in", "Cache-Control", "Content-Type"} {
+				if v, ok := a.Header[http.CanonicalHeaderKey(name)]; ok {
+					t.Errorf("%s: %q was added", name, v)
+				}
+			}
+			if want := "<nope>"; status != 204 && status != 304 && a.body != want {
+				t.Errorf("body %q", a.body)
+			}
+			if calls != 1 || g.store.count() != 0 {
+				t.Errorf("%d calls, %d sessions", calls, g.store.count())
+			}
+		})
+	}
+}
+
+func TestA200WithoutOneGoodUserOpensNothing(t *testing.T) {
+	for name, ids := range map[string][]string{
+		"missing": nil, "empty": {""}, "blank": {"  "}, "twice": {"ann", "ann"}, "twice, one empty": {"ann", ""}, "long": {strings.Repeat("a", 257)},
+		"tab": {"a\tb"}, "latin-1": {"\xe4nn"}, "UTF-8": {"änn"}, "control": {"a\x01b"}, "delete": {"a\x7fb"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+				w.Header()["Userid"] = ids
+				w.Header().Set("X-Other", "theirs")
+				_, _ = io.WriteString(w, "welcome")
+			}))
+			a := g.call("POST", "/token", "x")
+			if name == "control" || name == "delete" { // no HTTP at all, says the client library
+				a.says(t, 503, textNoUsers)
+			} else {
+				a.says(t, 401, "You are not allowed to access this API!")
+				a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
+			}
+			if g.store.count() != 0 || a.Header.Get("X-Other") != "" {
+				t.Error("something of it got through")
+			}
+		})
+	}
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("userid", strings.Repeat("a", 256))
+	}))
+	g.call("POST", "/token", "x").is(t, 200)
+}
+
+func TestTheUserHeaderHasTheNameThatIsSet(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Account", "ann")
+		w.Header().Set("X-May", "a")
+	}))
+	g.settings.Authenticator.UserHeader, g.settings.Authenticator.ScopesHeader = "x-account", "X-MAY"
+	a := g.call("POST", "/token", "x")
+	a.is(t, 200)
+	a.has(t, "Access-Control-Expose-Headers", "token,expires_in,x-account")
+	if !strings.Contains(a.body, `"scope":"a"`) {
+		t.Errorf("body %s", a.body)
+	}
+}
+
+func TestBadScopesAreLeftOutAndSaidToBe(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		ann(w, r)
+		w.Header()["Scopes"] = []string{`good  "quoted" back\slash`, "b\xffd " + strings.Repeat("x", 65), "fine"}
+	}))
+	a := g.call("POST", "/token", "x")
+	if !strings.Contains(a.body, `"scope":"fine good"`) {
+		t.Errorf("body %s", a.body)
+	}
+	if !strings.Contains(g.log.String(), `"left_out":4`) {
+		t.Errorf("log:\n%s", g.log)
+	}
+}
+
+func TestTheUserServicesOwnHeadersCannotPassForTheGateways(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		ann(w, r)
+		for _, name := range []string{"token", "Expires_in", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials",
+			"Access-Control-Expose-Headers", "Cache-Control", "Pragma"} {
+			w.Header()[name] = []string{"theirs", "theirs too"}
+		}
+		w.Header().Set("Connection", "x-nominated")
+		w.Header().Set("X-Nominated", "theirs")
+		w.Header().Set("Keep-Alive", "theirs")
+		w.Header().Set("Proxy-Authenticate", "theirs")
+	}))
+	a := g.call("POST", "/token", "x")
+	a.is(t, 200)
+	for name, values := range a.Header {
+		if strings.Contains(strings.Join(values, ""), "theirs") {
+			t.Errorf("%s: %q", name, values)
+		}
+	}
+	if !g.opens(a.Header.Get("token")) {
+		t.Error("the token is not the gateway's")
+	}
+}
+
+func TestTheLoginGoesOnAsItWasSent(t *testing.T) {
+	var got *http.Request
+	var body string
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		data, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Errorf("reading the login: %v", err)
+		}
+		got, body = r, string(data)
+		ann(w, r)
+	}))
+	sent := "POST /token?x=1;y=%zz&z=a+b HTTP/1.1\r\nHost: gateway.example\r\nConnection: close, X-Nominated\r\nX-Nominated: 1\r\n" +
+		"Authorization: Basic YTpi\r\nCookie: a=1\r\nX-Forwarded-For: 203.0.113.9, 192.0.2.7\r\nX-Forwarded-Proto: https\r\nForwarded: for=1\r\n" +
+		"X-Many: 1\r\nX-Many: 2\r\nAccept-Encoding: br\r\nContent-Type: text/strange\r\nTE: trailers\r\nUpgrade: h2c\r\n" +
+		"Proxy-Authorization: Basic eDp4\r\nProxy-Connection: keep-alive\r\nKeep-Alive: 5\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n\x00\xff{\"a"
+	conn, err := net.Dial("tcp", strings.TrimPrefix(g.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, sent)
+	answers := bufio.NewReader(conn)
+	response, err := http.ReadResponse(answers, nil)
+	for err == nil && response.StatusCode == 100 {
+		response, err = http.ReadResponse(answers, nil)
+	}
+	if err != nil || response.StatusCode != 200 {
+		t.Fatalf("answer %v, %v", response, err)
+	}
+	if got.Method != "POST" || got.RequestURI != "/users/authenticate?x=1;y=%zz&z=a+b" || body != "\x00\xff{\"a" {
+		t.Errorf("got %s %s %q", got.Method, got.RequestURI, body)
+	}
+	if got.Host != g.settings.Authenticator.URL.Host {
+		t.Errorf("Host %q", got.Host)
+	}
+	want := http.Header{
+		"Authorization": {"Basic YTpi"}, "Cookie": {"a=1"}, "X-Forwarded-For": {"203.0.113.9, 192.0.2.7"}, "X-Forwarded-Proto": {"https"},
+		"Forwarded": {"for=1"}, "X-Many": {"1", "2"}, "Accept-Encoding": {"br"}, "Content-Type": {"text/strange"}, "Content-Length": {"5"},
+	}
+	if !reflect.DeepEqual(got.Header, want) {
+		t.Errorf("headers %v\nwant    %v", got.Header, want)
+	}
+}
+
+func TestBodiesOfAllSizesGoOnWhole(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		data, err := io.ReadAll(r.Body)
+		w.Header().Set("X-Got", fmt.Sprint(len(data), err, strings.Count(string(data), "a") == len(data)))
+		ann(w, r)
+	}))
+	for _, size := range []int{0, 1, headSize - 1, headSize, headSize + 1, maxRequest - 1, maxRequest} {
+		for _, chunked := range []bool{false, true} {
+			var body io.Reader = strings.NewReader(strings.Repeat("a", size))
+			if chunked {
+				body = io.MultiReader(body)
+			}
+			r, _ := http.NewRequest("POST", g.URL+"/token", body)
+			response, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			if got, want := response.Header.Get("X-Got"), fmt.Sprint(size, nil, true); response.StatusCode != 200 || got != want {
+				t.Errorf("%d bytes, chunked %v: %d, the user service got %q", size, chunked, response.StatusCode, got)
+			}
+		}
+	}
+}
+
+func TestALoginThatIsTooLargeIsRefused(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		if err == nil {
+			t.Error("the user service took it for whole")
+		}
+		ann(w, r)
+	}))
+	for _, chunked := range []bool{false, true} {
+		var body io.Reader = strings.NewReader(strings.Repeat("a", maxRequest+1))
+		if chunked {
+			body = io.MultiReader(body)
+		}
+		r := httptest.NewRequest("POST", "/token", body)
+		w := httptest.NewRecorder()
+		g.handler.ServeHTTP(w, r)
+		answerOf{w.Result(), w.Body.String()}.says(t, 413, textTooLarge)
+	}
+	if g.store.count() != 0 {
+		t.Error("a session was opened")
+	}
+}
+
+func TestAStoreThatFailsHandsOutNothing(t *testing.T) {
+	g := newGateway(t, users(t, ann))
+	g.store.fail(fmt.Errorf("%w: it is full", tokens.ErrUnavailable))
+	a := g.call("POST", "/token", "x")
+	a.says(t, 503, textUnavailable)
+	if a.Header.Get("userid") != "" {
+		t.Error("the user was handed out")
+	}
+	if n := g.counted("gatepost_logins_total", "store_unavailable"); n != 1 {
+		t.Errorf("%v counted", n)
+	}
+	g.store.fail(nil)
+	if !g.opens(g.login()) {
+		t.Error("the token opens nothing")
+	}
+}
+
+func TestWithoutAUserServiceThereIsNoLogin(t *testing.T) {
+	g := newGateway(t, "")
+	g.call("POST", "/token", "x").says(t, 503, textUnavailable)
+	if !strings.Contains(g.log.String(), "no tokens.authenticator is defined") {
+		t.Errorf("log:\n%s", g.log)
+	}
+	g.settings = nil
+	g.call("POST", "/token", "x").says(t, 503, textUnavailable)
+}
+
+func TestSettingsChangeWhileRunning(t *testing.T) {
+	g := newGateway(t, users(t, ann))
+	g.login()
+	other := *g.settings
+	other.Lifetime, other.Format = 48*time.Hour, tokens.FormatSecret
+	g.settings = &other
+	a := g.call("POST", "/token", "x")
+	a.has(t, "expires_in", "86400") // no longer than the session
+	if !strings.HasPrefix(a.Header.Get("token"), "gp1_") {
+		t.Errorf("token of the old format")
+	}
+}
+
+func TestOnlyTheOldestSessionsMakeWay(t *testing.T) {
+	g := newGateway(t, users(t, ann))
+	g.settings.MaxSessions = 2
+	first := g.login()
+	for range 2 {
+		time.Sleep(2 * time.Millisecond) // sessions are told apart by the millisecond
+		g.login()
+	}
+	if g.opens(first) || g.store.count() != 2 {
+		t.Errorf("%d sessions", g.store.count())
+	}
+}
+
+func TestAWaitingClientThatHangsUpOpensNothingAndStillCounts(t *testing.T) {
+	arrived, release := make(chan bool), make(chan bool)
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- true
+		<-release
+		if r.Context().Err() != nil {
+			t.Error("the login was broken off at the user service")
+		}
+		ann(w, r)
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	answered := make(chan error)
+	go func() {
+		r, _ := http.NewRequestWithContext(ctx, "POST", g.URL+"/token", nil)
+		_, err := http.DefaultClient.Do(r)
+		answered <- err
+	}()
+	<-arrived
+	cancel()
+	if err := <-answered; err == nil {
+		t.Fatal("the client did not hang up")
+	}
+	time.Sleep(50 * time.Millisecond) // for the server to notice
+	close(release)
+	for deadline := time.Now().Add(20 * time.Second); g.counted("gatepost_logins_total", "client_gone") == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("log:\n%s", g.log)
+		}
+	}
+	if g.store.count() != 0 {
+		t.Error("a session was opened for nobody")
+	}
+}
+
+func TestTheClientsAddressIsTheOneThatEnvoySaw(t *testing.T) {
+	for name, c := range map[string]struct {
+		external string
+		xff      []string
+		remote   string
+		want     string
+	}{
+		"Envoy's own header": {"192.0.2.1", []string{"203.0.113.9"}, "127.0.0.1:1", "192.0.2.1"},
+		"the last entry":     {"", []string{"203.0.113.9", "203.0.113.8, 192.0.2.2"}, "127.0.0.1:1", "192.0.2.2"},
+		"IPv6":               {"", []string{"203.0.113.9,2001:db8::1"}, "127.0.0.1:1", "2001:db8::1"},
+		"nonsense":           {"", []string{"192.0.2.1, nonsense"}, "127.0.0.1:1", ""},
+		"no proxy":           {"", nil, "[::ffff:192.0.2.3]:1", "192.0.2.3"},
+		"a Unix socket":      {"", nil, "@", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest("POST", "/token", nil)
+			r.RemoteAddr = c.remote
+			if c.external != "" {
+				r.Header.Set("X-Envoy-External-Address", c.external)
+			}
+			r.Header["X-Forwarded-For"] = c.xff
+			var want netip.Addr
+			if c.want != "" {
+				want = netip.MustParseAddr(c.want)
+			}
+			if got := clientOf(r).address; got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,107 @@
+package endpoint
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"gatepost/tokens"
+)
+
+// listed is a session as its owner sees it: never its token, nor the hash of it.
+type listed struct {
+	ID            string     `json:"id"`
+	Current       bool       `json:"current"`
+	Issued        time.Time  `json:"issued"`
+	Expires       time.Time  `json:"expires"`
+	Ends          time.Time  `json:"ends"`
+	Scope         string     `json:"scope,omitempty"`
+	ClientAddress string     `json:"client_address,omitempty"`
+	UserAgent     string     `json:"user_agent,omitempty"`
+	LastSeen      *time.Time `json:"last_seen,omitempty"`
+	LastAddress   string     `json:"last_address,omitempty"`
+}
+
+// sessions lists the caller's sessions, the newest first.
+func (h *Handler) sessions(w http.ResponseWriter, r *http.Request) (outcome, error) {
+	caller, err := h.caller(r)
+	if err != nil {
+		return h.deny(w, err)
+	}
+	ctx, cancel := h.storeContext(r)
+	defer cancel()
+	all, err := h.config.Store.Sessions(ctx, caller.User)
+	if err != nil {
+		return h.deny(w, err)
+	}
+	list := make([]listed, 0, len(all))
+	for _, s := range all {
+		if s.User == caller.User { // nobody sees another's, whatever the store says
+			list = append(list, show(s, caller))
+		}
+	}
+	reply(w, http.StatusOK, map[string][]listed{"sessions": list})
+	return done, nil
+}
+
+func show(s, caller *tokens.Session) listed {
+	l := listed{
+		ID:            s.ID,
+		Current:       s.ID == caller.ID,
+		Issued:        s.Issued,
+		Expires:       s.Expires,
+		Ends:          s.Ends,
+		Scope:         scopeText(s),
+		ClientAddress: s.ClientAddress,
+		UserAgent:     s.UserAgent,
+		LastAddress:   s.LastAddress,
+	}
+	if !s.LastSeen.IsZero() {
+		l.LastSeen = &s.LastSeen
+	}
+	return l
+}
+
+// ended is the answer to the ends of sessions: how many there were.
+type ended struct {
+	Ended int `json:"ended"`
+}
+
+// endSessions logs the caller out everywhere.
+func (h *Handler) endSessions(w http.ResponseWriter, r *http.Request) (outcome, error) {
+	caller, err := h.caller(r)
+	if err != nil {
+		return h.deny(w, err)
+	}
+	ctx, cancel := h.storeContext(r)
+	defer cancel()
+	n, err := h.config.Store.RevokeUser(ctx, caller.User)
+	if err != nil {
+		return h.deny(w, err)
+	}
+	reply(w, http.StatusOK, ended{n})
+	return done, nil
+}
+
+// endSession ends one of the caller's sessions. Another's is as unknown as one that never was.
+func (h *Handler) endSession(w http.ResponseWriter, r *http.Request) (outcome, error) {
+	caller, err := h.caller(r)
+	if err != nil {
+		return h.deny(w, err)
+	}
+	ctx, cancel := h.storeContext(r)
+	defer cancel()
+	err = h.config.Store.RevokeSession(ctx, caller.User, r.PathValue("id"))
+	if errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, tokens.ErrUnavailable) {
+		notFound(w)
+		return unknown, nil
+	}
+	if err != nil {
+		return h.deny(w, err)
+	}
+	reply(w, http.StatusOK, ended{1})
+	return done, nil
+}
+
+func scopeText(s *tokens.Session) string { return strings.Join(s.Scopes, " ") }

@@ -1,0 +1,66 @@
+package endpoint
+
+import (
+	"fmt"
+	"net/url"
+	"time"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens"
+	"gatepost/tokens/shield"
+)
+
+// Settings is what the definitions say about tokens, in the form in which a request needs it. It is not
+// changed once it is in use.
+type Settings struct {
+	// Lifetime is how long a token opens services, SessionLifetime how long a session can be refreshed.
+	Lifetime, SessionLifetime time.Duration
+	// Format is the form of the tokens that are minted.
+	Format tokens.Format
+	// MaxSessions is how many sessions one user may have; 0: any number.
+	MaxSessions int
+	// Authenticator is the user service; nil: there is no login.
+	Authenticator *Authenticator
+	// Shield limits logins.
+	Shield shield.Settings
+}
+
+// Authenticator is the user service that a login is sent to.
+type Authenticator struct {
+	// URL is its whole address.
+	URL *url.URL
+	// Timeout is how long it may take, from the first byte sent to the last received.
+	Timeout time.Duration
+	// UserHeader and ScopesHeader are the headers of its 200 that bear the user's id and the session's scopes.
+	UserHeader, ScopesHeader string
+	// UserField is the field of a login, JSON or form, that names the user; empty: logins are limited by
+	// client address alone. Where it is set, a login whose user cannot be made out is refused, since it would
+	// slip the limit for its user.
+	UserField string
+}
+
+// SettingsFrom returns the settings in definitions, whose defaults are filled in.
+func SettingsFrom(t *gatewayv1.Tokens) (*Settings, error) {
+	s := &Settings{
+		Lifetime:        t.GetLifetime().AsDuration(),
+		SessionLifetime: t.GetSessionLifetime().AsDuration(),
+		Format:          tokens.Format(t.GetFormat()),
+		MaxSessions:     int(t.GetMaxSessions()),
+		Shield:          shield.Defaults(),
+	}
+	a := t.GetAuthenticator()
+	if a == nil {
+		return s, nil
+	}
+	target, err := url.Parse(a.GetUrl())
+	if err != nil {
+		return nil, fmt.Errorf("reading tokens.authenticator.url: %w", err)
+	}
+	s.Authenticator = &Authenticator{
+		URL:          target,
+		Timeout:      a.GetTimeout().AsDuration(),
+		UserHeader:   a.GetUserHeader(),
+		ScopesHeader: a.GetScopesHeader(),
+	}
+	return s, nil
+}
