@@ -44,6 +44,7 @@ func Observed(store Store, registerer prometheus.Registerer, name string) (Store
 		revokeSession: operation("revoke_session"),
 		revokeUser:    operation("revoke_user"),
 		ping:          operation("ping"),
+		touch:         operation("touch"),
 	}, nil
 }
 
@@ -65,7 +66,7 @@ func registered[C prometheus.Collector](registerer prometheus.Registerer, c C) (
 // observed is a Store that measures the store within it. Close is the inner store's own.
 type observed struct {
 	Store
-	create, lookup, rotate, revoke, sessions, revokeSession, revokeUser, ping meter
+	create, lookup, rotate, revoke, sessions, revokeSession, revokeUser, ping, touch meter
 }
 
 // meter takes down one operation's calls.
@@ -135,5 +136,17 @@ func (o *observed) Ping(ctx context.Context) error {
 	start := time.Now()
 	err := o.Store.Ping(ctx)
 	o.ping.done(start, err)
+	return err
+}
+
+// Touch is the inner store's, and nothing where that is no [Toucher].
+func (o *observed) Touch(ctx context.Context, s *Session, at time.Time, address string) error {
+	inner, ok := o.Store.(Toucher)
+	if !ok {
+		return nil
+	}
+	start := time.Now()
+	err := inner.Touch(ctx, s, at, address)
+	o.touch.done(start, err)
 	return err
 }

@@ -14,7 +14,7 @@ import (
 const MaxUserLength = 4096
 
 // ErrInvalid says that a session is not one that can be kept: its user is empty, too long or no UTF-8, it has
-// no hash or id, or its times contradict each other or are past.
+// no hash or no UUID for an id, or its times contradict each other or are past.
 var ErrInvalid = errors.New("invalid session")
 
 // Session is what a login opened and its token stands for. A *Session that a store or the cache returned is
@@ -22,7 +22,7 @@ var ErrInvalid = errors.New("invalid session")
 type Session struct {
 	// Hash is the hash of the token that opens it.
 	Hash Hash
-	// ID is the public id, by which its owner or an operator can end it. It opens nothing.
+	// ID is the public id, a UUID, by which its owner or an operator can end it. It opens nothing.
 	ID string
 	// User is the user's id as the user service gave it.
 	User string
@@ -74,8 +74,8 @@ func (s *Session) valid() error {
 	switch {
 	case s.Hash == Hash{}:
 		return fmt.Errorf("%w: it has no token", ErrInvalid)
-	case s.ID == "":
-		return fmt.Errorf("%w: it has no id", ErrInvalid)
+	case !canonicalUUID(s.ID):
+		return fmt.Errorf("%w: its id is no UUID", ErrInvalid)
 	case s.User == "":
 		return fmt.Errorf("%w: it has no user", ErrInvalid)
 	case len(s.User) > MaxUserLength:

@@ -3,6 +3,7 @@ package tokens
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 var (
@@ -62,4 +63,11 @@ type Store interface {
 
 	// Close gives up what the store holds. No other method may be called after it.
 	Close() error
+}
+
+// Toucher is a [Store] that keeps when and from where a session was last used, for [Store.Sessions] to tell. It
+// is for samples: once a minute and session at the most, and never on the path of a request. A touch that is
+// lost is no harm, and one that comes late brings no ended session back.
+type Toucher interface {
+	Touch(ctx context.Context, s *Session, at time.Time, address string) error
 }

@@ -104,7 +104,11 @@ func (t Token) Reveal() string {
 }
 
 // Hash returns the key under which stores keep the token's session.
-func (t Token) Hash() Hash { return sha256.Sum256([]byte(t.Reveal())) }
+func (t Token) Hash() Hash {
+	var text [secretLength]byte // long enough for either form: the copy stays on the stack
+	n := copy(text[:], t.Reveal())
+	return sha256.Sum256(text[:n])
+}
 
 // IsZero says whether t is no token.
 func (t Token) IsZero() bool { return t.text == nil }
@@ -138,7 +142,12 @@ func (h Hash) LogValue() slog.Value { return slog.StringValue(h.String()) }
 
 // isUUID says whether s has the one form that Mint writes: lower case, hyphens, version 4, variant 10.
 func isUUID(s string) bool {
-	if len(s) != 36 || s[14] != '4' || strings.IndexByte("89ab", s[19]) < 0 {
+	return canonicalUUID(s) && s[14] == '4' && strings.IndexByte("89ab", s[19]) >= 0
+}
+
+// canonicalUUID says whether s is a UUID in lower case with hyphens and nothing else (RFC 9562 §4).
+func canonicalUUID(s string) bool {
+	if len(s) != 36 {
 		return false
 	}
 	for i := range len(s) {

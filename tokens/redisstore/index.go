@@ -1,0 +1,237 @@
+package redisstore
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"gatepost/tokens"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+)
+
+// A member of an index is the 16 bytes of the session's id and the 32 of its token's hash: short enough for Redis'
+// compact form of small sorted sets. Its score is when the token expires, in milliseconds of the clock of the
+// Redis that holds the index, and negative once the session is being ended.
+const memberLength = 16 + 32
+
+func member(s *tokens.Session) string {
+	id, _ := uuid.Parse(s.ID) // a session's id is a UUID, or its record would not have been encoded
+	return string(id[:]) + string(s.Hash[:])
+}
+
+func splitMember(m string) (id string, h tokens.Hash, ok bool) {
+	if len(m) != memberLength {
+		return "", h, false
+	}
+	copy(h[:], m[16:])
+	return uuid.UUID([]byte(m[:16])).String(), h, true
+}
+
+// grace is how long an entry outlives its token, in milliseconds, so that a slow login is not taken for an ended one.
+const grace = 60_000
+
+// Each script changes one key, KEYS[1], an index. They take the time from Redis: entries and records then expire
+// by elapsed time alike, whatever the clocks of several Gateposts say.
+const (
+	// prelude defines the time, and how entries are marked, entered and dropped once they have expired.
+	prelude = `
+local key = KEYS[1]
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local function exactly(n) return string.format('%.0f', n) end
+local function mark(m, score) redis.call('ZADD', key, 'XX', exactly(-score), m) end
+local function enter(m, ttl, grace)
+  redis.call('ZREMRANGEBYSCORE', key, '(0', exactly(now - grace))
+  redis.call('ZREMRANGEBYSCORE', key, exactly(grace - now), '(0')
+  redis.call('ZADD', key, 'NX', exactly(now + ttl), m)
+  if redis.call('PTTL', key) < ttl + grace then redis.call('PEXPIRE', key, exactly(ttl + grace)) end
+end
+`
+	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that it marked because there were
+	// more than limit: those that expire first, and never the new one.
+	enterScript = prelude + `
+local limit = tonumber(ARGV[4])
+enter(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
+if limit <= 0 or redis.call('ZCOUNT', key, exactly(now), '+inf') <= limit then return {} end
+local live = redis.call('ZRANGEBYSCORE', key, exactly(now), '+inf', 'WITHSCORES')
+local own = string.sub(ARGV[1], 1, 16)
+local order, known, count = {}, {[own] = true}, 1
+for i = 1, #live, 2 do
+  local id = string.sub(live[i], 1, 16)
+  if not known[id] then known[id] = true; count = count + 1; order[#order + 1] = id end
+end
+local over, ended = {}, {}
+for i = 1, count - limit do if order[i] then over[order[i]] = true end end
+for i = 1, #live, 2 do
+  if over[string.sub(live[i], 1, 16)] then mark(live[i], tonumber(live[i + 1])); ended[#ended + 1] = live[i] end
+end
+return ended
+`
+	// ARGV: old member, new member, lifetime, grace. Enters the new token where the old one is entered and not
+	// marked, and says whether it is.
+	besideScript = prelude + `
+local score = redis.call('ZSCORE', key, ARGV[1])
+if not score or tonumber(score) < 0 then return 0 end
+enter(ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
+return 1
+`
+	// ARGV: the first bytes of the members to mark, or nothing for all. Returns them, those marked before too.
+	markScript = prelude + `
+local ended = {}
+local all = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+for i = 1, #all, 2 do
+  local score = tonumber(all[i + 1])
+  if string.sub(all[i], 1, #ARGV[1]) == ARGV[1] then
+    if score > 0 then mark(all[i], score) end
+    ended[#ended + 1] = all[i]
+  end
+end
+return ended
+`
+	// KEYS[1] is a token's record here. ARGV: its bytes as they were read, the retired record, lifetime. Puts the
+	// retired record in its place, or says why not: 0 gone, 2 something else is there.
+	retireScript = `
+local record = redis.call('GET', KEYS[1])
+if not record then return 0 end
+if record ~= ARGV[1] then return 2 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+`
+)
+
+var (
+	enterOne    = redis.NewScript(enterScript)
+	enterSecond = redis.NewScript(besideScript)
+	markSome    = redis.NewScript(markScript)
+)
+
+// enter enters a token in an index and returns the members of sessions that were marked to make room. Entered
+// again it stays as it is, marked too.
+func (s *Store) enter(ctx context.Context, index, member string, lifetime time.Duration, limit int) ([]string, error) {
+	over, err := enterOne.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), grace, limit).StringSlice()
+	if err != nil {
+		return nil, unavailable(ctx, "entering a session in its user's index", err)
+	}
+	return over, nil
+}
+
+// enterBeside enters a session's new token where its old one is entered, and says whether it is.
+func (s *Store) enterBeside(ctx context.Context, index, old, next string, lifetime time.Duration) (bool, error) {
+	ok, err := enterSecond.Run(ctx, s.client, []string{index}, old, next, milliseconds(lifetime), grace).Bool()
+	if err != nil {
+		return false, unavailable(ctx, "entering a new token in its user's index", err)
+	}
+	return ok, nil
+}
+
+// entered says whether an index holds the member, unmarked.
+func (s *Store) entered(ctx context.Context, index, member string) (bool, error) {
+	score, err := s.client.ZScore(ctx, index, member).Result()
+	if isNil(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, unavailable(ctx, "reading a user's index", err)
+	}
+	return score > 0, nil
+}
+
+// end ends the session with the id, or all sessions where id is empty, of the user with that index, and returns how
+// many there were. When it returns nil, their records are gone from Redis.
+func (s *Store) end(ctx context.Context, index, id string) (int, error) {
+	first := ""
+	if id != "" {
+		parsed, err := uuid.Parse(id)
+		if err != nil || parsed.String() != id {
+			return 0, nil
+		}
+		first = string(parsed[:])
+	}
+	members, err := markSome.Run(ctx, s.client, []string{index}, first).StringSlice()
+	if err != nil {
+		return 0, unavailable(ctx, "marking sessions as ended", err)
+	}
+	return s.deleteMarked(ctx, index, members)
+}
+
+// deleteMarked deletes the records of marked members, and their index entries once the records are gone. It returns
+// how many sessions had a record.
+func (s *Store) deleteMarked(ctx context.Context, index string, members []string) (int, error) {
+	ended := map[string]bool{}
+	for len(members) > 0 {
+		part := members[:min(chunk, len(members))]
+		members = members[len(part):]
+		if err := s.deleteRecords(ctx, part, ended); err != nil {
+			return 0, err
+		}
+		entries := make([]any, len(part))
+		for i, m := range part {
+			entries[i] = m
+		}
+		if err := s.client.ZRem(ctx, index, entries...).Err(); err != nil {
+			return 0, unavailable(ctx, "taking ended sessions out of the index", err)
+		}
+	}
+	return len(ended), nil
+}
+
+// deleteRecords deletes the members' records, and adds to ended the ids of the sessions that had one.
+func (s *Store) deleteRecords(ctx context.Context, members []string, ended map[string]bool) error {
+	pipe := s.client.Pipeline()
+	deleted := map[string]*redis.IntCmd{}
+	for _, m := range members {
+		id, h, ok := splitMember(m)
+		if !ok {
+			continue // no token: whoever wrote it there, nothing is opened by it
+		}
+		deleted[m] = pipe.Del(ctx, tokenKey(h))
+		pipe.Del(ctx, sessionKey(id))
+		pipe.Del(ctx, seenKey(id))
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return unavailable(ctx, "deleting sessions", err)
+	}
+	for m, n := range deleted {
+		if id, _, _ := splitMember(m); n.Val() > 0 {
+			ended[id] = true
+		}
+	}
+	return nil
+}
+
+// retire puts the retired record in the place of the one that was read as bytes: of all who try, one succeeds. It
+// is sent once: repeated after a lost reply it would find its own work and take it for another's.
+func (s *Store) retire(ctx context.Context, before *tokens.Session, bytes []byte) error {
+	retired, err := tokens.EncodeRetired(before)
+	if err != nil {
+		return err
+	}
+	cmd := redis.NewCmd(ctx, "eval", retireScript, 1, tokenKey(before.Hash), bytes, retired, milliseconds(time.Until(before.Ends)))
+	if err := s.client.Process(ctx, once{cmd}); err != nil {
+		return unavailable(ctx, "retiring a token", err)
+	}
+	switch n, err := cmd.Int(); {
+	case err != nil:
+		return unavailable(ctx, "retiring a token", err)
+	case n == 0:
+		return tokens.ErrUnknown
+	case n == 2:
+		return tokens.ErrReused
+	}
+	return nil
+}
+
+// formatSeen and readSeen write and read when and from where a session was last used.
+func formatSeen(at time.Time, address string) string {
+	return strconv.FormatInt(at.UnixMilli(), 10) + " " + strings.ToValidUTF8(address[:min(len(address), 100)], "?")
+}
+
+func readSeen(s *tokens.Session, text string) {
+	at, address, _ := strings.Cut(text, " ")
+	if ms, err := strconv.ParseInt(at, 10, 64); err == nil {
+		s.LastSeen, s.LastAddress = time.UnixMilli(ms).UTC(), address
+	}
+}

@@ -1,0 +1,424 @@
+// Package redisstore keeps sessions in Redis, one server, behind Sentinel, or a Cluster, for any number of Gateposts
+// at once.
+//
+// Three keys belong to a session:
+//
+//	gatepost:tok:<sha-256 of the token>   its record, which alone opens anything; expires with the token
+//	gatepost:usr:<sha-256 of the user>    the index: a sorted set of the user's tokens, scored by expiry
+//	gatepost:ses:<public id>              the name of that index, for ending a session by its id
+//
+// and a fourth, gatepost:seen:<public id>, tells when it was last used. In a Cluster they lie on different servers, so
+// nothing here relies on two keys changing together. What it relies on is the order in which they change:
+//
+//  1. A token is entered in the index before its record is written, and handed out only after the index has been
+//     seen to hold it still, unmarked, once the record was written.
+//  2. Whoever ends sessions marks their index entries first, then deletes the records, then the entries.
+//
+// So a record that is written after an end deleted it is seen by its own writer to be marked or gone, and is never
+// handed out; a record that was written before is deleted; and a crash at any point leaves every record that can be
+// used in the index, where the next attempt finds it. The index is one key, changed by one script at a time: its
+// order is the order of logins, refreshes and ends.
+//
+// Late commands do no harm: a command that timed out may still reach Redis. Deleting late is safe. A record is sent
+// once per token and its token handed out only on Redis' OK, so a record that arrives late is of a token that nobody
+// has.
+//
+// Redis must not evict keys, and must keep what it acknowledges: [Store.Check] tells. A user of Redis' ACL needs
+// ~gatepost:* and +@connection +get +set +del +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount
+// +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too.
+package redisstore
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"gatepost/tokens"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// The prefixes of the keys. A change below TokenPrefix is a change of what a token opens.
+const (
+	TokenPrefix   = "gatepost:tok:"
+	userPrefix    = "gatepost:usr:"
+	sessionPrefix = "gatepost:ses:"
+	seenPrefix    = "gatepost:seen:"
+)
+
+// chunk is how many keys are asked for at a time.
+const chunk = 500
+
+// Store is a [tokens.Store] in Redis. Each of its calls ends within 1.5 seconds, or by the context's deadline
+// where that is earlier, however Redis fails.
+type Store struct {
+	options *Options
+	client  redis.UniversalClient
+}
+
+var (
+	_ tokens.Store   = (*Store)(nil)
+	_ tokens.Toucher = (*Store)(nil)
+)
+
+// Open returns a store in the Redis that options name. It connects when it is first asked, so a Redis that is
+// down now is no error.
+func Open(options *Options) *Store {
+	return &Store{options: options, client: newClient(options)}
+}
+
+func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
+func sessionKey(id string) string   { return sessionPrefix + id }
+func seenKey(id string) string      { return seenPrefix + id }
+func userKey(user string) string    { return userPrefix + digest(user) }
+func digest(user string) string {
+	sum := sha256.Sum256([]byte(user))
+	return hex.EncodeToString(sum[:])
+}
+func milliseconds(d time.Duration) int64 {
+	return max(1, int64((d+time.Millisecond-1)/time.Millisecond))
+}
+
+// Create implements [tokens.Store].
+func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	record, err := tokens.EncodeRecord(session)
+	if err != nil {
+		return err
+	}
+	if !session.Live(time.Now()) {
+		return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
+	}
+	index := userKey(session.User)
+	self := member(session)
+	over, err := s.enter(ctx, index, self, time.Until(session.Expires), limit)
+	if err != nil {
+		return err
+	}
+	if _, err := s.deleteMarked(ctx, index, over); err != nil {
+		return err
+	}
+	err = s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
+	if err != nil {
+		return unavailable(ctx, "keeping the session's id", err)
+	}
+	if err := s.write(ctx, session, record); err != nil {
+		return err
+	}
+	kept, err := s.entered(ctx, index, self)
+	if err != nil {
+		return err
+	}
+	if !kept {
+		s.undo(ctx, session)
+		return fmt.Errorf("%w: the user's sessions were ended during the login", tokens.ErrUnavailable)
+	}
+	return nil
+}
+
+// write writes a token's record, once.
+func (s *Store) write(ctx context.Context, session *tokens.Session, record []byte) error {
+	ttl := milliseconds(time.Until(session.Expires))
+	err := s.client.Process(ctx, once{redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", ttl)})
+	if err != nil {
+		return unavailable(ctx, "keeping a session", err)
+	}
+	return nil
+}
+
+// undo deletes a record whose token will not be handed out. Where that fails the record opens nothing for anyone,
+// because nobody has the token, and expires.
+func (s *Store) undo(ctx context.Context, session *tokens.Session) {
+	_ = s.client.Del(ctx, tokenKey(session.Hash)).Err()
+	_ = s.client.ZRem(ctx, userKey(session.User), member(session)).Err()
+}
+
+// Lookup implements [tokens.Store].
+func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	session, retired, _, err := s.read(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	// Redis expires the record too; its clock and its punctuality are not relied on.
+	if retired || !session.Live(time.Now()) {
+		return nil, tokens.ErrUnknown
+	}
+	return session, nil
+}
+
+// read reads a token's record, and returns its bytes as well.
+func (s *Store) read(ctx context.Context, h tokens.Hash) (session *tokens.Session, retired bool, record []byte, err error) {
+	record, err = s.client.Get(ctx, tokenKey(h)).Bytes()
+	if isNil(err) {
+		return nil, false, nil, tokens.ErrUnknown
+	}
+	if err != nil {
+		return nil, false, nil, unavailable(ctx, "looking up a token", err)
+	}
+	session, retired, err = tokens.DecodeRecord(h, record)
+	return session, retired, record, err
+}
+
+// Rotate implements [tokens.Store]. The new token is entered and written before the old one is retired, in one step
+// that only one caller can make; so an end that comes at any time finds both in the index, and a failure before
+// that step leaves the old token as it was.
+func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	record, err := tokens.EncodeRecord(next)
+	if err != nil {
+		return err
+	}
+	before, retired, bytes, err := s.read(ctx, old)
+	switch {
+	case err != nil:
+		return err
+	case retired:
+		return s.reused(ctx, before)
+	case !before.Live(time.Now()):
+		return tokens.ErrUnknown
+	case next.ID != before.ID || next.User != before.User || !next.Ends.Equal(before.Ends) || next.Hash == old:
+		return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+	}
+	index := userKey(next.User)
+	if ok, err := s.enterBeside(ctx, index, member(before), member(next), time.Until(next.Expires)); err != nil {
+		return err
+	} else if !ok {
+		return s.missed(ctx, old)
+	}
+	if err := s.write(ctx, next, record); err != nil {
+		return err
+	}
+	if err := s.retire(ctx, before, bytes); err != nil {
+		s.undo(ctx, next)
+		if errors.Is(err, tokens.ErrReused) {
+			return s.reused(ctx, before)
+		}
+		return err
+	}
+	kept, err := s.entered(ctx, index, member(next))
+	if err != nil {
+		return err
+	}
+	if !kept {
+		s.undo(ctx, next)
+		return tokens.ErrUnknown
+	}
+	// From here on the session is the new token's alone.
+	if err := s.client.ZRem(ctx, index, member(before)).Err(); err != nil {
+		return unavailable(ctx, "taking the old token out of the index", err)
+	}
+	return nil
+}
+
+// missed tells what became of a token that was live a moment ago and is not in the index any more: another call
+// has rotated it, or its session was ended.
+func (s *Store) missed(ctx context.Context, old tokens.Hash) error {
+	session, retired, _, err := s.read(ctx, old)
+	if err == nil && retired {
+		return s.reused(ctx, session)
+	}
+	return cmp.Or(err, tokens.ErrUnknown)
+}
+
+// reused ends the session of a token that was presented for a second exchange.
+func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
+	if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
+		return err
+	}
+	return tokens.ErrReused
+}
+
+// Revoke implements [tokens.Store]. What is no record of the token is deleted too.
+func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	session, retired, _, err := s.read(ctx, h)
+	if errors.Is(err, tokens.ErrUnknown) {
+		return nil
+	}
+	if err == nil {
+		if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, tokens.ErrCorrupt) {
+		return err
+	}
+	if retired {
+		return nil // it goes on telling that it was exchanged
+	}
+	// The index may have lost the entry; the record must go whatever the index says.
+	if err := s.client.Del(ctx, tokenKey(h)).Err(); err != nil {
+		return unavailable(ctx, "revoking a token", err)
+	}
+	return nil
+}
+
+// Sessions implements [tokens.Store].
+func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	members, err := s.client.ZRange(ctx, userKey(user), 0, -1).Result()
+	if err != nil {
+		return nil, unavailable(ctx, "reading a user's index", err)
+	}
+	var live []*tokens.Session
+	for part := range slices.Chunk(members, chunk) {
+		sessions, err := s.readAll(ctx, user, part)
+		if err != nil {
+			return nil, err
+		}
+		live = append(live, sessions...)
+	}
+	return newestFirst(live), nil
+}
+
+// readAll returns the live sessions among the members of a user's index, with when they were last seen.
+func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*tokens.Session, error) {
+	pipe := s.client.Pipeline()
+	records := make([]*redis.StringCmd, len(members))
+	seen := make([]*redis.StringCmd, len(members))
+	for i, m := range members {
+		id, h, ok := splitMember(m)
+		if !ok {
+			return nil, fmt.Errorf("%w: %w: an index has an entry that is none", tokens.ErrUnavailable, tokens.ErrCorrupt)
+		}
+		records[i], seen[i] = pipe.Get(ctx, tokenKey(h)), pipe.Get(ctx, seenKey(id))
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !isNil(err) {
+		return nil, unavailable(ctx, "reading a user's sessions", err)
+	}
+	now := time.Now()
+	var live []*tokens.Session
+	for i, m := range members {
+		record, err := records[i].Bytes()
+		if isNil(err) {
+			continue // a login on its way, or a token that Redis expired
+		}
+		if err != nil {
+			return nil, unavailable(ctx, "reading a user's sessions", err)
+		}
+		_, h, _ := splitMember(m)
+		session, retired, err := tokens.DecodeRecord(h, record)
+		if err != nil {
+			return nil, err
+		}
+		if retired || session.User != user || !session.Live(now) {
+			continue
+		}
+		readSeen(session, seen[i].Val())
+		live = append(live, session)
+	}
+	return live, nil
+}
+
+// RevokeSession implements [tokens.Store].
+func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	index := userKey(user)
+	if user == "" {
+		name, err := s.client.Get(ctx, sessionKey(id)).Result()
+		if isNil(err) {
+			return tokens.ErrUnknown
+		}
+		if err != nil {
+			return unavailable(ctx, "looking up a session's id", err)
+		}
+		index = userPrefix + name
+	}
+	ended, err := s.end(ctx, index, id)
+	if err != nil {
+		return err
+	}
+	if ended == 0 {
+		return tokens.ErrUnknown
+	}
+	return nil
+}
+
+// RevokeUser implements [tokens.Store].
+func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return s.end(ctx, userKey(user), "")
+}
+
+// Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
+func (s *Store) Touch(ctx context.Context, session *tokens.Session, at time.Time, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := s.client.Set(ctx, seenKey(session.ID), formatSeen(at, address), untilPositive(session.Ends)).Err()
+	if err != nil {
+		return unavailable(ctx, "keeping when a session was seen", err)
+	}
+	return nil
+}
+
+// Ping implements [tokens.Store]. In a Cluster it asks every master: each holds tokens.
+func (s *Store) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := s.eachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
+	if err != nil {
+		return unavailable(ctx, "asking Redis whether it is there", err)
+	}
+	return nil
+}
+
+// eachMaster calls ask for each server that holds tokens, one after another or at once.
+func (s *Store) eachMaster(ctx context.Context, ask func(context.Context, *redis.Client) error) error {
+	switch client := s.client.(type) {
+	case *redis.ClusterClient:
+		return client.ForEachMaster(ctx, ask)
+	case *redis.Client:
+		return ask(ctx, client)
+	}
+	return fmt.Errorf("no way to ask a %T", s.client)
+}
+
+// Close implements [tokens.Store].
+func (s *Store) Close() error {
+	if err := s.client.Close(); err != nil {
+		return fmt.Errorf("closing Redis connections: %v", err)
+	}
+	return nil
+}
+
+func isNil(err error) bool { return errors.Is(err, redis.Nil) }
+
+// unavailable says that Redis did not do what was being done. The library's errors end here: their text is kept, and
+// only the caller's own context can be found in it.
+func unavailable(ctx context.Context, doing string, err error) error {
+	if over := context.Cause(ctx); over != nil {
+		return fmt.Errorf("%w: %s: %w", tokens.ErrUnavailable, doing, over)
+	}
+	return fmt.Errorf("%w: %s: %v", tokens.ErrUnavailable, doing, err)
+}
+
+// newestFirst sorts sessions by when they were opened. One that is being refreshed has two tokens for a moment; it
+// is listed with the later.
+func newestFirst(sessions []*tokens.Session) []*tokens.Session {
+	slices.SortFunc(sessions, func(a, b *tokens.Session) int {
+		return cmp.Or(b.Issued.Compare(a.Issued), cmp.Compare(a.ID, b.ID), b.Expires.Compare(a.Expires))
+	})
+	return slices.CompactFunc(sessions, func(a, b *tokens.Session) bool { return a.ID == b.ID })
+}
+
+func sortedSet(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// untilPositive is the time until then, as a lifetime that Redis takes.
+func untilPositive(then time.Time) time.Duration {
+	return time.Duration(milliseconds(time.Until(then))) * time.Millisecond
+}

@@ -1,0 +1,47 @@
+package redisstore
+
+import (
+	"testing"
+
+	"gatepost/tokens"
+	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func mustOpen(t testing.TB, url string) *Store {
+	t.Helper()
+	options, err := ParseURL(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Open(options)
+}
+
+func open(t testing.TB, server *redistest.Server) *Store {
+	t.Helper()
+	s := mustOpen(t, server.URL())
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestRedisIsATokenStore(t *testing.T) {
+	server := redistest.Start(t)
+	storetest.Run(t, func(t *testing.T) tokens.Store {
+		server.Do("FLUSHALL")
+		return mustOpen(t, server.URL())
+	})
+}
+
+func TestRedisClusterIsATokenStore(t *testing.T) {
+	nodes := redistest.StartCluster(t, 3)
+	storetest.Run(t, func(t *testing.T) tokens.Store {
+		for _, node := range nodes {
+			node.Do("FLUSHALL")
+		}
+		return mustOpen(t, "redis://"+nodes[0].Addr+","+nodes[1].Addr+"/?cluster=true")
+	})
+}

@@ -1,0 +1,282 @@
+package redisstore
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Options is where a Redis is and how it is spoken to: what [ParseURL] read. It holds a password, so whatever
+// prints it prints the hosts alone.
+type Options struct {
+	hosts []string // host:port of the server, of the Sentinels, or of some nodes of the Cluster
+	db    int
+	user  string
+
+	// In a pointer, so that nothing prints it that finds Options in an unexported field.
+	secrets *secrets
+
+	master  string // the name of the master that the Sentinels watch; empty: no Sentinels
+	cluster bool
+	tls     *tls.Config
+}
+
+// secrets are what must never be printed.
+type secrets struct {
+	password         string
+	sentinelUser     string
+	sentinelPassword string
+}
+
+// ParseURL reads the address of a Redis:
+//
+//	redis://[[user]:password@]host[:port][/database]          one server
+//	redis://…@host,host,host/?cluster=true                    a Redis Cluster, by some of its nodes
+//	redis://…@host,host,host/[database]?sentinel=NAME         the master NAME, as these Sentinels know it
+//
+// rediss:// in place of redis:// is TLS, verified against the system's roots. Where no port is given it is 6379,
+// for Sentinels 26379. User and password are percent-encoded as in every URL. Further parameters, joined by "&":
+//
+//	password_file           a file that holds the password, in place of the one in the URL
+//	sentinel_user           who asks the Sentinels, where they want to know
+//	sentinel_password_file  a file that holds the password for them
+//	ca_file                 PEM certificates to verify the server by, in place of the system's roots (rediss)
+//	cert_file, key_file     PEM client certificate and its key (rediss)
+//	server_name             the name that the server's certificate must bear, where it is not the host's (rediss)
+//
+// A newline at the end of a password file is no part of the password. An error names the part of the URL that is
+// wrong and never shows what may be a password.
+func ParseURL(raw string) (*Options, error) {
+	o, err := parseURL(raw)
+	if err != nil {
+		return nil, fmt.Errorf("reading the Redis URL: %w", err)
+	}
+	return o, nil
+}
+
+func parseURL(raw string) (*Options, error) {
+	scheme, rest, ok := strings.Cut(raw, "://")
+	secured := scheme == "rediss"
+	if !ok || scheme != "redis" && !secured {
+		return nil, errors.New("it must begin with redis:// or rediss://")
+	}
+	end := strings.IndexAny(rest, "/?#")
+	if end < 0 {
+		end = len(rest)
+	}
+	authority, rest := rest[:end], rest[end:]
+	path, query, _ := strings.Cut(rest, "?")
+	if strings.Contains(path, "@") || strings.Contains(rest, "#") {
+		// A password with one of these in it ends up here, so nothing of it is shown.
+		return nil, errors.New(`percent-encode "/" (%2F), "?" (%3F), "#" (%23) and "@" (%40) in the user and the password`)
+	}
+	params, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, errors.New("its parameters are not in the form name=value&name=value")
+	}
+	o := &Options{secrets: &secrets{}}
+	hosts := authority
+	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+		if err := o.readUser(authority[:at]); err != nil {
+			return nil, err
+		}
+		hosts = authority[at+1:]
+	}
+	if err := o.readParams(params, secured); err != nil {
+		return nil, err
+	}
+	if err := o.readHosts(hosts); err != nil {
+		return nil, err
+	}
+	return o, o.readDatabase(path)
+}
+
+func (o *Options) readUser(info string) error {
+	user, password, _ := strings.Cut(info, ":")
+	var err, errPassword error
+	o.user, err = url.PathUnescape(user)
+	o.secrets.password, errPassword = url.PathUnescape(password)
+	if err != nil || errPassword != nil {
+		return errors.New(`the user or the password has a "%" that begins no percent-encoding: write %25`)
+	}
+	return nil
+}
+
+// readParams reads all parameters; one that is unknown, empty or given twice is an error.
+func (o *Options) readParams(params url.Values, secured bool) error {
+	var passwordFile, sentinelPasswordFile, caFile, certFile, keyFile, serverName, cluster string
+	known := map[string]*string{
+		"cluster":                &cluster,
+		"sentinel":               &o.master,
+		"sentinel_user":          &o.secrets.sentinelUser,
+		"sentinel_password_file": &sentinelPasswordFile,
+		"password_file":          &passwordFile,
+		"ca_file":                &caFile,
+		"cert_file":              &certFile,
+		"key_file":               &keyFile,
+		"server_name":            &serverName,
+	}
+	for name, values := range params {
+		value, ok := known[name]
+		switch {
+		case !ok && strings.Contains(name, "password"):
+			return fmt.Errorf("unknown parameter %q: give passwords by password_file or sentinel_password_file", name)
+		case !ok:
+			return fmt.Errorf("unknown parameter %q", name)
+		case len(values) != 1 || values[0] == "":
+			return fmt.Errorf("parameter %s must be given once, with a value", name)
+		}
+		*value = values[0]
+	}
+	switch cluster {
+	case "", "false":
+	case "true":
+		o.cluster = true
+	default:
+		return errors.New("parameter cluster must be true or false")
+	}
+	if o.cluster && o.master != "" {
+		return errors.New("parameters cluster and sentinel exclude each other")
+	}
+	if o.master == "" && (o.secrets.sentinelUser != "" || sentinelPasswordFile != "") {
+		return errors.New("sentinel_user and sentinel_password_file need sentinel=NAME")
+	}
+	if passwordFile != "" && o.secrets.password != "" {
+		return errors.New("it has a password and a password_file: give one of them")
+	}
+	if err := readSecret(passwordFile, &o.secrets.password); err != nil {
+		return err
+	}
+	if err := readSecret(sentinelPasswordFile, &o.secrets.sentinelPassword); err != nil {
+		return err
+	}
+	if !secured {
+		if caFile+certFile+keyFile+serverName != "" {
+			return errors.New("ca_file, cert_file, key_file and server_name need rediss://")
+		}
+		return nil
+	}
+	var err error
+	o.tls, err = readTLS(caFile, certFile, keyFile, serverName)
+	return err
+}
+
+// readSecret reads a password file into secret, where there is one.
+func readSecret(path string, secret *string) error {
+	if path == "" {
+		return nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("reading the password file: %w", err)
+	}
+	*secret = strings.TrimRight(string(data), "\r\n")
+	if *secret == "" {
+		return fmt.Errorf("the password file %s is empty", path)
+	}
+	return nil
+}
+
+func readTLS(caFile, certFile, keyFile, serverName string) (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: serverName}
+	if caFile != "" {
+		data, err := os.ReadFile(caFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading ca_file: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(data) {
+			return nil, fmt.Errorf("ca_file %s holds no PEM certificate", caFile)
+		}
+	}
+	if (certFile == "") != (keyFile == "") {
+		return nil, errors.New("cert_file and key_file go together")
+	}
+	if certFile != "" {
+		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading cert_file and key_file: %w", err)
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	return config, nil
+}
+
+func (o *Options) readHosts(list string) error {
+	port := "6379"
+	if o.master != "" {
+		port = "26379"
+	}
+	for i, host := range strings.Split(list, ",") {
+		addr, ok := withPort(host, port)
+		if !ok {
+			// What stands there may be half a password, so it is not shown.
+			return fmt.Errorf("host %d is no host or host:port", i+1)
+		}
+		o.hosts = append(o.hosts, addr)
+	}
+	if len(o.hosts) > 1 && !o.cluster && o.master == "" {
+		return errors.New("several hosts need ?cluster=true or ?sentinel=NAME")
+	}
+	return nil
+}
+
+// withPort returns host:port for host, host:port, [v6] and [v6]:port.
+func withPort(host, port string) (string, bool) {
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		host = host[1 : len(host)-1]
+	} else if h, p, err := net.SplitHostPort(host); err == nil {
+		host, port = h, p
+	} else if strings.ContainsAny(host, ":[]") {
+		return "", false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 || host == "" || strings.ContainsAny(host, " \t@%\"'\\<>") {
+		return "", false
+	}
+	return net.JoinHostPort(host, port), true
+}
+
+func (o *Options) readDatabase(path string) error {
+	number := strings.TrimPrefix(path, "/")
+	if number == "" {
+		return nil
+	}
+	db, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		return errors.New("what follows the host must be the number of a database, such as /0")
+	}
+	if db != 0 && o.cluster {
+		return errors.New("a Redis Cluster has no database but 0")
+	}
+	o.db = int(db)
+	return nil
+}
+
+// String is the URL without user, password and files, fit for a log.
+func (o *Options) String() string {
+	scheme, suffix := "redis", ""
+	if o.tls != nil {
+		scheme = "rediss"
+	}
+	if o.cluster {
+		suffix = "?cluster=true"
+	}
+	if o.master != "" {
+		suffix = "?sentinel=" + url.QueryEscape(o.master)
+	}
+	return fmt.Sprintf("%s://%s/%d%s", scheme, strings.Join(o.hosts, ","), o.db, suffix)
+}
+
+// Format prints what String returns, whatever the verb.
+func (o *Options) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(o.String())) }
+
+// LogValue is what String returns.
+func (o *Options) LogValue() slog.Value { return slog.StringValue(o.String()) }

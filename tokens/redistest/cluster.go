@@ -1,0 +1,60 @@
+package redistest
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// slots is how many hash slots a Redis Cluster has.
+const slots = 16384
+
+// StartCluster starts a Redis Cluster of n masters without replicas, the slots shared out among them in order.
+func StartCluster(t testing.TB, n int, args ...string) []*Server {
+	t.Helper()
+	nodes := make([]*Server, n)
+	for i := range nodes {
+		_, bus, _ := net.SplitHostPort(FreeAddr(t))
+		nodes[i] = Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000"}, args...)...)
+		nodes[i].Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
+		nodes[i].Do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(slots*i/n), strconv.Itoa(slots*(i+1)/n-1))
+		if i > 0 {
+			nodes[0].Do("CLUSTER", "MEET", "127.0.0.1", nodes[i].Port(), bus)
+		}
+	}
+	Eventually(t, "a cluster whose nodes all know one another", func() bool {
+		for _, node := range nodes {
+			info := node.Do("CLUSTER", "INFO")
+			if !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r", n)) {
+				return false
+			}
+		}
+		return true
+	})
+	return nodes
+}
+
+// StartSentinel starts a Sentinel on its own that watches master under the name "mymaster" and takes it for down
+// after half a second.
+func StartSentinel(t testing.TB, master *Server) *Server {
+	t.Helper()
+	s := &Server{Dir: t.TempDir(), t: t, program: binary(t)}
+	t.Cleanup(s.Kill)
+	s.Addr = FreeAddr(t)
+	config := filepath.Join(s.Dir, "sentinel.conf")
+	text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nlogfile %s\nprotected-mode no\n"+
+		"sentinel monitor mymaster 127.0.0.1 %s 1\nsentinel down-after-milliseconds mymaster 500\n"+
+		"sentinel failover-timeout mymaster 3000\n", s.Port(), s.Dir, filepath.Join(s.Dir, "redis.log"), master.Port())
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.args = []string{config, "--sentinel"}
+	if err := s.launch(); err != nil {
+		t.Fatalf("starting a sentinel: %v\n%s", err, s.log())
+	}
+	return s
+}

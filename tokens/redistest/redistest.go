@@ -1,0 +1,332 @@
+// Package redistest starts real Redis servers for tests, and does to them what befalls servers: they are killed,
+// frozen, restarted, filled up.
+package redistest
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// deadline is how long a server may take for what takes it milliseconds: the machine may be busy.
+const deadline = 30 * time.Second
+
+// Server is one redis-server process on loopback. It ends with its test.
+type Server struct {
+	// Addr is where it listens, as host:port; the same after a [Server.Restart].
+	Addr string
+	// Dir is its folder: its data and its log.
+	Dir string
+
+	t       testing.TB
+	program string
+	args    []string
+	tls     *tls.Config // nil: plain TCP
+	process *process    // nil: killed
+}
+
+// process is a running redis-server; done is closed when it has ended.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+}
+
+// Start starts a server on a free port with an empty folder of its own, which keeps nothing on disk. args are
+// redis-server's own, such as "--appendonly", "yes". Where redis-server is not installed, the test is skipped;
+// with CI=true it fails.
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	return start(t, nil, args)
+}
+
+// StartWithPassword starts a server that asks its default user for a password.
+func StartWithPassword(t testing.TB, password string, args ...string) *Server {
+	t.Helper()
+	return start(t, nil, append([]string{"--requirepass", password}, args...))
+}
+
+func start(t testing.TB, secured *tls.Config, args []string) *Server {
+	t.Helper()
+	s := &Server{Dir: t.TempDir(), t: t, program: binary(t), tls: secured}
+	t.Cleanup(s.Kill)
+	var err error
+	// Another process may take the free port before the server does: then a second one is tried.
+	for range 5 {
+		s.Addr = FreeAddr(t)
+		s.args = append(s.command(), args...)
+		if err = s.launch(); err == nil {
+			return s
+		}
+	}
+	t.Fatalf("starting redis-server: %v\n%s", err, s.log())
+	return nil
+}
+
+// binary finds redis-server.
+func binary(t testing.TB) string {
+	t.Helper()
+	path, err := exec.LookPath("redis-server")
+	if err == nil {
+		return path
+	}
+	if os.Getenv("CI") == "true" {
+		t.Fatal("redis-server is not installed: apt-get install redis-server")
+	}
+	t.Skip("needs redis-server: apt-get install redis-server")
+	return ""
+}
+
+// FreeAddr returns an address on loopback on which nobody listens.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// command is what every server is started with; later arguments override earlier ones.
+func (s *Server) command() []string {
+	host, port, _ := net.SplitHostPort(s.Addr)
+	listen := "--port"
+	plain := []string{}
+	if s.tls != nil {
+		listen, plain = "--tls-port", []string{"--port", "0"}
+	}
+	return append([]string{listen, port, "--bind", host, "--dir", s.Dir, "--logfile", filepath.Join(s.Dir, "redis.log"),
+		"--daemonize", "no", "--save", "", "--appendonly", "no", "--protected-mode", "no", "--databases", "4"}, plain...)
+}
+
+// launch starts the process and waits until it answers.
+func (s *Server) launch() error {
+	cmd := exec.Command(s.program, s.args...)
+	cmd.SysProcAttr = endsWithParent()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p := &process{cmd, make(chan struct{})}
+	go func() {
+		_ = cmd.Wait()
+		close(p.done)
+	}()
+	s.process = p
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		select {
+		case <-p.done:
+			s.process = nil
+			return errors.New("it ended at once")
+		default:
+		}
+		if s.answers() {
+			return nil
+		}
+	}
+	s.Kill()
+	return errors.New("it does not answer")
+}
+
+// answers says whether the server takes commands: an error is an answer too, save that it is still loading.
+func (s *Server) answers() bool {
+	reply, err := s.raw("PING")
+	return err == nil && !strings.HasPrefix(reply, "-LOADING")
+}
+
+// raw sends one inline command on a connection of its own and returns the first line of the reply.
+func (s *Server) raw(command string) (string, error) {
+	conn, err := s.dial()
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, command+"\r\n"); err != nil {
+		return "", err
+	}
+	return bufio.NewReader(conn).ReadString('\n')
+}
+
+func (s *Server) dial() (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), deadline)
+	defer cancel()
+	var dialer interface {
+		DialContext(context.Context, string, string) (net.Conn, error)
+	} = &net.Dialer{}
+	if s.tls != nil {
+		dialer = &tls.Dialer{Config: s.tls}
+	}
+	conn, err := dialer.DialContext(ctx, "tcp", s.Addr)
+	if err != nil {
+		return nil, err
+	}
+	return conn, conn.SetDeadline(time.Now().Add(time.Second))
+}
+
+// Port is the port it listens on.
+func (s *Server) Port() string {
+	_, port, _ := net.SplitHostPort(s.Addr)
+	return port
+}
+
+// URL is the server's redis:// address, without a password.
+func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
+
+// Kill ends the server with SIGKILL, as a crash would, and waits until it is gone.
+func (s *Server) Kill() {
+	if s.process == nil {
+		return
+	}
+	_ = s.process.cmd.Process.Kill()
+	<-s.process.done
+	s.process = nil
+}
+
+// Shutdown ends the server with SIGTERM, as an operator would, and waits until it is gone.
+func (s *Server) Shutdown() {
+	s.t.Helper()
+	s.signal(syscall.SIGTERM)
+	select {
+	case <-s.process.done:
+		s.process = nil
+	case <-time.After(deadline):
+		s.t.Fatal("redis-server does not end")
+	}
+}
+
+// Restart starts the server again after Kill or Shutdown, on the same address and with the data that is in its folder.
+func (s *Server) Restart() {
+	s.t.Helper()
+	if s.process != nil {
+		s.Kill()
+	}
+	if err := s.launch(); err != nil {
+		s.t.Fatalf("restarting redis-server: %v\n%s", err, s.log())
+	}
+}
+
+// Freeze stops the process with SIGSTOP: connections are taken by the kernel, and nothing answers.
+func (s *Server) Freeze() {
+	s.t.Helper()
+	s.signal(syscall.SIGSTOP)
+}
+
+// Thaw lets a frozen process go on.
+func (s *Server) Thaw() {
+	s.t.Helper()
+	s.signal(syscall.SIGCONT)
+}
+
+func (s *Server) signal(signal os.Signal) {
+	s.t.Helper()
+	if s.process == nil {
+		s.t.Fatal("redis-server is not running")
+	}
+	if err := s.process.cmd.Process.Signal(signal); err != nil {
+		s.t.Fatalf("signalling redis-server: %v", err)
+	}
+}
+
+// log is what the server wrote, for the report of a test that failed.
+func (s *Server) log() string {
+	data, _ := os.ReadFile(filepath.Join(s.Dir, "redis.log"))
+	return string(data)
+}
+
+// Eventually polls until ok is true, and fails the test where that takes very long.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
+
+// Do runs one command as the default user without a password and returns its reply as text: arrays one element
+// a line. A reply that is an error fails the test.
+func (s *Server) Do(args ...string) string {
+	s.t.Helper()
+	conn, err := s.dial()
+	if err != nil {
+		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
+	}
+	defer conn.Close()
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%d\r\n", len(args))
+	for _, a := range args {
+		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
+	}
+	if _, err := io.WriteString(conn, b.String()); err != nil {
+		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
+	}
+	reply, err := read(bufio.NewReader(conn))
+	if err != nil {
+		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
+	}
+	return reply
+}
+
+// read reads one RESP2 reply.
+func read(in *bufio.Reader) (string, error) {
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return "", err
+	}
+	kind, text := line[0], strings.TrimRight(line[1:], "\r\n")
+	switch kind {
+	case '-':
+		return "", errors.New(text)
+	case '$':
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return "", err
+		}
+		data := make([]byte, n+2)
+		_, err = io.ReadFull(in, data)
+		return string(data[:n]), err
+	case '*':
+		n, err := strconv.Atoi(text)
+		var lines []string
+		for range n {
+			var one string
+			if one, err = read(in); err != nil {
+				return "", err
+			}
+			lines = append(lines, one)
+		}
+		return strings.Join(lines, "\n"), err
+	}
+	return text, nil
+}
+
+// CommandStats returns how often each command has been called, by its name in lower case, out of INFO.
+func (s *Server) CommandStats() map[string]int {
+	s.t.Helper()
+	calls := map[string]int{}
+	for line := range strings.Lines(s.Do("INFO", "commandstats")) {
+		name, rest, ok := strings.Cut(strings.TrimPrefix(line, "cmdstat_"), ":calls=")
+		if !ok {
+			continue
+		}
+		count, _, _ := strings.Cut(rest, ",")
+		n, err := strconv.Atoi(count)
+		if err != nil {
+			s.t.Fatalf("reading commandstats: %v", err)
+		}
+		calls[name] = n
+	}
+	return calls
+}

@@ -1,0 +1,711 @@
+// Package storetest decides what a token store is: every store passes one suite, [Run], or is none.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/google/uuid"
+)
+
+// patience is how long the suite waits for what must come: a busy machine is no fault of a store's.
+const patience = 30 * time.Second
+
+// New mints a token and returns the session that a login of user with it opens: an hour, of a day at the most.
+func New(t testing.TB, user string) *tokens.Session {
+	t.Helper()
+	return NewLasting(t, user, time.Hour)
+}
+
+// NewLasting is [New] with another lifetime of the token.
+func NewLasting(t testing.TB, user string, lifetime time.Duration) *tokens.Session {
+	t.Helper()
+	s, err := tokens.NewSession(NewHash(t), user, []string{"read", "write"}, time.Now(), lifetime, 24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ClientAddress, s.UserAgent = "192.0.2.7", "curl/8.9"
+	return s
+}
+
+// NewHash returns the hash of a new token.
+func NewHash(t testing.TB) tokens.Hash {
+	t.Helper()
+	token, err := tokens.Mint(tokens.FormatUUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return token.Hash()
+}
+
+// Run holds a store to the contract of [tokens.Store]. open returns an empty store; the suite closes it.
+func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
+	for _, c := range []struct {
+		name string
+		test func(t *testing.T, s store)
+	}{
+		{"a created session is found and is whole", foundAndWhole},
+		{"what was never created is unknown", unknown},
+		{"sessions that cannot be kept are refused", invalid},
+		{"users may have odd names", oddNames},
+		{"a session expires by itself", expires},
+		{"a revoked token is refused", revoked},
+		{"revoking what is unknown is no error", revokingUnknown},
+		{"sessions are listed, the newest first", listed},
+		{"a session is ended by its public id", endedByID},
+		{"a session is ended by its owner alone", endedByOwner},
+		{"all sessions of a user are ended", endedByUser},
+		{"more sessions than the limit end those that expire first", limited},
+		{"a rotated token is refused and the new one taken", rotated},
+		{"a token rotated twice ends its session", reused},
+		{"a rotated token still ends its session by a revoke", revokedByOld},
+		{"what cannot be rotated is told apart", notRotated},
+		{"of many rotations at once at most one succeeds", rotationRace},
+		{"ending a user's sessions leaves none that was being refreshed", rotationAgainstEnd},
+		{"ending a user's sessions leaves none unlisted that was being opened", creationAgainstEnd},
+		{"logins at once keep to the limit", limitRace},
+		{"many use it at once and no one becomes another", manyAtOnce},
+		{"when a session was last used is kept", touched},
+		{"a call whose context is over says that it could not tell", contextOver},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := store{open(t), t}
+			defer func() {
+				if err := s.Close(); err != nil {
+					t.Errorf("closing: %v", err)
+				}
+			}()
+			c.test(t, s)
+		})
+	}
+}
+
+// store is the store under test, with the verbs in which the tests are written.
+type store struct {
+	tokens.Store
+	t *testing.T
+}
+
+func (s store) create(session *tokens.Session) *tokens.Session {
+	s.t.Helper()
+	if err := s.Create(s.t.Context(), session, 0); err != nil {
+		s.t.Fatalf("creating a session: %v", err)
+	}
+	return session
+}
+
+// opens fails the test where the token does not open the session, whole.
+func (s store) opens(session *tokens.Session) {
+	s.t.Helper()
+	got, err := s.Lookup(s.t.Context(), session.Hash)
+	if err != nil {
+		s.t.Errorf("a live token: %v", err)
+		return
+	}
+	if diff := cmp.Diff(session, got, cmpopts.EquateEmpty()); diff != "" {
+		s.t.Errorf("the session came back changed:\n%s", diff)
+	}
+}
+
+// refused fails the test where the token opens anything, or where the store cannot tell.
+func (s store) refused(h tokens.Hash) {
+	s.t.Helper()
+	if got, err := s.Lookup(s.t.Context(), h); !errors.Is(err, tokens.ErrUnknown) || errors.Is(err, tokens.ErrUnavailable) || got != nil {
+		s.t.Errorf("a token that must be refused: %+v, %v", got, err)
+	}
+}
+
+// list returns the ids of a user's sessions, in the store's order.
+func (s store) list(user string) []string {
+	s.t.Helper()
+	sessions, err := s.Sessions(s.t.Context(), user)
+	if err != nil {
+		s.t.Fatalf("listing sessions: %v", err)
+	}
+	ids := []string{}
+	for _, one := range sessions {
+		if one.User != user {
+			s.t.Fatalf("%q is told a session of %q", user, one.User)
+		}
+		ids = append(ids, one.ID)
+	}
+	return ids
+}
+
+func (s store) lists(user string, sessions ...*tokens.Session) {
+	s.t.Helper()
+	want := []string{}
+	for _, one := range sessions {
+		want = append(want, one.ID)
+	}
+	if diff := cmp.Diff(want, s.list(user)); diff != "" {
+		s.t.Errorf("the sessions of %.20q:\n%s", user, diff)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("never: %s", what)
+}
+
+func foundAndWhole(t *testing.T, s store) {
+	one, two := s.create(New(t, "ann")), s.create(New(t, "ann"))
+	plain := New(t, "bob")
+	plain.Scopes, plain.ClientAddress, plain.UserAgent = nil, "", ""
+	s.create(plain)
+	for range 2 {
+		s.opens(one)
+		s.opens(two)
+		s.opens(plain)
+	}
+	if err := s.Ping(t.Context()); err != nil {
+		t.Errorf("ping: %v", err)
+	}
+}
+
+func unknown(t *testing.T, s store) {
+	s.refused(NewHash(t))
+	s.refused(tokens.Hash{})
+	s.lists("nobody")
+	s.lists("")
+	if n, err := s.RevokeUser(t.Context(), "nobody"); n != 0 || err != nil {
+		t.Errorf("ended %d sessions of nobody, %v", n, err)
+	}
+	for _, id := range []string{uuid.NewString(), "", "x", "*", "../..", strings.Repeat("a", 10_000)} {
+		for _, user := range []string{"", "ann"} {
+			if err := s.RevokeSession(t.Context(), user, id); !errors.Is(err, tokens.ErrUnknown) {
+				t.Errorf("ending the session %.20q of %q: %v", id, user, err)
+			}
+		}
+	}
+}
+
+func invalid(t *testing.T, s store) {
+	for name, change := range map[string]func(*tokens.Session){
+		"no user":      func(o *tokens.Session) { o.User = "" },
+		"no UTF-8":     func(o *tokens.Session) { o.User = "\xff" },
+		"endless name": func(o *tokens.Session) { o.User = strings.Repeat("a", tokens.MaxUserLength+1) },
+		"no token":     func(o *tokens.Session) { o.Hash = tokens.Hash{} },
+		"no id":        func(o *tokens.Session) { o.ID = "" },
+		"expired":      func(o *tokens.Session) { o.Expires = time.Now().Add(-time.Second) },
+	} {
+		session := New(t, "ann")
+		change(session)
+		if err := s.Create(t.Context(), session, 0); !errors.Is(err, tokens.ErrInvalid) || errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		s.refused(session.Hash)
+	}
+	s.lists("ann")
+}
+
+func oddNames(t *testing.T, s store) {
+	var all []*tokens.Session
+	for _, user := range []string{
+		"a", "A", "a ", " a", "ä", "a\u0308", "0", "null", "*", "a*", "a:b", "a/b", "../etc/passwd", "a\x00b", "a\r\nSET x y",
+		"{tag}", "{", "ann@example.org", "用户", "👩‍💻", "%s%n", strings.Repeat("x", 1024), strings.Repeat("ö", 512), strings.Repeat("x", 1023),
+	} {
+		all = append(all, s.create(New(t, user)))
+	}
+	for _, session := range all {
+		s.opens(session)
+		s.lists(session.User, session)
+	}
+	for i, session := range all {
+		if n, err := s.RevokeUser(t.Context(), session.User); n != 1 || err != nil {
+			t.Errorf("ended %d sessions of %.20q, %v", n, session.User, err)
+		}
+		s.refused(session.Hash)
+		if i+1 < len(all) {
+			s.opens(all[i+1])
+		}
+	}
+}
+
+func expires(t *testing.T, s store) {
+	short, long := s.create(NewLasting(t, "ann", 300*time.Millisecond)), s.create(New(t, "ann"))
+	eventually(t, "an expired token is refused", func() bool {
+		got, err := s.Lookup(t.Context(), short.Hash)
+		if err == nil && !got.Expires.After(time.Now().Add(-time.Second)) {
+			t.Error("an expired token is accepted")
+		}
+		return errors.Is(err, tokens.ErrUnknown)
+	})
+	if time.Now().Before(short.Expires) {
+		t.Error("a token was refused before it expired")
+	}
+	s.opens(long)
+	s.lists("ann", long)
+	if err := s.RevokeSession(t.Context(), "ann", short.ID); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("ending an expired session: %v", err)
+	}
+	if err := s.Rotate(t.Context(), short.Hash, short.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("refreshing an expired token: %v", err)
+	}
+	if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
+		t.Errorf("ended %d sessions, %v; one was live", n, err)
+	}
+}
+
+func revoked(t *testing.T, s store) {
+	gone, kept, other := s.create(New(t, "ann")), s.create(New(t, "ann")), s.create(New(t, "bob"))
+	s.opens(gone)
+	for range 2 {
+		if err := s.Revoke(t.Context(), gone.Hash); err != nil {
+			t.Fatalf("revoking: %v", err)
+		}
+		s.refused(gone.Hash)
+	}
+	s.opens(kept)
+	s.opens(other)
+	s.lists("ann", kept)
+	if err := s.RevokeSession(t.Context(), "", gone.ID); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("ending a revoked session: %v", err)
+	}
+	if err := s.Rotate(t.Context(), gone.Hash, gone.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("refreshing a revoked token: %v", err)
+	}
+}
+
+func revokingUnknown(t *testing.T, s store) {
+	for _, h := range []tokens.Hash{NewHash(t), {}} {
+		if err := s.Revoke(t.Context(), h); err != nil {
+			t.Errorf("revoking an unknown token: %v", err)
+		}
+	}
+}
+
+func listed(t *testing.T, s store) {
+	var made []*tokens.Session
+	for i := range 5 {
+		session := New(t, "ann")
+		session.Issued = session.Issued.Add(-time.Duration(i) * time.Minute) // each older than the one before
+		made = append(made, session)
+	}
+	for _, i := range []int{2, 0, 4, 1, 3} {
+		s.create(made[i])
+	}
+	s.create(New(t, "bob"))
+	s.lists("ann", made...)
+	sessions, err := s.Sessions(t.Context(), "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(made, sessions); diff != "" {
+		t.Errorf("the sessions came back changed:\n%s", diff)
+	}
+}
+
+func endedByID(t *testing.T, s store) {
+	for _, user := range []string{"", "ann"} {
+		gone, kept := s.create(New(t, "ann")), s.create(New(t, "ann"))
+		if err := s.RevokeSession(t.Context(), user, gone.ID); err != nil {
+			t.Fatalf("ending a session: %v", err)
+		}
+		s.refused(gone.Hash)
+		s.opens(kept)
+		s.lists("ann", kept)
+		if err := s.RevokeSession(t.Context(), user, gone.ID); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("ending it again: %v", err)
+		}
+		if err := s.Revoke(t.Context(), kept.Hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func endedByOwner(t *testing.T, s store) {
+	ann, _ := s.create(New(t, "ann")), s.create(New(t, "bob"))
+	for _, user := range []string{"bob", "Ann", "ann ", "nobody"} {
+		if err := s.RevokeSession(t.Context(), user, ann.ID); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("%q ended a session of ann's: %v", user, err)
+		}
+	}
+	for _, id := range []string{strings.ToUpper(ann.ID), strings.ReplaceAll(ann.ID, "-", ""), "urn:uuid:" + ann.ID, ann.ID[:35]} {
+		if err := s.RevokeSession(t.Context(), "ann", id); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("a session was ended by %q: %v", id, err)
+		}
+	}
+	s.opens(ann)
+}
+
+func endedByUser(t *testing.T, s store) {
+	var mine []*tokens.Session
+	for range 20 {
+		mine = append(mine, s.create(New(t, "ann")))
+	}
+	other := s.create(New(t, "ann2"))
+	if n, err := s.RevokeUser(t.Context(), "ann"); n != len(mine) || err != nil {
+		t.Fatalf("ended %d sessions of %d, %v", n, len(mine), err)
+	}
+	for _, session := range mine {
+		s.refused(session.Hash)
+	}
+	s.lists("ann")
+	s.opens(other)
+	if n, err := s.RevokeUser(t.Context(), "ann"); n != 0 || err != nil {
+		t.Errorf("ended %d more, %v", n, err)
+	}
+	again := s.create(New(t, "ann"))
+	s.opens(again)
+	s.lists("ann", again)
+}
+
+func limited(t *testing.T, s store) {
+	const limit = 3
+	var made []*tokens.Session
+	for i := range 6 {
+		session := New(t, "ann")
+		session.Issued = session.Issued.Add(time.Duration(i) * time.Second)
+		session.Expires = session.Expires.Add(time.Duration(i) * time.Second)
+		if err := s.Create(t.Context(), session, limit); err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, session)
+		s.opens(session)
+	}
+	for _, session := range made[:3] {
+		s.refused(session.Hash)
+	}
+	s.lists("ann", made[5], made[4], made[3])
+
+	// A new session stays, though it is the first to expire.
+	short := NewLasting(t, "ann", time.Minute)
+	short.Issued = made[5].Issued.Add(time.Second)
+	if err := s.Create(t.Context(), short, limit); err != nil {
+		t.Fatal(err)
+	}
+	s.opens(short)
+	s.lists("ann", short, made[5], made[4])
+
+	// A lower limit ends as many as it takes, in one go.
+	last := New(t, "ann")
+	if err := s.Create(t.Context(), last, 1); err != nil {
+		t.Fatal(err)
+	}
+	s.lists("ann", last)
+	for _, session := range append(made, short) {
+		s.refused(session.Hash)
+	}
+}
+
+func rotated(t *testing.T, s store) {
+	current := s.create(New(t, "ann"))
+	for range 5 {
+		next := current.Renewed(NewHash(t), time.Now().Add(time.Minute), time.Hour)
+		if err := s.Rotate(t.Context(), current.Hash, next); err != nil {
+			t.Fatalf("refreshing: %v", err)
+		}
+		s.refused(current.Hash)
+		s.opens(next)
+		s.lists("ann", next)
+		current = next
+	}
+	if err := s.RevokeSession(t.Context(), "", current.ID); err != nil {
+		t.Errorf("ending a refreshed session by its id: %v", err)
+	}
+	s.refused(current.Hash)
+	s.lists("ann")
+}
+
+func reused(t *testing.T, s store) {
+	for _, generations := range []int{1, 3} {
+		first, bystander := s.create(New(t, "ann")), s.create(New(t, "ann"))
+		current := first
+		for range generations {
+			next := current.Renewed(NewHash(t), time.Now(), time.Hour)
+			if err := s.Rotate(t.Context(), current.Hash, next); err != nil {
+				t.Fatal(err)
+			}
+			current = next
+		}
+		s.opens(current)
+		for range 2 {
+			thief := first.Renewed(NewHash(t), time.Now(), time.Hour)
+			if err := s.Rotate(t.Context(), first.Hash, thief); !errors.Is(err, tokens.ErrReused) {
+				t.Errorf("refreshing an old token: %v", err)
+			}
+			s.refused(thief.Hash)
+			s.refused(current.Hash)
+			s.refused(first.Hash)
+		}
+		s.opens(bystander)
+		s.lists("ann", bystander)
+		if err := s.Revoke(t.Context(), bystander.Hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func revokedByOld(t *testing.T, s store) {
+	old := s.create(New(t, "ann"))
+	next := old.Renewed(NewHash(t), time.Now(), time.Hour)
+	if err := s.Rotate(t.Context(), old.Hash, next); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Revoke(t.Context(), old.Hash); err != nil {
+		t.Fatalf("revoking: %v", err)
+	}
+	s.refused(old.Hash)
+	s.refused(next.Hash)
+	s.lists("ann")
+}
+
+func notRotated(t *testing.T, s store) {
+	session := s.create(New(t, "ann"))
+	renew := func() *tokens.Session { return session.Renewed(NewHash(t), time.Now(), time.Hour) }
+	if err := s.Rotate(t.Context(), NewHash(t), renew()); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("refreshing an unknown token: %v", err)
+	}
+	for name, change := range map[string]func(*tokens.Session){
+		"another user":     func(n *tokens.Session) { n.User = "bob" },
+		"another session":  func(n *tokens.Session) { n.ID = uuid.NewString() },
+		"a longer session": func(n *tokens.Session) { n.Ends = n.Ends.Add(time.Hour) },
+		"the same token":   func(n *tokens.Session) { n.Hash = session.Hash },
+		"no user":          func(n *tokens.Session) { n.User = "" },
+	} {
+		next := renew()
+		change(next)
+		if err := s.Rotate(t.Context(), session.Hash, next); !errors.Is(err, tokens.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if next.Hash != session.Hash {
+			s.refused(next.Hash)
+		}
+	}
+	s.opens(session)
+	s.lists("ann", session)
+}
+
+func rotationRace(t *testing.T, s store) {
+	for range 10 {
+		session := s.create(New(t, "ann"))
+		nexts := make([]*tokens.Session, 8)
+		errs := make([]error, len(nexts))
+		var wg sync.WaitGroup
+		for i := range nexts {
+			nexts[i] = session.Renewed(NewHash(t), time.Now(), time.Hour)
+			wg.Go(func() { errs[i] = s.Rotate(t.Context(), session.Hash, nexts[i]) })
+		}
+		wg.Wait()
+		won := 0
+		for i, err := range errs {
+			switch {
+			case err == nil:
+				won++
+			case errors.Is(err, tokens.ErrReused), errors.Is(err, tokens.ErrUnknown):
+				s.refused(nexts[i].Hash)
+			default:
+				t.Errorf("refreshing: %v", err)
+			}
+		}
+		if won > 1 {
+			t.Errorf("%d of %d refreshes of one token succeeded", won, len(nexts))
+		}
+		s.refused(session.Hash)
+		// Each of the others used the token a second time: the session is over.
+		for _, next := range nexts {
+			s.refused(next.Hash)
+		}
+		s.lists("ann")
+	}
+}
+
+func rotationAgainstEnd(t *testing.T, s store) {
+	ends := []func(*tokens.Session) error{
+		func(*tokens.Session) error { _, err := s.RevokeUser(t.Context(), "ann"); return err },
+		func(o *tokens.Session) error { return known(s.RevokeSession(t.Context(), "ann", o.ID)) },
+		func(o *tokens.Session) error { return known(s.RevokeSession(t.Context(), "", o.ID)) },
+		func(o *tokens.Session) error { return s.Revoke(t.Context(), o.Hash) },
+	}
+	for i := range 80 {
+		session := s.create(New(t, "ann"))
+		next := session.Renewed(NewHash(t), time.Now(), time.Hour)
+		var ended, refreshed error
+		var wg sync.WaitGroup
+		wg.Go(func() { refreshed = s.Rotate(t.Context(), session.Hash, next) })
+		wg.Go(func() {
+			time.Sleep(time.Duration(i/len(ends)) * 40 * time.Microsecond)
+			ended = ends[i%len(ends)](session)
+		})
+		wg.Wait()
+		if ended != nil {
+			t.Fatalf("ending: %v", ended)
+		}
+		if refreshed != nil && !errors.Is(refreshed, tokens.ErrUnknown) {
+			t.Fatalf("refreshing: %v", refreshed)
+		}
+		s.refused(session.Hash)
+		s.refused(next.Hash)
+		s.lists("ann")
+	}
+}
+
+// known takes ErrUnknown for the answer that it is: the session had ended already.
+func known(err error) error {
+	if errors.Is(err, tokens.ErrUnknown) {
+		return nil
+	}
+	return err
+}
+
+func creationAgainstEnd(t *testing.T, s store) {
+	for round := range 20 {
+		user := fmt.Sprintf("ann%d", round)
+		made := make([]*tokens.Session, 8)
+		errs := make([]error, len(made))
+		var wg sync.WaitGroup
+		for i := range made {
+			made[i] = New(t, user)
+			wg.Go(func() { errs[i] = s.Create(t.Context(), made[i], 0) })
+		}
+		var ending error
+		wg.Go(func() { _, ending = s.RevokeUser(t.Context(), user) })
+		wg.Wait()
+		if ending != nil {
+			t.Fatalf("ending: %v", ending)
+		}
+		listed := s.list(user)
+		for i, session := range made {
+			if errs[i] != nil && !errors.Is(errs[i], tokens.ErrUnavailable) {
+				t.Errorf("creating: %v", errs[i])
+			}
+			_, err := s.Lookup(t.Context(), session.Hash)
+			if live := err == nil; live != slices.Contains(listed, session.ID) || live && errs[i] != nil {
+				t.Errorf("a session that is live: %v, listed: %v, was created with: %v", live, !live, errs[i])
+			}
+		}
+		// What came after the call is ended by the next.
+		if _, err := s.RevokeUser(t.Context(), user); err != nil {
+			t.Fatal(err)
+		}
+		for _, session := range made {
+			s.refused(session.Hash)
+		}
+	}
+}
+
+func limitRace(t *testing.T, s store) {
+	const limit = 5
+	var wg sync.WaitGroup
+	errs := make([]error, 30)
+	for i := range errs {
+		session := New(t, "ann")
+		wg.Go(func() { errs[i] = s.Create(t.Context(), session, limit) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		// A login that another one pushed out before it was done may fail; it may not be lost silently.
+		if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("creating: %v", err)
+		}
+	}
+	if n := len(s.list("ann")); n > limit {
+		t.Errorf("%d sessions, %d allowed", n, limit)
+	}
+}
+
+func manyAtOnce(t *testing.T, s store) {
+	var wg sync.WaitGroup
+	for worker := range 8 {
+		user := fmt.Sprintf("user%d", worker)
+		wg.Go(func() {
+			for range 15 {
+				session := New(t, user)
+				if err := s.Create(t.Context(), session, 0); err != nil {
+					t.Errorf("creating: %v", err)
+					return
+				}
+				for range 5 {
+					s.opens(session)
+				}
+				next := session.Renewed(NewHash(t), time.Now(), time.Hour)
+				if err := s.Rotate(t.Context(), session.Hash, next); err != nil {
+					t.Errorf("refreshing: %v", err)
+					return
+				}
+				s.refused(session.Hash)
+				s.opens(next)
+				if err := s.Revoke(t.Context(), next.Hash); err != nil {
+					t.Errorf("revoking: %v", err)
+					return
+				}
+				s.refused(next.Hash)
+			}
+		})
+	}
+	wg.Wait()
+	for worker := range 8 {
+		s.lists(fmt.Sprintf("user%d", worker))
+	}
+}
+
+func touched(t *testing.T, s store) {
+	toucher, ok := s.Store.(tokens.Toucher)
+	if !ok {
+		t.Fatal("the store keeps no last use: it is no Toucher")
+	}
+	session := s.create(New(t, "ann"))
+	at := session.Issued.Add(time.Minute)
+	for _, address := range []string{"192.0.2.1", "2001:db8::1", ""} {
+		if err := toucher.Touch(t.Context(), session, at, address); err != nil {
+			t.Fatalf("touching: %v", err)
+		}
+		listed, err := s.Sessions(t.Context(), "ann")
+		if err != nil || len(listed) != 1 || !listed[0].LastSeen.Equal(at) || listed[0].LastAddress != address {
+			t.Fatalf("listed %+v, %v", listed, err)
+		}
+	}
+	next := session.Renewed(NewHash(t), time.Now(), time.Hour)
+	if err := s.Rotate(t.Context(), session.Hash, next); err != nil {
+		t.Fatal(err)
+	}
+	if listed, err := s.Sessions(t.Context(), "ann"); err != nil || len(listed) != 1 || !listed[0].LastSeen.Equal(at) {
+		t.Errorf("after a refresh: %+v, %v", listed, err)
+	}
+	if err := s.Revoke(t.Context(), next.Hash); err != nil {
+		t.Fatal(err)
+	}
+	if err := toucher.Touch(t.Context(), next, at, "192.0.2.1"); err != nil {
+		t.Errorf("touching an ended session: %v", err)
+	}
+	s.refused(next.Hash)
+	s.lists("ann")
+}
+
+func contextOver(t *testing.T, s store) {
+	session := s.create(New(t, "ann"))
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, err := range map[string]error{
+		"create":         s.Create(over, New(t, "ann"), 0),
+		"rotate":         s.Rotate(over, session.Hash, session.Renewed(NewHash(t), time.Now(), time.Hour)),
+		"revoke":         s.Revoke(over, session.Hash),
+		"revoke session": s.RevokeSession(over, "ann", session.ID),
+		"revoke user":    second(s.RevokeUser(over, "ann")),
+		"sessions":       second(s.Sessions(over, "ann")),
+	} {
+		if !errors.Is(err, tokens.ErrUnavailable) || errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s.opens(session)
+	s.lists("ann", session)
+}
+
+func second[T any](_ T, err error) error { return err }
