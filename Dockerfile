@@ -11,9 +11,9 @@ RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -
 
 FROM gcr.io/distroless/static-debian12:nonroot
 COPY --from=build /out/gatepost /gatepost
-# A new volume on /data takes over the folder's owner.
-COPY --from=build --chown=65532:65532 /out/data /data
-ENV GATEPOST_CONFIG=/etc/gatepost/gatepost.yaml GATEPOST_DATA=/data
+# A new volume there takes over the folder's owner.
+COPY --from=build --chown=65532:65532 /out/data /var/lib/gatepost
+ENV GATEPOST_CONFIG=/etc/gatepost/gatepost.yaml GATEPOST_DATA=/var/lib/gatepost
 USER 65532:65532
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["/gatepost", "health"]
 ENTRYPOINT ["/gatepost"]

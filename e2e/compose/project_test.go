@@ -1,0 +1,235 @@
+package compose
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/envoy"
+)
+
+// root is the project, from here.
+const root = "../.."
+
+// standIns makes images with the official names out of this machine's own programs, for where none can be pulled. It
+// comes with some machines, beside the project.
+const standIns = root + "/../shared/docker/stand-in-images.sh"
+
+// composePlugin is where Compose is kept once it had to be built.
+const composePlugin = root + "/.tools/docker-compose-v5.6.0"
+
+// project is a copy of this project's tree, brought up on an engine under a name and a port of its own.
+type project struct {
+	engine  *engine
+	compose []string // the call of Compose
+	dir     string
+	port    string
+}
+
+// newProject copies the tree: a test changes definitions, and the tree that is worked in must not change under it.
+func newProject(t *testing.T, e *engine) *project {
+	t.Helper()
+	p := &project{engine: e, compose: findCompose(t, e), dir: t.TempDir(), port: freePort(t)}
+	copyTree(t, p.dir)
+	return p
+}
+
+// command is a call of Compose in the project's folder, just as a user makes it.
+func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
+	args = append(p.compose[1:len(p.compose):len(p.compose)], args...)
+	c := exec.CommandContext(ctx, p.compose[0], args...)
+	c.Dir = p.dir
+	c.Env = append(os.Environ(), p.engine.env...)
+	c.Env = append(c.Env, "COMPOSE_PROJECT_NAME=gatepost-test", "GATEPOST_PORT="+p.port)
+	c.WaitDelay = 10 * time.Second
+	return c
+}
+
+// run calls Compose and returns what it prints.
+func (p *project) run(t *testing.T, args ...string) string {
+	t.Helper()
+	return output(t, p.command(t.Context(), args...))
+}
+
+// up brings the project up, and takes it down with its volumes when the test ends, after showing its logs if it failed.
+func (p *project) up(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		if t.Failed() {
+			logs, _ := p.command(ctx, "logs", "--no-color", "--tail", "60").CombinedOutput()
+			t.Logf("the containers' logs:\n%s", logs)
+		}
+		if out, err := p.command(ctx, "down", "--volumes", "--rmi", "local", "--timeout", "5").CombinedOutput(); err != nil {
+			t.Errorf("taking the project down: %v\n%s", err, out)
+		}
+	})
+	p.run(t, "up", "--build", "--wait")
+}
+
+// container is the id of a service's container.
+func (p *project) container(t *testing.T, service string) string {
+	t.Helper()
+	id := p.run(t, "ps", "--all", "--quiet", service)
+	if id == "" {
+		t.Fatalf("no container of %s", service)
+	}
+	return id
+}
+
+// addresses are those of a service's container, of all its networks.
+func (p *project) addresses(t *testing.T, service string) []string {
+	t.Helper()
+	return strings.Fields(p.engine.run(t, "inspect", "--format",
+		"{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", p.container(t, service)))
+}
+
+// definitions is the file that is mounted into Gatepost's container, by its folder.
+func (p *project) definitions() string {
+	return filepath.Join(p.dir, "examples/demo/definitions/gatepost.yaml")
+}
+
+// findCompose returns how to call Compose: as the docker client's plugin, or as a program that is built once.
+func findCompose(t *testing.T, e *engine) []string {
+	t.Helper()
+	if e.command(t.Context(), "compose", "version").Run() == nil {
+		return []string{e.docker, "compose"}
+	}
+	built, err := filepath.Abs(composePlugin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(built); err != nil {
+		t.Log("building Docker Compose, once")
+		if out, err := exec.CommandContext(t.Context(), "./build-compose.sh", built).CombinedOutput(); err != nil {
+			missing(t, fmt.Sprintf("no `docker compose`, and it cannot be built (%v): install Docker's compose plugin\n%s", err, out))
+		}
+	}
+	return []string{built}
+}
+
+// provideImages sees to the images that the project builds on, and says which they are: official ones where the engine
+// has them or can pull them; stand-ins else, and in a private engine only.
+func provideImages(t *testing.T, e *engine) string {
+	t.Helper()
+	redis := imageIn(t, "docker-compose.yml", `image: (redis:\S+)`)
+	envoyImage := imageIn(t, "docker-compose.yml", `image: (envoyproxy/\S+)`)
+	golang := imageIn(t, "Dockerfile", `FROM (golang:\S+)`)
+	static := imageIn(t, "Dockerfile", `FROM (gcr.io/distroless/\S+)`)
+
+	_, noStandIns := os.Stat(standIns)
+	if noStandIns == nil && e.private {
+		program, err := envoy.Find(os.Getenv("GATEPOST_ENVOY"))
+		if err != nil {
+			missing(t, err.Error())
+		}
+		make := exec.CommandContext(t.Context(), standIns)
+		make.Env = append(os.Environ(), e.env...)
+		make.Env = append(make.Env, "ENVOY="+program,
+			"REDIS_IMAGE="+redis, "ENVOY_IMAGE="+envoyImage, "GO_IMAGE="+golang, "STATIC_IMAGE="+static)
+		output(t, make)
+		giveRedisItsFolder(t, e, redis)
+		return "stand-in images"
+	}
+	for _, image := range []string{redis, envoyImage, golang, static} {
+		if e.command(t.Context(), "image", "inspect", image).Run() == nil {
+			continue
+		}
+		if out, err := e.command(t.Context(), "pull", "--quiet", image).CombinedOutput(); err != nil {
+			reason := fmt.Sprintf("the engine has no %s and cannot pull it: %s", image, out)
+			if noStandIns == nil { // a private engine would have had them
+				missing(t, reason)
+			}
+			t.Skip(reason) // even in continuous integration: where no registry can be reached, nobody can mend that
+		}
+	}
+	return "official images"
+}
+
+// giveRedisItsFolder makes /data belong to Redis, as in the official image: a new volume takes over its owner.
+func giveRedisItsFolder(t *testing.T, e *engine, image string) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "data"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file := "FROM " + image + "\nCOPY --chown=999:999 data /data\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e.run(t, "build", "--quiet", "--tag", image, dir)
+}
+
+// imageIn is the image that a file of the project names.
+func imageIn(t *testing.T, file, pattern string) string {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(root, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(pattern).FindSubmatch(content)
+	if found == nil {
+		t.Fatalf("%s names no image like %s", file, pattern)
+	}
+	return string(found[1])
+}
+
+// copyTree copies the project as a clone would have it: without what is built, fetched or kept beside it.
+func copyTree(t *testing.T, to string) {
+	t.Helper()
+	leftOut := []string{".git", ".tools", "bin", "gatepost-data"}
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(leftOut, name) {
+			return fs.SkipDir
+		}
+		switch {
+		case entry.IsDir():
+			return os.MkdirAll(filepath.Join(to, name), 0o755)
+		case entry.Type().IsRegular():
+			content, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			info, err := entry.Info()
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(to, name), content, info.Mode().Perm()|0o444)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
