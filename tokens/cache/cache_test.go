@@ -1,0 +1,353 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/redistest"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func newCache(t testing.TB, store tokens.Store, config Config) *Cache {
+	t.Helper()
+	c, err := New(store, &always{}, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestConcurrentMissesOfOneTokenAreOneLookup(t *testing.T) {
+	release := make(chan struct{})
+	store := &everything{asked: map[tokens.Hash]int{}, before: func(context.Context, tokens.Hash) error { <-release; return nil }}
+	c := newCache(t, store, Config{})
+	h := randomHash()
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if s, err := c.Lookup(t.Context(), h); err != nil || s.Hash != h {
+				t.Errorf("looking up: %v, %v", s, err)
+			}
+		})
+	}
+	redistest.Eventually(t, "50 who ask", func() bool { return c.Stats().Misses == 50 })
+	close(release)
+	all.Wait()
+	if n := store.asked[h]; n != 1 {
+		t.Fatalf("the store was asked %d times", n)
+	}
+}
+
+func TestWhoAskedFirstMayGoAwayWithoutTheOthers(t *testing.T) {
+	release := make(chan struct{})
+	c := newCache(t, &everything{before: func(ctx context.Context, _ tokens.Hash) error {
+		select {
+		case <-release:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}}, Config{LookupTimeout: time.Minute})
+	h := randomHash()
+	first, leave := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if _, err := c.Lookup(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+			t.Errorf("the one who left: %v", err)
+		}
+	})
+	redistest.Eventually(t, "the first who asks", func() bool { return c.Stats().Misses == 1 })
+	all.Go(func() {
+		if _, err := c.Lookup(t.Context(), h); err != nil {
+			t.Errorf("the one who stayed: %v", err)
+		}
+	})
+	redistest.Eventually(t, "the second who asks", func() bool { return c.Stats().Misses == 2 })
+	leave()
+	close(release)
+	all.Wait()
+}
+
+func TestLookupsNeverMixTokens(t *testing.T) {
+	c := newCache(t, &everything{before: func(ctx context.Context, _ tokens.Hash) error {
+		time.Sleep(rand.N(300 * time.Microsecond))
+		return ctx.Err()
+	}}, Config{LookupTimeout: 200 * time.Microsecond, MaxEntries: 300, MaxLookups: 16})
+	hashes := make([]tokens.Hash, 500)
+	for i := range hashes {
+		hashes[i] = randomHash()
+		hashes[i][0] = byte(i % 3) // in few shards
+	}
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for range 2000 {
+				h := hashes[rand.N(len(hashes))]
+				ctx, cancel := context.WithTimeout(t.Context(), rand.N(500*time.Microsecond))
+				s, err := c.Lookup(ctx, h)
+				cancel()
+				if err == nil && s.User != h.Hex() {
+					t.Errorf("the session of another token")
+				} else if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
+					t.Errorf("looking up: %v", err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+type swapped struct{ everything }
+
+func (s *swapped) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
+	return &tokens.Session{Hash: randomHash(), Expires: time.Now().Add(time.Hour)}, nil
+}
+
+func TestASessionOfAnotherTokenIsNoAnswer(t *testing.T) {
+	c := newCache(t, &swapped{}, Config{})
+	if s, err := c.Lookup(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Fatalf("a store that mixes tokens is believed: %v, %v", s, err)
+	}
+}
+
+func TestErrorsAndUnknownTokensAreNotKept(t *testing.T) {
+	for _, answer := range []error{tokens.ErrUnknown, tokens.ErrUnavailable, errors.New("the driver's own")} {
+		fail := true
+		c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error {
+			if fail {
+				return answer
+			}
+			return nil
+		}}, Config{})
+		h := randomHash()
+		_, err := c.Lookup(t.Context(), h)
+		if errors.Is(answer, tokens.ErrUnknown) != errors.Is(err, tokens.ErrUnknown) ||
+			errors.Is(err, tokens.ErrUnknown) == errors.Is(err, tokens.ErrUnavailable) {
+			t.Fatalf("the store answered %v, the cache %v", answer, err)
+		}
+		fail = false
+		if _, err := c.Lookup(t.Context(), h); err != nil {
+			t.Fatalf("after %v the token lives: %v", answer, err)
+		}
+	}
+}
+
+func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
+	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { return tokens.ErrUnknown }}, Config{})
+	h := randomHash()
+	s := c.shard(h)
+	s.put(&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}, c.epoch.Load(), 10, 1<<20)
+	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+		t.Fatalf("an expired session: %v", err)
+	}
+	if entries, bytes := s.sizes(); entries != 0 || bytes != 0 {
+		t.Fatalf("an expired session is kept: %d entries, %d bytes", entries, bytes)
+	}
+}
+
+func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a million tokens take seconds: run without -short")
+	}
+	const maxEntries, maxBytes = 100_000, 32 << 20
+	c := newCache(t, &everything{}, Config{})
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for i := range 250_000 {
+				if _, err := c.Lookup(t.Context(), randomHash()); err != nil {
+					t.Errorf("looking up: %v", err)
+					return
+				}
+				if i%10_000 == 0 {
+					if got := c.Stats(); got.Entries > maxEntries || got.Bytes > maxBytes {
+						t.Errorf("%d entries of %d bytes", got.Entries, got.Bytes)
+					}
+				}
+			}
+		})
+	}
+	all.Wait()
+	got := c.Stats()
+	if got.Entries > maxEntries || got.Bytes > maxBytes || got.Entries < maxEntries*9/10 && got.Bytes < maxBytes*9/10 {
+		t.Fatalf("%d entries of %d bytes", got.Entries, got.Bytes)
+	}
+	var heap runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&heap)
+	if heap.HeapAlloc > 2*maxBytes {
+		t.Fatalf("%d bytes on the heap for an estimated %d", heap.HeapAlloc, got.Bytes)
+	}
+	runtime.KeepAlive(c)
+}
+
+func TestBytesAreBoundedToo(t *testing.T) {
+	s := newShard()
+	long := make([]byte, 1000)
+	for range 100 {
+		s.put(&tokens.Session{Hash: randomHash(), User: string(long)}, 0, 1000, 10_000)
+		if s.bytes > 10_000 {
+			t.Fatalf("%d bytes", s.bytes)
+		}
+	}
+	if len(s.ring) == 0 || len(s.ring) != len(s.entries) {
+		t.Fatalf("%d in the ring, %d in the map", len(s.ring), len(s.entries))
+	}
+	s.put(&tokens.Session{Hash: randomHash(), User: string(make([]byte, 20_000))}, 0, 1000, 10_000)
+	if s.bytes > 10_000 || len(s.ring) == 0 {
+		t.Fatalf("a session larger than the shard: %d bytes, %d entries", s.bytes, len(s.ring))
+	}
+}
+
+func TestWhatIsUsedOutlivesWhatIsNot(t *testing.T) {
+	s := newShard()
+	hot := randomHash()
+	s.put(&tokens.Session{Hash: hot}, 0, 10, 1<<20)
+	for range 1000 {
+		e := s.get(hot)
+		if e == nil {
+			t.Fatal("a token in use was evicted before those that are not")
+		}
+		e.used.Store(true)
+		s.put(&tokens.Session{Hash: randomHash()}, 0, 10, 1<<20)
+	}
+}
+
+func TestLookupsUnderWayAreBounded(t *testing.T) {
+	release := make(chan struct{})
+	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { <-release; return nil }}, Config{MaxLookups: 5})
+	var all sync.WaitGroup
+	for range 5 {
+		all.Go(func() { _, _ = c.Lookup(t.Context(), randomHash()) })
+	}
+	redistest.Eventually(t, "five look-ups", func() bool { return len(c.slots) == 5 })
+	before := runtime.NumGoroutine()
+	for range 1000 {
+		if _, err := c.Lookup(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+			t.Fatalf("a look-up beyond the bound: %v", err)
+		}
+	}
+	if after := runtime.NumGoroutine(); after > before {
+		t.Errorf("%d goroutines became %d", before, after)
+	}
+	close(release)
+	all.Wait()
+}
+
+func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
+	store := &everything{asked: map[tokens.Hash]int{}}
+	c, err := New(store, &Alone{}, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := randomHash()
+	for range 3 {
+		if _, err := c.Lookup(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := store.asked[h]; n != 3 || c.Stats().Entries != 0 {
+		t.Fatalf("asked %d times, %d kept", n, c.Stats().Entries)
+	}
+}
+
+func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
+	var c *Cache
+	h := randomHash()
+	inRevoke := make(chan struct{})
+	store := &slowRevoke{entered: inRevoke, release: make(chan struct{})}
+	c = newCache(t, store, Config{})
+	if _, err := c.Lookup(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := c.Revoke(t.Context(), h); err == nil {
+			t.Error("a revoke that the store refused succeeded")
+		}
+	})
+	<-inRevoke
+	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("a token that is being revoked: %v", err)
+	}
+	close(store.release)
+	all.Wait()
+	if _, err := c.Lookup(t.Context(), h); err != nil {
+		t.Errorf("a token whose revoke failed is as the store says: %v", err)
+	}
+}
+
+// slowRevoke is a store that fails each revoke, when it is released.
+type slowRevoke struct {
+	everything
+	entered, release chan struct{}
+}
+
+func (s *slowRevoke) Revoke(context.Context, tokens.Hash) error {
+	close(s.entered)
+	<-s.release
+	return tokens.ErrUnavailable
+}
+
+func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {
+	release, h := make(chan struct{}), randomHash()
+	var dead sync.Map
+	c := newCache(t, &everything{before: func(_ context.Context, h tokens.Hash) error {
+		_, revoked := dead.Load(h)
+		if revoked {
+			return tokens.ErrUnknown
+		}
+		<-release // the store has answered "live", and the answer is on its way
+		return nil
+	}}, Config{LookupTimeout: time.Minute})
+	var all sync.WaitGroup
+	all.Go(func() { _, _ = c.Lookup(t.Context(), h) }) // began before the revoke: either answer is right
+	redistest.Eventually(t, "a look-up under way", func() bool { return len(c.slots) == 1 })
+	dead.Store(h, true)
+	if err := c.Revoke(t.Context(), h); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("after the revoke, before the late answer: %v", err)
+	}
+	close(release)
+	all.Wait()
+	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("after the revoke and the late answer: %v", err)
+	}
+}
+
+func TestMetricsSayWhatTheCacheDid(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	c := newCache(t, &everything{}, Config{Registerer: registry})
+	h := randomHash()
+	for range 3 {
+		if _, err := c.Lookup(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		got[f.GetName()] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+	}
+	for name, want := range map[string]float64{
+		"gatepost_cache_hits_total": 2, "gatepost_cache_misses_total": 1, "gatepost_cache_entries": 1,
+		"gatepost_cache_lease_held": 1, "gatepost_cache_evictions_total": 0,
+	} {
+		if value, ok := got[name]; !ok || value != want {
+			t.Errorf("%s is %v (%v), want %v", name, value, ok, want)
+		}
+	}
+}

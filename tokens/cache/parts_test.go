@@ -1,0 +1,199 @@
+package cache
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestALeaseEndsByWhicheverClockIsAhead(t *testing.T) {
+	now := time.Now()
+	var l lease
+	if l.held(now) {
+		t.Error("a lease that was never given is held")
+	}
+	l.extend(now, time.Second)
+	for after, want := range map[time.Duration]bool{0: true, 999 * time.Millisecond: true, time.Second: false, time.Hour: false} {
+		if got := l.held(now.Add(after)); got != want {
+			t.Errorf("after %v: held %v", after, got)
+		}
+	}
+	// A machine that was suspended: the wall clock went on, the monotonic one did not.
+	l.term.Store(&term{end: now.Add(time.Second), wall: now.Add(-time.Minute).UnixNano()})
+	if l.held(now) {
+		t.Error("a lease whose time has passed on the wall is held")
+	}
+	l.extend(now, time.Second)
+	l.end()
+	if l.held(now) {
+		t.Error("a lease that was ended is held")
+	}
+}
+
+func TestGatewaysThatMayHoldALease(t *testing.T) {
+	start := time.Now()
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	g := gateways{since: start, heard: map[string]presence{}}
+	hear := func(id string, ms int, envoy uint64) { g.hear(notice{"here", id, "", envoy}, at(ms)) }
+	hear("a", 100, 0)
+	hear("b", 900, 250)
+	hear("a", 1050, 0)
+	if _, ok := g.holders(at(1000), time.Second); ok {
+		t.Error("who has listened for no longer than a lease cannot know all")
+	}
+	for ms, want := range map[int]string{1100: "a b", 1915: "a b", 2000: "a", 2100: ""} {
+		holders, ok := g.holders(at(ms), time.Second)
+		var got []string
+		for _, id := range []string{"a", "b"} {
+			if holders[id] {
+				got = append(got, id)
+			}
+		}
+		if !ok || strings.Join(got, " ") != want {
+			t.Errorf("at %d ms: %v (%v), want %q", ms, got, ok, want)
+		}
+	}
+	if got := g.envoy(at(3000)); got != 250*time.Millisecond {
+		t.Errorf("Envoy's lease of a silent gateway: %v", got)
+	}
+}
+
+func TestTooManyGatewaysAreWaitedOut(t *testing.T) {
+	start := time.Now()
+	g := gateways{since: start, heard: map[string]presence{}}
+	for range 3 * maxGateways {
+		id := randomHash()
+		g.hear(notice{"here", id.Hex(), "", 0}, start)
+	}
+	if len(g.heard) > maxGateways+1 {
+		t.Errorf("%d are remembered", len(g.heard))
+	}
+	if _, ok := g.holders(start.Add(2*time.Second), time.Second); ok {
+		t.Error("more gateways than are remembered are taken for known")
+	}
+}
+
+func TestAnEnvoyLeaseMadeShorterIsOutstandingForAsLongAsItWas(t *testing.T) {
+	now := time.Now()
+	var e envoyLease
+	e.set(time.Second, now)
+	e.set(100*time.Millisecond, now)
+	e.set(0, now)
+	if e.current() != 0 || e.outstanding(now) != time.Second || e.outstanding(now.Add(999*time.Millisecond)) != time.Second {
+		t.Errorf("current %v, outstanding %v", e.current(), e.outstanding(now))
+	}
+	if got := e.outstanding(now.Add(2 * time.Second)); got != 0 {
+		t.Errorf("outstanding after all have ended: %v", got)
+	}
+}
+
+func TestNoticesAreReadAsWritten(t *testing.T) {
+	for _, n := range []notice{{"here", "0a", "", 250}, {"settle", "0a", "node", 1 << 40}} {
+		if got, ok := parseNotice(n.String()); !ok || got != n {
+			t.Errorf("%v is read as %v (%v)", n, got, ok)
+		}
+	}
+	for _, text := range []string{"", "here", "here   1", "here a  -1", "here a  x", "here a b 1 2"} {
+		if n, ok := parseNotice(text); ok {
+			t.Errorf("%q is read as %v", text, n)
+		}
+	}
+}
+
+func TestMessagesAreReadAsRedisWritesThem(t *testing.T) {
+	text := func(kind byte, s string) message { return message{kind: kind, text: s} }
+	for in, want := range map[string]message{
+		"+OK\r\n":                     text('+', "OK"),
+		"-ERR no\r\n":                 text('-', "ERR no"),
+		":-12\r\n":                    text(':', "-12"),
+		"$5\r\na\r\nbc\r\n":           text('$', "a\r\nbc"),
+		"$0\r\n\r\n":                  text('$', ""),
+		"$-1\r\n":                     {kind: '$', null: true},
+		"_\r\n":                       {kind: '_', null: true},
+		"*-1\r\n":                     {kind: '*', null: true},
+		"=7\r\ntxt:abc\r\n":           text('=', "txt:abc"),
+		"%1\r\n+a\r\n:1\r\n":          {kind: '%', items: []message{text('+', "a"), text(':', "1")}},
+		"|1\r\n+ttl\r\n:1\r\n+OK\r\n": text('+', "OK"),
+		">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n": {kind: '>', items: []message{text('$', "invalidate"), {kind: '*', items: []message{text('$', "a")}}}},
+		">2\r\n$10\r\ninvalidate\r\n_\r\n":             {kind: '>', items: []message{text('$', "invalidate"), {kind: '_', null: true}}},
+	} {
+		got, err := newReader(strings.NewReader(in)).read()
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is read as %v, %v; want %v", in, got, err, want)
+		}
+	}
+}
+
+func TestWhatIsNoMessageIsAnError(t *testing.T) {
+	deep := strings.Repeat("*1\r\n", maxDepth+2)
+	for _, in := range []string{"\r\n", "+\n", "?1\r\n", "$x\r\n", "$-2\r\n", "$99999999999\r\n", "$1\r\nab\r\n", "*9999999\r\n",
+		"+" + strings.Repeat("x", 2*maxLine), deep, "*2\r\n+a\r\n", "$5\r\nab"} {
+		if m, err := newReader(strings.NewReader(in)).read(); err == nil {
+			t.Errorf("%.40q is read as %v", in, m)
+		} else if !errors.Is(err, errProtocol) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%.40q: %v", in, err)
+		}
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	for _, seed := range []string{"+OK\r\n", ">2\r\n$10\r\ninvalidate\r\n*1\r\n$3\r\na\r\n\r\n", "%1\r\n+a\r\n:1\r\n", "|1\r\n+a\r\n+b\r\n_\r\n", "*1\r\n*1\r\n*-1\r\n"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r := newReader(bytes.NewReader(in))
+		read := 0
+		for {
+			m, err := r.read()
+			if err != nil {
+				break
+			}
+			read += sizeOfMessage(m)
+			if read > 16*len(in) {
+				t.Fatalf("%d bytes became %d", len(in), read)
+			}
+		}
+	})
+}
+
+func sizeOfMessage(m message) int {
+	n := 1 + len(m.text)
+	for _, item := range m.items {
+		n += sizeOfMessage(item)
+	}
+	return n
+}
+
+func FuzzCommandsAreReadBack(f *testing.F) {
+	f.Add("PUBLISH", "a\r\nb")
+	f.Fuzz(func(t *testing.T, a, b string) {
+		m, err := newReader(bytes.NewReader(appendCommand(nil, a, b))).read()
+		if err != nil || len(m.items) != 2 || m.items[0].text != a || m.items[1].text != b {
+			t.Fatalf("%q %q is read as %v, %v", a, b, m, err)
+		}
+	})
+}
+
+func TestTheMastersOfACluster(t *testing.T) {
+	const nodes = `bbb 127.0.0.1:7001@17001 master - 0 1426238316232 2 connected 5461-10922
+ccc 127.0.0.1:7002@17002,host master - 0 1426238318243 3 connected
+aaa 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-5460
+ddd 127.0.0.1:7003@17003 slave aaa 0 1426238317741 1 connected
+eee 127.0.0.1:7004@17004 master,fail - 1426238316232 1426238316232 4 disconnected
+fff 127.0.0.1:7005@17005 handshake - 0 0 0 connected
+ggg 127.0.0.1:7006@17006 master,fail? - 0 0 5 connected 10923-16383
+`
+	ids, myself := clusterMasters(nodes)
+	if ids != "aaa bbb ccc ggg" || myself != "aaa" {
+		t.Fatalf("%q, %q", ids, myself)
+	}
+	for node := range clusterNodes(nodes) {
+		if node.id == "ccc" && node.address != "127.0.0.1:7002" {
+			t.Errorf("the address with a hostname is %q", node.address)
+		}
+	}
+}

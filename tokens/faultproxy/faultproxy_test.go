@@ -1,0 +1,157 @@
+package faultproxy
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// echo starts a server that sends back what it reads.
+func echo(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+func dial(t *testing.T, p *Proxy) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", p.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func say(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := c.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hear returns the next n bytes, or what kept them from coming.
+func hear(c net.Conn, n int, within time.Duration) (string, error) {
+	_ = c.SetReadDeadline(time.Now().Add(within))
+	buffer := make([]byte, n)
+	_, err := io.ReadFull(c, buffer)
+	return string(buffer), err
+}
+
+const plenty = 30 * time.Second
+
+func mustHear(t *testing.T, c net.Conn, want string) {
+	t.Helper()
+	if got, err := hear(c, len(want), plenty); err != nil || got != want {
+		t.Fatalf("heard %q, %v; want %q", got, err, want)
+	}
+}
+
+func mustHearNothing(t *testing.T, c net.Conn) {
+	t.Helper()
+	if got, err := hear(c, 1, 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("heard %q, %v; want nothing", got, err)
+	}
+}
+
+func TestForwardsBothWays(t *testing.T) {
+	c := dial(t, Start(t, echo(t)))
+	say(t, c, "hello")
+	mustHear(t, c, "hello")
+}
+
+func TestDelayedBytesComeLaterInOrder(t *testing.T) {
+	p := Start(t, echo(t))
+	c := dial(t, p)
+	p.Delay(Down, 300*time.Millisecond)
+	start := time.Now()
+	say(t, c, "one")
+	say(t, c, "two")
+	mustHear(t, c, "onetwo")
+	if took := time.Since(start); took < 300*time.Millisecond {
+		t.Fatalf("bytes came after %v, before their delay", took)
+	}
+}
+
+func TestHeldBytesArriveAfterHeal(t *testing.T) {
+	for _, d := range []Direction{Up, Down} {
+		p := Start(t, echo(t))
+		c := dial(t, p)
+		say(t, c, "before")
+		mustHear(t, c, "before")
+		p.Hold(d)
+		say(t, c, "held")
+		mustHearNothing(t, c)
+		p.Heal()
+		mustHear(t, c, "held")
+	}
+}
+
+func TestSwallowedBytesAreLostAndTheirConnectionIsResetByHeal(t *testing.T) {
+	p := Start(t, echo(t))
+	c := dial(t, p)
+	say(t, c, "before")
+	mustHear(t, c, "before")
+	p.Swallow(Down)
+	say(t, c, "lost")
+	mustHearNothing(t, c)
+	p.Heal()
+	if _, err := hear(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("after losing bytes the connection goes on: %v", err)
+	}
+	c = dial(t, p)
+	say(t, c, "anew")
+	mustHear(t, c, "anew")
+}
+
+func TestCutEndsConnectionsAndTakesNewOnes(t *testing.T) {
+	p := Start(t, echo(t))
+	c := dial(t, p)
+	say(t, c, "before")
+	mustHear(t, c, "before")
+	p.Cut()
+	if _, err := hear(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("after a cut the connection goes on: %v", err)
+	}
+	c = dial(t, p)
+	say(t, c, "anew")
+	mustHear(t, c, "anew")
+}
+
+func TestRefusedConnectionsEnd(t *testing.T) {
+	p := Start(t, echo(t))
+	p.Refuse()
+	if c, err := net.Dial("tcp", p.Addr); err == nil { // it may be reset before it is told that it was opened
+		if _, err := hear(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("a refused connection goes on: %v", err)
+		}
+		_ = c.Close()
+	}
+	p.Heal()
+	c := dial(t, p)
+	say(t, c, "anew")
+	mustHear(t, c, "anew")
+}
