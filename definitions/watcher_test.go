@@ -290,9 +290,9 @@ func TestReloadReadsAtOnce(t *testing.T) {
 		Path: path, Current: mustParse(t, shop("orders")), Poll: time.Hour, Settle: time.Hour, Missing: time.Hour,
 	})
 	f.write(shop("items")) // which would settle in an hour
-	w.Reload()
+	f.watcher.Reload()
 	f.wants("good items")
 	must(t, os.Remove(path))
-	w.Reload()
+	f.watcher.Reload()
 	f.wants("bad reading definitions: open " + path)
 }
