@@ -33,7 +33,7 @@ var ErrNotFound = errors.New("no Envoy found; there are three ways to get one:\n
 	"  3. your own, " + Least.String() + " or newer  on PATH, or named by --envoy PATH (GATEPOST_ENVOY)")
 
 // ErrTooOld says that an Envoy is older than Least.
-var ErrTooOld = errors.New("Envoy is too old")
+var ErrTooOld = errors.New("this Envoy is too old")
 
 // Find returns the path of the Envoy to run. A path that was given is the only one that counts: where it is no
 // program that can be run, that is the error, and nothing else is tried. Without one, the Envoy on PATH is

@@ -66,6 +66,23 @@ func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
 		}
 	})
 
+	t.Run("an HTTP/2 request that no client library would send", func(t *testing.T) {
+		upstream.Reset()
+		head := [][2]string{{":method", "FOO"}, {":scheme", "http"}, {":authority", "h"}, {":path", "/odd?%2F"}}
+		if a := envoytest.H2Request(t, addr, head, "body"); a.Status != "200" || !strings.Contains(a.Body, `"body":"body"`) {
+			t.Errorf("answer %+v", a)
+		}
+		if got := upstream.Requests(); len(got) != 1 || got[0].Method != "FOO" || got[0].Path != "/odd?%2F" {
+			t.Errorf("recorded %+v", got)
+		}
+		if a := envoytest.H2Request(t, addr, append(head, [2]string{"transfer-encoding", "chunked"}), ""); !a.Closed && a.Reset == "" {
+			t.Errorf("a field that HTTP/2 forbids is answered: %+v", a)
+		}
+		if n := len(upstream.Requests()); n != 1 {
+			t.Errorf("%d requests reached the upstream, want 1", n)
+		}
+	})
+
 	t.Run("a handler answers what the test wants", func(t *testing.T) {
 		upstream.SetHandler(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 		res, err := envoytest.Client(t).Get("http://" + addr)

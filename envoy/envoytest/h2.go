@@ -1,0 +1,107 @@
+package envoytest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// H2Answer is how a server answers an HTTP/2 request.
+type H2Answer struct {
+	// Status is the status of the answer, or "" where there was none.
+	Status string
+	// Fields are the other fields of the answer's head, in their order.
+	Fields []hpack.HeaderField
+	// Body is the body.
+	Body string
+	// Reset is the error with which the server ended the stream, if it did: "PROTOCOL_ERROR".
+	Reset string
+	// Closed says that the server ended the connection in place of an answer.
+	Closed bool
+}
+
+// H2Request sends one HTTP/2 request of these fields as they are, in this order, pseudo-fields (":method")
+// among them, over plain TCP: also what no client library would send. A body, if there is one, follows.
+func H2Request(t testing.TB, addr string, fields [][2]string, body string) H2Answer {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatalf("connecting to send an HTTP/2 request: %v", err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(Deadline)); err != nil {
+		t.Fatal(err)
+	}
+	framer := http2.NewFramer(conn, conn)
+	if err := sendH2(conn, framer, fields, body); err != nil {
+		t.Fatalf("sending an HTTP/2 request: %v", err)
+	}
+	return readH2(t, framer)
+}
+
+func sendH2(conn io.Writer, framer *http2.Framer, fields [][2]string, body string) error {
+	var head bytes.Buffer
+	encoder := hpack.NewEncoder(&head)
+	for _, f := range fields {
+		if err := encoder.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}); err != nil {
+			return err
+		}
+	}
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		return err
+	}
+	if err := framer.WriteSettings(); err != nil {
+		return err
+	}
+	err := framer.WriteHeaders(http2.HeadersFrameParam{
+		StreamID: 1, BlockFragment: head.Bytes(), EndHeaders: true, EndStream: body == "",
+	})
+	if err != nil || body == "" {
+		return err
+	}
+	return framer.WriteData(1, true, []byte(body))
+}
+
+// readH2 reads frames until the stream or the connection has ended.
+func readH2(t testing.TB, framer *http2.Framer) (a H2Answer) {
+	t.Helper()
+	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	for {
+		frame, err := framer.ReadFrame()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			t.Fatalf("no end of the HTTP/2 answer within %v; got %+v", Deadline, a)
+		case err != nil: // closed or reset
+			a.Closed = true
+			return a
+		}
+		ended := false
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if !frame.IsAck() {
+				_ = framer.WriteSettingsAck() // where the connection is gone, the next read says so
+			}
+		case *http2.MetaHeadersFrame:
+			if status := frame.PseudoValue("status"); status != "" { // trailers have none
+				a.Status, a.Fields = status, frame.RegularFields()
+			}
+			ended = frame.StreamEnded()
+		case *http2.DataFrame:
+			a.Body += string(frame.Data())
+			ended = frame.StreamEnded()
+		case *http2.RSTStreamFrame:
+			a.Reset = frame.ErrCode.String()
+			ended = true
+		}
+		if ended {
+			return a
+		}
+	}
+}
