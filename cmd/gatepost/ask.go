@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +20,9 @@ import (
 )
 
 // The commands of this file ask a running gateway on its admin address.
+
+// errFormat refuses an unknown --format.
+var errFormat = errors.New("reading --format: want text or json")
 
 // askTimeout bounds one question; a revoke may wait until no gateway can accept the token any more.
 const askTimeout = 10 * time.Second

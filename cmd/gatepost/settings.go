@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"gatepost/xds"
 )
 
 // settings are the flags that all commands share. Each has an environment variable of the same name
@@ -16,7 +18,7 @@ import (
 // GATEPOST_…_FILE names, as container secrets do.
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
-	cache                                         string
+	cache, caFile                                 string
 	logLevel, logFormat                           string
 }
 
@@ -36,6 +38,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
 	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
 	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")
+	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, of the roots that https upstreams are verified against")
 	flags.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
 }

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"gatepost/envoy"
+)
+
+func bootstrapCommand(s *settings) *cobra.Command {
+	var format, node, envoyAdmin string
+	command := &cobra.Command{
+		Use:   "bootstrap",
+		Short: "Print the bootstrap of an Envoy that `gatepost serve` feeds",
+		Long: "Print the bootstrap of an Envoy that `gatepost serve` feeds. --grpc and --http are the addresses by which\n" +
+			"that Envoy reaches Gatepost, such as gatepost:18000 and gatepost:18001 in a compose file.",
+		Args: usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			built, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, Admin: envoyAdmin, NodeID: node})
+			if err != nil {
+				return err
+			}
+			render := envoy.YAML
+			if format == "json" {
+				render = envoy.JSON
+			}
+			text, err := render(built)
+			if err != nil {
+				return err
+			}
+			_, err = c.OutOrStdout().Write(text)
+			return err
+		},
+	}
+	command.Flags().StringVar(&format, "format", "yaml", "yaml or json")
+	command.Flags().StringVar(&node, "node-id", envoy.DefaultNodeID, "the `NAME` by which this Envoy shows itself")
+	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "where this Envoy's own admin interface listens: a loopback `ADDR` or unix:/path (none: nowhere)")
+	return command
+}
+
+// useSockets makes Gatepost and its own Envoy talk over Unix sockets in a folder that nobody else can enter, save
+// where an address was given.
+func (s *settings) useSockets(flags *pflag.FlagSet, dir envoy.Dir) {
+	if !flags.Changed("grpc") {
+		s.grpc = dir.GRPC()
+	}
+	if !flags.Changed("http") {
+		s.http = dir.HTTP()
+	}
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+
+	"gatepost/authz"
+	"gatepost/xds"
+)
+
+// How long requests under way may take once a server is to end: a check is bounded by its look-up, a login by its
+// user service.
+const (
+	drainChecks = 2 * time.Second
+	drainLogins = 10 * time.Second
+)
+
+// listen listens on an address of the flags: host:port or unix:/path. A socket that a Gatepost before this one
+// left behind is replaced; nobody but this user may connect to one.
+func listen(address string) (net.Listener, error) {
+	path, isSocket := strings.CutPrefix(address, "unix:")
+	if !isSocket {
+		return net.Listen("tcp", address)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("removing the old socket: %w", err)
+		}
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		listener.Close()
+		return nil, fmt.Errorf("closing the socket to others: %w", err)
+	}
+	return listener, nil
+}
+
+// newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
+func newGRPCServer(checker *authz.Server, control *xds.Server) *grpc.Server {
+	options := append(authz.ServerOptions(),
+		grpc.UnaryInterceptor(checker.Interceptor()),
+		// Envoy's bootstrap pings every 30 s; more often than this is no Envoy of ours.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.MaxRecvMsgSize(4<<20), // an Envoy that names 10,000 resources it has
+	)
+	server := grpc.NewServer(options...)
+	checker.Register(server)
+	control.Register(server)
+	healthServer := health.NewServer()
+	healthv1.RegisterHealthServer(server, healthServer)
+	return server
+}
+
+// newHTTPServer bounds what a client of h can hold open (Envoy bounds clients of the gateway before).
+func newHTTPServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute, // longer than Envoy keeps an idle connection to us
+		MaxHeaderBytes:    64 << 10,
+	}
+}
+
+// serveGRPC serves until ctx ends. ADS streams never end by themselves, so those are cut once the checks under way
+// have had their time.
+func serveGRPC(ctx context.Context, server *grpc.Server, listener net.Listener) error {
+	defer context.AfterFunc(ctx, func() {
+		timer := time.AfterFunc(drainChecks, server.Stop)
+		defer timer.Stop()
+		server.GracefulStop()
+	})()
+	if err := server.Serve(listener); err != nil {
+		return fmt.Errorf("serving Envoy: %w", err)
+	}
+	return nil
+}
+
+// serveHTTP serves until ctx ends and what is under way is answered.
+func serveHTTP(ctx context.Context, server *http.Server, listener net.Listener) error {
+	drained := make(chan error, 1) // :: what Shutdown returned
+	defer context.AfterFunc(ctx, func() {
+		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLogins)
+		defer cancel()
+		drained <- server.Shutdown(bounded)
+	})()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving HTTP: %w", err)
+	}
+	if err := <-drained; err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("ending the HTTP server: %w", err)
+	}
+	return nil
+}

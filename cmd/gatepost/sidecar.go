@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"gatepost/admin"
+	"gatepost/authz"
+	"gatepost/definitions"
+	"gatepost/tokens/endpoint"
+	"gatepost/tokens/shield"
+	"gatepost/xds"
+)
+
+// sidecar is all the parts of a running Gatepost. Its fields stand in the order in which they start.
+type sidecar struct {
+	settings *settings
+	logger   *slog.Logger
+	registry *prometheus.Registry
+	metrics  *processMetrics
+
+	store    *tokenStore                       // who holds a token
+	checker  *authz.Server                     // may this request pass
+	login    atomic.Pointer[endpoint.Settings] // what the served definitions say about tokens
+	endpoint *endpoint.Handler                 // the calls under /token
+	control  *xds.Server                       // what Envoy is told
+	grpc     *grpc.Server                      // where Envoy asks both
+	http     *http.Server                      // where Envoy sends /token
+	adminSrv *http.Server
+	admin    *admin.Server // what an operator sees
+	applier  *applier      // definitions on their way to Envoy
+	watcher  *definitions.Watcher
+}
+
+// newSidecar makes every part, reads the definitions and publishes them to the Envoys that will connect. Nothing
+// listens yet. ctx bounds the making alone.
+func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidecar, err error) {
+	if err := s.requireConfig(); err != nil {
+		return nil, err
+	}
+	side := &sidecar{settings: s, logger: logger, registry: newRegistry()}
+	defer func() {
+		if err != nil {
+			side.close()
+		}
+	}()
+	side.metrics = newProcessMetrics(side.registry)
+
+	// The definitions before the store: a broken file is told before anything is made for it.
+	lastGood := definitions.LastGood{Dir: s.data}
+	first, wrong, err := firstDefinitions(s.config, lastGood)
+	if err != nil {
+		return nil, err
+	}
+	if side.store, err = openStore(ctx, s, logger, side.registry); err != nil {
+		return nil, err
+	}
+	side.checker, err = authz.New(authz.Config{Sessions: side.store, Logger: logger, Registerer: side.registry})
+	if err != nil {
+		return nil, err
+	}
+	side.endpoint = endpoint.New(endpoint.Config{
+		Store: side.store, Settings: side.login.Load, Logger: logger, Metrics: side.registry,
+		Shield: shield.New(shield.Config{Shared: side.store.shared, Logger: logger}),
+	})
+	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
+	side.applier = newApplier(side, lastGood)
+	if err := side.applier.Apply(first); err != nil {
+		return nil, err
+	}
+	if wrong != nil {
+		side.applier.Failed(wrong)
+	}
+	side.watcher = definitions.NewWatcher(definitions.WatcherConfig{
+		Path: s.config, Current: first, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
+	})
+	side.grpc = newGRPCServer(side.checker, side.control)
+	side.http = newHTTPServer(side.endpoint)
+	side.admin = admin.New(admin.Config{
+		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
+	})
+	side.adminSrv = newHTTPServer(side.admin)
+	return side, nil
+}
+
+// checks are what must hold before the gateway is ready.
+func (s *sidecar) checks() []admin.Check {
+	return []admin.Check{
+		{Name: "definitions", Ready: s.applier.Loaded},
+		{Name: "store", Ready: s.store.Ping},
+		{Name: "envoy", Ready: s.applier.Acked},
+	}
+}
+
+// serve listens on every address and serves until ctx ends; what goes on runs in group.
+func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
+	grpcListener, err := listen(s.settings.grpc)
+	if err != nil {
+		return fmt.Errorf("listening for Envoy (--grpc): %w", err)
+	}
+	httpListener, err := listen(s.settings.http)
+	if err != nil {
+		grpcListener.Close()
+		return fmt.Errorf("listening for the token handler (--http): %w", err)
+	}
+	adminListener, err := listen(s.settings.admin)
+	if err != nil {
+		grpcListener.Close()
+		httpListener.Close()
+		return fmt.Errorf("listening for operators (--admin): %w", err)
+	}
+	group.Go(func() error { return serveGRPC(ctx, s.grpc, grpcListener) })
+	group.Go(func() error { return serveHTTP(ctx, s.http, httpListener) })
+	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
+	group.Go(func() error { s.watcher.Run(ctx); return nil })
+	group.Go(func() error { s.applier.Follow(ctx); return nil })
+	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
+	return nil
+}
+
+// close gives up what newSidecar made; what it had not come to is left alone.
+func (s *sidecar) close() {
+	if s.control != nil {
+		s.control.Close()
+	}
+	if s.endpoint != nil {
+		s.endpoint.Close()
+	}
+	if s.store != nil {
+		if err := s.store.Close(); err != nil {
+			s.logger.Error("closing the token store", "error", err)
+		}
+	}
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gatepost/tokens"
+	"gatepost/tokens/boltstore"
+	"gatepost/tokens/cache"
+	"gatepost/tokens/redisstore"
+	"gatepost/tokens/shield"
+)
+
+// tokenStore is where the sessions are kept, with the cache in front of it.
+type tokenStore struct {
+	*cache.Cache
+	// shared is where gateways tell each other of failed logins; nil where there is no other.
+	shared shield.Shared
+}
+
+// warnTimeout bounds the look at Redis' settings; it may be down, which is no reason not to start.
+const warnTimeout = 3 * time.Second
+
+// openStore opens Redis where one is named, else the embedded store.
+func openStore(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+	if s.cache != "on" && s.cache != "off" {
+		return nil, usageError{fmt.Errorf("reading --cache %q: want on or off", s.cache)}
+	}
+	if s.redis == "" {
+		return openEmbedded(s, logger, registry)
+	}
+	return openRedis(ctx, s, logger, registry)
+}
+
+func openEmbedded(s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+	store, err := boltstore.Open(s.data)
+	if err != nil {
+		return nil, fmt.Errorf("opening the embedded token store: %w", err)
+	}
+	logger.Info("tokens are kept in the embedded store", "dir", s.data)
+	return withCache(store, "embedded", &cache.Alone{}, nil, registry)
+}
+
+func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+	options, err := redisstore.ParseURL(s.redis)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
+	}
+	store := redisstore.Open(options)
+	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
+	warn(ctx, store, logger)
+	var tracker cache.Tracker = &cache.Alone{}
+	if s.cache == "on" {
+		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
+			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
+		}
+	}
+	return withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
+}
+
+// withCache puts the cache and the measuring in front of a store. Where look-ups ask the store each time the cache
+// still makes a revoke wait for what Envoys may remember.
+func withCache(store tokens.Store, name string, tracker cache.Tracker, shared shield.Shared, registry prometheus.Registerer) (*tokenStore, error) {
+	observed, err := tokens.Observed(store, registry, name)
+	if err != nil {
+		return nil, errors.Join(err, tracker.Close(), store.Close())
+	}
+	cached, err := cache.New(observed, tracker, cache.Config{Registerer: registry})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("making the cache: %w", err), observed.Close())
+	}
+	return &tokenStore{Cache: cached, shared: shared}, nil
+}
+
+// warn says what about Redis' settings breaks a promise sooner or later.
+func warn(ctx context.Context, store *redisstore.Store, logger *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, warnTimeout)
+	defer cancel()
+	warnings, err := store.Check(ctx)
+	if err != nil {
+		logger.Warn("Redis' settings could not be looked at", "error", err)
+	}
+	for _, one := range warnings {
+		logger.Warn("Redis "+one.Name, "remedy", one.Text)
+	}
+}

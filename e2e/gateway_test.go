@@ -1,0 +1,287 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatepost/envoy/envoytest"
+)
+
+// gateway is a running `gatepost run`: the sidecar and its Envoy.
+type gateway struct {
+	// Addr is where its Envoy takes requests; URL the same with http:// before it; Admin the sidecar's admin address.
+	Addr, URL, Admin string
+	// File is the definitions file, and Data the data directory; both may be written to.
+	File, Data string
+
+	t       *testing.T
+	args    []string
+	env     []string
+	command *exec.Cmd
+	exited  chan struct{}
+	log     *logBuffer
+}
+
+// setup is what a test may want otherwise.
+type setup struct {
+	// Redis is the URL of the token store; empty: the embedded one.
+	Redis string
+	// Args are further arguments of `gatepost run`.
+	Args []string
+	// Env are further environment variables, NAME=value.
+	Env []string
+}
+
+// start writes the definitions, with a free address to listen on put before them, and runs a gateway on them. It
+// returns when the gateway is ready, and ends it with the test.
+func start(t *testing.T, definitions string, s setup) *gateway {
+	t.Helper()
+	g := prepare(t, definitions, s)
+	g.Run()
+	g.AwaitReady()
+	return g
+}
+
+// prepare is start without the starting.
+func prepare(t *testing.T, definitions string, s setup) *gateway {
+	t.Helper()
+	addr, dir := envoytest.Addr(t), t.TempDir()
+	g := &gateway{
+		t: t, Addr: addr, URL: "http://" + addr, Admin: envoytest.Addr(t), Data: filepath.Join(dir, "data"),
+		File: filepath.Join(dir, "definitions", "gatepost.yaml"), log: &logBuffer{},
+	}
+	if err := os.Mkdir(filepath.Dir(g.File), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.Define(definitions)
+	g.args = []string{
+		"run", "--config", g.File, "--data", g.Data, "--admin", g.Admin,
+		"--envoy", envoytest.Require(t), "--log-format", "json", "--log-level", "info",
+	}
+	if s.Redis != "" {
+		g.args = append(g.args, "--redis", s.Redis)
+	}
+	g.args = append(g.args, s.Args...)
+	g.env = append(os.Environ(), s.Env...)
+	t.Cleanup(func() {
+		g.Stop()
+		if t.Failed() {
+			t.Logf("the log of gatepost:\n%s", g.log.tail(20_000))
+		}
+	})
+	return g
+}
+
+// Define replaces the definitions file as an editor does: whole, by a rename. The address to listen on is put
+// before what is given.
+func (g *gateway) Define(definitions string) {
+	g.t.Helper()
+	g.DefineExactly("listen: " + g.Addr + "\n" + definitions)
+}
+
+// DefineExactly is Define with nothing put before what is given.
+func (g *gateway) DefineExactly(definitions string) {
+	g.t.Helper()
+	next := g.File + ".next"
+	if err := os.WriteFile(next, []byte(definitions), 0o644); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := os.Rename(next, g.File); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// Run starts the process and does not wait for it to be ready.
+func (g *gateway) Run() {
+	g.t.Helper()
+	g.command = exec.Command(binary, g.args...)
+	g.command.Env = g.env
+	g.command.Stdout, g.command.Stderr = g.log, g.log
+	if err := g.command.Start(); err != nil {
+		g.t.Fatalf("starting gatepost: %v", err)
+	}
+	command, exited := g.command, make(chan struct{})
+	g.exited = exited
+	go func() {
+		_ = command.Wait()
+		close(exited)
+	}()
+}
+
+// AwaitReady waits until /readyz answers 200.
+func (g *gateway) AwaitReady() {
+	g.t.Helper()
+	envoytest.Eventually(g.t, "the gateway to be ready", func() bool {
+		select {
+		case <-g.exited:
+			g.t.Fatalf("gatepost ended: %v", g.command.ProcessState)
+		default:
+		}
+		answer, err := http.Get("http://" + g.Admin + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer answer.Body.Close()
+		return answer.StatusCode == http.StatusOK
+	})
+}
+
+// Stop ends the gateway by SIGTERM, and returns when it is gone. It may be called again.
+func (g *gateway) Stop() { g.end(syscall.SIGTERM) }
+
+// Kill ends the gateway by SIGKILL; its Envoy ends with it.
+func (g *gateway) Kill() { g.end(syscall.SIGKILL) }
+
+func (g *gateway) end(signal syscall.Signal) {
+	if g.command == nil || g.command.Process == nil {
+		return
+	}
+	_ = g.command.Process.Signal(signal)
+	select {
+	case <-g.exited:
+	case <-time.After(envoytest.Deadline):
+		_ = g.command.Process.Kill()
+		<-g.exited
+		g.t.Errorf("gatepost did not end on %v", signal)
+	}
+}
+
+// Signal sends the gateway's process a signal.
+func (g *gateway) Signal(signal syscall.Signal) {
+	g.t.Helper()
+	if err := g.command.Process.Signal(signal); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// Log returns what the gateway has logged so far.
+func (g *gateway) Log() string { return g.log.String() }
+
+// Metric returns the sum of the admin address's samples whose line begins with prefix.
+func (g *gateway) Metric(prefix string) float64 {
+	g.t.Helper()
+	answer, err := http.Get("http://" + g.Admin + "/metrics")
+	if err != nil {
+		g.t.Fatalf("reading the metrics: %v", err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		g.t.Fatalf("reading the metrics: %v", err)
+	}
+	sum := 0.0
+	for line := range strings.Lines(string(body)) {
+		var value float64
+		if name, rest, ok := strings.Cut(strings.TrimSpace(line), " "); ok && strings.HasPrefix(name, prefix) {
+			if _, err := fmt.Sscan(rest, &value); err == nil {
+				sum += value
+			}
+		}
+	}
+	return sum
+}
+
+// answer is what a client got.
+type answer struct {
+	Status int
+	Header http.Header
+	Body   string
+}
+
+// Do sends a request through the gateway. Headers are given as "Name: value"; redirects are not followed.
+func (g *gateway) Do(method, path, body string, headers ...string) answer {
+	g.t.Helper()
+	got, err := g.Try(method, path, body, headers...)
+	if err != nil {
+		g.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return got
+}
+
+// Try is Do with an error for an answer that does not come.
+func (g *gateway) Try(method, path, body string, headers ...string) (answer, error) {
+	request, err := http.NewRequest(method, g.URL+path, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		request.Header.Add(name, value)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	read, err := io.ReadAll(response.Body)
+	return answer{response.StatusCode, response.Header, string(read)}, err
+}
+
+// client is shared, so that the connections are kept alive as real clients keep them.
+var client = &http.Client{
+	Timeout:       30 * time.Second,
+	Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// Login logs a user of users in and returns the token.
+func (g *gateway) Login(user string) string {
+	g.t.Helper()
+	got := g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user))
+	token := got.Header.Get("token")
+	if got.Status != http.StatusOK || token == "" {
+		g.t.Fatalf("logging %s in: %d %v %s", user, got.Status, got.Header, got.Body)
+	}
+	return token
+}
+
+// users is a user service that knows everyone whose password is "right", by the id that is the user name.
+func users(t *testing.T) *envoytest.Recorder {
+	t.Helper()
+	service := envoytest.Upstream(t)
+	service.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		var login struct{ Username, Password string }
+		if err := json.NewDecoder(r.Body).Decode(&login); err != nil || login.Password != "right" {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `"wrong user name or password"`)
+			return
+		}
+		w.Header().Set("userid", login.Username)
+	})
+	return service
+}
+
+// logBuffer takes what a process writes; it may be read meanwhile.
+type logBuffer struct {
+	mu   sync.Mutex
+	data bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.String()
+}
+
+func (b *logBuffer) tail(most int) string {
+	s := b.String()
+	return s[max(0, len(s)-most):]
+}
