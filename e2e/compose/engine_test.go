@@ -28,6 +28,7 @@ type engine struct {
 // the test where neither can be had.
 func findEngine(t *testing.T) *engine {
 	t.Helper()
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // a user's PATH often leaves out where dockerd and iptables are
 	docker, err := exec.LookPath("docker")
 	if err != nil {
 		missing(t, "no docker: install it (Debian: apt-get install docker.io iptables)")

@@ -163,7 +163,8 @@ func giveRedisItsFolder(t *testing.T, e *engine, image string) {
 	if err := os.Mkdir(filepath.Join(dir, "data"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	file := "FROM " + image + "\nCOPY --chown=999:999 data /data\n"
+	// COPY gives the owner to a folder that it makes, and not to one that it finds.
+	file := "FROM " + image + "\nUSER 0\nRUN rm -r /data\nCOPY --chown=999:999 data /data\nUSER 999\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
 		t.Fatal(err)
 	}
