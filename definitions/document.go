@@ -3,6 +3,7 @@ package definitions
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
 	"strconv"
@@ -48,12 +49,20 @@ func readDocument(name string, text []byte) (*yaml.Node, Problems) {
 
 // decodeYAML returns the first document and the one that follows it; nil where there is none.
 func decodeYAML(text []byte) (document, next *yaml.Node, err error) {
+	defer recovered(&err)
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if document, err = decodeNext(decoder); document == nil || err != nil {
 		return nil, nil, err
 	}
 	next, err = decodeNext(decoder)
 	return document, next, err
+}
+
+// recovered turns a panic into an error. A reader that is not ours must not end a gateway that serves well.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("yaml: the reader gave up: %v", p)
+	}
 }
 
 func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {

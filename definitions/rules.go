@@ -20,14 +20,18 @@ import (
 // find is added: nothing that the reader had to leave out may be served.
 func decode(f *findings, text []byte) *gatewayv1.Gateway {
 	g := &gatewayv1.Gateway{}
-	err := protoyaml.UnmarshalOptions{}.Unmarshal(text, g)
-	for _, err := range flatten(err) {
+	for _, err := range flatten(unmarshal(text, g)) {
 		place, what := readDecodeError(err)
 		if !f.places[place] {
 			f.found = append(f.found, Problem{File: f.file, Line: place.line, Column: place.column, What: what})
 		}
 	}
 	return g
+}
+
+func unmarshal(text []byte, g *gatewayv1.Gateway) (err error) {
+	defer recovered(&err)
+	return protoyaml.UnmarshalOptions{}.Unmarshal(text, g)
 }
 
 func flatten(err error) []error {
