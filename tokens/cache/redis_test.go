@@ -1,0 +1,480 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/faultproxy"
+	"gatepost/tokens/redistest"
+
+	"github.com/redis/go-redis/v9"
+)
+
+func TestAHotTokenAsksRedisNothing(t *testing.T) {
+	server := redistest.Start(t)
+	g := start(t, server.Addr, server.Addr)
+	s := g.create("ann")
+	g.warm(s)
+	before := server.CommandStats()["get"]
+	for range 10_000 {
+		g.allow(s)
+	}
+	// A lease may be lost on a machine that is busy; what is not is that look-ups go to memory while it is held.
+	asked, drops := server.CommandStats()["get"]-before, g.Stats().EpochDrops
+	if uint64(asked) >= 100*drops {
+		t.Fatalf("10,000 look-ups asked Redis %d times; everything was dropped %d times", asked, drops)
+	}
+}
+
+func TestWhatRedisForgetsIsRefused(t *testing.T) {
+	server := redistest.Start(t)
+	g := start(t, server.Addr, server.Addr)
+	for what, do := range map[string]func(s *tokens.Session){
+		"deleted by hand":  func(s *tokens.Session) { server.Do("DEL", key(s.Hash)) },
+		"unlinked by hand": func(s *tokens.Session) { server.Do("UNLINK", key(s.Hash)) },
+		"renamed":          func(s *tokens.Session) { server.Do("RENAME", key(s.Hash), "elsewhere") },
+		"expired early":    func(s *tokens.Session) { server.Do("PEXPIRE", key(s.Hash), "20") },
+		"flushed":          func(*tokens.Session) { server.Do("FLUSHALL") },
+		"flushed in a way": func(*tokens.Session) { server.Do("FLUSHDB", "ASYNC") },
+		"deleted from a script": func(s *tokens.Session) {
+			server.Do("EVAL", "return redis.call('DEL', KEYS[1])", "1", key(s.Hash))
+		},
+	} {
+		s := g.create("ann")
+		g.warm(s)
+		do(s)
+		redistest.Eventually(t, "a token refused that was "+what, func() bool {
+			_, err := g.Lookup(t.Context(), s.Hash)
+			return errors.Is(err, tokens.ErrUnknown)
+		})
+	}
+}
+
+func TestWhatRedisEvictsIsRefused(t *testing.T) {
+	server := redistest.Start(t, "--maxmemory-policy", "allkeys-random")
+	g := start(t, server.Addr, server.Addr)
+	s := g.create("ann")
+	g.warm(s)
+	server.Do("CONFIG", "SET", "maxmemory", "1")
+	redistest.Eventually(t, "an evicted token refused", func() bool {
+		_ = client(t, server.Addr).Set(t.Context(), "other", "value", 0).Err() // makes Redis look for room
+		_, err := g.Lookup(t.Context(), s.Hash)
+		return errors.Is(err, tokens.ErrUnknown)
+	})
+}
+
+func TestATokenIsKnownAtOnceAfterItsLogin(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
+	for range 50 {
+		s := session("ann")
+		a.deny(s)
+		b.deny(s)
+		if err := a.Create(t.Context(), s, 0); err != nil {
+			t.Fatal(err)
+		}
+		a.allow(s)
+		b.allow(s)
+	}
+}
+
+// The race of an answer against its call-back: the answer says "live", and on its way it is overtaken by the call-back.
+func TestAnAnswerThatItsCallBackOvertookIsNotKept(t *testing.T) {
+	server := redistest.Start(t)
+	data := faultproxy.Start(t, server.Addr)
+	g := start(t, data.Addr, server.Addr)
+	s := g.create("ann")
+	shard := g.shard(s.Hash)
+	generation := func() uint64 {
+		shard.mu.RLock()
+		defer shard.mu.RUnlock()
+		return shard.generation
+	}
+	redistest.Eventually(t, "the call-back of the login", func() bool { return generation() > 1 })
+	_ = g.Ping(t.Context()) // a connection that is open
+	asked, heard := server.CommandStats()["get"], generation()
+
+	data.Hold(faultproxy.Down)
+	var late sync.WaitGroup
+	late.Go(func() {
+		_, _ = g.Lookup(t.Context(), s.Hash) // it began before the token ended: either answer is right
+	})
+	redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
+	server.Do("DEL", key(s.Hash))
+	redistest.Eventually(t, "the call-back", func() bool { return generation() > heard })
+	data.Heal()
+	g.deny(s)
+	late.Wait()
+	g.deny(s)
+	if g.keeps(s) {
+		t.Fatal("the late answer is kept")
+	}
+}
+
+func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
+	server := redistest.Start(t)
+	g := start(t, server.Addr, server.Addr)
+	s := g.create("ann")
+	g.warm(s)
+	server.Freeze()
+	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
+		_, err := g.Lookup(t.Context(), s.Hash)
+		if errors.Is(err, tokens.ErrUnknown) {
+			t.Fatal("a live token is unknown while Redis cannot be asked")
+		}
+		return errors.Is(err, tokens.ErrUnavailable)
+	})
+	if g.Held() {
+		t.Fatal("a lease is held of a Redis that does not answer")
+	}
+	server.Thaw()
+	redistest.Eventually(t, "an answer when Redis goes on", func() bool {
+		_, err := g.Lookup(t.Context(), s.Hash)
+		return err == nil
+	})
+	g.awaitHeld()
+}
+
+func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	g := start(t, server.Addr, server.Addr)
+	s, ended := g.create("ann"), g.create("ben")
+	g.warm(s)
+	g.warm(ended)
+	server.Kill()
+	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
+		_, err := g.Lookup(t.Context(), s.Hash)
+		return errors.Is(err, tokens.ErrUnavailable)
+	})
+	server.Restart()
+	server.Do("DEL", key(ended.Hash)) // before anyone tracks
+	redistest.Eventually(t, "a lease that is held", g.Held)
+	g.deny(ended)
+	redistest.Eventually(t, "a token that lives", func() bool {
+		_, err := g.Lookup(t.Context(), s.Hash)
+		return err == nil
+	})
+}
+
+func TestOnlyTheTrackingIsCut(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	g := start(t, server.Addr, tracking.Addr)
+	for range 20 {
+		s := g.create("ann")
+		g.warm(s)
+		tracking.Refuse()
+		tracking.Cut()
+		redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
+		server.Do("DEL", key(s.Hash)) // nobody is called back
+		g.deny(s)
+		tracking.Heal()
+		g.awaitHeld()
+		g.deny(s)
+	}
+}
+
+func TestTheTrackingIsKilledByRedis(t *testing.T) {
+	server := redistest.Start(t)
+	g := start(t, server.Addr, server.Addr)
+	for range 20 {
+		s := g.create("ann")
+		g.warm(s)
+		drops := g.Stats().EpochDrops
+		server.Do("CLIENT", "KILL", "TYPE", "pubsub")
+		redistest.Eventually(t, "a lease that was lost and is held", func() bool { return g.Stats().EpochDrops > drops && g.Held() })
+		server.Do("DEL", key(s.Hash))
+		redistest.Eventually(t, "a token refused", func() bool {
+			_, err := g.Lookup(t.Context(), s.Hash)
+			return errors.Is(err, tokens.ErrUnknown)
+		})
+	}
+}
+
+func TestOnlyTheDataIsCut(t *testing.T) {
+	server := redistest.Start(t)
+	data := faultproxy.Start(t, server.Addr)
+	g := start(t, data.Addr, server.Addr)
+	s, cold := g.create("ann"), g.create("ben")
+	g.warm(s)
+	data.Refuse()
+	data.Cut()
+	drops := g.Stats().EpochDrops
+	if _, err := g.Lookup(t.Context(), s.Hash); err != nil && g.Stats().EpochDrops == drops {
+		t.Errorf("a kept token, while the lease is held: %v", err)
+	}
+	if _, err := g.Lookup(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("a token that is not kept: %v", err)
+	}
+	if err := g.Revoke(t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("a revoke that the store did not take: %v", err)
+	}
+	data.Heal()
+	redistest.Eventually(t, "a token that lives", func() bool {
+		_, err := g.Lookup(t.Context(), cold.Hash)
+		return err == nil
+	})
+}
+
+func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
+	for _, d := range []faultproxy.Direction{faultproxy.Up, faultproxy.Down} {
+		server := redistest.Start(t)
+		tracking := faultproxy.Start(t, server.Addr)
+		g := start(t, server.Addr, tracking.Addr)
+		s := g.create("ann")
+		g.warm(s)
+		tracking.Swallow(d)
+		server.Do("DEL", key(s.Hash))
+		redistest.Eventually(t, "a token refused", func() bool {
+			_, err := g.Lookup(t.Context(), s.Hash)
+			return errors.Is(err, tokens.ErrUnknown)
+		})
+		tracking.Heal()
+		g.awaitHeld()
+		g.deny(s)
+	}
+}
+
+// A lease that ran out is a gap, even where the connection lives: heartbeats that are answered late must not revive what is kept.
+func TestALateHeartbeatRevivesNothing(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	g := start(t, server.Addr, tracking.Addr)
+	s := g.create("ann")
+	g.warm(s)
+	drops := g.Stats().EpochDrops
+	// Each answer is older than a lease when it comes, and they come often enough for the connection to live.
+	tracking.Delay(faultproxy.Down, 1100*time.Millisecond)
+	redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
+	tracking.Heal()
+	redistest.Eventually(t, "a lease that is held again", g.Held)
+	if g.Stats().EpochDrops == drops {
+		t.Fatal("the lease was lost and held again, and nothing was dropped")
+	}
+}
+
+func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
+	server := redistest.Start(t)
+	data := faultproxy.Start(t, server.Addr)
+	c := redis.NewClient(&redis.Options{Addr: data.Addr, ReadTimeout: 2 * time.Millisecond, ContextTimeoutEnabled: true, MaxRetries: -1, PoolSize: 8})
+	t.Cleanup(func() { _ = c.Close() })
+	g := openWith(t, c, client(t, server.Addr), Config{LookupTimeout: 3 * time.Millisecond, MaxEntries: 256}, RedisConfig{})
+	whole := plain{client(t, server.Addr)}
+	all := make([]*tokens.Session, 1000)
+	for i := range all {
+		all[i] = session(fmt.Sprint("user", i))
+		if err := whole.Create(t.Context(), all[i], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data.Delay(faultproxy.Down, 2*time.Millisecond)
+	var workers sync.WaitGroup
+	for w := range 16 {
+		workers.Go(func() {
+			for i := range 400 {
+				s := all[(i*31+w*7)%len(all)]
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%4)*time.Millisecond)
+				got, err := g.Lookup(ctx, s.Hash)
+				cancel()
+				if err == nil && got.User != s.User {
+					t.Errorf("%s is taken for %s", s.User, got.User)
+				}
+				if errors.Is(err, tokens.ErrUnknown) {
+					t.Errorf("a live token is unknown")
+				}
+			}
+		})
+	}
+	workers.Wait()
+}
+
+func TestAPasswordAndTLS(t *testing.T) {
+	t.Run("password", func(t *testing.T) {
+		server := redistest.StartWithPassword(t, "s3cret")
+		c := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "s3cret"})
+		t.Cleanup(func() { _ = c.Close() })
+		openWith(t, c, c, Config{}, RedisConfig{}).awaitHeld()
+	})
+	t.Run("wrong password", func(t *testing.T) {
+		server := redistest.StartWithPassword(t, "s3cret")
+		c := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "wrong"})
+		t.Cleanup(func() { _ = c.Close() })
+		tracker, err := Track(c, RedisConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tracker.listener = &deaf{}
+		if _, err := tracker.connectAll(t.Context()); err == nil || strings.Contains(err.Error(), "wrong ") || !strings.Contains(err.Error(), "WRONGPASS") {
+			t.Fatalf("connecting with a wrong password: %v", err)
+		}
+	})
+	t.Run("TLS", func(t *testing.T) {
+		server, certificates := redistest.StartTLS(t)
+		c := redis.NewClient(&redis.Options{Addr: server.Addr, TLSConfig: clientTLS(t, certificates)})
+		t.Cleanup(func() { _ = c.Close() })
+		g := openWith(t, c, c, Config{}, RedisConfig{})
+		s := g.create("ann")
+		g.warm(s)
+		g.revoke(s)
+		g.deny(s)
+	})
+}
+
+type deaf struct{}
+
+func (deaf) CallBack(tokens.Hash) {}
+func (deaf) CallAllBack()         {}
+
+// A gateway that may not speak to the others must not hold a lease: they could not know of it.
+func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do("ACL", "SETUSER", "mute", "on", ">pw", "allkeys", "allcommands", "resetchannels")
+	server.Do("ACL", "SETUSER", "least", "on", ">pw", "~gatepost:*", "+@read", "+@write", "+hello", "+ping", "+client", "+publish", "+subscribe", "&gatepost:*")
+	as := func(user string) *gateway {
+		c := redis.NewClient(&redis.Options{Addr: server.Addr, Username: user, Password: "pw", MaxRetries: -1})
+		t.Cleanup(func() { _ = c.Close() })
+		return openWith(t, c, c, Config{}, RedisConfig{})
+	}
+	mute, least := as("mute"), as("least")
+	least.awaitHeld() // by PING, for ROLE is denied to it
+	if _, err := mute.tracker.connectAll(t.Context()); err == nil || !strings.Contains(err.Error(), "SUBSCRIBE") {
+		t.Fatalf("connecting without the right to the channels: %v", err)
+	}
+	s := mute.create("ann")
+	mute.allow(s)
+	least.allow(s)
+	least.revoke(s)
+	mute.deny(s)
+	if mute.Held() || mute.Stats().Entries > 0 {
+		t.Fatal("a gateway that cannot be heard holds a lease")
+	}
+}
+
+func TestAReplicaIsNotTracked(t *testing.T) {
+	server := redistest.Start(t)
+	host, port, _ := net.SplitHostPort(server.Addr)
+	replica := redistest.Start(t, "--replicaof", host, port)
+	g := open(t, server.Addr, replica.Addr, Config{})
+	if _, err := g.tracker.connectAll(t.Context()); !errors.Is(err, errReplica) {
+		t.Fatalf("tracking a replica: %v", err)
+	}
+	// A master that becomes one is left.
+	g = start(t, replica.Addr, server.Addr)
+	server.Do("REPLICAOF", "127.0.0.1", "1")
+	redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
+	server.Do("REPLICAOF", "NO", "ONE")
+	g.awaitHeld()
+}
+
+func TestSentinelLeadsToTheNewMaster(t *testing.T) {
+	server := redistest.Start(t)
+	host, port, _ := net.SplitHostPort(server.Addr)
+	replica := redistest.Start(t, "--replicaof", host, port)
+	sentinel := redistest.StartSentinel(t, server)
+	redistest.Eventually(t, "a replica that Sentinel knows", func() bool {
+		return strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
+	})
+	c := redis.NewFailoverClient(&redis.FailoverOptions{
+		MasterName: "mymaster", SentinelAddrs: []string{sentinel.Addr},
+		DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1,
+	})
+	t.Cleanup(func() { _ = c.Close() })
+	g := openWith(t, c, c, Config{}, RedisConfig{})
+	g.awaitHeld()
+	s := g.create("ann")
+	g.warm(s)
+	server.Do("WAIT", "1", "5000")
+	server.Kill()
+	redistest.Eventually(t, "a lease from the new master", func() bool {
+		return strings.HasPrefix(replica.Do("ROLE"), "master") && g.Held()
+	})
+	redistest.Eventually(t, "a token in memory again", func() bool {
+		_, _ = g.Lookup(t.Context(), s.Hash)
+		return g.keeps(s)
+	})
+	g.revoke(s)
+	g.deny(s)
+}
+
+func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
+	nodes := redistest.StartCluster(t, 3)
+	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{nodes[0].Addr}, DialTimeout: time.Second, ReadTimeout: time.Second})
+	t.Cleanup(func() { _ = c.Close() })
+	a, b := openWith(t, c, c, Config{}, RedisConfig{}), openWith(t, c, c, Config{}, RedisConfig{})
+	awaitAcquainted(t, a, b)
+	var all []*tokens.Session
+	for range 60 { // on all masters
+		s := a.create("ann")
+		b.warm(s)
+		all = append(all, s)
+	}
+	for i, s := range all {
+		if i%2 == 0 {
+			a.revoke(s)
+			b.deny(s)
+			continue
+		}
+		if err := c.Del(t.Context(), key(s.Hash)).Err(); err != nil {
+			t.Fatal(err)
+		}
+		redistest.Eventually(t, "a token refused that was deleted by hand", func() bool {
+			_, err := b.Lookup(t.Context(), s.Hash)
+			return errors.Is(err, tokens.ErrUnknown)
+		})
+	}
+	if a.tracker.acknowledged.Load() == 0 {
+		t.Error("no revoke was acknowledged")
+	}
+
+	// A master that joins, as yet without slots, is tracked as well.
+	_, bus, _ := net.SplitHostPort(redistest.FreeAddr(t))
+	fourth := redistest.Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000")
+	fourth.Do("CLUSTER", "MEET", "127.0.0.1", nodes[0].Port(), clusterBus(t, nodes[0]))
+	redistest.Eventually(t, "a lease from four masters", func() bool {
+		a.tracker.mu.Lock()
+		n := len(a.tracker.conns)
+		a.tracker.mu.Unlock()
+		return n == 4 && a.Held()
+	})
+
+	// Without one of them there is no lease, and the shards of the others answer.
+	fourth.Freeze()
+	redistest.Eventually(t, "a lease that is lost", func() bool { return !a.Held() })
+	s := a.create("ben")
+	a.allow(s)
+	fourth.Thaw()
+	a.awaitHeld()
+}
+
+func clusterBus(t *testing.T, node *redistest.Server) string {
+	t.Helper()
+	for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
+		if strings.Contains(line, "myself") {
+			_, bus, _ := strings.Cut(strings.Fields(line)[1], "@")
+			return bus
+		}
+	}
+	t.Fatal("the node does not name itself")
+	return ""
+}
+
+func TestClosingEndsEverything(t *testing.T) {
+	server := redistest.Start(t)
+	g := start(t, server.Addr, server.Addr)
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if g.Held() {
+		t.Fatal("a closed cache holds a lease")
+	}
+	redistest.Eventually(t, "no connection left", func() bool {
+		return !strings.Contains(server.Do("CLIENT", "LIST"), "gatepost-tracking")
+	})
+}

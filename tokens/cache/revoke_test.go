@@ -1,0 +1,259 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/faultproxy"
+	"gatepost/tokens/redistest"
+)
+
+// The promise itself, a thousand times: no use that began after the revoke returned.
+func TestAfterARevokeNoOtherGatewayAccepts(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
+	awaitAcquainted(t, a, b)
+	const workers, trials = 10, 100
+	var all sync.WaitGroup
+	for w := range workers {
+		all.Go(func() {
+			for range trials {
+				s := session(fmt.Sprint("user", w))
+				if err := a.Create(t.Context(), s, 0); err != nil {
+					t.Errorf("creating: %v", err)
+					return
+				}
+				var over atomic.Bool
+				var user sync.WaitGroup
+				user.Go(func() { // someone who uses it at the other gateway all the while
+					for !over.Load() {
+						if got, err := b.Lookup(t.Context(), s.Hash); err == nil && got.Hash != s.Hash {
+							t.Error("the session of another token")
+						}
+						time.Sleep(50 * time.Microsecond)
+					}
+				})
+				_, _ = b.Lookup(t.Context(), s.Hash)
+				if err := a.Revoke(t.Context(), s.Hash); err != nil {
+					t.Errorf("revoking: %v", err)
+				}
+				for range 3 {
+					if _, err := b.Lookup(t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnknown) {
+						t.Errorf("after the revoke returned: %v", err)
+					}
+				}
+				over.Store(true)
+				user.Wait()
+			}
+		})
+	}
+	all.Wait()
+	if a.tracker.acknowledged.Load() < workers*trials/2 {
+		t.Errorf("%d of %d revokes were acknowledged; the others waited out the lease", a.tracker.acknowledged.Load(), workers*trials)
+	}
+}
+
+func TestEveryWayToEndASessionIsProven(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
+	awaitAcquainted(t, a, b)
+	for what, end := range map[string]func(s *tokens.Session) error{
+		"revoked":          func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
+		"refreshed":        func(s *tokens.Session) error { return a.Rotate(t.Context(), s.Hash, session(s.User)) },
+		"ended by its id":  func(s *tokens.Session) error { return a.RevokeSession(t.Context(), s.User, s.ID) },
+		"logged out":       func(s *tokens.Session) error { _, err := a.RevokeUser(t.Context(), s.User); return err },
+		"revoked a second": func(s *tokens.Session) error { server.Do("DEL", key(s.Hash)); return a.Revoke(t.Context(), s.Hash) },
+	} {
+		for range 20 {
+			s := a.create("ann")
+			a.warm(s)
+			b.warm(s)
+			if err := end(s); err != nil {
+				t.Fatalf("a session %s: %v", what, err)
+			}
+			b.deny(s)
+			a.deny(s)
+		}
+	}
+}
+
+// cutOff are the ways in which a gateway does not hear what Redis says to it.
+var cutOff = map[string]func(*faultproxy.Proxy){
+	"nothing comes":             func(p *faultproxy.Proxy) { p.Hold(faultproxy.Down) },
+	"nothing goes":              func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up) },
+	"partitioned":               func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up, faultproxy.Down) },
+	"half open":                 func(p *faultproxy.Proxy) { p.Swallow(faultproxy.Down) },
+	"slow by more than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 1500*time.Millisecond) },
+	"slow by less than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 300*time.Millisecond) },
+}
+
+func TestAfterARevokeAGatewayThatDoesNotHearDoesNotAccept(t *testing.T) {
+	for what, cut := range cutOff {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			tracking := faultproxy.Start(t, server.Addr)
+			a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
+			awaitAcquainted(t, a, b)
+			for range 2 {
+				s := a.create("ann")
+				b.warm(s)
+				cut(tracking)
+				a.revoke(s)
+				b.deny(s)
+				tracking.Heal()
+				b.awaitHeld()
+				b.deny(s)
+			}
+		})
+	}
+}
+
+// A gateway that has only just started knows of no other.
+func TestAFreshGatewayWaitsForThoseItHasNotHeardOf(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	b := start(t, server.Addr, tracking.Addr)
+	s := b.create("ann")
+	a := open(t, server.Addr, server.Addr, Config{})
+	a.awaitHeld()
+	b.warm(s)
+	tracking.Hold(faultproxy.Up, faultproxy.Down)
+	a.revoke(s)
+	b.deny(s)
+}
+
+// A gateway without tracking of its own cannot know who else holds a lease.
+func TestAGatewayThatIsCutOffItselfWaits(t *testing.T) {
+	server := redistest.Start(t)
+	mine, others := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
+	a, b := start(t, server.Addr, mine.Addr), start(t, server.Addr, others.Addr)
+	awaitAcquainted(t, a, b)
+	s := a.create("ann")
+	b.warm(s)
+	mine.Refuse()
+	mine.Cut()
+	others.Hold(faultproxy.Down)
+	a.revoke(s)
+	b.deny(s)
+	if a.tracker.waitedOut.Load() == 0 {
+		t.Fatal("nothing was waited out")
+	}
+}
+
+func TestALookupUnderWayIsNotJoinedAfterARevoke(t *testing.T) {
+	for _, trackingToo := range []bool{false, true} {
+		server := redistest.Start(t)
+		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
+		a := start(t, server.Addr, server.Addr)
+		b := openWith(t, client(t, data.Addr), client(t, tracking.Addr), Config{LookupTimeout: time.Minute}, RedisConfig{})
+		awaitAcquainted(t, a, b)
+		s := a.create("ann")
+		b.Lookup(t.Context(), randomHash()) // a connection that is open
+		asked := server.CommandStats()["get"]
+		data.Delay(faultproxy.Down, 900*time.Millisecond)
+		var before sync.WaitGroup
+		before.Go(func() { _, _ = b.Lookup(t.Context(), s.Hash) })
+		redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
+		if trackingToo {
+			tracking.Hold(faultproxy.Up, faultproxy.Down)
+		}
+		a.revoke(s)
+		if _, err := b.Lookup(t.Context(), s.Hash); err == nil {
+			t.Errorf("after the revoke returned (tracking held: %v) the answer of a look-up from before is taken", trackingToo)
+		}
+		before.Wait()
+	}
+}
+
+func TestPromptRevokesAreHeardAfterThem(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
+	a.SetRevocation(Prompt)
+	s := a.create("ann")
+	b.warm(s)
+	a.revoke(s)
+	a.deny(s)
+	redistest.Eventually(t, "a token refused", func() bool {
+		_, err := b.Lookup(t.Context(), s.Hash)
+		return errors.Is(err, tokens.ErrUnknown)
+	})
+	if a.tracker.acknowledged.Load()+a.tracker.waitedOut.Load() != 0 {
+		t.Fatal("a prompt revoke waited for the others")
+	}
+}
+
+func TestARevokeWhoseWaitWasCutIsNoSuccess(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
+	awaitAcquainted(t, a, b)
+	s := a.create("ann")
+	b.warm(s)
+	tracking.Hold(faultproxy.Down)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := a.Revoke(ctx, s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Fatalf("a revoke that was not proven: %v", err)
+	}
+	a.revoke(s) // again, with time enough
+	b.deny(s)
+}
+
+func TestARevokeWaitsForWhatEnvoysMayRemember(t *testing.T) {
+	const lease = 300 * time.Millisecond
+	server := redistest.Start(t)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
+	awaitAcquainted(t, a, b)
+	b.SetEnvoyLease(lease) // the other gateway's Envoys alone have one
+	if d := b.EnvoyLease(time.Now()); d != 0 {
+		t.Logf("granted at once: %v", d)
+	}
+	redistest.Eventually(t, "a lease for Envoys", func() bool { return b.EnvoyLease(time.Now()) == lease })
+	for range 5 {
+		s := a.create("ann")
+		b.warm(s)
+		// The last moment at which an Envoy could be given a lease is before the revoke. It ends before the revoke does.
+		granted := time.Now().Add(b.EnvoyLease(time.Now()))
+		a.revoke(s)
+		if time.Now().Before(granted) {
+			t.Fatal("a revoke returned while an Envoy could accept the token")
+		}
+	}
+	b.SetEnvoyLease(0)
+	if d := b.EnvoyLease(time.Now()); d != 0 {
+		t.Errorf("a lease that was taken away is still granted: %v", d)
+	}
+}
+
+func TestNoEnvoyLeaseWithoutALeaseOfOnesOwn(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	g := start(t, server.Addr, tracking.Addr)
+	g.SetEnvoyLease(time.Second)
+	redistest.Eventually(t, "a lease for Envoys", func() bool { return g.EnvoyLease(time.Now()) == time.Second })
+	tracking.Hold(faultproxy.Down)
+	redistest.Eventually(t, "none", func() bool { return g.EnvoyLease(time.Now()) == 0 })
+}
+
+func TestAloneARevokeWaitsForEnvoysOnly(t *testing.T) {
+	var alone Alone
+	c, err := New(&everything{}, &alone, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetEnvoyLease(100 * time.Millisecond)
+	granted := time.Now().Add(c.EnvoyLease(time.Now()))
+	if err := c.Revoke(t.Context(), randomHash()); err != nil {
+		t.Fatal(err)
+	}
+	if time.Now().Before(granted) {
+		t.Fatal("a revoke returned while an Envoy could accept the token")
+	}
+}
