@@ -82,8 +82,9 @@ func runBenchServer() {
 	var server *grpc.Server
 	switch mode {
 	case "hot":
-		server = grpc.NewServer(ServerOptions()...)
-		benchGate().Register(server)
+		gate := benchGate()
+		server = grpc.NewServer(append(ServerOptions(), grpc.UnaryInterceptor(gate.Interceptor()))...) // as the program does
+		gate.Register(server)
 	case "generated":
 		server = grpc.NewServer()
 		authv3.RegisterAuthorizationServer(server, benchGate())

@@ -24,7 +24,7 @@ import (
 // requests, to measure a link that is a socket on the same machine.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(protocodec.Name)}),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.NumStreamWorkers(64),
 		grpc.StaticStreamWindowSize(64 << 10),
 		grpc.StaticConnWindowSize(1 << 20),
@@ -77,6 +77,8 @@ func (s *Server) checkBytes(ctx context.Context, q *request) (a any, err error) 
 
 // codec is gRPC's codec for protobuf, but for the two types of Check.
 type codec struct{ proto encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
 
 func (c codec) Name() string { return c.proto.Name() }
 

@@ -12,11 +12,6 @@ const (
 	headerRequestID     = "x-request-id"
 )
 
-// AllowedHeaders are the request headers that Envoy need send with a Check; all others it may keep to itself.
-func AllowedHeaders() []string {
-	return []string{headerAuthorization, headerOrigin, headerRequestID}
-}
-
 // request is what Check reads of a request: what the decision is made from, and what a denial is told by.
 type request struct {
 	carried
