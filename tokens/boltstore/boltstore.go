@@ -1,0 +1,350 @@
+// Package boltstore keeps sessions in one file, for a Gatepost that stands by itself and needs no Redis.
+//
+// What a call has acknowledged is on the disk: each change is one transaction of bbolt, synced before the call
+// returns, so a kill at any moment loses no session that was handed out and brings back none that was revoked. One
+// process owns the file, so what was looked up once is answered from memory until it changes.
+package boltstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"gatepost/tokens"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// FileName is the name of the database in the data folder.
+const FileName = "tokens.db"
+
+// lockPatience is how long Open waits for another process to let go of the file: long enough for a restart.
+const lockPatience = 3 * time.Second
+
+// The buckets.
+var (
+	tokensBucket = []byte("tokens") // token hash -> record
+	usersBucket  = []byte("users")  // sha-256 of the user + token hash of a live session -> nothing
+	idsBucket    = []byte("ids")    // public id -> token hash, of live sessions
+	seenBucket   = []byte("seen")   // public id -> when and from where it was last used
+)
+
+// Options says how a store behaves beyond its folder. The zero Options are good.
+type Options struct {
+	// Log hears of what goes wrong out of sight of any call. Default: nobody.
+	Log *slog.Logger
+	// SweepEvery is how often expired sessions are deleted from the file. Default: a minute.
+	SweepEvery time.Duration
+}
+
+// Store is a [tokens.Store] in a file.
+type Store struct {
+	db   *bbolt.DB
+	log  *slog.Logger
+	hot  *hot
+	done chan struct{} // closed by Close: the sweeper ends
+
+	// writing holds one token while a change is being made. A caller waits for it by its context, and leaves a
+	// change that takes too long to the goroutine that makes it: there is never more than one.
+	writing chan struct{}
+	closed  atomic.Bool
+	swept   chan struct{} // closed when the sweeper has ended
+}
+
+var (
+	_ tokens.Store   = (*Store)(nil)
+	_ tokens.Toucher = (*Store)(nil)
+)
+
+// Open opens the store in the folder dir, and makes both where they are missing: the folder and the file for this
+// user alone. A file that another process holds is an error after a few seconds.
+func Open(dir string, options Options) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the data folder: %w", err)
+	}
+	path := filepath.Join(dir, FileName)
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockPatience, FreelistType: bbolt.FreelistMapType})
+	if err != nil {
+		return nil, explain(path, err)
+	}
+	if err := prepare(db, dir); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("preparing %s: %v", path, err)
+	}
+	s := &Store{
+		db:      db,
+		log:     options.Log,
+		hot:     newHot(),
+		done:    make(chan struct{}),
+		writing: make(chan struct{}, 1),
+		swept:   make(chan struct{}),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	go s.sweepEvery(cmp.Or(options.SweepEvery, time.Minute))
+	return s, nil
+}
+
+// explain says what to do about a file that cannot be opened.
+func explain(path string, err error) error {
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return fmt.Errorf("opening %s: another process holds it: stop that Gatepost, or give this one a folder of its own (--data)", path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("opening %s: %w: let the user that runs Gatepost own it and its folder", path, err)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
+		return fmt.Errorf("opening %s: it is no token database, or a broken one (%v): move it away, and users log in anew", path, err)
+	}
+	return fmt.Errorf("opening %s: %v", path, err)
+}
+
+// prepare makes the buckets, and the file's own entry in its folder last.
+func prepare(db *bbolt.DB, dir string) error {
+	err := db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{tokensBucket, usersBucket, idsBucket, seenBucket} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync()
+}
+
+// Create implements [tokens.Store].
+func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) error {
+	record, err := tokens.EncodeRecord(session)
+	if err != nil {
+		return err
+	}
+	return s.update(ctx, "keeping a session", func(t *change) error {
+		if !session.Live(t.now) {
+			return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
+		}
+		if limit > 0 {
+			if err := t.makeRoom(session.User, limit-1); err != nil {
+				return err
+			}
+		}
+		return t.put(session, record)
+	})
+}
+
+// Lookup implements [tokens.Store].
+func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	if session := s.hot.get(h); session != nil {
+		if !session.Live(time.Now()) {
+			return nil, tokens.ErrUnknown
+		}
+		return session, nil
+	}
+	before := s.hot.generation()
+	var session *tokens.Session
+	err := s.view("looking up a token", func(tx *bbolt.Tx) error {
+		found, retired, err := read(tx, h)
+		if err != nil {
+			return err
+		}
+		if retired || !found.Live(time.Now()) {
+			return tokens.ErrUnknown
+		}
+		session = found
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.hot.add(before, session)
+	return session, nil
+}
+
+// Rotate implements [tokens.Store].
+func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
+	record, err := tokens.EncodeRecord(next)
+	if err != nil {
+		return err
+	}
+	var answer error
+	err = s.update(ctx, "refreshing a token", func(t *change) error {
+		answer = nil
+		before, retired, err := read(t.tx, old)
+		switch {
+		case err != nil:
+			return err
+		case retired:
+			answer = tokens.ErrReused
+			return t.endByID(before.ID)
+		case !before.Live(t.now):
+			return tokens.ErrUnknown
+		case next.ID != before.ID || next.User != before.User || !next.Ends.Equal(before.Ends) || next.Hash == old:
+			return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+		}
+		return cmp.Or(t.retire(before), t.put(next, record))
+	})
+	return cmp.Or(err, answer)
+}
+
+// Revoke implements [tokens.Store]. What is no record of the token is deleted too.
+func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
+	return s.update(ctx, "revoking a token", func(t *change) error {
+		session, retired, err := read(t.tx, h)
+		switch {
+		case errors.Is(err, tokens.ErrUnknown):
+			return errUnchanged
+		case errors.Is(err, tokens.ErrCorrupt):
+			return t.tx.Bucket(tokensBucket).Delete(h[:])
+		case err != nil:
+			return err
+		case retired:
+			return t.endByID(session.ID)
+		}
+		return t.end(session)
+	})
+}
+
+// Sessions implements [tokens.Store].
+func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, unavailable("listing sessions", err)
+	}
+	var live []*tokens.Session
+	err := s.view("listing sessions", func(tx *bbolt.Tx) error {
+		var err error
+		live, err = sessionsOf(tx, user, time.Now())
+		for _, session := range live {
+			readSeen(session, tx.Bucket(seenBucket).Get([]byte(session.ID)))
+		}
+		return err
+	})
+	slices.SortFunc(live, func(a, b *tokens.Session) int {
+		return cmp.Or(b.Issued.Compare(a.Issued), cmp.Compare(a.ID, b.ID))
+	})
+	return live, err
+}
+
+// RevokeSession implements [tokens.Store].
+func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
+	return s.update(ctx, "ending a session", func(t *change) error {
+		var h tokens.Hash
+		if copy(h[:], t.tx.Bucket(idsBucket).Get([]byte(id))) == 0 {
+			return tokens.ErrUnknown
+		}
+		session, _, err := read(t.tx, h)
+		if err != nil {
+			return err
+		}
+		if user != "" && user != session.User || !session.Live(t.now) {
+			return tokens.ErrUnknown
+		}
+		return t.end(session)
+	})
+}
+
+// RevokeUser implements [tokens.Store].
+func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
+	n := 0
+	err := s.update(ctx, "ending a user's sessions", func(t *change) error {
+		var err error
+		n, err = t.endAll(user)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return n, nil
+}
+
+// Touch implements [tokens.Toucher].
+func (s *Store) Touch(ctx context.Context, session *tokens.Session, at time.Time, address string) error {
+	return s.update(ctx, "keeping when a session was seen", func(t *change) error {
+		if t.tx.Bucket(idsBucket).Get([]byte(session.ID)) == nil {
+			return errUnchanged
+		}
+		return t.tx.Bucket(seenBucket).Put([]byte(session.ID), formatSeen(at, address))
+	})
+}
+
+// Ping implements [tokens.Store].
+func (s *Store) Ping(context.Context) error {
+	return s.view("asking whether the file is open", func(*bbolt.Tx) error { return nil })
+}
+
+// Close implements [tokens.Store]. It waits for a change that is being written.
+func (s *Store) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	close(s.done)
+	<-s.swept
+	s.writing <- struct{}{} // for ever: no change begins any more
+	s.hot.close()
+	if err := s.db.Close(); err != nil {
+		return fmt.Errorf("closing the token database: %v", err)
+	}
+	return nil
+}
+
+// read reads a token's record.
+func read(tx *bbolt.Tx, h tokens.Hash) (session *tokens.Session, retired bool, err error) {
+	record := tx.Bucket(tokensBucket).Get(h[:])
+	if record == nil {
+		return nil, false, tokens.ErrUnknown
+	}
+	return tokens.DecodeRecord(h, record)
+}
+
+// tokensOf returns the tokens in a user's index.
+func tokensOf(tx *bbolt.Tx, user string) []tokens.Hash {
+	first := sha256.Sum256([]byte(user))
+	var all []tokens.Hash
+	entries := tx.Bucket(usersBucket).Cursor()
+	for key, _ := entries.Seek(first[:]); bytes.HasPrefix(key, first[:]); key, _ = entries.Next() {
+		var h tokens.Hash
+		copy(h[:], key[len(first):])
+		all = append(all, h)
+	}
+	return all
+}
+
+// sessionsOf returns a user's live sessions, in no order.
+func sessionsOf(tx *bbolt.Tx, user string, now time.Time) ([]*tokens.Session, error) {
+	var live []*tokens.Session
+	for _, h := range tokensOf(tx, user) {
+		session, retired, err := read(tx, h)
+		if err != nil {
+			return nil, err
+		}
+		if !retired && session.User == user && session.Live(now) {
+			live = append(live, session)
+		}
+	}
+	return live, nil
+}
+
+// unavailable says that the file could not be asked or changed. What bbolt says is kept as text alone.
+func unavailable(doing string, err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: %s: %w", tokens.ErrUnavailable, doing, err)
+	}
+	return fmt.Errorf("%w: %s: %v", tokens.ErrUnavailable, doing, err)
+}

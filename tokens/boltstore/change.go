@@ -1,0 +1,200 @@
+package boltstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"gatepost/tokens"
+
+	"go.etcd.io/bbolt"
+)
+
+// errUnchanged ends a change that found nothing to do: no transaction is written, and the call succeeds.
+var errUnchanged = errors.New("nothing to change")
+
+// change is one transaction that writes, and the tokens that open nothing any more once it is on the disk.
+type change struct {
+	tx    *bbolt.Tx
+	now   time.Time
+	ended []tokens.Hash
+}
+
+// update makes a change and returns when it is on the disk. Where the context is over before, the change may still
+// be made: its outcome is unknown, as after every lost answer.
+func (s *Store) update(ctx context.Context, doing string, make func(*change) error) error {
+	if err := ctx.Err(); err != nil {
+		return unavailable(doing, err)
+	}
+	select {
+	case s.writing <- struct{}{}:
+	case <-s.done:
+		return unavailable(doing, errClosed)
+	case <-ctx.Done():
+		return unavailable(doing, ctx.Err())
+	}
+	result := newResult()
+	go func() {
+		err := s.commit(make)
+		<-s.writing
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		return answer(doing, err)
+	case <-ctx.Done():
+		return unavailable(doing, ctx.Err())
+	}
+}
+
+func newResult() chan error { return make(chan error, 1) }
+
+var errClosed = errors.New("the store is closed")
+
+// commit makes the change and, once it is on the disk and before anybody is told, forgets the tokens that it ended.
+func (s *Store) commit(make func(*change) error) (err error) {
+	var t *change
+	defer recovered(&err)
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		t = &change{tx: tx, now: time.Now()}
+		return make(t)
+	})
+	if t != nil {
+		// After a failed commit too: a read from the file is always true.
+		s.hot.forget(t.ended)
+	}
+	return err
+}
+
+// view reads.
+func (s *Store) view(doing string, ask func(*bbolt.Tx) error) error {
+	err := func() (err error) {
+		defer recovered(&err)
+		return s.db.View(ask)
+	}()
+	return answer(doing, err)
+}
+
+// recovered makes an error of a panic: bbolt panics where the file is broken.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("the file is broken: %v", p)
+	}
+}
+
+// answer lets through what a store may answer, and makes everything else an ErrUnavailable.
+func answer(doing string, err error) error {
+	switch {
+	case err == nil, errors.Is(err, errUnchanged):
+		return nil
+	case errors.Is(err, tokens.ErrUnknown), errors.Is(err, tokens.ErrInvalid), errors.Is(err, tokens.ErrUnavailable):
+		return err
+	}
+	return unavailable(doing, err)
+}
+
+// userEntry is the key of a session in its user's index.
+func userEntry(s *tokens.Session) []byte {
+	user := sha256.Sum256([]byte(s.User))
+	return append(user[:], s.Hash[:]...)
+}
+
+// put keeps a session's record and its entries in the indexes.
+func (t *change) put(s *tokens.Session, record []byte) error {
+	return errors.Join(
+		t.tx.Bucket(tokensBucket).Put(s.Hash[:], record),
+		t.tx.Bucket(usersBucket).Put(userEntry(s), nil),
+		t.tx.Bucket(idsBucket).Put([]byte(s.ID), s.Hash[:]),
+	)
+}
+
+// end deletes all that is kept of a session, save that tokens which were retired before go on telling so.
+func (t *change) end(s *tokens.Session) error {
+	t.ended = append(t.ended, s.Hash)
+	return errors.Join(
+		t.tx.Bucket(tokensBucket).Delete(s.Hash[:]),
+		t.tx.Bucket(usersBucket).Delete(userEntry(s)),
+		t.tx.Bucket(idsBucket).Delete([]byte(s.ID)),
+		t.tx.Bucket(seenBucket).Delete([]byte(s.ID)),
+	)
+}
+
+// endByID ends the session with a public id, where it is live still.
+func (t *change) endByID(id string) error {
+	var h tokens.Hash
+	if copy(h[:], t.tx.Bucket(idsBucket).Get([]byte(id))) == 0 {
+		return nil
+	}
+	session, _, err := read(t.tx, h)
+	if err != nil {
+		return err
+	}
+	return t.end(session)
+}
+
+// endAll ends all sessions of a user and returns how many of them were live. A record that cannot be read goes too.
+func (t *change) endAll(user string) (live int, err error) {
+	all := tokensOf(t.tx, user)
+	if len(all) == 0 {
+		return 0, errUnchanged
+	}
+	for _, h := range all {
+		session, _, err := read(t.tx, h)
+		if err != nil {
+			session = &tokens.Session{Hash: h, User: user}
+		}
+		if session.Live(t.now) {
+			live++
+		}
+		if err := t.end(session); err != nil {
+			return 0, err
+		}
+	}
+	return live, nil
+}
+
+// retire marks a session's token as exchanged. What it keeps tells of a second exchange until the session ends.
+func (t *change) retire(s *tokens.Session) error {
+	retired, err := tokens.EncodeRetired(s)
+	if err != nil {
+		return err
+	}
+	t.ended = append(t.ended, s.Hash)
+	return errors.Join(
+		t.tx.Bucket(tokensBucket).Put(s.Hash[:], retired),
+		t.tx.Bucket(usersBucket).Delete(userEntry(s)),
+	)
+}
+
+// makeRoom ends those of a user's sessions that expire first, until there are limit at the most.
+func (t *change) makeRoom(user string, limit int) error {
+	live, err := sessionsOf(t.tx, user, t.now)
+	if err != nil || len(live) <= limit {
+		return err
+	}
+	slices.SortFunc(live, func(a, b *tokens.Session) int { return a.Expires.Compare(b.Expires) })
+	for _, session := range live[:len(live)-limit] {
+		if err := t.end(session); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// formatSeen and readSeen write and read when, in milliseconds, and from where a session was last used.
+func formatSeen(at time.Time, address string) []byte {
+	address = strings.ToValidUTF8(address[:min(len(address), 100)], "?")
+	return append(binary.BigEndian.AppendUint64(nil, uint64(at.UnixMilli())), address...)
+}
+
+func readSeen(s *tokens.Session, seen []byte) {
+	if len(seen) >= 8 {
+		s.LastSeen = time.UnixMilli(int64(binary.BigEndian.Uint64(seen))).UTC()
+		s.LastAddress = string(seen[8:])
+	}
+}
