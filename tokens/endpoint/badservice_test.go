@@ -290,3 +290,34 @@ func TestTooManyLoginsAtOnce(t *testing.T) {
 		t.Errorf("the first login was answered %d", status)
 	}
 }
+
+// A user service that answers before it has read a login leaves a transport behind that is still sending it.
+func TestAUserServiceThatDoesNotReadTheLogin(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(401)
+	}))
+	var all sync.WaitGroup
+	for i := range 40 {
+		all.Go(func() {
+			body := strings.Repeat("a", 1000+i*25_000)
+			r, err := http.NewRequest("POST", g.URL+"/token", strings.NewReader(body))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			response, err := noRedirects.Do(r)
+			if err != nil {
+				return // the server hung up while the client was sending: as HTTP/1.1 is
+			}
+			defer response.Body.Close()
+			if response.StatusCode != 401 && response.StatusCode != 503 { // 503: the close outran the answer
+				t.Errorf("answered %d", response.StatusCode)
+			}
+		})
+	}
+	all.Wait()
+	if g.store.created != 0 {
+		t.Error("a session was opened")
+	}
+}

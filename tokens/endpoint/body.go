@@ -51,7 +51,11 @@ func readBody(r *http.Request) (*body, error) {
 	if r.ContentLength == 0 {
 		return b, nil
 	}
-	if _, err := b.head.ReadFrom(io.LimitReader(r.Body, headSize)); err != nil {
+	var head io.Reader = r.Body
+	if r.ContentLength < 0 || r.ContentLength > headSize { // else the server keeps to it
+		head = io.LimitReader(head, headSize)
+	}
+	if _, err := b.head.ReadFrom(head); err != nil {
 		b.close()
 		return nil, errClient
 	}

@@ -83,7 +83,11 @@ func (h *Handler) forward(r *http.Request, a *Authenticator, b *body) (*answer, 
 		return nil, fmt.Errorf("%w: longer than %d bytes", errAnswer, maxAnswer)
 	}
 	answer := &answer{status: response.StatusCode, header: response.Header, body: buffers.Get().(*bytes.Buffer)}
-	if _, err := answer.body.ReadFrom(io.LimitReader(response.Body, maxAnswer+1)); err != nil {
+	var whole io.Reader = response.Body
+	if response.ContentLength < 0 { // else the transport keeps to it
+		whole = io.LimitReader(whole, maxAnswer+1)
+	}
+	if _, err := answer.body.ReadFrom(whole); err != nil {
 		answer.release()
 		return nil, forwardError(ctx, b, errAnswer, err)
 	}

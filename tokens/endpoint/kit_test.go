@@ -38,6 +38,12 @@ type gateway struct {
 // newGateway starts a handler whose user service is at an address; none: no user service is defined.
 func newGateway(t *testing.T, userService string) *gateway {
 	t.Helper()
+	return newGatewayOn(t, userService, nil)
+}
+
+// newGatewayOn is newGateway with a store of its own; nil: the gateway's memory.
+func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway {
+	t.Helper()
 	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(safeBuffer)}
 	g.settings = &Settings{
 		Lifetime: time.Hour, SessionLifetime: 24 * time.Hour, Format: tokens.FormatUUID, MaxSessions: 100,
@@ -53,8 +59,11 @@ func newGateway(t *testing.T, userService string) *gateway {
 		}
 	}
 	logger := slog.New(slog.NewJSONHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if store == nil {
+		store = g.store
+	}
 	g.handler = New(Config{
-		Store: g.store, Settings: func() *Settings { return g.settings }, Logger: logger, Metrics: g.metrics,
+		Store: store, Settings: func() *Settings { return g.settings }, Logger: logger, Metrics: g.metrics,
 	})
 	server := httptest.NewServer(g.handler)
 	g.URL = server.URL
@@ -176,7 +185,7 @@ func (g *gateway) opens(token string) bool {
 	if err != nil {
 		g.Fatalf("%q is no token", token)
 	}
-	_, err = g.store.Lookup(g.Context(), parsed.Hash())
+	_, err = g.handler.config.Store.Lookup(g.Context(), parsed.Hash())
 	return err == nil
 }
 

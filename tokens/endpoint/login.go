@@ -128,7 +128,7 @@ func (l *login) handOver(answer *answer, token tokens.Token, session *tokens.Ses
 	handOver(header, token.Reveal(), expiresIn, "token,expires_in,"+l.settings.Authenticator.UserHeader)
 	if answer.body.Len() == 0 {
 		delete(header, "Content-Encoding") // of the body that was not there
-		header["Content-Type"] = []string{"application/json"}
+		header["Content-Type"] = valueJSON
 		_ = json.NewEncoder(answer.body).Encode(newGrant(token.Reveal(), expiresIn, session.Scopes)) // a buffer takes all
 	}
 	answer.write(l.w)

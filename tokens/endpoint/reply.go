@@ -34,10 +34,17 @@ const (
 // retrySoon is the Retry-After where nobody knows better.
 const retrySoon = time.Second
 
+// Header values that are in every answer. They are shared and never written to.
+var (
+	valueNoStore = []string{"no-store"}
+	valueNoCache = []string{"no-cache"}
+	valueJSON    = []string{"application/json"}
+)
+
 // noStore keeps an answer out of every cache (RFC 6749 §5.1).
 func noStore(header http.Header) {
-	header["Cache-Control"] = []string{"no-store"}
-	header["Pragma"] = []string{"no-cache"}
+	header["Cache-Control"] = valueNoStore
+	header["Pragma"] = valueNoCache
 }
 
 // reply answers with a value as JSON. It cannot fail on the values that are given to it.
@@ -48,7 +55,7 @@ func reply(w http.ResponseWriter, status int, value any) {
 	}
 	header := w.Header()
 	noStore(header)
-	header["Content-Type"] = []string{"application/json"}
+	header["Content-Type"] = valueJSON
 	header["Content-Length"] = []string{strconv.Itoa(len(body))}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client may be gone

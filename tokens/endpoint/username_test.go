@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -77,7 +78,7 @@ func TestALoginThatCouldBeReadInTwoWaysIsRefused(t *testing.T) {
 		}
 	}
 	asked := false
-	g := newGateway(t, users(t, ann))
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { asked = true; ann(w, r) }))
 	g.settings.Authenticator.UserField = "username"
 	g.call("POST", "/token", "username=a&username=b", "Content-Type", formType).says(t, 400, textNoUser)
 	g.call("POST", "/token", `{"username":"a"}`, "Content-Type", "application/json", "Content-Encoding", "identity, gzip").says(t, 400, textNoUser)
@@ -85,6 +86,8 @@ func TestALoginThatCouldBeReadInTwoWaysIsRefused(t *testing.T) {
 	if asked {
 		t.Error("the user service was asked")
 	}
+	g.call("POST", "/token", "username=a", "Content-Type", formType).is(t, 200)
+	g.call("POST", "/token", "email=a", "Content-Type", formType).is(t, 200) // by address alone
 }
 
 func FuzzUserName(f *testing.F) {
