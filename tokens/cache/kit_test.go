@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -128,6 +129,9 @@ func open(t testing.TB, data, tracking string, config Config) *gateway {
 
 func openWith(t testing.TB, data, tracking redis.UniversalClient, config Config, tracked RedisConfig) *gateway {
 	t.Helper()
+	if tracked.Logger == nil {
+		tracked.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
 	tracker, err := Track(tracking, tracked)
 	if err != nil {
 		t.Fatal(err)

@@ -115,7 +115,7 @@ func TestMessagesAreReadAsRedisWritesThem(t *testing.T) {
 		"$-1\r\n":                     {kind: '$', null: true},
 		"_\r\n":                       {kind: '_', null: true},
 		"*-1\r\n":                     {kind: '*', null: true},
-		"=7\r\ntxt:abc\r\n":           text('=', "txt:abc"),
+		"=7\r\ntxt:abc\r\n":           text('=', "abc"),
 		"%1\r\n+a\r\n:1\r\n":          {kind: '%', items: []message{text('+', "a"), text(':', "1")}},
 		"|1\r\n+ttl\r\n:1\r\n+OK\r\n": text('+', "OK"),
 		">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\na\r\n": {kind: '>', items: []message{text('$', "invalidate"), {kind: '*', items: []message{text('$', "a")}}}},
@@ -131,7 +131,7 @@ func TestMessagesAreReadAsRedisWritesThem(t *testing.T) {
 func TestWhatIsNoMessageIsAnError(t *testing.T) {
 	deep := strings.Repeat("*1\r\n", maxDepth+2)
 	for _, in := range []string{"\r\n", "+\n", "?1\r\n", "$x\r\n", "$-2\r\n", "$99999999999\r\n", "$1\r\nab\r\n", "*9999999\r\n",
-		"+" + strings.Repeat("x", 2*maxLine), deep, "*2\r\n+a\r\n", "$5\r\nab"} {
+		"+" + strings.Repeat("x", 2*maxLine), deep, "*2\r\n+a\r\n", "$5\r\nab", "=2\r\nab\r\n"} {
 		if m, err := newReader(strings.NewReader(in)).read(); err == nil {
 			t.Errorf("%.40q is read as %v", in, m)
 		} else if !errors.Is(err, errProtocol) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

@@ -390,10 +390,11 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	g.awaitHeld()
 	s := g.create("ann")
 	g.warm(s)
-	server.Do("WAIT", "1", "5000")
+	redistest.Eventually(t, "a replica that has it all", func() bool { return server.Do("WAIT", "1", "100") == "1" })
 	server.Kill()
 	redistest.Eventually(t, "a lease from the new master", func() bool {
-		return strings.HasPrefix(replica.Do("ROLE"), "master") && g.Held()
+		role, err := client(t, replica.Addr).Do(t.Context(), "ROLE").Slice()
+		return err == nil && role[0] == "master" && g.Held()
 	})
 	redistest.Eventually(t, "a token in memory again", func() bool {
 		_, _ = g.Lookup(t.Context(), s.Hash)

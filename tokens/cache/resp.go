@@ -128,6 +128,12 @@ func (r *reader) readBulk(m message, length []byte) (message, error) {
 	if end != [2]byte{'\r', '\n'} {
 		return message{}, fmt.Errorf("%w: a string without its end", errProtocol)
 	}
+	if m.kind == '=' { // three letters say what kind of text it is
+		if len(text) < 4 || text[3] != ':' {
+			return message{}, fmt.Errorf("%w: a text without its kind", errProtocol)
+		}
+		text = text[4:]
+	}
 	m.text = string(text)
 	return m, nil
 }

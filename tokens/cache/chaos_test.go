@@ -1,0 +1,202 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/faultproxy"
+	"gatepost/tokens/redistest"
+)
+
+var chaos = flag.Duration("chaos", 8*time.Second, "how long the test of the promise under faults lasts")
+
+// subject is one token of the test under faults, and what is known of its end.
+type subject struct {
+	session *tokens.Session
+	// tried is set before its first revoke begins, and ended (Unix nanoseconds, by the test's clock) when one has returned nil.
+	tried atomic.Bool
+	ended atomic.Int64
+}
+
+// history is all tokens of the test. Its clock is one for all, for all is one process.
+type history struct {
+	mu       sync.Mutex
+	subjects []*subject
+	start    time.Time
+
+	uses, accepted, refused, revoked atomic.Int64
+}
+
+func (h *history) now() int64 { return int64(time.Since(h.start)) + 1 }
+
+func (h *history) add(s *subject) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.subjects = append(h.subjects, s)
+}
+
+// any returns one of the latest tokens, or nil.
+func (h *history) any() *subject {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.subjects) == 0 {
+		return nil
+	}
+	latest := h.subjects[max(0, len(h.subjects)-50):]
+	return latest[rand.N(len(latest))]
+}
+
+// use looks a token up, and judges the answer.
+func (h *history) use(t *testing.T, g *gateway, s *subject) {
+	ctx, cancel := context.WithTimeout(t.Context(), rand.N(800*time.Millisecond))
+	defer cancel()
+	ended, tried, began := s.ended.Load(), s.tried.Load(), time.Now()
+	envoy := g.EnvoyLease(began)
+	got, err := g.Lookup(ctx, s.session.Hash)
+	h.uses.Add(1)
+	switch {
+	case err == nil:
+		h.accepted.Add(1)
+		if got.Hash != s.session.Hash || got.User != s.session.User {
+			t.Errorf("the token of %s is taken for %s's", s.session.User, got.User)
+		}
+		if ended != 0 {
+			t.Errorf("a use that began %v after the revoke returned was accepted", time.Duration(h.now()-ended))
+		}
+		// Envoy may accept it for as long as it was given.
+		until := int64(began.Add(envoy).Sub(h.start))
+		if after := s.ended.Load(); envoy > 0 && after != 0 && until > after {
+			t.Errorf("a revoke returned %v before an Envoy's lease ended", time.Duration(until-after))
+		}
+	case errors.Is(err, tokens.ErrUnknown):
+		h.refused.Add(1)
+		if !tried && !s.tried.Load() {
+			t.Errorf("a live token is unknown")
+		}
+	case !errors.Is(err, tokens.ErrUnavailable):
+		t.Errorf("looking up: %v", err)
+	}
+}
+
+func (h *history) revoke(t *testing.T, g *gateway, s *subject) {
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	s.tried.Store(true)
+	var err error
+	switch rand.N(3) {
+	case 0:
+		err = g.RevokeSession(ctx, s.session.User, s.session.ID)
+	default:
+		err = g.Revoke(ctx, s.session.Hash)
+	}
+	if err == nil {
+		s.ended.CompareAndSwap(0, h.now())
+		h.revoked.Add(1)
+	} else if !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("revoking: %v", err)
+	}
+}
+
+// Two gateways, one Redis, and everything that can befall them, each by itself and together; the history of all uses and revokes shows
+// that the promise held.
+func TestThePromiseUnderFaults(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
+	var proxies []*faultproxy.Proxy
+	var gateways []*gateway
+	for range 2 {
+		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
+		proxies = append(proxies, data, tracking)
+		gateways = append(gateways, start(t, data.Addr, tracking.Addr))
+	}
+	gateways[1].SetEnvoyLease(100 * time.Millisecond)
+
+	h := &history{start: time.Now()}
+	over, end := context.WithTimeout(t.Context(), *chaos)
+	defer end()
+	var all sync.WaitGroup
+	these := func(n int, do func(g *gateway)) {
+		for i := range n {
+			all.Go(func() {
+				for over.Err() == nil {
+					do(gateways[i%len(gateways)])
+				}
+			})
+		}
+	}
+	these(2, func(g *gateway) { // logins
+		s := &subject{session: session(fmt.Sprint("user", rand.N(1000)))}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if g.Create(ctx, s.session, 0) == nil {
+			h.add(s)
+		}
+		time.Sleep(rand.N(20 * time.Millisecond))
+	})
+	these(12, func(g *gateway) { // users
+		if s := h.any(); s != nil {
+			h.use(t, g, s)
+		}
+		time.Sleep(rand.N(2 * time.Millisecond))
+	})
+	these(4, func(g *gateway) { // logouts
+		if s := h.any(); s != nil {
+			h.revoke(t, g, s)
+		}
+		time.Sleep(rand.N(50 * time.Millisecond))
+	})
+	faults(over, server, proxies)
+	all.Wait()
+
+	t.Logf("%d uses: %d accepted, %d refused; %d revokes; %d and %d acknowledged", h.uses.Load(), h.accepted.Load(), h.refused.Load(),
+		h.revoked.Load(), gateways[0].tracker.acknowledged.Load(), gateways[1].tracker.acknowledged.Load())
+	if h.accepted.Load() == 0 || h.refused.Load() == 0 || h.revoked.Load() == 0 {
+		t.Error("the faults let nothing happen: the history shows nothing")
+	}
+	for _, g := range gateways {
+		g.awaitHeld()
+	}
+}
+
+// faults does one thing after the other to Redis and to the connections, with a while of health between them.
+func faults(over context.Context, server *redistest.Server, proxies []*faultproxy.Proxy) {
+	const longest = 1500 * time.Millisecond
+	for over.Err() == nil {
+		p := proxies[rand.N(len(proxies))]
+		direction := faultproxy.Direction(rand.N(2))
+		switch rand.N(9) {
+		case 0:
+			server.Freeze()
+			_ = sleep(over, rand.N(longest))
+			server.Thaw()
+		case 1:
+			server.Kill()
+			_ = sleep(over, rand.N(longest/3))
+			server.Restart()
+		case 2:
+			p.Cut()
+		case 3:
+			p.Refuse()
+			p.Cut()
+			_ = sleep(over, rand.N(longest))
+		case 4:
+			p.Swallow(direction)
+			_ = sleep(over, rand.N(longest))
+		case 5, 6:
+			p.Hold(direction)
+			_ = sleep(over, rand.N(longest))
+		case 7, 8:
+			p.Delay(direction, rand.N(longest))
+			_ = sleep(over, rand.N(longest))
+		}
+		p.Heal()
+		_ = sleep(over, rand.N(300*time.Millisecond))
+	}
+}
