@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
@@ -46,7 +48,7 @@ func SettingsFrom(t *gatewayv1.Tokens) (*Settings, error) {
 		SessionLifetime: t.GetSessionLifetime().AsDuration(),
 		Format:          tokens.Format(t.GetFormat()),
 		MaxSessions:     int(t.GetMaxSessions()),
-		Shield:          shield.Defaults(),
+		Shield:          shieldFrom(t.GetShield()),
 	}
 	a := t.GetAuthenticator()
 	if a == nil {
@@ -61,6 +63,45 @@ func SettingsFrom(t *gatewayv1.Tokens) (*Settings, error) {
 		Timeout:      a.GetTimeout().AsDuration(),
 		UserHeader:   a.GetUserHeader(),
 		ScopesHeader: a.GetScopesHeader(),
+		UserField:    a.GetUserField(),
 	}
 	return s, nil
+}
+
+// shieldFrom returns the shield's defaults with what the definitions say put in their place.
+func shieldFrom(d *gatewayv1.Shield) shield.Settings {
+	s := shield.Defaults()
+	limitFrom(&s.Address, d.GetAddress())
+	limitFrom(&s.User, d.GetUser())
+	if d.GetConcurrent() > 0 {
+		s.Concurrent = int(d.GetConcurrent())
+	}
+	if b := d.GetBreaker(); b != nil {
+		setCount(&s.Breaker.Failures, b.Failures)
+		setTime(&s.Breaker.Pause, b.GetPause())
+		setTime(&s.Breaker.Cap, b.GetCap())
+	}
+	return s
+}
+
+func limitFrom(l *shield.Limit, d *gatewayv1.Limit) {
+	if d == nil {
+		return
+	}
+	setCount(&l.Failures, d.Failures)
+	setTime(&l.Forgive, d.GetForgive())
+	setTime(&l.Base, d.GetBase())
+	setTime(&l.Cap, d.GetCap())
+}
+
+func setCount(to *int, said *uint32) {
+	if said != nil {
+		*to = int(*said)
+	}
+}
+
+func setTime(to *time.Duration, said *durationpb.Duration) {
+	if said != nil {
+		*to = said.AsDuration()
+	}
 }

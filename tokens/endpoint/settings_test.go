@@ -4,39 +4,37 @@ import (
 	"testing"
 	"time"
 
-	gatewayv1 "gatepost/proto/gatepost/v1"
-	"gatepost/tokens"
-
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens/shield"
 )
 
-func TestSettingsAreTheDefinitions(t *testing.T) {
-	definitions := &gatewayv1.Tokens{
-		Lifetime: durationpb.New(time.Hour), SessionLifetime: durationpb.New(24 * time.Hour), Format: "secret", MaxSessions: 7,
-		Authenticator: &gatewayv1.Authenticator{
-			Url: "http://users.example/authenticate?x=1", Timeout: durationpb.New(5 * time.Second), UserHeader: "userid", ScopesHeader: "scopes",
-		},
-	}
-	s, err := SettingsFrom(definitions)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s.Lifetime != time.Hour || s.SessionLifetime != 24*time.Hour || s.Format != tokens.FormatSecret || s.MaxSessions != 7 {
-		t.Errorf("got %+v", s)
-	}
-	a := s.Authenticator
-	if a.URL.String() != definitions.Authenticator.Url || a.Timeout != 5*time.Second || a.UserHeader != "userid" || a.ScopesHeader != "scopes" {
-		t.Errorf("got %+v", a)
-	}
-	if got := target(a.URL, "y=2").String(); got != "http://users.example/authenticate?x=1&y=2" {
-		t.Errorf("a login goes to %s", got)
-	}
-	definitions.Authenticator.Url = "http://%zz"
-	if _, err := SettingsFrom(definitions); err == nil {
-		t.Error("an address that is none is taken")
-	}
-	definitions.Authenticator = nil
-	if s, err := SettingsFrom(definitions); err != nil || s.Authenticator != nil {
-		t.Errorf("got %+v, %v", s, err)
+func TestTheShieldIsItsDefaultsWithWhatTheDefinitionsSayInTheirPlace(t *testing.T) {
+	seconds := func(n int64) *durationpb.Duration { return &durationpb.Duration{Seconds: n} }
+	some := shield.Defaults()
+	some.User.Failures, some.User.Cap = 0, 7*time.Second
+	some.Concurrent = 3
+	some.Breaker.Pause = 2 * time.Second
+	for name, c := range map[string]struct {
+		said *gatewayv1.Shield
+		want shield.Settings
+	}{
+		"nothing said": {nil, shield.Defaults()},
+		"some said": {&gatewayv1.Shield{
+			User:       &gatewayv1.Limit{Failures: proto.Uint32(0), Cap: seconds(7)},
+			Concurrent: proto.Uint32(3),
+			Breaker:    &gatewayv1.Breaker{Pause: seconds(2)},
+		}, some},
+	} {
+		got, err := SettingsFrom(&gatewayv1.Tokens{Shield: c.said})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(c.want, got.Shield); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", name, diff)
+		}
 	}
 }

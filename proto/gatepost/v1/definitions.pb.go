@@ -213,7 +213,9 @@ type Tokens struct {
 	// Default: 30 days, or `lifetime` where that is longer.
 	SessionLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=session_lifetime,json=sessionLifetime,proto3" json:"session_lifetime,omitempty"`
 	// How many sessions one user may have; a further login ends the oldest. Default: 100.
-	MaxSessions   uint32 `protobuf:"varint,8,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
+	MaxSessions uint32 `protobuf:"varint,8,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
+	// How whoever guesses passwords is slowed down, and how the user service is kept from more than it can answer.
+	Shield        *Shield `protobuf:"bytes,9,opt,name=shield,proto3" json:"shield,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -304,6 +306,13 @@ func (x *Tokens) GetMaxSessions() uint32 {
 	return 0
 }
 
+func (x *Tokens) GetShield() *Shield {
+	if x != nil {
+		return x.Shield
+	}
+	return nil
+}
+
 // Authenticator is the user service that a login is sent to.
 type Authenticator struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -314,7 +323,10 @@ type Authenticator struct {
 	// The header of its 200 that bears the user's id. Default: userid.
 	UserHeader string `protobuf:"bytes,3,opt,name=user_header,json=userHeader,proto3" json:"user_header,omitempty"`
 	// The header of its 200 that bears the session's scopes, separated by spaces. Default: scopes.
-	ScopesHeader  string `protobuf:"bytes,4,opt,name=scopes_header,json=scopesHeader,proto3" json:"scopes_header,omitempty"`
+	ScopesHeader string `protobuf:"bytes,4,opt,name=scopes_header,json=scopesHeader,proto3" json:"scopes_header,omitempty"`
+	// The field of a login, JSON or form, that names the user, such as username. Set: failed logins are also counted
+	// per user. Empty: per client address alone.
+	UserField     string `protobuf:"bytes,5,opt,name=user_field,json=userField,proto3" json:"user_field,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +389,225 @@ func (x *Authenticator) GetScopesHeader() string {
 	return ""
 }
 
+func (x *Authenticator) GetUserField() string {
+	if x != nil {
+		return x.UserField
+	}
+	return ""
+}
+
+// Shield slows down whoever guesses passwords. What is left out is as said.
+type Shield struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Failed logins from one client address (IPv6: one /64). Default: 100 at once, one forgiven each 36s, then 1s
+	// doubling up to 900s.
+	Address *Limit `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Failed logins of one user; needs authenticator.user_field. Default: 5 at once, one forgiven each 1800s, then 1s
+	// doubling up to 900s.
+	User *Limit `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	// How many logins the user service is asked about at once. Default: 256.
+	Concurrent *uint32 `protobuf:"varint,3,opt,name=concurrent,proto3,oneof" json:"concurrent,omitempty"`
+	// When a user service that does not answer is left alone. Default: after 10 in a row, for 1s doubling up to 30s.
+	Breaker       *Breaker `protobuf:"bytes,4,opt,name=breaker,proto3" json:"breaker,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Shield) Reset() {
+	*x = Shield{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shield) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shield) ProtoMessage() {}
+
+func (x *Shield) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shield.ProtoReflect.Descriptor instead.
+func (*Shield) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Shield) GetAddress() *Limit {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Shield) GetUser() *Limit {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *Shield) GetConcurrent() uint32 {
+	if x != nil && x.Concurrent != nil {
+		return *x.Concurrent
+	}
+	return 0
+}
+
+func (x *Shield) GetBreaker() *Breaker {
+	if x != nil {
+		return x.Breaker
+	}
+	return nil
+}
+
+// Limit is an exponential limit of failures.
+type Limit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many failures pass without a wait; 0: any number.
+	Failures *uint32 `protobuf:"varint,1,opt,name=failures,proto3,oneof" json:"failures,omitempty"`
+	// How long it takes until one failure is forgiven.
+	Forgive *durationpb.Duration `protobuf:"bytes,2,opt,name=forgive,proto3" json:"forgive,omitempty"`
+	// The wait after the first failure too many; each further one doubles it.
+	Base *durationpb.Duration `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`
+	// The longest wait.
+	Cap           *durationpb.Duration `protobuf:"bytes,4,opt,name=cap,proto3" json:"cap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Limit) GetFailures() uint32 {
+	if x != nil && x.Failures != nil {
+		return *x.Failures
+	}
+	return 0
+}
+
+func (x *Limit) GetForgive() *durationpb.Duration {
+	if x != nil {
+		return x.Forgive
+	}
+	return nil
+}
+
+func (x *Limit) GetBase() *durationpb.Duration {
+	if x != nil {
+		return x.Base
+	}
+	return nil
+}
+
+func (x *Limit) GetCap() *durationpb.Duration {
+	if x != nil {
+		return x.Cap
+	}
+	return nil
+}
+
+// Breaker says when a user service that does not answer is left alone for a while.
+type Breaker struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many logins in a row go unanswered before it is; 0: it never is.
+	Failures *uint32 `protobuf:"varint,1,opt,name=failures,proto3,oneof" json:"failures,omitempty"`
+	// For how long at first; while the login that is let through to try fails too, it doubles.
+	Pause *durationpb.Duration `protobuf:"bytes,2,opt,name=pause,proto3" json:"pause,omitempty"`
+	// The longest pause.
+	Cap           *durationpb.Duration `protobuf:"bytes,3,opt,name=cap,proto3" json:"cap,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Breaker) Reset() {
+	*x = Breaker{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Breaker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Breaker) ProtoMessage() {}
+
+func (x *Breaker) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Breaker.ProtoReflect.Descriptor instead.
+func (*Breaker) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Breaker) GetFailures() uint32 {
+	if x != nil && x.Failures != nil {
+		return *x.Failures
+	}
+	return 0
+}
+
+func (x *Breaker) GetPause() *durationpb.Duration {
+	if x != nil {
+		return x.Pause
+	}
+	return nil
+}
+
+func (x *Breaker) GetCap() *durationpb.Duration {
+	if x != nil {
+		return x.Cap
+	}
+	return nil
+}
+
 // Identity is how an upstream learns who is calling.
 type Identity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -388,7 +619,7 @@ type Identity struct {
 
 func (x *Identity) Reset() {
 	*x = Identity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[4]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +631,7 @@ func (x *Identity) String() string {
 func (*Identity) ProtoMessage() {}
 
 func (x *Identity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[4]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +644,7 @@ func (x *Identity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Identity.ProtoReflect.Descriptor instead.
 func (*Identity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{4}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Identity) GetUserHeader() string {
@@ -452,7 +683,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[5]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -464,7 +695,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[5]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -477,7 +708,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{5}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Service) GetName() string {
@@ -560,7 +791,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
-	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xd5\x03\n" +
+	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\x82\x04\n" +
 	"\x06Tokens\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12H\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\blifetime\x12-\n" +
@@ -571,7 +802,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"revocation\x12@\n" +
 	"\rauthenticator\x18\x06 \x01(\v2\x1a.gatepost.v1.AuthenticatorR\rauthenticator\x12W\n" +
 	"\x10session_lifetime\x18\a \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x0fsessionLifetime\x12+\n" +
-	"\fmax_sessions\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\vmaxSessions\"\x92\x02\n" +
+	"\fmax_sessions\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\vmaxSessions\x12+\n" +
+	"\x06shield\x18\t \x01(\v2\x13.gatepost.v1.ShieldR\x06shield\"\xba\x02\n" +
 	"\rAuthenticator\x12\x1c\n" +
 	"\x03url\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12E\n" +
@@ -579,7 +811,30 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\"\x02\b<2\x04\x10\xc0\x84=R\atimeout\x12K\n" +
 	"\vuser_header\x18\x03 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'+.^_`|~-]{1,64})?$R\n" +
 	"userHeader\x12O\n" +
-	"\rscopes_header\x18\x04 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'+.^_`|~-]{1,64})?$R\fscopesHeader\"V\n" +
+	"\rscopes_header\x18\x04 \x01(\tB*\xbaH'r%2#^([A-Za-z0-9!#$&'+.^_`|~-]{1,64})?$R\fscopesHeader\x12&\n" +
+	"\n" +
+	"user_field\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\tuserField\"\xcf\x01\n" +
+	"\x06Shield\x12,\n" +
+	"\aaddress\x18\x01 \x01(\v2\x12.gatepost.v1.LimitR\aaddress\x12&\n" +
+	"\x04user\x18\x02 \x01(\v2\x12.gatepost.v1.LimitR\x04user\x120\n" +
+	"\n" +
+	"concurrent\x18\x03 \x01(\rB\v\xbaH\b*\x06\x18\xa0\x8d\x06(\x01H\x00R\n" +
+	"concurrent\x88\x01\x01\x12.\n" +
+	"\abreaker\x18\x04 \x01(\v2\x14.gatepost.v1.BreakerR\abreakerB\r\n" +
+	"\v_concurrent\"\x89\x02\n" +
+	"\x05Limit\x12*\n" +
+	"\bfailures\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=H\x00R\bfailures\x88\x01\x01\x12E\n" +
+	"\aforgive\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\aforgive\x12A\n" +
+	"\x04base\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x04\b\x80\xa3\x052\x04\x10\xc0\x84=R\x04base\x12=\n" +
+	"\x03cap\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03capB\v\n" +
+	"\t_failures\"\xc6\x01\n" +
+	"\aBreaker\x12*\n" +
+	"\bfailures\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=H\x00R\bfailures\x88\x01\x01\x12B\n" +
+	"\x05pause\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\x05pause\x12>\n" +
+	"\x03cap\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\x03capB\v\n" +
+	"\t_failures\"V\n" +
 	"\bIdentity\x12J\n" +
 	"\vuser_header\x18\x01 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\n" +
 	"userHeader\"\x9b\x04\n" +
@@ -609,33 +864,45 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
 	(*Tokens)(nil),              // 2: gatepost.v1.Tokens
 	(*Authenticator)(nil),       // 3: gatepost.v1.Authenticator
-	(*Identity)(nil),            // 4: gatepost.v1.Identity
-	(*Service)(nil),             // 5: gatepost.v1.Service
-	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
+	(*Shield)(nil),              // 4: gatepost.v1.Shield
+	(*Limit)(nil),               // 5: gatepost.v1.Limit
+	(*Breaker)(nil),             // 6: gatepost.v1.Breaker
+	(*Identity)(nil),            // 7: gatepost.v1.Identity
+	(*Service)(nil),             // 8: gatepost.v1.Service
+	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
 	2,  // 1: gatepost.v1.Gateway.tokens:type_name -> gatepost.v1.Tokens
-	4,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
-	5,  // 3: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	6,  // 4: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	6,  // 5: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	6,  // 6: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	7,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
+	8,  // 3: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	9,  // 4: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	9,  // 5: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	9,  // 6: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 7: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	6,  // 8: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	6,  // 9: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	6,  // 10: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	9,  // 8: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 9: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	9,  // 10: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 11: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 12: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 13: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	9,  // 14: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	9,  // 15: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	9,  // 16: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	9,  // 17: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	9,  // 18: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	9,  // 19: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -643,14 +910,17 @@ func file_gatepost_v1_definitions_proto_init() {
 	if File_gatepost_v1_definitions_proto != nil {
 		return
 	}
+	file_gatepost_v1_definitions_proto_msgTypes[4].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[5].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
