@@ -17,7 +17,8 @@ type shape struct {
 
 type shapeField struct {
 	kind fieldKind
-	sub  *shape // of a message, or of the value of a map
+	wire protowire.Type // in which it comes; what comes in another is an unknown field
+	sub  *shape         // of a message, or of the value of a map
 	// entered, where set, is called when a message begins.
 	entered func(*request)
 	// found, where set, is called with a string.
@@ -30,10 +31,7 @@ type fieldKind uint8
 
 const (
 	unknownField fieldKind = iota
-	varintField
-	fixed32Field
-	fixed64Field
-	octetsField
+	plainField             // numbers, and octets
 	stringField
 	messageField
 	mapField // of string to string, or to messages where sub is set
@@ -67,7 +65,7 @@ func (w *walk) message(s *shape, at, end, depth int) error {
 		if int(number) < len(s.fields) {
 			f = &s.fields[number]
 		}
-		if f == nil || !f.kind.hasWire(wire) { // what the type does not know is kept unread
+		if f == nil || f.kind == unknownField || f.wire != wire { // what the type does not know is kept unread
 			if n = protowire.ConsumeFieldValue(number, wire, w.bytes[at:end]); n < 0 {
 				return errWire
 			}
@@ -84,9 +82,14 @@ func (w *walk) message(s *shape, at, end, depth int) error {
 }
 
 // tag reads a tag, and refuses the numbers that the generated types refuse, and an end of a group that did not begin.
-func (w *walk) tag(at, end int) (protowire.Number, protowire.Type, int) {
-	number, wire, n := protowire.ConsumeTag(w.bytes[at:end])
-	if n < 0 || number > protowire.MaxValidNumber || wire == protowire.EndGroupType {
+// Nearly all tags are one byte.
+func (w *walk) tag(at, end int) (number protowire.Number, wire protowire.Type, n int) {
+	if c := w.bytes[at]; c < 0x80 {
+		number, wire, n = protowire.Number(c>>3), protowire.Type(c&7), 1
+	} else {
+		number, wire, n = protowire.ConsumeTag(w.bytes[at:end])
+	}
+	if n < 0 || number < protowire.MinValidNumber || number > protowire.MaxValidNumber || wire == protowire.EndGroupType {
 		return 0, 0, -1
 	}
 	return number, wire, n
@@ -126,6 +129,10 @@ func (w *walk) field(f *shapeField, number protowire.Number, wire protowire.Type
 
 // content returns where the content of a length-delimited value begins and ends.
 func (w *walk) content(at, end int) (from, to int, ok bool) {
+	if at < end && w.bytes[at] < 0x80 {
+		from, to = at+1, at+1+int(w.bytes[at])
+		return from, to, to <= end
+	}
 	length, n := protowire.ConsumeVarint(w.bytes[at:end])
 	if n < 0 || length > uint64(end-at-n) {
 		return 0, 0, false
@@ -177,21 +184,6 @@ func (w *walk) entry(f *shapeField, at, end, depth int) error {
 	return nil
 }
 
-func (k fieldKind) hasWire(t protowire.Type) bool {
-	switch k {
-	case varintField:
-		return t == protowire.VarintType
-	case fixed32Field:
-		return t == protowire.Fixed32Type
-	case fixed64Field:
-		return t == protowire.Fixed64Type
-	case octetsField, stringField, messageField, mapField:
-		return t == protowire.BytesType
-	default:
-		return false
-	}
-}
-
 // shapes makes the shapes of message types; a type that holds itself is made once.
 type shapes map[protoreflect.FullName]*shape
 
@@ -213,7 +205,7 @@ func (made shapes) of(m protoreflect.MessageDescriptor) *shape {
 
 func (made shapes) field(d protoreflect.FieldDescriptor) shapeField {
 	if d.IsMap() {
-		f := shapeField{kind: mapField}
+		f := shapeField{kind: mapField, wire: protowire.BytesType}
 		if value := d.MapValue(); value.Message() != nil {
 			f.sub = made.of(value.Message())
 		}
@@ -221,17 +213,17 @@ func (made shapes) field(d protoreflect.FieldDescriptor) shapeField {
 	}
 	switch d.Kind() {
 	case protoreflect.StringKind:
-		return shapeField{kind: stringField}
+		return shapeField{kind: stringField, wire: protowire.BytesType}
 	case protoreflect.BytesKind:
-		return shapeField{kind: octetsField}
+		return shapeField{kind: plainField, wire: protowire.BytesType}
 	case protoreflect.MessageKind:
-		return shapeField{kind: messageField, sub: made.of(d.Message())}
+		return shapeField{kind: messageField, wire: protowire.BytesType, sub: made.of(d.Message())}
 	case protoreflect.DoubleKind, protoreflect.Fixed64Kind, protoreflect.Sfixed64Kind:
-		return shapeField{kind: fixed64Field}
+		return shapeField{kind: plainField, wire: protowire.Fixed64Type}
 	case protoreflect.FloatKind, protoreflect.Fixed32Kind, protoreflect.Sfixed32Kind:
-		return shapeField{kind: fixed32Field}
+		return shapeField{kind: plainField, wire: protowire.Fixed32Type}
 	default:
-		return shapeField{kind: varintField}
+		return shapeField{kind: plainField, wire: protowire.VarintType}
 	}
 }
 
