@@ -142,7 +142,10 @@ type Cache struct {
 	shards [shards]*shard
 }
 
-var _ tokens.Store = (*Cache)(nil)
+var (
+	_ tokens.Store   = (*Cache)(nil)
+	_ tokens.Toucher = (*Cache)(nil)
+)
 
 // New returns a cache in front of store, and starts the tracker. Close closes both.
 func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
@@ -208,7 +211,7 @@ func (c *Cache) CallAllBack() {
 	}
 }
 
-// Create keeps a new session in the store.
+// Create keeps a new session in the store. Where that ends an older one, gateways hear of it as of a [Prompt] revoke.
 func (c *Cache) Create(ctx context.Context, s *tokens.Session, limit int) error {
 	return c.store.Create(ctx, s, limit)
 }
@@ -216,6 +219,14 @@ func (c *Cache) Create(ctx context.Context, s *tokens.Session, limit int) error 
 // Sessions lists a user's sessions as the store has them.
 func (c *Cache) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
 	return c.store.Sessions(ctx, user)
+}
+
+// Touch is the inner store's, and nothing where that is no tokens.Toucher.
+func (c *Cache) Touch(ctx context.Context, s *tokens.Session, at time.Time, address string) error {
+	if inner, ok := c.store.(tokens.Toucher); ok {
+		return inner.Touch(ctx, s, at, address)
+	}
+	return nil
 }
 
 // Ping asks the store itself.

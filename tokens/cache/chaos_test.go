@@ -32,7 +32,7 @@ type history struct {
 	subjects []*subject
 	start    time.Time
 
-	uses, accepted, refused, revoked atomic.Int64
+	count, uses, accepted, refused, revoked atomic.Int64
 }
 
 func (h *history) now() int64 { return int64(time.Since(h.start)) + 1 }
@@ -91,16 +91,18 @@ func (h *history) revoke(t *testing.T, g *gateway, s *subject) {
 	defer cancel()
 	s.tried.Store(true)
 	var err error
-	switch rand.N(3) {
+	switch rand.N(4) {
 	case 0:
 		err = g.RevokeSession(ctx, s.session.User, s.session.ID)
+	case 1:
+		_, err = g.RevokeUser(ctx, s.session.User)
 	default:
 		err = g.Revoke(ctx, s.session.Hash)
 	}
 	if err == nil {
 		s.ended.CompareAndSwap(0, h.now())
 		h.revoked.Add(1)
-	} else if !errors.Is(err, tokens.ErrUnavailable) {
+	} else if !errors.Is(err, tokens.ErrUnavailable) && !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("revoking: %v", err)
 	}
 }
@@ -114,7 +116,9 @@ func TestThePromiseUnderFaults(t *testing.T) {
 	for range 2 {
 		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 		proxies = append(proxies, data, tracking)
-		gateways = append(gateways, start(t, data.Addr, tracking.Addr))
+		g := openStore(t, realStore(t, "redis://"+data.Addr), client(t, tracking.Addr), Config{}, RedisConfig{})
+		g.awaitHeld()
+		gateways = append(gateways, g)
 	}
 	gateways[1].SetEnvoyLease(100 * time.Millisecond)
 
@@ -132,7 +136,7 @@ func TestThePromiseUnderFaults(t *testing.T) {
 		}
 	}
 	these(2, func(g *gateway) { // logins
-		s := &subject{session: session(fmt.Sprint("user", rand.N(1000)))}
+		s := &subject{session: session(fmt.Sprint("user", h.count.Add(1)))}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if g.Create(ctx, s.session, 0) == nil {

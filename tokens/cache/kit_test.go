@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 
 	"github.com/redis/go-redis/v9"
@@ -92,7 +93,7 @@ func (p plain) RevokeUser(ctx context.Context, user string) (int, error) {
 
 func (p plain) Ping(ctx context.Context) error { return p.UniversalClient.Ping(ctx).Err() }
 
-// hashOf is the hash of the session that has the id in these tests.
+// hashOf is the hash of the session that has the id in the plain store: there the id is the token.
 func hashOf(id string) tokens.Hash {
 	t, err := tokens.Parse(id)
 	if err != nil {
@@ -129,6 +130,11 @@ func open(t testing.TB, data, tracking string, config Config) *gateway {
 
 func openWith(t testing.TB, data, tracking redis.UniversalClient, config Config, tracked RedisConfig) *gateway {
 	t.Helper()
+	return openStore(t, plain{data}, tracking, config, tracked)
+}
+
+func openStore(t testing.TB, store tokens.Store, tracking redis.UniversalClient, config Config, tracked RedisConfig) *gateway {
+	t.Helper()
 	if tracked.Logger == nil {
 		tracked.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
@@ -136,7 +142,7 @@ func openWith(t testing.TB, data, tracking redis.UniversalClient, config Config,
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := New(plain{data}, tracker, config)
+	c, err := New(store, tracker, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,11 +152,21 @@ func openWith(t testing.TB, data, tracking redis.UniversalClient, config Config,
 
 func client(t testing.TB, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{
-		Addr: addr, DialTimeout: time.Second, ReadTimeout: time.Second, WriteTimeout: time.Second,
+		Addr: addr, DialTimeout: time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 20 * time.Second,
 		ContextTimeoutEnabled: true, MaxRetries: -1,
 	})
 	t.Cleanup(func() { _ = c.Close() })
 	return c
+}
+
+// realStore is the store as users run it.
+func realStore(t testing.TB, url string) *redisstore.Store {
+	t.Helper()
+	options, err := redisstore.ParseURL(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return redisstore.Open(options)
 }
 
 // start starts a gateway and waits until it holds its lease.
@@ -197,9 +213,19 @@ func (g *gateway) create(user string) *tokens.Session {
 	return s
 }
 
+// answer looks the token up until the store can tell.
+func (g *gateway) answer(s *tokens.Session) (got *tokens.Session, err error) {
+	g.t.Helper()
+	redistest.Eventually(g.t, "a store that can tell", func() bool {
+		got, err = g.Lookup(g.t.Context(), s.Hash)
+		return !errors.Is(err, tokens.ErrUnavailable)
+	})
+	return got, err
+}
+
 func (g *gateway) allow(s *tokens.Session) {
 	g.t.Helper()
-	got, err := g.Lookup(g.t.Context(), s.Hash)
+	got, err := g.answer(s)
 	if err != nil {
 		g.t.Fatalf("looking up a live token: %v", err)
 	}
@@ -210,7 +236,7 @@ func (g *gateway) allow(s *tokens.Session) {
 
 func (g *gateway) deny(s *tokens.Session) {
 	g.t.Helper()
-	if _, err := g.Lookup(g.t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := g.answer(s); !errors.Is(err, tokens.ErrUnknown) {
 		g.t.Fatalf("looking up a dead token: %v, want ErrUnknown", err)
 	}
 }

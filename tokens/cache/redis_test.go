@@ -13,9 +13,21 @@ import (
 	"gatepost/tokens"
 	"gatepost/tokens/faultproxy"
 	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
 
 	"github.com/redis/go-redis/v9"
 )
+
+func TestACacheOnRedisIsATokenStore(t *testing.T) {
+	server := redistest.Start(t)
+	storetest.Run(t, func(t *testing.T) tokens.Store {
+		server.Do("FLUSHALL")
+		store := realStore(t, server.URL())
+		g := openStore(t, store, store.Client(), Config{}, RedisConfig{})
+		g.awaitHeld()
+		return g
+	})
+}
 
 func TestAHotTokenAsksRedisNothing(t *testing.T) {
 	server := redistest.Start(t)
