@@ -31,10 +31,10 @@ func newClient(o *Options) redis.UniversalClient {
 		Addrs:            o.hosts,
 		DB:               o.db,
 		Username:         o.user,
-		Password:         o.secrets.password,
+		Password:         o.password.reveal(),
 		MasterName:       o.master,
-		SentinelUsername: o.secrets.sentinelUser,
-		SentinelPassword: o.secrets.sentinelPassword,
+		SentinelUsername: o.sentinelUser,
+		SentinelPassword: o.sentinelPassword.reveal(),
 		IsClusterMode:    o.cluster,
 		TLSConfig:        o.tls,
 		Dialer:           dialer(o.tls),
@@ -110,7 +110,7 @@ func (s *Store) NodeOptions(addr string) *redis.Options {
 		Addr:                     addr,
 		DB:                       o.db,
 		Username:                 o.user,
-		Password:                 o.secrets.password,
+		Password:                 o.password.reveal(),
 		TLSConfig:                o.tls,
 		DialTimeout:              dialTimeout,
 		ReadTimeout:              replyTimeout,
@@ -141,7 +141,7 @@ func (s *Store) sentinelMaster(ctx context.Context) ([]string, error) {
 	for _, addr := range s.options.hosts {
 		options := s.NodeOptions(addr)
 		options.DB = 0
-		options.Username, options.Password = s.options.secrets.sentinelUser, s.options.secrets.sentinelPassword
+		options.Username, options.Password = s.options.sentinelUser, s.options.sentinelPassword.reveal()
 		sentinel := redis.NewSentinelClient(options)
 		var master []string
 		master, err = sentinel.GetMasterAddrByName(ctx, s.options.master).Result()

@@ -106,6 +106,9 @@ var (
 	enterOne    = redis.NewScript(enterScript)
 	enterSecond = redis.NewScript(besideScript)
 	markSome    = redis.NewScript(markScript)
+
+	// The same where Redis has no memory left, which would refuse it otherwise (Redis 7 and newer).
+	markWhenFull = redis.NewScript("#!lua flags=allow-oom\n" + markScript)
 )
 
 // enter enters a token in an index and returns the members of sessions that were marked to make room. Entered
@@ -151,6 +154,9 @@ func (s *Store) end(ctx context.Context, index, id string) (int, error) {
 		first = string(parsed[:])
 	}
 	members, err := markSome.Run(ctx, s.client, []string{index}, first).StringSlice()
+	if err != nil && redis.IsOOMError(err) {
+		members, err = markWhenFull.Run(ctx, s.client, []string{index}, first).StringSlice()
+	}
 	if err != nil {
 		return 0, unavailable(ctx, "marking sessions as ended", err)
 	}

@@ -23,6 +23,7 @@
 // once per token and its token handed out only on Redis' OK, so a record that arrives late is of a token that nobody
 // has.
 //
+// Where Redis' memory is full, nothing new is kept, and sessions can be looked up and ended still, from Redis 7 on.
 // Redis must not evict keys, and must keep what it acknowledges: [Store.Check] tells. A user of Redis' ACL needs
 // ~gatepost:* and +@connection +get +set +del +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount
 // +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too.
@@ -396,7 +397,7 @@ func (s *Store) Close() error {
 func isNil(err error) bool { return errors.Is(err, redis.Nil) }
 
 // unavailable says that Redis did not do what was being done. The library's errors end here: their text is kept, and
-// only the caller's own context can be found in it.
+// only the end of the context can be found in it.
 func unavailable(ctx context.Context, doing string, err error) error {
 	if over := context.Cause(ctx); over != nil {
 		return fmt.Errorf("%w: %s: %w", tokens.ErrUnavailable, doing, over)

@@ -1,6 +1,8 @@
 package redisstore
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"gatepost/tokens"
@@ -20,6 +22,17 @@ func mustOpen(t testing.TB, url string) *Store {
 	}
 	return Open(options)
 }
+
+// permissions are those of the package comment, which is read here, so that it is true.
+var permissions = func() string {
+	source, err := os.ReadFile("redisstore.go")
+	if err != nil {
+		panic(err)
+	}
+	_, rest, _ := strings.Cut(string(source), "// ~gatepost:* and ")
+	list, _, _ := strings.Cut(rest, ", in a Cluster")
+	return strings.NewReplacer("//", "", "\n", " ").Replace(list)
+}()
 
 func open(t testing.TB, server *redistest.Server) *Store {
 	t.Helper()

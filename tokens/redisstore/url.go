@@ -20,19 +20,25 @@ type Options struct {
 	db    int
 	user  string
 
-	// In a pointer, so that nothing prints it that finds Options in an unexported field.
-	secrets *secrets
+	password secret
 
-	master  string // the name of the master that the Sentinels watch; empty: no Sentinels
+	master           string // the name of the master that the Sentinels watch; empty: no Sentinels
+	sentinelUser     string
+	sentinelPassword secret
+
 	cluster bool
 	tls     *tls.Config
 }
 
-// secrets are what must never be printed.
-type secrets struct {
-	password         string
-	sentinelUser     string
-	sentinelPassword string
+// secret is a text that nothing prints: fmt calls no method on what it finds in an unexported field, and of a
+// pointer to a string it prints the address.
+type secret struct{ text *string }
+
+func (s secret) reveal() string {
+	if s.text == nil {
+		return ""
+	}
+	return *s.text
 }
 
 // ParseURL reads the address of a Redis:
@@ -73,15 +79,15 @@ func parseURL(raw string) (*Options, error) {
 	}
 	authority, rest := rest[:end], rest[end:]
 	path, query, _ := strings.Cut(rest, "?")
-	if strings.Contains(path, "@") || strings.Contains(rest, "#") {
+	if strings.ContainsAny(rest, "@#") {
 		// A password with one of these in it ends up here, so nothing of it is shown.
-		return nil, errors.New(`percent-encode "/" (%2F), "?" (%3F), "#" (%23) and "@" (%40) in the user and the password`)
+		return nil, errors.New(`percent-encode "/" (%2F), "?" (%3F), "#" (%23) and "@" (%40) wherever they are no part of the URL's own form`)
 	}
 	params, err := url.ParseQuery(query)
 	if err != nil {
 		return nil, errors.New("its parameters are not in the form name=value&name=value")
 	}
-	o := &Options{secrets: &secrets{}}
+	o := &Options{}
 	hosts := authority
 	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
 		if err := o.readUser(authority[:at]); err != nil {
@@ -102,10 +108,11 @@ func (o *Options) readUser(info string) error {
 	user, password, _ := strings.Cut(info, ":")
 	var err, errPassword error
 	o.user, err = url.PathUnescape(user)
-	o.secrets.password, errPassword = url.PathUnescape(password)
+	password, errPassword = url.PathUnescape(password)
 	if err != nil || errPassword != nil {
 		return errors.New(`the user or the password has a "%" that begins no percent-encoding: write %25`)
 	}
+	o.password = secret{&password}
 	return nil
 }
 
@@ -115,7 +122,7 @@ func (o *Options) readParams(params url.Values, secured bool) error {
 	known := map[string]*string{
 		"cluster":                &cluster,
 		"sentinel":               &o.master,
-		"sentinel_user":          &o.secrets.sentinelUser,
+		"sentinel_user":          &o.sentinelUser,
 		"sentinel_password_file": &sentinelPasswordFile,
 		"password_file":          &passwordFile,
 		"ca_file":                &caFile,
@@ -145,16 +152,16 @@ func (o *Options) readParams(params url.Values, secured bool) error {
 	if o.cluster && o.master != "" {
 		return errors.New("parameters cluster and sentinel exclude each other")
 	}
-	if o.master == "" && (o.secrets.sentinelUser != "" || sentinelPasswordFile != "") {
+	if o.master == "" && (o.sentinelUser != "" || sentinelPasswordFile != "") {
 		return errors.New("sentinel_user and sentinel_password_file need sentinel=NAME")
 	}
-	if passwordFile != "" && o.secrets.password != "" {
+	if passwordFile != "" && o.password.reveal() != "" {
 		return errors.New("it has a password and a password_file: give one of them")
 	}
-	if err := readSecret(passwordFile, &o.secrets.password); err != nil {
+	if err := readSecret(passwordFile, &o.password); err != nil {
 		return err
 	}
-	if err := readSecret(sentinelPasswordFile, &o.secrets.sentinelPassword); err != nil {
+	if err := readSecret(sentinelPasswordFile, &o.sentinelPassword); err != nil {
 		return err
 	}
 	if !secured {
@@ -168,8 +175,8 @@ func (o *Options) readParams(params url.Values, secured bool) error {
 	return err
 }
 
-// readSecret reads a password file into secret, where there is one.
-func readSecret(path string, secret *string) error {
+// readSecret reads a password file, where there is one.
+func readSecret(path string, into *secret) error {
 	if path == "" {
 		return nil
 	}
@@ -177,10 +184,11 @@ func readSecret(path string, secret *string) error {
 	if err != nil {
 		return fmt.Errorf("reading the password file: %w", err)
 	}
-	*secret = strings.TrimRight(string(data), "\r\n")
-	if *secret == "" {
+	text := strings.TrimRight(string(data), "\r\n")
+	if text == "" {
 		return fmt.Errorf("the password file %s is empty", path)
 	}
+	*into = secret{&text}
 	return nil
 }
 
@@ -261,7 +269,7 @@ func (o *Options) readDatabase(path string) error {
 }
 
 // String is the URL without user, password and files, fit for a log.
-func (o *Options) String() string {
+func (o Options) String() string {
 	scheme, suffix := "redis", ""
 	if o.tls != nil {
 		scheme = "rediss"
@@ -276,7 +284,7 @@ func (o *Options) String() string {
 }
 
 // Format prints what String returns, whatever the verb.
-func (o *Options) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(o.String())) }
+func (o Options) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(o.String())) }
 
 // LogValue is what String returns.
-func (o *Options) LogValue() slog.Value { return slog.StringValue(o.String()) }
+func (o Options) LogValue() slog.Value { return slog.StringValue(o.String()) }

@@ -53,7 +53,7 @@ func StartSentinel(t testing.TB, master *Server) *Server {
 		t.Fatal(err)
 	}
 	s.args = []string{config, "--sentinel"}
-	if err := s.launch(); err != nil {
+	if err := s.launch(s.answers); err != nil {
 		t.Fatalf("starting a sentinel: %v\n%s", err, s.log())
 	}
 	return s

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,7 +67,7 @@ func start(t testing.TB, secured *tls.Config, args []string) *Server {
 	for range 5 {
 		s.Addr = FreeAddr(t)
 		s.args = append(s.command(), args...)
-		if err = s.launch(); err == nil {
+		if err = s.launch(s.answers); err == nil {
 			return s
 		}
 	}
@@ -111,8 +112,8 @@ func (s *Server) command() []string {
 		"--daemonize", "no", "--save", "", "--appendonly", "no", "--protected-mode", "no", "--databases", "4"}, plain...)
 }
 
-// launch starts the process and waits until it answers.
-func (s *Server) launch() error {
+// launch starts the process and waits until it answers as ready wants.
+func (s *Server) launch(ready func() bool) error {
 	cmd := exec.Command(s.program, s.args...)
 	cmd.SysProcAttr = endsWithParent()
 	if err := cmd.Start(); err != nil {
@@ -131,7 +132,7 @@ func (s *Server) launch() error {
 			return errors.New("it ended at once")
 		default:
 		}
-		if s.answers() {
+		if ready() {
 			return nil
 		}
 	}
@@ -143,6 +144,12 @@ func (s *Server) launch() error {
 func (s *Server) answers() bool {
 	reply, err := s.raw("PING")
 	return err == nil && !strings.HasPrefix(reply, "-LOADING")
+}
+
+// loads says whether the server answers that it is still loading.
+func (s *Server) loads() bool {
+	reply, err := s.raw("PING")
+	return err == nil && strings.HasPrefix(reply, "-LOADING")
 }
 
 // raw sends one inline command on a connection of its own and returns the first line of the reply.
@@ -211,7 +218,20 @@ func (s *Server) Restart() {
 	if s.process != nil {
 		s.Kill()
 	}
-	if err := s.launch(); err != nil {
+	if err := s.launch(s.answers); err != nil {
+		s.t.Fatalf("restarting redis-server: %v\n%s", err, s.log())
+	}
+}
+
+// RestartLoading starts the server again as Restart does, and returns while it is loading its data and answers every
+// command with -LOADING: a quarter of a second for each key in its RDB file. Without keys there it fails the test.
+func (s *Server) RestartLoading() {
+	s.t.Helper()
+	s.Kill()
+	args := s.args
+	s.args = append(slices.Clip(args), "--key-load-delay", "250000", "--loading-process-events-interval-bytes", "1024")
+	defer func() { s.args = args }()
+	if err := s.launch(s.loads); err != nil {
 		s.t.Fatalf("restarting redis-server: %v\n%s", err, s.log())
 	}
 }

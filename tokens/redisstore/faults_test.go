@@ -1,0 +1,624 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
+)
+
+// ended is how long the tests wait for a call that is to end by its context's deadline.
+const ended = 30 * time.Second
+
+func create(t testing.TB, s *Store, user string) *tokens.Session {
+	t.Helper()
+	session := storetest.New(t, user)
+	if err := s.Create(t.Context(), session, 0); err != nil {
+		t.Fatalf("creating a session: %v", err)
+	}
+	return session
+}
+
+// calls are the operations of a store on a session, by name.
+func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		"create": func(ctx context.Context) error { return s.Create(ctx, storetest.New(t, "ann"), 3) },
+		"lookup": func(ctx context.Context) error { _, err := s.Lookup(ctx, session.Hash); return err },
+		"rotate": func(ctx context.Context) error {
+			return s.Rotate(ctx, session.Hash, session.Renewed(storetest.NewHash(t), time.Now(), time.Hour))
+		},
+		"revoke":         func(ctx context.Context) error { return s.Revoke(ctx, session.Hash) },
+		"sessions":       func(ctx context.Context) error { _, err := s.Sessions(ctx, "ann"); return err },
+		"revoke session": func(ctx context.Context) error { return s.RevokeSession(ctx, "", session.ID) },
+		"revoke user":    func(ctx context.Context) error { _, err := s.RevokeUser(ctx, "ann"); return err },
+		"touch":          func(ctx context.Context) error { return s.Touch(ctx, session, time.Now(), "192.0.2.1") },
+		"ping":           s.Ping,
+		"check":          func(ctx context.Context) error { _, err := s.Check(ctx); return err },
+	}
+}
+
+// outOfReach fails the test where one of the named calls, or any where none is named, says anything but that the
+// store is out of reach, or does not come back.
+func outOfReach(t *testing.T, s *Store, session *tokens.Session, names ...string) {
+	t.Helper()
+	all := calls(t, s, session)
+	if len(names) == 0 {
+		for name := range all {
+			names = append(names, name)
+		}
+	}
+	var wg sync.WaitGroup
+	for _, name := range names {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+			defer cancel()
+			result := make(chan error, 1)
+			go func() { result <- all[name](ctx) }()
+			select {
+			case err := <-result:
+				if !errors.Is(err, tokens.ErrUnavailable) || errors.Is(err, tokens.ErrUnknown) {
+					t.Errorf("%s: %v", name, err)
+				}
+			case <-time.After(ended):
+				t.Errorf("%s does not come back", name)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// works fails the test where the session's token is not accepted at once and as it was, or nothing new can be kept.
+func works(t *testing.T, s *Store, session *tokens.Session) {
+	t.Helper()
+	got, err := s.Lookup(t.Context(), session.Hash)
+	if err != nil || got.User != session.User || got.ID != session.ID {
+		t.Fatalf("a live token: %+v, %v", got, err)
+	}
+	if _, err := s.Lookup(t.Context(), storetest.NewHash(t)); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("an unknown token: %v", err)
+	}
+	again := create(t, s, "bob")
+	if err := s.Revoke(t.Context(), again.Hash); err != nil {
+		t.Errorf("revoking: %v", err)
+	}
+}
+
+func TestRedisDownIsAnOutageAndEverythingWorksOnItsReturn(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	s := open(t, server)
+	session, gone := create(t, s, "ann"), create(t, s, "ann")
+	if err := s.Revoke(t.Context(), gone.Hash); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		server.Kill()
+		// More failures than the pool has places: the library must not stop dialling.
+		for range 5 {
+			outOfReach(t, s, session)
+		}
+		server.Restart()
+		works(t, s, session)
+		if _, err := s.Lookup(t.Context(), gone.Hash); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("a token revoked before the crash: %v", err)
+		}
+	}
+}
+
+func TestEveryConnectionSurvivesARestart(t *testing.T) {
+	server := redistest.Start(t, "--appendonly", "yes")
+	s := open(t, server)
+	session := create(t, s, "ann")
+	burst := func() {
+		var wg sync.WaitGroup
+		for range 64 {
+			wg.Go(func() {
+				if _, err := s.Lookup(t.Context(), session.Hash); err != nil {
+					t.Errorf("a live token: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	burst() // fills the pool
+	server.Kill()
+	server.Restart()
+	burst()
+	works(t, s, session)
+}
+
+func TestRedisNeverThereIsAnOutage(t *testing.T) {
+	s := mustOpen(t, "redis://"+redistest.FreeAddr(t))
+	defer s.Close()
+	outOfReach(t, s, storetest.New(t, "ann"))
+}
+
+func TestRedisFrozenIsAnOutageBoundedInTime(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	server.Freeze()
+	outOfReach(t, s, session)
+
+	// Without a deadline of its own a call ends too, and many of them leave nothing behind.
+	before := runtime.NumGoroutine()
+	var wg sync.WaitGroup
+	for range 300 {
+		wg.Go(func() {
+			if _, err := s.Lookup(context.Background(), session.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+				t.Errorf("lookup: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	redistest.Eventually(t, "goroutines end with the calls that began them", func() bool {
+		return runtime.NumGoroutine() <= before+2*max(16, 8*runtime.GOMAXPROCS(0))
+	})
+	server.Thaw()
+	// What was called for while it was frozen may still be done: the session may be revoked by now. It is known or
+	// it is not, and the store can tell.
+	redistest.Eventually(t, "an answer after the thaw", func() bool {
+		_, err := s.Lookup(t.Context(), session.Hash)
+		return err == nil || errors.Is(err, tokens.ErrUnknown)
+	})
+	works(t, s, create(t, s, "carl"))
+}
+
+func TestRedisSlowIsAnOutage(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	server.Do("CLIENT", "PAUSE", "60000", "ALL")
+	outOfReach(t, s, session)
+}
+
+func TestRedisWithAnotherPasswordIsAnOutage(t *testing.T) {
+	server := redistest.StartWithPassword(t, "opensesame")
+	for name, user := range map[string]string{"none": "", "wrong": ":letmein@", "wrong user": "ann:opensesame@"} {
+		s := mustOpen(t, "redis://"+user+server.Addr)
+		_, err := s.Lookup(t.Context(), storetest.NewHash(t))
+		if !errors.Is(err, tokens.ErrUnavailable) || strings.Contains(err.Error(), "letmein") {
+			t.Errorf("%s: %v", name, err)
+		}
+		outOfReach(t, s, storetest.New(t, "ann"))
+		_ = s.Close()
+	}
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("opensesame\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range []string{"redis://:opensesame@" + server.Addr, "redis://default:opensesame@" + server.Addr, "redis://" + server.Addr + "?password_file=" + file} {
+		s := mustOpen(t, url)
+		works(t, s, create(t, s, "ann"))
+		_ = s.Close()
+	}
+}
+
+func TestRedisFullTakesNoLoginAndStillRevokes(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session, other := create(t, s, "ann"), create(t, s, "ann")
+	server.Do("CONFIG", "SET", "maxmemory", "1")
+	outOfReach(t, s, session, "create", "touch", "rotate")
+	if got, err := s.Lookup(t.Context(), session.Hash); err != nil || got.User != "ann" {
+		t.Errorf("a live token: %v", err)
+	}
+	for name, err := range map[string]error{
+		"revoke":         s.Revoke(t.Context(), session.Hash),
+		"revoke session": s.RevokeSession(t.Context(), "ann", other.ID),
+		"revoke user":    second(s.RevokeUser(t.Context(), "ann")),
+	} {
+		if err != nil {
+			t.Errorf("%s where memory is full: %v", name, err)
+		}
+	}
+	for _, o := range []*tokens.Session{session, other} {
+		if _, err := s.Lookup(t.Context(), o.Hash); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("a revoked token: %v", err)
+		}
+	}
+	server.Do("CONFIG", "SET", "maxmemory", "0")
+	works(t, s, create(t, s, "carl"))
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestRedisReadOnlyTakesNothing(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	server.Do("CONFIG", "SET", "replica-serve-stale-data", "yes")
+	server.Do("REPLICAOF", "127.0.0.1", "1")
+	outOfReach(t, s, session, "create", "rotate", "revoke", "revoke session", "revoke user", "touch")
+	server.Do("REPLICAOF", "NO", "ONE")
+	works(t, s, session)
+}
+
+func TestRedisLoadingIsAnOutage(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	for range 3 {
+		create(t, s, "ann")
+	}
+	server.Do("SAVE")
+	server.RestartLoading()
+	outOfReach(t, s, session, "lookup", "create", "revoke", "ping")
+	redistest.Eventually(t, "the end of the loading", func() bool { return s.Ping(t.Context()) == nil })
+	works(t, s, create(t, s, "bob"))
+}
+
+func TestGarbageInRedisOpensNothingAndIsLoud(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	other := create(t, s, "bob")
+	for name, plant := range map[string]func(key string){
+		"the old gateway's value": func(key string) { server.Do("SET", key, "1") },
+		"nothing":                 func(key string) { server.Do("SET", key, "") },
+		"noise":                   func(key string) { server.Do("SET", key, "\x00\xff\x01noise\r\n") },
+		"another's record":        func(key string) { server.Do("COPY", tokenKey(other.Hash), key, "REPLACE") },
+		"a list":                  func(key string) { server.Do("DEL", key); server.Do("LPUSH", key, "x") },
+		"a hash":                  func(key string) { server.Do("DEL", key); server.Do("HSET", key, "user", "ann") },
+	} {
+		session := create(t, s, "ann")
+		plant(tokenKey(session.Hash))
+		got, err := s.Lookup(t.Context(), session.Hash)
+		if got != nil || !errors.Is(err, tokens.ErrUnavailable) || errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("%s: %+v, %v", name, got, err)
+		}
+		if _, err := s.Sessions(t.Context(), "ann"); !errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("%s: listed with %v", name, err)
+		}
+		if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
+			t.Errorf("%s: ended %d sessions, %v", name, n, err)
+		}
+		if _, err := s.Lookup(t.Context(), session.Hash); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("%s: afterwards %v", name, err)
+		}
+	}
+	works(t, s, other)
+}
+
+// A record may outlive its time where Redis' clock stands still; what it says itself counts.
+func TestExpiryIsReadFromTheRecordToo(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := storetest.NewLasting(t, "ann", 200*time.Millisecond)
+	if err := s.Create(t.Context(), session, 0); err != nil {
+		t.Fatal(err)
+	}
+	server.Do("PERSIST", tokenKey(session.Hash))
+	redistest.Eventually(t, "an expired token is refused", func() bool {
+		_, err := s.Lookup(t.Context(), session.Hash)
+		return errors.Is(err, tokens.ErrUnknown)
+	})
+	if got := server.Do("EXISTS", tokenKey(session.Hash)); got != "1" {
+		t.Error("the test proves nothing: Redis dropped the record itself")
+	}
+}
+
+func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	next := session.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+	if err := errors.Join(s.Rotate(t.Context(), session.Hash, next), s.Touch(t.Context(), next, time.Now(), "192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	keys := strings.Fields(server.Do("KEYS", "*"))
+	if len(keys) != 5 { // two records, one of them retired; index, id, last use
+		t.Errorf("keys: %q", keys)
+	}
+	for _, key := range keys {
+		if !strings.HasPrefix(key, "gatepost:") || server.Do("PTTL", key) == "-1" {
+			t.Errorf("%s is kept for %s ms", key, server.Do("PTTL", key))
+		}
+	}
+}
+
+func TestIndexIsPrunedAndBounded(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	index := userKey("ann")
+	// Entries whose tokens expired long ago, one of a session that was being ended, and one that is no entry.
+	for i, score := range []string{"1", "1000", "-1000"} {
+		server.Do("ZADD", index, score, strings.Repeat(string(rune('a'+i)), memberLength))
+	}
+	create(t, s, "ann")
+	if n := server.Do("ZCARD", index); n != "1" {
+		t.Errorf("%s entries are left", n)
+	}
+	for range 20 {
+		if err := s.Create(t.Context(), storetest.New(t, "ann"), 5); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := server.Do("ZCARD", index); n != "5" {
+		t.Errorf("%s entries for 5 sessions", n)
+	}
+}
+
+// An end that died half-way leaves marked entries whose records live. The next one finds and finishes them.
+func TestEndThatWasCutOffIsFinishedByTheNext(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	first, second := create(t, s, "ann"), create(t, s, "ann")
+	if _, err := markSome.Run(t.Context(), s.client, []string{userKey("ann")}, "").Result(); err != nil {
+		t.Fatal(err)
+	}
+	for _, session := range []*tokens.Session{first, second} {
+		next := session.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+		if err := s.Rotate(t.Context(), session.Hash, next); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("refreshing a session that is being ended: %v", err)
+		}
+	}
+	third := create(t, s, "ann")
+	if n, err := s.RevokeUser(t.Context(), "ann"); n != 3 || err != nil {
+		t.Errorf("ended %d sessions, %v", n, err)
+	}
+	for _, session := range []*tokens.Session{first, second, third} {
+		if _, err := s.Lookup(t.Context(), session.Hash); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("afterwards: %v", err)
+		}
+	}
+}
+
+// The steps of a login and of an end of all sessions, in every order that they can come in. Whatever comes first,
+// no token that was handed out is live and unlisted afterwards.
+func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	ctx := t.Context()
+	for mask := range 1 << 6 {
+		order := []bool{} // true: the next step of the login; false: of the end
+		login := 0
+		for bit := range 6 {
+			order = append(order, mask>>bit&1 == 1)
+			login += mask >> bit & 1
+		}
+		if login != 3 {
+			continue
+		}
+		user := fmt.Sprint("user", mask)
+		session := storetest.New(t, user)
+		record, err := tokens.EncodeRecord(session)
+		if err != nil {
+			t.Fatal(err)
+		}
+		index, self := userKey(user), member(session)
+		handedOut := false
+		var marked []string
+		loginSteps := []func() error{
+			func() error { _, err := s.enter(ctx, index, self, time.Hour, 0); return err },
+			func() error { return s.write(ctx, session, record) },
+			func() (err error) {
+				if handedOut, err = s.entered(ctx, index, self); !handedOut {
+					s.undo(ctx, session)
+				}
+				return err
+			},
+		}
+		endSteps := []func() error{
+			func() (err error) {
+				marked, err = markSome.Run(ctx, s.client, []string{index}, "").StringSlice()
+				return err
+			},
+			func() error { return s.deleteRecords(ctx, marked, map[string]bool{}) },
+			func() error {
+				for _, m := range marked {
+					if err := s.client.ZRem(ctx, index, m).Err(); err != nil {
+						return err
+					}
+				}
+				return nil
+			},
+		}
+		entered := false // before the end began: then it must be ended
+		for _, isLogin := range order {
+			steps := &endSteps
+			if isLogin {
+				steps = &loginSteps
+			}
+			if !isLogin && len(endSteps) == 3 {
+				entered = len(loginSteps) < 3
+			}
+			if err := (*steps)[0](); err != nil {
+				t.Fatal(err)
+			}
+			*steps = (*steps)[1:]
+			// A crash of both here: whatever was handed out and lives must be in the index.
+			_, err := s.Lookup(ctx, session.Hash)
+			listed, _ := s.client.ZScore(ctx, index, self).Result()
+			if handedOut && err == nil && listed == 0 {
+				t.Errorf("order %v: live and not listed", order)
+			}
+		}
+		_, err = s.Lookup(ctx, session.Hash)
+		if live := err == nil; live && entered || live && !handedOut {
+			t.Errorf("order %v: live, though entered before the end: %v, handed out: %v", order, entered, handedOut)
+		}
+	}
+}
+
+func TestTLSWithOwnCAAndClientCertificate(t *testing.T) {
+	server, certs := redistest.StartTLS(t)
+	all := "?ca_file=" + certs.CAFile + "&cert_file=" + certs.CertFile + "&key_file=" + certs.KeyFile
+	s := mustOpen(t, "rediss://"+server.Addr+all)
+	defer s.Close()
+	works(t, s, create(t, s, "ann"))
+	for name, url := range map[string]string{
+		"without the CA":        "rediss://" + server.Addr + "?cert_file=" + certs.CertFile + "&key_file=" + certs.KeyFile,
+		"without a certificate": "rediss://" + server.Addr + "?ca_file=" + certs.CAFile,
+		"under another name":    "rediss://" + server.Addr + all + "&server_name=redis.example",
+		"without TLS":           "redis://" + server.Addr,
+	} {
+		s := mustOpen(t, url)
+		if _, err := s.Lookup(t.Context(), storetest.NewHash(t)); !errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = s.Close()
+	}
+}
+
+// The permissions that the package comment names are enough.
+func TestUserWithFewPermissionsIsEnough(t *testing.T) {
+	server := redistest.Start(t)
+	server.Do(append([]string{"ACL", "SETUSER", "gatepost", "on", ">secret", "~gatepost:*"}, strings.Fields(permissions)...)...)
+	storetest.Run(t, func(t *testing.T) tokens.Store {
+		server.Do("FLUSHALL")
+		return mustOpen(t, "redis://gatepost:secret@"+server.Addr)
+	})
+	s := mustOpen(t, "redis://gatepost:secret@"+server.Addr)
+	defer s.Close()
+	if warnings, err := s.Check(t.Context()); err != nil || len(warnings) != 1 {
+		t.Errorf("%v, %v", warnings, err)
+	}
+}
+
+func TestSentinelLeadsToTheNewMaster(t *testing.T) {
+	master := redistest.Start(t)
+	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port())
+	redistest.Eventually(t, "a replica in step", func() bool {
+		return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up")
+	})
+	sentinel := redistest.StartSentinel(t, master)
+	s := mustOpen(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
+	defer s.Close()
+	session := create(t, s, "ann")
+	if addrs, err := s.Masters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
+		t.Fatalf("masters %v, %v", addrs, err)
+	}
+	redistest.Eventually(t, "the session reaches the replica", func() bool {
+		return replica.Do("EXISTS", tokenKey(session.Hash)) == "1" && strings.Contains(sentinel.Do("SENTINEL", "MASTERS"), "num-slaves\n1")
+	})
+	master.Kill()
+	redistest.Eventually(t, "the replica is the master", func() bool {
+		addrs, err := s.Masters(t.Context())
+		return err == nil && addrs[0] == replica.Addr
+	})
+	redistest.Eventually(t, "the store asks the new master", func() bool {
+		err := s.Create(t.Context(), storetest.New(t, "bob"), 0)
+		if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("during the fail-over: %v", err)
+		}
+		return err == nil
+	})
+	works(t, s, session)
+}
+
+func TestMastersOfACluster(t *testing.T) {
+	nodes := redistest.StartCluster(t, 3)
+	s := mustOpen(t, "redis://"+nodes[2].Addr+"?cluster=true")
+	defer s.Close()
+	want := []string{}
+	for _, node := range nodes {
+		want = append(want, node.Addr)
+	}
+	addrs, err := s.Masters(t.Context())
+	if err != nil || strings.Join(addrs, " ") != strings.Join(sortedSet(want), " ") {
+		t.Errorf("masters %v, %v; not %v", addrs, err, want)
+	}
+	if _, err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	session := create(t, s, "ann")
+	nodes[0].Kill()
+	if err := s.Ping(t.Context()); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("ping with a master down: %v", err)
+	}
+	if _, err := s.Lookup(t.Context(), session.Hash); err != nil && !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("lookup with a master down: %v", err)
+	}
+}
+
+func TestCheckNamesWhatIsWrongAndTheRemedy(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	names := func() (all []string) {
+		warnings, err := s.Check(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range warnings {
+			all = append(all, w.Name)
+			if !strings.Contains(w.Text, server.Addr) || !strings.Contains(w.Text, ": ") {
+				t.Errorf("%s: %s", w.Name, w.Text)
+			}
+		}
+		return all
+	}
+	if got := fmt.Sprint(names()); got != "[persistence]" {
+		t.Errorf("warned of %s", got)
+	}
+	server.Do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+	if got := fmt.Sprint(names()); got != "[eviction persistence]" {
+		t.Errorf("warned of %s", got)
+	}
+	server.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+	server.Do("CONFIG", "SET", "appendonly", "yes")
+	if got := names(); len(got) != 0 {
+		t.Errorf("a sound Redis is warned of: %v", got)
+	}
+	for info, want := range map[string]string{
+		"":                                  "unchecked",
+		"redis_version:5.0.14\r\n":          "version",
+		"redis_version:2.8.1\r\nrole:slave": "replica",
+		"redis_version:x\r\n":               "version",
+	} {
+		if got := fmt.Sprint(judge("r:1", info)); !strings.Contains(got, want+": ") {
+			t.Errorf("INFO %q: %s", info, got)
+		}
+	}
+}
+
+func TestLookupAsksRedisOnce(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	session := create(t, s, "ann")
+	before := server.CommandStats()
+	for range 10 {
+		if _, err := s.Lookup(t.Context(), session.Hash); err != nil {
+			t.Fatal(err)
+		}
+	}
+	after := server.CommandStats()
+	for name, n := range after {
+		if n -= before[name]; name == "get" && n != 10 || name != "get" && name != "info" && n != 0 {
+			t.Errorf("%s was called %d times", name, n)
+		}
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	server := redistest.Start(b)
+	s := open(b, server)
+	session := create(b, s, "ann")
+	ctx := context.Background()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := s.Lookup(ctx, session.Hash); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkCreateAndRevoke(b *testing.B) {
+	server := redistest.Start(b)
+	s := open(b, server)
+	b.ReportAllocs()
+	for b.Loop() {
+		session := create(b, s, "ann")
+		if err := s.Revoke(b.Context(), session.Hash); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
