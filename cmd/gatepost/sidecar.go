@@ -45,6 +45,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	if err := s.requireConfig(); err != nil {
 		return nil, err
 	}
+	tuneRuntime()
 	side := &sidecar{settings: s, logger: logger, registry: newRegistry()}
 	defer func() {
 		if err != nil {
