@@ -12,6 +12,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -67,12 +68,12 @@ func (b *builder) snapshot(listener *listenerv3.Listener, routes *routev3.RouteC
 
 	version := hash(listeners.version, clustersSet.version, content)
 	b.stamp(routes, version)
+	table := newSet()
+	table.add(routes.GetName(), routes, b.digest(routes))
+	table.seal()
 	if len(b.errs) > 0 {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(b.errs...))
 	}
-	table := newSet()
-	table.add(routes.GetName(), routes, hash(content, version))
-	table.seal()
 	return &Snapshot{Version: version, listeners: listeners, routes: table, clusters: clustersSet}, nil
 }
 
@@ -108,13 +109,14 @@ func (s *set) seal() {
 	s.version = hash(parts...)
 }
 
-// digest hashes one resource.
+// digest hashes one resource, as go-control-plane does when it sends it: Envoy tells these versions when it comes
+// back, and is then sent what differs.
 func (b *builder) digest(m proto.Message) string {
-	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	raw, err := cachev3.MarshalResource(m)
 	if err != nil { // a string that is no UTF-8
 		b.fail(err)
 	}
-	return hash(string(raw))
+	return cachev3.HashResource(raw)
 }
 
 // hash is 64 bits of SHA-256 over parts that are told apart: enough to tell versions apart, which nobody

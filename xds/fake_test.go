@@ -1,0 +1,275 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// quick are times that a test need not wait for.
+var quick = ServerOptions{Grace: 200 * time.Millisecond, Patience: time.Minute, Warmup: time.Millisecond}
+
+// control is a Server on a connection in memory.
+type control struct {
+	*Server
+	t        *testing.T
+	listener *bufconn.Listener
+	registry *prometheus.Registry
+}
+
+func startControl(t *testing.T, opts ServerOptions) *control {
+	t.Helper()
+	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
+	c.Server = New(opts, slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry)
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	c.Register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(c.listener) }()
+	t.Cleanup(func() {
+		c.Close()
+		server.Stop()
+		<-served
+	})
+	return c
+}
+
+func (c *control) publish(s *Snapshot) {
+	c.t.Helper()
+	if err := c.Publish(s); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *control) proven(s *Snapshot) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return c.Proven(ctx, s.Version)
+}
+
+// serves publishes a snapshot and waits until it is proven.
+func (c *control) serves(s *Snapshot) {
+	c.t.Helper()
+	c.publish(s)
+	if err := c.proven(s); err != nil {
+		c.t.Fatalf("version %s: %v", s.Version, err)
+	}
+}
+
+func (c *control) eventually(what string, ok func(Status) bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		now := c.Status()
+		if ok(now) {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("never came: %s; status %+v", what, now)
+		}
+	}
+}
+
+// fakeEnvoy speaks delta ADS as an Envoy does: it asks for clusters and listeners, and, once it has a listener,
+// for its routes. What it is sent it judges, and takes over as a whole or not at all.
+type fakeEnvoy struct {
+	control *control
+	node    string
+	cancel  context.CancelFunc
+	done    chan struct{}
+
+	mu     sync.Mutex
+	judge  func(*discoveryv3.DeltaDiscoveryResponse) string // why it is rejected; "" where it is not
+	has    map[string]map[string]string                     // :: type → name → version
+	bodies map[string]*discoveryv3.Resource                 // :: name → what it has
+	heard  []string                                         // transcript, in order
+}
+
+func acceptAll(*discoveryv3.DeltaDiscoveryResponse) string { return "" }
+
+// connect starts an Envoy; one that comes back is given what it had.
+func (c *control) connect(node string, judge func(*discoveryv3.DeltaDiscoveryResponse) string, before ...*fakeEnvoy) *fakeEnvoy {
+	c.t.Helper()
+	e := &fakeEnvoy{control: c, node: node, judge: judge, done: make(chan struct{}),
+		has: map[string]map[string]string{}, bodies: map[string]*discoveryv3.Resource{}}
+	for _, b := range before {
+		e.has, e.bodies = b.has, b.bodies
+	}
+	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return c.listener.Dial() }))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	e.cancel = cancel
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	go e.run(stream)
+	c.t.Cleanup(func() {
+		e.leave()
+		conn.Close()
+	})
+	return e
+}
+
+func (e *fakeEnvoy) leave() {
+	e.cancel()
+	<-e.done
+}
+
+type deltaClient = discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
+
+func (e *fakeEnvoy) run(stream deltaClient) {
+	defer close(e.done)
+	send := func(req *discoveryv3.DeltaDiscoveryRequest) {
+		if err := stream.Send(req); err != nil && err != io.EOF {
+			e.control.t.Logf("%s: sending: %v", e.node, err)
+		}
+	}
+	ask := func(typeURL string, names ...string) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: e.node}, TypeUrl: typeURL,
+			ResourceNamesSubscribe: names, InitialResourceVersions: maps.Clone(e.has[typeURL])})
+	}
+	ask(resourcev3.ClusterType, "*")
+	ask(resourcev3.ListenerType, "*")
+	routes := false
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+		if reason := e.take(resp); reason != "" {
+			answer.ErrorDetail = &status.Status{Code: 3, Message: reason}
+		}
+		send(answer)
+		if resp.GetTypeUrl() == resourcev3.ListenerType && !routes {
+			routes = true
+			ask(resourcev3.RouteType, routesName)
+		}
+	}
+}
+
+// take judges a response, and takes it over.
+func (e *fakeEnvoy) take(resp *discoveryv3.DeltaDiscoveryResponse) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	name := typeNames[resp.GetTypeUrl()]
+	var what []string
+	for _, r := range resp.GetResources() {
+		what = append(what, "+"+r.GetName())
+	}
+	for _, r := range resp.GetRemovedResources() {
+		what = append(what, "-"+r)
+	}
+	slices.Sort(what)
+	line := strings.TrimSpace(name + " " + strings.Join(what, " "))
+	if reason := e.judge(resp); reason != "" {
+		e.heard = append(e.heard, "nack "+line)
+		return reason
+	}
+	e.heard = append(e.heard, "ack "+line)
+	if e.has[resp.GetTypeUrl()] == nil {
+		e.has[resp.GetTypeUrl()] = map[string]string{}
+	}
+	for _, r := range resp.GetResources() {
+		e.has[resp.GetTypeUrl()][r.GetName()] = r.GetVersion()
+		e.bodies[name+" "+r.GetName()] = r
+	}
+	for _, r := range resp.GetRemovedResources() {
+		delete(e.has[resp.GetTypeUrl()], r)
+		delete(e.bodies, name+" "+r)
+	}
+	return ""
+}
+
+// judges changes what the Envoy makes of what it is sent from now on.
+func (e *fakeEnvoy) judges(judge func(*discoveryv3.DeltaDiscoveryResponse) string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.judge = judge
+}
+
+// transcript returns what was heard since the last time, one line each.
+func (e *fakeEnvoy) transcript() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	out := strings.Join(e.heard, "\n")
+	e.heard = nil
+	return out
+}
+
+// answers is how many updates it has answered since the last transcript.
+func (e *fakeEnvoy) answers() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.heard)
+}
+
+// clusters are the names of the clusters that it has.
+func (e *fakeEnvoy) clusters() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Sorted(maps.Keys(e.has[resourcev3.ClusterType]))
+}
+
+// dangling returns a cluster that a route of this Envoy names and that it does not have.
+func (e *fakeEnvoy) dangling() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	table := new(routev3.RouteConfiguration)
+	if err := e.bodies["route "+routesName].GetResource().UnmarshalTo(table); err != nil {
+		return err
+	}
+	for _, r := range table.GetVirtualHosts()[0].GetRoutes() {
+		name := r.GetRoute().GetCluster()
+		if _, has := e.has[resourcev3.ClusterType][name]; name != "" && name != testOptions.HTTPCluster && !has {
+			return fmt.Errorf("route %s names %s", r.GetName(), name)
+		}
+	}
+	return nil
+}
+
+// refusing rejects what has a resource of this type and name.
+func refusing(typeURL, name, reason string) func(*discoveryv3.DeltaDiscoveryResponse) string {
+	return func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		for _, r := range resp.GetResources() {
+			if resp.GetTypeUrl() == typeURL && r.GetName() == name {
+				return reason
+			}
+		}
+		return ""
+	}
+}
+
+// refusingVersion rejects the routes of one version, as an Envoy would to which they mean something bad.
+func refusingVersion(s *Snapshot, reason string) func(*discoveryv3.DeltaDiscoveryResponse) string {
+	return func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		for _, r := range resp.GetResources() {
+			if r.GetVersion() == s.routes.versions[routesName] {
+				return reason
+			}
+		}
+		return ""
+	}
+}

@@ -1,0 +1,249 @@
+package xds
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+)
+
+// phase is how far the way from one snapshot to the next has gone.
+type phase int
+
+const (
+	// clustersFirst: Envoy has been sent the new clusters beside the old ones; the routes are still the old.
+	clustersFirst phase = iota
+	// warming: the clusters are acknowledged, and Envoy looks up the names in them.
+	warming
+	// routesOut: the new routes are out; the old clusters are still there.
+	routesOut
+)
+
+// rollout is the way from what was served to a snapshot: make before break. Clusters come before the routes
+// that name them, and go some time after the last route that did.
+type rollout struct {
+	target *Snapshot
+	phase  phase
+	since  time.Time
+	view   view
+	// before is what was served when the way began.
+	before view
+	// retired are clusters in the view that the target does not have. :: name → since when
+	retired map[string]time.Time
+	timer   *time.Timer
+	// turn counts timers, so that one which fires too late to be stopped does nothing.
+	turn int
+}
+
+func (r *rollout) version() string {
+	if r.target == nil {
+		return ""
+	}
+	return r.target.Version
+}
+
+func (r *rollout) stop() {
+	r.turn++
+	if r.timer != nil {
+		r.timer.Stop()
+	}
+}
+
+// begin starts the way to a snapshot. Where nobody could be disturbed, it is one step. The lock is held, here
+// and in all that follows.
+func (s *Server) begin(target *Snapshot) {
+	r := &s.rollout
+	r.stop()
+	old := r.target
+	r.target, r.since, r.before = target, time.Now(), r.view
+	if old == nil || s.rejected[old.Version] != nil && s.proven == nil {
+		r.view, r.retired = target.view(), nil
+		s.toRoutes()
+		return
+	}
+	s.retire(target)
+	r.view.clusters = s.clustersFor(target)
+	if len(s.envoys) == 0 {
+		s.toRoutes()
+		return
+	}
+	r.phase = clustersFirst
+	s.serve()
+	s.after(s.opts.Patience, func() {
+		s.log.Warn("an Envoy has not acknowledged the new clusters in time; sending the routes", "version", target.Version)
+		s.toRoutes()
+	})
+	s.advance()
+}
+
+// retire notes since when the clusters of the view are not in the target.
+func (s *Server) retire(target *Snapshot) {
+	r := &s.rollout
+	retired := map[string]time.Time{}
+	for name := range r.view.clusters.byName {
+		if _, wanted := target.clusters.byName[name]; wanted {
+			continue
+		}
+		since, known := r.retired[name]
+		if !known {
+			since = time.Now()
+		}
+		retired[name] = since
+	}
+	r.retired = retired
+}
+
+// clustersFor is the target's clusters, and the retired ones beside them.
+func (s *Server) clustersFor(target *Snapshot) set {
+	r := &s.rollout
+	if len(r.retired) == 0 {
+		return target.clusters
+	}
+	both := newSet()
+	maps.Copy(both.byName, target.clusters.byName)
+	maps.Copy(both.versions, target.clusters.versions)
+	for name := range r.retired {
+		both.add(name, r.view.clusters.byName[name], r.view.clusters.versions[name])
+	}
+	both.seal()
+	return both
+}
+
+// advance goes on where every connected Envoy has come as far as this. It is called when one of them may have.
+func (s *Server) advance() {
+	r := &s.rollout
+	switch {
+	case r.target == nil:
+	case r.phase == clustersFirst && s.all(resourcev3.ClusterType):
+		if !s.newNames() {
+			s.toRoutes()
+			return
+		}
+		r.phase = warming
+		s.after(s.opts.Warmup, s.toRoutes)
+	case r.phase == routesOut:
+		s.settle()
+	}
+}
+
+// newNames says whether a new cluster has names that Envoy has to look up first. Until it has, a route to the
+// cluster is answered 503. (A cluster that is changed keeps its old hosts until then.)
+func (s *Server) newNames() bool {
+	r := &s.rollout
+	for name, c := range r.target.clusters.byName {
+		_, had := r.before.clusters.byName[name]
+		if !had && c.(*clusterv3.Cluster).GetType() == clusterv3.Cluster_STRICT_DNS {
+			return true
+		}
+	}
+	return false
+}
+
+// toRoutes sends the routes and the listener.
+func (s *Server) toRoutes() {
+	r := &s.rollout
+	r.stop()
+	r.view.routes, r.view.listeners = r.target.routes, r.target.listeners
+	r.phase = routesOut
+	s.serve()
+	s.settle()
+}
+
+// settle notes which Envoys have the target in full, and, where all have, that it is proven.
+func (s *Server) settle() {
+	r := &s.rollout
+	everyone := len(s.envoys) > 0
+	for _, e := range s.envoys {
+		if !e.hasAll(r.view) {
+			everyone = false
+			continue
+		}
+		if e.acked != r.target.Version {
+			e.acked, e.ackedAt, e.nack = r.target.Version, time.Now(), nil
+			s.log.Info("an Envoy has acknowledged the configuration", "node", e.node, "address", e.address, "version", e.acked)
+			s.notify()
+		}
+	}
+	if !everyone {
+		return
+	}
+	if s.proven != r.target {
+		s.proven = r.target
+		delete(s.rejected, r.target.Version) // what was in the way is gone
+		s.log.Info("the configuration is served by every connected Envoy", "version", r.target.Version, "envoys", len(s.envoys))
+		s.notify()
+	}
+	if len(r.retired) > 0 {
+		s.after(s.untilExpiry(), s.dropExpired)
+	}
+}
+
+// untilExpiry is the time until the first of the retired clusters can go.
+func (s *Server) untilExpiry() time.Duration {
+	wait := s.opts.Grace
+	for _, since := range s.rollout.retired {
+		wait = min(wait, time.Until(since.Add(s.opts.Grace)))
+	}
+	return wait
+}
+
+// dropExpired takes away the clusters that have been retired for long enough.
+func (s *Server) dropExpired() {
+	r := &s.rollout
+	for name, since := range r.retired {
+		if time.Since(since) >= s.opts.Grace {
+			delete(r.retired, name)
+		}
+	}
+	r.view.clusters = s.clustersFor(r.target)
+	s.serve()
+	s.settle()
+}
+
+// rollBack publishes the last proven snapshot again after an Envoy has rejected the target. Where it rejected
+// the clusters, no route names them yet, and the new ones go at once; else they go as in every other change.
+func (s *Server) rollBack(rejectedType string) {
+	if s.proven == nil || s.proven == s.rollout.target {
+		return // nothing better is known; Envoy keeps what it has
+	}
+	if rejectedType == resourcev3.ClusterType {
+		s.rollout.view = s.rollout.before
+	}
+	s.log.Warn("publishing the last proven configuration again", "version", s.proven.Version)
+	s.metrics.version(s.proven.Version)
+	s.begin(s.proven)
+}
+
+// serve hands the view to the cache, which sends each Envoy what is new to it.
+func (s *Server) serve() {
+	if err := s.cache.SetSnapshot(context.Background(), everyNode, s.rollout.view); err != nil {
+		s.log.Error("pushing the configuration", "error", err)
+	}
+	s.notify()
+}
+
+// after does something later, unless the way has gone on by then.
+func (s *Server) after(d time.Duration, do func()) {
+	r := &s.rollout
+	r.stop()
+	turn := r.turn
+	r.timer = time.AfterFunc(max(d, 0), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if turn == r.turn {
+			do()
+		}
+	})
+}
+
+// all says whether every connected Envoy has what the view has of a type.
+func (s *Server) all(typeURL string) bool {
+	for _, e := range s.envoys {
+		if !e.has(typeURL, s.rollout.view) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,217 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	deltav3 "github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ServerOptions say how patient a Server is. The zero value of each is its default.
+type ServerOptions struct {
+	// Grace is for how long clusters that no route names any more are kept, so that requests which Envoy has
+	// matched by older routes still come through. Default: 5 s.
+	Grace time.Duration
+	// Patience is how long new routes wait for an Envoy to acknowledge the clusters that they need. Default: 5 s.
+	Patience time.Duration
+	// Warmup is how long new routes wait, after that, for Envoy to look up the names in new clusters.
+	// Default: 250 ms.
+	Warmup time.Duration
+}
+
+func (o ServerOptions) withDefaults() ServerOptions {
+	orElse := func(d, def time.Duration) time.Duration {
+		if d <= 0 {
+			return def
+		}
+		return d
+	}
+	return ServerOptions{
+		Grace:    orElse(o.Grace, 5*time.Second),
+		Patience: orElse(o.Patience, 5*time.Second),
+		Warmup:   orElse(o.Warmup, 250*time.Millisecond),
+	}
+}
+
+// ErrEmpty says that a snapshot has nothing in it that could be served. Envoy would close its port.
+var ErrEmpty = errors.New("the configuration is empty")
+
+// ErrRejected says that an Envoy has refused this version; it is not sent a second time. The error is a
+// *Rejection, with Envoy's words.
+var ErrRejected = errors.New("Envoy has rejected this configuration")
+
+// ErrSuperseded says that another version was published meanwhile.
+var ErrSuperseded = errors.New("another configuration was published meanwhile")
+
+// Rejection is a version that an Envoy has refused.
+type Rejection struct {
+	Version string    // the snapshot's version
+	Type    string    // the type of resource: listener, route or cluster
+	Node    string    // which Envoy
+	Reason  string    // in Envoy's words
+	At      time.Time // when
+}
+
+func (r *Rejection) Error() string {
+	return fmt.Sprintf("%v: version %s: %s: %s", ErrRejected, r.Version, r.Type, r.Reason)
+}
+
+// Is makes a Rejection an ErrRejected.
+func (r *Rejection) Is(target error) bool { return target == ErrRejected }
+
+// everyNode is the one node that there is to the cache: every Envoy is served the same, whatever it calls
+// itself. An Envoy with an id that nobody knows would else be served nothing, in silence.
+const everyNode = "gatepost"
+
+type sameForAll struct{}
+
+func (sameForAll) ID(*corev3.Node) string { return everyNode }
+
+// Server is the control plane: it serves one configuration at a time, the same to every Envoy, over delta ADS,
+// and keeps account of what each has made of it. It is safe for concurrent use.
+type Server struct {
+	opts    ServerOptions
+	log     *slog.Logger
+	metrics *metrics
+	cache   cachev3.SnapshotCache
+	delta   deltav3.Server
+	end     context.CancelFunc
+
+	mu      sync.Mutex
+	rollout rollout
+	envoys  map[int64]*envoy // :: stream → the Envoy at its other end
+	// proven is the snapshot that every connected Envoy last had acknowledged in full.
+	proven *Snapshot
+	// rejected holds what no Envoy is to be sent again. :: version → why
+	rejected map[string]*Rejection
+	// refusal is why the newest definitions are not the ones that are served; nil where they are.
+	refusal *Rejection
+	changed chan struct{} // closed, and replaced, at each change of Status
+}
+
+// New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it.
+func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Server {
+	ctx, end := context.WithCancel(context.Background())
+	s := &Server{
+		opts:     opts.withDefaults(),
+		log:      log,
+		metrics:  newMetrics(reg),
+		cache:    cachev3.NewSnapshotCache(true, sameForAll{}, nil),
+		end:      end,
+		envoys:   map[int64]*envoy{},
+		rejected: map[string]*Rejection{},
+		changed:  make(chan struct{}),
+	}
+	s.delta = deltav3.NewServer(ctx, s.cache, callbacks{s})
+	return s
+}
+
+// Close ends every stream. Envoys go on with what they have.
+func (s *Server) Close() {
+	s.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rollout.stop()
+}
+
+// Register makes a gRPC server offer ADS, and no other discovery service.
+func (s *Server) Register(server *grpc.Server) {
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, aggregated{s: s})
+}
+
+// aggregated is the discovery service: its delta form alone. In the state-of-the-world form an Envoy that
+// rejects an update is sent it again at once, thousands of times a second.
+type aggregated struct {
+	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
+	s *Server
+}
+
+func (a aggregated) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	return a.s.delta.DeltaStreamHandler(stream, resourcev3.AnyType)
+}
+
+func (a aggregated) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	a.s.log.Warn("refused an Envoy that asks for configuration in the state-of-the-world form", "address", peerAddress(stream.Context()))
+	return status.Error(codes.Unimplemented, "Gatepost serves delta ADS alone: set ads_config.api_type to DELTA_GRPC (gatepost bootstrap prints a bootstrap that does)")
+}
+
+// Publish has every Envoy served this snapshot. It returns at once; Proven waits for the outcome. A version that
+// is being served already is no push. ErrEmpty, and ErrRejected for a version that an Envoy has refused, leave
+// everything as it is.
+func (s *Server) Publish(snapshot *Snapshot) error {
+	if snapshot.empty() {
+		return fmt.Errorf("publishing: %w", ErrEmpty)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.rejected[snapshot.Version]; r != nil {
+		return fmt.Errorf("publishing: %w", r)
+	}
+	s.refusal = nil
+	if snapshot.Version == s.rollout.version() {
+		return nil
+	}
+	s.log.Info("publishing a configuration", "version", snapshot.Version)
+	s.metrics.version(snapshot.Version)
+	s.begin(snapshot)
+	return nil
+}
+
+// Retry forgets that a version was rejected, so that it can be published once more: for a cause that lay
+// outside of the configuration, such as a port that was taken.
+func (s *Server) Retry(version string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.rejected, version)
+}
+
+// Proven waits until every connected Envoy, and at least one, has acknowledged this version in full. It returns
+// ErrRejected with Envoy's words where one has refused it, ErrSuperseded where another version was published
+// meanwhile, and the context's error.
+func (s *Server) Proven(ctx context.Context, version string) error {
+	for {
+		s.mu.Lock()
+		changed, serving := s.changed, s.rollout.version()
+		rejection, proven := s.rejected[version], s.proven != nil && s.proven.Version == version
+		s.mu.Unlock()
+		switch {
+		case rejection != nil:
+			return rejection
+		case proven && serving == version:
+			return nil
+		case serving != version:
+			return ErrSuperseded
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Changed returns a channel that is closed at the next change of Status. Take it before Status is read, and
+// again after each time.
+func (s *Server) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+// notify tells all who wait that Status has changed. The lock is held.
+func (s *Server) notify() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}

@@ -1,0 +1,429 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+)
+
+// withServices makes definitions with services of these names, each at the path of its name.
+func withServices(t *testing.T, names ...string) *Snapshot {
+	t.Helper()
+	text := "services:\n"
+	for _, n := range names {
+		text += "  - {name: " + n + ", path: /" + n + ", upstreams: [\"http://127.0.0.1:8080\"]}\n"
+	}
+	if len(names) == 0 {
+		text = "services: []\n"
+	}
+	return build(t, text)
+}
+
+func expect(t *testing.T, e *fakeEnvoy, lines ...string) {
+	t.Helper()
+	if got, want := e.transcript(), strings.Join(lines, "\n"); got != want {
+		t.Fatalf("the Envoy heard\n%s\nwant\n%s", got, want)
+	}
+}
+
+// hold gives a channel that an Envoy can hang on until it is released.
+func hold() (<-chan struct{}, func()) {
+	held := make(chan struct{})
+	return held, sync.OnceFunc(func() { close(held) })
+}
+
+func TestAnEnvoyIsServedWhateverItsNodeID(t *testing.T) {
+	c := startControl(t, quick)
+	first := withServices(t, "a")
+	c.publish(first)
+	c.connect("someone-else", acceptAll)
+	if err := c.proven(first); err != nil {
+		t.Fatal(err)
+	}
+	got := c.Status()
+	if got.Version != first.Version || got.Proven != first.Version || len(got.Envoys) != 1 {
+		t.Fatalf("status %+v", got)
+	}
+	if e := got.Envoys[0]; e.Node != "someone-else" || e.Acked != first.Version || e.AckedAt.IsZero() || e.Address == "" {
+		t.Fatalf("status of the Envoy %+v", e)
+	}
+}
+
+func TestAnEnvoyThatWaitsIsServedByTheFirstPublish(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.eventually("a connected Envoy", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Node == "a" })
+	c.serves(withServices(t, "a"))
+	if err := e.dangling(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheSameContentIsNoPush(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.serves(withServices(t, "a", "b"))
+	e.transcript()
+	c.serves(withServices(t, "b", "a"))
+	expect(t, e)
+}
+
+func TestAnAddedServiceIsSentAloneClustersFirst(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.serves(withServices(t, "a"))
+	e.transcript()
+	c.serves(withServices(t, "a", "b"))
+	expect(t, e, "ack cluster +service/b", "ack route +gatepost")
+}
+
+func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
+	c := startControl(t, quick)
+	held, release := hold()
+	slow := func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		for _, r := range resp.GetResources() {
+			if r.GetName() == "service/b" {
+				<-held
+			}
+		}
+		return ""
+	}
+	fast := c.connect("fast", acceptAll)
+	c.connect("slow", slow)
+	t.Cleanup(release)
+	c.serves(withServices(t, "a"))
+	fast.transcript()
+	next := withServices(t, "a", "b")
+	c.publish(next)
+	c.eventually("the clusters at the fast one", func(Status) bool { return len(fast.clusters()) == 3 })
+	expect(t, fast, "ack cluster +service/b")
+	release()
+	if err := c.proven(next); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, fast, "ack route +gatepost")
+}
+
+func TestAnEnvoyThatHangsHoldsUpNobody(t *testing.T) {
+	opts := quick
+	opts.Patience = 1
+	c := startControl(t, opts)
+	held, release := hold()
+	fast := c.connect("fast", acceptAll)
+	c.serves(withServices(t, "a"))
+	c.connect("hanging", func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
+	t.Cleanup(release)
+	next := withServices(t, "a", "b")
+	c.publish(next)
+	c.eventually("the fast one has it", func(s Status) bool {
+		for _, e := range s.Envoys {
+			if e.Node == "fast" && e.Acked == next.Version {
+				return s.Proven != next.Version
+			}
+		}
+		return false
+	})
+	if err := fast.dangling(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.serves(withServices(t, "a", "b"))
+	e.transcript()
+	c.serves(withServices(t, "a"))
+	expect(t, e, "ack route +gatepost")
+	c.eventually("the cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
+	expect(t, e, "ack cluster -service/b")
+	if got := c.Status(); got.Proven != withServices(t, "a").Version {
+		t.Fatalf("status %+v", got)
+	}
+}
+
+func TestAChangeOfTheBasePathIsAnotherCluster(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1/old"]}]`))
+	e.transcript()
+	c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:2/new"]}]`))
+	expect(t, e, "ack cluster +service/a/new", "ack route +gatepost")
+}
+
+func TestManyChangesInARowLeaveNothingDanglingAndNothingBehind(t *testing.T) {
+	c := startControl(t, quick)
+	var e *fakeEnvoy
+	e = c.connect("a", acceptAll)
+	c.serves(withServices(t, "a"))
+	names := []string{"a", "b", "c", "d", "e"}
+	var last *Snapshot
+	for i := range 60 {
+		last = withServices(t, names[i%5], names[(i*3+1)%5]+"x")
+		c.publish(last)
+		if i%7 == 0 {
+			if err := c.proven(last); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := e.dangling(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.proven(last); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("old clusters are gone", func(Status) bool { return len(e.clusters()) == 3 })
+}
+
+func TestARejectionRollsBackAndIsNeverSentAgain(t *testing.T) {
+	c := startControl(t, quick)
+	good, bad, better := withServices(t, "a"), withServices(t, "a", "bad"), withServices(t, "a", "b")
+	e := c.connect("a", refusingVersion(bad, "no such thing"))
+	c.serves(good)
+	e.transcript()
+
+	c.publish(bad)
+	err := c.proven(bad)
+	var rejection *Rejection
+	if !errors.Is(err, ErrRejected) || !errors.As(err, &rejection) || rejection.Reason != "no such thing" || rejection.Type != "route" {
+		t.Fatalf("got %v", err)
+	}
+	c.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
+	c.eventually("the bad cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
+	expect(t, e, "ack cluster +service/bad", "nack route +gatepost", "ack route +gatepost", "ack cluster -service/bad")
+	if got := c.Status(); got.Rejected == nil || got.Rejected.Version != bad.Version || got.Proven != good.Version {
+		t.Fatalf("status %+v", got)
+	}
+
+	if err := c.Publish(bad); !errors.Is(err, ErrRejected) || !strings.Contains(err.Error(), "no such thing") {
+		t.Fatalf("publishing it again: %v", err)
+	}
+	expect(t, e)
+
+	c.serves(better)
+	expect(t, e, "ack cluster +service/b", "ack route +gatepost")
+	if got := c.Status(); got.Rejected != nil || got.Envoys[0].Nack != nil {
+		t.Fatalf("status %+v", got)
+	}
+}
+
+func TestRejectedClustersNeverGetRoutes(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", refusing(resourcev3.ClusterType, "service/bad", "bad cluster"))
+	good := withServices(t, "a")
+	c.serves(good)
+	e.transcript()
+	bad := withServices(t, "bad", "fine")
+	c.publish(bad)
+	if err := c.proven(bad); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	c.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
+	// The fake takes nothing of a rejected update; a real Envoy may have taken the good part, so all of it is taken away.
+	c.eventually("the answer to the rollback", func(Status) bool { return e.answers() == 2 })
+	got := e.transcript()
+	if !strings.HasPrefix(got, "nack cluster +service/bad +service/fine\nack cluster ") || strings.Contains(got, "route") {
+		t.Fatalf("the Envoy heard\n%s", got)
+	}
+}
+
+func TestWithoutAProvenVersionARejectionIsNotSentAgainAndAGoodOneIsServed(t *testing.T) {
+	c := startControl(t, quick)
+	bad := withServices(t, "bad")
+	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "cannot bind"))
+	c.publish(bad)
+	if err := c.proven(bad); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	c.eventually("the rejection in the status", func(s Status) bool { return s.Envoys[0].Nack != nil })
+	if got := c.Status(); got.Version != bad.Version || got.Proven != "" || got.Rejected == nil {
+		t.Fatalf("status %+v", got)
+	}
+	e.judges(acceptAll)
+	c.serves(build(t, `{listen: "127.0.0.1:5501", services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}]}`))
+	if n := strings.Count(e.transcript(), "nack"); n != 1 {
+		t.Fatalf("%d rejections, want 1", n)
+	}
+}
+
+func TestACauseOutsideCanBeTriedAgain(t *testing.T) {
+	c := startControl(t, quick)
+	good, moved := withServices(t, "a"), build(t, `{listen: "127.0.0.1:5501", services: []}`)
+	e := c.connect("a", acceptAll)
+	c.serves(good)
+	e.judges(refusing(resourcev3.ListenerType, listenerName, "port taken"))
+	c.publish(moved)
+	if err := c.proven(moved); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	e.judges(acceptAll)
+	c.Retry(moved.Version)
+	c.serves(moved)
+}
+
+func TestOneOfTwoEnvoysRejectsAndBothAreRolledBack(t *testing.T) {
+	c := startControl(t, quick)
+	good, bad := withServices(t, "a"), withServices(t, "a", "bad")
+	one := c.connect("one", acceptAll)
+	two := c.connect("two", refusingVersion(bad, "not here"))
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 })
+	c.serves(good)
+	c.publish(bad)
+	if err := c.proven(bad); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	c.eventually("both have the old version", func(s Status) bool {
+		return s.Envoys[0].Acked == good.Version && s.Envoys[1].Acked == good.Version && s.Version == good.Version
+	})
+	c.eventually("the bad cluster goes", func(Status) bool { return len(one.clusters()) == 2 && len(two.clusters()) == 2 })
+	for _, e := range []*fakeEnvoy{one, two} {
+		if err := e.dangling(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAVersionIsProvenOnlyWhenEveryEnvoyHasIt(t *testing.T) {
+	c := startControl(t, quick)
+	held, release := hold()
+	c.connect("one", acceptAll)
+	c.connect("two", func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		if resp.GetTypeUrl() == resourcev3.RouteType {
+			<-held
+		}
+		return ""
+	})
+	t.Cleanup(release)
+	first := withServices(t, "a")
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 })
+	c.publish(first)
+	c.eventually("one has it", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[0].Acked == first.Version })
+	if got := c.Status(); got.Proven != "" {
+		t.Fatalf("status %+v", got)
+	}
+	release()
+	if err := c.proven(first); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAnEnvoyThatComesBackIsSentOnlyWhatIsNew(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	first := withServices(t, "a")
+	c.serves(first)
+	e.leave()
+	c.eventually("it is gone", func(s Status) bool { return len(s.Envoys) == 0 })
+
+	again := c.connect("a", acceptAll, e)
+	c.eventually("it is back, with the version", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Acked == first.Version })
+	for _, line := range strings.Split(again.transcript(), "\n") {
+		if strings.ContainsAny(line, "+-") {
+			t.Fatalf("it was sent %q", line)
+		}
+	}
+}
+
+func TestAnEnvoyThatComesLateIsServedTheNewest(t *testing.T) {
+	c := startControl(t, quick)
+	c.publish(withServices(t, "a"))
+	newest := withServices(t, "b")
+	c.publish(newest)
+	e := c.connect("a", acceptAll)
+	if err := c.proven(newest); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.dangling(); err != nil {
+		t.Fatal(err)
+	}
+	c.eventually("only its clusters stay", func(Status) bool { return len(e.clusters()) == 2 })
+}
+
+func TestAnEmptySnapshotIsNeverPublished(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("a", acceptAll)
+	c.serves(withServices(t, "a"))
+	e.transcript()
+	for _, s := range []*Snapshot{nil, {}, {Version: "x"}} {
+		if err := c.Publish(s); !errors.Is(err, ErrEmpty) {
+			t.Fatalf("publishing %v: %v", s, err)
+		}
+	}
+	expect(t, e)
+}
+
+func TestAnotherVersionEndsTheWait(t *testing.T) {
+	c := startControl(t, quick)
+	first := withServices(t, "a")
+	c.publish(first)
+	waited := make(chan error, 1)
+	go func() { waited <- c.proven(first) }()
+	c.publish(withServices(t, "b"))
+	if err := <-waited; !errors.Is(err, ErrSuperseded) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestStateOfTheWorldIsRefusedWithAdvice(t *testing.T) {
+	c := startControl(t, quick)
+	c.publish(withServices(t, "a"))
+	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return c.listener.Dial() }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).StreamAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "DELTA_GRPC") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestPushesAndAnswersAreCounted(t *testing.T) {
+	c := startControl(t, quick)
+	bad := withServices(t, "a", "bad")
+	c.connect("a", refusingVersion(bad, "no"))
+	good := withServices(t, "a")
+	c.serves(good)
+	c.publish(bad)
+	c.eventually("rolled back", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
+	want := `
+		# HELP gatepost_config_version 1 for the version of the configuration that is being served.
+		# TYPE gatepost_config_version gauge
+		gatepost_config_version{version="` + good.Version + `"} 1
+		# HELP gatepost_xds_connected_envoys Envoys that are connected for their configuration.
+		# TYPE gatepost_xds_connected_envoys gauge
+		gatepost_xds_connected_envoys 1
+		# HELP gatepost_xds_nacks_total Updates that an Envoy has rejected, by type of resource.
+		# TYPE gatepost_xds_nacks_total counter
+		gatepost_xds_nacks_total{type="cluster"} 0
+		gatepost_xds_nacks_total{type="listener"} 0
+		gatepost_xds_nacks_total{type="route"} 1
+	`
+	err := testutil.GatherAndCompare(c.registry, strings.NewReader(want),
+		"gatepost_config_version", "gatepost_xds_connected_envoys", "gatepost_xds_nacks_total")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testutil.ToFloat64(c.metrics.pushes.WithLabelValues("route")); n != 3 {
+		t.Fatalf("%v pushes of routes, want 3", n)
+	}
+	if n := testutil.ToFloat64(c.metrics.acks.WithLabelValues("route")); n != 2 {
+		t.Fatalf("%v acknowledgements of routes, want 2", n)
+	}
+}
