@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -68,14 +69,23 @@ const quiet = 250 * time.Millisecond
 // answer was there and nothing more followed for a moment. A connection that is reset without a word gives none.
 func RawRequest(t testing.TB, addr string, request []byte) []byte {
 	t.Helper()
+	got, err := Exchange(addr, request)
+	if err != nil {
+		t.Fatalf("sending a raw request: %v; got %q", err, got)
+	}
+	return got
+}
+
+// Exchange is RawRequest with an error, for many requests at once.
+func Exchange(addr string, request []byte) ([]byte, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
-		t.Fatalf("connecting to send a raw request: %v", err)
+		return nil, err
 	}
 	defer conn.Close()
 	end := time.Now().Add(Deadline)
 	if err := conn.SetDeadline(end); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	// A server may answer and close before it has read all: what it said counts, not that writing failed.
 	_, _ = conn.Write(request)
@@ -88,13 +98,13 @@ func RawRequest(t testing.TB, addr string, request []byte) []byte {
 		switch {
 		case err == nil && slices.ContainsFunc(parse(got.Bytes(), method), isFinal):
 			if err := conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
-				t.Fatal(err)
+				return got.Bytes(), err
 			}
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && !time.Now().Before(end):
-			t.Fatalf("no whole answer within %v; got %q", Deadline, got.Bytes())
+			return got.Bytes(), fmt.Errorf("no whole answer within %v", Deadline)
 		default: // closed, reset or quiet
-			return got.Bytes()
+			return got.Bytes(), nil
 		}
 	}
 }

@@ -29,6 +29,8 @@ type Recorder struct {
 	mu       sync.Mutex
 	requests []Request
 	raw      bytes.Buffer
+	streams  map[int]*bytes.Buffer // connection's number → what came over it
+	accepted int
 	handler  http.Handler
 }
 
@@ -36,7 +38,7 @@ type Recorder struct {
 // with what it got, until SetHandler says otherwise.
 func Upstream(t testing.TB) *Recorder {
 	t.Helper()
-	r := &Recorder{handler: http.HandlerFunc(echo)}
+	r := &Recorder{streams: map[int]*bytes.Buffer{}, handler: http.HandlerFunc(echo)}
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(r.serve))
 	r.server.Listener = recordingListener{r.server.Listener, r}
 	r.server.Start()
@@ -68,12 +70,25 @@ func (r *Recorder) Raw() string {
 	return r.raw.String()
 }
 
+// Streams returns what Raw does, for each connection by itself: what one request leaves behind, the next one on
+// that connection meets.
+func (r *Recorder) Streams() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []string
+	for _, stream := range r.streams {
+		all = append(all, stream.String())
+	}
+	return all
+}
+
 // Reset forgets what has been recorded.
 func (r *Recorder) Reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.requests = nil
 	r.raw.Reset()
+	clear(r.streams)
 }
 
 // SetHandler has h answer from now on, after the request was recorded; h can read the body as usual.
@@ -81,6 +96,18 @@ func (r *Recorder) SetHandler(h http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.handler = h
+}
+
+// record notes what came over a connection. The caller holds the lock.
+func (r *Recorder) record(number int, data []byte) {
+	if len(data) == 0 {
+		return
+	}
+	r.raw.Write(data)
+	if r.streams[number] == nil {
+		r.streams[number] = new(bytes.Buffer)
+	}
+	r.streams[number].Write(data)
 }
 
 func (r *Recorder) serve(w http.ResponseWriter, req *http.Request) {
@@ -117,18 +144,22 @@ func (l recordingListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return recordingConn{conn, l.r}, nil
+	l.r.mu.Lock()
+	defer l.r.mu.Unlock()
+	l.r.accepted++
+	return recordingConn{conn, l.r, l.r.accepted}, nil
 }
 
 type recordingConn struct {
 	net.Conn
-	r *Recorder
+	r      *Recorder
+	number int
 }
 
 func (c recordingConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	c.r.mu.Lock()
 	defer c.r.mu.Unlock()
-	c.r.raw.Write(p[:n])
+	c.r.record(c.number, p[:n])
 	return n, err
 }
