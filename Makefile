@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .PHONY: help build run demo test lint generate race soak fuzz bench tools clean
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+LDFLAGS := -X main.version=$(VERSION)
 TOOLS := $(CURDIR)/.tools
 export PATH := $(TOOLS)/bin:$(PATH)
 # The race detector needs a C compiler; without one the tests run without it, and say so.
@@ -14,12 +14,13 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## the binary, into bin/
-	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o bin/gatepost ./cmd/gatepost
+	go build -ldflags '$(LDFLAGS)' -o bin/gatepost ./cmd/gatepost
 
 tools: ## the pinned Envoy and protoc, into .tools/
 	@tools/fetch
 
-run: build tools ## the demo shop behind a gateway on port 5500, without Docker
+run: build ## the demo shop behind a gateway on port 5500, without Docker
+	@tools/fetch envoy
 	@examples/demo/run
 
 demo: ## the same by Docker
