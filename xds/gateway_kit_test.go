@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -113,7 +112,7 @@ func startGateway(t testing.TB, text string) *gateway {
 	return g
 }
 
-// do sends a request; headers are "name: value".
+// do sends a request; headers are "name: value". The answer to a HEAD is not read.
 func (g *gateway) do(method, path string, headers ...string) envoytest.Response {
 	g.t.Helper()
 	req := fmt.Sprintf("%s %s HTTP/1.1\r\nhost: gate.example:5500\r\nconnection: close\r\n", method, path)
@@ -121,6 +120,9 @@ func (g *gateway) do(method, path string, headers ...string) envoytest.Response 
 		req += h + "\r\n"
 	}
 	got := envoytest.Responses(envoytest.RawRequest(g.t, g.addr, []byte(req+"\r\n")))
+	if method == "HEAD" { // what is answered has no body, though it tells of one
+		return envoytest.Response{}
+	}
 	if len(got) != 1 {
 		g.t.Fatalf("%s %s: %d answers", method, path, len(got))
 	}
@@ -137,62 +139,12 @@ services:
   - {name: deep, path: /items/Deep, upstreams: ["SECURED"], keep_prefix: true}
 `
 
-func TestProbe(t *testing.T) {
-	g := startGateway(t, shop)
-	show := func(method, path string, headers ...string) {
-		g.answers(g.reply)
-		for _, r := range []*envoytest.Recorder{g.tokens, g.secured, g.public} {
-			r.Reset()
-		}
-		res := g.do(method, path, headers...)
-		t.Logf("== %s %s %v\n   %d %q\n   %v", method, path, headers, res.Status, res.Body, res.Header)
-		for _, a := range g.asked() {
-			t.Logf("   checked %v %v", a.GetContextExtensions(), a.GetRequest().GetHttp().GetHeaders())
-		}
-		for name, r := range map[string]*envoytest.Recorder{"tokens": g.tokens, "secured": g.secured, "public": g.public} {
-			for _, q := range r.Requests() {
-				t.Logf("   %s got %s %s %s %v", name, q.Method, q.Path, q.Host, q.Header)
-			}
-		}
+// reached returns what came to an upstream since the last time: "METHOD path", one line each.
+func reached(r *envoytest.Recorder) string {
+	var out []string
+	for _, q := range r.Requests() {
+		out = append(out, q.Method+" "+q.Path)
 	}
-	o := "origin: https://shop.example"
-	show("GET", "/orders/5?x=1", "authorization: abc", "x-user-id: evil", "x-forwarded-host: e", o)
-	show("GET", "/ORDERS?x=1")
-	show("GET", "/orders/")
-	show("GET", "/ordersfoo", o)
-	show("GET", "/ordersfoo")
-	show("PUT", "/orders/5", o)
-	show("PUT", "/orders/5")
-	show("OPTIONS", "/orders/5", o, "access-control-request-method: GET")
-	show("OPTIONS", "/orders/5", o, "access-control-request-method:")
-	show("OPTIONS", "/orders/5", "origin:", "access-control-request-method: GET")
-	show("OPTIONS", "/orders/5", "access-control-request-method: GET")
-	show("OPTIONS", "/nobody", o, "access-control-request-method: GET")
-	show("GET", "/Items/A/b", "x-user-id: evil", o)
-	show("GET", "/items")
-	show("GET", "/ITEMS/DEEP/Q")
-	show("POST", "/TOKEN/", o)
-	show("POST", "/token")
-	show("GET", "/token", o)
-	show("GET", "/token/sessions")
-	show("DELETE", "/token/Sessions/abC")
-	show("GET", "/token/x", o)
-	show("GET", "/.gatepost/version")
-	show("GET", "/orders%2f5", o)
-	show("GET", "/orders%2f5")
-	g.reply = noAnswer
-	show("GET", "/orders/5", o)
-	g.reply = deny(401, `"no"`)
-	show("GET", "/orders/5", o)
-	g.reply = deny(503, `"own"`, setHeader("retry-after", "7"))
-	show("GET", "/orders/5", o)
-	show("GET", "/items/5", o)
-	g.public.SetHandler(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("access-control-allow-origin", "*")
-		w.Header().Set("vary", "accept")
-		w.WriteHeader(503)
-	})
-	show("GET", "/items/5", o)
-	g.public.SetHandler(func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) })
-	show("GET", "/items/5", o)
+	r.Reset()
+	return strings.Join(out, "\n")
 }

@@ -1,0 +1,139 @@
+package xds
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"gatepost/envoy/envoytest"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// baseline is the case in which everything is written out; the others leave out what is the same there.
+const baseline = "no_services.txtar"
+
+// TestDefinitionsBecomeResources: one case is one file, with the definitions and the resources made from them.
+// Every output is shown to Envoy too.
+func TestDefinitionsBecomeResources(t *testing.T) {
+	files, err := filepath.Glob("testdata/golden/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no golden files: %v", err)
+	}
+	base := resources(t, build(t, "services: []"))
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			archive, err := txtar.ParseFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := archive.Files[0]
+			snapshot := build(t, string(in.Data))
+			got := append([]txtar.File{in}, render(t, snapshot, base, filepath.Base(file) == baseline)...)
+			if *update {
+				archive.Files = got
+				if err := os.WriteFile(file, txtar.Format(archive), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, f := range got {
+				want := txtar.File{}
+				if i < len(archive.Files) {
+					want = archive.Files[i]
+				}
+				if diff := cmp.Diff(string(want.Data), string(f.Data)); diff != "" {
+					t.Errorf("%s (-golden +got; go test -update writes it anew):\n%s", f.Name, diff)
+				}
+			}
+			t.Run("Envoy takes it", func(t *testing.T) {
+				if verdict := envoytest.ValidateResources(t, messages(snapshot)...); verdict != "" {
+					t.Error(verdict)
+				}
+			})
+		})
+	}
+}
+
+// TestTheStaticFormIsTakenByEnvoy: what `gatepost validate` shows to Envoy.
+func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
+	b, err := build(t, `services: [{name: a, path: /a, upstreams: ["https://a.example"]}]`).Bootstrap(testOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ValidateAll(); err != nil {
+		t.Fatal(err)
+	}
+	if verdict := envoytest.Validate(t, b); verdict != "" {
+		t.Error(verdict)
+	}
+}
+
+// resources are all resources of a snapshot in the plain form of JSON, by type.
+func resources(t testing.TB, s *Snapshot) map[string][]any {
+	t.Helper()
+	out := map[string][]any{}
+	for file, part := range map[string]set{"listeners.yaml": s.listeners, "routes.yaml": s.routes, "clusters.yaml": s.clusters} {
+		for _, name := range slices.Sorted(maps.Keys(part.byName)) {
+			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(part.byName[name])
+			if err != nil {
+				t.Fatal(err)
+			}
+			var plain any
+			if err := json.Unmarshal(text, &plain); err != nil {
+				t.Fatal(err)
+			}
+			out[file] = append(out[file], plain)
+		}
+	}
+	return out
+}
+
+// render writes a snapshot as YAML, one file for each type; what is the same in the base goes by its name alone.
+func render(t testing.TB, s *Snapshot, base map[string][]any, whole bool) []txtar.File {
+	t.Helper()
+	all := resources(t, s)
+	if !whole {
+		for _, file := range []string{"listeners.yaml", "clusters.yaml"} {
+			all[file] = shortened(all[file], base[file])
+		}
+		table, baseTable := vhost(all), vhost(base)
+		table["routes"] = shortened(table["routes"].([]any), baseTable["routes"].([]any))
+	}
+	var out []txtar.File
+	for _, file := range slices.Sorted(maps.Keys(all)) {
+		var text bytes.Buffer
+		enc := yaml.NewEncoder(&text)
+		enc.SetIndent(2)
+		if err := enc.Encode(all[file]); err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, txtar.File{Name: file, Data: text.Bytes()})
+	}
+	return out
+}
+
+func vhost(all map[string][]any) map[string]any {
+	return all["routes.yaml"][0].(map[string]any)["virtual_hosts"].([]any)[0].(map[string]any)
+}
+
+func shortened(items, base []any) []any {
+	out := make([]any, 0, len(items))
+	for _, item := range items {
+		if slices.ContainsFunc(base, func(b any) bool { return cmp.Equal(b, item) }) {
+			name, _ := item.(map[string]any)["name"].(string)
+			item = name + ", as in " + baseline
+		}
+		out = append(out, item)
+	}
+	return out
+}
