@@ -2,6 +2,7 @@ package compose
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"net"
@@ -10,7 +11,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -26,6 +26,9 @@ const standIns = root + "/../shared/docker/stand-in-images.sh"
 
 // composePlugin is where Compose is kept once it had to be built.
 const composePlugin = root + "/.tools/docker-compose-v5.6.0"
+
+// projectName is before the name of all that Compose makes for the test.
+const projectName = "gatepost-test"
 
 // project is a copy of this project's tree, brought up on an engine under a name and a port of its own.
 type project struct {
@@ -49,7 +52,7 @@ func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, p.compose[0], args...)
 	c.Dir = p.dir
 	c.Env = append(os.Environ(), p.engine.env...)
-	c.Env = append(c.Env, "COMPOSE_PROJECT_NAME=gatepost-test", "GATEPOST_PORT="+p.port)
+	c.Env = append(c.Env, "COMPOSE_PROJECT_NAME="+projectName, "GATEPOST_PORT="+p.port)
 	c.WaitDelay = 10 * time.Second
 	return c
 }
@@ -77,21 +80,32 @@ func (p *project) up(t *testing.T) {
 	p.run(t, "up", "--build", "--wait")
 }
 
-// container is the id of a service's container.
-func (p *project) container(t *testing.T, service string) string {
-	t.Helper()
-	id := p.run(t, "ps", "--all", "--quiet", service)
-	if id == "" {
-		t.Fatalf("no container of %s", service)
+// container is what the engine says of a container.
+type container struct {
+	State  struct{ ExitCode int }
+	Config struct{ User string }
+
+	HostConfig struct {
+		ReadonlyRootfs, Privileged bool
+		CapAdd, CapDrop            []string
+		SecurityOpt                []string
+		RestartPolicy              struct{ Name string }
+		PortBindings               map[string][]struct{ HostIP string } // port/protocol → where it is published
 	}
-	return id
+	NetworkSettings struct {
+		Networks map[string]struct{ IPAddress string }
+	}
 }
 
-// addresses are those of a service's container, of all its networks.
-func (p *project) addresses(t *testing.T, service string) []string {
+// inspect asks the engine for a service's container.
+func (p *project) inspect(t *testing.T, service string) container {
 	t.Helper()
-	return strings.Fields(p.engine.run(t, "inspect", "--format",
-		"{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", p.container(t, service)))
+	var found []container
+	out := p.engine.run(t, "inspect", p.run(t, "ps", "--all", "--quiet", service))
+	if err := json.Unmarshal([]byte(out), &found); err != nil || len(found) != 1 {
+		t.Fatalf("asking for the container of %s: %d found, %v", service, len(found), err)
+	}
+	return found[0]
 }
 
 // definitions is the file that is mounted into Gatepost's container, by its folder.
