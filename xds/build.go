@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -126,8 +128,8 @@ func checkDefinitions(gw *gatewayv1.Gateway, opts Options) error {
 	if path := gw.GetTokens().GetPath(); path == "/" || !plainPath(path) || within(path, ownPath) {
 		refuse("tokens.path %q cannot be used", path)
 	}
-	if h := gw.GetIdentity().GetUserHeader(); reservedHeader(h) {
-		refuse("identity.user_header %q has a meaning of its own", h)
+	if h := gw.GetIdentity().GetUserHeader(); reservedHeader(h) || !httpguts.ValidHeaderFieldName(h) {
+		refuse("identity.user_header %q cannot be used", h)
 	}
 	if gw.GetCors().GetAllowCredentials() && len(gw.GetOrigins()) == 0 {
 		refuse("cors.allow_credentials needs origins: else every site could act as its visitor")
@@ -155,6 +157,8 @@ func checkDefinitions(gw *gatewayv1.Gateway, opts Options) error {
 			refuse("service %q: the gateway keeps the path %q for itself", name, path)
 		case s.Authenticate == nil || len(s.GetAllowedMethods()) == 0 || len(s.GetUpstreams()) == 0 || s.GetTimeout() == nil:
 			refuse("service %q: its defaults were not filled in", name)
+		case slices.ContainsFunc(s.GetAllowedMethods(), notAMethod):
+			refuse("service %q: the methods %q cannot be used", name, s.GetAllowedMethods())
 		case len(s.GetScopes()) > 0 && !s.GetAuthenticate():
 			refuse("service %q: scopes need a token", name)
 		}
@@ -187,6 +191,12 @@ func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRu
 func within(path, dir string) bool {
 	path, dir = strings.ToLower(path), strings.ToLower(dir)
 	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// notAMethod says whether a method is written in a way that no client and no service uses. (In the Allow header
+// of an answer it stands in a format string of Envoy's.)
+func notAMethod(m string) bool {
+	return m == "" || m == "CONNECT" || strings.Trim(m, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-") != ""
 }
 
 // reservedHeader says whether a header cannot bear the user's id, because the proxy or the decision reads it.

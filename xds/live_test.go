@@ -1,0 +1,213 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"gatepost/envoy/envoytest"
+)
+
+// live is a Server with a real Envoy connected to it.
+type live struct {
+	*control
+	envoy    *envoytest.Envoy
+	addr     string
+	upstream *envoytest.Recorder
+}
+
+func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *live {
+	t.Helper()
+	envoytest.Require(t)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
+	l.Server = New(quick, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	l.Register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(lis) }()
+	t.Cleanup(func() {
+		l.Close()
+		server.Stop()
+		<-served
+	})
+	snapshot := first(l.addr, l.upstream.URL())
+	l.publish(snapshot)
+	l.envoy = envoytest.Start(t, envoytest.Options{GRPC: lis.Addr().String(), Listen: []string{l.addr}})
+	if err := l.proven(snapshot); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// status of a GET over a connection that stays open; the body is not looked at.
+func (l *live) get(client *http.Client, path string) (int, string, error) {
+	res, err := client.Get("http://" + l.addr + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(body), err
+}
+
+// open makes definitions with public services, each at the path of its name; more is put in front.
+func (l *live) open(more string, names ...string) *Snapshot {
+	l.t.Helper()
+	return build(l.t, openServices(l.addr, l.upstream.URL(), more, names...))
+}
+
+func openServices(listen, upstream, more string, names ...string) string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "listen: %q\nservices:\n%s", listen, more)
+	for _, n := range names {
+		fmt.Fprintf(&text, "  - {name: %s, path: /%s, authenticate: false, upstreams: [%q]}\n", n, n, upstream)
+	}
+	return text.String()
+}
+
+// TestARealEnvoyRejectsAndRecovers: each kind of rejection, in Envoy's own words, with what is served going on.
+func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	client := envoytest.Client(t)
+	good := l.open("", "a")
+	noFile := testOptions
+	noFile.CAFile = "/does/not/exist.crt"
+	badCluster, err := Build(parse(t, openServices(l.addr, l.upstream.URL(),
+		"  - {name: tls, path: /tls, upstreams: [\"https://a.example\"]}\n", "a", "fine")), noFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	badRoute := l.open("", "a", "twisted")
+	table := badRoute.routes.byName[routesName]
+	breakRoutes(table)
+
+	for _, c := range []struct {
+		name, kind, words string
+		bad               *Snapshot
+	}{
+		{"a port that is taken", "listener", "Address already in use", build(t, openServices(taken.Addr().String(), l.upstream.URL(), "", "a"))},
+		{"a file that is not there", "cluster", "/does/not/exist.crt", badCluster},
+		{"a route that Envoy refuses", "route", "", badRoute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := l.Publish(c.bad); err != nil {
+				t.Fatal(err)
+			}
+			var rejection *Rejection
+			if err := l.proven(c.bad); !errors.As(err, &rejection) || rejection.Type != c.kind || !strings.Contains(rejection.Reason, c.words) {
+				t.Fatalf("got %v", err)
+			}
+			t.Log(rejection)
+			l.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Proven == good.Version })
+			if code, _, err := l.get(client, "/a"); err != nil || code != 200 {
+				t.Fatalf("after the rollback: %d %v", code, err)
+			}
+			if err := l.Publish(c.bad); !errors.Is(err, ErrRejected) {
+				t.Fatalf("publishing it again: %v", err)
+			}
+			better := l.open("", "a", "after"+c.kind)
+			l.publish(better)
+			if err := l.proven(better); err != nil {
+				t.Fatal(err)
+			}
+			if code, _, err := l.get(client, "/after"+c.kind); err != nil || code != 200 {
+				t.Fatalf("the next good one: %d %v", code, err)
+			}
+			if _, version, err := l.get(client, VersionPath); err != nil || version != jsonString(better.Version) {
+				t.Fatalf("the version served is %s, want %s (%v)", version, better.Version, err)
+			}
+			l.publish(good)
+			if err := l.proven(good); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if n := l.envoy.Stat("listener_manager.lds.update_rejected"); n != 1 {
+		t.Errorf("Envoy has rejected %d listeners, want 1", n)
+	}
+}
+
+// TestChangesUnderLoadFailNoRequest: services come, go, are renamed and moved beside one that is in use.
+func TestChangesUnderLoadFailNoRequest(t *testing.T) {
+	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "kept")) })
+	var sent atomic.Int64
+	stop := make(chan struct{})
+	var load sync.WaitGroup
+	for range 2 {
+		client := envoytest.Client(t)
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				code, body, err := l.get(client, "/kept/x")
+				if err != nil || code != 200 {
+					t.Errorf("request %d: %d %s %v", sent.Load(), code, body, err)
+					return
+				}
+				sent.Add(1)
+			}
+		})
+	}
+	for i := range 30 {
+		name := []string{"kept", "renamed"}[i%2]
+		more := fmt.Sprintf("  - {name: %s, path: /kept, authenticate: false, upstreams: [%q]}\n", name, l.upstream.URL())
+		next := l.open(more, fmt.Sprintf("other%d", i%7))
+		l.publish(next)
+		if err := l.proven(next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	load.Wait()
+	if sent.Load() == 0 {
+		t.Fatal("no request was sent")
+	}
+	t.Logf("%d requests", sent.Load())
+}
+
+// TestAListenerMoves: the new address opens, without a restart.
+func TestAListenerMoves(t *testing.T) {
+	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	l.addr = envoytest.Addr(t)
+	next := l.open("", "a")
+	l.serves(next)
+	envoytest.Eventually(t, "the new address accepts", func() bool { return envoytest.Accepts(l.addr) })
+	if code, _, err := l.get(envoytest.Client(t), "/a"); err != nil || code != 200 {
+		t.Fatalf("%d %v", code, err)
+	}
+}
+
+// TestAnEnvoyThatDiesIsServedAgain: its last configuration is gone with it.
+func TestAnEnvoyThatDiesIsServedAgain(t *testing.T) {
+	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	next := l.open("", "a", "b")
+	l.envoy.Kill()
+	l.eventually("it is gone", func(s Status) bool { return len(s.Envoys) == 0 })
+	l.serves(next)
+	envoytest.Eventually(t, "the new one accepts", func() bool { return envoytest.Accepts(l.addr) })
+	if code, _, err := l.get(envoytest.Client(t), "/b"); err != nil || code != 200 {
+		t.Fatalf("%d %v", code, err)
+	}
+}
