@@ -254,21 +254,64 @@ func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
 	}
 }
 
+// connections is what the gateway tracks with at present.
+func (g *gateway) connections() []*conn {
+	g.tracker.mu.Lock()
+	defer g.tracker.mu.Unlock()
+	return g.tracker.conns
+}
+
 // A lease that ran out is a gap, even where the connection lives: heartbeats that are answered late must not revive what is kept.
 func TestALateHeartbeatRevivesNothing(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	g := start(t, server.Addr, tracking.Addr)
-	s := g.create("ann")
-	g.warm(s)
-	drops := g.Stats().EpochDrops
-	// Each answer is older than a lease when it comes, and they come often enough for the connection to live.
-	tracking.Delay(faultproxy.Down, 1100*time.Millisecond)
-	redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
-	tracking.Heal()
-	redistest.Eventually(t, "a lease that is held again", g.Held)
-	if g.Stats().EpochDrops == drops {
-		t.Fatal("the lease was lost and held again, and nothing was dropped")
+	seen := false
+	redistest.Eventually(t, "a lease that ended and began on one connection", func() bool {
+		tracking.Heal()
+		g.awaitHeld()
+		before, drops := g.connections(), g.Stats().EpochDrops
+		// In two steps, so that the connection is never silent for long: each answer is then so old that its lease ends before the next.
+		tracking.Delay(faultproxy.Down, 400*time.Millisecond)
+		time.Sleep(900 * time.Millisecond)
+		tracking.Delay(faultproxy.Down, 850*time.Millisecond)
+		lost := false
+		for range 2000 {
+			now := g.connections()
+			if len(now) != 1 || len(before) != 1 || now[0] != before[0] {
+				return false // it was lost with its connection: again
+			}
+			held := g.Held()
+			if lost && held {
+				seen = g.Stats().EpochDrops > drops
+				return true
+			}
+			lost = lost || !held
+			time.Sleep(time.Millisecond)
+		}
+		return false
+	})
+	if !seen {
+		t.Fatal("the lease ended and began again, and nothing was dropped")
+	}
+}
+
+func TestWhatIsAskedWhileNobodyListensIsNotKept(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	g := start(t, server.Addr, tracking.Addr)
+	for range 5 {
+		s := g.create("ann")
+		tracking.Refuse()
+		tracking.Cut()
+		redistest.Eventually(t, "a tracking that is lost", func() bool { return len(g.connections()) == 0 })
+		for range 3 {
+			g.allow(s)
+		}
+		server.Do("DEL", key(s.Hash)) // nobody is called back
+		tracking.Heal()
+		redistest.Eventually(t, "a tracking that goes on", func() bool { return len(g.connections()) == 1 && g.Held() })
+		g.deny(s)
 	}
 }
 

@@ -115,6 +115,26 @@ func TestAfterARevokeAGatewayThatDoesNotHearDoesNotAccept(t *testing.T) {
 	}
 }
 
+// A lease counts from when the heartbeat was sent: its answer may have been on the way for long.
+func TestAnAnswerThatWasLongOnItsWayGivesNoLongerLease(t *testing.T) {
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
+	awaitAcquainted(t, a, b)
+	s := a.create("ann")
+	tracking.Delay(faultproxy.Down, 500*time.Millisecond)
+	time.Sleep(600 * time.Millisecond) // so that what comes is as old as that
+	b.warm(s)
+	deleted := server.CommandStats()["del"]
+	var revoke sync.WaitGroup
+	revoke.Go(func() { a.revoke(s) })
+	redistest.Eventually(t, "a token that is gone from Redis", func() bool { return server.CommandStats()["del"] > deleted })
+	time.Sleep(350 * time.Millisecond) // answers from before arrive, the call-back does not
+	tracking.Hold(faultproxy.Down)
+	revoke.Wait()
+	b.deny(s)
+}
+
 // A gateway that has only just started knows of no other.
 func TestAFreshGatewayWaitsForThoseItHasNotHeardOf(t *testing.T) {
 	server := redistest.Start(t)
