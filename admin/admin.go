@@ -11,7 +11,10 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -70,10 +73,12 @@ func New(config Config) *Server {
 	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("GET /readyz", s.ready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /api/v1/status", s.status)
-	mux.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
-	mux.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
-	mux.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
+	api := http.NewServeMux()
+	api.HandleFunc("GET /api/v1/status", s.status)
+	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
+	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
+	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
+	mux.Handle("/api/", local(api))
 	// A page on another origin can send a simple request to loopback: refuse what it could change.
 	s.handler = http.NewCrossOriginProtection().Handler(mux)
 	return s
@@ -84,6 +89,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 
 // Drain makes /readyz answer 503 from now on: Gatepost is about to end.
 func (s *Server) Drain() { s.draining.Store(true) }
+
+// local refuses requests for a name that the public DNS could have: a page can have its own name lead to
+// loopback (DNS rebinding), and would then be of the same origin as the API. An address, localhost and the single
+// name of a container cannot be had that way.
+func local(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = r.Host
+		}
+		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && strings.Contains(host, ".") {
+			answer(w, http.StatusMisdirectedRequest, map[string]string{"error": "ask for the API by address, by localhost or by a single name"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, map[string]string{"status": "ok"})

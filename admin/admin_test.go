@@ -1,0 +1,170 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens"
+	"gatepost/tokens/boltstore"
+)
+
+// kit is a server over a real embedded store, with one check that a test can fail.
+type kit struct {
+	*Server
+	store   *boltstore.Store
+	missing error
+	log     strings.Builder
+}
+
+func newKit(t *testing.T) *kit {
+	t.Helper()
+	store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	k := &kit{store: store}
+	k.Server = New(Config{
+		Checks: []Check{{Name: "store", Ready: store.Ping}, {Name: "envoy", Ready: func(context.Context) error { return k.missing }}},
+		Status: func() *gatewayv1.Status {
+			return &gatewayv1.Status{Version: "v1", Envoys: []*gatewayv1.EnvoyStatus{{Node: "n"}}}
+		},
+		Sessions: store,
+		Metrics:  prometheus.NewRegistry(),
+		Logger:   slog.New(slog.NewTextHandler(&k.log, nil)),
+	})
+	return k
+}
+
+// login keeps a session of the user's and returns its public id and its token.
+func (k *kit) login(t *testing.T, user string) (id string, token tokens.Token) {
+	t.Helper()
+	token, err := tokens.Mint(tokens.FormatUUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := tokens.NewSession(token.Hash(), user, nil, time.Now(), time.Hour, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.store.Create(t.Context(), session, 0); err != nil {
+		t.Fatal(err)
+	}
+	return session.ID, token
+}
+
+func (k *kit) ask(method, path string, headers ...string) *httptest.ResponseRecorder {
+	request := httptest.NewRequest(method, "http://127.0.0.1:18002"+path, nil)
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		if name == "Host" {
+			request.Host = value
+			continue
+		}
+		request.Header.Set(name, value)
+	}
+	answer := httptest.NewRecorder()
+	k.ServeHTTP(answer, request)
+	return answer
+}
+
+func (k *kit) want(t *testing.T, method, path string, code int, contains string, headers ...string) {
+	t.Helper()
+	got := k.ask(method, path, headers...)
+	if got.Code != code || !strings.Contains(got.Body.String(), contains) {
+		t.Errorf("%s %s: %d %s, want %d and %q in it", method, path, got.Code, got.Body, code, contains)
+	}
+}
+
+func TestReadyIsEveryCheckAndSaysWhichOneFails(t *testing.T) {
+	k := newKit(t)
+	k.want(t, "GET", "/readyz", http.StatusOK, `"store": "ok"`)
+	k.missing = errors.New("no Envoy is connected")
+	k.want(t, "GET", "/readyz", http.StatusServiceUnavailable, "no Envoy is connected")
+	k.want(t, "GET", "/healthz", http.StatusOK, "ok")
+	k.missing = nil
+	k.Drain()
+	k.want(t, "GET", "/readyz", http.StatusServiceUnavailable, "ending")
+	k.want(t, "GET", "/healthz", http.StatusOK, "ok")
+}
+
+func TestStatusIsTheProtosJSON(t *testing.T) {
+	k := newKit(t)
+	k.want(t, "GET", "/api/v1/status", http.StatusOK, `"acked_at"`)
+	var got struct {
+		Version string
+		Envoys  []struct{ Node string }
+	}
+	if err := json.Unmarshal(k.ask("GET", "/api/v1/status").Body.Bytes(), &got); err != nil || got.Version != "v1" || len(got.Envoys) != 1 || got.Envoys[0].Node != "n" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestSessionsAreListedAndEndedAndNoTokenIsShown(t *testing.T) {
+	k := newKit(t)
+	first, token := k.login(t, "alice smith")
+	second, _ := k.login(t, "alice smith")
+	third, _ := k.login(t, "bob")
+
+	var listed []Session
+	list := k.ask("GET", "/api/v1/users/alice%20smith/sessions")
+	if err := json.Unmarshal(list.Body.Bytes(), &listed); err != nil || len(listed) != 2 {
+		t.Fatalf("listed %s, %v", list.Body, err)
+	}
+	if body := list.Body.String(); strings.Contains(body, token.Reveal()) || strings.Contains(body, token.Hash().Hex()) {
+		t.Error("the list shows a token or its hash")
+	}
+	k.want(t, "DELETE", "/api/v1/sessions/"+first, http.StatusOK, `"revoked": 1`)
+	if _, err := k.store.Lookup(t.Context(), token.Hash()); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("the token of an ended session: %v, want ErrUnknown", err)
+	}
+	k.want(t, "DELETE", "/api/v1/sessions/"+first, http.StatusNotFound, "no such session")
+	k.want(t, "DELETE", "/api/v1/users/alice%20smith/sessions", http.StatusOK, `"revoked": 1`)
+	k.want(t, "GET", "/api/v1/users/alice%20smith/sessions", http.StatusOK, "[]")
+	k.want(t, "GET", "/api/v1/users/bob/sessions", http.StatusOK, third)
+	if !strings.Contains(k.log.String(), first) || strings.Contains(k.log.String(), second) {
+		t.Errorf("the log has %q, want what was ended by id", k.log.String())
+	}
+}
+
+func TestAPageOfAnotherOriginEndsNothing(t *testing.T) {
+	k := newKit(t)
+	id, _ := k.login(t, "alice")
+	k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusForbidden, "", "Sec-Fetch-Site: cross-site")
+	k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusForbidden, "", "Origin: https://evil.example")
+	k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusOK, id)
+}
+
+func TestANameOfThePublicDNSIsNotOurs(t *testing.T) {
+	k := newKit(t)
+	for host, code := range map[string]int{
+		"rebound.evil.example": 421, "rebound.evil.example:18002": 421, "127.0.0.1.evil.example": 421,
+		"127.0.0.1:18002": 200, "[::1]:18002": 200, "[::1]": 200, "localhost:18002": 200, "gatepost:18002": 200,
+	} {
+		k.want(t, "GET", "/api/v1/status", code, "", "Host: "+host)
+	}
+	k.want(t, "GET", "/metrics", 200, "", "Host: metrics.of.the.team")
+}
+
+func TestAStoreOutOfReachIs503AndNot404(t *testing.T) {
+	k := newKit(t)
+	id, _ := k.login(t, "alice")
+	if err := k.store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusServiceUnavailable, "out of reach")
+	k.want(t, "GET", "/readyz", http.StatusServiceUnavailable, "store")
+	if got := k.ask("GET", "/api/v1/users/alice/sessions"); got.Header().Get("Retry-After") == "" {
+		t.Error("a 503 without Retry-After")
+	}
+}
