@@ -1,9 +1,8 @@
 #!/usr/bin/env bash
-# Builds Docker Compose from its Go module, for machines that have an engine but no `docker compose`: build-compose.sh FILE
-# Takes minutes the first time; FILE is kept by who asks for it.
+# Builds Docker Compose from its Go module, for machines that have an engine but no `docker compose`: build-compose.sh VERSION FILE
+# Takes a minute or more; FILE is kept by who asks for it.
 set -eu
-version=v5.6.0 # the newest that go.mod's Go can build
-out=${1:?the file to build}
+version=${1:?which version} out=${2:?the file to build}
 src=$(go mod download -json "github.com/docker/compose/v5@$version" | sed -n 's/^\t"Dir": "\(.*\)",*$/\1/p')
 dir=$(mktemp -d)
 trap 'chmod -R u+w "$dir" && rm -rf "$dir"' EXIT
@@ -12,5 +11,6 @@ cp -R "$src/." "$dir"
 chmod -R u+w "$dir"
 mkdir -p "$(dirname "$out")"
 (cd "$dir" && CGO_ENABLED=0 GOFLAGS=-buildvcs=false GOWORK=off go build -trimpath \
-  -ldflags "-s -w -X github.com/docker/compose/v5/internal.Version=$version" -o docker-compose ./cmd)
-mv "$dir/docker-compose" "$out" # last, so that FILE is never half a program
+  -ldflags "-s -w -X github.com/docker/compose/v5/internal.Version=$version" -o "$dir/docker-compose" ./cmd)
+cp "$dir/docker-compose" "$out.part"
+mv "$out.part" "$out" # so that FILE is never half a program

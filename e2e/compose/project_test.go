@@ -24,8 +24,8 @@ const root = "../.."
 // comes with some machines, beside the project.
 const standIns = root + "/../shared/docker/stand-in-images.sh"
 
-// composePlugin is where Compose is kept once it had to be built.
-const composePlugin = root + "/.tools/docker-compose-v5.6.0"
+// composeVersion is the Compose that is built where there is none: the newest that the Go of go.mod can build.
+const composeVersion = "v5.6.0"
 
 // projectName is before the name of all that Compose makes for the test.
 const projectName = "gatepost-test"
@@ -119,13 +119,13 @@ func findCompose(t *testing.T, e *engine) []string {
 	if e.command(t.Context(), "compose", "version").Run() == nil {
 		return []string{e.docker, "compose"}
 	}
-	built, err := filepath.Abs(composePlugin)
+	built, err := filepath.Abs(root + "/.tools/docker-compose-" + composeVersion)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(built); err != nil {
 		t.Log("building Docker Compose, once")
-		if out, err := exec.CommandContext(t.Context(), "./build-compose.sh", built).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(t.Context(), "./build-compose.sh", composeVersion, built).CombinedOutput(); err != nil {
 			missing(t, fmt.Sprintf("no `docker compose`, and it cannot be built (%v): install Docker's compose plugin\n%s", err, out))
 		}
 	}
@@ -147,11 +147,11 @@ func provideImages(t *testing.T, e *engine) string {
 		if err != nil {
 			missing(t, err.Error())
 		}
-		make := exec.CommandContext(t.Context(), standIns)
-		make.Env = append(os.Environ(), e.env...)
-		make.Env = append(make.Env, "ENVOY="+program,
+		script := exec.CommandContext(t.Context(), standIns)
+		script.Env = append(os.Environ(), e.env...)
+		script.Env = append(script.Env, "ENVOY="+program,
 			"REDIS_IMAGE="+redis, "ENVOY_IMAGE="+envoyImage, "GO_IMAGE="+golang, "STATIC_IMAGE="+static)
-		output(t, make)
+		output(t, script)
 		giveRedisItsFolder(t, e, redis)
 		return "stand-in images"
 	}
