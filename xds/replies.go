@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
@@ -34,6 +35,7 @@ func methodNotAllowed(allowed []string) answer {
 type reply struct {
 	status uint32
 	flag   string // the response flag that tells this case from another of the same status
+	path   string // the start of the path, as the route has rewritten it, that does so
 	text   string
 	retry  bool // whether the same request may well succeed in a moment
 }
@@ -42,17 +44,20 @@ type reply struct {
 // and 405, which are routes. They say nothing about an upstream but that it failed.
 var replies = []reply{
 	// By ext_authz: Gatepost did not answer, or its store did not. It is not a "no".
-	{503, "UAEX", "The gateway cannot tell at the moment whether this request may pass. Please try again.", true},
-	{503, "", "The service cannot be reached at the moment.", false},
-	{504, "", "The service took too long to answer.", false},
-	{502, "", "The service gave an answer that cannot be delivered.", false},
-	{400, "", "The request is malformed.", false},
-	{408, "", "The request took too long to arrive.", false},
-	{413, "", "The request is too large.", false},
-	{426, "", "The request needs HTTP/1.1 or newer.", false},
-	{431, "", "The headers of the request are too large.", false},
-	{500, "", "The gateway could not handle the request.", false},
-	{501, "", "The gateway does not support a part of the request.", false},
+	{503, "UAEX", "", "The gateway cannot tell at the moment whether this request may pass. Please try again.", true},
+	// By the route to the token handler, which is away with the rest of Gatepost. (A service of which a path on the
+	// upstream begins like this is told to try again too.)
+	{503, "", handlerLogin, "The service cannot be reached at the moment.", true},
+	{503, "", "", "The service cannot be reached at the moment.", false},
+	{504, "", "", "The service took too long to answer.", false},
+	{502, "", "", "The service gave an answer that cannot be delivered.", false},
+	{400, "", "", "The request is malformed.", false},
+	{408, "", "", "The request took too long to arrive.", false},
+	{413, "", "", "The request is too large.", false},
+	{426, "", "", "The request needs HTTP/1.1 or newer.", false},
+	{431, "", "", "The headers of the request are too large.", false},
+	{500, "", "", "The gateway could not handle the request.", false},
+	{501, "", "", "The gateway does not support a part of the request.", false},
 }
 
 // localReplies gives Envoy's own answers a JSON body. Where origins are listed, one for which an origin was
@@ -74,6 +79,9 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 	filters := []*accesslogv3.AccessLogFilter{statusIs(r.status)}
 	if r.flag != "" {
 		filters = append(filters, flagIs(r.flag))
+	}
+	if r.path != "" {
+		filters = append(filters, pathBegins(r.path))
 	}
 	if origin != nil {
 		filters = append(filters, origin)
@@ -146,6 +154,17 @@ func statusIs(status uint32) *accesslogv3.AccessLogFilter {
 func flagIs(flag string) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 		ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{flag}},
+	}}
+}
+
+func pathBegins(path string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
+		HeaderFilter: &accesslogv3.HeaderFilter{Header: &routev3.HeaderMatcher{
+			Name: ":path",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: path},
+			}},
+		}},
 	}}
 }
 

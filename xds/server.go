@@ -50,7 +50,7 @@ var ErrEmpty = errors.New("the configuration is empty")
 
 // ErrRejected says that an Envoy has refused this version; it is not sent a second time. The error is a
 // *Rejection, with Envoy's words.
-var ErrRejected = errors.New("Envoy has rejected this configuration")
+var ErrRejected = errors.New("rejected by Envoy")
 
 // ErrSuperseded says that another version was published meanwhile.
 var ErrSuperseded = errors.New("another configuration was published meanwhile")
