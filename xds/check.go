@@ -1,0 +1,169 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"golang.org/x/net/http/httpguts"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// checkDefinitions refuses what the definitions' own checks should have refused before: configuration that
+// would be ambiguous, or that would open what is to be closed, is never built.
+func checkDefinitions(gw *gatewayv1.Gateway, opts Options) error {
+	return errors.Join(checkGateway(gw, opts), checkServices(gw))
+}
+
+func checkGateway(gw *gatewayv1.Gateway, opts Options) error {
+	var errs []error
+	refuse := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if opts.GRPCCluster == "" || opts.HTTPCluster == "" {
+		refuse("options: the clusters of Gatepost itself have no names")
+	}
+	if gw.GetTokens().GetPath() == "" || gw.GetIdentity().GetUserHeader() == "" || gw.GetListen() == "" {
+		refuse("the definitions are not complete: their defaults were not filled in")
+	}
+	if path := gw.GetTokens().GetPath(); path == "/" || !plainPath(path) || within(path, ownPath) {
+		refuse("tokens.path %q cannot be used", path)
+	}
+	if h := gw.GetIdentity().GetUserHeader(); reservedHeader(h) || !httpguts.ValidHeaderFieldName(h) {
+		refuse("identity.user_header %q cannot be used", h)
+	}
+	if gw.GetCors().GetAllowCredentials() && len(gw.GetOrigins()) == 0 {
+		refuse("cors.allow_credentials needs origins: else every site could act as its visitor")
+	}
+	for _, o := range gw.GetOrigins() {
+		// A matcher that matches the word * allows every origin (CORS filter of Envoy).
+		if o == "" || o == "*" || o == "null" || strings.ContainsAny(o, " ,%\t") {
+			refuse("origin %q cannot be used", o)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkServices(gw *gatewayv1.Gateway) error {
+	var errs []error
+	names, paths := map[string]bool{}, map[string]string{}
+	for _, s := range gw.GetServices() {
+		name, key := s.GetName(), strings.ToLower(s.GetPath())
+		switch {
+		case name == "":
+			errs = append(errs, fmt.Errorf("a service at %q has no name", s.GetPath()))
+		case names[name]:
+			errs = append(errs, fmt.Errorf("service %q: there are two of this name", name))
+		case paths[key] != "":
+			errs = append(errs, fmt.Errorf("service %q: its path %q is that of service %q", name, s.GetPath(), paths[key]))
+		default:
+			if err := checkService(s, gw.GetTokens().GetPath()); err != nil {
+				errs = append(errs, fmt.Errorf("service %q: %w", name, err))
+			}
+		}
+		names[name], paths[key] = true, name
+	}
+	return errors.Join(errs...)
+}
+
+func checkService(s *gatewayv1.Service, tokens string) error {
+	switch path := s.GetPath(); {
+	case !plainPath(path):
+		return fmt.Errorf("the path %q cannot be used", path)
+	case within(path, tokens), within(path, ownPath):
+		return fmt.Errorf("the gateway keeps the path %q for itself", path)
+	case s.Authenticate == nil || len(s.GetAllowedMethods()) == 0 || len(s.GetUpstreams()) == 0 || s.GetTimeout() == nil:
+		return errors.New("its defaults were not filled in")
+	case slices.ContainsFunc(s.GetAllowedMethods(), notAMethod):
+		return fmt.Errorf("the methods %q cannot be used", s.GetAllowedMethods())
+	case len(s.GetScopes()) > 0 && !s.GetAuthenticate():
+		return errors.New("scopes need a token")
+	}
+	return nil
+}
+
+// plainPath says whether a path can be matched as it stands: absolute, without a slash at its end (but for the
+// root), and made of nothing that normalisation would change.
+func plainPath(path string) bool {
+	if path == "/" {
+		return true
+	}
+	if !strings.HasPrefix(path, "/") || strings.HasSuffix(path, "/") {
+		return false
+	}
+	for segment := range strings.SplitSeq(path[1:], "/") {
+		if segment == "" || segment == "." || segment == ".." || strings.ContainsFunc(segment, notInPath) {
+			return false
+		}
+	}
+	return true
+}
+
+// notInPath is every character that ends a path, escapes one or changes what is matched.
+func notInPath(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`?#%\;`, r) }
+
+// within says whether path is dir or below it, without regard to case.
+func within(path, dir string) bool {
+	path, dir = strings.ToLower(path), strings.ToLower(dir)
+	return path == dir || strings.HasPrefix(path, dir+"/")
+}
+
+// notAMethod says whether a method is written in a way that no client and no service uses. (In the Allow header
+// of an answer it stands in a format string of Envoy's.)
+func notAMethod(m string) bool {
+	return m == "" || m == "CONNECT" || strings.Trim(m, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-") != ""
+}
+
+// reservedHeader says whether a header cannot bear the user's id, because the proxy or the decision reads it.
+func reservedHeader(name string) bool {
+	switch strings.ToLower(name) {
+	case "authorization", "origin", "host", "cookie", "connection", "content-length", "content-type",
+		"transfer-encoding", "te", "upgrade", "expect", "x-request-id", "x-forwarded-for", "x-forwarded-proto":
+		return true
+	}
+	return strings.Contains(name, "_") || strings.HasPrefix(strings.ToLower(name), "x-envoy-")
+}
+
+// listenAddress reads host:port; Envoy takes an address, not a name.
+func listenAddress(listen string) (netip.AddrPort, error) {
+	if strings.HasPrefix(listen, ":") {
+		listen = "0.0.0.0" + listen
+	}
+	addr, err := netip.ParseAddrPort(listen)
+	if err != nil {
+		return addr, fmt.Errorf("listen %q is no ip:port", listen)
+	}
+	if addr.Port() == 0 {
+		return addr, fmt.Errorf("listen %q has no port", listen)
+	}
+	return addr, nil
+}
+
+// checkReferences follows every reference in the finished resources. Envoy takes a route to a cluster that is
+// not there, and answers 503.
+func checkReferences(listener *listenerv3.Listener, routes *routev3.RouteConfiguration, clusters clusterSet, opts Options) error {
+	var errs []error
+	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
+		if _, taken := clusters[static]; taken {
+			errs = append(errs, fmt.Errorf("cluster %q is also one of the bootstrap's", static))
+		}
+	}
+	known := func(name string) bool { return clusters[name] != nil || name == opts.HTTPCluster }
+	for _, vhost := range routes.GetVirtualHosts() {
+		for _, route := range vhost.GetRoutes() {
+			if to := route.GetRoute(); to != nil && !known(to.GetCluster()) {
+				errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
+			}
+			if len(route.GetTypedPerFilterConfig()) == 0 || route.GetTypedPerFilterConfig()[filterAuthz] == nil {
+				errs = append(errs, fmt.Errorf("route %q: it bears no rule", route.GetName()))
+			}
+		}
+	}
+	if named := rdsName(listener); named != routes.GetName() {
+		errs = append(errs, fmt.Errorf("listener %q: there is no route configuration %q", listener.GetName(), named))
+	}
+	return errors.Join(errs...)
+}
