@@ -126,6 +126,7 @@ func TestAnswersOfEnvoyItself(t *testing.T) {
 	const undecided = `"The gateway cannot tell at the moment whether this request may pass. Please try again."`
 	g := startGateway(t, shop)
 	g.public.SetHandler(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	g.tokens.SetHandler(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	for _, c := range []struct {
 		name, method, path string
 		headers            []string
@@ -147,6 +148,8 @@ func TestAnswersOfEnvoyItself(t *testing.T) {
 		{"the sidecar says no", "GET", "/orders", nil, deny(401, `"no"`, setHeader("content-type", "application/json")), 401, `"no"`, nil},
 		{"the sidecar says later", "GET", "/orders", nil, deny(429, `"later"`, setHeader("content-type", "application/json")), 429, `"later"`, nil},
 		{"upstream that breaks off", "GET", "/items", nil, allow, 503, gone, map[string]string{"Retry-After": ""}},
+		{"token handler that is away", "POST", "/TOKEN?x=1", nil, allow, 503, gone, map[string]string{"Retry-After": "1"}},
+		{"token handler that is away, a session", "DELETE", "/token/Sessions/1", nil, allow, 503, gone, map[string]string{"Retry-After": "1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g.answers(c.answers)
