@@ -152,6 +152,22 @@ func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
 	}
 }
 
+// Dropping everything takes a while; from its first moment on nothing of before is believed.
+func TestAnEntryOfAnotherEpochIsNotBelieved(t *testing.T) {
+	store := &everything{asked: map[tokens.Hash]int{}}
+	c := newCache(t, store, Config{})
+	h := randomHash()
+	for range 2 {
+		if _, err := c.Lookup(t.Context(), h); err != nil {
+			t.Fatal(err)
+		}
+		c.epoch.Add(1)
+	}
+	if n := store.asked[h]; n != 2 {
+		t.Fatalf("the store was asked %d times", n)
+	}
+}
+
 func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a million tokens take seconds: run without -short")

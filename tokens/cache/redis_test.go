@@ -23,7 +23,7 @@ func TestACacheOnRedisIsATokenStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
 		store := realStore(t, server.URL())
-		g := openStore(t, store, store.Client(), Config{}, RedisConfig{})
+		g := openStore(t, store, store.Client(), Config{}, RedisConfig{Lease: 200 * time.Millisecond})
 		g.awaitHeld()
 		return g
 	})
