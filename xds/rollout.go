@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"maps"
+	"strconv"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -57,8 +58,12 @@ func (s *Server) begin(target *Snapshot) {
 	r := &s.rollout
 	r.stop()
 	old := r.target
+	nothingServed := old != nil && s.rejected[old.Version] != nil && s.proven == nil
+	if nothingServed {
+		target = s.again(target) // what the two have in common may be what was rejected
+	}
 	r.target, r.since, r.before = target, time.Now(), r.view
-	if old == nil || s.rejected[old.Version] != nil && s.proven == nil {
+	if old == nil || nothingServed {
 		r.view, r.retired = target.view(), nil
 		s.toRoutes()
 		return
@@ -76,6 +81,23 @@ func (s *Server) begin(target *Snapshot) {
 		s.toRoutes()
 	})
 	s.advance()
+}
+
+// again is the same snapshot with other versions of its resources, so that all of it is sent: on a stream that goes
+// on, a resource that an Envoy has rejected counts as sent. What it has taken already is nothing new to it.
+func (s *Server) again(snapshot *Snapshot) *Snapshot {
+	s.resent++
+	mark := "-" + strconv.Itoa(s.resent)
+	out := *snapshot
+	for _, part := range []*set{&out.listeners, &out.routes, &out.clusters} {
+		marked := newSet()
+		for name, r := range part.byName {
+			marked.add(name, r, part.versions[name]+mark)
+		}
+		marked.seal()
+		*part = marked
+	}
+	return &out
 }
 
 // retire notes since when the clusters of the view are not in the target.

@@ -99,6 +99,8 @@ type Server struct {
 	// refusal is why the newest definitions are not the ones that are served; nil where they are.
 	refusal *Rejection
 	changed chan struct{} // closed, and replaced, at each change of Status
+	// resent counts how often something was sent that had been sent before.
+	resent int
 }
 
 // New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it.
@@ -170,11 +172,19 @@ func (s *Server) Publish(snapshot *Snapshot) error {
 }
 
 // Retry forgets that a version was rejected, so that it can be published once more: for a cause that lay
-// outside of the configuration, such as a port that was taken.
+// outside of the configuration, such as a port that was taken. Where it is published still, because nothing better is
+// known, the Envoys are sent it once more.
 func (s *Server) Retry(version string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.rejected[version] == nil {
+		return
+	}
 	delete(s.rejected, version)
+	if version == s.rollout.version() {
+		s.refusal = nil
+		s.begin(s.again(s.rollout.target))
+	}
 }
 
 // Proven waits until every connected Envoy, and at least one, has acknowledged this version in full. It returns

@@ -257,6 +257,48 @@ func TestWithoutAProvenVersionARejectionIsNotSentAgainAndAGoodOneIsServed(t *tes
 	}
 }
 
+// A port that was taken when the gateway began: the listener is the same in the next definitions, and is sent again.
+func TestWithoutAProvenVersionWhatWasRejectedIsSentWithTheNextChange(t *testing.T) {
+	c := startControl(t, quick)
+	first := withServices(t, "a")
+	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
+	c.publish(first)
+	if err := c.proven(first); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	e.judges(acceptAll)
+	c.serves(withServices(t, "a", "b"))
+	c.serves(withServices(t, "b"))
+	if err := e.dangling(); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(e.transcript(), "nack"); n != 1 {
+		t.Fatalf("%d rejections, want 1", n)
+	}
+}
+
+func TestWithoutAProvenVersionTheOnlyOneCanBeTriedAgain(t *testing.T) {
+	c := startControl(t, quick)
+	only := withServices(t, "a")
+	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
+	c.publish(only)
+	for try := range 3 {
+		if err := c.proven(only); !errors.Is(err, ErrRejected) {
+			t.Fatalf("try %d: got %v", try, err)
+		}
+		if try == 2 {
+			e.judges(acceptAll)
+		}
+		c.Retry(only.Version)
+	}
+	if err := c.proven(only); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Status(); got.Rejected != nil || got.Envoys[0].Nack != nil {
+		t.Fatalf("status %+v", got)
+	}
+}
+
 func TestACauseOutsideCanBeTriedAgain(t *testing.T) {
 	c := startControl(t, quick)
 	good, moved := withServices(t, "a"), build(t, `{listen: "127.0.0.1:5501", services: []}`)
