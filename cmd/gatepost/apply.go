@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"os"
 	"sync"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/envoy"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/proven"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
 	"gatepost/xds"
@@ -26,8 +29,12 @@ type applier struct {
 
 	mu     sync.Mutex
 	newest *applied // what was last published
-	proven *applied // what every Envoy last had in full; nil: nothing yet
-	failed error    // why the newest file is not what is published; nil where it is
+	// published is the newest, and those to which the control plane may go back. :: version → what it was made of
+	published map[string]*applied
+	proven    *applied // what every Envoy was last seen to serve; nil: nothing yet
+	failed    error    // why the newest file is not what is published; nil where it is
+	// rejectedLast is what the Envoys have rejected and would be served had they not; nil: nothing.
+	rejectedLast *applied
 }
 
 // applied is definitions with what is made of them.
@@ -35,14 +42,15 @@ type applied struct {
 	definitions *definitions.Definitions
 	version     string
 	login       *endpoint.Settings
+	saved       time.Time // when they were written; zero: before this gateway began
 }
 
 func newApplier(side *sidecar, lastGood definitions.LastGood) *applier {
-	return &applier{side: side, lastGood: lastGood}
+	return &applier{side: side, lastGood: lastGood, published: map[string]*applied{}}
 }
 
-// Apply publishes definitions. An error leaves everything as it is.
-func (a *applier) Apply(d *definitions.Definitions) error {
+// Apply publishes definitions that were saved at a time, for the measuring. An error leaves everything as it is.
+func (a *applier) Apply(d *definitions.Definitions, saved time.Time) error {
 	login, err := endpoint.SettingsFrom(d.Gateway.GetTokens())
 	if err != nil {
 		return fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
@@ -53,10 +61,15 @@ func (a *applier) Apply(d *definitions.Definitions) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	next := &applied{d, snapshot.Version, login, saved}
 	if err := a.side.control.Publish(snapshot); err != nil {
+		if errors.Is(err, xds.ErrRejected) {
+			a.rejectedLast = next
+		}
 		return err
 	}
-	a.newest, a.failed = &applied{d, snapshot.Version, login}, nil
+	a.newest, a.failed, a.rejectedLast = next, nil, nil
+	a.published[next.version] = next
 	a.obey(a.newest)
 	return nil
 }
@@ -73,9 +86,20 @@ func (a *applier) obey(now *applied) {
 
 // Changed is told of new definitions by the watcher.
 func (a *applier) Changed(_ context.Context, d *definitions.Definitions) {
-	if err := a.Apply(d); err != nil {
+	if err := a.Apply(d, savedAt(d.Name)); err != nil {
 		a.Failed(err)
 	}
+}
+
+// savedAt is when a file was saved, by its own account where that can be believed: a file that was moved to its place
+// may be older than the move.
+func savedAt(path string) time.Time {
+	now := time.Now()
+	info, err := os.Stat(path)
+	if err != nil || info.ModTime().After(now) || now.Sub(info.ModTime()) > time.Minute {
+		return now
+	}
+	return info.ModTime()
 }
 
 // Failed is told why new definitions are not served. What was served before stays.
@@ -83,8 +107,36 @@ func (a *applier) Failed(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.failed = err
+	if !errors.Is(err, xds.ErrRejected) {
+		a.rejectedLast = nil
+	}
 	a.side.metrics.definitionsFailed.Inc()
 	a.side.logger.Error("the definitions cannot be served; those before stay", "error", err)
+}
+
+// StartedWithout is told why the definitions to start with are not those of the file. The watcher, which looks at the
+// file too, says so again to Failed, where it is counted.
+func (a *applier) StartedWithout(err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.failed = err
+	a.side.logger.Warn("starting with the definitions that were last proven; those of the file cannot be served", "file", a.side.settings.config)
+}
+
+// Again has the Envoys try once more what they have rejected last: what was in the way may lie outside of the
+// definitions, such as a port that was taken.
+func (a *applier) Again(ctx context.Context) {
+	rejected := a.side.control.Status().Rejected
+	a.mu.Lock()
+	again := a.rejectedLast
+	a.mu.Unlock()
+	switch {
+	case again != nil: // those before are served meanwhile
+		a.side.control.Retry(again.version)
+		a.Changed(ctx, again.definitions)
+	case rejected != nil: // there were none before
+		a.side.control.Retry(rejected.Version)
+	}
 }
 
 // Loaded returns nil where definitions are being served.
@@ -107,11 +159,21 @@ func (a *applier) Acked(context.Context) error {
 	return errors.New("no connected Envoy has acknowledged a configuration yet")
 }
 
+// Listen is where Envoys take requests, by the newest definitions.
+func (a *applier) Listen() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.newest == nil {
+		return ""
+	}
+	return a.newest.definitions.Gateway.GetListen()
+}
+
 // Follow hears what the Envoys make of what is published, until ctx ends.
 func (a *applier) Follow(ctx context.Context) {
 	for {
-		changed := a.side.control.Changed()
-		a.settle(a.side.control.Status())
+		changed := a.side.prover.Changed()
+		a.settle()
 		select {
 		case <-ctx.Done():
 			return
@@ -120,36 +182,57 @@ func (a *applier) Follow(ctx context.Context) {
 	}
 }
 
-// settle keeps the newest definitions where they are proven, and goes back to the proven ones where the control
+// settle keeps the newest definitions where they are applied, and goes back to those before where the control
 // plane has: the token handler obeys what Envoy serves.
-func (a *applier) settle(status xds.Status) {
+func (a *applier) settle() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	status := a.side.prover.Status()
 	switch {
 	case a.newest == nil || a.newest == a.proven:
-	case status.Proven == a.newest.version:
+	case status.Version == a.newest.version && status.Applied():
 		a.proven = a.newest
+		a.tellApplied(status)
 		if err := a.lastGood.Save(a.newest.definitions); err != nil {
 			a.side.logger.Error("keeping the proven definitions", "error", err)
 		}
-	case a.proven != nil && status.Rejected != nil && status.Rejected.Version == a.newest.version:
-		a.newest, a.failed = a.proven, status.Rejected
-		a.obey(a.proven)
+	case status.Rejected != nil && status.Rejected.Version == a.newest.version && status.Version != a.newest.version:
+		before := a.published[status.Version]
+		if before == nil {
+			break // the control plane is already further than this
+		}
+		a.newest, a.rejectedLast, a.failed = before, a.newest, status.Rejected
+		a.obey(a.newest)
 	}
+	maps.DeleteFunc(a.published, func(version string, one *applied) bool {
+		return one != a.newest && version != status.Proven
+	})
+}
+
+// tellApplied says that the newest definitions are what clients get, and how long it took. It is called with mu held.
+func (a *applier) tellApplied(status proven.Status) {
+	said := []any{"version", a.newest.version, "envoys", len(status.Envoys), "answered", status.Answered()}
+	if !a.newest.saved.IsZero() {
+		took := time.Since(a.newest.saved)
+		a.side.metrics.definitionsApplied.Observe(took.Seconds())
+		said = append(said, "milliseconds", took.Milliseconds())
+	}
+	a.side.logger.Info("applied", said...)
 }
 
 // Status tells what is served, for operators.
 func (a *applier) Status() *gatewayv1.Status {
-	now := a.side.control.Status()
-	status := &gatewayv1.Status{Version: now.Version, Published: stamp(now.Published), Rejected: a.rejected(now)}
+	now := a.side.prover.Status()
+	status := &gatewayv1.Status{Version: now.Version, Published: stamp(now.Published), Rejected: a.rejected(now.Status)}
 	a.mu.Lock()
 	if a.newest != nil {
 		status.Source = a.newest.definitions.Name
 	}
 	a.mu.Unlock()
-	for _, one := range now.Envoys {
+	for i, one := range now.Envoys {
 		shown := &gatewayv1.EnvoyStatus{
 			Node: one.Node, Address: one.Address, Acked: one.Acked, AckedAt: stamp(one.AckedAt),
+			Proven: now.Answers[i].Proven, Serving: now.Answers[i].Serving, Doubt: now.Answers[i].Doubt,
 		}
 		if one.Nack != nil {
 			shown.Nack, shown.NackType, shown.NackedAt = one.Nack.Reason, one.Nack.Type, stamp(one.Nack.At)

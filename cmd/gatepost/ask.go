@@ -100,9 +100,20 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tPROVEN\tLAST NACK")
 	for _, e := range status.GetEnvoys() {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%t\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), e.GetProven(), orNone(e.GetNack()))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), provenOr(e), orNone(e.GetNack()))
 	}
 	return table.Flush()
+}
+
+// provenOr is whether an Envoy was seen to serve what it acknowledged, or why that cannot be said.
+func provenOr(e *gatewayv1.EnvoyStatus) string {
+	switch {
+	case e.GetProven():
+		return "yes"
+	case e.GetDoubt() != "":
+		return "no: " + e.GetDoubt()
+	}
+	return "not yet"
 }
 
 func orNone(text string) string {

@@ -53,6 +53,9 @@ func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
 	if err != nil {
 		return err
 	}
+	if err := s.requireConfig(); err != nil {
+		return err // before an Envoy is asked for: this mistake is the caller's
+	}
 	path, err := envoy.Find(s.envoy)
 	if err != nil {
 		return err
@@ -127,7 +130,7 @@ func (s *sidecar) awaitEnd(ctx, failed context.Context) error {
 	return nil
 }
 
-// reloadOnHangup reads the definitions again on SIGHUP.
+// reloadOnHangup reads the definitions again on SIGHUP, and has Envoy try once more what it has rejected.
 func (s *sidecar) reloadOnHangup(ctx context.Context, group *errgroup.Group) {
 	hangup := make(chan os.Signal, 1) // :: one per SIGHUP not yet seen to
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -139,6 +142,7 @@ func (s *sidecar) reloadOnHangup(ctx context.Context, group *errgroup.Group) {
 				return nil
 			case <-hangup:
 				s.logger.Info("SIGHUP: reading the definitions again")
+				s.applier.Again(ctx)
 				s.watcher.Reload()
 			}
 		}

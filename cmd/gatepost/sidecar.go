@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -14,6 +15,7 @@ import (
 	"gatepost/admin"
 	"gatepost/authz"
 	"gatepost/definitions"
+	"gatepost/proven"
 	"gatepost/tokens/endpoint"
 	"gatepost/tokens/shield"
 	"gatepost/xds"
@@ -31,6 +33,7 @@ type sidecar struct {
 	login    atomic.Pointer[endpoint.Settings] // what the served definitions say about tokens
 	endpoint *endpoint.Handler                 // the calls under /token
 	control  *xds.Server                       // what Envoy is told
+	prover   *proven.Prover                    // and whether that is what it serves
 	grpc     *grpc.Server                      // where Envoy asks both
 	http     *http.Server                      // where Envoy sends /token
 	adminSrv *http.Server
@@ -73,11 +76,12 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	})
 	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
 	side.applier = newApplier(side, lastGood)
-	if err := side.applier.Apply(first); err != nil {
+	side.prover = proven.New(proven.Config{Control: side.control, Listen: side.applier.Listen, Log: logger})
+	if err := side.applier.Apply(first, time.Time{}); err != nil {
 		return nil, err
 	}
 	if wrong != nil {
-		side.applier.Failed(wrong)
+		side.applier.StartedWithout(wrong)
 	}
 	side.watcher = definitions.NewWatcher(definitions.WatcherConfig{
 		Path: s.config, Current: first, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
@@ -121,6 +125,7 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveHTTP(ctx, s.http, httpListener) })
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
+	group.Go(func() error { s.prover.Run(ctx); return nil })
 	group.Go(func() error { s.applier.Follow(ctx); return nil })
 	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil

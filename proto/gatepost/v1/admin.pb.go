@@ -122,7 +122,12 @@ type EnvoyStatus struct {
 	NackedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=nacked_at,json=nackedAt,proto3" json:"nacked_at,omitempty"`
 	NackType string                 `protobuf:"bytes,7,opt,name=nack_type,json=nackType,proto3" json:"nack_type,omitempty"`
 	// Whether the Envoy has been seen to answer with the version that it acknowledged.
-	Proven        bool `protobuf:"varint,8,opt,name=proven,proto3" json:"proven,omitempty"`
+	Proven bool `protobuf:"varint,8,opt,name=proven,proto3" json:"proven,omitempty"`
+	// The version with which the Envoy itself last answered; empty where it has not.
+	Serving string `protobuf:"bytes,9,opt,name=serving,proto3" json:"serving,omitempty"`
+	// Why an acknowledged version is not proven, such as that the Envoy cannot be reached to be asked; empty where it
+	// is proven, or not asked yet.
+	Doubt         string `protobuf:"bytes,10,opt,name=doubt,proto3" json:"doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,6 +218,20 @@ func (x *EnvoyStatus) GetProven() bool {
 	return false
 }
 
+func (x *EnvoyStatus) GetServing() string {
+	if x != nil {
+		return x.Serving
+	}
+	return ""
+}
+
+func (x *EnvoyStatus) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
 var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
@@ -223,7 +242,7 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
 	"\tpublished\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tpublished\x12\x1a\n" +
 	"\brejected\x18\x04 \x01(\tR\brejected\x120\n" +
-	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\"\x8a\x02\n" +
+	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\"\xba\x02\n" +
 	"\vEnvoyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -232,7 +251,10 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x04nack\x18\x05 \x01(\tR\x04nack\x127\n" +
 	"\tnacked_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bnackedAt\x12\x1b\n" +
 	"\tnack_type\x18\a \x01(\tR\bnackType\x12\x16\n" +
-	"\x06proven\x18\b \x01(\bR\x06provenB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\x06proven\x18\b \x01(\bR\x06proven\x12\x18\n" +
+	"\aserving\x18\t \x01(\tR\aserving\x12\x14\n" +
+	"\x05doubt\x18\n" +
+	" \x01(\tR\x05doubtB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_admin_proto_rawDescOnce sync.Once

@@ -215,7 +215,15 @@ type Tokens struct {
 	// How many sessions one user may have; a further login ends the oldest. Default: 100.
 	MaxSessions uint32 `protobuf:"varint,8,opt,name=max_sessions,json=maxSessions,proto3" json:"max_sessions,omitempty"`
 	// How whoever guesses passwords is slowed down, and how the user service is kept from more than it can answer.
-	Shield        *Shield `protobuf:"bytes,9,opt,name=shield,proto3" json:"shield,omitempty"`
+	Shield *Shield `protobuf:"bytes,9,opt,name=shield,proto3" json:"shield,omitempty"`
+	// The cookie that may bear the token beside Authorization, by its name. No upstream sees it, but for those with
+	// forward_token. Needs `origins`: browsers send a cookie by themselves, whichever page asks. Default: none may.
+	Cookie string `protobuf:"bytes,10,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// The WebSocket subprotocol that may bear the token, by what stands before it: with gatepost.bearer a page offers
+	// `gatepost.bearer.TOKEN`, and beside it the subprotocols that the service speaks, or gatepost.bearer alone, which the
+	// gateway then accepts in the place of a service that speaks none. No upstream sees either, but for those with
+	// forward_token. Default: none may.
+	Subprotocol   string `protobuf:"bytes,11,opt,name=subprotocol,proto3" json:"subprotocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,6 +319,20 @@ func (x *Tokens) GetShield() *Shield {
 		return x.Shield
 	}
 	return nil
+}
+
+func (x *Tokens) GetCookie() string {
+	if x != nil {
+		return x.Cookie
+	}
+	return ""
+}
+
+func (x *Tokens) GetSubprotocol() string {
+	if x != nil {
+		return x.Subprotocol
+	}
+	return ""
 }
 
 // Authenticator is the user service that a login is sent to.
@@ -676,7 +698,10 @@ type Service struct {
 	// How long the upstream may take. Default: 15s.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// The scopes that a session needs to use it, all of them. Not for a public service.
-	Scopes        []string `protobuf:"bytes,9,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	Scopes []string `protobuf:"bytes,9,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// Whether it takes WebSockets (RFC 6455, over HTTP/1.1). `timeout` does not end one; the end of its token does, and
+	// five minutes without a byte in either direction. Needs GET among the methods. Default: false, an upgrade is 403.
+	Websocket     bool `protobuf:"varint,10,opt,name=websocket,proto3" json:"websocket,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -774,6 +799,13 @@ func (x *Service) GetScopes() []string {
 	return nil
 }
 
+func (x *Service) GetWebsocket() bool {
+	if x != nil {
+		return x.Websocket
+	}
+	return false
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
@@ -791,7 +823,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
-	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\x82\x04\n" +
+	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\x96\x05\n" +
 	"\x06Tokens\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12H\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\blifetime\x12-\n" +
@@ -803,7 +835,10 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rauthenticator\x18\x06 \x01(\v2\x1a.gatepost.v1.AuthenticatorR\rauthenticator\x12W\n" +
 	"\x10session_lifetime\x18\a \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x0fsessionLifetime\x12+\n" +
 	"\fmax_sessions\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\vmaxSessions\x12+\n" +
-	"\x06shield\x18\t \x01(\v2\x13.gatepost.v1.ShieldR\x06shield\"\xba\x02\n" +
+	"\x06shield\x18\t \x01(\v2\x13.gatepost.v1.ShieldR\x06shield\x12C\n" +
+	"\x06cookie\x18\n" +
+	" \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\x06cookie\x12M\n" +
+	"\vsubprotocol\x18\v \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\vsubprotocol\"\xba\x02\n" +
 	"\rAuthenticator\x12\x1c\n" +
 	"\x03url\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12E\n" +
@@ -837,7 +872,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\t_failures\"V\n" +
 	"\bIdentity\x12J\n" +
 	"\vuser_header\x18\x01 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\n" +
-	"userHeader\"\x9b\x04\n" +
+	"userHeader\"\xb9\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -849,7 +884,9 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"keepPrefix\x12#\n" +
 	"\rforward_token\x18\a \x01(\bR\fforwardToken\x12F\n" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\atimeout\x12H\n" +
-	"\x06scopes\x18\t \x03(\tB0\xbaH-\x92\x01*\x10 \x18\x01\"$r\"2 ^[\\x21\\x23-\\x5B\\x5D-\\x7E]{1,64}$R\x06scopesB\x0f\n" +
+	"\x06scopes\x18\t \x03(\tB0\xbaH-\x92\x01*\x10 \x18\x01\"$r\"2 ^[\\x21\\x23-\\x5B\\x5D-\\x7E]{1,64}$R\x06scopes\x12\x1c\n" +
+	"\twebsocket\x18\n" +
+	" \x01(\bR\twebsocketB\x0f\n" +
 	"\r_authenticateB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (

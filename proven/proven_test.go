@@ -1,0 +1,302 @@
+package proven
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"gatepost/xds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// control is a control plane that says what a test wants.
+type control struct {
+	mu      sync.Mutex
+	status  xds.Status
+	changed chan struct{}
+}
+
+func (c *control) Status() xds.Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.status
+}
+
+func (c *control) Changed() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changed
+}
+
+// publishes has a version published, while the Envoys of these nodes have acknowledged another or the same.
+func (c *control) publishes(version, acked string, nodes ...string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status = xds.Status{Version: version}
+	for i, node := range nodes {
+		c.status.Envoys = append(c.status.Envoys, xds.EnvoyStatus{
+			Node: node, Address: "127.0.0.1:1", Connected: start.Add(time.Duration(i)), Acked: acked,
+		})
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// envoys answer as a test wants, and note how often they were asked.
+type envoys struct {
+	mu      sync.Mutex
+	answers func() (string, error)
+	asked   int
+}
+
+func (e *envoys) ask(context.Context, string) (string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.asked++
+	return e.answers()
+}
+
+func (e *envoys) say(version string, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.answers = func() (string, error) { return version, err }
+}
+
+func (e *envoys) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.asked
+}
+
+// kit runs a prover in a bubble of time until the test ends.
+func kit(t *testing.T, test func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		c, e, log := &control{changed: make(chan struct{})}, &envoys{}, &strings.Builder{}
+		p := New(Config{
+			Control: c, Listen: func() string { return "0.0.0.0:5500" }, Ask: e.ask,
+			Log: slog.New(slog.NewTextHandler(log, nil)),
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { p.Run(ctx) })
+		test(t, c, e, p, log)
+		cancel()
+		running.Wait()
+	})
+}
+
+func wait(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestAnEnvoyIsProvenWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		e.say("v1", nil)
+		c.publishes("v1", "", "a")
+		synctest.Wait()
+		if got := p.Status(); got.Applied() || got.Answers[0].Proven || e.count() != 0 {
+			t.Fatalf("before the acknowledgement: %+v, asked %d times", got, e.count())
+		}
+		c.publishes("v1", "v1", "a")
+		synctest.Wait()
+		got := p.Status()
+		if !got.Applied() || !got.Answered() || got.Answers[0] != (Answer{Serving: "v1", Proven: true}) {
+			t.Fatalf("after it: %+v", got)
+		}
+		wait(time.Hour)
+		if e.count() != 1 {
+			t.Errorf("asked %d times, want once", e.count())
+		}
+	})
+}
+
+func TestAnAcknowledgementAloneIsNotEnough(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder) {
+		e.say("v1", nil)
+		c.publishes("v2", "v2", "a")
+		wait(time.Minute)
+		got := p.Status()
+		if got.Applied() || got.Answers[0].Proven || got.Answers[0].Serving != "v1" || !strings.Contains(got.Answers[0].Doubt, "v1") {
+			t.Fatalf("an Envoy that serves another version: %+v", got)
+		}
+		if told := strings.Count(log.String(), "does not serve the version"); told != 1 {
+			t.Errorf("the log tells of it %d times, want once:\n%s", told, log)
+		}
+		if e.count() > 30 {
+			t.Errorf("asked %d times in a minute", e.count())
+		}
+		e.say("v2", nil)
+		wait(lastAgain)
+		if got := p.Status(); !got.Applied() || got.Answers[0].Doubt != "" {
+			t.Fatalf("when it serves it: %+v", got)
+		}
+	})
+}
+
+func TestAnEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder) {
+		e.say("", errors.New("no route to host"))
+		c.publishes("v1", "v1", "a")
+		wait(patience / 2)
+		if p.Status().Applied() {
+			t.Fatal("applied before the Envoy had time to answer")
+		}
+		wait(2 * patience)
+		got := p.Status()
+		if !got.Applied() || got.Answered() || got.Answers[0].Proven || got.Answers[0].Doubt != "no route to host" {
+			t.Fatalf("after that: %+v", got)
+		}
+		c.publishes("v2", "v1", "a")
+		synctest.Wait()
+		if p.Status().Applied() {
+			t.Fatal("applied without an acknowledgement")
+		}
+		c.publishes("v2", "v2", "a")
+		synctest.Wait()
+		if !p.Status().Applied() {
+			t.Fatal("the next change waits for an Envoy that is known not to answer")
+		}
+		wait(time.Hour)
+		if told := strings.Count(log.String(), "cannot be asked"); told != 1 {
+			t.Errorf("the log tells of it %d times, want once:\n%s", told, log)
+		}
+		e.say("v2", nil)
+		wait(lastAgain)
+		if got := p.Status(); !got.Answered() {
+			t.Fatalf("when it answers after all: %+v", got)
+		}
+	})
+}
+
+func TestEveryEnvoyHasToAnswer(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		c.publishes("v1", "v1")
+		synctest.Wait()
+		if p.Status().Applied() {
+			t.Fatal("applied with no Envoy at all")
+		}
+		calls := 0
+		e.answers = func() (string, error) {
+			if calls++; calls == 1 {
+				return "v1", nil
+			}
+			return "v0", nil
+		}
+		c.publishes("v1", "v1", "a", "b")
+		wait(time.Second)
+		if got := p.Status(); got.Applied() || got.Answers[0].Proven == got.Answers[1].Proven {
+			t.Fatalf("one of two serves another version: %+v", got)
+		}
+		e.say("v1", nil)
+		wait(lastAgain)
+		if got := p.Status(); !got.Answered() {
+			t.Fatalf("both serve it: %+v", got)
+		}
+	})
+}
+
+func TestAnEnvoyThatComesBackIsAskedAgain(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		e.say("v1", nil)
+		c.publishes("v1", "v1", "a")
+		synctest.Wait()
+		c.publishes("v1", "v1")
+		synctest.Wait()
+		e.say("", errors.New("connection refused"))
+		c.publishes("v1", "v1", "a")
+		wait(time.Second)
+		if got := p.Status(); got.Answers[0].Proven {
+			t.Fatalf("what it answered before it went is held for true: %+v", got)
+		}
+	})
+}
+
+func TestWhoWaitsHearsOfEachChange(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		e.say("v1", nil)
+		var waiting sync.WaitGroup
+		waiting.Go(func() {
+			for changed := p.Changed(); !p.Status().Applied(); changed = p.Changed() {
+				<-changed
+			}
+		})
+		c.publishes("v1", "", "a")
+		synctest.Wait()
+		c.publishes("v1", "v1", "a")
+		waiting.Wait() // a deadlock here fails the bubble
+	})
+}
+
+func TestWhereAnEnvoyIsAsked(t *testing.T) {
+	for _, c := range []struct{ listen, peer, want string }{
+		{"0.0.0.0:5500", "@", "127.0.0.1:5500"},
+		{"0.0.0.0:5500", "", "127.0.0.1:5500"},
+		{":5500", "@", "127.0.0.1:5500"},
+		{"[::]:5500", "@", "127.0.0.1:5500"},
+		{"0.0.0.0:5500", "127.0.0.1:40000", "127.0.0.1:5500"},
+		{"0.0.0.0:5500", "[::1]:40000", "127.0.0.1:5500"},
+		{"0.0.0.0:5500", "192.0.2.7:40000", "192.0.2.7:5500"},
+		{"[::]:5500", "[2001:db8::7]:40000", "[2001:db8::7]:5500"},
+		{"0.0.0.0:5500", "[::ffff:192.0.2.7]:40000", "192.0.2.7:5500"},
+		{"127.0.0.1:5500", "@", "127.0.0.1:5500"},
+		{"127.0.0.2:5500", "127.0.0.1:40000", "127.0.0.2:5500"},
+		{"[::1]:5500", "@", "[::1]:5500"},
+		{"192.0.2.1:5500", "@", "192.0.2.1:5500"},
+		{"192.0.2.1:5500", "192.0.2.7:40000", "192.0.2.1:5500"},
+		{"127.0.0.1:5500", "192.0.2.7:40000", ""},
+	} {
+		got, err := beacon(c.listen, c.peer)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("listening on %s, from %s: %q %v, want %q", c.listen, c.peer, got, err, c.want)
+		}
+	}
+}
+
+func TestWhatAnswersAsk(t *testing.T) {
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		want   string
+	}{
+		"a version":       {200, `"0123456789abcdef"`, "0123456789abcdef"},
+		"another service": {200, "<html>", ""},
+		"no version":      {200, `""`, ""},
+		"not found":       {404, `"0123456789abcdef"`, ""},
+		"a redirect":      {302, `"0123456789abcdef"`, ""},
+		"no end":          {200, `"` + strings.Repeat("x", 1<<20) + `"`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != xds.VersionPath {
+					t.Errorf("asked for %s", r.URL.Path)
+				}
+				w.Header().Set("Location", "/elsewhere")
+				w.WriteHeader(c.status)
+				_, _ = fmt.Fprint(w, c.body)
+			}))
+			defer server.Close()
+			got, err := Ask(t.Context(), strings.TrimPrefix(server.URL, "http://"))
+			if got != c.want || (err == nil) != (c.want != "") {
+				t.Errorf("got %q, %v; want %q", got, err, c.want)
+			}
+		})
+	}
+	if got, err := Ask(t.Context(), "127.0.0.1:1"); err == nil {
+		t.Errorf("where nobody listens: %q", got)
+	}
+}
