@@ -10,6 +10,7 @@ import (
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -36,7 +37,6 @@ var checkedHeaders = []string{"authorization", "origin", "x-request-id"}
 // stripped are request headers by which some upstream or other believes who calls, or for which path. None
 // comes from the client; the header that bears the user's id is stripped with them (see strip).
 var stripped = []string{
-	"x-envoy-auth-failure-mode-allowed",
 	"x-forwarded-host", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-port",
 	"x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
 }
@@ -106,6 +106,20 @@ func stripAll() *headermutationv3.Mutations {
 			}},
 		}},
 	}
+}
+
+// stripEarly removes what only an Envoy says, all of x-envoy-*, before this Envoy says any of it. By itself it
+// removes the ones that it reads, and lets those pass that it or another Envoy would tell an upstream: how often
+// a request was tried, or whose it is (x-envoy-peer-metadata).
+func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
+	return []*corev3.TypedExtensionConfig{{
+		Name: filterStrip,
+		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{{
+			Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{
+				KeyMatcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}},
+			}},
+		}}}),
+	}}
 }
 
 // strip removes the client's own copy of the header that bears the user's id. It travels with the routes, as

@@ -69,7 +69,8 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		LocalReplyConfig: localReplies(b.gw),
 
 		// Who calls: nothing that a client claims about that is taken over (x-envoy-*, x-request-id).
-		UseRemoteAddress: wrapperspb.Bool(true),
+		UseRemoteAddress:              wrapperspb.Bool(true),
+		EarlyHeaderMutationExtensions: b.stripEarly(),
 
 		// The path that is matched is the path that is forwarded.
 		NormalizePath:                wrapperspb.Bool(true),

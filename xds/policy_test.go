@@ -99,7 +99,8 @@ func TestAClientCannotSayWhoItIs(t *testing.T) {
 	g := startGateway(t, shop)
 	claims := []string{"x-user-id: mallory", "X-USER-ID: mallory", "x-forwarded-host: m", "x-real-ip: 1.1.1.1",
 		"x-original-url: /admin", "x-rewrite-url: /admin", "forwarded: for=m", "x-forwarded-prefix: /m",
-		"x-forwarded-uri: /m", "x-forwarded-port: 1", "x-envoy-auth-failure-mode-allowed: true", "x-envoy-original-path: /m"}
+		"x-forwarded-uri: /m", "x-forwarded-port: 1", "x-envoy-auth-failure-mode-allowed: true", "x-envoy-original-path: /m",
+		"x-envoy-attempt-count: 9", "x-envoy-peer-metadata: m"}
 	g.do("GET", "/items", claims...)
 	g.do("GET", "/orders", claims...)
 	g.do("POST", "/token", claims...)
