@@ -1,6 +1,10 @@
 package definitions
 
-import "strings"
+import (
+	"strings"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
 
 // nearest returns the name that was probably meant by name, or "" where none is near.
 func nearest(name string, names []string) string {
@@ -45,4 +49,22 @@ func distance(a, b string) int {
 		}
 	}
 	return rows[len(a)][len(b)]
+}
+
+// Nearest returns the service whose path was probably meant by a path that none has: one that is a letter or two
+// away from as many segments of it. It returns nil where none is near.
+func (d *Definitions) Nearest(path string) *gatewayv1.Service {
+	var best *gatewayv1.Service
+	bestDistance := 0
+	for _, s := range d.Gateway.GetServices() {
+		segments := strings.Split(path, "/")
+		want := strings.ToLower(s.GetPath())
+		begin := strings.ToLower(strings.Join(segments[:min(len(segments), strings.Count(want, "/")+1)], "/"))
+		away := distance(begin, want)
+		if away > max(1, (len(want)-1)/3) || best != nil && away >= bestDistance {
+			continue
+		}
+		best, bestDistance = s, away
+	}
+	return best
 }

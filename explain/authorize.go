@@ -1,0 +1,159 @@
+package explain
+
+import (
+	"context"
+	"maps"
+	"strings"
+	"time"
+
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"gatepost/authz"
+	"gatepost/tokens"
+)
+
+// extAuthz is Envoy's ext_authz filter with Gatepost behind it: the decision is package authz's own.
+type extAuthz struct {
+	name       string
+	config     *extauthzv3.ExtAuthz
+	maxHeaders int // 0: any number
+}
+
+// envoysOwn is how many headers Envoy has added to a request by then: the three of its first line, and
+// x-forwarded-for, x-forwarded-proto, x-request-id and x-envoy-external-address.
+const envoysOwn = 3 + 4
+
+// settingsHolder is what may say something about a filter: a virtual host, a route.
+type settingsHolder interface {
+	GetTypedPerFilterConfig() map[string]*anypb.Any
+}
+
+// extensions are what the virtual host and the route tell Gatepost, merged, and whether it is asked at all.
+func (f extAuthz) extensions(x *exchange) (all map[string]string, asked bool) {
+	all, asked = map[string]string{}, true
+	for _, level := range []settingsHolder{x.vhost, x.route} {
+		says := new(extauthzv3.ExtAuthzPerRoute)
+		there, err := settings(level, f.name, says)
+		switch {
+		case err != nil:
+			x.err = err
+		case there && says.GetDisabled():
+			asked = false
+		case there:
+			asked = true
+			maps.Copy(all, says.GetCheckSettings().GetContextExtensions())
+		}
+	}
+	return all, asked
+}
+
+func (f extAuthz) request(x *exchange) {
+	extensions, asked := f.extensions(x)
+	if !asked || x.err != nil {
+		return
+	}
+	x.checked = true
+	watched := &watchedSessions{Sessions: x.sessions}
+	server, err := authz.New(authz.Config{Sessions: watched})
+	if err != nil {
+		x.err = err
+		return
+	}
+	said, err := server.Check(x.ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		ContextExtensions: extensions,
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Method: x.method, Path: x.path, Host: x.host, Scheme: "http", Protocol: "HTTP/1.1",
+			Headers: f.told(x.header),
+		}},
+	}})
+	x.asked, x.token = watched.asked, watched.token
+	if recent := server.Recent(); len(recent) > 0 {
+		x.reason, x.token = recent[0].Reason, recent[0].Token
+	}
+	f.obey(x, said, err)
+}
+
+func (extAuthz) response(*exchange) {}
+
+// told are the request headers that Gatepost is told.
+func (f extAuthz) told(header fields) map[string]string {
+	all := map[string]string{}
+	for _, h := range header {
+		if matchAny(f.config.GetAllowedHeaders().GetPatterns(), h.Name) {
+			all[h.Name] = printable(header.value(h.Name))
+		}
+	}
+	return all
+}
+
+// printable puts a ! for each byte that is no part of UTF-8, as Envoy does: a gRPC message cannot have it.
+func printable(value string) string {
+	var b strings.Builder
+	for i, c := range value {
+		if c == '\uFFFD' && !strings.HasPrefix(value[i:], "\uFFFD") {
+			b.WriteByte('!')
+			continue
+		}
+		b.WriteRune(c)
+	}
+	return b.String()
+}
+
+// obey does to the request what Gatepost's answer says.
+func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
+	if err != nil {
+		r := x.answer(int(f.config.GetStatusOnError().GetCode()), "")
+		r.flag = flagUnauthorized
+		return
+	}
+	if denied := said.GetDeniedResponse(); denied != nil {
+		r := x.answer(int(denied.GetStatus().GetCode()), denied.GetBody())
+		r.flag = flagUnauthorized
+		for _, h := range denied.GetHeaders() {
+			put(&r.header, h, h.GetHeader().GetValue())
+		}
+		return
+	}
+	for _, h := range said.GetOkResponse().GetHeaders() {
+		put(&x.header, h, h.GetHeader().GetValue())
+		x.set = append(x.set, Field{strings.ToLower(h.GetHeader().GetKey()), h.GetHeader().GetValue()})
+	}
+	for _, name := range said.GetOkResponse().GetHeadersToRemove() {
+		x.header.remove(strings.ToLower(name))
+	}
+	if f.maxHeaders > 0 && x.header.lines()+envoysOwn > f.maxHeaders {
+		x.answer(500, "").flag = flagUnauthorized
+		x.set, x.reason = nil, "too_many_headers"
+	}
+}
+
+// watchedSessions notes whether anybody asked.
+type watchedSessions struct {
+	authz.Sessions
+	asked bool
+	token string
+}
+
+func (w *watchedSessions) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	w.asked, w.token = true, h.String()
+	return w.Sessions.Lookup(ctx, h)
+}
+
+// someone stands for the id of the token's user, where nobody was asked for it.
+const someone = "(the id of the token's user)"
+
+// liveSession knows every token, as one with these scopes.
+type liveSession struct{ scopes []string }
+
+func (l liveSession) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+	return &tokens.Session{Hash: h, User: someone, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}, nil
+}
+
+// noSession knows no token.
+type noSession struct{}
+
+func (noSession) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
+	return nil, tokens.ErrUnknown
+}

@@ -1,0 +1,206 @@
+package explain
+
+import (
+	"fmt"
+	"strings"
+
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+)
+
+// filter is one of Envoy's HTTP filters. A request passes them in their order until one gives it a reply; the
+// reply passes all of them in the opposite order.
+type filter interface {
+	request(x *exchange)
+	response(x *exchange)
+}
+
+// filtersOf reads the connection manager's filters.
+func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
+	var all []filter
+	for _, one := range manager.GetHttpFilters() {
+		config, err := one.GetTypedConfig().UnmarshalNew()
+		if err != nil {
+			return nil, err
+		}
+		switch config := config.(type) {
+		case *corsv3.Cors:
+			all = append(all, cors{one.GetName()})
+		case *headermutationv3.HeaderMutation:
+			all = append(all, mutation{one.GetName(), config.GetMutations()})
+		case *extauthzv3.ExtAuthz:
+			most := manager.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue()
+			all = append(all, extAuthz{one.GetName(), config, int(most)})
+		case *routerv3.Router:
+			all = append(all, router{})
+		default:
+			return nil, fmt.Errorf("%w: the filter %s", ErrNotModelled, one.GetName())
+		}
+	}
+	return all, nil
+}
+
+// cors is Envoy's CORS filter. It looks at requests that are to be forwarded and at no others.
+type cors struct{ name string }
+
+// policy is what the route says about CORS; nil: nothing. It is asked of the route alone, as xds sets it.
+func (f cors) policy(x *exchange) *corsv3.CorsPolicy {
+	policy := new(corsv3.CorsPolicy)
+	if x.route.GetRoute() == nil {
+		return nil
+	}
+	there, err := settings(x.route, f.name, policy)
+	if err != nil || !there {
+		x.err = err
+		return nil
+	}
+	return policy
+}
+
+func (f cors) request(x *exchange) {
+	policy, origin := f.policy(x), x.header.value("origin")
+	if policy == nil || origin == "" {
+		return
+	}
+	origins := policy.GetAllowOriginStringMatch()
+	if matchAny(origins, "*") || matchAny(origins, origin) {
+		x.origin = origin
+	}
+	asks := x.method == "OPTIONS" && x.header.value("access-control-request-method") != ""
+	if !asks || x.origin == "" && forwardsOthers(policy) {
+		return
+	}
+	x.preflight = true
+	x.reply = &reply{status: 200}
+	for _, h := range []Field{
+		{"access-control-allow-methods", policy.GetAllowMethods()},
+		{"access-control-allow-headers", policy.GetAllowHeaders()},
+		{"access-control-max-age", policy.GetMaxAge()},
+	} {
+		if h.Value != "" {
+			x.reply.header.add(h.Name, h.Value)
+		}
+	}
+	if policy.GetAllowCredentials().GetValue() {
+		x.reply.header.add("access-control-allow-credentials", "true")
+	}
+}
+
+// forwardsOthers says whether a preflight of an origin that is not listed goes on to the upstream.
+func forwardsOthers(policy *corsv3.CorsPolicy) bool {
+	return policy.GetForwardNotMatchingPreflights() == nil || policy.GetForwardNotMatchingPreflights().GetValue()
+}
+
+func (f cors) response(x *exchange) {
+	if x.origin == "" {
+		return
+	}
+	policy := f.policy(x)
+	x.reply.header.set("access-control-allow-origin", x.origin)
+	if policy.GetAllowCredentials().GetValue() {
+		x.reply.header.set("access-control-allow-credentials", "true")
+	}
+	if policy.GetExposeHeaders() != "" {
+		x.reply.header.set("access-control-expose-headers", policy.GetExposeHeaders())
+	}
+}
+
+// mutation is Envoy's header mutation filter: what it does on every route, and then what a route adds to that.
+type mutation struct {
+	name string
+	own  *headermutationv3.Mutations
+}
+
+// all are the filter's own mutations, the virtual host's and the route's.
+func (f mutation) all(x *exchange) []*headermutationv3.Mutations {
+	out := []*headermutationv3.Mutations{f.own}
+	for _, level := range []settingsHolder{x.vhost, x.route} {
+		more := new(headermutationv3.HeaderMutationPerRoute)
+		there, err := settings(level, f.name, more)
+		if err != nil {
+			x.err = err
+		}
+		if there {
+			out = append(out, more.GetMutations())
+		}
+	}
+	return out
+}
+
+func (f mutation) request(x *exchange) {
+	for _, m := range f.all(x) {
+		mutate(&x.header, m.GetRequestMutations())
+	}
+}
+
+func (f mutation) response(x *exchange) {
+	for _, m := range f.all(x) {
+		mutate(&x.reply.header, m.GetResponseMutations())
+	}
+}
+
+func mutate(header *fields, list []*mutationrulesv3.HeaderMutation) {
+	for _, m := range list {
+		switch {
+		case m.GetAppend() != nil:
+			put(header, m.GetAppend(), m.GetAppend().GetHeader().GetValue())
+		case m.GetRemove() != "":
+			header.remove(strings.ToLower(m.GetRemove()))
+		}
+	}
+}
+
+// put adds a header with a value, in the way that the option says.
+func put(header *fields, option *corev3.HeaderValueOption, value string) {
+	name := strings.ToLower(option.GetHeader().GetKey())
+	switch option.GetAppendAction() {
+	case corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
+		header.set(name, value)
+	case corev3.HeaderValueOption_OVERWRITE_IF_EXISTS:
+		if header.has(name) {
+			header.set(name, value)
+		}
+	case corev3.HeaderValueOption_ADD_IF_ABSENT:
+		if !header.has(name) {
+			header.add(name, value)
+		}
+	default:
+		header.add(name, value)
+	}
+}
+
+// router is Envoy's last filter: it answers, or sends the request on.
+type router struct{}
+
+func (router) request(x *exchange) {
+	switch action := x.route.GetAction().(type) {
+	case *routev3.Route_DirectResponse:
+		r := x.answer(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
+		x.addHeaders(x.route.GetResponseHeadersToAdd())
+		for _, name := range x.route.GetResponseHeadersToRemove() {
+			r.header.remove(strings.ToLower(name))
+		}
+	case *routev3.Route_Route:
+		path, query, hasQuery := strings.Cut(x.path, "?")
+		if rewrite := action.Route.GetPrefixRewrite(); rewrite != "" {
+			matched, _ := matchPath(x.route.GetMatch(), path)
+			path = rewrite + path[matched:]
+		}
+		if hasQuery {
+			path += "?" + query
+		}
+		x.forward = &Forward{cluster: action.Route.GetCluster(), Method: x.method, Path: path}
+		x.reply = &reply{}
+		x.addHeaders(x.route.GetResponseHeadersToAdd())
+	default:
+		x.err = fmt.Errorf("%w: the route %q", ErrNotModelled, x.route.GetName())
+	}
+}
+
+func (router) response(*exchange) {}

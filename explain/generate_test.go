@@ -1,0 +1,219 @@
+package explain
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+)
+
+// The generators make definitions and requests of which many are nasty, and few are refused for one reason alone:
+// a request differs from a plain one in a handful of places.
+
+type dice struct{ *rand.Rand }
+
+// chance is true in one case of n.
+func (d dice) chance(n int) bool { return d.IntN(n) == 0 }
+
+func (d dice) one(of ...string) string { return of[d.IntN(len(of))] }
+
+// some returns up to most of them, in a random order.
+func (d dice) some(most int, of ...string) []string {
+	all := slices.Clone(of)
+	d.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	return all[:d.IntN(min(most, len(all))+1)]
+}
+
+var (
+	somePaths = []string{
+		"/", "/orders", "/orders/deep", "/Orders/Deep/Er", "/items", "/a", "/a/b", "/a/b/c", "/v1.0/x", "/it's(ok)", "/~u_-",
+		"/k=v:p@h", "/tokens", "/.gatepostal", "/...", "/a.", "/.a", "/b!$&+,", "/tok", "/x/token",
+	}
+	someOrigins = []string{"https://shop.example", "http://localhost:3000", "https://a.example:8443", "https://xn--bcher-kva.example"}
+	someMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "FOO"}
+	someScopes  = []string{"read", "write:all", "x"}
+)
+
+// definitions writes a definitions file. Upstreams are taken from the given ones.
+func (d dice) definitions(listen string, upstreams []string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "listen: %s\n", listen)
+	origins := d.some(3, someOrigins...)
+	if len(origins) > 0 && d.chance(2) {
+		fmt.Fprintf(&b, "origins: [%s]\n", quoted(origins))
+		fmt.Fprintf(&b, "cors: {allow_credentials: %t, max_age: %ds, expose_headers: [%s]}\n", d.chance(2), d.IntN(1000), quoted(d.some(2, "ETag", "x-total")))
+	} else if d.chance(2) {
+		fmt.Fprintf(&b, "cors: {allow_headers: [%s], expose_headers: [%s]}\n", quoted(append(d.some(2, "X-A", "Accept"), "Authorization")), quoted(d.some(2, "ETag", "x-total")))
+	}
+	fmt.Fprintf(&b, "tokens: {path: %q, authenticator: {url: \"http://users.example/users/authenticate\", user_header: %s}}\n",
+		d.one("/token", "/Token", "/auth/login", "/t"), d.one("userid", "x-uid"))
+	if d.chance(3) {
+		fmt.Fprintf(&b, "identity: {user_header: %s}\n", d.one("X-Caller", "x-who"))
+	}
+	b.WriteString("services:\n")
+	names := []string{"token", "unknown", "version", "orders", "a.b", "c_d", "e-f", "G"}
+	taken := map[string]bool{}
+	for _, name := range append(d.some(len(names), names...), "last") {
+		path := d.one(somePaths...)
+		if taken[strings.ToLower(path)] {
+			continue
+		}
+		taken[strings.ToLower(path)] = true
+		d.service(&b, name, path, upstreams)
+	}
+	return b.String()
+}
+
+func (d dice) service(b *strings.Builder, name, path string, upstreams []string) {
+	fmt.Fprintf(b, "  - name: %s\n    path: %q\n    upstreams: [%q]\n", name, path, d.one(upstreams...)+d.one("", "", "/base", "/Base/two"))
+	public := d.chance(2)
+	if public || d.chance(2) {
+		fmt.Fprintf(b, "    authenticate: %t\n", !public)
+	}
+	if methods := d.some(4, someMethods...); len(methods) > 0 {
+		fmt.Fprintf(b, "    allowed_methods: [%s]\n", strings.Join(methods, ", "))
+	}
+	if scopes := d.some(2, someScopes...); !public && len(scopes) > 0 && d.chance(2) {
+		fmt.Fprintf(b, "    scopes: [%s]\n", quoted(scopes))
+	}
+	if d.chance(3) {
+		b.WriteString("    keep_prefix: true\n")
+	}
+	if d.chance(4) {
+		b.WriteString("    forward_token: true\n")
+	}
+}
+
+func quoted(all []string) string {
+	out := make([]string, len(all))
+	for i, s := range all {
+		out[i] = fmt.Sprintf("%q", s)
+	}
+	return strings.Join(out, ", ")
+}
+
+// request makes a request, mostly for one of the paths.
+func (d dice) request(paths, credentials []string, userHeader string) Request {
+	r := Request{Method: d.one("GET", "GET", "POST", "DELETE", "OPTIONS", d.one(someMethods...)), Target: d.target(paths)}
+	if d.chance(40) {
+		r.Method = d.one("get", "TRACE", "BREW", "G@T", "UNLOCK")
+	}
+	host := "gate.example"
+	if d.chance(12) {
+		host = d.one("gate.example:5500", "GATE.example", "", "a,b", "a b", "[::1]:5500", "user@h", "h.", "h/x", "h?x")
+	}
+	if !d.chance(60) {
+		r.Header = append(r.Header, Field{d.one("Host", "host"), host})
+	}
+	add := func(name, value string) { r.Header = append(r.Header, Field{name, value}) }
+	if d.chance(2) {
+		add("Origin", d.origin())
+	}
+	if d.chance(40) {
+		add("oRIGIN", d.origin())
+	}
+	if r.Method == "OPTIONS" && !d.chance(4) || d.chance(20) {
+		add("Access-Control-Request-Method", d.one("GET", "POST", "FOO", "", " "))
+	}
+	if d.chance(8) {
+		add("Access-Control-Request-Headers", "authorization,x-a")
+	}
+	if !d.chance(3) {
+		add("Authorization", d.one(credentials...))
+	}
+	if d.chance(40) {
+		add("authorization", d.one(credentials...))
+	}
+	if d.chance(6) {
+		add(d.one(userHeader, strings.ToUpper(userHeader)), "mallory")
+	}
+	d.oddHeader(add)
+	d.Shuffle(len(r.Header), func(i, j int) { r.Header[i], r.Header[j] = r.Header[j], r.Header[i] })
+	return r
+}
+
+func (d dice) oddHeader(add func(name, value string)) {
+	switch d.IntN(60) {
+	case 0:
+		add("x_under", "1")
+	case 1:
+		add(d.one("bad name", "bad\x7f", "", "b\xc3\xa4d", "b(d)"), "1")
+	case 2:
+		add("x-bytes", d.one("\xff\xfe", "a\x01b", "\x00", "b\xc3\xa4d", "a\tb", "a\x7f"))
+	case 3:
+		for range d.one(strings.Repeat("x", 57), strings.Repeat("x", 70), strings.Repeat("x", 62)) {
+			add("x-many", "1")
+		}
+	case 4:
+		add("x-big", strings.Repeat("b", 15_000+d.IntN(4_000)))
+	case 5:
+		add("X-Forwarded-Host", "evil.example")
+		add("X-Original-URL", "/orders")
+		add("X-Envoy-Original-Path", "/orders")
+	case 6:
+		add("Cookie", "a=1")
+		add("Content-Length", "0")
+		add("Content-Type", "text/plain")
+	}
+}
+
+func (d dice) origin() string {
+	if d.chance(3) {
+		return d.one("https://evil.example", "null", "", " ", "*", "HTTPS://SHOP.EXAMPLE", "https://shop.example/", "https://shop.example.evil.example",
+			"https://shop.example,https://shop.example", "https://shop.example https://evil.example", "%REQ(host)%", "a\"b", "\xff", "https://sh\xc3\xb6p.example")
+	}
+	return d.one(someOrigins...)
+}
+
+// target makes a request target out of a path: a handful of things are done to it.
+func (d dice) target(paths []string) string {
+	path := d.one(paths...)
+	if d.chance(6) {
+		path = d.one("/nothing", "/orderss", "/token/x", "/.gatepost/version", "/.gatepost", "/.GATEPOST/version", "/a/../a", "")
+	}
+	for range d.IntN(3) {
+		path += d.one("/", "/5", "/Deep", "/a", "/b", "foo", "/5/6", "/sessions", "/revoke", "/sessions/ab-C", "/token")
+	}
+	for range d.IntN(4) {
+		path = d.twist(path)
+	}
+	switch d.IntN(8) {
+	case 0, 1:
+		path += d.one("?", "?x=1", "?/../orders", "?%2f", "?a#b", "??", "?\xc3\xa4", "?%00", "?a b", "?//")
+	case 2:
+		if d.chance(3) {
+			path += d.one("#", "#x", "%23x")
+		}
+	case 3:
+		if d.chance(3) {
+			path = d.one("http://other.example", "https://other.example", "HTTP://x.example:80", "http://", "ftp://x", "http://u@x", "http:/", "//x.example", "x", "*", "http://a b") + path
+		}
+	}
+	return path
+}
+
+// pieces are what normalisation is about.
+var pieces = []string{
+	"/", "//", "/.", "/..", "/./", "/../", "/.../", "/%2e", "/%2E%2e/", "/.%2e/", "/..;/", "/..;x=1/", "/.;", "/%2e%2e;/", "\\..;\\", "\\", "/..\\", "%2f", "%2F", "%5c", "%5C", "%252f", "%25",
+	"%", "%%", "%zz", "%4", "%41", "%61", "%7e", "%20", "%00", "%%300", "%%30%30", "%0%30", "%1%41", "%7f", "%80", "%c3%a4", "%3f", "%23", "%3B", ";", ";x=1",
+	".", "..", "~", "!", "'", "(", ")", "*", "[", "]", "^", "`", "{", "|", "}", "\"", "<", ">", "\f", "\x01", "\x7f", "\xc3\xa4", "\xff", "+", ":", "@", "=", ",", "$", "&",
+}
+
+func (d dice) twist(path string) string {
+	at := d.IntN(len(path) + 1)
+	switch d.IntN(7) {
+	case 0: // another case
+		return strings.ToUpper(path[:at]) + path[at:]
+	case 1: // an escape for a character
+		if at < len(path) {
+			return path[:at] + fmt.Sprintf(d.one("%%%02x", "%%%02X"), path[at]) + path[at+1:]
+		}
+		return path
+	case 2: // a way around
+		return path[:at] + d.one("/x/..", "/x/../", "/./", "/y/%2e%2E") + path[at:]
+	case 3: // one more segment
+		return path + d.one(pieces...)
+	default:
+		return path[:at] + d.one(pieces...) + path[at:]
+	}
+}

@@ -1,0 +1,118 @@
+package explain
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+)
+
+// match finds the route that takes the request: the first one that matches.
+func (e *Explainer) match(x *exchange) {
+	for _, vhost := range e.table.GetVirtualHosts() {
+		if len(vhost.GetDomains()) != 1 || vhost.GetDomains()[0] != "*" {
+			x.err = fmt.Errorf("%w: virtual hosts", ErrNotModelled)
+			return
+		}
+		x.vhost = vhost
+		for _, route := range vhost.GetRoutes() {
+			if matches(route.GetMatch(), x) {
+				x.route = route
+				return
+			}
+		}
+	}
+}
+
+func matches(m *routev3.RouteMatch, x *exchange) bool {
+	path, _, _ := strings.Cut(x.path, "?")
+	if _, ok := matchPath(m, path); !ok {
+		return false
+	}
+	for _, h := range m.GetHeaders() {
+		if !matchHeader(h, x) {
+			return false
+		}
+	}
+	return true
+}
+
+// matchPath says whether a path without its query matches, and how many bytes of it a rewrite replaces.
+func matchPath(m *routev3.RouteMatch, path string) (matched int, ok bool) {
+	begins := func(prefix string) bool {
+		if len(path) < len(prefix) {
+			return false
+		}
+		if m.GetCaseSensitive() == nil || m.GetCaseSensitive().GetValue() {
+			return path[:len(prefix)] == prefix
+		}
+		return equalASCII(path[:len(prefix)], prefix)
+	}
+	switch by := m.GetPathSpecifier().(type) {
+	case *routev3.RouteMatch_Path:
+		return len(by.Path), len(path) == len(by.Path) && begins(by.Path)
+	case *routev3.RouteMatch_Prefix:
+		return len(by.Prefix), begins(by.Prefix)
+	case *routev3.RouteMatch_PathSeparatedPrefix:
+		n := len(by.PathSeparatedPrefix)
+		return n, begins(by.PathSeparatedPrefix) && (len(path) == n || path[n] == '/')
+	}
+	return 0, false // said in unsure
+}
+
+// equalASCII compares without regard to the case of ASCII letters, and of no others.
+func equalASCII(a, b string) bool {
+	lower := func(c byte) byte {
+		if c >= 'A' && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		return c
+	}
+	for i := range len(a) {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+// matchHeader says whether the request has a header as asked for.
+func matchHeader(m *routev3.HeaderMatcher, x *exchange) bool {
+	value, there := x.header.get(m.GetName())
+	switch m.GetName() {
+	case ":method":
+		value, there = x.method, true
+	case ":path":
+		value, there = x.path, true
+	case ":authority":
+		value, there = x.host, true
+	}
+	if !there && !m.GetTreatMissingHeaderAsEmpty() {
+		return false // not even where the match is inverted
+	}
+	return matchString(m.GetStringMatch(), value) != m.GetInvertMatch()
+}
+
+func matchString(m *matcherv3.StringMatcher, value string) bool {
+	switch by := m.GetMatchPattern().(type) {
+	case *matcherv3.StringMatcher_Exact:
+		return value == by.Exact
+	case *matcherv3.StringMatcher_Prefix:
+		return strings.HasPrefix(value, by.Prefix)
+	case *matcherv3.StringMatcher_SafeRegex:
+		whole, err := regexp.Compile(`^(?s:` + by.SafeRegex.GetRegex() + `)$`)
+		return err == nil && whole.MatchString(value)
+	}
+	return false // said in unsure
+}
+
+func matchAny(list []*matcherv3.StringMatcher, value string) bool {
+	for _, m := range list {
+		if matchString(m, value) {
+			return true
+		}
+	}
+	return false
+}

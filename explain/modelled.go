@@ -1,0 +1,131 @@
+package explain
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// modelled are the fields of Envoy's messages that are followed here, or that change nothing about which answer a
+// request gets. A field that package xds comes to use and that is not here makes every answer an unsure one, until
+// somebody has thought about it. `*`: nothing in the message matters.
+var modelled = map[string]string{
+	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes filter_chains",
+	"envoy.config.listener.v3.FilterChain": "filters",
+	"envoy.config.listener.v3.Filter":      "name typed_config",
+	"envoy.config.core.v3.Address":         "*",
+	"envoy.config.core.v3.GrpcService":     "*",
+	"google.protobuf.Duration":             "*",
+	"google.protobuf.UInt32Value":          "*",
+	"google.protobuf.BoolValue":            "*",
+
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix rds http_filters " +
+		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
+		"strip_trailing_host_dot request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
+		"http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
+	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":              "*",
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config",
+	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig": "mappers",
+	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":   "filter headers_to_add body_format_override",
+	"envoy.config.core.v3.HttpProtocolOptions":                                     "idle_timeout max_connection_duration max_headers_count headers_with_underscores_action",
+	"envoy.config.core.v3.Http2ProtocolOptions":                                    "*",
+	"envoy.config.core.v3.SubstitutionFormatString":                                "text_format_source content_type",
+	"envoy.config.core.v3.DataSource":                                              "inline_string",
+	"envoy.config.core.v3.HeaderValueOption":                                       "header append_action keep_empty_value",
+	"envoy.config.core.v3.HeaderValue":                                             "key value",
+	"envoy.config.core.v3.RuntimeUInt32":                                           "*",
+	"envoy.config.accesslog.v3.AccessLogFilter":                                    "status_code_filter response_flag_filter header_filter and_filter or_filter",
+	"envoy.config.accesslog.v3.StatusCodeFilter":                                   "comparison",
+	"envoy.config.accesslog.v3.ComparisonFilter":                                   "op value",
+	"envoy.config.accesslog.v3.ResponseFlagFilter":                                 "flags",
+	"envoy.config.accesslog.v3.HeaderFilter":                                       "header",
+	"envoy.config.accesslog.v3.AndFilter":                                          "filters",
+	"envoy.config.accesslog.v3.OrFilter":                                           "filters",
+
+	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts ignore_port_in_host_matching",
+	"envoy.config.route.v3.VirtualHost":        "name domains routes typed_per_filter_config",
+	"envoy.config.route.v3.Route": "name match route direct_response response_headers_to_add response_headers_to_remove " +
+		"typed_per_filter_config",
+	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix case_sensitive headers",
+	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",
+	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout",
+	"envoy.config.route.v3.DirectResponseAction": "status body",
+	"envoy.type.matcher.v3.StringMatcher":        "exact prefix safe_regex",
+	"envoy.type.matcher.v3.RegexMatcher":         "regex",
+	"envoy.type.matcher.v3.ListStringMatcher":    "patterns",
+
+	"envoy.extensions.filters.http.cors.v3.Cors": "",
+	"envoy.extensions.filters.http.cors.v3.CorsPolicy": "allow_origin_string_match allow_methods allow_headers expose_headers " +
+		"max_age allow_credentials forward_not_matching_preflights",
+	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":         "mutations",
+	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute": "mutations",
+	"envoy.extensions.filters.http.header_mutation.v3.Mutations":              "request_mutations response_mutations",
+	"envoy.config.common.mutation_rules.v3.HeaderMutation":                    "append remove",
+	"envoy.config.common.mutation_rules.v3.HeaderMutationRules":               "*",
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz": "grpc_service transport_api_version status_on_error validate_mutations " +
+		"allowed_headers decoder_header_mutation_rules max_denied_response_body_bytes",
+	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": "disabled check_settings",
+	"envoy.extensions.filters.http.ext_authz.v3.CheckSettings":    "context_extensions",
+	"envoy.type.v3.HttpStatus":                                    "*",
+	"envoy.extensions.filters.http.router.v3.Router":              "*",
+}
+
+// notModelled lists the settings in the resources that are not followed here, sorted.
+func notModelled(resources ...proto.Message) []string {
+	found := map[string]bool{}
+	for _, r := range resources {
+		findNotModelled(r.ProtoReflect(), found)
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+func findNotModelled(m protoreflect.Message, found map[string]bool) {
+	if packed, ok := m.Interface().(*anypb.Any); ok {
+		inner, err := packed.UnmarshalNew()
+		if err != nil {
+			found[fmt.Sprintf("%s: %v", packed.GetTypeUrl(), err)] = true
+			return
+		}
+		m = inner.ProtoReflect()
+	}
+	name := string(m.Descriptor().FullName())
+	known, ok := modelled[name]
+	if !ok {
+		found[name] = true
+		return
+	}
+	if known == "*" {
+		return
+	}
+	names := strings.Fields(known)
+	m.Range(func(fd protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		if !slices.Contains(names, string(fd.Name())) {
+			found[name+"."+string(fd.Name())] = true
+			return true
+		}
+		eachMessage(fd, value, func(inner protoreflect.Message) { findNotModelled(inner, found) })
+		return true
+	})
+}
+
+// eachMessage calls with the messages in the value of a field.
+func eachMessage(fd protoreflect.FieldDescriptor, value protoreflect.Value, call func(protoreflect.Message)) {
+	switch {
+	case fd.IsMap():
+		if fd.MapValue().Message() != nil {
+			value.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool { call(v.Message()); return true })
+		}
+	case fd.Message() == nil:
+	case fd.IsList():
+		for i := range value.List().Len() {
+			call(value.List().Get(i).Message())
+		}
+	default:
+		call(value.Message())
+	}
+}

@@ -1,0 +1,196 @@
+package explain
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// plainTarget says whether Envoy's parser takes a request target: characters that a URL has, and the beginning of
+// one of the forms.
+func plainTarget(target string) bool {
+	if target == "" || strings.ContainsFunc(target, func(c rune) bool { return c < '!' || c > '~' }) {
+		return false
+	}
+	if target[0] == '/' || target[0] == '*' {
+		return true
+	}
+	scheme, rest, whole := strings.Cut(target, "://")
+	host, _, _ := strings.Cut(rest, "/")
+	host, _, _ = strings.Cut(host, "?")
+	return whole && scheme != "" && !strings.ContainsFunc(scheme, func(c rune) bool { return !isLetterOrDigit(c) }) && plainHost(host)
+}
+
+// splitTarget reads a request target in origin form (/path?query), absolute form (http://host/path) or, for OPTIONS,
+// asterisk form, and says whether it is in one of them. host is empty but in absolute form.
+func splitTarget(method, target string) (path, host string, ok bool) {
+	if target == "" {
+		return "", "", false
+	}
+	if target[0] == '/' || target[0] == '*' && method == "OPTIONS" {
+		return target, "", true
+	}
+	scheme, rest, whole := strings.Cut(target, "://")
+	if !whole || !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+		return "", "", false
+	}
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	host, path = rest[:end], rest[end:]
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path
+	}
+	return path, host, host != ""
+}
+
+func hasEscapedSlash(path string) bool {
+	lower := strings.ToLower(path)
+	return strings.Contains(lower, "%2f") || strings.Contains(lower, "%5c")
+}
+
+// mergeSlashes makes one slash of several. Of a path that is nothing but slashes Envoy leaves two.
+func mergeSlashes(path string) string {
+	if len(path) > 1 && strings.Trim(path, "/") == "" {
+		return "//"
+	}
+	for strings.Contains(path, "//") {
+		path = strings.ReplaceAll(path, "//", "/")
+	}
+	return path
+}
+
+// dotParameters are the parameters of a dot segment, written plainly. Some servers resolve /..;x/ as /../.
+var dotParameters = regexp.MustCompile(`(/\.\.?);[^/]*`)
+
+// withoutDotParameters takes the parameters off dot segments, as Envoy does before it resolves them. One that is
+// escaped, or that follows a backslash, stays.
+func withoutDotParameters(path string) string { return dotParameters.ReplaceAllString(path, "$1") }
+
+// canonicalPath normalises a path as Envoy does (normalize_path; RFC 3986 §6, with what browsers do beside): dot
+// segments are resolved, escapes of unreserved characters undone, other escapes kept as they are, what may not
+// stand in a path escaped, backslashes turned into slashes. It says no where the path has a zero byte.
+func canonicalPath(path string) (string, bool) {
+	out := make([]byte, 0, len(path))
+	var stray []int // :: where in out a % stands that begins no escape
+	ok := true
+	for i := 0; i < len(path); {
+		if n := dotAt(path, i); n > 0 && len(out) > 0 && out[len(out)-1] == '/' {
+			if up, consumed, isSegment := dotSegment(path, i+n); isSegment {
+				if up {
+					out = parent(out)
+					stray = slices.DeleteFunc(stray, func(at int) bool { return at >= len(out) })
+				}
+				i += n + consumed
+				continue
+			}
+		}
+		c, n, escaped := charAt(path, i)
+		switch {
+		case dotAt(path, i) > 0:
+			out = append(out, '.')
+		case escaped && isUnreserved(c):
+			out = append(out, c)
+		case escaped:
+			ok = ok && c != 0
+			out = append(out, path[i:i+n]...)
+		case c == '\\':
+			out = append(out, '/')
+		case c == '%':
+			stray = append(stray, len(out))
+			out = append(out, '%')
+		case c == 0:
+			return "", false
+		case isUnreserved(c) || strings.IndexByte("!$&'()*+,:;=@[]/", c) >= 0:
+			out = append(out, c)
+		default:
+			out = fmt.Appendf(out, "%%%02X", c)
+		}
+		i += n
+	}
+	return string(escapeStray(out, stray)), ok
+}
+
+// charAt returns the character at i, how many bytes it takes, and whether it is written as an escape.
+func charAt(path string, i int) (c byte, n int, escaped bool) {
+	if path[i] == '%' && i+2 < len(path) && isHex(path[i+1]) && isHex(path[i+2]) {
+		return unhex(path[i+1])<<4 | unhex(path[i+2]), 3, true
+	}
+	return path[i], 1, false
+}
+
+// dotAt returns the length of the dot at i, plain or escaped; 0 where there is none.
+func dotAt(path string, i int) int {
+	if i >= len(path) {
+		return 0
+	}
+	if c, n, _ := charAt(path, i); c == '.' {
+		return n
+	}
+	return 0
+}
+
+// dotSegment says whether a dot that begins a segment, and ends at i, is a dot segment: one that leads up or stays,
+// and how many bytes of it follow, with the slash behind it.
+func dotSegment(path string, i int) (up bool, consumed int, ok bool) {
+	if at, n := endOfSegment(path, i); at {
+		return false, n, true
+	}
+	second := dotAt(path, i)
+	if second == 0 {
+		return false, 0, false
+	}
+	if at, n := endOfSegment(path, i+second); at {
+		return true, second + n, true
+	}
+	return false, 0, false
+}
+
+// endOfSegment says whether a segment ends at i, and how many bytes the slash there takes.
+func endOfSegment(path string, i int) (bool, int) {
+	if i >= len(path) {
+		return true, 0
+	}
+	return path[i] == '/' || path[i] == '\\', 1
+}
+
+// parent takes the last segment off a path that ends in a slash; the first slash stays.
+func parent(path []byte) []byte {
+	i := len(path) - 1
+	for i > 0 {
+		if i--; path[i] == '/' {
+			break
+		}
+	}
+	return path[:i+1]
+}
+
+// escapeStray escapes each % that began no escape and now, with escapes behind it undone, looks as if it did.
+func escapeStray(path []byte, stray []int) []byte {
+	for _, at := range slices.Backward(stray) {
+		if at+2 < len(path) && isHex(path[at+1]) && isHex(path[at+2]) {
+			path = slices.Insert(path, at+1, '2', '5')
+		}
+	}
+	return path
+}
+
+func isUnreserved(c byte) bool {
+	return isLetterOrDigit(rune(c)) || c == '-' || c == '_' || c == '~'
+}
+
+func isHex(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F'
+}
+
+func unhex(c byte) byte {
+	switch {
+	case c >= 'a':
+		return c - 'a' + 10
+	case c >= 'A':
+		return c - 'A' + 10
+	}
+	return c - '0'
+}

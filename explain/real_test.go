@@ -1,0 +1,374 @@
+package explain
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"gatepost/authz"
+	"gatepost/definitions"
+	"gatepost/envoy"
+	"gatepost/envoy/envoytest"
+	"gatepost/tokens"
+	"gatepost/xds"
+)
+
+// options are those of a real gateway, so that the versions are the same.
+var options = xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP}
+
+// world is a real Envoy, the control plane and the decision that feed it, and upstreams that tell what they see.
+type world struct {
+	t         *testing.T
+	addr      string
+	control   *xds.Server
+	sessions  sessions
+	upstreams map[string]*upstream // :: name → upstream, the token handler among them
+}
+
+// sessions is a store in memory. It is not changed after it is made.
+type sessions map[tokens.Hash]*tokens.Session
+
+func (s sessions) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+	if found := s[h]; found != nil {
+		return found, nil
+	}
+	return nil, tokens.ErrUnknown
+}
+
+// open keeps a session and returns its token's text.
+func (s sessions) open(t *testing.T, format tokens.Format, user string, lifetime time.Duration, scopes ...string) string {
+	t.Helper()
+	token, err := tokens.Mint(format)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s[token.Hash()] = &tokens.Session{Hash: token.Hash(), User: user, Scopes: scopes, Expires: time.Now().Add(lifetime)}
+	return token.Reveal()
+}
+
+const tokenHandler = "token handler"
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	envoytest.Require(t)
+	w := &world{t: t, addr: envoytest.Addr(t), sessions: sessions{}, upstreams: map[string]*upstream{}}
+	for _, name := range []string{tokenHandler, "a", "b", "c"} {
+		w.upstreams[name] = startUpstream(t, name)
+	}
+	checker, err := authz.New(authz.Config{Sessions: w.sessions})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.control = xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(authz.ServerOptions()...)
+	checker.Register(server)
+	w.control.Register(server)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	t.Cleanup(func() {
+		w.control.Close()
+		server.Stop()
+		serving.Wait()
+	})
+	envoytest.Start(t, envoytest.Options{GRPC: listener.Addr().String(), HTTP: w.upstreams[tokenHandler].addr, NotReady: true})
+	return w
+}
+
+// serve has Envoy serve definitions, and returns when it does.
+func (w *world) serve(text string) *definitions.Definitions {
+	w.t.Helper()
+	d, err := definitions.Parse("gateway.yaml", []byte(text))
+	if err != nil {
+		w.t.Fatalf("%v\n%s", err, text)
+	}
+	snapshot, err := xds.Build(d.Gateway, options)
+	if err != nil {
+		w.t.Fatalf("%v\n%s", err, text)
+	}
+	if err := w.control.Publish(snapshot); err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(w.t.Context(), envoytest.Deadline)
+	defer cancel()
+	if err := w.control.Proven(ctx, snapshot.Version); err != nil {
+		w.t.Fatalf("%v\n%s", err, text)
+	}
+	return d
+}
+
+// got is what a client got.
+type got struct {
+	status int
+	header fields
+	body   string
+}
+
+// ask sends a request as it is over a connection of its own.
+func (w *world) ask(r Request) (got, error) {
+	conn, err := net.Dial("tcp", w.addr)
+	if err != nil {
+		return got{}, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(envoytest.Deadline)); err != nil {
+		return got{}, err
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\n", r.Method, r.Target)
+	for _, h := range r.Header {
+		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
+	}
+	b.WriteString("\r\n")
+	_, _ = io.WriteString(conn, b.String()) // Envoy may answer and close before it has read all
+	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: r.Method})
+	if err != nil {
+		return got{}, fmt.Errorf("no answer: %w", err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	g := got{status: answer.StatusCode, body: string(body)}
+	for name, values := range answer.Header {
+		g.header.add(strings.ToLower(name), strings.Join(values, ","))
+	}
+	return g, err
+}
+
+// notOurs are headers of an answer that HTTP itself needs.
+var notOurs = []string{"date", "server", "content-length", "connection", "transfer-encoding"}
+
+// told is what an explanation and an answer are compared by.
+func told(status int, header fields, body string) string {
+	var lines []string
+	for _, h := range header {
+		if !slices.Contains(notOurs, h.Name) {
+			value := strings.ReplaceAll(header.value(h.Name), ", ", ",")
+			lines = append(lines, h.Name+": "+value)
+		}
+	}
+	slices.Sort(lines)
+	return fmt.Sprintf("%d\n%s\n%s", status, strings.Join(slices.Compact(lines), "\n"), body)
+}
+
+// expected is the whole answer that an outcome leads to, with the upstream's part put in.
+func (w *world) expected(o Outcome, r Request) string {
+	if o.Forward == nil {
+		return told(o.Status, o.Headers, o.Body)
+	}
+	by := tokenHandler
+	for name, upstream := range w.upstreams {
+		if !o.Forward.TokenHandler && o.Forward.To[0] == "http://"+upstream.addr {
+			by = name
+		}
+	}
+	header := fields{{"seen-by", by}, {"seen", o.Forward.Method + " " + o.Forward.Path}, {"vary", "accept-encoding"}, {"content-type", "text/x-upstream"}}
+	header = append(header, Field{"access-control-allow-origin", "*"}, Field{"access-control-allow-credentials", "true"})
+	for _, name := range o.Removed {
+		header.remove(name)
+	}
+	for _, h := range o.Headers {
+		if h.Name == "vary" {
+			header.add(h.Name, h.Value)
+		} else {
+			header.set(h.Name, h.Value)
+		}
+	}
+	for _, name := range shownHeaders {
+		if value, ok := arrives(o.Forward, r, name); ok {
+			header.set("seen-"+name, value)
+		}
+	}
+	body := "from " + by
+	if r.Method == "HEAD" {
+		body = ""
+	}
+	return told(200, header, body)
+}
+
+// arrives is what an upstream sees of a request header.
+func arrives(f *Forward, r Request, name string) (string, bool) {
+	if value, set := fields(f.Set).get(name); set {
+		return value, true
+	}
+	if slices.Contains(f.Removed, name) {
+		return "", false
+	}
+	var sent fields
+	for _, h := range r.Header {
+		sent.add(strings.ToLower(h.Name), strings.Trim(h.Value, " \t"))
+	}
+	return sent.get(name)
+}
+
+// TestExplanationsAreWhatARealEnvoyDoes explains requests, sends them through a real Envoy, and compares all that
+// follows. GATEPOST_EXPLAIN_REQUESTS is how many there are (3000), GATEPOST_EXPLAIN_SEED what they are made from.
+func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
+	const sets = 24
+	requests, seed := number(t, "GATEPOST_EXPLAIN_REQUESTS", 3000), number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
+	t.Logf("GATEPOST_EXPLAIN_SEED=%d GATEPOST_EXPLAIN_REQUESTS=%d", seed, requests)
+	d := dice{rand.New(rand.NewPCG(uint64(seed), 1))}
+	w := newWorld(t)
+	alice := w.sessions.open(t, tokens.FormatUUID, "alice", time.Hour)
+	bob := w.sessions.open(t, tokens.FormatSecret, "bob", time.Hour, "read", "write:all", "x")
+	carol := w.sessions.open(t, tokens.FormatUUID, "carol", time.Hour, "read")
+	late := w.sessions.open(t, tokens.FormatUUID, "late", -time.Hour)
+	odd := w.sessions.open(t, tokens.FormatUUID, "line\nend", time.Hour, someScopes...)
+	credentials := []string{
+		alice, "Bearer " + alice, "bearer   " + bob, "BEARER " + carol, bob, bob, late, odd, "Bearer " + late, "Basic YTpi", "", "Bearer", "Bearer ",
+		alice + "," + bob, alice + " ", "x" + alice, "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b", "\xff", strings.Repeat("a", 600),
+	}
+	urls := []string{"http://" + w.upstreams["a"].addr, "http://" + w.upstreams["b"].addr, "http://" + w.upstreams["c"].addr}
+	seen := map[string]int{} // :: reason → how often
+	for set := range int64(sets) {
+		text := d.definitions(w.addr, urls)
+		served := w.serve(text)
+		w.awaitServed(t, served)
+		paths := []string{served.Gateway.GetTokens().GetPath()}
+		for _, s := range served.Gateway.GetServices() {
+			paths = append(paths, s.GetPath(), s.GetPath())
+		}
+		with, without := explainer(t, served, w.sessions), explainer(t, served, nil)
+		for range requests / sets {
+			r := d.request(paths, credentials, served.Gateway.GetIdentity().GetUserHeader())
+			seen[w.compare(t, with, without, r)]++
+			if t.Failed() {
+				t.Fatalf("seed %d, set %d, with the definitions\n%s", seed, set, text)
+			}
+		}
+	}
+	t.Logf("outcomes: %v", seen)
+	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed", "token_unknown", "scope_missing", "version"} {
+		if seen[reason] == 0 && requests >= 3000 {
+			t.Errorf("no request came to %q: the generators do not reach it", reason)
+		}
+	}
+}
+
+// awaitServed waits until a new connection gets answers by these definitions, the listener's part of them too.
+func (w *world) awaitServed(t *testing.T, d *definitions.Definitions) {
+	t.Helper()
+	e := explainer(t, d, w.sessions)
+	var probes []Request
+	for _, origin := range append(slices.Clone(someOrigins), "https://evil.example") {
+		for _, target := range []string{xds.VersionPath, "/%2f"} {
+			probes = append(probes, Request{Method: "GET", Target: target, Header: []Field{{"Host", "h"}, {"Origin", origin}, {"Connection", "close"}}})
+		}
+	}
+	var differs string
+	t.Cleanup(func() {
+		if t.Failed() && differs != "" {
+			t.Logf("the last probe that differed:\n%s", differs)
+		}
+	})
+	envoytest.Eventually(t, "the definitions to be served", func() bool {
+		differs = ""
+		return !slices.ContainsFunc(probes, func(r Request) bool {
+			a, err := e.Explain(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := w.ask(r)
+			if have, want := told(g.status, g.header, g.body), w.expected(a.Outcomes[0], r); err != nil || have != want {
+				differs = fmt.Sprintf("%q: %v\n%s\nis explained as\n%s", r, err, have, want)
+			}
+			return differs != ""
+		})
+	})
+}
+
+func explainer(t *testing.T, d *definitions.Definitions, sessions authz.Sessions) *Explainer {
+	t.Helper()
+	e, err := New(d, options, sessions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// compare explains a request with the store and without, sends it, and returns the reason of the outcome.
+func (w *world) compare(t *testing.T, with, without *Explainer, r Request) string {
+	t.Helper()
+	a, err := with.Explain(t.Context(), r)
+	if err != nil {
+		return "not explained"
+	}
+	for _, u := range w.upstreams {
+		u.seen.Store(0)
+	}
+	g, err := w.ask(r)
+	if err != nil {
+		t.Errorf("%q: explained as %+v, and: %v", r, a.Outcomes, err)
+		return ""
+	}
+	have := told(g.status, g.header, g.body)
+	if want := w.expected(a.Outcomes[0], r); have != want {
+		t.Errorf("%s %q %q\nis explained as\n%s\nand gets\n%s", r.Method, r.Target, r.Header, want, have)
+	}
+	reached := int64(0)
+	for _, u := range w.upstreams {
+		reached += u.seen.Load()
+	}
+	if want := a.Outcomes[0].Forward != nil; (reached == 1) != want || reached > 1 {
+		t.Errorf("%s %q %q: explained that it is forwarded: %t; %d requests reached upstreams", r.Method, r.Target, r.Header, want, reached)
+	}
+	if len(a.Unsure) > 0 {
+		t.Errorf("settings of Envoy's that are not modelled: %v", a.Unsure)
+	}
+	blind, err := without.Explain(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(blind.Outcomes, func(o Outcome) bool { return w.sameBut(o, a.Outcomes[0], r) }) {
+		t.Errorf("%s %q %q: without the store the outcomes are %+v, and none is %+v", r.Method, r.Target, r.Header, blind.Outcomes, a.Outcomes[0])
+	}
+	return a.Outcomes[0].Reason
+}
+
+// sameBut says whether an outcome that was told without the store is the one with it: the user's id is not known.
+func (w *world) sameBut(without, with Outcome, r Request) bool {
+	if with.Reason == "bad_user" {
+		return true // only the store can tell
+	}
+	if with.Forward != nil && without.Forward != nil {
+		known := *without.Forward
+		known.Set = slices.Clone(known.Set)
+		for i := range known.Set {
+			if known.Set[i].Value == someone {
+				known.Set[i].Value = with.Forward.Set[i].Value
+			}
+		}
+		without.Forward = &known
+	}
+	return w.expected(without, r) == w.expected(with, r)
+}
+
+func number(t *testing.T, name string, otherwise int64) int64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatalf("reading %s: %v", name, err)
+	}
+	return n
+}

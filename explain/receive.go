@@ -1,0 +1,185 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+)
+
+// knownMethods are the methods that Envoy's HTTP/1 parser takes; it has no others.
+var knownMethods = []string{
+	"ACL", "BIND", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LINK", "LOCK", "MERGE", "MKACTIVITY",
+	"MKCALENDAR", "MKCOL", "MOVE", "MSEARCH", "NOTIFY", "OPTIONS", "PATCH", "POST", "PROPFIND", "PROPPATCH", "PURGE",
+	"PUT", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "TRACE", "UNBIND", "UNLINK", "UNLOCK", "UNSUBSCRIBE",
+}
+
+// ownHeaders are request headers that Envoy takes from no client (use_remote_address): it alone says them.
+var ownHeaders = []string{
+	"x-envoy-internal", "x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node",
+	"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-upstream-alt-stat-name",
+	"x-envoy-upstream-rq-timeout-ms", "x-envoy-upstream-rq-per-try-timeout-ms", "x-envoy-upstream-rq-timeout-alt-response",
+	"x-envoy-expected-rq-timeout-ms", "x-envoy-force-trace", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
+	"x-envoy-external-address", "x-forwarded-client-cert", "keep-alive", "proxy-connection",
+}
+
+// check says what keeps a request from being sent, or from being explained.
+func (r *Request) check() error {
+	if r.Method == "" {
+		r.Method = "GET"
+	}
+	if strings.ContainsAny(r.Method+r.Target, "\r\n\t ") {
+		return fmt.Errorf("reading the request: a method and a URL have no space in them")
+	}
+	if r.Target == "" {
+		return fmt.Errorf("reading the request: it has no URL")
+	}
+	for _, f := range r.Header {
+		if strings.ContainsAny(f.Name+f.Value, "\r\n") {
+			return fmt.Errorf("reading the request: the header %q has a line end", f.Name)
+		}
+		switch name := strings.ToLower(f.Name); {
+		case slices.Contains([]string{"transfer-encoding", "upgrade", "expect", "te", "http2-settings"}, name),
+			name == "connection" && !strings.EqualFold(f.Value, "close") && !strings.EqualFold(f.Value, "keep-alive"):
+			return fmt.Errorf("%w: what the header %s asks of the connection", ErrNotModelled, f.Name)
+		case name == "content-type" && strings.HasPrefix(strings.ToLower(f.Value), "application/grpc"):
+			return fmt.Errorf("%w: the form in which gRPC calls are refused", ErrNotModelled)
+		}
+	}
+	if _, host, _ := splitTarget(r.Method, r.Target); strings.ContainsFunc(host, func(c rune) bool { return !isLetterOrDigit(c) && !strings.ContainsRune("-.:[]", c) }) {
+		return fmt.Errorf("%w: the host %q in a request line", ErrNotModelled, host)
+	}
+	if r.Method == "CONNECT" {
+		return fmt.Errorf("%w: the method CONNECT", ErrNotModelled)
+	}
+	return nil
+}
+
+// size is how many bytes the head of the request has.
+func (r *Request) size() int {
+	size := len(r.Method) + len(r.Target) + len("  HTTP/1.1\r\n\r\n")
+	for _, f := range r.Header {
+		size += len(f.Name) + len(f.Value) + len(": \r\n")
+	}
+	return size
+}
+
+// receive is what the codec and the connection manager do with a request before it is matched. Whatever they
+// refuse gets an answer of Envoy's own.
+func (e *Explainer) receive(x *exchange, r Request) error {
+	refuse := func(status int, why string) error {
+		x.answer(status, "")
+		x.refused = why
+		return nil
+	}
+	if limit := int(e.manager.GetMaxRequestHeadersKb().GetValue()) << 10; limit > 0 && r.size() > limit {
+		return refuse(431, fmt.Sprintf("its head has more than %d bytes", limit))
+	}
+	if !slices.Contains(knownMethods, r.Method) {
+		return refuse(400, fmt.Sprintf("Envoy's HTTP/1.1 parser knows no method %q", r.Method))
+	}
+	if !plainTarget(r.Target) {
+		return refuse(400, "the request target is malformed")
+	}
+	if status, why := e.readHeader(x, r); status != 0 {
+		return refuse(status, why)
+	}
+	path, host, ok := splitTarget(r.Method, r.Target)
+	if !ok {
+		return refuse(400, "the request target is malformed")
+	}
+	if host != "" && strings.EqualFold(r.Target[:len("https:")], "https:") {
+		x.answer(403, "Forbidden")
+		x.refused = "a whole https URL came over a connection without TLS"
+		return nil
+	}
+	if host != "" { // RFC 9112 §3.2.2: the Host of a whole URL counts
+		x.header.set("host", host)
+	}
+	x.known, x.client = true, x.header
+	for _, name := range ownHeaders {
+		x.header.remove(name)
+	}
+	x.path, x.sent = path, path
+	if !x.header.has("host") {
+		return refuse(400, "the request has no Host")
+	}
+	x.host = x.header.value("host")
+	if !plainHost(x.host) {
+		x.known = false
+		return refuse(400, "the Host is malformed")
+	}
+	if !strings.HasPrefix(x.path, "/") {
+		return refuse(404, "it asks about the gateway as a whole (*), which has nothing to say")
+	}
+	if status, why := e.normalize(x); status != 0 {
+		return refuse(status, why)
+	}
+	return nil
+}
+
+// readHeader reads the headers as far as Envoy takes them: a status and a reason where it does not.
+func (e *Explainer) readHeader(x *exchange, r Request) (status int, why string) {
+	options := e.manager.GetCommonHttpProtocolOptions()
+	for _, f := range r.Header {
+		if !isToken(f.Name) || strings.ContainsFunc(strings.Trim(f.Value, " \t"), isControl) {
+			return 400, fmt.Sprintf("the header %q is malformed", f.Name)
+		}
+		if strings.Contains(f.Name, "_") && options.GetHeadersWithUnderscoresAction() == corev3.HttpProtocolOptions_REJECT_REQUEST {
+			return 400, fmt.Sprintf("the header %q has an underscore", f.Name)
+		}
+		x.header.add(strings.ToLower(f.Name), strings.Trim(f.Value, " \t"))
+	}
+	if limit := options.GetMaxHeadersCount().GetValue(); limit > 0 && x.header.lines() > int(limit) {
+		return 431, fmt.Sprintf("there are more than %d headers", limit)
+	}
+	return 0, ""
+}
+
+// normalize makes of the path what is matched and forwarded, as the connection manager is told to.
+func (e *Explainer) normalize(x *exchange) (status int, why string) {
+	if strings.Contains(x.path, "#") {
+		return 400, "the path has a fragment, which a client keeps to itself"
+	}
+	path, query, hasQuery := strings.Cut(x.path, "?")
+	if e.manager.GetPathWithEscapedSlashesAction() == hcmv3.HttpConnectionManager_REJECT_REQUEST && hasEscapedSlash(path) {
+		return 400, "the path has an escaped slash or backslash (%2F, %5C), which servers read in different ways"
+	}
+	if e.manager.GetNormalizePath().GetValue() {
+		ok := false
+		if path, ok = canonicalPath(withoutDotParameters(path)); !ok {
+			return 400, "the path has an escaped zero byte (%00)"
+		}
+	}
+	if e.manager.GetMergeSlashes() {
+		path = mergeSlashes(path)
+	}
+	x.path = path
+	if hasQuery {
+		x.path += "?" + query
+	}
+	return 0, ""
+}
+
+// isToken says whether name is a header name (RFC 9110 §5.6.2).
+func isToken(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(c rune) bool {
+		return !isLetterOrDigit(c) && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
+	})
+}
+
+// isControl says whether a header's value cannot have the character (RFC 9110 §5.5).
+func isControl(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+
+func isLetterOrDigit(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+}
+
+// plainHost says whether a Host has no character that an authority cannot have (RFC 3986 §3.2).
+func plainHost(host string) bool {
+	return !strings.ContainsFunc(host, func(c rune) bool {
+		return !isLetterOrDigit(c) && !strings.ContainsRune("-._~%!$&'()*+,;=:@[]", c)
+	})
+}

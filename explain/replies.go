@@ -1,0 +1,87 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+)
+
+// flagUnauthorized is Envoy's response flag for what ext_authz ended.
+const flagUnauthorized = "UAEX"
+
+// rewrite gives a local reply the form that the connection manager is told to give it.
+func (e *Explainer) rewrite(x *exchange) {
+	body, contentType := x.reply.body, "text/plain"
+	ownType := x.reply.header.has("content-type")
+	for _, mapper := range e.manager.GetLocalReplyConfig().GetMappers() {
+		if !holds(mapper.GetFilter(), x) {
+			continue
+		}
+		x.addHeaders(mapper.GetHeadersToAdd())
+		if format := mapper.GetBodyFormatOverride(); format != nil {
+			body, contentType = x.format(format.GetTextFormatSource().GetInlineString()), format.GetContentType()
+		}
+		break
+	}
+	switch {
+	case body == "":
+		x.reply.header.remove("content-type")
+	case !x.reply.header.has("content-type") || body != x.reply.body && !ownType:
+		x.reply.header.set("content-type", contentType)
+	}
+	x.reply.body = body
+}
+
+// holds says whether a local reply is one that the filter is about.
+func holds(f *accesslogv3.AccessLogFilter, x *exchange) bool {
+	switch by := f.GetFilterSpecifier().(type) {
+	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
+		comparison := by.StatusCodeFilter.GetComparison()
+		return comparison.GetOp() == accesslogv3.ComparisonFilter_EQ && int(comparison.GetValue().GetDefaultValue()) == x.reply.status
+	case *accesslogv3.AccessLogFilter_ResponseFlagFilter:
+		return slices.Contains(by.ResponseFlagFilter.GetFlags(), x.reply.flag)
+	case *accesslogv3.AccessLogFilter_HeaderFilter:
+		return x.known && matchHeader(by.HeaderFilter.GetHeader(), x)
+	case *accesslogv3.AccessLogFilter_AndFilter:
+		return !slices.ContainsFunc(by.AndFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return !holds(f, x) })
+	case *accesslogv3.AccessLogFilter_OrFilter:
+		return slices.ContainsFunc(by.OrFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return holds(f, x) })
+	}
+	return false // said in unsure
+}
+
+// addHeaders adds headers whose values are format strings to the answer. An empty value adds none.
+func (x *exchange) addHeaders(options []*corev3.HeaderValueOption) {
+	for _, option := range options {
+		if value := x.format(option.GetHeader().GetValue()); value != "" || option.GetKeepEmptyValue() {
+			put(&x.reply.header, option, value)
+		}
+	}
+}
+
+// format fills in a format string: %% is a percent sign, %REQ(name)% a request header.
+func (x *exchange) format(text string) string {
+	var b strings.Builder
+	for {
+		before, rest, found := strings.Cut(text, "%")
+		b.WriteString(before)
+		if !found {
+			return b.String()
+		}
+		operator, after, _ := strings.Cut(rest, "%")
+		name, isHeader := strings.CutPrefix(operator, "REQ(")
+		switch {
+		case operator == "":
+			b.WriteByte('%')
+		case isHeader && x.known:
+			b.WriteString(x.header.value(strings.ToLower(strings.TrimSuffix(name, ")"))))
+		case isHeader:
+		default:
+			x.err = fmt.Errorf("%w: the format %q", ErrNotModelled, operator)
+		}
+		text = after
+	}
+}
