@@ -7,6 +7,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/authz"
@@ -81,6 +82,19 @@ func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route 
 		preflight(name, at, b.corsPolicy(commonMethods, b.gw.GetCors().GetExposeHeaders()), open),
 		b.answer(name+" 404", at, notFound(), open),
 	}
+}
+
+// dressedDots refuses a path in which a dot segment bears a parameter: /items/..;/admin. Envoy resolves those as
+// they stand, and then unescapes %2e, which makes new ones of /items/%2e%2e;/admin. A server that drops
+// parameters from a path, as those of Java do, would take what is left of it for a way up and out of the
+// service, to what may need a token there. Nobody means such a path.
+func (b *builder) dressedDots() *routev3.Route {
+	b.about = "malformed paths"
+	at := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{ // of the path without its query
+		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*/\.\.?(;|%3[bB]).*`},
+	}}
+	malformed := answer{status: 400, text: "The request is malformed."}
+	return b.checked([]*routev3.Route{b.answer("malformed", at, malformed, b.gate(authz.Rule{Service: "malformed"}))})[0]
 }
 
 // beacon is the route that tells which version Envoy serves. It is asked about in no case: it must tell the

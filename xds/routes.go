@@ -32,7 +32,7 @@ func (b *builder) routes(services []*service) *routev3.RouteConfiguration {
 		IgnorePortInHostMatching: true,
 	}
 	b.validate(config) // the frame; each route is validated by itself, so that an error names the service
-	vhost.Routes = append(vhost.Routes, b.beacon())
+	vhost.Routes = append(vhost.Routes, b.beacon(), b.dressedDots())
 	vhost.Routes = append(vhost.Routes, b.tokenRoutes()...)
 	for _, s := range services {
 		b.about = s.String()
