@@ -11,6 +11,7 @@ const (
 	fieldOkResponse      = 3
 	fieldHeaders         = 2
 	fieldHeadersToRemove = 5
+	fieldAnswerHeaders   = 6
 	fieldHeader          = 1
 	fieldAppendAction    = 3
 	fieldKey             = 1
@@ -23,50 +24,54 @@ func (v *verdict) appendAllow(b []byte) []byte {
 	b = protowire.AppendTag(b, fieldStatus, protowire.BytesType)
 	b = protowire.AppendVarint(b, 0)
 
-	remove := v.rule.userHeader
-	option := 0
-	if v.reason == tokenKnown {
-		option = sizeOption(v.rule.userHeader, v.user)
-		remove = headerAuthorization
-		if v.rule.forwardToken {
-			remove = ""
-		}
-	}
+	c := v.changes()
 	size := 0
-	if option > 0 {
-		size += protowire.SizeTag(fieldHeaders) + protowire.SizeBytes(option)
+	for _, h := range c.set[:c.sets] {
+		size += sizeMessage(fieldHeaders, sizeOption(h, overwrite))
 	}
-	if remove != "" {
-		size += sizeString(fieldHeadersToRemove, remove)
+	for _, name := range c.remove[:c.drops] {
+		size += sizeString(fieldHeadersToRemove, name)
+	}
+	if c.answer.name != "" {
+		size += sizeMessage(fieldAnswerHeaders, sizeOption(c.answer, addIfAbsent))
 	}
 	b = protowire.AppendTag(b, fieldOkResponse, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(size))
-	if option > 0 {
-		b = protowire.AppendTag(b, fieldHeaders, protowire.BytesType)
-		b = protowire.AppendVarint(b, uint64(option))
-		b = appendOption(b, v.rule.userHeader, v.user)
+	for _, h := range c.set[:c.sets] {
+		b = appendOption(b, fieldHeaders, h, overwrite)
 	}
-	if remove != "" {
-		b = appendString(b, fieldHeadersToRemove, remove)
+	for _, name := range c.remove[:c.drops] {
+		b = appendString(b, fieldHeadersToRemove, name)
+	}
+	if c.answer.name != "" {
+		b = appendOption(b, fieldAnswerHeaders, c.answer, addIfAbsent)
 	}
 	return b
 }
 
-const overwrite = uint64(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+const (
+	overwrite   = uint64(corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD)
+	addIfAbsent = uint64(corev3.HeaderValueOption_ADD_IF_ABSENT)
+)
 
-func sizeOption(key, value string) int {
-	header := sizeString(fieldKey, key) + sizeString(fieldValue, value)
-	return protowire.SizeTag(fieldHeader) + protowire.SizeBytes(header) +
-		protowire.SizeTag(fieldAppendAction) + protowire.SizeVarint(overwrite)
+func sizeOption(h field, action uint64) int {
+	return sizeMessage(fieldHeader, sizeString(fieldKey, h.name)+sizeString(fieldValue, h.value)) +
+		protowire.SizeTag(fieldAppendAction) + protowire.SizeVarint(action)
 }
 
-func appendOption(b []byte, key, value string) []byte {
+func appendOption(b []byte, number protowire.Number, h field, action uint64) []byte {
+	b = protowire.AppendTag(b, number, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(sizeOption(h, action)))
 	b = protowire.AppendTag(b, fieldHeader, protowire.BytesType)
-	b = protowire.AppendVarint(b, uint64(sizeString(fieldKey, key)+sizeString(fieldValue, value)))
-	b = appendString(b, fieldKey, key)
-	b = appendString(b, fieldValue, value)
+	b = protowire.AppendVarint(b, uint64(sizeString(fieldKey, h.name)+sizeString(fieldValue, h.value)))
+	b = appendString(b, fieldKey, h.name)
+	b = appendString(b, fieldValue, h.value)
 	b = protowire.AppendTag(b, fieldAppendAction, protowire.VarintType)
-	return protowire.AppendVarint(b, overwrite)
+	return protowire.AppendVarint(b, action)
+}
+
+func sizeMessage(number protowire.Number, size int) int {
+	return protowire.SizeTag(number) + protowire.SizeBytes(size)
 }
 
 func sizeString(number protowire.Number, s string) int {

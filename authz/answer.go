@@ -27,14 +27,8 @@ type field struct{ name, value string }
 // response returns the answer of a verdict.
 func (v *verdict) response() *authv3.CheckResponse {
 	switch v.reason {
-	case public:
-		return allow(nil, v.rule.userHeader)
-	case tokenKnown:
-		user := &field{v.rule.userHeader, v.user}
-		if v.rule.forwardToken {
-			return allow(user)
-		}
-		return allow(user, headerAuthorization)
+	case public, tokenKnown:
+		return allow(v.changes())
 	case originRefused: // no challenge: no credentials would help
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed)
 	case tokenMissing: // no error code where no credentials were shown (RFC 6750 §3.1)
@@ -52,16 +46,16 @@ func (v *verdict) response() *authv3.CheckResponse {
 	}
 }
 
-// allow is the only maker of an answer that lets a request pass. set is put in the place of all that the
-// request has under that name; what is named in remove does not reach the upstream.
-//
-// A public route's answer names the identity header in remove: the filter before this one has taken out what the
-// client sent, but where it is ever missing or put behind this one, an answer without a word about the
-// header would let a client say who it is.
-func allow(set *field, remove ...string) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{HeadersToRemove: remove}
-	if set != nil {
-		ok.Headers = []*corev3.HeaderValueOption{option(*set)}
+// allow is the only maker of an answer that lets a request pass.
+func allow(c changes) *authv3.CheckResponse {
+	ok := &authv3.OkHttpResponse{HeadersToRemove: c.remove[:c.drops]}
+	for _, h := range c.set[:c.sets] {
+		ok.Headers = append(ok.Headers, option(h))
+	}
+	if c.answer.name != "" {
+		o := option(c.answer)
+		o.AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
+		ok.ResponseHeadersToAdd = []*corev3.HeaderValueOption{o}
 	}
 	return &authv3.CheckResponse{
 		Status:       &rpcstatus.Status{Code: int32(codes.OK)},

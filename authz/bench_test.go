@@ -90,7 +90,7 @@ func runBenchServer() {
 		authv3.RegisterAuthorizationServer(server, benchGate())
 	case "alwaysok":
 		server = grpc.NewServer()
-		authv3.RegisterAuthorizationServer(server, always{answer: allow(nil)})
+		authv3.RegisterAuthorizationServer(server, always{answer: allow(changes{})})
 	default:
 		panic(mode)
 	}

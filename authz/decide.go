@@ -73,8 +73,12 @@ type verdict struct {
 	rule rule
 	// token is the hash of the token that was shown; zero where none was, or none that could be one.
 	token tokens.Hash
+	// shown is what the request shows of tokens outside Authorization, and what is left of it without them.
+	shown shown
 	// user is who the upstream is told the request is from; set where the reason is tokenKnown.
 	user string
+	// left is how long the token still lives, where the request could outlast it; else 0.
+	left time.Duration
 	// cause is what hindered the decision, where something did.
 	cause error
 }
@@ -91,20 +95,22 @@ func (q *request) judge() (v verdict, ask bool) {
 		v.reason = originRefused
 		return v, false
 	}
+	var credentials credentials
+	v.shown = q.look(&r, &credentials)
 	if !r.authenticate {
 		v.reason = public
 		return v, false
 	}
-	if q.authorization == "" {
+	credentials.authorization(q.authorization)
+	switch {
+	case credentials.bad:
+		v.reason = tokenMalformed
+		return v, false
+	case !credentials.any:
 		v.reason = tokenMissing
 		return v, false
 	}
-	token, err := tokens.FromAuthorization(q.authorization)
-	if err != nil {
-		v.reason = tokenMalformed
-		return v, false
-	}
-	v.token = token.Hash()
+	v.token = credentials.token
 	return v, true
 }
 
@@ -127,6 +133,9 @@ func (v *verdict) settle(s *tokens.Session, err error, now time.Time) {
 		v.reason, v.cause = badUser, errors.New("the user's id cannot be put in a header")
 	default:
 		v.reason, v.user = tokenKnown, s.User
+		if left := s.Expires.Sub(now); v.rule.longest == 0 || left < v.rule.longest {
+			v.left = left
+		}
 	}
 }
 

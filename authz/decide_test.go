@@ -43,7 +43,7 @@ func (p policy) deny(name string, want reason, r *authv3.CheckRequest) *authv3.D
 }
 
 var (
-	secured     = Rule{Service: "orders", Authenticate: true}
+	secured     = Rule{Service: "orders", Authenticate: true, Longest: time.Minute}
 	publicRule  = Rule{Service: "items"}
 	fromBrowser = Shared{UserHeader: "x-user-id", Origins: []string{"https://shop.example", "http://localhost:3000"}}
 )
@@ -141,6 +141,9 @@ func TestWithoutARuleNothingPasses(t *testing.T) {
 		p.deny("authenticate "+value, noRule, withExtensions(changed(keyAuthenticate, value), token))
 	}
 	p.deny("forward_token maybe", noRule, withExtensions(changed(keyForwardToken, "maybe"), token))
+	for _, value := range []string{"0", "-1", "1s", "1.5", "99999999999999999999", "9223372036855"} {
+		p.deny("longest "+value, noRule, withExtensions(changed(keyLongest, value), token))
+	}
 	p.deny("empty message", noRule, &authv3.CheckRequest{})
 }
 
@@ -149,7 +152,9 @@ func TestScopes(t *testing.T) {
 	reader := authorization(p.store.open(t, tokens.FormatUUID, "ann", "orders:read").Reveal())
 	both := authorization(p.store.open(t, tokens.FormatUUID, "ann", "orders:read", "orders:write").Reveal())
 	none := authorization(p.store.open(t, tokens.FormatUUID, "ann").Reveal())
-	needs := func(scopes ...string) Rule { return Rule{Service: "orders", Authenticate: true, Scopes: scopes} }
+	needs := func(scopes ...string) Rule {
+		return Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: scopes}
+	}
 
 	p.allow("none needed", asking(shop, needs(), none))
 	p.allow("one needed, held", asking(shop, needs("orders:read"), reader))
@@ -163,8 +168,8 @@ func TestScopes(t *testing.T) {
 func TestEndsOfADecision(t *testing.T) {
 	g := newGate(t)
 	known := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
-	scoped := Rule{Service: "orders", Authenticate: true, Scopes: []string{"a", "b"}}
-	unquotable := Rule{Service: "orders", Authenticate: true, Scopes: []string{`b"`}}
+	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"a", "b"}}
+	unquotable := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{`b"`}}
 	const no = `"You are not allowed to access this API!"`
 	const cannot = `"The gateway cannot decide about this request at the moment."`
 	for _, c := range []struct {
@@ -222,7 +227,7 @@ func TestTheUpstreamLearnsTheUserAndNotTheToken(t *testing.T) {
 	if got := ok.GetHeadersToRemove(); !slices.Equal(got, []string{"authorization"}) {
 		t.Errorf("removed: %q", got)
 	}
-	forward := Rule{Service: "orders", Authenticate: true, ForwardToken: true}
+	forward := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, ForwardToken: true}
 	if got := p.allow("forward_token", asking(shop, forward, token)).GetHeadersToRemove(); len(got) != 0 {
 		t.Errorf("forward_token, removed: %q", got)
 	}
@@ -300,24 +305,44 @@ func TestACallerThatGoesAwayIsNoFaultOfTheStore(t *testing.T) {
 }
 
 // model is the policy once more, in as few words as it can be said in: the HTTP status for a request.
-func model(rule Rule, shared Shared, origin, authorization string, live map[string]*tokens.Session, down bool) int {
+func model(rule Rule, shared Shared, origin, authorization, cookie, protocols string, live map[string]*tokens.Session, down bool) int {
 	if len(shared.Origins) > 0 && (origin == "null" || !slices.Contains(shared.Origins, origin)) {
 		return 401
 	}
 	if !rule.Authenticate {
 		return 200
 	}
-	text := regexp.MustCompile(`^(?i:bearer +)?([^ ]+)$`).FindStringSubmatch(authorization)
-	if text == nil {
+	var texts []string
+	if authorization != "" {
+		texts = append(texts, regexp.MustCompile(`^(?i:bearer +)?`).ReplaceAllString(authorization, ""))
+	}
+	if shared.Cookie != "" {
+		if regexp.MustCompile(`,[ \t]*` + shared.Cookie + `[ \t]*(?:[=,;]|$)`).MatchString(cookie) {
+			return 401 // several Cookie headers
+		}
+		for _, m := range regexp.MustCompile(`(?:^|;)[ \t]*`+shared.Cookie+`[ \t]*=([^;]*)`).FindAllStringSubmatch(cookie, -1) {
+			if value := strings.Trim(m[1], " \t"); value != "" {
+				texts = append(texts, value)
+			}
+		}
+	}
+	if shared.Subprotocol != "" {
+		for _, m := range regexp.MustCompile(`(?:^|,)[ \t]*`+shared.Subprotocol+`\.([^,]*)`).FindAllStringSubmatch(protocols, -1) {
+			texts = append(texts, strings.Trim(m[1], " \t"))
+		}
+	}
+	if len(texts) == 0 {
 		return 401
 	}
-	if _, err := tokens.Parse(text[1]); err != nil {
-		return 401
+	for _, text := range texts {
+		if _, err := tokens.Parse(text); err != nil || text != texts[0] {
+			return 401
+		}
 	}
 	if down {
 		return 503
 	}
-	s := live[text[1]]
+	s := live[texts[0]]
 	if s == nil {
 		return 401
 	}
@@ -342,15 +367,20 @@ func FuzzDecisionIsTheModels(f *testing.F) {
 		g.store.live[token.Hash()] = live[text]
 	}
 	for _, value := range []string{ann, "Bearer " + ann, "bearer  " + bob, bob + "," + ann, "", "Basic x", "Bearer\t" + ann, ann + "!", "6e1c0000-0000-4000-8000-00000000000c"} {
-		f.Add(true, "a", "https://shop.example", "https://shop.example", value, false)
-		f.Add(true, "", "", "", value, false)
-		f.Add(true, "b c", "", "null", value, true)
-		f.Add(false, "", "https://a.example null", "null", value, false)
-		f.Add(false, "", "https://a.example", "https://a.example,https://a.example", value, false)
+		f.Add(true, "a", "https://shop.example", "https://shop.example", value, "c="+value, "p."+value, false)
+		f.Add(true, "", "", "", value, "c="+ann, "p."+ann+", chat", false)
+		f.Add(true, "", "https://shop.example", "https://shop.example", "", "a=1; c="+value+";b", "", false)
+		f.Add(true, "", "https://shop.example", "https://shop.example", ann, "a=1,c="+value, "p, p."+ann, false)
+		f.Add(true, "b c", "", "null", value, "", "", true)
+		f.Add(false, "", "https://a.example null", "null", value, "", "", false)
+		f.Add(false, "", "https://a.example", "https://a.example,https://a.example", value, "", "", false)
 	}
-	f.Fuzz(func(t *testing.T, authenticate bool, scopes, origins, origin, value string, down bool) {
-		r := asking(Shared{}, Rule{}, map[string]string{"origin": origin, "authorization": value})
-		shared := Shared{UserHeader: "x-user-id", Origins: strings.Fields(origins)}
+	f.Fuzz(func(t *testing.T, authenticate bool, scopes, origins, origin, value, cookie, protocols string, down bool) {
+		r := asking(Shared{}, Rule{}, map[string]string{"origin": origin, "authorization": value, "cookie": cookie, "sec-websocket-protocol": protocols})
+		shared := Shared{UserHeader: "x-user-id", Origins: strings.Fields(origins), Subprotocol: "p"}
+		if len(shared.Origins) > 0 {
+			shared.Cookie = "c"
+		}
 		rule := Rule{Service: "s", Authenticate: authenticate, Scopes: strings.Fields(scopes)}
 		for _, text := range append(shared.Origins, rule.Scopes...) {
 			if !regexp.MustCompile(`^[!-+\--~]+$`).MatchString(text) { // definitions take no other
@@ -370,13 +400,17 @@ func FuzzDecisionIsTheModels(f *testing.F) {
 		if refused := resp.GetDeniedResponse(); refused != nil {
 			got = int(refused.GetStatus().GetCode())
 		}
-		if want := model(rule, shared, origin, value, live, down); got != want {
-			t.Errorf("%v %v origin %q authorization %q down %v: %d, the model says %d", rule, shared, origin, value, down, got, want)
+		if want := model(rule, shared, origin, value, cookie, protocols, live, down); got != want {
+			t.Errorf("%v %v origin %q authorization %q cookie %q protocols %q down %v: %d, the model says %d", rule, shared, origin, value, cookie, protocols, down, got, want)
 		}
 		if got == 200 && authenticate {
-			text := value[max(0, len(value)-36):]
-			if user := header(resp.GetOkResponse().GetHeaders(), "x-user-id"); user != live[text].User {
-				t.Errorf("authorization %q passes as %q", value, user)
+			user := strings.TrimPrefix(header(resp.GetOkResponse().GetHeaders(), "x-user-id"), "u")
+			if user == "" || !strings.Contains(value+cookie+protocols, user) {
+				t.Errorf("authorization %q cookie %q protocols %q pass as %q", value, cookie, protocols, user)
+			}
+			left := header(resp.GetOkResponse().GetHeaders(), "cookie") + header(resp.GetOkResponse().GetHeaders(), "sec-websocket-protocol")
+			if strings.Contains(left, "c="+user) || strings.Contains(left, "p."+user) && !strings.Contains(left, "p."+user+".") {
+				t.Errorf("cookie %q protocols %q: the upstream still sees %q", cookie, protocols, left)
 			}
 		}
 	})

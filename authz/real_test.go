@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -103,8 +104,8 @@ func askFirst(t *testing.T, l *listenerv3.Listener, rules []Rule) {
 func TestAnswersOnARealEnvoy(t *testing.T) {
 	g := newGate(t)
 	upstream := envoytest.Upstream(t)
-	forward := Rule{Service: "forward", Authenticate: true, ForwardToken: true}
-	scoped := Rule{Service: "scoped", Authenticate: true, Scopes: []string{"a", "b"}}
+	forward := Rule{Service: "forward", Authenticate: true, Longest: time.Minute, ForwardToken: true}
+	scoped := Rule{Service: "scoped", Authenticate: true, Longest: time.Minute, Scopes: []string{"a", "b"}}
 	address, sent := behindEnvoy(t, g, upstream, secured, publicRule, forward, scoped)
 	token := g.store.open(t, tokens.FormatUUID, "Ann Müller").Reveal()
 	stranger, _ := tokens.Mint(tokens.FormatUUID)

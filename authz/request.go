@@ -9,6 +9,8 @@ import (
 const (
 	headerAuthorization = "authorization"
 	headerOrigin        = "origin"
+	headerCookie        = "cookie"
+	headerSubprotocols  = "sec-websocket-protocol"
 	headerRequestID     = "x-request-id"
 )
 
@@ -18,6 +20,8 @@ type request struct {
 	// authorization and origin are the headers' values; empty where the request has none. An empty header
 	// shows no credentials and names no origin, so it is the same as none.
 	authorization, origin string
+	// cookie and subprotocols are too; Envoy tells them only where the definitions let one bear the token.
+	cookie, subprotocols string
 	// The rest is for people to read and decides nothing. path has its query still.
 	requestID, streamID, method, path, client string
 }
@@ -29,6 +33,10 @@ func (q *request) setHeader(name, value string) {
 		q.authorization = value
 	case headerOrigin:
 		q.origin = value
+	case headerCookie:
+		q.cookie = value
+	case headerSubprotocols:
+		q.subprotocols = value
 	case headerRequestID:
 		q.requestID = value
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
@@ -19,8 +20,11 @@ type Rule struct {
 	Authenticate bool
 	// Scopes is what the token's session must have, all of it.
 	Scopes []string
-	// ForwardToken says whether the upstream sees Authorization.
+	// ForwardToken says whether the upstream sees the token.
 	ForwardToken bool
+	// Longest is how long Envoy lets a request of the route last by itself; 0: for ever, as one that becomes a WebSocket
+	// does. A request that could outlast its token is ended with the token.
+	Longest time.Duration
 }
 
 // Shared is the part of the rule that is the same for every route. It travels with the virtual host, and
@@ -28,6 +32,10 @@ type Rule struct {
 type Shared struct {
 	// Origins are the origins that may call; empty: all.
 	Origins []string
+	// Cookie is the name of the cookie that may bear the token; empty: none may. It needs Origins.
+	Cookie string
+	// Subprotocol is what stands, with a dot, before the token in a WebSocket subprotocol; empty: none may bear it.
+	Subprotocol string
 	// UserHeader is the request header by which the upstream learns the user's id.
 	UserHeader string
 	// Version is the version of the definitions that the routes were made from.
@@ -40,7 +48,10 @@ const (
 	keyAuthenticate = "authenticate"
 	keyScopes       = "scopes"
 	keyForwardToken = "forward_token"
+	keyLongest      = "longest"
 	keyOrigins      = "origins"
+	keyCookie       = "cookie"
+	keySubprotocol  = "subprotocol"
 	keyUserHeader   = "user_header"
 	keyVersion      = "version"
 )
@@ -61,6 +72,9 @@ func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	if r.ForwardToken {
 		ext[keyForwardToken] = "true"
 	}
+	if r.Longest > 0 {
+		ext[keyLongest] = strconv.FormatInt(milliseconds(r.Longest), 10)
+	}
 	return perRoute(ext)
 }
 
@@ -69,6 +83,12 @@ func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	ext := map[string]string{keyUserHeader: s.UserHeader, keyVersion: s.Version}
 	if len(s.Origins) > 0 {
 		ext[keyOrigins] = strings.Join(s.Origins, " ") // an origin has no space (RFC 6454 §6.1)
+	}
+	if s.Cookie != "" {
+		ext[keyCookie] = s.Cookie
+	}
+	if s.Subprotocol != "" {
+		ext[keySubprotocol] = s.Subprotocol
 	}
 	return perRoute(ext)
 }
@@ -87,7 +107,8 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 
 // carried is a rule as it arrives with a Check: the values of the context extensions, unread.
 type carried struct {
-	service, authenticate, scopes, forwardToken, origins, userHeader, version string
+	service, authenticate, scopes, forwardToken, longest string
+	origins, cookie, subprotocol, userHeader, version    string
 }
 
 // set keeps the value of one extension. Names that are not ours are passed over.
@@ -101,8 +122,14 @@ func (c *carried) set(key, value string) {
 		c.scopes = value
 	case keyForwardToken:
 		c.forwardToken = value
+	case keyLongest:
+		c.longest = value
 	case keyOrigins:
 		c.origins = value
+	case keyCookie:
+		c.cookie = value
+	case keySubprotocol:
+		c.subprotocol = value
 	case keyUserHeader:
 		c.userHeader = value
 	case keyVersion:
@@ -115,7 +142,12 @@ func (c *carried) rule() (rule, error) {
 	if c.service == "" || c.userHeader == "" {
 		return rule{}, ErrNoRule
 	}
-	r := rule{service: c.service, scopes: c.scopes, origins: c.origins, userHeader: c.userHeader}
+	r := rule{
+		service: c.service, scopes: c.scopes, origins: c.origins, cookie: c.cookie, subprotocol: c.subprotocol, userHeader: c.userHeader,
+	}
+	if r.cookie != "" && r.origins == "" { // any page on the web could act as its visitor
+		return rule{}, fmt.Errorf("%w: %s without %s", ErrNoRule, keyCookie, keyOrigins)
+	}
 	switch c.authenticate {
 	case "true":
 		r.authenticate = true
@@ -130,11 +162,25 @@ func (c *carried) rule() (rule, error) {
 	default:
 		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyForwardToken, c.forwardToken)
 	}
+	if c.longest != "" {
+		ms, err := strconv.ParseInt(c.longest, 10, 64)
+		if err != nil || ms <= 0 || ms > maxMilliseconds {
+			return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyLongest, c.longest)
+		}
+		r.longest = time.Duration(ms) * time.Millisecond
+	}
 	return r, nil
 }
 
+// maxMilliseconds is the longest time.Duration.
+const maxMilliseconds = int64(1<<63-1) / int64(time.Millisecond)
+
+// milliseconds is a time above 0 in whole milliseconds, rounded up: a bound of 0 is none to Envoy.
+func milliseconds(d time.Duration) int64 { return max(1, int64((d-1)/time.Millisecond)+1) }
+
 // rule is a Rule and its Shared part, read: lists are still joined by spaces, so that reading one allocates nothing.
 type rule struct {
-	service, scopes, origins, userHeader string
-	authenticate, forwardToken           bool
+	service, scopes, origins, cookie, subprotocol, userHeader string
+	authenticate, forwardToken                                bool
+	longest                                                   time.Duration // 0: for ever
 }

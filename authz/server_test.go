@@ -192,7 +192,7 @@ func TestNoAnswerButAnAllowOrADenialGoesOut(t *testing.T) {
 				t.Errorf("%s, %s: got out: %v, %v", guard, name, resp, err)
 			}
 		}
-		for _, a := range []*authv3.CheckResponse{allow(nil), unauthorized} {
+		for _, a := range []*authv3.CheckResponse{allow(changes{}), unauthorized} {
 			if _, err := ask(a); err != nil {
 				t.Errorf("%s, good answer: %v", guard, err)
 			}
@@ -219,7 +219,7 @@ func TestNoTokenIsTold(t *testing.T) {
 			text := token.Reveal()
 			secrets = append(secrets, text, token.Hash().Hex())
 			for _, value := range []string{text, "Bearer " + text, text + "," + text, "Basic " + text, text + "!", "Bearer\t" + text} {
-				for _, rule := range []Rule{secured, publicRule, {Service: "s", Authenticate: true, Scopes: []string{"x"}}} {
+				for _, rule := range []Rule{secured, publicRule, {Service: "s", Authenticate: true, Longest: time.Minute, Scopes: []string{"x"}}} {
 					g.check(t, asking(shop, rule, authorization(value)))
 					g.check(t, asking(fromBrowser, rule, authorization(value)))
 					g.check(t, withExtensions(nil, authorization(value)))

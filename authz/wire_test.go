@@ -4,6 +4,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -26,6 +27,7 @@ func whole(t testing.TB) *authv3.CheckRequest {
 	}
 	r := asking(fromBrowser, Rule{Service: "orders", Authenticate: true, Scopes: []string{"a"}}, map[string]string{
 		"authorization": "Bearer 6e1c0000-0000-4000-8000-00000000000a", "origin": "https://shop.example", "accept": "*/*",
+		"cookie": "a=1; gatepost=x", "sec-websocket-protocol": "chat",
 	})
 	a := r.Attributes
 	a.Source.Service, a.Source.Labels, a.Source.Principal = "web", map[string]string{"k": "v"}, "spiffe://x"
@@ -207,9 +209,16 @@ func verdicts() []verdict {
 	for r := range reasons {
 		for _, user := range []string{"ann", "Ann Müller", strings.Repeat("a", 100), strings.Repeat("a", 20_000)} {
 			for _, forward := range []bool{false, true} {
-				all = append(all, verdict{reason: r, user: user, token: tokens.Hash{1}, rule: rule{
-					service: "orders", userHeader: "x-user-id", scopes: "a b", authenticate: true, forwardToken: forward,
-				}})
+				v := verdict{reason: r, user: user, token: tokens.Hash{1}, rule: rule{
+					service: "orders", userHeader: "x-user-id", scopes: "a b", subprotocol: "bearer", authenticate: true, forwardToken: forward,
+				}}
+				all = append(all, v)
+				v.left = time.Duration(len(user)) * time.Minute
+				all = append(all, v)
+				v.shown = shown{cookie: rest{changed: true}, subprotocols: rest{changed: true}, marked: true}
+				all = append(all, v)
+				v.shown = shown{cookie: rest{true, strings.Repeat("a=1; ", 40)}, subprotocols: rest{true, "chat"}, marked: true}
+				all = append(all, v)
 			}
 		}
 	}
@@ -245,11 +254,13 @@ func TestReadyAnswersAreTheGeneratedOnes(t *testing.T) {
 }
 
 func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
-	f.Add("ann", "x-user-id", true, true)
-	f.Add(strings.Repeat("ä", 100), "x-identity", false, true)
-	f.Add("", "x", false, false)
-	f.Fuzz(func(t *testing.T, user, userHeader string, forward, known bool) {
-		v := verdict{reason: public, rule: rule{userHeader: strings.ToValidUTF8(userHeader, "")}}
+	f.Add("ann", "x-user-id", "", "", int64(0), true, true, false)
+	f.Add(strings.Repeat("ä", 100), "x-identity", "a=1; b=2", "", int64(1), false, true, false)
+	f.Add("", "x", "a=1", "chat, superchat", int64(math.MaxInt64), false, false, true)
+	f.Fuzz(func(t *testing.T, user, userHeader, cookie, subprotocols string, left int64, forward, known, marked bool) {
+		v := verdict{reason: public, rule: rule{userHeader: strings.ToValidUTF8(userHeader, ""), subprotocol: "bearer"}, shown: shown{
+			cookie: rest{marked, strings.ToValidUTF8(cookie, "")}, subprotocols: rest{known, strings.ToValidUTF8(subprotocols, "")}, marked: marked,
+		}}
 		if v.rule.userHeader == "" {
 			t.Skip("there is no rule without a user header")
 		}
@@ -257,7 +268,7 @@ func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
 			if !presentable(user) {
 				t.Skip("never in an answer")
 			}
-			v.reason, v.user, v.rule.forwardToken = tokenKnown, user, forward
+			v.reason, v.user, v.rule.forwardToken, v.left = tokenKnown, user, forward, time.Duration(left)
 		}
 		sameAnswer(t, &v)
 	})

@@ -67,6 +67,10 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 		{func(g *gatewayv1.Gateway) { g.Services[1].Timeout = nil }, `service "b": its defaults`},
 		{func(g *gatewayv1.Gateway) { g.Services[1].AllowedMethods = nil }, `service "b": its defaults`},
 		{func(g *gatewayv1.Gateway) { *g.Services[1].Authenticate = false; g.Services[1].Scopes = []string{"x"} }, `scopes need a token`},
+		{func(g *gatewayv1.Gateway) {
+			g.Services[1].Websocket, g.Services[1].AllowedMethods = true, []string{"POST"}
+		}, `service "b": a WebSocket begins with GET`},
+		{func(g *gatewayv1.Gateway) { g.Tokens.Cookie = "session" }, `tokens.cookie needs origins`},
 		{func(g *gatewayv1.Gateway) { g.Services[1].Upstreams = []string{"ftp://x"} }, `service "b": upstream`},
 		{func(g *gatewayv1.Gateway) { g.Services[1].Upstreams = []string{"http://x?y=1"} }, `service "b": upstream`},
 		{func(g *gatewayv1.Gateway) { g.Services[1].Upstreams = []string{"http://u:p@x"} }, `service "b": upstream`},

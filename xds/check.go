@@ -38,6 +38,9 @@ func checkGateway(gw *gatewayv1.Gateway, opts Options) error {
 	if gw.GetCors().GetAllowCredentials() && len(gw.GetOrigins()) == 0 {
 		refuse("cors.allow_credentials needs origins: else every site could act as its visitor")
 	}
+	if gw.GetTokens().GetCookie() != "" && len(gw.GetOrigins()) == 0 {
+		refuse("tokens.cookie needs origins: else every site could act as its visitor")
+	}
 	for _, o := range gw.GetOrigins() {
 		// A matcher that matches the word * allows every origin (CORS filter of Envoy).
 		if o == "" || o == "*" || o == "null" || strings.ContainsAny(o, " ,%\t") {
@@ -81,6 +84,8 @@ func checkService(s *gatewayv1.Service, tokens string) error {
 		return fmt.Errorf("the methods %q cannot be used", s.GetAllowedMethods())
 	case len(s.GetScopes()) > 0 && !s.GetAuthenticate():
 		return errors.New("scopes need a token")
+	case s.GetWebsocket() && !slices.Contains(s.GetAllowedMethods(), "GET"):
+		return errors.New("a WebSocket begins with GET")
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // The filters' names; a route's own settings for a filter go by its name.
@@ -31,8 +33,21 @@ const (
 const authzTimeout = 2 * time.Second
 
 // checkedHeaders are the request headers that a Check is told. What is not here never leaves Envoy; a header
-// that a decision is to depend on (a cookie, say) is added here and nowhere else.
-var checkedHeaders = []string{"authorization", "origin", "x-request-id"}
+// that a decision is to depend on is added here and nowhere else.
+func checkedHeaders(t *gatewayv1.Tokens) []string {
+	headers := []string{"authorization", "origin", "x-request-id"}
+	if t.GetCookie() != "" {
+		headers = append(headers, "cookie")
+	}
+	if t.GetSubprotocol() != "" {
+		headers = append(headers, "sec-websocket-protocol")
+	}
+	return headers
+}
+
+// streamDuration is the header by which a decision bounds the life of a stream: the router obeys it and takes it
+// out. (Envoy docs, "Router", x-envoy-upstream-stream-duration-ms.)
+const streamDuration = "x-envoy-upstream-stream-duration-ms"
 
 // stripped are request headers by which some upstream or other believes who calls, or for which path. None
 // comes from the client; the header that bears the user's id is stripped with them (see strip).
@@ -72,9 +87,10 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ValidateMutations:   true,
-		AllowedHeaders:      exactly(checkedHeaders),
-		// The sidecar adds and removes headers, and never a path, a method or a host.
+		AllowedHeaders:      exactly(checkedHeaders(b.gw.GetTokens())),
+		// The sidecar adds and removes headers, and never a path, a method or a host. Of x-envoy-* it has one.
 		DecoderHeaderMutationRules: &mutationrulesv3.HeaderMutationRules{
+			AllowExpression: &matcherv3.RegexMatcher{Regex: "^" + streamDuration + "$"},
 			DisallowSystem:  wrapperspb.Bool(true),
 			DisallowIsError: wrapperspb.Bool(true),
 		},

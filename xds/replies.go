@@ -49,6 +49,9 @@ var replies = []reply{
 	// upstream begins like this is told to try again too.)
 	{503, "", handlerLogin, "The service cannot be reached at the moment.", true},
 	{503, "", "", "The service cannot be reached at the moment.", false},
+	// The token's time was over, or would have been, before the answer was whole.
+	{504, "UMSDR", "", "The token ended before the service had answered.", false},
+	{408, "UMSDR", "", "The token ended before the service had answered.", false},
 	{504, "", "", "The service took too long to answer.", false},
 	{502, "", "", "The service gave an answer that cannot be delivered.", false},
 	{400, "", "", "The request is malformed.", false},

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
 	gatewayv1 "gatepost/proto/gatepost/v1"
@@ -56,16 +58,32 @@ func (s *service) surface(b *builder) surface {
 			Authenticate: s.def.GetAuthenticate(),
 			Scopes:       s.def.GetScopes(),
 			ForwardToken: s.def.GetForwardToken(),
+			Longest:      s.longest(),
 		},
-		forward: s.forwards(),
+		forward: s.forwards(b.gw.GetTokens().GetLifetime()),
 	}
+}
+
+// longest is how long a request lasts at most, from its first byte; 0 where it may become a WebSocket, which ends when
+// one of its sides ends it.
+func (s *service) longest() time.Duration {
+	if s.def.GetWebsocket() {
+		return 0
+	}
+	return requestTimeout + s.def.GetTimeout().AsDuration()
 }
 
 // forwards gives the two routes that a prefix needs, to come off cleanly: `/orders` alone, and `/orders/` with
 // what follows. One route with the prefix `/orders` would also take `/ordersfoo`, and send `//5` for `/orders/5`.
-func (s *service) forwards() []forward {
+func (s *service) forwards(lifetime *durationpb.Duration) []forward {
 	timeout := s.def.GetTimeout().AsDuration()
-	to := func(rewrite string) *routev3.RouteAction { return forwardTo(s.cluster(), rewrite, timeout) }
+	to := func(rewrite string) *routev3.RouteAction {
+		action := forwardTo(s.cluster(), rewrite, timeout)
+		if s.def.GetWebsocket() {
+			s.upgrade(action, lifetime)
+		}
+		return action
+	}
 	if s.path == "/" {
 		return []forward{{prefix("/"), to(s.base + "/")}}
 	}
@@ -76,6 +94,17 @@ func (s *service) forwards() []forward {
 	return []forward{
 		{exactPath(s.path), to(orRoot(root))},
 		{prefix(s.path + "/"), to(root + "/")},
+	}
+}
+
+// upgrade lets requests become WebSockets. The listener lets none, so every other route refuses them. The timeout does
+// not end one: it runs from the end of the request, and an upgraded request ends with the stream. Where a token is
+// needed the decision says how long the stream may live; that no token lives longer than tokens.lifetime is the
+// bound behind it.
+func (s *service) upgrade(action *routev3.RouteAction, lifetime *durationpb.Duration) {
+	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
+	if s.def.GetAuthenticate() {
+		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: lifetime}
 	}
 }
 

@@ -83,9 +83,11 @@ func (b *builder) stamp(routes *routev3.RouteConfiguration, version string) {
 	b.about = "routes"
 	vhost := routes.GetVirtualHosts()[0]
 	vhost.TypedPerFilterConfig[filterAuthz] = b.pack(authz.Shared{
-		Origins:    b.gw.GetOrigins(),
-		UserHeader: b.gw.GetIdentity().GetUserHeader(),
-		Version:    version,
+		Origins:     b.gw.GetOrigins(),
+		Cookie:      b.gw.GetTokens().GetCookie(),
+		Subprotocol: b.gw.GetTokens().GetSubprotocol(),
+		UserHeader:  b.gw.GetIdentity().GetUserHeader(),
+		Version:     version,
 	}.Extensions())
 	vhost.GetRoutes()[0].GetDirectResponse().Body = &corev3.DataSource{
 		Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(version)},
