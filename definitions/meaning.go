@@ -3,6 +3,7 @@ package definitions
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,10 @@ func checkMeaning(f *findings, g *gatewayv1.Gateway) {
 	checkOrigins(f, g)
 	checkCors(f, g.GetCors(), len(g.GetOrigins()) > 0)
 	checkTokens(f, g.GetTokens())
+	if g.GetTokens().GetCookie() != "" && len(g.GetOrigins()) == 0 {
+		f.add("tokens.cookie", faultf("list the origins that may, under origins",
+			"would let every page on the web act as its visitor: browsers send a cookie by themselves"))
+	}
 	f.add("identity.user_header", identityHeaderFault(g.GetIdentity().GetUserHeader()))
 	tokensPath := cmp.Or(g.GetTokens().GetPath(), defaultTokensPath)
 	for i, s := range g.GetServices() {
@@ -126,6 +131,10 @@ func checkService(f *findings, s *gatewayv1.Service, field, tokensPath string) {
 	if s.Authenticate != nil && !s.GetAuthenticate() && len(s.GetScopes()) > 0 {
 		f.add(field+".scopes", faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
+	}
+	if methods := s.GetAllowedMethods(); s.GetWebsocket() && len(methods) > 0 && !slices.Contains(methods, "GET") {
+		f.add(field+".websocket", faultf("allow GET too",
+			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))
 	}
 }
 

@@ -117,6 +117,8 @@ var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 	"gatepost.v1.Authenticator.user_header":   {"a header name", "letters, digits and hyphens, such as userid"},
 	"gatepost.v1.Authenticator.scopes_header": {"a header name", "letters, digits and hyphens, such as scopes"},
 	"gatepost.v1.Authenticator.url":           {"an address", "the whole address of the login, such as http://users/users/authenticate"},
+	"gatepost.v1.Tokens.cookie":               {"a cookie name", "letters, digits, hyphens, dots and underscores, such as session"},
+	"gatepost.v1.Tokens.subprotocol":          {"a subprotocol", "letters, digits, hyphens, dots and underscores, such as gatepost.bearer"},
 	"gatepost.v1.Gateway.origins":             {"an origin", "write it as a browser sends it, such as https://shop.example"},
 }
 
