@@ -16,14 +16,25 @@ import (
 
 // extAuthz is Envoy's ext_authz filter with Gatepost behind it: the decision is package authz's own.
 type extAuthz struct {
-	name       string
-	config     *extauthzv3.ExtAuthz
-	maxHeaders int // 0: any number
+	name   string
+	config *extauthzv3.ExtAuthz
+	// maxHeaders and maxBytes are how many headers a request may have, and how many bytes of them; 0: any number.
+	maxHeaders, maxBytes int
 }
 
-// envoysOwn is how many headers Envoy has added to a request by then: the three of its first line, and
-// x-forwarded-for, x-forwarded-proto, x-request-id and x-envoy-external-address.
-const envoysOwn = 3 + 4
+// outgrown says whether the request, with what Envoy has added to it, has more headers than it may have. Envoy looks
+// once more after what Gatepost changed. The address is that of a client on this machine.
+func (f extAuthz) outgrown(x *exchange) bool {
+	all := append(fields{
+		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", "127.0.0.1"}, {"x-forwarded-proto", "http"},
+		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"}, {"x-envoy-external-address", "127.0.0.1"},
+	}, x.header...)
+	size := len(":authority") - len("host")
+	for _, h := range all {
+		size += len(h.Name) + len(h.Value)
+	}
+	return f.maxHeaders > 0 && all.lines() > f.maxHeaders || f.maxBytes > 0 && size > f.maxBytes
+}
 
 // settingsHolder is what may say something about a filter: a virtual host, a route.
 type settingsHolder interface {
@@ -123,7 +134,7 @@ func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
 	for _, name := range said.GetOkResponse().GetHeadersToRemove() {
 		x.header.remove(strings.ToLower(name))
 	}
-	if f.maxHeaders > 0 && x.header.lines()+envoysOwn > f.maxHeaders {
+	if f.outgrown(x) {
 		x.answer(500, "").flag = flagUnauthorized
 		x.set, x.reason = nil, "too_many_headers"
 	}

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
@@ -35,8 +36,11 @@ func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
 		case *headermutationv3.HeaderMutation:
 			all = append(all, mutation{one.GetName(), config.GetMutations()})
 		case *extauthzv3.ExtAuthz:
-			most := manager.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue()
-			all = append(all, extAuthz{one.GetName(), config, int(most)})
+			all = append(all, extAuthz{
+				name: one.GetName(), config: config,
+				maxHeaders: int(manager.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue()),
+				maxBytes:   int(manager.GetMaxRequestHeadersKb().GetValue()) << 10,
+			})
 		case *routerv3.Router:
 			all = append(all, router{})
 		default:
@@ -152,6 +156,12 @@ func mutate(header *fields, list []*mutationrulesv3.HeaderMutation) {
 			put(header, m.GetAppend(), m.GetAppend().GetHeader().GetValue())
 		case m.GetRemove() != "":
 			header.remove(strings.ToLower(m.GetRemove()))
+		case m.GetRemoveOnMatch() != nil:
+			for _, h := range slices.Clone(*header) {
+				if matchString(m.GetRemoveOnMatch().GetKeyMatcher(), h.Name) {
+					header.remove(h.Name)
+				}
+			}
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen: %s\n", listen)
 	origins := d.some(3, someOrigins...)
-	if len(origins) > 0 && d.chance(2) {
+	if len(origins) > 0 && d.chance(3) {
 		fmt.Fprintf(&b, "origins: [%s]\n", quoted(origins))
 		fmt.Fprintf(&b, "cors: {allow_credentials: %t, max_age: %ds, expose_headers: [%s]}\n", d.chance(2), d.IntN(1000), quoted(d.some(2, "ETag", "x-total")))
 	} else if d.chance(2) {
@@ -150,6 +150,7 @@ func (d dice) oddHeader(add func(name, value string)) {
 		add("X-Forwarded-Host", "evil.example")
 		add("X-Original-URL", "/orders")
 		add("X-Envoy-Original-Path", "/orders")
+		add("x-envoy-attempt-count", "9")
 	case 6:
 		add("Cookie", "a=1")
 		add("Content-Length", "0")
@@ -174,7 +175,7 @@ func (d dice) target(paths []string) string {
 	for range d.IntN(3) {
 		path += d.one("/", "/5", "/Deep", "/a", "/b", "foo", "/5/6", "/sessions", "/revoke", "/sessions/ab-C", "/token")
 	}
-	for range d.IntN(4) {
+	for range []int{0, 0, 0, 1, 1, 2, 3}[d.IntN(7)] {
 		path = d.twist(path)
 	}
 	switch d.IntN(8) {

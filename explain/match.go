@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -58,6 +59,8 @@ func matchPath(m *routev3.RouteMatch, path string) (matched int, ok bool) {
 	case *routev3.RouteMatch_PathSeparatedPrefix:
 		n := len(by.PathSeparatedPrefix)
 		return n, begins(by.PathSeparatedPrefix) && (len(path) == n || path[n] == '/')
+	case *routev3.RouteMatch_SafeRegex:
+		return len(path), matchWhole(by.SafeRegex, path)
 	}
 	return 0, false // said in unsure
 }
@@ -102,11 +105,26 @@ func matchString(m *matcherv3.StringMatcher, value string) bool {
 	case *matcherv3.StringMatcher_Prefix:
 		return strings.HasPrefix(value, by.Prefix)
 	case *matcherv3.StringMatcher_SafeRegex:
-		whole, err := regexp.Compile(`^(?s:` + by.SafeRegex.GetRegex() + `)$`)
-		return err == nil && whole.MatchString(value)
+		return matchWhole(by.SafeRegex, value)
 	}
 	return false // said in unsure
 }
+
+// matchWhole says whether the expression matches all of a value, as Envoy asks; Go's syntax is RE2's, as Envoy's is.
+func matchWhole(m *matcherv3.RegexMatcher, value string) bool {
+	re, known := expressions.Load(m.GetRegex())
+	if !known {
+		compiled, err := regexp.Compile(`^(?:` + m.GetRegex() + `)$`)
+		if err != nil {
+			return false // Envoy would not have taken it
+		}
+		re, _ = expressions.LoadOrStore(m.GetRegex(), compiled)
+	}
+	return re.(*regexp.Regexp).MatchString(value)
+}
+
+// expressions are those that were compiled so far. :: text → *regexp.Regexp
+var expressions sync.Map
 
 func matchAny(list []*matcherv3.StringMatcher, value string) bool {
 	for _, m := range list {

@@ -27,7 +27,7 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix rds http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
 		"strip_trailing_host_dot request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
-		"http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
+		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
 	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":              "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config",
 	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig": "mappers",
@@ -51,7 +51,7 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.VirtualHost":        "name domains routes typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route direct_response response_headers_to_add response_headers_to_remove " +
 		"typed_per_filter_config",
-	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix case_sensitive headers",
+	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",
 	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",
 	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout",
 	"envoy.config.route.v3.DirectResponseAction": "status body",
@@ -62,11 +62,14 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.http.cors.v3.Cors": "",
 	"envoy.extensions.filters.http.cors.v3.CorsPolicy": "allow_origin_string_match allow_methods allow_headers expose_headers " +
 		"max_age allow_credentials forward_not_matching_preflights",
-	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":         "mutations",
-	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute": "mutations",
-	"envoy.extensions.filters.http.header_mutation.v3.Mutations":              "request_mutations response_mutations",
-	"envoy.config.common.mutation_rules.v3.HeaderMutation":                    "append remove",
-	"envoy.config.common.mutation_rules.v3.HeaderMutationRules":               "*",
+	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":               "mutations",
+	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute":       "mutations",
+	"envoy.extensions.filters.http.header_mutation.v3.Mutations":                    "request_mutations response_mutations",
+	"envoy.config.core.v3.TypedExtensionConfig":                                     "name typed_config",
+	"envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation": "mutations",
+	"envoy.config.common.mutation_rules.v3.HeaderMutation.RemoveOnMatch":            "key_matcher",
+	"envoy.config.common.mutation_rules.v3.HeaderMutation":                          "append remove remove_on_match",
+	"envoy.config.common.mutation_rules.v3.HeaderMutationRules":                     "*",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz": "grpc_service transport_api_version status_on_error validate_mutations " +
 		"allowed_headers decoder_header_mutation_rules max_denied_response_body_bytes",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": "disabled check_settings",

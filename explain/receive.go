@@ -2,11 +2,13 @@ package explain
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 )
 
 // knownMethods are the methods that Envoy's HTTP/1 parser takes; it has no others.
@@ -24,6 +26,9 @@ var ownHeaders = []string{
 	"x-envoy-expected-rq-timeout-ms", "x-envoy-force-trace", "x-envoy-ip-tags", "x-envoy-original-path", "x-envoy-original-url",
 	"x-envoy-external-address", "x-forwarded-client-cert", "keep-alive", "proxy-connection",
 }
+
+// usualHost is a host as it stands in a URL, or none.
+var usualHost = regexp.MustCompile(`^([A-Za-z0-9.-]+(:[0-9]{1,5})?)?$`)
 
 // check says what keeps a request from being sent, or from being explained.
 func (r *Request) check() error {
@@ -48,7 +53,7 @@ func (r *Request) check() error {
 			return fmt.Errorf("%w: the form in which gRPC calls are refused", ErrNotModelled)
 		}
 	}
-	if _, host, _ := splitTarget(r.Method, r.Target); strings.ContainsFunc(host, func(c rune) bool { return !isLetterOrDigit(c) && !strings.ContainsRune("-.:[]", c) }) {
+	if _, host, _ := splitTarget(r.Method, r.Target); !usualHost.MatchString(host) {
 		return fmt.Errorf("%w: the host %q in a request line", ErrNotModelled, host)
 	}
 	if r.Method == "CONNECT" {
@@ -116,6 +121,18 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 	}
 	if status, why := e.normalize(x); status != 0 {
 		return refuse(status, why)
+	}
+	return e.mutateEarly(x)
+}
+
+// mutateEarly is what the connection manager does to the headers before a route is looked for.
+func (e *Explainer) mutateEarly(x *exchange) error {
+	for _, one := range e.manager.GetEarlyHeaderMutationExtensions() {
+		config := new(earlymutationv3.HeaderMutation)
+		if err := one.GetTypedConfig().UnmarshalTo(config); err != nil {
+			return fmt.Errorf("%w: the early header mutation %s", ErrNotModelled, one.GetName())
+		}
+		mutate(&x.header, config.GetMutations())
 	}
 	return nil
 }

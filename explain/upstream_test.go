@@ -20,7 +20,7 @@ type upstream struct {
 }
 
 // shownHeaders are the request headers that an upstream tells of.
-var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path"}
+var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count"}
 
 func startUpstream(t *testing.T, name string) *upstream {
 	t.Helper()

@@ -31,6 +31,9 @@ func (e *Explainer) steps(x *exchange, a *Answer) []Step {
 		add("service", "none: the gateway's own call %q", a.Route)
 	case isVersion(x.route):
 		add("service", "none: the gateway tells its version")
+	case x.reply.status == 400:
+		add("service", "none: the path is refused")
+		return steps
 	default:
 		add("service", "none")
 	}
@@ -117,6 +120,8 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.allowMethod(x, service)
 	case x.reply.status == 404:
 		return "not_found", "no service has this path", e.definePath(x)
+	case x.reply.status == 400:
+		return "malformed", "a dot segment of the path bears a parameter (/..;), by which some servers leave the service's path", "send the path without it"
 	case x.checked:
 		return "store_unavailable", "Gatepost could not decide", "see the log of Gatepost"
 	}
