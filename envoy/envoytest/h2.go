@@ -3,6 +3,7 @@ package envoytest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -31,19 +32,28 @@ type H2Answer struct {
 // among them, over plain TCP: also what no client library would send. A body, if there is one, follows.
 func H2Request(t testing.TB, addr string, fields [][2]string, body string) H2Answer {
 	t.Helper()
+	a, err := H2Exchange(addr, fields, body)
+	if err != nil {
+		t.Fatalf("sending an HTTP/2 request: %v; got %+v", err, a)
+	}
+	return a
+}
+
+// H2Exchange is H2Request with an error, for many requests at once.
+func H2Exchange(addr string, fields [][2]string, body string) (H2Answer, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
-		t.Fatalf("connecting to send an HTTP/2 request: %v", err)
+		return H2Answer{}, err
 	}
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(Deadline)); err != nil {
-		t.Fatal(err)
+		return H2Answer{}, err
 	}
 	framer := http2.NewFramer(conn, conn)
 	if err := sendH2(conn, framer, fields, body); err != nil {
-		t.Fatalf("sending an HTTP/2 request: %v", err)
+		return H2Answer{}, err
 	}
-	return readH2(t, framer)
+	return readH2(framer)
 }
 
 func sendH2(conn io.Writer, framer *http2.Framer, fields [][2]string, body string) error {
@@ -70,17 +80,16 @@ func sendH2(conn io.Writer, framer *http2.Framer, fields [][2]string, body strin
 }
 
 // readH2 reads frames until the stream or the connection has ended.
-func readH2(t testing.TB, framer *http2.Framer) (a H2Answer) {
-	t.Helper()
+func readH2(framer *http2.Framer) (a H2Answer, err error) {
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {
 		frame, err := framer.ReadFrame()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			t.Fatalf("no end of the HTTP/2 answer within %v; got %+v", Deadline, a)
+			return a, fmt.Errorf("no end of the answer within %v", Deadline)
 		case err != nil: // closed or reset
 			a.Closed = true
-			return a
+			return a, nil
 		}
 		ended := false
 		switch frame := frame.(type) {
@@ -101,7 +110,7 @@ func readH2(t testing.TB, framer *http2.Framer) (a H2Answer) {
 			ended = true
 		}
 		if ended {
-			return a
+			return a, nil
 		}
 	}
 }

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"gatepost/envoy/envoytest"
+)
+
+// oversized heads are refused before anybody is asked about them (CVE-2026-26998, CVE-2025-25207).
+func (f *fortress) oversized(t *testing.T) {
+	const tooLarge = http.StatusRequestHeaderFieldsTooLarge
+	many := func(n int) (lines []string) {
+		for i := range n {
+			lines = append(lines, fmt.Sprintf("x-%d: y", i))
+		}
+		return lines
+	}
+	for name, lines := range map[string][]string{
+		"hundreds of headers":      many(200),
+		"a few headers too many":   many(70),
+		"the same header for ever": slices.Repeat([]string{"x: y"}, 1000),
+		"one long header":          {"x: " + strings.Repeat("y", 17<<10)},
+		"one long name":            {strings.Repeat("y", 17<<10) + ": x"},
+		"many long headers":        slices.Repeat([]string{"x: " + strings.Repeat("y", 4000)}, 10),
+		"one long cookie":          {"cookie: " + strings.Repeat("a=b; ", 4000)},
+		"a megabyte":               {"x: " + strings.Repeat("y", 1<<20)},
+	} {
+		for _, path := range []string{"/orders", "/items", "/token"} {
+			// Where the rest of the head is not read, the connection may be reset before the answer is.
+			f.refused(t, name, f.Raw(t, rawGet(path, lines...)), tooLarge, 0)
+		}
+		f.refused(t, name+" with a token", f.Raw(t, rawGet("/orders", append(lines, "authorization: "+f.token)...)), tooLarge, 0)
+	}
+	for _, path := range []string{"/items/" + strings.Repeat("a", 20<<10), "/orders?" + strings.Repeat("a", 20<<10), "/" + strings.Repeat("../", 8<<10) + "orders"} {
+		f.refused(t, path, f.Raw(t, rawGet(path)), tooLarge, http.StatusRequestURITooLong, 0)
+	}
+	got := f.Raw(t, rawGet("/items", many(70)...))
+	if got.Status != tooLarge || got.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("too many headers: %+v, want a 431 in JSON", got)
+	}
+	var fields [][2]string
+	for range 200 {
+		fields = append(fields, [2]string{"x", "y"})
+	}
+	f.refused(t, "hundreds of headers over HTTP/2", f.H2(t, "GET", "/items", "", fields...), tooLarge, 0)
+	f.refused(t, "one long header over HTTP/2", f.H2(t, "GET", "/items", "", [2]string{"x", strings.Repeat("y", 12<<10)}, [2]string{"z", strings.Repeat("y", 12<<10)}), tooLarge, 0)
+
+	// Many small pieces of one cookie, which HTTP/2 has joined at the end.
+	fields = nil
+	for range 1000 {
+		fields = append(fields, [2]string{"cookie", "a=b"})
+	}
+	f.refused(t, "crumbs of a cookie over HTTP/2", f.H2(t, "GET", "/orders", "", fields...), tooLarge, 0, http.StatusUnauthorized)
+
+	login := f.Raw(t, rawWithBody("POST", "/token", `{"username":"`+strings.Repeat("a", 4<<20)+`"}`, "content-type: application/json"))
+	if login.Status == http.StatusOK || login.Header.Get("token") != "" {
+		t.Errorf("a login of four megabytes: %d", login.Status)
+	}
+}
+
+// floods are what made servers of HTTP/2 fall over. What counts is that others are still served (unharmed) and
+// that nothing comes through.
+func (f *fortress) floods(t *testing.T) {
+	head := func(fields ...string) []byte {
+		var block bytes.Buffer
+		encoder := hpack.NewEncoder(&block)
+		for _, field := range append([]string{":method GET", ":scheme http", ":authority h"}, fields...) {
+			name, value, _ := strings.Cut(field, " ")
+			if err := encoder.WriteField(hpack.HeaderField{Name: name, Value: value}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return block.Bytes()
+	}
+	for name, flood := range map[string]func(*http2.Framer, int) error{
+		"CVE-2023-44487 streams that are reset at once": func(framer *http2.Framer, i int) error {
+			stream := uint32(2*i + 1)
+			if err := framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: head(":path /orders"), EndHeaders: true, EndStream: true}); err != nil {
+				return err
+			}
+			return framer.WriteRSTStream(stream, http2.ErrCodeCancel)
+		},
+		"CVE-2024-30255 a head that goes on for ever": func(framer *http2.Framer, i int) error {
+			if i == 0 {
+				return framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head(":path /orders"), EndStream: true})
+			}
+			return framer.WriteContinuation(1, false, nil)
+		},
+		"CVE-2019-9512 pings": func(framer *http2.Framer, _ int) error { return framer.WritePing(false, [8]byte{}) },
+		"CVE-2019-9515 settings": func(framer *http2.Framer, _ int) error {
+			return framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
+		},
+		"CVE-2019-9518 frames of nothing": func(framer *http2.Framer, i int) error {
+			if i == 0 {
+				return framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head(":path /items"), EndHeaders: true})
+			}
+			return framer.WriteData(1, false, nil)
+		},
+		"CVE-2019-9513 priorities": func(framer *http2.Framer, i int) error {
+			return framer.WritePriority(uint32(2*i+1), http2.PriorityParam{Weight: 1})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f.forget()
+			const frames = 15_000
+			if !endsConnection(t, f.Addr, frames, flood) {
+				t.Errorf("the gateway took %d frames", frames)
+			}
+			if raw := f.secured.Raw(); raw != "" {
+				t.Errorf("the secured service got %q", raw)
+			}
+			want(t, "another client", f.Do("GET", "/items", ""), http.StatusOK, "")
+		})
+	}
+}
+
+// endsConnection writes frames until the gateway has ended the connection, and says whether it has.
+func endsConnection(t *testing.T, addr string, frames int, write func(*http2.Framer, int) error) bool {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(envoytest.Deadline)); err != nil {
+		t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		_, _ = io.Copy(io.Discard, conn) // what it says meanwhile; it ends when the gateway ends the connection
+	}()
+	framer := http2.NewFramer(conn, nil)
+	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+		t.Fatal(err)
+	}
+	if err := framer.WriteSettings(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range frames {
+		if err := write(framer, i); err != nil {
+			return true
+		}
+	}
+	select {
+	case <-gone:
+		return true
+	case <-time.After(2 * time.Second): // it has had all the frames and goes on listening
+		return false
+	}
+}
+
+// ownServers are Envoy's and Gatepost's own: no path of the gateway's leads to them, and a page on another
+// origin changes nothing on the admin address (CVE-2025-24030, CVE-2021-32783, CVE-2026-27589).
+func (f *fortress) ownServers(t *testing.T) {
+	for _, path := range []string{
+		"/config_dump", "/stats", "/stats/prometheus", "/clusters", "/ready", "/server_info", "/logging", "/quitquitquit", "/healthz", "/readyz", "/metrics", "/api/v1/status", "/admin", "/debug/pprof/",
+		"/envoy.service.auth.v3.Authorization/Check", "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources", "/grpc.health.v1.Health/Check",
+		"/users/authenticate", "/token/../metrics", "/token/../api/v1/status", "/token/sessions/../../../metrics", "/token/metrics", "/token/healthz",
+	} {
+		for _, method := range []string{"GET", "POST"} {
+			f.refused(t, method+" "+path, f.Raw(t, rawRequest(method, path, "content-length: 0")), http.StatusNotFound)
+		}
+		f.refused(t, "gRPC "+path, f.H2(t, "POST", path, "\x00\x00\x00\x00\x00", [2]string{"content-type", "application/grpc"}), http.StatusNotFound, http.StatusOK)
+	}
+	for _, header := range []string{"Sec-Fetch-Site: cross-site", "Origin: https://evil.example"} {
+		name, value, _ := strings.Cut(header, ": ")
+		r, err := http.NewRequest("DELETE", "http://"+f.Admin+"/api/v1/users/alice/sessions", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set(name, value)
+		response, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusForbidden {
+			t.Errorf("%s: the admin address answers %d, want 403", header, response.StatusCode)
+		}
+	}
+	want(t, "alice's token afterwards", f.Do("GET", "/orders", "", "Authorization: "+f.token), http.StatusOK, "")
+}
