@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"gatepost/authz"
+	"gatepost/definitions"
+	"gatepost/envoy"
+	"gatepost/explain"
+	"gatepost/tokens/redisstore"
+	"gatepost/xds"
+)
+
+func explainCommand(s *settings) *cobra.Command {
+	var method, format string
+	var headers []string
+	command := &cobra.Command{
+		Use:   "explain URL --config FILE",
+		Short: "Say which service and rule take a request, what answer it gets, and why",
+		Long: "Say which service and rule take a request, what answer it gets, and why. URL is a path (/orders/5) or whole.\n" +
+			"With --redis the token that the request shows is looked up; without, what follows in each case is told.",
+		Args: usage(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			if format != "text" && format != "json" {
+				return usageError{errFormat}
+			}
+			request, err := readRequest(method, args[0], headers)
+			if err != nil {
+				return usageError{err}
+			}
+			answer, err := s.explain(c.Context(), request)
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				return writeJSON(c.OutOrStdout(), answer)
+			}
+			return answer.Print(c.OutOrStdout())
+		},
+	}
+	command.Flags().StringVarP(&method, "method", "X", "GET", "the request's `METHOD`")
+	command.Flags().StringArrayVarP(&headers, "header", "H", nil, "a `HEADER` of the request, as 'Name: value'; may be given several times")
+	command.Flags().StringVar(&format, "format", "text", "text or json")
+	return command
+}
+
+// explain tells what becomes of a request by the definitions of the settings.
+func (s *settings) explain(ctx context.Context, request explain.Request) (*explain.Answer, error) {
+	if err := s.requireConfig(); err != nil {
+		return nil, err
+	}
+	d, err := definitions.Load(s.config)
+	if err != nil {
+		return nil, fmt.Errorf("reading the definitions:\n%w", err)
+	}
+	var sessions authz.Sessions
+	if s.redis != "" {
+		options, err := redisstore.ParseURL(s.redis)
+		if err != nil {
+			return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
+		}
+		store := redisstore.Open(options)
+		defer store.Close()
+		sessions = store
+	}
+	explainer, err := explain.New(d, s.xdsOptions(), sessions)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := explainer.Explain(ctx, request)
+	if err != nil {
+		return nil, fmt.Errorf("explaining %s %s: %w", request.Method, request.Target, err)
+	}
+	return answer, nil
+}
+
+// xdsOptions are what a gateway with these settings builds Envoy's configuration with.
+func (s *settings) xdsOptions() xds.Options {
+	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile}
+}
+
+var errHeader = errors.New("reading --header: want 'Name: value'")
+
+// readRequest makes a request of a command line. Of a whole URL the host goes into a header, as clients send it; the
+// path is taken as it is, for it is the path that may be what is asked about.
+func readRequest(method, target string, headers []string) (explain.Request, error) {
+	r := explain.Request{Method: method}
+	host := "localhost"
+	if scheme, rest, whole := strings.Cut(target, "://"); whole && !strings.HasPrefix(target, "/") {
+		if !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+			return r, fmt.Errorf("reading the URL: the scheme %q is not http or https", scheme)
+		}
+		end := strings.IndexAny(rest, "/?#")
+		if end < 0 {
+			end = len(rest)
+		}
+		host, target = rest[:end], rest[end:]
+		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.User != nil {
+			return r, errors.New("reading the URL: it has no plain host")
+		}
+		target, _, _ = strings.Cut(target, "#") // a client keeps it to itself
+		if !strings.HasPrefix(target, "/") {
+			target = "/" + target
+		}
+	}
+	if !strings.HasPrefix(target, "/") && target != "*" {
+		return r, errors.New("reading the URL: want a path such as /orders/5, or a whole URL")
+	}
+	r.Target = target
+	hasHost := false
+	for _, h := range headers {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || name == "" {
+			return r, errHeader
+		}
+		hasHost = hasHost || strings.EqualFold(name, "host")
+		r.Header = append(r.Header, explain.Field{Name: name, Value: strings.TrimSpace(value)})
+	}
+	if !hasHost {
+		r.Header = append([]explain.Field{{Name: "Host", Value: host}}, r.Header...)
+	}
+	return r, nil
+}
+
+func writeJSON(w io.Writer, value any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}

@@ -1,0 +1,67 @@
+package explain
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Print writes the answer for people to read.
+func (a *Answer) Print(w io.Writer) error {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s %s\n", a.Method, a.Target)
+	for _, s := range a.Steps {
+		line(&b, s.Part, s.Says)
+	}
+	for _, o := range a.Outcomes {
+		if o.When != "" {
+			fmt.Fprintf(&b, "  where %s:\n", o.When)
+		}
+		o.print(&b)
+	}
+	if len(a.Unsure) > 0 {
+		line(&b, "unsure", "these settings of Envoy are not followed here: "+strings.Join(a.Unsure, ", "))
+	}
+	line(&b, "version", a.Version)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (o *Outcome) print(b *bytes.Buffer) {
+	status := fmt.Sprint(o.Status)
+	if o.Forward != nil {
+		status = "what the upstream says"
+		if o.Forward.TokenHandler {
+			status = "what the token handler says"
+		}
+		o.Forward.print(b)
+	}
+	line(b, "answer", status)
+	for _, h := range o.Headers {
+		line(b, "", h.Name+": "+h.Value)
+	}
+	if o.Body != "" {
+		line(b, "", o.Body)
+	}
+	line(b, "why", o.Why)
+	if o.Change != "" {
+		line(b, "change", o.Change)
+	}
+}
+
+func (f *Forward) print(b *bytes.Buffer) {
+	to := "the token handler"
+	if len(f.To) > 0 {
+		to = strings.Join(f.To, " or ")
+	}
+	line(b, "sent on", fmt.Sprintf("to %s as %s %s", to, f.Method, f.Path))
+	for _, h := range f.Set {
+		line(b, "", "with "+h.Name+": "+h.Value)
+	}
+	if len(f.Removed) > 0 {
+		line(b, "", "without the client's "+strings.Join(f.Removed, ", "))
+	}
+}
+
+func line(b *bytes.Buffer, part, says string) { fmt.Fprintf(b, "  %-10s %s\n", part, says) }
