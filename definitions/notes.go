@@ -2,43 +2,101 @@ package definitions
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// Notes returns what is no mistake but what a reader may have missed: a public service below the path of a
-// secured one, and secured services that nobody can log in to. They are sorted by position, and keep nothing
-// from being served.
+// Notes returns what is no mistake but what a reader may have missed: a public service below the path of a secured
+// one, services that nobody can reach, an upstream that is the gateway itself. They are sorted by position, and keep
+// nothing from being served.
 func (d *Definitions) Notes() Problems {
-	byPath := make(map[string]int, len(d.Gateway.GetServices())) // :: path in lower case → index
-	for i, s := range d.Gateway.GetServices() {
-		byPath[strings.ToLower(s.GetPath())] = i
-	}
+	byPath := d.byPath()
 	var notes Problems
 	for i, s := range d.Gateway.GetServices() {
-		if s.GetAuthenticate() {
-			continue
-		}
-		if outer, ok := d.enclosing(byPath, s); ok && d.Gateway.GetServices()[outer].GetAuthenticate() {
+		if outer, ok := enclosing(byPath, s.GetPath()); ok && !s.GetAuthenticate() && d.Gateway.GetServices()[outer].GetAuthenticate() {
 			notes = append(notes, d.note(i, "authenticate", fmt.Sprintf(
 				"the public service %q lies under the path of %q on line %d, which is secured",
 				s.GetName(), d.Gateway.GetServices()[outer].GetName(), d.Line(outer)), "see that this is meant"))
 		}
+		notes = append(notes, d.methodNotes(i, s)...)
+		for _, u := range s.GetUpstreams() {
+			if leadsTo(u, d.Gateway.GetListen()) {
+				notes = append(notes, d.note(i, "upstreams", fmt.Sprintf("%s is where this gateway listens: requests would go round", shown(u)),
+					"write where the service runs"))
+			}
+		}
 	}
-	secured := slices.IndexFunc(d.Gateway.GetServices(), (*gatewayv1.Service).GetAuthenticate)
-	if secured >= 0 && d.Gateway.GetTokens().GetAuthenticator() == nil {
-		notes = append(notes, d.note(secured, "authenticate",
-			"nobody can log in to this or another secured service", "set tokens.authenticator"))
-	}
+	notes = append(notes, d.tokenNotes()...)
 	notes.sort()
 	return notes
 }
 
-// enclosing returns the service that would take the requests of s if s were not there.
-func (d *Definitions) enclosing(byPath map[string]int, s *gatewayv1.Service) (index int, ok bool) {
-	for path := strings.ToLower(s.GetPath()); path != "/" && path != ""; {
+// methodNotes tells of methods that Envoy takes over HTTP/2 alone.
+func (d *Definitions) methodNotes(i int, s *gatewayv1.Service) Problems {
+	var odd []string
+	for _, m := range s.GetAllowedMethods() {
+		if !TakenOverHTTP1(m) {
+			odd = append(odd, m)
+		}
+	}
+	switch len(odd) {
+	case 0:
+		return nil
+	case len(s.GetAllowedMethods()):
+		return Problems{d.note(i, "allowed_methods", fmt.Sprintf("nobody can reach %q over HTTP/1.1: Envoy knows none of its methods there (%s)",
+			s.GetName(), strings.Join(odd, ", ")), "use methods that HTTP defines")}
+	}
+	return Problems{d.note(i, "allowed_methods", fmt.Sprintf("Envoy takes %s over HTTP/2 alone", strings.Join(odd, ", ")),
+		"use methods that HTTP defines, or HTTP/2")}
+}
+
+// tokenNotes tells of secured services that nobody, or no page, can use.
+func (d *Definitions) tokenNotes() Problems {
+	secured := slices.IndexFunc(d.Gateway.GetServices(), (*gatewayv1.Service).GetAuthenticate)
+	if secured < 0 {
+		return nil
+	}
+	var notes Problems
+	if d.Gateway.GetTokens().GetAuthenticator() == nil {
+		notes = append(notes, d.note(secured, "authenticate",
+			"nobody can log in to this or another secured service", "set tokens.authenticator"))
+	}
+	if !slices.ContainsFunc(d.Gateway.GetCors().GetAllowHeaders(), func(h string) bool { return strings.EqualFold(h, "authorization") }) {
+		notes = append(notes, d.note(secured, "authenticate",
+			"no page of another origin can show a token to this or another secured service: cors.allow_headers has no Authorization",
+			"add it to cors.allow_headers"))
+	}
+	return notes
+}
+
+// leadsTo says whether an upstream is the address that the gateway listens on.
+func leadsTo(text, listen string) bool {
+	u, fault := parseUpstream(text)
+	at, err := netip.ParseAddrPort(listen)
+	if fault != nil || err != nil || u.port != fmt.Sprint(at.Port()) {
+		return false
+	}
+	if u.host == "localhost" {
+		return at.Addr().IsLoopback() || at.Addr().IsUnspecified()
+	}
+	host, err := netip.ParseAddr(u.host)
+	return err == nil && (host == at.Addr() || host.IsLoopback() && at.Addr().IsUnspecified())
+}
+
+func (d *Definitions) byPath() map[string]int { // :: path in lower case → index
+	byPath := make(map[string]int, len(d.Gateway.GetServices()))
+	for i, s := range d.Gateway.GetServices() {
+		byPath[strings.ToLower(s.GetPath())] = i
+	}
+	return byPath
+}
+
+// enclosing returns the service that would take the requests for a service's path if that service were not there.
+func enclosing(byPath map[string]int, path string) (index int, ok bool) {
+	for path = strings.ToLower(path); path != "/" && path != ""; {
 		path = path[:strings.LastIndexByte(path, '/')]
 		if path == "" {
 			index, ok = byPath["/"]
@@ -57,29 +115,4 @@ func (d *Definitions) note(service int, field, what, remedy string) Problem {
 		File: d.Name, Line: p.line, Column: p.column,
 		Field: fmt.Sprintf("services[%d].%s", service, field), What: what, Remedy: remedy,
 	}
-}
-
-// PublicPath is a path that is reachable without a token, with all below it that no other service takes.
-type PublicPath struct {
-	Path    string   `json:"path"`
-	Methods []string `json:"methods"`
-	Service string   `json:"service"`
-}
-
-// String returns the path as a line that can be kept and compared: it has nothing that an edit elsewhere changes.
-func (p PublicPath) String() string {
-	return strings.Join(p.Methods, ",") + " " + p.Path + " " + p.Service
-}
-
-// Public lists what the services let through without a token, sorted by path. The login itself is not in it.
-func (d *Definitions) Public() []PublicPath {
-	var public []PublicPath
-	for _, s := range d.Gateway.GetServices() {
-		if !s.GetAuthenticate() {
-			methods := slices.Sorted(slices.Values(s.GetAllowedMethods()))
-			public = append(public, PublicPath{Path: s.GetPath(), Methods: methods, Service: s.GetName()})
-		}
-	}
-	slices.SortFunc(public, func(a, b PublicPath) int { return strings.Compare(a.Path, b.Path) })
-	return public
 }

@@ -15,10 +15,36 @@ type Report struct {
 	Problems Problems `json:"problems"`
 	// Notes are what a reader may have missed in a good file.
 	Notes Problems `json:"notes"`
+	// Envoy is what Envoy says; nil where nobody asked, as of a file that has problems.
+	Envoy *Verdict `json:"envoy,omitempty"`
+	// Public is what can be reached without a token, where that was asked for.
+	Public []PublicPath `json:"public,omitempty"`
+}
+
+// Verdict is what Envoy says of the configuration that is made from definitions.
+type Verdict struct {
+	// Skipped is why Envoy was not asked; empty where it was.
+	Skipped string `json:"skipped,omitempty"`
+	// Refused is what it finds wrong, in its words; empty where it takes the configuration.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Validation says how files are looked at.
+type Validation struct {
+	// Format is "text": a line for each problem and each note, and one for each file that is good; or "json": one
+	// object with `ok` and `files`.
+	Format string
+	// Public asks for what can be reached without a token. As text it is then all that is written about a good
+	// file, to be kept and compared.
+	Public bool
+	// Envoy, if set, has an Envoy look at good definitions.
+	Envoy func(*Definitions) Verdict
 }
 
 // Check loads the file at path and reports on it. A file that cannot be read is one with a problem.
-func Check(path string) Report {
+func Check(path string) Report { return Validation{}.check(path) }
+
+func (v Validation) check(path string) Report {
 	report := Report{File: path, Problems: Problems{}, Notes: Problems{}}
 	d, err := Load(path)
 	if err != nil {
@@ -30,21 +56,27 @@ func Check(path string) Report {
 	report.OK = true
 	report.Services = len(d.Gateway.GetServices())
 	report.Notes = append(report.Notes, d.Notes()...)
+	if v.Public {
+		report.Public = d.Public()
+	}
+	if v.Envoy != nil {
+		verdict := v.Envoy(d)
+		report.Envoy, report.OK = &verdict, verdict.Refused == ""
+	}
 	return report
 }
 
-// Validate checks the files, writes what there is to say about them to w, and returns whether all may be served.
-// The format is "text", a line for each problem and each note, and one for each file that is good, or "json", one
-// object with `ok` and `files`. An error says that w took no more, or that there is no such format.
-func Validate(w io.Writer, format string, paths ...string) (ok bool, err error) {
+// Run checks the files, writes what there is to say about them to w, and returns whether all may be served. An error
+// says that w took no more, or that there is no such format.
+func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 	reports, ok := make([]Report, len(paths)), true
 	for i, path := range paths {
-		reports[i] = Check(path)
+		reports[i] = v.check(path)
 		ok = ok && reports[i].OK
 	}
-	switch format {
+	switch v.Format {
 	case "text":
-		err = writeText(w, reports)
+		err = v.writeText(w, reports)
 	case "json":
 		encoder := json.NewEncoder(w)
 		encoder.SetEscapeHTML(false)
@@ -54,7 +86,7 @@ func Validate(w io.Writer, format string, paths ...string) (ok bool, err error) 
 			Files []Report `json:"files"`
 		}{ok, reports})
 	default:
-		return false, fmt.Errorf("writing problems: no format %q, only text and json", format)
+		return false, fmt.Errorf("writing problems: no format %q, only text and json", v.Format)
 	}
 	if err != nil {
 		return false, fmt.Errorf("writing problems: %w", err)
@@ -62,19 +94,19 @@ func Validate(w io.Writer, format string, paths ...string) (ok bool, err error) 
 	return ok, nil
 }
 
-func writeText(w io.Writer, reports []Report) error {
+func (v Validation) writeText(w io.Writer, reports []Report) error {
 	var lines []string
 	for _, r := range reports {
-		for _, p := range r.Problems {
-			lines = append(lines, p.String())
+		if v.Public && r.OK {
+			if len(reports) > 1 {
+				lines = append(lines, "# "+r.File)
+			}
+			for _, p := range r.Public {
+				lines = append(lines, p.String())
+			}
+			continue
 		}
-		for _, n := range r.Notes {
-			n.What = "note: " + n.What
-			lines = append(lines, n.String())
-		}
-		if r.OK {
-			lines = append(lines, fmt.Sprintf("%s: good, %s", r.File, count(r.Services, "service")))
-		}
+		lines = append(lines, r.lines()...)
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(w, line); err != nil {
@@ -82,6 +114,30 @@ func writeText(w io.Writer, reports []Report) error {
 		}
 	}
 	return nil
+}
+
+// lines are all that there is to say about a file.
+func (r Report) lines() []string {
+	var lines []string
+	for _, p := range r.Problems {
+		lines = append(lines, p.String())
+	}
+	for _, n := range r.Notes {
+		n.What = "note: " + n.What
+		lines = append(lines, n.String())
+	}
+	switch {
+	case len(r.Problems) > 0:
+	case r.Envoy == nil:
+		lines = append(lines, fmt.Sprintf("%s: good, %s", r.File, count(r.Services, "service")))
+	case r.Envoy.Refused != "":
+		lines = append(lines, fmt.Sprintf("%s: Envoy refuses what is made of it: %s", r.File, r.Envoy.Refused))
+	case r.Envoy.Skipped != "":
+		lines = append(lines, fmt.Sprintf("%s: good, %s; Envoy's own check skipped: %s", r.File, count(r.Services, "service"), r.Envoy.Skipped))
+	default:
+		lines = append(lines, fmt.Sprintf("%s: good, %s, to Envoy too", r.File, count(r.Services, "service")))
+	}
+	return lines
 }
 
 func count(n int, noun string) string {

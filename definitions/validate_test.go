@@ -29,7 +29,7 @@ func TestValidateListsEveryProblemOfEveryFile(t *testing.T) {
 		"note.yaml": shop("orders", "items"),
 	})
 	var out bytes.Buffer
-	ok, err := Validate(&out, "text", "good.yaml", "bad.yaml", "none.yaml", "note.yaml")
+	ok, err := (Validation{Format: "text"}).Run(&out, "good.yaml", "bad.yaml", "none.yaml", "note.yaml")
 	if ok || err != nil {
 		t.Errorf("got %v, %v; want false and no error", ok, err)
 	}
@@ -52,7 +52,7 @@ func TestValidateAsJSON(t *testing.T) {
 		ok    bool
 	}{{[]string{"good.yaml"}, true}, {[]string{"good.yaml", "bad.yaml"}, false}} {
 		var out bytes.Buffer
-		ok, err := Validate(&out, "json", test.paths...)
+		ok, err := (Validation{Format: "json"}).Run(&out, test.paths...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,11 +81,11 @@ func TestValidateAsJSON(t *testing.T) {
 
 func TestValidateSaysWhenItCannotWrite(t *testing.T) {
 	files(t, map[string]string{"good.yaml": shop()})
-	if _, err := Validate(&bytes.Buffer{}, "xml", "good.yaml"); err == nil {
+	if _, err := (Validation{Format: "xml"}).Run(&bytes.Buffer{}, "good.yaml"); err == nil {
 		t.Error("took a format that there is not")
 	}
 	for _, format := range []string{"text", "json"} {
-		if _, err := Validate(fullDisk{}, format, "good.yaml"); !errors.Is(err, errFull) {
+		if _, err := (Validation{Format: format}).Run(fullDisk{}, "good.yaml"); !errors.Is(err, errFull) {
 			t.Errorf("%s: got %v, want that the disk is full", format, err)
 		}
 	}
@@ -98,16 +98,54 @@ type fullDisk struct{}
 func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
 func TestPublicListsWhatNeedsNoToken(t *testing.T) {
-	d := mustParse(t, `services:
+	files(t, map[string]string{"gateway.yaml": `tokens: {path: /login}
+services:
   - {name: orders, path: /orders, upstreams: ["http://a"]}
   - {name: items, path: /items, upstreams: ["http://a"], authenticate: false, allowed_methods: [POST, GET]}
+  - {name: prices, path: /Items/Prices, upstreams: ["http://a"]}
+  - {name: costs, path: /items/costs, upstreams: ["http://a"]}
+  - {name: open, path: /items/costs/open, upstreams: ["http://a"], authenticate: false, allowed_methods: [GET]}
   - {name: about, path: /about, upstreams: ["http://a"], authenticate: false, allowed_methods: [OPTIONS]}
-`)
-	var got []string
-	for _, p := range d.Public() {
-		got = append(got, p.String())
+`})
+	want := `* /.gatepost/version (gateway)
+OPTIONS /about about
+GET,HEAD,POST /items items except /Items/Prices /items/costs
+GET,HEAD /items/costs/open open
+POST /login (gateway)
+POST /login/introspect (gateway)
+POST /login/refresh (gateway)
+POST /login/revoke (gateway)
+DELETE,GET /login/sessions (gateway)
+`
+	var out bytes.Buffer
+	if ok, err := (Validation{Format: "text", Public: true}).Run(&out, "gateway.yaml"); !ok || err != nil {
+		t.Fatal(ok, err)
 	}
-	if diff := cmp.Diff([]string{"OPTIONS /about about", "GET,HEAD,POST /items items"}, got); diff != "" {
+	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestEnvoysVerdictCounts(t *testing.T) {
+	files(t, map[string]string{"good.yaml": shop(), "bad.yaml": "services: 1"})
+	for _, test := range []struct {
+		verdict Verdict
+		ok      bool
+		says    string
+	}{
+		{Verdict{}, true, "good.yaml: good, 0 services, to Envoy too\n"},
+		{Verdict{Skipped: "no Envoy found"}, true, "good.yaml: good, 0 services; Envoy's own check skipped: no Envoy found\n"},
+		{Verdict{Refused: "no such cluster"}, false, "good.yaml: Envoy refuses what is made of it: no such cluster\n"},
+	} {
+		var out bytes.Buffer
+		asked := 0
+		v := Validation{Format: "text", Envoy: func(*Definitions) Verdict { asked++; return test.verdict }}
+		ok, err := v.Run(&out, "good.yaml")
+		if ok != test.ok || err != nil || out.String() != test.says {
+			t.Errorf("%+v: got %v, %v and %q; want %v and %q", test.verdict, ok, err, &out, test.ok, test.says)
+		}
+		if _, err := v.Run(&out, "bad.yaml"); err != nil || asked != 1 {
+			t.Errorf("Envoy was asked %d times, want once: never about a file that has problems", asked)
+		}
 	}
 }

@@ -9,14 +9,9 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
-)
 
-// knownMethods are the methods that Envoy's HTTP/1 parser takes; it has no others.
-var knownMethods = []string{
-	"ACL", "BIND", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LINK", "LOCK", "MERGE", "MKACTIVITY",
-	"MKCALENDAR", "MKCOL", "MOVE", "MSEARCH", "NOTIFY", "OPTIONS", "PATCH", "POST", "PROPFIND", "PROPPATCH", "PURGE",
-	"PUT", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "TRACE", "UNBIND", "UNLINK", "UNLOCK", "UNSUBSCRIBE",
-}
+	"gatepost/definitions"
+)
 
 // ownHeaders are request headers that Envoy takes from no client (use_remote_address): it alone says them.
 var ownHeaders = []string{
@@ -82,7 +77,7 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 	if limit := int(e.manager.GetMaxRequestHeadersKb().GetValue()) << 10; limit > 0 && r.size() > limit {
 		return refuse(431, fmt.Sprintf("its head has more than %d bytes", limit))
 	}
-	if !slices.Contains(knownMethods, r.Method) {
+	if !definitions.TakenOverHTTP1(r.Method) {
 		return refuse(400, fmt.Sprintf("Envoy's HTTP/1.1 parser knows no method %q", r.Method))
 	}
 	if !plainTarget(r.Target) {

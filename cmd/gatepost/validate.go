@@ -1,22 +1,41 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"gatepost/definitions"
+	"gatepost/envoy"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/xds"
 )
 
-func validateCommand() *cobra.Command {
-	var format string
+func validateCommand(s *settings) *cobra.Command {
+	var noEnvoy bool
+	validation := definitions.Validation{}
 	command := &cobra.Command{
 		Use:   "validate FILE...",
 		Short: "Exit 0 where the definitions may be served, else say every mistake as file:line:column",
-		Args:  usage(cobra.MinimumNArgs(1)),
+		Long: "Exit 0 where the definitions may be served, else say every mistake as file:line:column. Where there is an Envoy\n" +
+			"(--envoy, or as `gatepost run` finds it) it is asked too. With --public all that is written about a good file is\n" +
+			"what can be reached without a token, one line for each path: keep it in a repository and compare it in CI.",
+		Args: usage(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			if format != "text" && format != "json" {
+			if validation.Format != "text" && validation.Format != "json" {
 				return usageError{errFormat}
 			}
-			good, err := definitions.Validate(c.OutOrStdout(), format, args...)
+			ask, err := s.envoysVerdict(c.Context(), noEnvoy)
+			if err != nil {
+				return err
+			}
+			validation.Envoy = ask
+			good, err := validation.Run(c.OutOrStdout(), args...)
 			if err != nil {
 				return err
 			}
@@ -26,6 +45,55 @@ func validateCommand() *cobra.Command {
 			return nil
 		},
 	}
-	command.Flags().StringVar(&format, "format", "text", "text or json")
+	command.Flags().StringVar(&validation.Format, "format", "text", "text or json")
+	command.Flags().BoolVar(&validation.Public, "public", false, "list every path and method that can be reached without a token")
+	command.Flags().BoolVar(&noEnvoy, "no-envoy", false, "do not ask an Envoy")
 	return command
+}
+
+// envoysVerdict returns what builds Envoy's configuration from definitions and has an Envoy look at it, where there
+// is one. One that was named must be there.
+func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*definitions.Definitions) definitions.Verdict, error) {
+	path, skipped := "", "--no-envoy"
+	if !noEnvoy {
+		var err error
+		switch path, err = envoy.Find(s.envoy); {
+		case errors.Is(err, envoy.ErrNotFound):
+			skipped = "no Envoy found"
+		case err != nil:
+			return nil, err
+		}
+	}
+	return func(d *definitions.Definitions) definitions.Verdict {
+		snapshot, err := xds.Build(d.Gateway, s.xdsOptions())
+		if err != nil {
+			return definitions.Verdict{Refused: err.Error()}
+		}
+		if path == "" {
+			return definitions.Verdict{Skipped: skipped}
+		}
+		if missing := s.missingRoots(d.Gateway); missing != "" {
+			return definitions.Verdict{Skipped: missing}
+		}
+		bootstrap, err := snapshot.Bootstrap(s.xdsOptions())
+		if err != nil {
+			return definitions.Verdict{Refused: err.Error()}
+		}
+		refused, err := envoy.Validate(ctx, path, bootstrap)
+		if err != nil {
+			return definitions.Verdict{Skipped: err.Error()}
+		}
+		return definitions.Verdict{Refused: refused}
+	}, nil
+}
+
+// missingRoots says why Envoy cannot look at https upstreams on this machine: it reads their roots.
+func (s *settings) missingRoots(gw *gatewayv1.Gateway) string {
+	secured := slices.ContainsFunc(gw.GetServices(), func(service *gatewayv1.Service) bool {
+		return slices.ContainsFunc(service.GetUpstreams(), func(u string) bool { return strings.HasPrefix(u, "https://") })
+	})
+	if _, err := os.Stat(s.caFile); err != nil && secured {
+		return fmt.Sprintf("the roots for https upstreams are not on this machine (--ca-file %s)", s.caFile)
+	}
+	return ""
 }

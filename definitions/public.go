@@ -1,0 +1,70 @@
+package definitions
+
+import (
+	"slices"
+	"strings"
+)
+
+// gatewayItself stands where a service's name would, for the gateway's own calls.
+const gatewayItself = "(gateway)"
+
+// PublicPath is what can be reached without a token: some methods at a path and, for a service, all below it.
+type PublicPath struct {
+	Path    string   `json:"path"`
+	Methods []string `json:"methods"`
+	// Service is its name, or "(gateway)" for a call of the gateway's own: those below tokens.path ask for the
+	// token themselves.
+	Service string `json:"service"`
+	// Except are the paths of the secured services right below: without them, what they have would be public.
+	Except []string `json:"except,omitempty"`
+}
+
+// String returns the path as a line that can be kept and compared: nothing in it changes by an edit elsewhere, and
+// whatever makes more public changes a line.
+func (p PublicPath) String() string {
+	line := strings.Join(p.Methods, ",") + " " + p.Path + " " + p.Service
+	if len(p.Except) > 0 {
+		line += " except " + strings.Join(p.Except, " ")
+	}
+	return line
+}
+
+// Public lists all that can be reached without a token, sorted by path. Where origins are listed, the request still
+// needs one of them.
+func (d *Definitions) Public() []PublicPath {
+	services, byPath := d.Gateway.GetServices(), d.byPath()
+	except := map[int][]string{} // :: index of a public service → the secured ones right below it
+	for _, s := range services {
+		if outer, ok := enclosing(byPath, s.GetPath()); ok && s.GetAuthenticate() {
+			except[outer] = append(except[outer], s.GetPath())
+		}
+	}
+	public := d.ownPublic()
+	for i, s := range services {
+		if s.GetAuthenticate() {
+			continue
+		}
+		slices.Sort(except[i])
+		public = append(public, PublicPath{
+			Path: s.GetPath(), Methods: slices.Sorted(slices.Values(s.GetAllowedMethods())), Service: s.GetName(), Except: except[i],
+		})
+	}
+	slices.SortStableFunc(public, func(a, b PublicPath) int { return strings.Compare(a.Path, b.Path) })
+	return public
+}
+
+// ownPublic are the gateway's own calls, none of which Envoy asks for a token.
+func (d *Definitions) ownPublic() []PublicPath {
+	tokens := d.Gateway.GetTokens().GetPath()
+	own := func(path string, methods ...string) PublicPath {
+		return PublicPath{Path: path, Methods: methods, Service: gatewayItself}
+	}
+	return []PublicPath{
+		own(OwnPath+"/version", "*"),
+		own(tokens, "POST"),
+		own(tokens+"/introspect", "POST"),
+		own(tokens+"/refresh", "POST"),
+		own(tokens+"/revoke", "POST"),
+		own(tokens+"/sessions", "DELETE", "GET"),
+	}
+}

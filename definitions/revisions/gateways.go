@@ -1,0 +1,180 @@
+package revisions
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// Beat is how often a gateway is to report.
+	Beat = time.Second
+	// Silent is after which time without a report a gateway is taken to be frozen, cut off or dead.
+	Silent = 5 * time.Second
+	// forgotten is after which time a silent gateway is no gateway any more. Until then what it was last heard
+	// to serve may be served still, by an Envoy that outlives it.
+	forgotten = time.Minute
+)
+
+// Report is what a gateway tells the others of itself.
+type Report struct {
+	// ID tells it from all others, and from those that ran in its place before.
+	ID string `json:"id"`
+	// Name is what an operator calls it: its host and its admin address.
+	Name string `json:"name"`
+	// Newest is the newest revision that it has seen; 0: none yet.
+	Newest int64 `json:"newest"`
+	// Serving is the revision that it has published to its Envoys; 0: none.
+	Serving int64 `json:"serving"`
+	// Proven says whether each of its Envoys serves that, and it has one.
+	Proven bool `json:"proven"`
+	// Refused is why Newest is not served and will not be: it is not valid here, or an Envoy has rejected it.
+	Refused string `json:"refused,omitempty"`
+	// Pending is what is waited for where Serving is not proven.
+	Pending string `json:"pending,omitempty"`
+	// Envoys is how many are connected.
+	Envoys int `json:"envoys"`
+}
+
+// Gateway is a gateway as Redis knows it.
+type Gateway struct {
+	Report
+	// Since is when it was first heard of, and Heard how long ago it was heard of last, by the clock of Redis.
+	Since time.Time
+	Heard time.Duration
+
+	last time.Time
+}
+
+// reported is a Report as it is kept.
+type reported struct {
+	Report
+	Since int64 `json:"since"` // in milliseconds
+}
+
+// reportScript keeps a report and forgets the gateways that are long silent. KEYS: gateways, reports. ARGV: the id,
+// the report without its closing brace, after how many milliseconds a gateway is forgotten.
+var reportScript = redis.NewScript(`
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local since = now
+local before = redis.call('HGET', KEYS[2], ARGV[1])
+if before then
+  since = tonumber(string.match(before, '"since":(%d+)}$')) or now
+end
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2] .. ',"since":' .. string.format('%d', since) .. '}')
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[3]))) do
+  redis.call('ZREM', KEYS[1], id)
+  redis.call('HDEL', KEYS[2], id)
+end
+return 1
+`)
+
+// listScript returns the clock of Redis in milliseconds, and for each gateway its id, when it was last heard of and
+// its report. KEYS: gateways, reports.
+var listScript = redis.NewScript(`
+local clock = redis.call('TIME')
+local out = {string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))}
+local known = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #known, 2 do
+  out[#out + 1] = known[i + 1]
+  out[#out + 1] = redis.call('HGET', KEYS[2], known[i]) or ''
+end
+return out
+`)
+
+// leaveScript forgets a gateway. KEYS: gateways, reports. ARGV: its id.
+var leaveScript = redis.NewScript(`
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('HDEL', KEYS[2], ARGV[1])
+return 1
+`)
+
+var registerKeys = []string{gatewaysKey, reportsKey}
+
+// Report tells the others what a gateway serves. It is to be called every [Beat], and when something has changed.
+func (s *Store) Report(ctx context.Context, r Report) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	text, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("reporting what is served: %w", err)
+	}
+	open := text[:len(text)-1]
+	err = reportScript.Run(ctx, s.client, registerKeys, r.ID, open, forgotten.Milliseconds()).Err()
+	return told("reporting what is served", err)
+}
+
+// Leave has a gateway forgotten: it ends, and its Envoys are not waited for any more.
+func (s *Store) Leave(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return told("taking leave", leaveScript.Run(ctx, s.client, registerKeys, id).Err())
+}
+
+// Gateways returns those that have reported and not left, sorted by name. One that was silent for a minute is not
+// among them, nor is one that another of the same name has followed.
+func (s *Store) Gateways(ctx context.Context) ([]Gateway, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	reply, err := listScript.Run(ctx, s.client, registerKeys).StringSlice()
+	if err != nil {
+		return nil, told("listing the gateways", err)
+	}
+	all, err := readGateways(reply)
+	if err != nil {
+		return nil, fmt.Errorf("listing the gateways: %w", err)
+	}
+	return all, nil
+}
+
+func readGateways(reply []string) ([]Gateway, error) {
+	if len(reply) == 0 || len(reply)%2 == 0 {
+		return nil, fmt.Errorf("%w: the list has no end", ErrDamaged)
+	}
+	now, err := readTime(reply[0])
+	if err != nil {
+		return nil, err
+	}
+	var all []Gateway
+	for i := 1; i < len(reply); i += 2 {
+		last, err := readTime(reply[i])
+		if err != nil {
+			return nil, err
+		}
+		var kept reported
+		if json.Unmarshal([]byte(reply[i+1]), &kept) != nil || kept.ID == "" {
+			return nil, fmt.Errorf("%w: %s is not what gatepost writes; delete it, the gateways write it again", ErrDamaged, reportsKey)
+		}
+		g := Gateway{Report: kept.Report, Since: time.UnixMilli(kept.Since).UTC(), Heard: max(0, now.Sub(last)), last: last}
+		if g.Heard < forgotten {
+			all = append(all, g)
+		}
+	}
+	known := slices.Clone(all)
+	all = slices.DeleteFunc(all, func(g Gateway) bool {
+		return slices.ContainsFunc(known, func(other Gateway) bool { return other.follows(g) })
+	})
+	slices.SortFunc(all, func(a, b Gateway) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	return all, nil
+}
+
+// follows says whether g was started in the place of another that has died without taking leave.
+func (g Gateway) follows(other Gateway) bool {
+	return g.Name == other.Name && g.ID != other.ID && g.Since.After(other.last)
+}
+
+// readTime reads milliseconds, as a script or a score has them.
+func readTime(text string) (time.Time, error) {
+	var ms float64
+	if err := json.Unmarshal([]byte(text), &ms); err != nil {
+		return time.Time{}, fmt.Errorf("%w: a time is no number", ErrDamaged)
+	}
+	return time.UnixMilli(int64(ms)), nil
+}
