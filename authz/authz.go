@@ -33,6 +33,9 @@ type Sessions interface {
 type Config struct {
 	// Sessions tells whose a token is. Required.
 	Sessions Sessions
+	// Seen is told of each use of a session: the session and the client's address, which it must copy to keep. It is
+	// called on the request's path, from many goroutines at once. Nil: nobody is.
+	Seen func(s *tokens.Session, address string)
 	// Logger gets at most one line per denied request, of which so many a second; nil: no line.
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil: they are counted and not shown.
@@ -44,6 +47,7 @@ type Config struct {
 // Server answers Envoy's checks. Its methods may be called from many goroutines at once.
 type Server struct {
 	sessions Sessions
+	seen     func(*tokens.Session, string)
 	logger   *slog.Logger
 	now      func() time.Time
 	counts   *counts
@@ -64,7 +68,7 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{sessions: c.Sessions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
+	s := &Server{sessions: c.Sessions, seen: c.Seen, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
 	s.counts, s.failures = newCounts()
 	if c.Registerer != nil {
 		if err := s.register(c.Registerer); err != nil {
@@ -96,6 +100,9 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 		v.settle(session, err, s.now())
 		if v.reason == storeDown && ctx.Err() != nil {
 			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
+		}
+		if v.reason == tokenKnown && s.seen != nil {
+			s.seen(session, q.client)
 		}
 	}
 	s.counts.add(v.rule.service, v.reason)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -379,5 +380,26 @@ func TestServicesBeyondTheBoundAreCountedTogether(t *testing.T) {
 	}
 	if len(c.services) > maxServices+1 {
 		t.Errorf("%d services", len(c.services))
+	}
+}
+
+func TestEachUseOfASessionIsTold(t *testing.T) {
+	g := newGate(t)
+	token := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
+	var told []string
+	g.seen = func(s *tokens.Session, address string) { told = append(told, s.User+" "+address) }
+	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"b"}}
+	for _, r := range []*authv3.CheckRequest{
+		asking(shop, secured, authorization(token)), asking(shop, secured, authorization(token)),
+		// None of these is a use.
+		asking(shop, publicRule, authorization(token)), asking(shop, secured, nil), asking(shop, scoped, authorization(token)),
+		asking(fromBrowser, secured, authorization(token)),
+	} {
+		if _, err := g.Check(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"ann 192.0.2.7", "ann 192.0.2.7"}; !slices.Equal(told, want) {
+		t.Errorf("told of %q, want %q", told, want)
 	}
 }
