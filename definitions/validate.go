@@ -23,7 +23,9 @@ type Report struct {
 
 // Verdict is what Envoy says of the configuration that is made from definitions.
 type Verdict struct {
-	// Skipped is why Envoy was not asked; empty where it was.
+	// Asked says that an Envoy has looked at it.
+	Asked bool `json:"asked"`
+	// Skipped is why none has.
 	Skipped string `json:"skipped,omitempty"`
 	// Refused is what it finds wrong, in its words; empty where it takes the configuration.
 	Refused string `json:"refused,omitempty"`

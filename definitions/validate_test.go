@@ -133,9 +133,9 @@ func TestEnvoysVerdictCounts(t *testing.T) {
 		ok      bool
 		says    string
 	}{
-		{Verdict{}, true, "good.yaml: good, 0 services, to Envoy too\n"},
+		{Verdict{Asked: true}, true, "good.yaml: good, 0 services, to Envoy too\n"},
 		{Verdict{Skipped: "no Envoy found"}, true, "good.yaml: good, 0 services; Envoy's own check skipped: no Envoy found\n"},
-		{Verdict{Refused: "no such cluster"}, false, "good.yaml: Envoy refuses what is made of it: no such cluster\n"},
+		{Verdict{Asked: true, Refused: "no such cluster"}, false, "good.yaml: Envoy refuses what is made of it: no such cluster\n"},
 	} {
 		var out bytes.Buffer
 		asked := 0

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 
-	"gatepost/admin"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -66,6 +64,9 @@ func statusCommand(s *settings) *cobra.Command {
 		Short: "Show the version that is served, and what each Envoy has made of it",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if format != "text" && format != "json" {
+				return usageError{errFormat}
+			}
 			body, err := s.ask(c.Context(), http.MethodGet, "/api/v1/status")
 			if err != nil {
 				return err
@@ -121,76 +122,6 @@ func orNone(text string) string {
 		return "-"
 	}
 	return text
-}
-
-func tokensCommand(s *settings) *cobra.Command {
-	command := &cobra.Command{
-		Use:   "tokens",
-		Short: "List and revoke sessions of a running gateway",
-		Args:  usage(cobra.NoArgs),
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	command.AddCommand(listCommand(s), revokeCommand(s))
-	return command
-}
-
-func listCommand(s *settings) *cobra.Command {
-	var user string
-	command := &cobra.Command{
-		Use:   "list --user ID",
-		Short: "List a user's sessions, the newest first",
-		Args:  usage(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			body, err := s.ask(c.Context(), http.MethodGet, "/api/v1/users/"+url.PathEscape(user)+"/sessions")
-			if err != nil {
-				return err
-			}
-			var sessions []admin.Session
-			if err := json.Unmarshal(body, &sessions); err != nil {
-				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
-			}
-			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tCLIENT")
-			for _, one := range sessions {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", one.ID, one.Issued.Format(time.RFC3339),
-					one.Expires.Format(time.RFC3339), orNone(one.Address), orNone(one.UserAgent))
-			}
-			return table.Flush()
-		},
-	}
-	command.Flags().StringVar(&user, "user", "", "the user's `ID`")
-	_ = command.MarkFlagRequired("user")
-	return command
-}
-
-func revokeCommand(s *settings) *cobra.Command {
-	var user string
-	command := &cobra.Command{
-		Use:   "revoke (ID | --user ID)",
-		Short: "End one session by its public id, or all of a user's; returns when no gateway accepts them any more",
-		Args:  usage(cobra.MaximumNArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			if (len(args) == 1) == (user != "") {
-				return usageError{fmt.Errorf("give a session's ID, or --user ID for all of a user's")}
-			}
-			path := "/api/v1/users/" + url.PathEscape(user) + "/sessions"
-			if len(args) == 1 {
-				path = "/api/v1/sessions/" + url.PathEscape(args[0])
-			}
-			body, err := s.ask(c.Context(), http.MethodDelete, path)
-			if err != nil {
-				return err
-			}
-			var answer struct{ Revoked int }
-			if err := json.Unmarshal(body, &answer); err != nil {
-				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
-			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "revoked %d\n", answer.Revoked)
-			return err
-		},
-	}
-	command.Flags().StringVar(&user, "user", "", "end all sessions of the user with this `ID`")
-	return command
 }
 
 // ask sends one request to the gateway's admin address and returns the body of a 200. Any other answer is an

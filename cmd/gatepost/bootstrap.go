@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -16,6 +18,9 @@ func bootstrapCommand(s *settings) *cobra.Command {
 			"that Envoy reaches Gatepost, such as gatepost:18000 and gatepost:18001 in a compose file.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if format != "yaml" && format != "json" {
+				return usageError{errors.New("reading --format: want yaml or json")}
+			}
 			built, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, Admin: envoyAdmin, NodeID: node})
 			if err != nil {
 				return err

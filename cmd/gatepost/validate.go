@@ -83,7 +83,7 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 		if err != nil {
 			return definitions.Verdict{Skipped: err.Error()}
 		}
-		return definitions.Verdict{Refused: refused}
+		return definitions.Verdict{Asked: true, Refused: refused}
 	}, nil
 }
 
