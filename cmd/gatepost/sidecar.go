@@ -17,6 +17,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/proven"
 	"gatepost/tokens/endpoint"
+	"gatepost/tokens/seen"
 	"gatepost/tokens/shield"
 	"gatepost/xds"
 )
@@ -29,6 +30,7 @@ type sidecar struct {
 	metrics  *processMetrics
 
 	store    *tokenStore                       // who holds a token
+	seen     *seen.Sampler                     // when sessions were last used
 	checker  *authz.Server                     // may this request pass
 	login    atomic.Pointer[endpoint.Settings] // what the served definitions say about tokens
 	endpoint *endpoint.Handler                 // the calls under /token
@@ -66,7 +68,10 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	if side.store, err = openStore(ctx, s, logger, side.registry); err != nil {
 		return nil, err
 	}
-	side.checker, err = authz.New(authz.Config{Sessions: side.store, Logger: logger, Registerer: side.registry})
+	if side.seen, err = seen.New(seen.Config{Store: side.store, Registerer: side.registry}); err != nil {
+		return nil, err
+	}
+	side.checker, err = authz.New(authz.Config{Sessions: side.store, Seen: side.seen.Seen, Logger: logger, Registerer: side.registry})
 	if err != nil {
 		return nil, err
 	}
@@ -80,11 +85,13 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	if err := side.applier.Apply(first, time.Time{}); err != nil {
 		return nil, err
 	}
+	inFile := first
 	if wrong != nil {
 		side.applier.StartedWithout(wrong)
+		inFile = nil // whatever the watcher finds is news, also what is served already
 	}
 	side.watcher = definitions.NewWatcher(definitions.WatcherConfig{
-		Path: s.config, Current: first, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
+		Path: s.config, Current: inFile, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
 	})
 	side.grpc = newGRPCServer(side.checker, side.control)
 	side.http = newHTTPServer(side.endpoint)
@@ -138,6 +145,9 @@ func (s *sidecar) close() {
 	}
 	if s.endpoint != nil {
 		s.endpoint.Close()
+	}
+	if s.seen != nil {
+		s.seen.Close()
 	}
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
