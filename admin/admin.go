@@ -134,15 +134,30 @@ func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
 
 // Session is a session as the admin API shows it; never a token or its hash.
 type Session struct {
-	ID        string    `json:"id"`
-	User      string    `json:"user"`
-	Scopes    []string  `json:"scopes,omitempty"`
-	Issued    time.Time `json:"issued"`
-	Expires   time.Time `json:"expires"`
-	Ends      time.Time `json:"ends"`
-	LastSeen  time.Time `json:"last_seen,omitzero"`
-	Address   string    `json:"client_address,omitempty"`
-	UserAgent string    `json:"user_agent,omitempty"`
+	ID      string    `json:"id"`
+	User    string    `json:"user"`
+	Scopes  []string  `json:"scopes,omitempty"`
+	Issued  time.Time `json:"issued"`
+	Expires time.Time `json:"expires"`
+	Ends    time.Time `json:"ends"`
+	// LastSeen and LastAddress are when and from where it was last used, as sampled once a minute.
+	LastSeen    time.Time `json:"last_seen,omitzero"`
+	LastAddress string    `json:"last_address,omitempty"`
+	// Address and UserAgent are where the user logged in from.
+	Address   string `json:"client_address,omitempty"`
+	UserAgent string `json:"user_agent,omitempty"`
+}
+
+// Show returns sessions as the admin API shows them.
+func Show(sessions []*tokens.Session) []Session {
+	shown := make([]Session, 0, len(sessions))
+	for _, one := range sessions {
+		shown = append(shown, Session{
+			ID: one.ID, User: one.User, Scopes: one.Scopes, Issued: one.Issued, Expires: one.Expires, Ends: one.Ends,
+			LastSeen: one.LastSeen, LastAddress: one.LastAddress, Address: one.ClientAddress, UserAgent: one.UserAgent,
+		})
+	}
+	return shown
 }
 
 func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
@@ -151,14 +166,7 @@ func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	shown := make([]Session, 0, len(found))
-	for _, one := range found {
-		shown = append(shown, Session{
-			ID: one.ID, User: one.User, Scopes: one.Scopes, Issued: one.Issued, Expires: one.Expires, Ends: one.Ends,
-			LastSeen: one.LastSeen, Address: one.ClientAddress, UserAgent: one.UserAgent,
-		})
-	}
-	answer(w, http.StatusOK, shown)
+	answer(w, http.StatusOK, Show(found))
 }
 
 func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {

@@ -85,13 +85,11 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	if err := side.applier.Apply(first, time.Time{}); err != nil {
 		return nil, err
 	}
-	inFile := first
 	if wrong != nil {
 		side.applier.StartedWithout(wrong)
-		inFile = nil // whatever the watcher finds is news, also what is served already
 	}
 	side.watcher = definitions.NewWatcher(definitions.WatcherConfig{
-		Path: s.config, Current: inFile, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
+		Path: s.config, Current: first, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
 	})
 	side.grpc = newGRPCServer(side.checker, side.control)
 	side.http = newHTTPServer(side.endpoint)

@@ -92,7 +92,7 @@ type Config struct {
 }
 
 // A Tracker hears what other gateways and operators change in the store, and knows what they may still believe.
-// It has two implementations, [Redis] and [Alone].
+// It has three implementations, [Redis], [Alone] and [Outside].
 type Tracker interface {
 	// Start begins to track. What has changed is told to l, until Close has returned.
 	Start(l Listener)

@@ -1,0 +1,39 @@
+package cache
+
+import (
+	"context"
+	"time"
+)
+
+// longestEnvoyLease is the longest for which definitions allow an Envoy to remember a decision (tokens.lease).
+const longestEnvoyLease = time.Second
+
+// Outside is the tracker of who is no gateway and changes the store of gateways, as a command does. It hears nobody,
+// so it holds no lease, and after a revoke it waits for the longest that any gateway, and any Envoy after it, may
+// believe what was so before.
+type Outside struct {
+	// Lease is the gateways' own. 0: 1 s.
+	Lease time.Duration
+}
+
+var _ Tracker = Outside{}
+
+// Start does nothing.
+func (Outside) Start(Listener) {}
+
+// Held returns false.
+func (Outside) Held(time.Time) bool { return false }
+
+// Settle waits until what was so before can be believed by none.
+func (o Outside) Settle(ctx context.Context) error {
+	return sleep(ctx, withMargin(orDefault(o.Lease, time.Second))+withMargin(longestEnvoyLease))
+}
+
+// SetEnvoyLease does nothing: there is no Envoy here.
+func (Outside) SetEnvoyLease(time.Duration) {}
+
+// EnvoyLease returns 0.
+func (Outside) EnvoyLease(time.Time) time.Duration { return 0 }
+
+// Close does nothing.
+func (Outside) Close() error { return nil }
