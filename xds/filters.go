@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"gatepost/authz"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -62,21 +63,25 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 	}
-	return []*hcmv3.HttpFilter{
+	all := []*hcmv3.HttpFilter{
 		filter(filterCORS, b.pack(&corsv3.Cors{})),
 		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
+	}
+	if b.leases() {
+		all = append(all, b.lease())
+	}
+	return append(all,
 		filter(filterAuthz, b.pack(b.extAuthz())),
 		// No x-envoy-* header of ours: they would tell an upstream the path before it was rewritten, and a
 		// client how long the upstream took.
-		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})),
-	}
+		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
 }
 
 // extAuthz asks the sidecar about each request, unless its route says that there is nothing to ask.
 // It fails closed: no answer is 503, and an answer that Envoy cannot carry out is an error, not a pass.
 // clear_route_cache stays off: a request must not come to a route that it was not checked for.
 func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
-	return &extauthzv3.ExtAuthz{
+	config := &extauthzv3.ExtAuthz{
 		Services: &extauthzv3.ExtAuthz_GrpcService{GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
 				ClusterName: b.opts.GRPCCluster,
@@ -96,6 +101,11 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		},
 		MaxDeniedResponseBodyBytes: 8 << 10,
 	}
+	if b.leases() {
+		config.FilterEnabledMetadata = unlessHit()
+		config.MetadataContextNamespaces = []string{authz.LeaseNamespace}
+	}
+	return config
 }
 
 func exactly(values []string) *matcherv3.ListStringMatcher {

@@ -22,8 +22,8 @@ const (
 	bufferLimit           = 32 << 10 // a backpressure mark, not a limit on bodies: they are streamed
 )
 
-// listener is where requests arrive. It depends on the address, on the origins and on where a token may come alone: all
-// that changes with a service travels with the routes, so that connections outlive a change of definitions.
+// listener is where requests arrive. It depends on the address, on the origins, on where a token may come and on whether
+// there are leases: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr, err := listenAddress(b.gw.GetListen())

@@ -83,12 +83,16 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			preflight(s.name, at, cors, open),
 			b.answer(s.name+" 405", with(at, noneOf(s.methods)...), methodNotAllowed(s.methods), open))
 	}
+	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
+	if b.leases() && s.rule.Leasable() {
+		perFilter[filterLease] = b.leaseOn(s.rule)
+	}
 	for _, f := range s.forward {
 		out = append(out, &routev3.Route{
 			Name:                 s.name,
 			Match:                f.at,
 			Action:               &routev3.Route_Route{Route: f.to},
-			TypedPerFilterConfig: map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule},
+			TypedPerFilterConfig: perFilter,
 			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
 			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
 		})

@@ -15,8 +15,6 @@ import (
 	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
-
-	"gatepost/authz"
 )
 
 // Snapshot is one whole Envoy configuration, made by Build. It is never changed; several goroutines may use it.
@@ -82,13 +80,7 @@ func (b *builder) snapshot(listener *listenerv3.Listener, routes *routev3.RouteC
 func (b *builder) stamp(routes *routev3.RouteConfiguration, version string) {
 	b.about = "routes"
 	vhost := routes.GetVirtualHosts()[0]
-	vhost.TypedPerFilterConfig[filterAuthz] = b.pack(authz.Shared{
-		Origins:     b.gw.GetOrigins(),
-		Cookie:      b.gw.GetTokens().GetCookie(),
-		Subprotocol: b.gw.GetTokens().GetSubprotocol(),
-		UserHeader:  b.gw.GetIdentity().GetUserHeader(),
-		Version:     version,
-	}.Extensions())
+	vhost.TypedPerFilterConfig[filterAuthz] = b.pack(b.shared(version).Extensions())
 	vhost.GetRoutes()[0].GetDirectResponse().Body = &corev3.DataSource{
 		Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(version)},
 	}

@@ -1,0 +1,144 @@
+-- Leases: each worker of Envoy remembers a decision of Gatepost's for as long as Gatepost said, and lets a request of
+-- which everything that the decision was made from is the same pass by it. This text is the same in every gateway;
+-- what differs from route to route comes as the route's context.
+--
+-- What must hold: a decision is used no later than the time that it was given for, counted from the moment at which the
+-- request that it was made for had arrived here. Whatever is in doubt is left to Gatepost.
+
+local NAMESPACE = "gatepost.lease"              -- of the metadata that this filter sets; no client can
+local ANSWER = "envoy.filters.http.ext_authz"   -- of the metadata that comes with Gatepost's answer
+local LONGEST = 1000                            -- milliseconds; a longer lease is cut to it
+local MOST = 8192                               -- decisions in a generation, and requests that may bring one
+local MOST_BYTES = 1024                         -- of a key
+local MOST_USER_BYTES = 256                     -- of a user's id
+local MOST_RULES = 65536
+
+-- A generation takes what comes in for LONGEST, and is there to be asked for as long again; then all in it has ended.
+-- So nothing is searched for what has ended, and memory is bounded whatever clients send.
+local young, old = {}, {}                       -- :: key -> decision
+local kept = 0                                  -- in young
+local waiting, waited = {}, {}                  -- :: number -> request that Gatepost is asked about, in two generations as well
+local asking, asked = 0, 0                      -- how many are in them
+local turns = 0                                 -- when the next generation begins
+local number = 0
+local rules, ruled = {}, 0                      -- :: rule -> what its routes say
+local hits = {}                                 -- :: service -> hits that Gatepost has not been told of
+local latest = 0                                -- what the wall clock last showed
+
+-- The two clocks, in milliseconds. The one that counts from the start of the machine cannot be set, and goes on while it
+-- sleeps; the wall clock goes on where the whole machine was held. Where they cannot be read there are no leases.
+local have_ffi, ffi = pcall(require, "ffi")
+if have_ffi and ffi.os == "Linux" then
+  ffi.cdef [[
+    typedef struct { long seconds, nanoseconds; } gatepost_time;
+    int clock_gettime(int clock, gatepost_time *time);
+  ]]
+  local REALTIME, BOOTTIME = 0, 7
+  local time = ffi.new("gatepost_time")
+  local function read(clock)
+    if ffi.C.clock_gettime(clock, time) ~= 0 then return nil end
+    return tonumber(time.seconds) * 1000 + tonumber(time.nanoseconds) / 1e6
+  end
+  function gatepost_clocks() return read(BOOTTIME), read(REALTIME) end
+else
+  function gatepost_clocks() return nil end
+end
+
+local function forget()
+  young, old, kept = {}, {}, 0
+  waiting, waited, asking, asked = {}, {}, 0, 0
+end
+
+local function next_generation(now)
+  old, young, kept = young, {}, 0
+  waited, waiting, asked, asking = waiting, {}, asking, 0
+  turns = now + LONGEST
+end
+
+-- rule_of returns what the routes with a rule say. The rule names its content, so it is read once.
+local function rule_of(name, context)
+  local rule = rules[name]
+  if rule then return rule end
+  if ruled >= MOST_RULES then rules, ruled = {}, 0 end
+  rule = {
+    service = context:get("service"),
+    user_header = context:get("user_header"),
+    forward_token = context:get("forward_token"),
+    inputs = context:get("inputs") or {},
+  }
+  rules[name], ruled = rule, ruled + 1
+  return rule
+end
+
+-- key_of returns all that the decision is made from: the rule, the credentials, and the other headers that count. No value of
+-- a header has a line break in it.
+local function key_of(name, rule, headers, credentials)
+  local key = name .. "\n" .. credentials
+  for _, header in ipairs(rule.inputs) do
+    key = key .. "\n" .. (headers:get(header) or "")
+  end
+  return key
+end
+
+function envoy_on_request(handle)
+  local context = handle:filterContext()
+  local name = context:get("rule")
+  if not name then return end
+  local headers = handle:headers()
+  local credentials = headers:get("authorization")
+  if not credentials or credentials == "" then return end
+  local now, wall = gatepost_clocks()
+  if not now or not wall then return end
+  if wall < latest then forget() end -- the clock was set back
+  latest = wall
+  if now >= turns then next_generation(now) end
+
+  local rule = rule_of(name, context)
+  local key = key_of(name, rule, headers, credentials)
+  local decision = young[key] or old[key]
+  if decision and now < decision.ends and wall < decision.wall then
+    -- The mark comes last: were anything before it to fail, Gatepost would be asked.
+    headers:replace(rule.user_header, decision.user)
+    if not rule.forward_token then headers:remove("authorization") end
+    handle:streamInfo():dynamicMetadata():set(NAMESPACE, "hit", true)
+    hits[rule.service] = (hits[rule.service] or 0) + 1
+    return
+  end
+
+  if asking >= MOST or #key > MOST_BYTES then return end
+  number = number + 1
+  waiting[number] = { key = key, now = now, wall = wall }
+  asking = asking + 1
+  local ask = { number = number }
+  if next(hits) then ask.hits, hits = hits, {} end
+  handle:streamInfo():dynamicMetadata():set(NAMESPACE, "ask", ask)
+end
+
+-- take returns the request of a number, once.
+local function take(n)
+  local request = waiting[n]
+  if request then
+    waiting[n], asking = nil, asking - 1
+    return request
+  end
+  request = waited[n]
+  if request then
+    waited[n], asked = nil, asked - 1
+  end
+  return request
+end
+
+function envoy_on_response(handle)
+  if asking + asked == 0 then return end
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local mine = metadata:get(NAMESPACE)
+  if not mine or not mine.ask then return end
+  local request = take(mine.ask.number)
+  if not request then return end
+  local answer = metadata:get(ANSWER) -- a denial has none
+  local lease = answer and answer.lease
+  if not lease or #answer.user > MOST_USER_BYTES or kept >= MOST then return end
+  lease = math.min(lease, LONGEST)
+  if not young[request.key] then kept = kept + 1 end
+  young[request.key] = { user = answer.user, ends = request.now + lease, wall = request.wall + lease }
+end
