@@ -157,7 +157,7 @@ func (f *fortress) beyondDoubt(t *testing.T) {
 	t.Helper()
 	look := func() {
 		t.Helper()
-		for name, upstream := range map[string]*envoytest.Recorder{"secured": f.secured, "public": f.public, "user": f.users} {
+		for name, upstream := range f.upstreams() {
 			for _, stream := range upstream.Streams() {
 				asked, err := targets(stream)
 				if err != nil {

@@ -20,13 +20,16 @@ import (
 type fortress struct {
 	*gateway
 	users, secured, public *envoytest.Recorder
+	// vault is behind a secured service whose scope nobody has.
+	vault *envoytest.Recorder
 	// token is alice's.
 	token string
 }
 
+// startFortress starts it, with more services, one a line, whose upstream may be PUBLIC.
 func startFortress(t *testing.T, more ...string) *fortress {
 	t.Helper()
-	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)}
+	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
 	f.gateway = start(t, fmt.Sprintf(`
 tokens:
   authenticator: {url: "%s/users/authenticate"}
@@ -36,22 +39,26 @@ services:
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET, POST], upstreams: ["%[3]s/base"]}
   - {name: private, path: /items/private, upstreams: ["%[2]s"]}
   - {name: order, path: /order, authenticate: false, upstreams: ["%[3]s/base"]}
-  - {name: vault, path: /vault, scopes: [vault], upstreams: ["%[2]s"]}
-`, f.users.URL(), f.secured.URL(), f.public.URL())+strings.Join(more, "\n")+"\n", setup{})
+  - {name: vault, path: /vault, scopes: [vault], upstreams: ["%[4]s"]}
+`, f.users.URL(), f.secured.URL(), f.public.URL(), f.vault.URL())+strings.ReplaceAll(strings.Join(more, "\n"), "PUBLIC", f.public.URL())+"\n", setup{})
 	return f
+}
+
+func (f *fortress) upstreams() map[string]*envoytest.Recorder {
+	return map[string]*envoytest.Recorder{"secured": f.secured, "public": f.public, "vault": f.vault, "user": f.users}
 }
 
 // forget makes the upstreams forget what has reached them.
 func (f *fortress) forget() {
-	f.users.Reset()
-	f.secured.Reset()
-	f.public.Reset()
+	for _, upstream := range f.upstreams() {
+		upstream.Reset()
+	}
 }
 
 // nothing fails the test where a byte has reached any upstream.
 func (f *fortress) nothing(t *testing.T) {
 	t.Helper()
-	for name, upstream := range map[string]*envoytest.Recorder{"secured": f.secured, "public": f.public, "user": f.users} {
+	for name, upstream := range f.upstreams() {
 		if raw := upstream.Raw(); raw != "" {
 			t.Errorf("the %s service got %q, want nothing", name, raw)
 		}

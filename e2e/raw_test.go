@@ -136,7 +136,7 @@ func headerLines(lines []string) string {
 // What an upstream may be sent, by a reader that is stricter than any server: what it takes without a question
 // means the same to all of them (RFC 9112 §2 to §7).
 var (
-	strictRequestLine = regexp.MustCompile(`^[A-Z]+ (/[!-~]*) HTTP/1\.1$`)
+	strictRequestLine = regexp.MustCompile(`^[A-Z]+ (/[!-~]*(?:\?[^\x00-\x20\x7f]*)?) HTTP/1\.1$`) // HTTP/2 lets any letter into a query
 	strictField       = regexp.MustCompile("^([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([^\\x00-\\x08\\x0a-\\x1f\\x7f]*)$")
 	strictLength      = regexp.MustCompile(`^[0-9]{1,20}$`)
 )

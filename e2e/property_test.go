@@ -1,0 +1,357 @@
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// TestNoRequestWithoutATokenReachesASecuredService makes up requests from what has fooled gateways before: paths of
+// odd separators, escapes and letters, methods, headers, tokens that are none, over HTTP/1 as bytes and over HTTP/2.
+// None may reach a secured service, and what reaches a public one must be plain.
+//
+// GATEPOST_SEED repeats a run, GATEPOST_CASES says how many requests it has.
+func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
+	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 3000)
+	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
+
+	f := startFortress(t, `  - {name: rest, path: /, authenticate: false, upstreams: ["PUBLIC/base"]}`)
+	f.token = f.Login("alice")
+	revoked := f.Login("alice")
+	want(t, "revoking", f.Do("POST", "/token/revoke", "", "Authorization: "+revoked), 200, "")
+
+	t.Run("without a good token", func(t *testing.T) {
+		f.forget()
+		statuses := f.tryAll(t, generator{seed: seed, bad: badTokens(f.token, revoked)}, int(cases))
+		for name, upstream := range map[string]string{"secured": f.secured.Raw(), "vault": f.vault.Raw()} {
+			if upstream != "" {
+				t.Errorf("the %s service got %.2000q", name, upstream)
+			}
+		}
+		f.plain(t)
+		t.Logf("answers: %v; %d requests reached a public service", statuses, len(f.public.Requests()))
+		for _, status := range []int{0, 200, 400, 401, 405} {
+			if statuses[status] < int(cases)/200 {
+				t.Errorf("%d of %d requests ended in %d: too few to prove anything", statuses[status], cases, status)
+			}
+		}
+	})
+	// The same requests do find the secured services where the token is a good one, so that above it was the token
+	// that they lacked; but not the one that asks for a scope.
+	t.Run("with a good token", func(t *testing.T) {
+		f.forget()
+		f.tryAll(t, generator{seed: seed, good: f.token}, int(cases)/6)
+		if raw := f.vault.Raw(); raw != "" {
+			t.Errorf("the vault got %.2000q", raw)
+		}
+		got := f.secured.Requests()
+		if len(got) < int(cases)/100 {
+			t.Errorf("%d requests reached a secured service: too few to prove anything", len(got))
+		}
+		for _, one := range got {
+			if !slices.Equal(one.Header.Values("X-User-Id"), []string{"alice"}) {
+				t.Errorf("%s %s is said to be from %q", one.Method, one.Path, one.Header.Values("X-User-Id"))
+			}
+		}
+	})
+}
+
+// fromEnv is a number from the environment.
+func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("reading %s: %v", name, err)
+	}
+	return n
+}
+
+// tryAll sends so many made-up requests, and returns how many were answered by which status.
+func (f *fortress) tryAll(t *testing.T, g generator, cases int) map[int]int {
+	t.Helper()
+	var clients errgroup.Group
+	clients.SetLimit(64) // mostly of connections that Envoy is about to close
+	var mu sync.Mutex
+	statuses := map[int]int{}
+	for n := range cases {
+		clients.Go(func() error {
+			one := g.request(n)
+			got, err := one.send(f)
+			if err != nil {
+				t.Errorf("%s: %v", one, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			statuses[got.Status]++
+			return nil
+		})
+	}
+	_ = clients.Wait() // each tells by itself
+	return statuses
+}
+
+// plain fails the test where a public service got what could mean something else to it than to the gateway.
+func (f *fortress) plain(t *testing.T) {
+	t.Helper()
+	for _, stream := range f.public.Streams() {
+		asked, err := targets(stream)
+		if err != nil {
+			t.Errorf("a public service got what can be read in two ways: %v", err)
+		}
+		for _, target := range asked {
+			if why := crooked(target); why != "" {
+				t.Errorf("a public service was asked for %q: %s, in %q", target, why, stream)
+			}
+		}
+	}
+	if strings.Contains(f.public.Raw(), spoofed) {
+		t.Error("what a client claimed to be reached a public service")
+	}
+	for _, one := range f.public.Requests() {
+		if users := one.Header.Values("X-User-Id"); len(users) != 0 {
+			t.Errorf("case %s: a public service is told the user %q", one.Header.Get("X-Case"), users)
+		}
+	}
+}
+
+var (
+	belowBase   = regexp.MustCompile(`^/base(/|\?|$)`)
+	escapedPart = regexp.MustCompile(`(?i)%(2f|5c|00)`)
+	dotSegment  = regexp.MustCompile(`(?i)^\.\.?(;|%3b|$)`)
+)
+
+// crooked says what is wrong with a target that reached a public service, if anything: it lies outside what the
+// service is mounted at, or would after one more normalisation.
+func crooked(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	if path == "/base//" {
+		return "" // of slashes alone, however many, Envoy leaves two: there is nothing between them
+	}
+	forms := []string{path}
+	if unescaped, err := url.PathUnescape(path); err == nil {
+		forms = append(forms, unescaped)
+	}
+	if !belowBase.MatchString(target) {
+		return "it is not below /base"
+	}
+	if escapedPart.MatchString(path) || strings.ContainsAny(path, "\\#") {
+		return "a separator is hidden in it"
+	}
+	for _, form := range forms {
+		segments := strings.Split(form, "/")
+		for i, segment := range segments[1:] {
+			if segment == "" && i < len(segments)-2 {
+				return "it has an empty segment"
+			}
+			if dotSegment.MatchString(segment) {
+				return "it has a dot segment"
+			}
+		}
+	}
+	return ""
+}
+
+func TestCrookedTargetsAreSeen(t *testing.T) {
+	for _, good := range []string{"/base", "/base/", "/base/a/b?x=/../y", "/base?x", "/base/%252e%252e/a", "/base/...", "/base/a;b", "/base/..a", "/base//"} {
+		if why := crooked(good); why != "" {
+			t.Errorf("%s: %s", good, why)
+		}
+	}
+	for _, bad := range []string{
+		"/", "/orders", "/basement", "/base/../x", "/base/..", "/base/a//b", "/base/%2e%2e/x", "/base/..;/x", "/base/..%3B/x", "/base/%2e%2e;x", "/base/a%2fb", "/base/a%5Cb", `/base/a\b`, "/base/%00", "/base/./x",
+	} {
+		if crooked(bad) == "" {
+			t.Errorf("%s is taken for a plain one", bad)
+		}
+	}
+}
+
+// generator makes up requests. The same seed and number make the same one.
+type generator struct {
+	seed uint64
+	// bad are header lines with a token that opens nothing; good, if set, is a token that each request bears.
+	bad  []string
+	good string
+}
+
+// badTokens are header lines that show no token, one that nobody holds, or a good one in a way that does not count.
+func badTokens(good, revoked string) []string {
+	return []string{
+		"", "", "",
+		"authorization:", "authorization: x", "authorization: Bearer", "authorization: Bearer x", "authorization: Basic " + good, "authorization: " + revoked, "authorization: Bearer " + revoked,
+		"authorization: " + other(good), "authorization: " + strings.ToUpper(good), "authorization: " + good + "," + good, "authorization: " + good + "\xff", "authorization: " + good[:20], "authorization: Bearer\t" + good,
+		"proxy-authorization: " + good, "x-authorization: " + good, "cookie: token=" + good + "; authorization=" + good, "token: " + good,
+	}
+}
+
+// made is a request that was made up.
+type made struct {
+	h2             bool
+	method, target string
+	lines          []string
+	body           string
+}
+
+func (m made) String() string {
+	version := "HTTP/1.1"
+	if m.h2 {
+		version = "HTTP/2"
+	}
+	return fmt.Sprintf("%s %q %q %q %q", version, m.method, m.target, m.lines, m.body)
+}
+
+func (m made) send(f *fortress) (answer, error) {
+	if !m.h2 {
+		return f.TryRaw(rawRequest(m.method, m.target, m.lines...) + m.body)
+	}
+	var fields [][2]string
+	for _, line := range m.lines {
+		name, value, _ := strings.Cut(line, ":")
+		fields = append(fields, [2]string{name, strings.TrimSpace(value)})
+	}
+	return f.TryH2(m.method, m.target, m.body, fields...)
+}
+
+// The words of the grammar. Most requests are to get past Envoy's own refusals, so that the routes are tried: what
+// it refuses at once is among the rarer words.
+var (
+	methodWords = words{
+		often:  []string{"GET", "GET", "GET", "HEAD", "POST"},
+		rarely: []string{"PUT", "DELETE", "PATCH", "OPTIONS", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "Get", "FOO"},
+	}
+	nameWords = words{
+		often:  []string{"orders", "orders", "items", "private", "status", "vault"},
+		rarely: []string{"order", "token", "x", "5", "base", "ordersfoo", "..", ".", "...", "", "*", "%", "%zz", "%u002e", "~", "a b", "\u017f", "sessions"},
+	}
+	separatorWords = words{
+		often: []string{"/", "/", "/", "//", "/./", "/../", "/../../", `\`, `\..\`, "/..;/", "/.;/", "/%2e/", "/%2e%2e/", "/.%2E/", "/;/../", "///"},
+		rarely: []string{
+			"%2f", "%2F", "%5c", ";/", ";x=y/", "/;/", "/%2e%2e;/", "/..%3b/", "/%252e%252e/", "%252f", "/..%2f", "/..%5c", "%00", "/%0d%0a/", "/...//", "?", "?/../", "#", "%3f", "%23",
+			"/%c0%ae%c0%ae/", "/\x80/", "/ ", "\t", "%20", "/..%00/", "/%09../",
+		},
+	}
+	startWords = words{
+		often:  []string{"/", "/", "/", "//", "/./", "/../", "/%2e%2e/", "/x/../"},
+		rarely: []string{`\`, "", "http://h/", "http://items/", "http://u@h//", "https://h/", "*", "?", "%2f"},
+	}
+	endWords = words{
+		often:  []string{"", "", "", "/", "/.", "?x=1", "?x=/items", "/1"},
+		rarely: []string{"/..", "#", "#/items", ";", "%00", "%20", ".", "..", "/..;/", "?", "??/../x", "/%2e%2e"},
+	}
+	headerWords = words{
+		often: []string{
+			"x-user-id: " + spoofed, "X-User-Id: " + spoofed, "connection: x-user-id", "x-forwarded-uri: /items", "x-original-url: /items", "x-rewrite-url: /items", "x-envoy-original-path: /items",
+			"x-envoy-auth-failure-mode-allowed: true", "x-envoy-internal: true", "x-forwarded-for: 127.0.0.1", "x-forwarded-host: items", "x-http-method-override: OPTIONS", "origin: https://app.example",
+			"origin: null", "origin:", "access-control-request-method: GET", "access-control-request-method:", "user-agent: kube-probe/1.31",
+		},
+		rarely: []string{
+			"x_user_id: " + spoofed, "content-type: application/grpc", "upgrade: websocket", "connection: upgrade", "te: trailers", "expect: 100-continue", "host: items", "range: bytes=0-1", "transfer-encoding: identity",
+		},
+	}
+)
+
+// words are those of one kind, of which one is picked often or rarely.
+type words struct{ often, rarely []string }
+
+func (w words) pick(r *rand.Rand) string {
+	if r.IntN(8) == 0 {
+		return pick(r, w.rarely)
+	}
+	return pick(r, w.often)
+}
+
+func pick(r *rand.Rand, words []string) string { return words[r.IntN(len(words))] }
+
+// request is the nth request.
+func (g generator) request(n int) made {
+	r := rand.New(rand.NewPCG(g.seed, uint64(n)))
+	m := made{h2: r.IntN(3) == 0, method: methodWords.pick(r), target: target(r), lines: []string{fmt.Sprintf("x-case: %d", n)}}
+	for range r.IntN(3) {
+		m.add(headerWords.pick(r))
+	}
+	if m.method == "OPTIONS" && r.IntN(2) == 0 { // what is nearly a preflight is of interest
+		m.add(pick(r, []string{"origin: https://app.example", "origin:", "origin: null"}))
+		m.add(pick(r, []string{"access-control-request-method: GET", "access-control-request-method:", "access-control-request-method: ,"}))
+	}
+	if r.IntN(4) == 0 {
+		m.body = pick(r, []string{"x", "GET /orders HTTP/1.1\r\nhost: h\r\n\r\n", `{"username":"alice","password":"wrong"}`})
+		m.lines = append(m.lines, fmt.Sprintf("content-length: %d", len(m.body)))
+	}
+	if g.good != "" {
+		m.lines = append(m.lines, "authorization: "+g.good)
+	}
+	if len(g.bad) > 0 {
+		m.add(pick(r, g.bad))
+	}
+	return m
+}
+
+func (m *made) add(line string) {
+	if line != "" {
+		m.lines = append(m.lines, line)
+	}
+}
+
+// target makes up a path, or what stands in the place of one.
+func target(r *rand.Rand) string {
+	var b strings.Builder
+	b.WriteString(startWords.pick(r))
+	for i := range 1 + r.IntN(4) {
+		if i > 0 {
+			b.WriteString(separatorWords.pick(r))
+		}
+		b.WriteString(disguise(r, nameWords.pick(r)))
+	}
+	b.WriteString(endWords.pick(r))
+	return b.String()
+}
+
+// disguise writes some letters of a name in the other case or escaped.
+func disguise(r *rand.Rand, name string) string {
+	if r.IntN(3) > 0 {
+		return name
+	}
+	var b strings.Builder
+	for _, c := range []byte(name) {
+		switch r.IntN(5) {
+		case 0:
+			b.WriteString(strings.ToUpper(string(rune(c))))
+		case 1:
+			fmt.Fprintf(&b, "%%%02x", c)
+		case 2:
+			fmt.Fprintf(&b, "%%%02X", c)
+		default:
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+func TestTheSameSeedMakesTheSameRequests(t *testing.T) {
+	distinct := map[string]bool{}
+	for n := range 200 {
+		one, again := generator{seed: 1, good: "x"}.request(n).String(), generator{seed: 1, good: "x"}.request(n).String()
+		if one != again {
+			t.Fatalf("made %s, and then %s", one, again)
+		}
+		distinct[one] = true
+	}
+	if len(distinct) < 190 {
+		t.Errorf("only %d of 200 requests differ: %v", len(distinct), slices.Collect(maps.Keys(distinct))[:3])
+	}
+}
