@@ -98,6 +98,13 @@ func (r *Recorder) SetHandler(h http.HandlerFunc) {
 	r.handler = h
 }
 
+// Handler returns what answers now, for another to call.
+func (r *Recorder) Handler() http.Handler {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.handler
+}
+
 // record notes what came over a connection. The caller holds the lock.
 func (r *Recorder) record(number int, data []byte) {
 	if len(data) == 0 {

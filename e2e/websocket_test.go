@@ -1,0 +1,326 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/websocket"
+
+	"gatepost/envoy/envoytest"
+)
+
+const shopOrigin = "https://shop.example"
+
+// Open opens a WebSocket as a page of the origin does. The status is that of the gateway's answer where that is none.
+func (g *gateway) Open(t *testing.T, path, origin string, protocols []string, headers ...string) (*websocket.Conn, int) {
+	t.Helper()
+	config, err := websocket.NewConfig("ws://"+g.Addr+path, origin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = protocols
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		config.Header.Add(name, value)
+	}
+	conn, err := config.DialContext(t.Context())
+	if err == nil {
+		t.Cleanup(func() { conn.Close() })
+		return conn, http.StatusSwitchingProtocols
+	}
+	return nil, g.handshake(t, path, origin, protocols, headers...).Status
+}
+
+// handshake asks for a WebSocket and returns what is answered; for a refusal, of which the client tells nothing.
+func (g *gateway) handshake(t *testing.T, path, origin string, protocols []string, headers ...string) answer {
+	t.Helper()
+	lines := append([]string{
+		"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+	}, headers...)
+	if origin != "" {
+		lines = append(lines, "Origin: "+origin)
+	}
+	if len(protocols) > 0 {
+		lines = append(lines, "Sec-WebSocket-Protocol: "+strings.Join(protocols, ", "))
+	}
+	return g.Do("GET", path, "", lines...)
+}
+
+// chats has an upstream take WebSockets and send back what comes; where it is offered the subprotocol "chat", that is spoken.
+func chats(upstream *envoytest.Recorder) *envoytest.Recorder {
+	upstream.SetHandler(websocket.Server{
+		Handshake: func(config *websocket.Config, _ *http.Request) error {
+			offered := config.Protocol
+			config.Protocol = nil
+			for _, one := range offered {
+				if one == "chat" {
+					config.Protocol = []string{"chat"}
+				}
+			}
+			return nil
+		},
+		Handler: func(conn *websocket.Conn) { _, _ = io.Copy(conn, conn) },
+	}.ServeHTTP)
+	return upstream
+}
+
+// echoes says whether a WebSocket sends back what it is sent.
+func echoes(conn *websocket.Conn, text string) bool {
+	if _, err := io.WriteString(conn, text); err != nil {
+		return false
+	}
+	got := make([]byte, len(text))
+	_ = conn.SetReadDeadline(time.Now().Add(envoytest.Deadline))
+	_, err := io.ReadFull(conn, got)
+	return err == nil && string(got) == text
+}
+
+func TestAServiceTakesWebSocketsWhereItSaysSo(t *testing.T) {
+	users, chat, ticker, orders := users(t), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t))
+	g := start(t, fmt.Sprintf(`
+tokens: {authenticator: {url: %q}}
+services:
+  - {name: chat, path: /chat, websocket: true, upstreams: [%q]}
+  - {name: ticker, path: /ticker, websocket: true, authenticate: false, upstreams: [%q]}
+  - {name: orders, path: /orders, upstreams: [%q]}
+`, users.URL(), chat.URL(), ticker.URL(), orders.URL()), setup{})
+	token := g.Login("alice")
+
+	conn, status := g.Open(t, "/chat/rooms/5?x=1", shopOrigin, nil, "Authorization: Bearer "+token, "x-user-id: root")
+	if conn == nil || !echoes(conn, "hello") {
+		t.Fatalf("a WebSocket with a token: %d", status)
+	}
+	got := only(t, chat)
+	if got.Path != "/rooms/5?x=1" || strings.Join(got.Header["X-User-Id"], ",") != "alice" || got.Header["Authorization"] != nil {
+		t.Errorf("the upstream got %s %v", got.Path, got.Header)
+	}
+	for name := range got.Header {
+		if strings.HasPrefix(name, "X-Envoy-") && name != "X-Envoy-External-Address" {
+			t.Errorf("the upstream got %s: %s", name, got.Header.Get(name))
+		}
+	}
+	if conn, status := g.Open(t, "/ticker", shopOrigin, nil); conn == nil || !echoes(conn, "hello") {
+		t.Errorf("a public WebSocket: %d", status)
+	}
+	for _, headers := range [][]string{nil, {"Authorization: Bearer x"}, {"Authorization: Bearer " + other(token)}, {"Cookie: session=" + token}} {
+		if _, status := g.Open(t, "/chat", shopOrigin, []string{"gatepost.bearer." + token}, headers...); status != http.StatusUnauthorized {
+			t.Errorf("a WebSocket with %q: %d, want 401", headers, status)
+		}
+	}
+	if _, status := g.Open(t, "/orders", shopOrigin, nil, "Authorization: Bearer "+token); status != http.StatusForbidden {
+		t.Errorf("a WebSocket where none is taken: %d, want 403", status)
+	}
+	none(t, chat)
+	none(t, orders)
+	if strings.Contains(g.Log(), token) {
+		t.Error("the log has the token")
+	}
+}
+
+// The token is minted while tokens live for seconds, and used when they live for an hour: what ends the stream is
+// the token's own time, and no setting.
+func TestAStreamEndsWithItsToken(t *testing.T) {
+	users, chat, news := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t)
+	news.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		for r.Context().Err() == nil {
+			fmt.Fprintf(w, "data: %s\n\n", r.Header.Get("x-user-id"))
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(20 * time.Millisecond)
+		}
+	})
+	definitions := func(lifetime string) string {
+		return fmt.Sprintf(`
+tokens: {lifetime: %s, authenticator: {url: %q}}
+services:
+  - {name: chat, path: /chat, websocket: true, timeout: 0.1s, upstreams: [%q]}
+  - {name: news, path: /news, timeout: 3600s, upstreams: [%q]}
+`, lifetime, users.URL(), chat.URL(), news.URL())
+	}
+	g := start(t, definitions("4s"), setup{})
+	token := "Authorization: " + g.Login("alice")
+	g.Define(definitions("3600s"))
+	envoytest.Eventually(t, "the longer lifetime to be served", func() bool {
+		return g.Do("POST", "/token", `{"username":"bob","password":"right"}`).Header.Get("expires_in") == "3600"
+	})
+	bob := "Authorization: " + g.Login("bob")
+
+	conn, status := g.Open(t, "/chat", shopOrigin, nil, token)
+	lasting, lastingStatus := g.Open(t, "/chat", shopOrigin, nil, bob)
+	if conn == nil || lasting == nil {
+		t.Fatalf("WebSockets: %d, %d", status, lastingStatus)
+	}
+	request, err := http.NewRequestWithContext(t.Context(), "GET", g.URL+"/news", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", strings.TrimPrefix(token, "Authorization: "))
+	stream, err := client.Do(request)
+	if err != nil || stream.StatusCode != http.StatusOK {
+		t.Fatalf("the stream of events: %v %v", stream, err)
+	}
+	defer stream.Body.Close()
+	time.Sleep(300 * time.Millisecond) // three times what chat's timeout is
+	if !echoes(conn, "longer than the timeout") {
+		t.Error("the timeout ended a WebSocket")
+	}
+	_ = conn.SetReadDeadline(time.Now().Add(envoytest.Deadline))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || isTimeout(err) {
+		t.Errorf("the WebSocket outlived its token: %v", err)
+	}
+	// Not a moment too soon: the token opens nothing any more.
+	want(t, "the token of the stream that ended", g.Do("GET", "/news", "", token), http.StatusUnauthorized, notAllowed)
+	if events, err := io.ReadAll(stream.Body); err == nil || !strings.HasPrefix(string(events), "data: alice\n\n") {
+		t.Errorf("the stream of events: %.100q, then %v; want that it is cut", events, err)
+	}
+	if !echoes(lasting, "still here") {
+		t.Error("the WebSocket of another's token ended too")
+	}
+}
+
+func isTimeout(err error) bool {
+	timeout, ok := err.(interface{ Timeout() bool })
+	return ok && timeout.Timeout()
+}
+
+// pageGateway is a gateway whose definitions let the token come in every way that there is.
+func pageGateway(t *testing.T) (g *gateway, chat, items, users *envoytest.Recorder) {
+	t.Helper()
+	users, chat, items = usersWithScopes(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t)
+	g = start(t, fmt.Sprintf(`
+origins: [%q]
+cors: {allow_credentials: true}
+tokens: {cookie: session, subprotocol: gatepost.bearer, authenticator: {url: %q}}
+services:
+  - {name: chat, path: /chat, websocket: true, upstreams: [%q]}
+  - {name: orders, path: /orders, upstreams: [%q]}
+  - {name: items, path: /items, authenticate: false, upstreams: [%q]}
+`, shopOrigin, users.URL(), chat.URL(), items.URL(), items.URL()), setup{})
+	return g, chat, items, users
+}
+
+// pageLogin is Login where a request needs an origin.
+func (g *gateway) pageLogin(user string) string {
+	g.t.Helper()
+	got := g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user), "Origin: "+shopOrigin)
+	want(g.t, "logging "+user+" in", got, http.StatusOK, "")
+	return got.Header.Get("token")
+}
+
+// Browsers can set no header on a WebSocket.
+func TestAPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
+	g, chat, _, _ := pageGateway(t)
+	token, another := g.pageLogin("alice"), g.pageLogin("bob")
+	bearer := func(t string) string { return "gatepost.bearer." + t }
+
+	for _, c := range []struct {
+		what      string
+		protocols []string // offered by the page
+		cookie    string
+		headers   []string
+		chosen    string   // what the page sees chosen
+		sees      []string // what the upstream sees offered
+		cookies   []string // … and sent
+	}{
+		{what: "a cookie", cookie: "a=1; session=" + token + "; b=2", cookies: []string{"a=1; b=2"}},
+		{what: "a cookie alone", cookie: "session=" + token},
+		{what: "a subprotocol beside the service's", protocols: []string{bearer(token), "chat"}, chosen: "chat", sees: []string{"chat"}},
+		{what: "a subprotocol for a service that speaks none", protocols: []string{"gatepost.bearer", bearer(token)}, chosen: "gatepost.bearer"},
+		{what: "both, and the service chooses", protocols: []string{"x", "chat", "gatepost.bearer", bearer(token)}, chosen: "chat", sees: []string{"x, chat"}},
+		{what: "all at once", protocols: []string{"chat", bearer(token)}, cookie: "session=" + token + "; a=1", headers: []string{"Authorization: Bearer " + token},
+			chosen: "chat", sees: []string{"chat"}, cookies: []string{"a=1"}},
+	} {
+		headers := c.headers
+		if c.cookie != "" {
+			headers = append(headers, "Cookie: "+c.cookie)
+		}
+		conn, status := g.Open(t, "/chat", shopOrigin, c.protocols, headers...)
+		if conn == nil || !echoes(conn, c.what) {
+			t.Fatalf("%s: %d", c.what, status)
+		}
+		if got := strings.Join(conn.Config().Protocol, ","); got != c.chosen {
+			t.Errorf("%s: the subprotocol %q was chosen, want %q", c.what, got, c.chosen)
+		}
+		got := only(t, chat)
+		if !slices.Equal(got.Header["Sec-Websocket-Protocol"], c.sees) || !slices.Equal(got.Header["Cookie"], c.cookies) || got.Header["Authorization"] != nil {
+			t.Errorf("%s: the upstream got %v", c.what, got.Header)
+		}
+		if user := got.Header.Get("X-User-Id"); user != "alice" {
+			t.Errorf("%s: the upstream learns of %q", c.what, user)
+		}
+		if strings.Contains(chat.Raw(), token) {
+			t.Errorf("%s: the upstream got the token", c.what)
+		}
+	}
+
+	cookie := "Cookie: session=" + token
+	for what, got := range map[string]answer{
+		"a page of another origin":            g.handshake(t, "/chat", "https://evil.example", nil, cookie),
+		"no page at all":                      g.handshake(t, "/chat", "", nil, cookie),
+		"another origin, by a subprotocol":    g.handshake(t, "/chat", "https://evil.example", []string{bearer(token)}),
+		"two cookies":                         g.handshake(t, "/chat", shopOrigin, nil, cookie+"; session="+another),
+		"two cookies on two lines":            g.handshake(t, "/chat", shopOrigin, nil, "Cookie: a=1", cookie),
+		"a cookie and another subprotocol":    g.handshake(t, "/chat", shopOrigin, []string{bearer(another)}, cookie),
+		"a cookie and another token":          g.handshake(t, "/chat", shopOrigin, nil, cookie, "Authorization: Bearer "+another),
+		"a cookie of another name":            g.handshake(t, "/chat", shopOrigin, nil, "Cookie: Session="+token),
+		"a subprotocol of another name":       g.handshake(t, "/chat", shopOrigin, []string{"bearer." + token}),
+		"a token as a subprotocol, by itself": g.handshake(t, "/chat", shopOrigin, []string{token}),
+		"a token that was never issued":       g.handshake(t, "/chat", shopOrigin, []string{bearer(other(token))}),
+	} {
+		want(t, what, got, http.StatusUnauthorized, notAllowed)
+	}
+	none(t, chat)
+	if log := g.Log(); strings.Contains(log, token) || strings.Contains(log, another) {
+		t.Error("the log has a token")
+	}
+}
+
+func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
+	g, _, items, users := pageGateway(t)
+	token := g.pageLogin("alice")
+	only(t, users)
+	cookie, origin := "Cookie: theme=dark; session="+token, "Origin: "+shopOrigin
+
+	for _, method := range []string{"GET", "POST", "DELETE"} {
+		got := g.Do(method, "/orders", "", cookie, origin)
+		want(t, method+" by cookie", got, http.StatusOK, "")
+		wantHeader(t, method+" by cookie", got, "Access-Control-Allow-Origin", shopOrigin)
+		wantHeader(t, method+" by cookie", got, "Access-Control-Allow-Credentials", "true")
+		if seen := only(t, items); !slices.Equal(seen.Header["Cookie"], []string{"theme=dark"}) || seen.Header.Get("X-User-Id") != "alice" {
+			t.Errorf("%s by cookie: the upstream got %v", method, seen.Header)
+		}
+		for _, forged := range [][]string{{cookie}, {cookie, "Origin: https://evil.example"}, {cookie, "Origin: null"}} {
+			want(t, method+" by a cookie of another page's", g.Do(method, "/orders", "", forged...), http.StatusUnauthorized, notAllowed)
+		}
+	}
+	none(t, items)
+
+	// HTTP/2 may send each cookie as a field of its own (RFC 9113 §8.2.3).
+	h2 := envoytest.H2Request(t, g.Addr, [][2]string{
+		{":method", "GET"}, {":scheme", "http"}, {":authority", "h"}, {":path", "/orders"},
+		{"origin", shopOrigin}, {"cookie", "theme=dark"}, {"cookie", "session=" + token}, {"cookie", "b=2"},
+	}, "")
+	if seen := only(t, items); h2.Status != "200" || !slices.Equal(seen.Header["Cookie"], []string{"theme=dark; b=2"}) {
+		t.Errorf("HTTP/2: %s, the upstream got %v", h2.Status, seen.Header)
+	}
+
+	// A browser sends the cookie wherever it may: neither a public service nor the user service is to have it.
+	want(t, "a public service", g.Do("GET", "/items", "", cookie, origin), http.StatusOK, "")
+	if seen := only(t, items); !slices.Equal(seen.Header["Cookie"], []string{"theme=dark"}) {
+		t.Errorf("a public service got %v", seen.Header)
+	}
+	want(t, "a login", g.Do("POST", "/token", `{"username":"bob","password":"right"}`, cookie, origin), http.StatusOK, "")
+	if seen := only(t, users); !slices.Equal(seen.Header["Cookie"], []string{"theme=dark"}) {
+		t.Errorf("the user service got %v", seen.Header)
+	}
+	// What ends sessions takes none: a page has to show the token itself.
+	want(t, "logging out by cookie", g.Do("DELETE", "/token/sessions", "", cookie, origin), http.StatusUnauthorized, notAllowed)
+	if log := g.Log(); strings.Contains(log, token) || strings.Contains(log, "theme") {
+		t.Error("the log has a cookie")
+	}
+}
