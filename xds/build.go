@@ -38,6 +38,9 @@ type Options struct {
 	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
 	// Empty: DefaultCAFile.
 	CAFile string
+	// Withheld are the names of services whose upstreams Envoy has refused: their paths answer 503 to whoever
+	// may pass, and no cluster is made for them.
+	Withheld []string
 }
 
 // DefaultCAFile is where Debian, Ubuntu, Alpine and the official Envoy images keep the system's roots.

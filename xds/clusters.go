@@ -40,8 +40,11 @@ type clusterSet map[string]*clusterv3.Cluster
 // clusters makes one cluster for each service, and the one that leads nowhere.
 func (b *builder) clusters(services []*service) clusterSet {
 	b.about = "clusters"
-	out := clusterSet{nowhere: b.nowhere()}
+	out := clusterSet{nowhere: withoutEndpoint(nowhere)}
 	for _, s := range services {
+		if s.withheld {
+			continue
+		}
 		b.about = s.String()
 		c := b.cluster(s)
 		b.validate(c)
@@ -50,12 +53,13 @@ func (b *builder) clusters(services []*service) clusterSet {
 	return out
 }
 
-func (b *builder) nowhere() *clusterv3.Cluster {
+// withoutEndpoint is a cluster that leads nowhere.
+func withoutEndpoint(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
-		Name:                 nowhere,
+		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(connectTimeout),
-		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: nowhere},
+		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
 	}
 }
 

@@ -18,6 +18,8 @@ type service struct {
 	def     *gatewayv1.Service
 	path    string
 	base    string // the path on the upstream that stands for the service's root: "" or "/base"
+	// withheld: nothing leads to its upstreams.
+	withheld bool
 	targets []upstream
 }
 
@@ -26,13 +28,18 @@ func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetNa
 // cluster is the name of the service's cluster. The base path is in it, because routes rewrite to it: a change
 // of the base is then another cluster, and old routes never meet the new one. A change of hosts alone is a
 // change of the same cluster, and Envoy keeps the old hosts until the new ones are ready.
-func (s *service) cluster() string { return "service/" + s.def.GetName() + s.base }
+func (s *service) cluster() string {
+	if s.withheld {
+		return nowhere
+	}
+	return clusterOf + s.def.GetName() + s.base
+}
 
 // services reads the definitions' services, in the order in which they are matched.
 func (b *builder) services() []*service {
 	out := make([]*service, 0, len(b.gw.GetServices()))
 	for _, def := range b.gw.GetServices() {
-		s := &service{def: def, path: def.GetPath()}
+		s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
 		b.about = s.String()
 		var err error
 		if s.targets, err = upstreams(def.GetUpstreams()); err != nil {

@@ -1,0 +1,43 @@
+package definitions
+
+import (
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// Restore returns d with the named services in the form that they have in before, and the names of those that have
+// none there or whose former path another service has now; these are left as they are in d. It is for services that
+// Envoy has refused: the others need not wait for them. before may be nil.
+func (d *Definitions) Restore(names []string, before *Definitions) (restored *Definitions, rest []string) {
+	g := proto.CloneOf(d.Gateway)
+	for i, s := range g.GetServices() {
+		if !slices.Contains(names, s.GetName()) {
+			continue
+		}
+		if former := before.service(s.GetName()); former != nil && !proto.Equal(former, s) {
+			g.Services[i] = proto.CloneOf(former)
+		} else {
+			rest = append(rest, s.GetName())
+		}
+	}
+	restored, err := FromGateway(d.Name, g)
+	if err != nil { // a former path is another's now
+		return d, names
+	}
+	return restored, rest
+}
+
+// service returns the service of a name, or nil.
+func (d *Definitions) service(name string) *gatewayv1.Service {
+	if d == nil {
+		return nil
+	}
+	at := slices.IndexFunc(d.Gateway.GetServices(), func(s *gatewayv1.Service) bool { return s.GetName() == name })
+	if at < 0 {
+		return nil
+	}
+	return d.Gateway.GetServices()[at]
+}

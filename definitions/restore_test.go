@@ -1,0 +1,45 @@
+package definitions
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestRestoreTakesTheFormerFormOfWhatIsNamedAndNothingElse(t *testing.T) {
+	parse := func(services ...string) *Definitions {
+		t.Helper()
+		d, err := Parse("d.yaml", []byte("services:\n  - "+strings.Join(services, "\n  - ")+"\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	before := parse(`{name: a, path: /a, upstreams: ["http://old-a"]}`, `{name: b, path: /b, upstreams: ["http://old-b"]}`)
+	after := parse(`{name: a, path: /a, authenticate: false, upstreams: ["https://new-a"]}`, `{name: b, path: /b, upstreams: ["http://new-b"]}`, `{name: c, path: /c, upstreams: ["https://c"]}`)
+
+	restored, rest := after.Restore([]string{"a", "c"}, before)
+	if !slices.Equal(rest, []string{"c"}) {
+		t.Errorf("left over: %v, want c, which is new", rest)
+	}
+	for name, upstream := range map[string]string{"a": "http://old-a", "b": "http://new-b", "c": "https://c"} {
+		if got := restored.service(name).GetUpstreams()[0]; got != upstream {
+			t.Errorf("%s goes to %s, want %s", name, got, upstream)
+		}
+	}
+	if !restored.service("a").GetAuthenticate() {
+		t.Error("a, which was secured, is public in its former form")
+	}
+	if after.service("a").GetUpstreams()[0] != "https://new-a" {
+		t.Error("the definitions that were given have changed")
+	}
+
+	if _, rest := after.Restore([]string{"a"}, nil); !slices.Equal(rest, []string{"a"}) {
+		t.Errorf("with nothing before, left over: %v, want a", rest)
+	}
+	moved := parse(`{name: a, path: /elsewhere, upstreams: ["https://a"]}`, `{name: thief, path: /A, upstreams: ["http://t"]}`)
+	same, rest := moved.Restore([]string{"a"}, before)
+	if same != moved || !slices.Equal(rest, []string{"a"}) {
+		t.Errorf("where the former path is another's now: left over %v, want a and all as it is", rest)
+	}
+}

@@ -1,0 +1,49 @@
+package xds
+
+import (
+	"slices"
+	"strings"
+
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+)
+
+// clusterOf is what the names of services' clusters begin with.
+const clusterOf = "service/"
+
+// Blamed returns the services that a rejection is about, sorted: those whose clusters Envoy names in its words.
+// None: it is about something that all services share, or Envoy does not say.
+func (s *Snapshot) Blamed(r *Rejection) []string {
+	var blamed []string
+	for name := range s.Resources(resourcev3.ClusterType) {
+		service, isService := strings.CutPrefix(name, clusterOf)
+		if isService && names(r.Reason, name) {
+			service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
+			blamed = append(blamed, service)
+		}
+	}
+	slices.Sort(blamed)
+	return slices.Compact(blamed)
+}
+
+// names says whether text has name in it as a whole: `service/a` is not named by `service/ab` or `service/a/base`.
+func names(text, name string) bool {
+	for {
+		at := strings.Index(text, name)
+		if at < 0 {
+			return false
+		}
+		text = text[at+len(name):]
+		// Envoy goes on with a colon, a comma, a quotation mark or a space.
+		if text == "" || !strings.ContainsRune("/._-", rune(text[0])) && !isAlphanumeric(text[0]) {
+			return true
+		}
+	}
+}
+
+func isAlphanumeric(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+}
+
+// withheld says whether a service has its paths and its rule, but no upstream: what should reach it is 503. Were
+// it left out whole, a service with a shorter path could take its requests, and that one may be public.
+func (o Options) withheld(service string) bool { return slices.Contains(o.Withheld, service) }

@@ -1,0 +1,29 @@
+package xds
+
+import (
+	"slices"
+	"testing"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+)
+
+func TestBlamedAreTheServicesThatEnvoyNames(t *testing.T) {
+	s := &Snapshot{clusters: newSet()}
+	for _, name := range []string{"service/a", "service/ab", "service/a/base", "service/b-c", "service/b", "service/d/x/y", nowhere} {
+		s.clusters.byName[name] = types.Resource(&clusterv3.Cluster{Name: name})
+	}
+	for reason, want := range map[string][]string{
+		"Error adding/updating cluster(s) service/a: Failed to load certificate":      {"a"},
+		"Error adding/updating cluster(s) service/a/base: x, service/b-c: y":          {"a", "b-c"},
+		"cluster 'service/ab' is bad":                                                 {"ab"},
+		"service/d/x/y":                                                               {"d"},
+		"service/d/x/yz: no such one":                                                 nil,
+		"error adding listener 'gatepost': cannot bind '127.0.0.1:1': Address in use": nil,
+		"": nil,
+	} {
+		if got := s.Blamed(&Rejection{Reason: reason}); !slices.Equal(got, want) {
+			t.Errorf("%q blames %v, want %v", reason, got, want)
+		}
+	}
+}
