@@ -150,6 +150,9 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 // and so nothing will be acknowledged.
 func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	has := req.GetInitialResourceVersions()
+	if req.GetTypeUrl() == resourcev3.ClusterType {
+		s.keep(has)
+	}
 	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && maps.Equal(has, serving.versions) {
 		e.of(req.GetTypeUrl()).acked = serving.version
 		s.advance()

@@ -117,6 +117,32 @@ func (s *Server) retire(target *Snapshot) {
 	r.retired = retired
 }
 
+// keep has an Envoy that comes from before this Server's time keep the clusters that it has, for as long as others
+// that are retired: gone at once, they would be gone before its old routes are. What is in them nobody knows here; it
+// is not sent to an Envoy that has them, and to any other no route leads there.
+func (s *Server) keep(has map[string]string) {
+	r := &s.rollout
+	both := newSet()
+	maps.Copy(both.byName, r.view.clusters.byName)
+	maps.Copy(both.versions, r.view.clusters.versions)
+	for name, version := range has {
+		if _, known := both.byName[name]; known || r.target == nil {
+			continue
+		}
+		if r.retired == nil {
+			r.retired = map[string]time.Time{}
+		}
+		r.retired[name] = time.Now()
+		both.add(name, withoutEndpoint(name), version)
+	}
+	if len(both.byName) == len(r.view.clusters.byName) {
+		return
+	}
+	both.seal()
+	r.view.clusters = both
+	s.serve()
+}
+
 // clustersFor is the target's clusters, and the retired ones beside them.
 func (s *Server) clustersFor(target *Snapshot) set {
 	r := &s.rollout
@@ -194,6 +220,9 @@ func (s *Server) settle() {
 	if s.proven != r.target {
 		s.proven = r.target
 		delete(s.rejected, r.target.Version) // what was in the way is gone
+		if s.refusal != nil && s.refusal.Version == r.target.Version {
+			s.refusal = nil
+		}
 		s.log.Info("the configuration is served by every connected Envoy", "version", r.target.Version, "envoys", len(s.envoys))
 		s.notify()
 	}

@@ -377,6 +377,48 @@ func TestAnEnvoyThatComesBackIsSentOnlyWhatIsNew(t *testing.T) {
 	}
 }
 
+// The Server is another one by then: it does not know what was served before.
+func TestAnEnvoyFromBeforeLosesItsRoutesBeforeItsClusters(t *testing.T) {
+	before := startControl(t, quick)
+	e := before.connect("a", acceptAll)
+	before.serves(withServices(t, "a", "old", "older"))
+	e.leave()
+	after := startControl(t, quick)
+	next := withServices(t, "a", "b")
+	after.publish(next)
+	again := after.connect("a", acceptAll, e)
+	if err := after.proven(next); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, again, "ack cluster +service/b", "ack listener", "ack route +gatepost")
+	fresh := after.connect("b", acceptAll)
+	after.eventually("the old clusters go", func(s Status) bool {
+		return len(again.clusters()) == 3 && len(s.Envoys) == 2 && len(fresh.clusters()) == 3
+	})
+	for _, one := range []*fakeEnvoy{again, fresh} {
+		if err := one.dangling(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := after.Status(); got.Proven != next.Version {
+		t.Fatalf("status %+v", got)
+	}
+}
+
+// A port that is free again when Envoy comes back: the rejection is over.
+func TestWhatWasRejectedAndIsTakenInTheEndIsNotCalledRejected(t *testing.T) {
+	c := startControl(t, quick)
+	only := withServices(t, "a")
+	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
+	c.publish(only)
+	if err := c.proven(only); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	e.leave()
+	c.connect("a", acceptAll, e)
+	c.eventually("it is taken", func(s Status) bool { return s.Proven == only.Version && s.Rejected == nil })
+}
+
 func TestAnEnvoyThatComesLateIsServedTheNewest(t *testing.T) {
 	c := startControl(t, quick)
 	c.publish(withServices(t, "a"))
