@@ -78,7 +78,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	s.register(root.PersistentFlags())
 	root.AddCommand(
-		runCommand(s), serveCommand(s), validateCommand(s), explainCommand(s), bootstrapCommand(s),
+		runCommand(s), serveCommand(s), validateCommand(s), explainCommand(s), schemaCommand(), bootstrapCommand(s),
 		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
 	)
 	return root

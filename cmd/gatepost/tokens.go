@@ -38,6 +38,9 @@ func listCommand(s *settings) *cobra.Command {
 		Short: "List a user's sessions, the newest first",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if user == "" {
+				return usageError{errors.New("give the user whose sessions to list: --user ID")}
+			}
 			var sessions []admin.Session
 			err := s.withSessions(c.Context(), func(ctx context.Context, on sessionsSomewhere) (err error) {
 				sessions, err = on.list(ctx, user)
@@ -56,7 +59,6 @@ func listCommand(s *settings) *cobra.Command {
 		},
 	}
 	command.Flags().StringVar(&user, "user", "", "the user's `ID`")
-	_ = command.MarkFlagRequired("user")
 	return command
 }
 

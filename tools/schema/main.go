@@ -1,0 +1,146 @@
+// Command schema turns what protoc-gen-jsonschema makes of gatepost.v1.Gateway into the schema of the definitions
+// file: from standard input to standard output. It corrects what that generator, which knows only the message,
+// cannot know of the file: how a duration is written, what a file must have, that a default is not written empty.
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	root     = "gatepost.v1.Gateway"
+	duration = "google.protobuf.Duration"
+)
+
+// object is a JSON object.
+type object = map[string]any
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "making the schema:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var made object
+	if err := json.NewDecoder(os.Stdin).Decode(&made); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	schema, err := corrected(made)
+	if err != nil {
+		return err
+	}
+	if err := encoder.Encode(schema); err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(out.Bytes())
+	return err
+}
+
+// corrected returns the schema of the file.
+func corrected(made object) (object, error) {
+	definitions, ok := made["$defs"].(object)
+	if !ok {
+		return nil, fmt.Errorf("the generator made no $defs")
+	}
+	renamed := object{}
+	for name, value := range definitions {
+		definition, ok := value.(object)
+		if !ok {
+			return nil, fmt.Errorf("$defs.%s is no object", name)
+		}
+		require(definition)
+		clean(definition)
+		renamed[shortName(name)] = definition
+	}
+	if renamed[shortName(root)] == nil || renamed[shortName(duration)] == nil {
+		return nil, fmt.Errorf("the generator made no %s or no %s", root, duration)
+	}
+	renamed[shortName(duration)] = object{
+		"title":       "Duration",
+		"description": "A number with its unit: 15s, 500ms, 2h. 0 needs none.",
+		"anyOf": []any{
+			object{"type": "string", "pattern": `^\+?(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h))+$`},
+			object{"enum": []any{0, "0"}},
+		},
+	}
+	return object{
+		"$schema": made["$schema"],
+		"title":   "A Gatepost definitions file",
+		"$ref":    "#/$defs/" + shortName(root),
+		"$defs":   renamed,
+	}, nil
+}
+
+// shortName returns the name of a message without its package and the generator's ending.
+func shortName(name string) string {
+	name = strings.TrimSuffix(name, ".schema.json")
+	return name[strings.LastIndexByte(name, '.')+1:]
+}
+
+// require lists the fields that a message must have: those whose rules no missing value meets.
+func require(definition object) {
+	properties, _ := definition["properties"].(object)
+	var required []string
+	for name, value := range properties {
+		if field, ok := value.(object); ok && refusesMissing(field) {
+			required = append(required, name)
+		}
+	}
+	slices.Sort(required)
+	if len(required) > 0 {
+		definition["required"] = required
+	}
+}
+
+func refusesMissing(field object) bool {
+	number := func(key string) float64 { n, _ := field[key].(float64); return n }
+	if number("minLength") > 0 || number("minItems") > 0 {
+		return true
+	}
+	pattern, ok := field["pattern"].(string)
+	if !ok || field["type"] != "string" {
+		return false
+	}
+	re, err := regexp.Compile(pattern)
+	return err == nil && !re.MatchString("")
+}
+
+// clean takes off what is true of the message and not of the file, all the way down.
+func clean(value any) {
+	switch value := value.(type) {
+	case object:
+		if _, isName := value["default"].(object); !isName { // a default, and no field of that name
+			delete(value, "default")
+		}
+		if choices, ok := value["enum"].([]any); ok { // empty stands for the default, which a file leaves out
+			value["enum"] = slices.DeleteFunc(choices, func(choice any) bool { return choice == "" })
+		}
+		for key, inner := range value {
+			switch text, isText := inner.(string); {
+			case isText && key == "description":
+				value[key] = strings.Join(strings.Fields(text), " ")
+			case isText && key == "$ref":
+				value[key] = "#/$defs/" + shortName(text)
+			default:
+				clean(inner)
+			}
+		}
+		delete(value, "$schema")
+	case []any:
+		for _, inner := range value {
+			clean(inner)
+		}
+	}
+}
