@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"gatepost/definitions"
+	"gatepost/definitions/revisions"
 	"gatepost/envoy"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/proven"
@@ -51,17 +52,30 @@ func newApplier(side *sidecar, lastGood definitions.LastGood) *applier {
 
 // Apply publishes definitions that were saved at a time, for the measuring. An error leaves everything as it is.
 func (a *applier) Apply(d *definitions.Definitions, saved time.Time) error {
-	login, err := endpoint.SettingsFrom(d.Gateway.GetTokens())
+	next, snapshot, err := a.build(d, saved)
 	if err != nil {
-		return fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
-	}
-	snapshot, err := xds.Build(d.Gateway, xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: a.side.settings.caFile})
-	if err != nil {
-		return fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
+		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	next := &applied{d, snapshot.Version, login, saved}
+	return a.publish(next, snapshot)
+}
+
+// build makes of definitions what is published of them.
+func (a *applier) build(d *definitions.Definitions, saved time.Time) (*applied, *xds.Snapshot, error) {
+	login, err := endpoint.SettingsFrom(d.Gateway.GetTokens())
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
+	}
+	snapshot, err := xds.Build(d.Gateway, xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: a.side.settings.caFile})
+	if err != nil {
+		return nil, nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
+	}
+	return &applied{d, snapshot.Version, login, saved}, snapshot, nil
+}
+
+// publish hands what was built to the Envoys. It is called with mu held.
+func (a *applier) publish(next *applied, snapshot *xds.Snapshot) error {
 	if err := a.side.control.Publish(snapshot); err != nil {
 		if errors.Is(err, xds.ErrRejected) {
 			a.rejectedLast = next
@@ -114,13 +128,17 @@ func (a *applier) Failed(err error) {
 	a.side.logger.Error("the definitions cannot be served; those before stay", "error", err)
 }
 
-// StartedWithout is told why the definitions to start with are not those of the file. The watcher, which looks at the
-// file too, says so again to Failed, where it is counted.
+// StartedWithout is told why the definitions to start with are not the newest ones. Who follows those says so again to
+// Failed, where it is counted.
 func (a *applier) StartedWithout(err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.failed = err
-	a.side.logger.Warn("starting with the definitions that were last proven; those of the file cannot be served", "file", a.side.settings.config)
+	if a.newest == nil {
+		a.side.logger.Warn("waiting for definitions: there are none to be had", "config", a.side.settings.config, "error", err)
+		return
+	}
+	a.side.logger.Warn("starting with the definitions that were last proven; the newest cannot be served", "config", a.side.settings.config, "error", err)
 }
 
 // Again has the Envoys try once more what they have rejected last: what was in the way may lie outside of the
@@ -174,6 +192,7 @@ func (a *applier) Follow(ctx context.Context) {
 	for {
 		changed := a.side.prover.Changed()
 		a.settle()
+		a.fallBack()
 		select {
 		case <-ctx.Done():
 			return
@@ -207,6 +226,38 @@ func (a *applier) settle() {
 	maps.DeleteFunc(a.published, func(version string, one *applied) bool {
 		return one != a.newest && version != status.Proven
 	})
+}
+
+// fallBack serves what was proven before this gateway began, where an Envoy has rejected what it began with and nothing
+// was proven since.
+func (a *applier) fallBack() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	status, rejected := a.side.prover.Status(), a.newest
+	if rejected == nil || a.proven != nil || status.Rejected == nil || status.Rejected.Version != rejected.version {
+		return
+	}
+	kept, err := a.lastGood.Load()
+	if err != nil || !sameSource(kept.Name, rejected.definitions.Name) || kept.Hash() == rejected.definitions.Hash() {
+		return
+	}
+	next, snapshot, err := a.build(kept, time.Time{})
+	if err == nil {
+		err = a.publish(next, snapshot)
+	}
+	if err != nil {
+		a.side.logger.Error("the definitions that were last proven cannot be served", "source", kept.Name, "error", err)
+		return
+	}
+	a.failed, a.rejectedLast = status.Rejected, rejected
+	a.side.logger.Warn("serving the definitions that were last proven", "source", kept.Name, "error", status.Rejected)
+}
+
+// sameSource says whether definitions of two names come from the same place: one file, or Redis.
+func sameSource(one, other string) bool {
+	_, redis := revisions.Number(one)
+	_, alsoRedis := revisions.Number(other)
+	return one == other || redis && alsoRedis
 }
 
 // tellApplied says that the newest definitions are what clients get, and how long it took. It is called with mu held.

@@ -79,6 +79,7 @@ func newRoot() *cobra.Command {
 	s.register(root.PersistentFlags())
 	root.AddCommand(
 		runCommand(s), serveCommand(s), validateCommand(s), explainCommand(s), schemaCommand(), bootstrapCommand(s),
+		applyCommand(s), diffCommand(s), historyCommand(s), rollbackCommand(s),
 		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
 	)
 	return root

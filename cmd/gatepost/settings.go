@@ -30,8 +30,8 @@ const (
 )
 
 func (s *settings) register(flags *pflag.FlagSet) {
-	flags.StringVar(&s.config, "config", "", "the definitions `FILE`")
-	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens (none: the embedded store in --data)")
+	flags.StringVar(&s.config, "config", "", "the definitions `FILE` (redis: those in Redis)")
+	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens and definitions (none: the embedded store in --data)")
 	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last proven definitions")
 	flags.StringVar(&s.grpc, "grpc", defaultGRPC, "the `ADDR` of ext_authz and xDS (unix:/path too)")
 	flags.StringVar(&s.http, "http", defaultHTTP, "the `ADDR` of the token handler, as Envoy reaches it (unix:/path too)")

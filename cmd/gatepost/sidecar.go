@@ -41,7 +41,14 @@ type sidecar struct {
 	adminSrv *http.Server
 	admin    *admin.Server // what an operator sees
 	applier  *applier      // definitions on their way to Envoy
-	watcher  *definitions.Watcher
+	shared   *shared       // the definitions in Redis; nil: they are in a file
+	watcher  follower      // where definitions come from
+}
+
+// follower follows the place where definitions come from.
+type follower interface {
+	Run(ctx context.Context)
+	Reload()
 }
 
 // newSidecar makes every part, reads the definitions and publishes them to the Envoys that will connect. Nothing
@@ -61,7 +68,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 
 	// The definitions before the store: a broken file is told before anything is made for it.
 	lastGood := definitions.LastGood{Dir: s.data}
-	first, wrong, err := firstDefinitions(s.config, lastGood)
+	first, wrong, err := side.firstDefinitions(ctx, lastGood)
 	if err != nil {
 		return nil, err
 	}
@@ -82,15 +89,17 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
 	side.applier = newApplier(side, lastGood)
 	side.prover = proven.New(proven.Config{Control: side.control, Listen: side.applier.Listen, Log: logger})
-	if err := side.applier.Apply(first, time.Time{}); err != nil {
-		return nil, err
+	if first != nil {
+		if err := side.applier.Apply(first, time.Time{}); err != nil {
+			return nil, err
+		}
 	}
+	inFile := first
 	if wrong != nil {
 		side.applier.StartedWithout(wrong)
+		inFile = nil // whatever the watcher finds is news, also what is served already
 	}
-	side.watcher = definitions.NewWatcher(definitions.WatcherConfig{
-		Path: s.config, Current: first, OnChange: side.applier.Changed, OnError: side.applier.Failed, Log: logger,
-	})
+	side.follow(inFile)
 	side.grpc = newGRPCServer(side.checker, side.control)
 	side.http = newHTTPServer(side.endpoint)
 	side.admin = admin.New(admin.Config{
@@ -98,6 +107,31 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	})
 	side.adminSrv = newHTTPServer(side.admin)
 	return side, nil
+}
+
+// firstDefinitions reads the definitions to start with; nil without an error where they are to be waited for. wrong is
+// why they are not the newest.
+func (s *sidecar) firstDefinitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong, err error) {
+	if s.settings.config != configRedis {
+		return firstDefinitions(s.settings.config, lastGood)
+	}
+	if s.shared, err = openShared(s); err != nil {
+		return nil, nil, err
+	}
+	first, wrong = s.shared.Definitions(ctx, lastGood)
+	return first, wrong, nil
+}
+
+// follow makes what follows the definitions; inFile is what was read of the file before.
+func (s *sidecar) follow(inFile *definitions.Definitions) {
+	if s.shared != nil {
+		s.shared.Follow()
+		s.watcher = s.shared
+		return
+	}
+	s.watcher = definitions.NewWatcher(definitions.WatcherConfig{
+		Path: s.settings.config, Current: inFile, OnChange: s.applier.Changed, OnError: s.applier.Failed, Log: s.logger,
+	})
 }
 
 // checks are what must hold before the gateway is ready.
@@ -150,6 +184,11 @@ func (s *sidecar) close() {
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
 			s.logger.Error("closing the token store", "error", err)
+		}
+	}
+	if s.shared != nil {
+		if err := s.shared.closeStore(); err != nil {
+			s.logger.Error("closing the definitions in Redis", "error", err)
 		}
 	}
 }

@@ -100,6 +100,14 @@ func New(client redis.UniversalClient) *Store { return &Store{client: client} }
 
 // Newest returns the revision in force. The error is ErrNone, ErrDamaged or ErrUnavailable.
 func (s *Store) Newest(ctx context.Context) (Revision, error) {
+	r, err := s.newest(ctx)
+	if errors.Is(err, ErrDamaged) {
+		err = fmt.Errorf("%w (the gateways go on with what they serve; delete the key %s and apply again)", err, newestKey)
+	}
+	return r, err
+}
+
+func (s *Store) newest(ctx context.Context) (Revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	text, err := s.client.Get(ctx, newestKey).Result()

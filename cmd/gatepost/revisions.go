@@ -1,0 +1,287 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatepost/definitions"
+	"gatepost/definitions/revisions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// The commands of this file read and change the definitions in Redis.
+
+// provenTimeout is for how long a change waits, unless told otherwise, until every gateway has proven it.
+const provenTimeout = 30 * time.Second
+
+// change is a command that stores a revision.
+type change struct {
+	settings *settings
+	base     int64
+	message  string
+	timeout  time.Duration
+}
+
+func (a *change) register(command *cobra.Command) {
+	flags := command.Flags()
+	flags.Int64Var(&a.base, "base", 0, "refuse where another `REVISION` is the newest (none: the newest now)")
+	flags.StringVar(&a.message, "message", "", "why, for the history")
+	flags.DurationVar(&a.timeout, "timeout", provenTimeout, "how long to wait until every gateway has proven it")
+}
+
+func applyCommand(s *settings) *cobra.Command {
+	a := &change{settings: s}
+	command := &cobra.Command{
+		Use:   "apply FILE",
+		Short: "Store definitions in Redis; exit 0 where every gateway has proven them",
+		Long: "Store definitions in Redis as a new revision, and wait until every gateway and its Envoys serve it.\n" +
+			"Exit 0 where all do; else say which do not, and why. Nothing is stored where the file has a mistake,\n" +
+			"where it says what the newest revision says already, or where somebody else applies at the same time.",
+		Args: usage(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			d, err := loadOrSay(c.OutOrStdout(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.run(c, d)
+		},
+	}
+	a.register(command)
+	return command
+}
+
+func rollbackCommand(s *settings) *cobra.Command {
+	a := &change{settings: s}
+	command := &cobra.Command{
+		Use:   "rollback REVISION",
+		Short: "Store what an earlier revision said as a new one, and wait as apply does",
+		Args:  usage(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			number, err := strconv.ParseInt(args[0], 10, 64)
+			if err != nil || number < 1 {
+				return usageError{fmt.Errorf("reading the revision %q: want a number, as `gatepost history` shows them", args[0])}
+			}
+			if a.message == "" {
+				a.message = fmt.Sprintf("rollback to revision %d", number)
+			}
+			store, closeStore, err := s.openRevisions()
+			if err != nil {
+				return err
+			}
+			defer closeStore()
+			r, err := store.About(c.Context(), number)
+			if err != nil {
+				return err
+			}
+			d, err := store.Load(c.Context(), r)
+			if err != nil {
+				return err
+			}
+			return a.run(c, d)
+		},
+	}
+	a.register(command)
+	return command
+}
+
+// run stores definitions as the newest revision and waits until it is proven.
+func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
+	store, closeStore, err := a.settings.openRevisions()
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	newest, err := store.Newest(c.Context())
+	if err != nil && !errors.Is(err, revisions.ErrNone) {
+		return err
+	}
+	if c.Flags().Changed("base") && a.base != newest.Number {
+		return a.conflict(&revisions.Conflict{Base: a.base, Newest: newest})
+	}
+	out := c.OutOrStdout()
+	if newest.Number != 0 && newest.Sum == d.Hash() {
+		fmt.Fprintf(out, "revision %d says this already: nothing is stored\n", newest.Number)
+		return a.await(c.Context(), out, store, newest)
+	}
+	before, err := load(c.Context(), store, newest)
+	if err != nil {
+		return err
+	}
+	note := revisions.Note{Who: whoami(), Message: a.message}
+	if note.Change, err = revisions.Change(before, d.Gateway); err != nil {
+		return err
+	}
+	stored, err := store.Add(c.Context(), newest.Number, d.Text, note)
+	var conflict *revisions.Conflict
+	switch {
+	case errors.As(err, &conflict):
+		return a.conflict(conflict)
+	case err != nil:
+		return err
+	}
+	fmt.Fprintf(out, "revision %d is stored: %s\n", stored.Number, oneLine(stored.Change))
+	return a.await(c.Context(), out, store, stored)
+}
+
+func (a *change) conflict(err *revisions.Conflict) error {
+	if err.Newest.Number == 0 {
+		return fmt.Errorf("%w (leave --base out to store the first revision)", err)
+	}
+	return fmt.Errorf("%w (see `gatepost diff FILE`, bring its change into yours, and apply with --base %d)", err, err.Newest.Number)
+}
+
+// load returns what a revision says; nil where it is none, or is not valid any more: then all is new.
+func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*gatewayv1.Gateway, error) {
+	if r.Number == 0 {
+		return nil, nil //nolint:nilnil // no revision says nothing
+	}
+	d, err := store.Load(ctx, r)
+	var problems definitions.Problems
+	switch {
+	case errors.As(err, &problems), errors.Is(err, revisions.ErrDamaged):
+		return nil, nil //nolint:nilnil // what is stored now puts it right
+	case err != nil:
+		return nil, err
+	}
+	return d.Gateway, nil
+}
+
+// await waits until every gateway has proven a revision, and says how each stands.
+func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Store, r revisions.Revision) error {
+	bounded, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	standings, err := store.Await(bounded, r.Number)
+	switch {
+	case err != nil:
+		return fmt.Errorf("waiting until revision %d is proven: %w", r.Number, err)
+	case len(standings) == 0:
+		_, err = fmt.Fprintln(out, "no gateway is running on this Redis: nothing serves it yet")
+		return err
+	}
+	unproven := 0
+	for _, one := range standings {
+		if one.Proven {
+			fmt.Fprintf(out, "%s: proven\n", oneLine(one.Gateway.Name))
+			continue
+		}
+		unproven++
+		fmt.Fprintf(out, "%s: NOT proven: %s\n", oneLine(one.Gateway.Name), oneLine(one.Why))
+	}
+	if unproven > 0 {
+		return fmt.Errorf("revision %d is stored, but %d of %d gateways have not proven it", r.Number, unproven, len(standings))
+	}
+	return nil
+}
+
+func diffCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff FILE",
+		Short: "Show what a file says otherwise than the newest revision; exit 0 where it says the same, else 1",
+		Args:  usage(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			d, err := loadOrSay(c.OutOrStdout(), args[0])
+			if err != nil {
+				return err
+			}
+			store, closeStore, err := s.openRevisions()
+			if err != nil {
+				return err
+			}
+			defer closeStore()
+			name := "no revision"
+			var before *gatewayv1.Gateway
+			newest, err := store.Newest(c.Context())
+			switch {
+			case err == nil:
+				name = fmt.Sprintf("revision %d", newest.Number)
+				old, err := store.Load(c.Context(), newest)
+				if err != nil {
+					return err
+				}
+				before = old.Gateway
+			case !errors.Is(err, revisions.ErrNone):
+				return err
+			}
+			text, err := revisions.Diff(name, before, args[0], d.Gateway)
+			if err != nil {
+				return err
+			}
+			if text == "" {
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s says what %s says\n", args[0], name)
+				return err
+			}
+			if _, err = io.WriteString(c.OutOrStdout(), text); err != nil {
+				return err
+			}
+			return errSaid
+		},
+	}
+}
+
+func historyCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "history",
+		Short: "List the revisions in Redis, the newest first: when, who, what changed and why",
+		Args:  usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			store, closeStore, err := s.openRevisions()
+			if err != nil {
+				return err
+			}
+			defer closeStore()
+			all, err := store.History(c.Context())
+			if err != nil && all == nil {
+				return err
+			}
+			if len(all) == 0 {
+				_, err := fmt.Fprintln(c.OutOrStdout(), "there is no revision in Redis yet")
+				return err
+			}
+			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(table, "REVISION\tWHEN\tWHO\tCHANGE\tMESSAGE")
+			for _, r := range all {
+				fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", r.Number, r.Stored.Format(time.RFC3339),
+					oneLine(r.Who), oneLine(r.Change), orNone(oneLine(r.Message)))
+			}
+			return errors.Join(table.Flush(), err)
+		},
+	}
+}
+
+// loadOrSay loads a definitions file. What is wrong with it is said as `gatepost validate` says it.
+func loadOrSay(out io.Writer, path string) (*definitions.Definitions, error) {
+	d, err := definitions.Load(path)
+	var problems definitions.Problems
+	if errors.As(err, &problems) {
+		for _, p := range problems {
+			fmt.Fprintln(out, p)
+		}
+		return nil, errSaid
+	}
+	return d, err
+}
+
+// whoami is who changes something, as user@host.
+func whoami() string {
+	name, host := "unknown", "unknown"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
+}
+
+// oneLine makes a text that came from elsewhere fit for a line on a terminal.
+func oneLine(text string) string { return printable(strings.Join(strings.Fields(text), " ")) }

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"sync"
+	"time"
+
+	"gatepost/definitions"
+	"gatepost/definitions/revisions"
+	"gatepost/proven"
+	"gatepost/tokens/redisstore"
+	"gatepost/xds"
+)
+
+// configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
+const configRedis = "redis"
+
+// leaveTimeout bounds the farewell of a gateway that ends.
+const leaveTimeout = time.Second
+
+// openRevisions opens the definitions in the Redis that --redis names, which need not be there yet.
+func (s *settings) openRevisions() (store *revisions.Store, closeStore func() error, err error) {
+	if s.redis == "" {
+		return nil, nil, usageError{errors.New("no Redis: give --redis URL or set GATEPOST_REDIS")}
+	}
+	options, err := redisstore.ParseURL(s.redis)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("reading --redis: %w", err)}
+	}
+	client := redisstore.Open(options).Client()
+	return revisions.New(client), client.Close, nil
+}
+
+// shared is the definitions in Redis, as this gateway follows them and tells the others what it serves.
+type shared struct {
+	side       *sidecar
+	store      *revisions.Store
+	closeStore func() error
+	id, name   string
+	first      *revisions.Revision // what it started with; nil: nothing out of Redis itself
+	follower   *revisions.Follower
+	news       chan struct{} // :: one while there is something to report
+
+	mu      sync.Mutex
+	newest  int64  // the newest revision that was seen
+	refused string // why that cannot be served; empty: it can, as far as is known
+}
+
+func openShared(side *sidecar) (*shared, error) {
+	store, closeStore, err := side.settings.openRevisions()
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	return &shared{
+		side: side, store: store, closeStore: closeStore, news: make(chan struct{}, 1),
+		id: rand.Text(), name: fmt.Sprintf("%s (%s)", host, side.settings.admin),
+	}, nil
+}
+
+// Definitions returns what to start with: the newest revision, or where it cannot be had what was last proven of those
+// before, beside what is wrong. With neither there are none: the gateway waits for a first apply, or for Redis.
+func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
+	newest, wrong := s.store.Newest(ctx)
+	if wrong == nil {
+		s.note(newest.Number, nil)
+		if first, wrong = s.store.Load(ctx, newest); wrong == nil {
+			s.first = &newest
+			return first, nil
+		}
+		s.note(newest.Number, wrong)
+	}
+	kept, err := lastGood.Load()
+	if err == nil {
+		if _, fromRedis := revisions.Number(kept.Name); fromRedis {
+			return kept, wrong
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		wrong = errors.Join(wrong, err)
+	}
+	return nil, wrong
+}
+
+// Follow makes the follower, once there is an applier that hears it.
+func (s *shared) Follow() {
+	s.follower = revisions.NewFollower(revisions.FollowerConfig{
+		Store: s.store, Current: s.first, OnChange: s.changed, OnError: s.failed, Log: s.side.logger,
+	})
+}
+
+// Reload has the newest revision read now.
+func (s *shared) Reload() { s.follower.Reload() }
+
+// Run follows the revisions and reports what is served, until ctx ends; then this gateway is waited for no more.
+func (s *shared) Run(ctx context.Context) {
+	var all sync.WaitGroup
+	all.Go(func() { s.follower.Run(ctx) })
+	s.tell(ctx)
+	all.Wait()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := s.store.Leave(ctx, s.id); err != nil {
+		s.side.logger.Warn("the other gateways were not told that this one ends", "error", err)
+	}
+}
+
+// changed is told of a revision by the follower.
+func (s *shared) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
+	s.side.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
+	err := s.side.applier.Apply(d, storedAt(r))
+	if err != nil {
+		s.side.applier.Failed(err)
+	}
+	s.note(r.Number, err)
+	s.side.applier.settle() // where it says what was served before, nothing else does
+}
+
+// storedAt is when a revision was stored, where the clock of Redis can be believed to be that of this machine.
+func storedAt(r revisions.Revision) time.Time {
+	now := time.Now()
+	if r.Stored.After(now) || now.Sub(r.Stored) > time.Minute {
+		return now
+	}
+	return r.Stored
+}
+
+// failed is told by the follower why the newest revision cannot be had.
+func (s *shared) failed(number int64, err error) {
+	s.side.applier.Failed(err)
+	if number != 0 { // else Redis is away, and what was seen last may yet be proven
+		s.note(number, err)
+	}
+}
+
+// note keeps what was seen last, for the reports.
+func (s *shared) note(number int64, refused error) {
+	s.mu.Lock()
+	s.newest, s.refused = number, ""
+	if refused != nil {
+		s.refused = refused.Error()
+	}
+	s.mu.Unlock()
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// tell reports what is served at each change of it, and again and again, until ctx ends.
+func (s *shared) tell(ctx context.Context) {
+	beat := time.NewTicker(revisions.Beat)
+	defer beat.Stop()
+	for {
+		changed := s.side.prover.Changed()
+		_ = s.store.Report(ctx, s.report()) // the follower is loud about a Redis that is away
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-s.news:
+		case <-beat.C:
+		}
+	}
+}
+
+func (s *shared) report() revisions.Report {
+	status := s.side.prover.Status()
+	serving, rejected := s.side.applier.Serving()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := revisions.Report{ID: s.id, Name: s.name, Newest: s.newest, Refused: s.refused, Envoys: len(status.Envoys)}
+	if serving != nil {
+		r.Serving, _ = revisions.Number(serving.definitions.Name)
+		r.Proven = status.Version == serving.version && status.Applied()
+	}
+	if r.Refused == "" && rejected != nil {
+		r.Refused = rejected.Error()
+	}
+	if !r.Proven {
+		r.Pending = pending(status)
+	}
+	return r
+}
+
+// pending is what is waited for until a configuration is proven.
+func pending(status proven.Status) string {
+	if len(status.Envoys) == 0 {
+		return "no Envoy is connected to it"
+	}
+	for i, e := range status.Envoys {
+		switch {
+		case e.Nack != nil:
+			return fmt.Sprintf("Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
+		case e.Acked != status.Version:
+			return fmt.Sprintf("Envoy %s has not acknowledged version %s yet", e.Node, status.Version)
+		case !status.Answers[i].Proven && status.Answers[i].Doubt != "":
+			return fmt.Sprintf("Envoy %s has acknowledged, but %s", e.Node, status.Answers[i].Doubt)
+		}
+	}
+	return ""
+}
+
+// Serving is what was last published, and why the newest definitions were rejected where they were.
+func (a *applier) Serving() (serving *applied, rejected error) {
+	status := a.side.control.Status()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case errors.Is(a.failed, xds.ErrRejected):
+		rejected = a.failed
+	case status.Rejected != nil:
+		rejected = status.Rejected
+	}
+	return a.newest, rejected
+}
