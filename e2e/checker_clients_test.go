@@ -1,0 +1,305 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// clients mint, use and end tokens at some gateways, and write down what came of it.
+type clients struct {
+	t        *testing.T
+	gateways []*gateway
+	history  *history
+	http     *http.Client
+	seed     uint64
+
+	users     atomic.Int64
+	questions atomic.Int64
+	refreshed sync.Map // *minted: true, of those that were refreshed; twice would end the session
+	mints     atomic.Int64
+	ends      atomic.Int64
+}
+
+func newClients(t *testing.T, h *history, seed uint64, gateways ...*gateway) *clients {
+	transport := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &clients{
+		t: t, gateways: gateways, history: h, seed: seed,
+		// Longer than the gateway may take for a revoke.
+		http: &http.Client{Transport: transport, Timeout: 12 * time.Second},
+	}
+}
+
+// orders is the secured service: it says who it was told is asking, and what for. That no token reaches it is looked at too.
+func orders(t *testing.T) *httptest.Server {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "" {
+			t.Error("a token has reached the upstream")
+		}
+		fmt.Fprintf(w, "%s asks for %s", strings.Join(r.Header.Values("X-User-Id"), " and "), r.URL.Path)
+	}))
+	t.Cleanup(service.Close)
+	return service
+}
+
+// knownUsers is the user service: the user name is the id, and everybody's password is "right".
+func knownUsers(t *testing.T) *httptest.Server {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var login struct{ Username, Password string }
+		if err := json.NewDecoder(r.Body).Decode(&login); err != nil || login.Password != "right" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		w.Header().Set("userid", login.Username)
+	}))
+	t.Cleanup(service.Close)
+	return service
+}
+
+// run has clients at every gateway until done is closed. It returns at once; wait waits for the last of them.
+func (c *clients) run(done <-chan struct{}) (wait func()) {
+	var all sync.WaitGroup
+	number := uint64(0)
+	each := func(n int, pause time.Duration, do func(r *rand.Rand, gateway int)) {
+		for range n {
+			for g := range c.gateways {
+				number++
+				r := rand.New(rand.NewPCG(c.seed, number))
+				all.Go(func() {
+					for {
+						do(r, g)
+						select {
+						case <-done:
+							return
+						case <-time.After(time.Duration(r.Int64N(int64(2 * pause)))):
+						}
+					}
+				})
+			}
+		}
+	}
+	each(2, 60*time.Millisecond, c.login)
+	each(6, 15*time.Millisecond, func(r *rand.Rand, g int) { c.use(g, c.pick(r)) })
+	each(1, 50*time.Millisecond, func(r *rand.Rand, g int) { c.introspect(g, c.pick(r)) })
+	each(1, 100*time.Millisecond, func(r *rand.Rand, g int) { c.refresh(g, c.pick(r)) })
+	each(2, 100*time.Millisecond, c.logout)
+	return all.Wait
+}
+
+// pick returns one of the latest tokens, or nil.
+func (c *clients) pick(r *rand.Rand) *minted {
+	latest := c.history.latest(60)
+	if len(latest) == 0 {
+		return nil
+	}
+	return latest[r.IntN(len(latest))]
+}
+
+// kept are the users whose sessions nobody ends, so that some live for as long as they may.
+const kept = "kept"
+
+// login opens a session of a new user, or one more of a known one.
+func (c *clients) login(r *rand.Rand, gateway int) {
+	user := fmt.Sprintf("user-%d", c.users.Load())
+	switch r.IntN(6) {
+	case 0:
+		user = fmt.Sprintf("%s-%d", kept, c.users.Add(1))
+	case 1, 2: // another session of the user before
+	default:
+		user = fmt.Sprintf("user-%d", c.users.Add(1))
+	}
+	c.loginAs(gateway, user)
+}
+
+func (c *clients) loginAs(gateway int, user string) *minted {
+	from := c.history.now()
+	got, err := c.ask(gateway, "POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user), "application/json", "")
+	if err != nil || got.Status != http.StatusOK {
+		return nil
+	}
+	c.mints.Add(1)
+	return c.history.minted(minted{span: c.history.since(from), Text: got.Header.Get("token"), User: user})
+}
+
+// use asks the secured service for something that nobody asked for before.
+func (c *clients) use(gateway int, m *minted) verdict {
+	if m == nil {
+		return unsure
+	}
+	path := fmt.Sprintf("/orders/%d", c.questions.Add(1))
+	from := c.history.now()
+	got, err := c.ask(gateway, "GET", path, "", "", m.Text)
+	u := use{span: c.history.since(from), Token: m, Gateway: gateway, How: "GET " + path}
+	u.Verdict, u.Answer = judged(got, err)
+	if u.Verdict == accepted {
+		var whole bool
+		// The answer to another question is somebody else's: then its whole text is no user's id.
+		if u.Identity, whole = strings.CutSuffix(got.Body, " asks for "+strings.TrimPrefix(path, "/orders")); !whole {
+			u.Identity = got.Body
+		}
+	}
+	c.history.used(u)
+	return u.Verdict
+}
+
+// introspect asks the gateway itself, and returns the session's public id, or nothing.
+func (c *clients) introspect(gateway int, m *minted) (id string) {
+	if m == nil {
+		return ""
+	}
+	from := c.history.now()
+	got, err := c.ask(gateway, "POST", "/token/introspect", "", "", m.Text)
+	u := use{span: c.history.since(from), Token: m, Gateway: gateway, How: "POST /token/introspect"}
+	u.Verdict, u.Answer = judged(got, err)
+	var about struct {
+		Active   bool
+		Sub, SID string
+	}
+	if u.Verdict == accepted {
+		if err := json.Unmarshal([]byte(got.Body), &about); err != nil || !about.Active {
+			u.Verdict, u.Answer = odd, got.Body
+		}
+		u.Identity = about.Sub
+	}
+	c.history.used(u)
+	return about.SID
+}
+
+// refresh hands a token in for the next one of its session, each once.
+func (c *clients) refresh(gateway int, m *minted) {
+	if m == nil || strings.HasPrefix(m.User, kept) {
+		return
+	}
+	if _, twice := c.refreshed.LoadOrStore(m, true); twice {
+		return
+	}
+	from := c.history.now()
+	got, err := c.ask(gateway, "POST", "/token/refresh", "", "", m.Text)
+	s := c.history.since(from)
+	verdict, answer := judged(got, err)
+	if verdict == refused {
+		c.history.used(use{span: s, Token: m, Gateway: gateway, How: "POST /token/refresh", Verdict: refused, Answer: answer})
+		return
+	}
+	c.history.ended(ending{span: s, Token: m, Gateway: gateway, How: "POST /token/refresh", Handover: true, Acknowledged: verdict == accepted})
+	if verdict == accepted {
+		c.history.minted(minted{span: s, Text: got.Header.Get("token"), User: m.User, Session: m.Session})
+	}
+}
+
+// logout ends a session, or all of a user's, in one of the ways that there are. What was ended is then tried at every
+// gateway at once, when it is most likely to be remembered.
+func (c *clients) logout(r *rand.Rand, gateway int) {
+	m := c.pick(r)
+	if m == nil || strings.HasPrefix(m.User, kept) {
+		return
+	}
+	if r.IntN(2) == 0 { // the others have it in memory
+		c.everywhere(m)
+	}
+	if c.end(r.IntN(6), gateway, m) {
+		c.ends.Add(1)
+		c.everywhere(m)
+	}
+}
+
+func (c *clients) everywhere(m *minted) {
+	var all sync.WaitGroup
+	for g := range c.gateways {
+		all.Go(func() { c.use(g, m) })
+	}
+	all.Wait()
+}
+
+// end ends a token's session, or all of its user's, and says whether the gateway acknowledged that.
+func (c *clients) end(way, gateway int, m *minted) bool {
+	e := ending{Token: m, Gateway: gateway}
+	const form = "application/x-www-form-urlencoded"
+	from := c.history.now()
+	var got answer
+	var err error
+	switch way {
+	case 0:
+		e.How = "POST /token/revoke with a form"
+		got, err = c.ask(gateway, "POST", "/token/revoke", "token="+m.Text, form, "")
+	case 1:
+		e.How = "POST /token/revoke"
+		got, err = c.ask(gateway, "POST", "/token/revoke", "", "", m.Text)
+	case 2:
+		e.How, e.Everywhere = "DELETE /token/sessions", true
+		got, err = c.ask(gateway, "DELETE", "/token/sessions", "", "", m.Text)
+	case 3:
+		e.How, e.Everywhere = "an operator's DELETE of the user's sessions", true
+		got, err = c.send("DELETE", "http://"+c.gateways[gateway].Admin+"/api/v1/users/"+m.User+"/sessions", "", "", "")
+	default:
+		id := c.introspect(gateway, m)
+		if id == "" {
+			return false
+		}
+		from = c.history.now()
+		if e.How = "DELETE /token/sessions/{id}"; way == 4 {
+			got, err = c.ask(gateway, "DELETE", "/token/sessions/"+id, "", "", m.Text)
+		} else {
+			e.How = "an operator's DELETE of the session"
+			got, err = c.send("DELETE", "http://"+c.gateways[gateway].Admin+"/api/v1/sessions/"+id, "", "", "")
+		}
+	}
+	e.span = c.history.since(from)
+	verdict, answer := judged(got, err)
+	if verdict == refused { // a use that was not let in: nothing was tried
+		c.history.used(use{span: e.span, Token: m, Gateway: gateway, How: e.How, Verdict: refused, Answer: answer})
+		return false
+	}
+	e.Acknowledged = verdict == accepted
+	c.history.ended(e)
+	return e.Acknowledged
+}
+
+// judged says what an answer means.
+func judged(got answer, err error) (verdict, string) {
+	switch {
+	case err != nil:
+		return unsure, err.Error()
+	case got.Status == http.StatusOK:
+		return accepted, "200"
+	case got.Status == http.StatusUnauthorized:
+		return refused, "401"
+	case got.Status == http.StatusServiceUnavailable:
+		return unsure, "503 " + got.Body
+	default:
+		return odd, fmt.Sprint(got.Status, " ", got.Body)
+	}
+}
+
+func (c *clients) ask(gateway int, method, path, body, kind, token string) (answer, error) {
+	return c.send(method, c.gateways[gateway].URL+path, body, kind, token)
+}
+
+func (c *clients) send(method, url, body, kind, token string) (answer, error) {
+	request, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return answer{}, err
+	}
+	if kind != "" {
+		request.Header.Set("Content-Type", kind)
+	}
+	if token != "" {
+		request.Header.Set("Authorization", token)
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return answer{}, err
+	}
+	defer response.Body.Close()
+	read, err := io.ReadAll(response.Body)
+	return answer{response.StatusCode, response.Header, string(read)}, err
+}
