@@ -93,11 +93,25 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			Match:                f.at,
 			Action:               &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig: perFilter,
+			RequestHeadersToAdd:  connection(f.to),
 			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
 			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
 		})
 	}
 	return out
+}
+
+// connection keeps what a client says of the connection from the upstream of a route that takes upgrades. Of other
+// requests Envoy drops it and each header that it names; of an upgrade it passes it on, and a proxy further up would
+// drop the user's id that it names.
+func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
+	if len(to.GetUpgradeConfigs()) == 0 {
+		return nil
+	}
+	return []*corev3.HeaderValueOption{{
+		Header:       &corev3.HeaderValue{Key: "connection", Value: "upgrade"},
+		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS,
+	}}
 }
 
 // preflight is a route on which the CORS filter answers; behind it is nothing.
