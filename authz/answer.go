@@ -28,7 +28,9 @@ type field struct{ name, value string }
 func (v *verdict) response() *authv3.CheckResponse {
 	switch v.reason {
 	case public, tokenKnown:
-		return allow(v.changes())
+		r := allow(v.changes())
+		r.DynamicMetadata = v.leaseMetadata()
+		return r
 	case originRefused: // no challenge: no credentials would help
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed)
 	case tokenMissing: // no error code where no credentials were shown (RFC 6750 §3.1)

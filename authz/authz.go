@@ -36,6 +36,9 @@ type Config struct {
 	// Seen is told of each use of a session: the session and the client's address, which it must copy to keep. It is
 	// called on the request's path, from many goroutines at once. Nil: nobody is.
 	Seen func(s *tokens.Session, address string)
+	// Lease is for how long Envoy may remember a decision by a look-up that begins after the call, from when the request
+	// arrived in Envoy. It is called before the look-up, from many goroutines at once. Nil: none is remembered.
+	Lease func() time.Duration
 	// Logger gets at most one line per denied request, of which so many a second; nil: no line.
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil: they are counted and not shown.
@@ -48,6 +51,7 @@ type Config struct {
 type Server struct {
 	sessions Sessions
 	seen     func(*tokens.Session, string)
+	lease    func() time.Duration
 	logger   *slog.Logger
 	now      func() time.Time
 	counts   *counts
@@ -68,7 +72,7 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{sessions: c.Sessions, seen: c.Seen, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
+	s := &Server{sessions: c.Sessions, seen: c.Seen, lease: c.Lease, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
 	s.counts, s.failures = newCounts()
 	if c.Registerer != nil {
 		if err := s.register(c.Registerer); err != nil {
@@ -96,8 +100,11 @@ func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (resp *authv
 func (s *Server) decide(ctx context.Context, q *request) verdict {
 	v, ask := q.judge()
 	if ask {
+		lease := s.mayLease(q) // before the look-up: what is revoked after this is waited for
 		session, err := s.lookup(ctx, v.token)
-		v.settle(session, err, s.now())
+		now := s.now()
+		v.settle(session, err, now)
+		v.remember(lease, session, now)
 		if v.reason == storeDown && ctx.Err() != nil {
 			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
 		}
@@ -106,6 +113,7 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 		}
 	}
 	s.counts.add(v.rule.service, v.reason)
+	s.counts.addHits(q.lease.hits)
 	if d := v.reason.decision(); d != allowed && v.reason != callerGone {
 		s.denials.add(ctx, newDenial(time.Now(), q, &v), v.cause)
 	}

@@ -79,6 +79,8 @@ type verdict struct {
 	user string
 	// left is how long the token still lives, where the request could outlast it; else 0.
 	left time.Duration
+	// lease is for how long Envoy may let the same request pass without asking again, from when this one arrived there.
+	lease time.Duration
 	// cause is what hindered the decision, where something did.
 	cause error
 }

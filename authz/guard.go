@@ -72,6 +72,9 @@ func soundResponse(r *authv3.CheckResponse) error {
 		}
 		return nil
 	}
+	if r.GetDynamicMetadata() != nil { // Envoy could take it for a lease
+		return fmt.Errorf("%w: a denial with metadata", ErrBadAnswer)
+	}
 	refused := r.GetDeniedResponse()
 	if refused == nil {
 		return fmt.Errorf("%w: status %d without a DeniedResponse", ErrBadAnswer, r.GetStatus().GetCode())

@@ -70,6 +70,19 @@ func (c *counts) add(service string, r reason) {
 	counters[r].Inc()
 }
 
+// addHits counts what the lease filter tells of the requests that it let pass.
+func (c *counts) addHits(hits string) {
+	for service, n := range eachHits(hits) {
+		c.mu.RLock()
+		known := c.services[service] != nil || len(c.services) < maxServices
+		c.mu.RUnlock()
+		if !known {
+			service = serviceOther
+		}
+		c.decisions.WithLabelValues(service, string(allowed), reasonLease).Add(float64(n))
+	}
+}
+
 func (c *counts) resolve(service string) *[reasons]prometheus.Counter {
 	c.mu.Lock()
 	defer c.mu.Unlock()

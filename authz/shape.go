@@ -21,6 +21,8 @@ type shapeField struct {
 	sub  *shape         // of a message, or of the value of a map
 	// entered, where set, is called when a message begins.
 	entered func(*request)
+	// whole, where set, is called with the bytes of a message.
+	whole func(*request, string)
 	// found, where set, is called with a string.
 	found func(*request, string)
 	// foundPair, where set, is called with the key and the value of each entry of a map of strings.
@@ -119,6 +121,9 @@ func (w *walk) field(f *shapeField, number protowire.Number, wire protowire.Type
 	case messageField:
 		if f.entered != nil {
 			f.entered(w.out)
+		}
+		if f.whole != nil {
+			f.whole(w.out, w.text[at:end])
 		}
 		return end, w.message(f.sub, at, end, depth)
 	case mapField:

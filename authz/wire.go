@@ -17,6 +17,9 @@ func (q *request) readBytes(b []byte) error {
 	if err := w.message(checkRequest, 0, len(b), protowire.DefaultRecursionLimit); err != nil {
 		return fmt.Errorf("reading a check: %w", err)
 	}
+	if err := q.lease.readBytes(); err != nil {
+		return fmt.Errorf("reading a check's metadata: %w", err)
+	}
 	return nil
 }
 
@@ -25,6 +28,7 @@ func (q *request) readBytes(b []byte) error {
 //	attributes.context_extensions
 //	attributes.request.http.{id, method, path, headers}
 //	attributes.source.address.socket_address.address
+//	attributes.metadata_context, which is there where a lease is asked for
 var checkRequest = func() *shape {
 	http := into(fields{
 		"id":      takeString(func(q *request, s string) { q.streamID = s }),
@@ -42,6 +46,7 @@ var checkRequest = func() *shape {
 		"context_extensions": takePairs(func(q *request, key, value string) { q.set(key, value) }),
 		"request":            into(fields{"http": http}),
 		"source":             into(fields{"address": address}),
+		"metadata_context":   takeMessage(func(q *request, raw string) { q.lease.raw += raw }),
 	})
 	top := (&authv3.CheckRequest{}).ProtoReflect().Descriptor()
 	root := shapeField{sub: shapes{}.of(top)}
@@ -71,6 +76,11 @@ func takeString(found func(*request, string)) pick {
 
 func takePairs(found func(q *request, key, value string)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.foundPair = found }
+}
+
+// takeMessage takes a message as it is. One that comes in several parts is whole when they are put together.
+func takeMessage(found func(*request, string)) pick {
+	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.whole = found }
 }
 
 func onEntry(entered func(*request)) pick {

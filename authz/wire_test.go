@@ -78,51 +78,73 @@ func oddRequests(t testing.TB) map[string][]byte {
 	in := func(b wire) wire { // metadata_context.filter_metadata["k"].fields["k"]
 		return attributesOf(wire{}.msg(11, wire{}.msg(1, wire{}.str(1, "k").msg(2, wire{}.msg(1, wire{}.str(1, "k").msg(2, b))))))
 	}
+	lease := func(inner wire) wire { // metadata_context.filter_metadata["gatepost.lease"].fields
+		return wire{}.msg(1, wire{}.str(1, LeaseNamespace).msg(2, wire{}.msg(1, inner)))
+	}
+	number := func(n float64) wire { return wire{}.fix64(2, math.Float64bits(n)) }
+	ask := func(hits ...wire) wire {
+		fields := wire{}
+		for _, h := range hits {
+			fields = fields.msg(1, h)
+		}
+		return lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, wire{}.str(1, "hits").msg(2, wire{}.msg(5, fields))))))
+	}
+	hit := func(service string, n float64) wire { return wire{}.str(1, service).msg(2, number(n)) }
 	return map[string][]byte{
-		"whole":                      full,
-		"empty":                      {},
-		"cut":                        full[:len(full)/2],
-		"twice":                      append(append([]byte(nil), full...), full...),
-		"submessages merge":          append(httpOf(wire{}.str(2, "GET").msg(3, pair("origin", "a"))), httpOf(wire{}.str(4, "/x").msg(3, pair("authorization", "b")))...),
-		"the last scalar counts":     httpOf(wire{}.str(2, "GET").str(2, "PUT").str(4, "/x").str(4, "")),
-		"the last entry counts":      httpOf(wire{}.msg(3, pair("authorization", "a")).msg(3, pair("authorization", "b"))),
-		"the last value counts":      httpOf(wire{}.msg(3, pair("authorization", "a").str(2, "b").str(1, "origin"))),
-		"entry without a value":      httpOf(wire{}.msg(3, pair("authorization", "a")).msg(3, wire{}.str(1, "authorization"))),
-		"entry without a key":        httpOf(wire{}.msg(3, wire{}.str(2, "a"))),
-		"value before key":           httpOf(wire{}.msg(3, wire{}.str(2, "a").str(1, "origin"))),
-		"empty entry":                httpOf(wire{}.msg(3, nil)),
-		"entry of odd types":         httpOf(wire{}.msg(3, wire{}.num(1, 1).str(1, "origin").fix64(2, 1).str(2, "a").str(7, "\xff"))),
-		"headers of odd type":        httpOf(wire{}.num(3, 5).str(2, "GET")),
-		"path of odd type":           httpOf(wire{}.str(4, "/x").num(4, 5)),
-		"extensions merge":           append(attributesOf(wire{}.msg(10, pair("service", "a"))), attributesOf(wire{}.msg(10, pair("service", "b")).msg(10, pair("authenticate", "false")))...),
-		"address, then pipe":         addressOf(append(socket, wire{}.msg(2, wire{}.str(1, "/p"))...)),
-		"address, then internal":     addressOf(append(socket, wire{}.msg(3, nil)...)),
-		"pipe, then address":         addressOf(append(wire{}.msg(2, nil), socket...)),
-		"address, then pipe, socket": addressOf(append(append(append(wire{}, socket...), wire{}.msg(2, nil)...), wire{}.msg(1, wire{}.num(3, 2))...)),
-		"address merges":             addressOf(append(append(wire{}, socket...), wire{}.msg(1, wire{}.num(3, 2))...)),
-		"address, then odd pipe":     addressOf(append(append(wire{}, socket...), wire{}.num(2, 7)...)),
-		"unknown fields":             append(attributesOf(wire{}.str(99, "\xff").num(98, 1)), wire{}.str(7, "\xff").fix64(8, 1)...),
-		"unknown group":              wire{}.tag(20, protowire.StartGroupType).num(1, 1).tag(20, protowire.EndGroupType),
-		"group in a field's place":   httpOf(wire{}.tag(2, protowire.StartGroupType).num(1, 1).tag(2, protowire.EndGroupType)),
-		"group that does not end":    wire{}.tag(20, protowire.StartGroupType).num(1, 1),
-		"group that did not begin":   wire{}.tag(20, protowire.EndGroupType),
-		"group of another's end":     wire{}.tag(20, protowire.StartGroupType).tag(21, protowire.EndGroupType),
-		"end of group in an entry":   httpOf(wire{}.msg(3, wire{}.tag(1, protowire.EndGroupType))),
-		"field number 0":             {0x02, 0x00},
-		"field number too great":     protowire.AppendVarint(nil, (1<<29)<<3),
-		"field number far too great": protowire.AppendVarint(nil, math.MaxUint64),
-		"reserved wire type":         {0x0e},
-		"varint too long":            httpOf(append(wire{}.tag(9, protowire.VarintType), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1)),
-		"length beyond the end":      {0x0a, 0x05, 0x01},
-		"length beyond all":          append([]byte{0x0a}, protowire.AppendVarint(nil, math.MaxUint64)...),
-		"bad text that is wanted":    httpOf(wire{}.str(4, "/\xff")),
-		"bad text that is not":       httpOf(wire{}.str(5, "\xff")),
-		"bad text in a header":       httpOf(wire{}.msg(3, pair("cookie", "\xff"))),
-		"bad text in a name":         httpOf(wire{}.msg(3, pair("\xff", "x"))),
-		"bad text in metadata":       in(wire{}.str(3, "\xff")),
-		"bad octets are no text":     httpOf(wire{}.str(12, "\xff")),
-		"metadata":                   in(wire{}.str(3, "x").fix64(2, 1).num(4, 300)),
-		"metadata nested too deep":   in(deep),
+		"a lease asked for":           attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, nil))))),
+		"hits":                        attributesOf(wire{}.msg(11, ask(hit("b", 3), hit("a", 2)))),
+		"hits twice, the last counts": attributesOf(wire{}.msg(11, ask(hit("a", 3), hit("a", 2)))),
+		"metadata in two parts":       append(attributesOf(wire{}.msg(11, ask(hit("a", 3)))), attributesOf(wire{}.msg(11, ask(hit("b", 2))))...),
+		"metadata, then none":         append(attributesOf(wire{}.msg(11, ask(hit("a", 3)))), attributesOf(wire{}.msg(11, nil))...),
+		"hits that are no counts":     attributesOf(wire{}.msg(11, ask(hit("a", math.NaN()), hit("b", -1), hit("c", math.Inf(1)), hit("d", 0.5), hit("e\n1 f", 1), hit("", 1)))),
+		"an ask that is a number":     attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, number(1))))),
+		"hits that are a number":      attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, hit("hits", 1))))))),
+		"metadata of odd type":        attributesOf(wire{}.num(11, 1)),
+		"metadata that is none":       attributesOf(wire{}.msg(11, wire{}.str(1, "\xff"))),
+		"whole":                       full,
+		"empty":                       {},
+		"cut":                         full[:len(full)/2],
+		"twice":                       append(append([]byte(nil), full...), full...),
+		"submessages merge":           append(httpOf(wire{}.str(2, "GET").msg(3, pair("origin", "a"))), httpOf(wire{}.str(4, "/x").msg(3, pair("authorization", "b")))...),
+		"the last scalar counts":      httpOf(wire{}.str(2, "GET").str(2, "PUT").str(4, "/x").str(4, "")),
+		"the last entry counts":       httpOf(wire{}.msg(3, pair("authorization", "a")).msg(3, pair("authorization", "b"))),
+		"the last value counts":       httpOf(wire{}.msg(3, pair("authorization", "a").str(2, "b").str(1, "origin"))),
+		"entry without a value":       httpOf(wire{}.msg(3, pair("authorization", "a")).msg(3, wire{}.str(1, "authorization"))),
+		"entry without a key":         httpOf(wire{}.msg(3, wire{}.str(2, "a"))),
+		"value before key":            httpOf(wire{}.msg(3, wire{}.str(2, "a").str(1, "origin"))),
+		"empty entry":                 httpOf(wire{}.msg(3, nil)),
+		"entry of odd types":          httpOf(wire{}.msg(3, wire{}.num(1, 1).str(1, "origin").fix64(2, 1).str(2, "a").str(7, "\xff"))),
+		"headers of odd type":         httpOf(wire{}.num(3, 5).str(2, "GET")),
+		"path of odd type":            httpOf(wire{}.str(4, "/x").num(4, 5)),
+		"extensions merge":            append(attributesOf(wire{}.msg(10, pair("service", "a"))), attributesOf(wire{}.msg(10, pair("service", "b")).msg(10, pair("authenticate", "false")))...),
+		"address, then pipe":          addressOf(append(socket, wire{}.msg(2, wire{}.str(1, "/p"))...)),
+		"address, then internal":      addressOf(append(socket, wire{}.msg(3, nil)...)),
+		"pipe, then address":          addressOf(append(wire{}.msg(2, nil), socket...)),
+		"address, then pipe, socket":  addressOf(append(append(append(wire{}, socket...), wire{}.msg(2, nil)...), wire{}.msg(1, wire{}.num(3, 2))...)),
+		"address merges":              addressOf(append(append(wire{}, socket...), wire{}.msg(1, wire{}.num(3, 2))...)),
+		"address, then odd pipe":      addressOf(append(append(wire{}, socket...), wire{}.num(2, 7)...)),
+		"unknown fields":              append(attributesOf(wire{}.str(99, "\xff").num(98, 1)), wire{}.str(7, "\xff").fix64(8, 1)...),
+		"unknown group":               wire{}.tag(20, protowire.StartGroupType).num(1, 1).tag(20, protowire.EndGroupType),
+		"group in a field's place":    httpOf(wire{}.tag(2, protowire.StartGroupType).num(1, 1).tag(2, protowire.EndGroupType)),
+		"group that does not end":     wire{}.tag(20, protowire.StartGroupType).num(1, 1),
+		"group that did not begin":    wire{}.tag(20, protowire.EndGroupType),
+		"group of another's end":      wire{}.tag(20, protowire.StartGroupType).tag(21, protowire.EndGroupType),
+		"end of group in an entry":    httpOf(wire{}.msg(3, wire{}.tag(1, protowire.EndGroupType))),
+		"field number 0":              {0x02, 0x00},
+		"field number too great":      protowire.AppendVarint(nil, (1<<29)<<3),
+		"field number far too great":  protowire.AppendVarint(nil, math.MaxUint64),
+		"reserved wire type":          {0x0e},
+		"varint too long":             httpOf(append(wire{}.tag(9, protowire.VarintType), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1)),
+		"length beyond the end":       {0x0a, 0x05, 0x01},
+		"length beyond all":           append([]byte{0x0a}, protowire.AppendVarint(nil, math.MaxUint64)...),
+		"bad text that is wanted":     httpOf(wire{}.str(4, "/\xff")),
+		"bad text that is not":        httpOf(wire{}.str(5, "\xff")),
+		"bad text in a header":        httpOf(wire{}.msg(3, pair("cookie", "\xff"))),
+		"bad text in a name":          httpOf(wire{}.msg(3, pair("\xff", "x"))),
+		"bad text in metadata":        in(wire{}.str(3, "\xff")),
+		"bad octets are no text":      httpOf(wire{}.str(12, "\xff")),
+		"metadata":                    in(wire{}.str(3, "x").fix64(2, 1).num(4, 300)),
+		"metadata nested too deep":    in(deep),
 	}
 }
 
@@ -215,6 +237,13 @@ func verdicts() []verdict {
 				all = append(all, v)
 				v.left = time.Duration(len(user)) * time.Minute
 				all = append(all, v)
+				if r == tokenKnown {
+					v.lease = time.Duration(len(user)) * time.Millisecond
+					all = append(all, v)
+					v.left = 0
+					all = append(all, v)
+					v.lease = 0
+				}
 				v.shown = shown{cookie: rest{changed: true}, subprotocols: rest{changed: true}, marked: true}
 				all = append(all, v)
 				v.shown = shown{cookie: rest{true, strings.Repeat("a=1; ", 40)}, subprotocols: rest{true, "chat"}, marked: true}
@@ -254,10 +283,11 @@ func TestReadyAnswersAreTheGeneratedOnes(t *testing.T) {
 }
 
 func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
-	f.Add("ann", "x-user-id", "", "", int64(0), true, true, false)
-	f.Add(strings.Repeat("ä", 100), "x-identity", "a=1; b=2", "", int64(1), false, true, false)
-	f.Add("", "x", "a=1", "chat, superchat", int64(math.MaxInt64), false, false, true)
-	f.Fuzz(func(t *testing.T, user, userHeader, cookie, subprotocols string, left int64, forward, known, marked bool) {
+	f.Add("ann", "x-user-id", "", "", int64(0), int64(0), true, true, false)
+	f.Add("ann", "x-user-id", "", "", int64(0), int64(time.Second), true, true, false)
+	f.Add(strings.Repeat("ä", 100), "x-identity", "a=1; b=2", "", int64(1), int64(time.Millisecond), false, true, false)
+	f.Add("", "x", "a=1", "chat, superchat", int64(math.MaxInt64), int64(math.MaxInt64), false, false, true)
+	f.Fuzz(func(t *testing.T, user, userHeader, cookie, subprotocols string, left, lease int64, forward, known, marked bool) {
 		v := verdict{reason: public, rule: rule{userHeader: strings.ToValidUTF8(userHeader, ""), subprotocol: "bearer"}, shown: shown{
 			cookie: rest{marked, strings.ToValidUTF8(cookie, "")}, subprotocols: rest{known, strings.ToValidUTF8(subprotocols, "")}, marked: marked,
 		}}
@@ -269,6 +299,7 @@ func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
 				t.Skip("never in an answer")
 			}
 			v.reason, v.user, v.rule.forwardToken, v.left = tokenKnown, user, forward, time.Duration(left)
+			v.lease = time.Duration(lease)
 		}
 		sameAnswer(t, &v)
 	})

@@ -100,6 +100,9 @@ function envoy_on_request(handle)
     -- The mark comes last: were anything before it to fail, Gatepost would be asked.
     headers:replace(rule.user_header, decision.user)
     if not rule.forward_token then headers:remove("authorization") end
+    if decision.dies then
+      headers:replace("x-envoy-upstream-stream-duration-ms", string.format("%d", math.ceil(decision.dies - now)))
+    end
     handle:streamInfo():dynamicMetadata():set(NAMESPACE, "hit", true)
     hits[rule.service] = (hits[rule.service] or 0) + 1
     return
@@ -140,5 +143,10 @@ function envoy_on_response(handle)
   if not lease or #answer.user > MOST_USER_BYTES or kept >= MOST then return end
   lease = math.min(lease, LONGEST)
   if not young[request.key] then kept = kept + 1 end
-  young[request.key] = { user = answer.user, ends = request.now + lease, wall = request.wall + lease }
+  young[request.key] = {
+    user = answer.user,
+    ends = request.now + lease,
+    wall = request.wall + lease,
+    dies = answer.left and request.now + answer.left, -- the token; the router bounds the stream by it
+  }
 end

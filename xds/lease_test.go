@@ -14,6 +14,8 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	"gatepost/envoy/envoytest"
 )
 
@@ -276,7 +278,7 @@ func TestNothingButALeaseIsRemembered(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotSecuredIsNotRemembered: nor what may become a WebSocket, and no credentials are none.
+// TestWhatIsNotSecuredIsNotRemembered: and no credentials are none.
 func TestWhatIsNotSecuredIsNotRemembered(t *testing.T) {
 	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
 	for _, path := range []string{"/items/5", "/nobody", "/token/sessions"} {
@@ -287,7 +289,7 @@ func TestWhatIsNotSecuredIsNotRemembered(t *testing.T) {
 			t.Errorf("%s: asked %d times, %d hits", path, n, g.hits())
 		}
 	}
-	for _, c := range [][]string{{"/live/5", token}, {"/orders/5", "x-mine: 1"}, {"/orders/5", "authorization:"}, {"/orders/5", "authorization: " + strings.Repeat("x", 1024)}} {
+	for _, c := range [][]string{{"/orders/5", "x-mine: 1"}, {"/orders/5", "authorization:"}, {"/orders/5", "authorization: " + strings.Repeat("x", 1024)}} {
 		for range 3 {
 			if g.get(c[0], 0, 0, c[1]) || g.asks() != nil {
 				t.Errorf("%.60q: remembered, or asked to be", c)
@@ -373,6 +375,37 @@ func (l *leasing) abandon(path, authorization string) {
 	defer conn.Close()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nhost: h\r\nauthorization: %s\r\n\r\n", path, authorization)
 	envoytest.Eventually(l.t, "the upstream to be asked", func() bool { return len(l.secured.Requests()) > before })
+}
+
+// TestAStreamEndsWithItsToken: also one that a hit let pass, by what is left at that time.
+func TestAStreamEndsWithItsToken(t *testing.T) {
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+	g.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r := granting(900, "ada")(a)
+		r.DynamicMetadata.Fields["left"] = structpb.NewNumberValue(60_000)
+		return r
+	})
+	for _, path := range []string{"/orders/5", "/live/5"} {
+		g.secured.Reset()
+		g.get(path, 0, 0, token)
+		miss := wire(g.secured)
+		if !g.get(path, 1, 1, token) || wire(g.secured) != miss {
+			t.Errorf("%s: no hit, or one that the upstream sees", path)
+		}
+	}
+	g.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r := granting(900, "ada")(a)
+		r.DynamicMetadata.Fields["left"] = structpb.NewNumberValue(900.5)
+		return r
+	})
+	g.get("/orders/5", 10_000, 10_000, token)
+	hung := make(chan bool)
+	g.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })
+	defer close(hung)
+	got := g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+10_899), fmt.Sprintf("x-test-wall: %d", wallNoon+10_899))
+	if got.Status != 504 || g.hits() != 3 {
+		t.Errorf("a token that ends in 2 ms, and an upstream that never answers: %d, %d hits", got.Status, g.hits())
+	}
 }
 
 // TestHitsAreTold: to the sidecar by service, with the next question that a worker has.

@@ -84,7 +84,7 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			b.answer(s.name+" 405", with(at, noneOf(s.methods)...), methodNotAllowed(s.methods), open))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
-	if b.leases() && s.rule.Leasable() {
+	if b.leases() && s.rule.Authenticate {
 		perFilter[filterLease] = b.leaseOn(s.rule)
 	}
 	for _, f := range s.forward {
