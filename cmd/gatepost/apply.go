@@ -41,9 +41,11 @@ type applier struct {
 // applied is definitions with what is made of them.
 type applied struct {
 	definitions *definitions.Definitions
+	snapshot    *xds.Snapshot
 	version     string
 	login       *endpoint.Settings
 	saved       time.Time // when they were written; zero: before this gateway began
+	withheld    []string  // the services that are served without their upstreams
 }
 
 func newApplier(side *sidecar, lastGood definitions.LastGood) *applier {
@@ -52,31 +54,33 @@ func newApplier(side *sidecar, lastGood definitions.LastGood) *applier {
 
 // Apply publishes definitions that were saved at a time, for the measuring. An error leaves everything as it is.
 func (a *applier) Apply(d *definitions.Definitions, saved time.Time) error {
-	next, snapshot, err := a.build(d, saved)
+	next, err := a.build(d, saved)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.publish(next, snapshot)
+	return a.publish(next)
 }
 
-// build makes of definitions what is published of them.
-func (a *applier) build(d *definitions.Definitions, saved time.Time) (*applied, *xds.Snapshot, error) {
+// build makes of definitions what is published of them, with some services withheld.
+func (a *applier) build(d *definitions.Definitions, saved time.Time, withheld ...string) (*applied, error) {
 	login, err := endpoint.SettingsFrom(d.Gateway.GetTokens())
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
+		return nil, fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
 	}
-	snapshot, err := xds.Build(d.Gateway, xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: a.side.settings.caFile})
+	snapshot, err := xds.Build(d.Gateway, xds.Options{
+		GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: a.side.settings.caFile, Withheld: withheld,
+	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
+		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
 	}
-	return &applied{d, snapshot.Version, login, saved}, snapshot, nil
+	return &applied{d, snapshot, snapshot.Version, login, saved, withheld}, nil
 }
 
 // publish hands what was built to the Envoys. It is called with mu held.
-func (a *applier) publish(next *applied, snapshot *xds.Snapshot) error {
-	if err := a.side.control.Publish(snapshot); err != nil {
+func (a *applier) publish(next *applied) error {
+	if err := a.side.control.Publish(next.snapshot); err != nil {
 		if errors.Is(err, xds.ErrRejected) {
 			a.rejectedLast = next
 		}
@@ -96,6 +100,9 @@ func (a *applier) obey(now *applied) {
 		revocation = cache.Prompt
 	}
 	a.side.store.SetRevocation(revocation)
+	// Envoy is not configured with the time: each decision says it of itself, so it holds from the next one on, and
+	// what was allowed before is waited for.
+	a.side.store.SetEnvoyLease(envoyLease(now.definitions.Gateway.GetTokens().GetLease().AsDuration()))
 }
 
 // Changed is told of new definitions by the watcher.
@@ -220,8 +227,10 @@ func (a *applier) settle() {
 		if before == nil {
 			break // the control plane is already further than this
 		}
-		a.newest, a.rejectedLast, a.failed = before, a.newest, status.Rejected
+		rejected := a.newest
+		a.newest, a.rejectedLast, a.failed = before, rejected, status.Rejected
 		a.obey(a.newest)
+		a.withhold(rejected, before.definitions, status.Rejected)
 	}
 	maps.DeleteFunc(a.published, func(version string, one *applied) bool {
 		return one != a.newest && version != status.Proven
@@ -238,12 +247,15 @@ func (a *applier) fallBack() {
 		return
 	}
 	kept, err := a.lastGood.Load()
-	if err != nil || !sameSource(kept.Name, rejected.definitions.Name) || kept.Hash() == rejected.definitions.Hash() {
+	if err == nil && !sameSource(kept.Name, rejected.definitions.Name) {
+		kept = nil
+	}
+	if a.withhold(rejected, kept, status.Rejected) || kept == nil || kept.Hash() == rejected.definitions.Hash() {
 		return
 	}
-	next, snapshot, err := a.build(kept, time.Time{})
+	next, err := a.build(kept, time.Time{})
 	if err == nil {
-		err = a.publish(next, snapshot)
+		err = a.publish(next)
 	}
 	if err != nil {
 		a.side.logger.Error("the definitions that were last proven cannot be served", "source", kept.Name, "error", err)

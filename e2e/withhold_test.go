@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gatepost/envoy/envoytest"
+)
+
+// Envoy refuses the cluster of an https upstream where the file of the roots is not there: nobody can see that before.
+func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
+	roots := filepath.Join(t.TempDir(), "roots.pem")
+	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
+	shop.gateway = start(t, shop.definitions(), setup{Args: []string{"--ca-file", roots}})
+	token := shop.Login("alice")
+
+	added := envoytest.Upstream(t)
+	public := `  - {name: root, path: /, authenticate: false, upstreams: ["` + added.URL() + `"]}`
+	changed := strings.Replace(shop.definitions(
+		public,
+		`  - {name: fresh, path: /fresh, upstreams: ["https://127.0.0.1:1"]}`,
+	), shop.orders.URL(), "https://127.0.0.1:2", 1)
+	shop.Define(changed)
+	envoytest.Eventually(t, "the service that Envoy takes", func() bool {
+		return shop.Do("GET", "/anything", "").Status == http.StatusOK
+	})
+	added.Reset()
+
+	want(t, "a refused service in its former form", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusOK, "")
+	only(t, shop.orders)
+	want(t, "and still secured", shop.Do("GET", "/orders", ""), http.StatusUnauthorized, notAllowed)
+	want(t, "a refused service that had no former form", shop.Do("GET", "/fresh", "", "Authorization: "+token), http.StatusServiceUnavailable, "")
+	want(t, "and secured", shop.Do("GET", "/fresh/5", ""), http.StatusUnauthorized, notAllowed)
+	none(t, added) // the public service above did not get what is not its own
+	for _, said := range []string{"fresh", "orders"} {
+		if told := shop.Status().GetRejected(); !strings.Contains(told, said) {
+			t.Errorf("the status does not name %s: %s", said, told)
+		}
+	}
+
+	// What was in the way is gone: the same definitions are taken when they are looked at again.
+	pem, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	if err != nil {
+		t.Skip("this machine has no roots to verify by (install ca-certificates)")
+	}
+	if err := os.WriteFile(roots, pem, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	shop.Define(changed + fmt.Sprintf("  - {name: late, path: /late, authenticate: false, upstreams: [%q]}\n", added.URL()))
+	envoytest.Eventually(t, "all of it", func() bool {
+		return shop.Do("GET", "/late", "").Status == http.StatusOK && shop.Do("GET", "/orders", "", "Authorization: "+token).Status == http.StatusServiceUnavailable
+	})
+	shop.orders.Reset() // it was asked for until the change was there
+	want(t, "the new form", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusServiceUnavailable, "")
+	none(t, shop.orders)
+}
