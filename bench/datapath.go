@@ -1,0 +1,368 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// warmTokens is how many tokens the load uses in turn: enough that no design is measured on one entry of a table,
+// and so few that each is asked for many times within a lease.
+const warmTokens = 100
+
+// The designs whose requests are compared, all with the same service behind them.
+const (
+	bareNoAuth    = "envoy, no authorization"
+	bareAlwaysOK  = "envoy, always-OK"
+	bareRedisGet  = "envoy, go-redis GET"
+	bareOPA       = "envoy, OPA"
+	bareOath      = "envoy, Oathkeeper"
+	nodeAsItWas   = "node gateway, as it was"
+	nodeKeepAlive = "node gateway, keep-alive"
+	nginxRule     = "nginx auth_request"
+	gateLeases    = "gatepost, leases 1s"
+	gatePublic    = "gatepost, public service"
+	gateNoLeases  = "gatepost, leases off"
+)
+
+// The environment variables that name the peers which the bench does not bring.
+const (
+	envOPA  = "GATEPOST_BENCH_OPA"
+	envOath = "GATEPOST_BENCH_OATHKEEPER"
+)
+
+// dataPathGoals measures G1, G2, G4, G5 and G6 in one comparison, so that they share its rounds.
+func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
+	var findings []finding
+	var names []string
+	need := func(some ...string) {
+		for _, name := range some {
+			if !contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	type comparison struct {
+		goal, what, over, under string
+		figure                  func(sample) float64
+		bound                   bound
+	}
+	var comparisons []comparison
+	compare := func(goal, what, over, under string, figure func(sample) float64, b bound) {
+		if wanted(goal) {
+			need(over, under)
+			comparisons = append(comparisons, comparison{goal, what, over, under, figure, b})
+		}
+	}
+	compare("G1", "warm check, leases on ÷ always-OK on a bare Envoy", gateLeases, bareAlwaysOK, rate, atLeast(1.85))
+	compare("G1", "warm check, leases on ÷ a public service of the same gateway", gateLeases, gatePublic, rate, atLeast(0.80))
+	compare("G2", "warm check, leases off ÷ always-OK on a bare Envoy", gateNoLeases, bareAlwaysOK, rate, atLeast(1.00))
+	compare("G2", "warm check, leases off ÷ go-redis GET on a bare Envoy", gateNoLeases, bareRedisGet, rate, atLeast(1.4))
+	compare("G4", "warm check, leases on ÷ Node gateway as it was", gateLeases, nodeAsItWas, rate, atLeast(6))
+	compare("G4", "warm check, leases on ÷ Node gateway with keep-alive", gateLeases, nodeKeepAlive, rate, atLeast(1.8))
+	for _, peer := range []struct {
+		name, variable string
+		bound          bound
+	}{{bareOPA, envOPA, atLeast(3.0)}, {bareOath, envOath, atLeast(2.8)}} {
+		what := "warm check, leases on ÷ " + strings.TrimPrefix(peer.name, "envoy, ") + " behind a bare Envoy"
+		if wanted("G5") && os.Getenv(peer.variable) == "" {
+			findings = append(findings, finding{Goal: "G5", What: what, Bound: peer.bound, Missing: "not measured: " + peer.variable + " names no binary"})
+			continue
+		}
+		compare("G5", what, gateLeases, peer.name, rate, peer.bound)
+	}
+	compare("G6", "CPU per request, leases on ÷ nginx auth_request with the same rule", gateLeases, nginxRule, cpu, atMost(0.60))
+	if len(comparisons) == 0 {
+		return findings, nil
+	}
+	if wanted("G1") {
+		need(bareNoAuth) // the top of the scale
+	}
+	var subjects []subject
+	for _, name := range names {
+		s, err := l.subject(ctx, name)
+		if err != nil {
+			return nil, fmt.Errorf("starting %s: %w", name, err)
+		}
+		subjects = append(subjects, s)
+	}
+	got, err := l.rounds(ctx, subjects)
+	if err != nil {
+		return nil, err
+	}
+	l.keep("the data path through Envoy", names, got)
+	for _, c := range comparisons {
+		findings = append(findings, finding{Goal: c.goal, What: c.what, Bound: c.bound, Rounds: got.ratios(c.over, c.under, c.figure)}.settle())
+	}
+	return findings, nil
+}
+
+func contains(all []string, one string) bool {
+	for _, s := range all {
+		if s == one {
+			return true
+		}
+	}
+	return false
+}
+
+// subject returns a design, and starts it where it is not running yet.
+func (l *lab) subject(ctx context.Context, name string) (subject, error) {
+	if s, ok := l.stack.subjects[name]; ok {
+		return s, nil
+	}
+	s, err := l.startSubject(ctx, name)
+	if err != nil {
+		return subject{}, err
+	}
+	s.name = name
+	if l.stack.subjects == nil {
+		l.stack.subjects = map[string]subject{}
+	}
+	l.stack.subjects[name] = s
+	return s, nil
+}
+
+func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
+	store, err := l.redis(ctx)
+	if err != nil {
+		return subject{}, err
+	}
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return subject{}, err
+	}
+	switch name {
+	case gateLeases, gatePublic:
+		return l.gatepostSubject(ctx, "gatepost", "1s", name == gatePublic)
+	case gateNoLeases:
+		return l.gatepostSubject(ctx, "gatepost-no-leases", "0s", false)
+	case bareNoAuth:
+		address, p, err := l.bareEnvoy(ctx, "envoy", nil)
+		return l.http(visit{address: address, open: true}, p, up.process), err
+	case bareAlwaysOK, bareRedisGet, bareOPA, bareOath:
+		return l.authzSubject(ctx, name)
+	case nodeAsItWas, nodeKeepAlive:
+		short := map[string]string{nodeAsItWas: "node", nodeKeepAlive: "node-ka"}[name]
+		address, p, err := l.node(ctx, short, name == nodeKeepAlive)
+		if err != nil {
+			return subject{}, err
+		}
+		tokens, err := logins(ctx, "http://"+address, "")
+		return l.http(visit{address: address, tokens: tokens}, p, up.process, store.process), err
+	case nginxRule:
+		return l.nginxSubject(ctx)
+	}
+	return subject{}, fmt.Errorf("there is no %q", name)
+}
+
+// gatepostSubject is a secured or a public service of a Gatepost; both are of one gateway.
+func (l *lab) gatepostSubject(ctx context.Context, name, lease string, public bool) (subject, error) {
+	if l.stack.gateways == nil {
+		l.stack.gateways = map[string]*gateway{}
+	}
+	g := l.stack.gateways[name]
+	if g == nil {
+		var err error
+		if g, err = l.gatepost(ctx, name, dataPath(l.stack.upstream, lease), dbGatepost); err != nil {
+			return subject{}, err
+		}
+		l.stack.gateways[name] = g
+	}
+	if public {
+		return l.http(visit{address: g.address, path: "/items/5", open: true}, g.process, l.stack.upstream.process, l.stack.redis.process), nil
+	}
+	tokens, err := logins(ctx, g.url(), "Bearer ")
+	return l.http(visit{address: g.address, tokens: tokens, user: "user-0", who: "/orders/who"}, g.process, l.stack.upstream.process, l.stack.redis.process), err
+}
+
+// authzSubject is a bare Envoy with an ext_authz server behind it.
+func (l *lab) authzSubject(ctx context.Context, name string) (subject, error) {
+	port, err := freePort()
+	if err != nil {
+		return subject{}, err
+	}
+	store, up := l.stack.redis, l.stack.upstream
+	authz := map[string]any{"GRPC": true, "Port": port}
+	v := visit{open: true}
+	var server *process
+	short := "authz"
+	switch name {
+	case bareAlwaysOK:
+		short = "always-ok"
+		server, err = l.start(short, l.program("alwaysok"), "-grpc", local(port))
+	case bareRedisGet:
+		short = "go-redis"
+		server, err = l.start(short, l.program("redisget"), "-grpc", local(port), "-redis", store.url(dbRule))
+		if err != nil {
+			return subject{}, err
+		}
+		v = visit{user: "user-0", who: "/who"}
+		v.tokens, err = l.ruleTokens(ctx)
+	case bareOPA:
+		short = "opa"
+		server, err = l.opa(port)
+	case bareOath:
+		short = "oathkeeper"
+		authz = map[string]any{"HTTP": true, "Port": port, "PathPrefix": "/decisions"}
+		server, err = l.oathkeeper(port)
+	}
+	if err != nil {
+		return subject{}, err
+	}
+	if err := server.awaitListening(ctx, local(port)); err != nil {
+		return subject{}, err
+	}
+	address, p, err := l.bareEnvoy(ctx, "envoy-"+short, authz)
+	v.address = address
+	return l.http(v, p, server, up.process, store.process), err
+}
+
+func (l *lab) opa(port int) (*process, error) {
+	policy, err := l.fill("peers/opa/policy.rego", filepath.Join(l.dir, "policy.rego"), nil)
+	if err != nil {
+		return nil, err
+	}
+	other, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	return l.start("opa", os.Getenv(envOPA), "run", "--server", "--addr", local(other), "--log-level", "error", "--disable-telemetry",
+		"--set", "plugins.envoy_ext_authz_grpc.addr="+local(port), "--set", "plugins.envoy_ext_authz_grpc.path=envoy/authz/allow", policy)
+}
+
+func (l *lab) oathkeeper(port int) (*process, error) {
+	proxy, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	config, err := l.fill("peers/oathkeeper/config.yaml", filepath.Join(l.dir, "oathkeeper.yaml"), map[string]any{"Proxy": proxy, "API": port, "Dir": l.dir})
+	if err != nil {
+		return nil, err
+	}
+	rules, err := peerFiles.ReadFile("peers/oathkeeper/rules.json")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(l.dir, "rules.json"), rules, 0o644); err != nil {
+		return nil, err
+	}
+	return l.start("oathkeeper", os.Getenv(envOath), "serve", "--config", config)
+}
+
+// nginxSubject is nginx with auth_request, and the same rule on Redis behind it.
+func (l *lab) nginxSubject(ctx context.Context) (subject, error) {
+	rulePort, err := freePort()
+	if err != nil {
+		return subject{}, err
+	}
+	port, err := freePort()
+	if err != nil {
+		return subject{}, err
+	}
+	rule, err := l.start("go-redis-http", l.program("redisget"), "-http", local(rulePort), "-redis", l.stack.redis.url(dbRule))
+	if err != nil {
+		return subject{}, err
+	}
+	if err := rule.awaitListening(ctx, local(rulePort)); err != nil {
+		return subject{}, err
+	}
+	p, err := l.nginx(ctx, "nginx", "gateway.conf", port, map[string]any{"Upstream": l.stack.upstream.port, "Rule": rulePort})
+	if err != nil {
+		return subject{}, err
+	}
+	tokens, err := l.ruleTokens(ctx)
+	return l.http(visit{address: local(port), tokens: tokens, user: "user-0", who: "/orders/who"}, p, rule, l.stack.upstream.process, l.stack.redis.process), err
+}
+
+// ruleTokens are tokens for the peers that ask Redis: keys whose value is the user.
+func (l *lab) ruleTokens(ctx context.Context) ([]string, error) {
+	var tokens []string
+	for i := range warmTokens {
+		token := fmt.Sprintf("6e1c0000-0000-4000-8000-%012d", i)
+		if err := l.stack.redis.client(dbRule).Set(ctx, token, "user-"+strconv.Itoa(i), time.Hour).Err(); err != nil {
+			return nil, fmt.Errorf("putting tokens into Redis: %w", err)
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens, nil
+}
+
+// logins logs users in through a gateway, and returns what they put into Authorization.
+func logins(ctx context.Context, gateway, scheme string) ([]string, error) {
+	var tokens []string
+	for i := range warmTokens {
+		token, err := login(ctx, gateway, "user-"+strconv.Itoa(i))
+		if err != nil {
+			return nil, err
+		}
+		tokens = append(tokens, scheme+token)
+	}
+	return tokens, nil
+}
+
+// visit is what a client wants of a gateway.
+type visit struct {
+	address string
+	path    string   // empty: /orders/5
+	open    bool     // everyone is let pass
+	tokens  []string // the values of Authorization that are let pass
+	user    string   // whom the service is told that the first of them is; empty: it is told nobody
+	who     string   // the path of the service's that answers with what it is told
+}
+
+// http is a subject whose clients visit a gateway. What is told of it is checked, and no more load is put on it than
+// one visit at a time by each connection.
+func (l *lab) http(v visit, processes ...*process) subject {
+	if v.path == "" {
+		v.path = "/orders/5"
+	}
+	what := load{method: http.MethodGet, address: v.address, path: v.path, header: "Authorization", values: v.tokens}
+	if len(v.tokens) == 0 {
+		what.values = []string{"Bearer 6e1c0000-0000-4000-8000-000000000000"} // as many bytes as the others are sent
+	}
+	return subject{
+		run:       func(ctx context.Context, during time.Duration) (outcome, error) { return l.run(ctx, what, during) },
+		check:     v.check,
+		processes: processes,
+	}
+}
+
+// check visits the gateway with a good token, a bad one, and none.
+func (v visit) check(ctx context.Context) error {
+	url := "http://" + v.address + v.path
+	want := func(status int, headers ...string) error {
+		got, text, err := get(ctx, url, headers...)
+		if err != nil {
+			return err
+		}
+		if got != status {
+			return fmt.Errorf("%w: %s is answered %d, not %d: %s", errWrong, url, got, status, text)
+		}
+		return nil
+	}
+	if v.open {
+		return want(http.StatusOK)
+	}
+	if err := want(http.StatusOK, "Authorization: "+v.tokens[0]); err != nil {
+		return err
+	}
+	if v.user != "" {
+		status, who, err := get(ctx, "http://"+v.address+v.who, "Authorization: "+v.tokens[0], "X-User-Id: admin")
+		if err != nil {
+			return err
+		}
+		if status != http.StatusOK || who != v.user {
+			return fmt.Errorf("%w: the service is told %q (%d), not %q", errWrong, who, status, v.user)
+		}
+	}
+	if err := want(http.StatusUnauthorized, "Authorization: Bearer 6e1cffff-ffff-4fff-8fff-ffffffffffff"); err != nil {
+		return err
+	}
+	return want(http.StatusUnauthorized)
+}

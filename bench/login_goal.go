@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+)
+
+// loginUsers is how many users log in, in turn.
+const loginUsers = 5000
+
+// The gateways whose logins are compared.
+const (
+	loginGatepost = "gatepost, POST /token"
+	loginNode     = "node gateway, POST /token"
+	loginNodeKA   = "node gateway with keep-alive, POST /token"
+)
+
+// loginGoal measures G11. The user service is the same nginx behind all; it lets everyone in.
+func loginGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
+	store, err := l.redis(ctx)
+	if err != nil {
+		return nil, err
+	}
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g, err := l.gatepost(ctx, "gatepost-login", dataPath(up, "1s"), dbOther)
+	if err != nil {
+		return nil, err
+	}
+	defer l.end(g.process)
+	subjects := []subject{l.login(loginGatepost, g.address, g.process, up.process, store.process)}
+	for name, keepAlive := range map[string]bool{loginNode: false, loginNodeKA: true} {
+		address, p, err := l.node(ctx, "node-login-"+strconv.FormatBool(keepAlive), keepAlive)
+		if err != nil {
+			return nil, err
+		}
+		defer l.end(p)
+		subjects = append(subjects, l.login(name, address, p, up.process, store.process))
+	}
+	got, err := l.rounds(ctx, subjects)
+	if err != nil {
+		return nil, err
+	}
+	for _, db := range []int{dbOther, dbNode} {
+		if err := store.client(db).FlushDB(ctx).Err(); err != nil {
+			return nil, fmt.Errorf("forgetting the logins: %w", err)
+		}
+	}
+	delete(l.stack.subjects, nodeAsItWas) // their tokens are forgotten too
+	delete(l.stack.subjects, nodeKeepAlive)
+	l.keep("POST /token", []string{loginGatepost, loginNode, loginNodeKA}, got)
+	return []finding{
+		finding{Goal: "G11", What: "POST /token ÷ Node gateway as it was", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNode, rate)}.settle(),
+		finding{Goal: "G11", What: "POST /token ÷ Node gateway with keep-alive", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNodeKA, rate)}.settle(),
+	}, nil
+}
+
+// login is a subject at which users log in. It is checked that a login gives a token, which opens what is secured, and
+// that no other token does.
+func (l *lab) login(name, address string, processes ...*process) subject {
+	what := load{
+		method: http.MethodPost, address: address, path: "/token", header: "X-Login",
+		headers: [][2]string{{"Content-Type", "application/json"}}, body: `{"username":"ann","password":"wonderland"}`,
+	}
+	for i := range loginUsers {
+		what.values = append(what.values, "user-"+strconv.Itoa(i))
+	}
+	return subject{
+		name: name,
+		run:  func(ctx context.Context, during time.Duration) (outcome, error) { return l.run(ctx, what, during) },
+		check: func(ctx context.Context) error {
+			token, err := login(ctx, "http://"+address, "checked")
+			if err != nil {
+				return err
+			}
+			return visit{address: address, path: "/orders/5", tokens: []string{token}}.check(ctx)
+		},
+		processes: processes,
+	}
+}

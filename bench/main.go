@@ -1,0 +1,150 @@
+// Command bench measures Gatepost beside its peers, and says of each of the project's goals for speed whether it is
+// reached: `make bench`, or `go run ./bench -only G1,G3`. It builds and starts everything by itself, on loopback.
+//
+// It keeps the rules of measuring by itself. Designs are measured in turn, in at least five rounds, each other round
+// in reverse; a goal is the median of the rounds' ratios. CPU time is that of the processes' own accounts. Nothing is
+// measured while others use the machine, a single wrong answer fails the run, and that bad tokens are refused is
+// checked while the load goes on.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// experiment measures some goals.
+type experiment struct {
+	goals []string
+	run   func(ctx context.Context, l *lab, wanted func(goal string) bool) ([]finding, error)
+}
+
+// experiments are all, in the order in which they are run.
+var experiments = []experiment{
+	{[]string{"G1", "G2", "G4", "G5", "G6"}, dataPathGoals},
+	{[]string{"G3"}, serverGoal},
+	{[]string{"G7"}, redisGoal},
+	{[]string{"G8"}, revokeGoal},
+	{[]string{"G11"}, loginGoal},
+	{[]string{"G12"}, tokensMemoryGoal},
+	{[]string{"G9", "G10", "G12"}, servicesGoals},
+}
+
+// settings are what the command line says.
+type settings struct {
+	only                    string
+	rounds, seconds         int
+	patience                time.Duration
+	tolerance               float64
+	force                   bool
+	jsonFile, results, show string
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := bench(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// The exit codes.
+const (
+	exitDone   = 0 // measured; whether the goals are reached is in the table
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+func bench(ctx context.Context, args []string, out, progress io.Writer) int {
+	s, err := parse(args, progress)
+	if err != nil {
+		return exitUsage
+	}
+	if s.show != "" {
+		err = showAgain(s, out)
+	} else {
+		err = measureAll(ctx, s, out, progress)
+	}
+	if err != nil {
+		fmt.Fprintf(progress, "bench: %v\n", err)
+		return exitFailed
+	}
+	return exitDone
+}
+
+func parse(args []string, progress io.Writer) (settings, error) {
+	var s settings
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(progress)
+	flags.StringVar(&s.only, "only", "", "the `GOALS` to measure, such as G1,G3 (none: all)")
+	flags.IntVar(&s.rounds, "rounds", leastRounds, "how many rounds; fewer than five are for trying out, and the result says so")
+	flags.IntVar(&s.seconds, "seconds", 5, "how long each measurement takes; a second of load that is not counted comes before it")
+	flags.DurationVar(&s.patience, "patience", 10*time.Minute, "for how long other load on the machine is waited out")
+	flags.Float64Var(&s.tolerance, "tolerance", 0.08, "the share of the machine's CPU time that others may use meanwhile")
+	flags.BoolVar(&s.force, "force", false, "measure under other load too; the result says so")
+	flags.StringVar(&s.jsonFile, "json", "", "also write the result to `FILE`, as JSON")
+	flags.StringVar(&s.results, "results", "", "also write the result to `FILE`, as Markdown; what stands there below the line of notes stays")
+	flags.StringVar(&s.show, "show", "", "measure nothing: show the result that -json wrote to `FILE`")
+	if err := flags.Parse(args); err != nil {
+		return s, err
+	}
+	for _, goal := range s.goals() {
+		if !slices.ContainsFunc(experiments, func(e experiment) bool { return slices.Contains(e.goals, goal) }) {
+			fmt.Fprintf(progress, "bench: there is no goal %q\n", goal)
+			return s, errUsage
+		}
+	}
+	if flags.NArg() > 0 || s.rounds < 1 || s.seconds < 1 {
+		fmt.Fprintln(progress, "bench: at least one round, and at least a second for each measurement; see -h")
+		return s, errUsage
+	}
+	return s, nil
+}
+
+var errUsage = errors.New("wrong usage")
+
+// leastRounds is how many rounds make a result.
+const leastRounds = 5
+
+func (s settings) goals() []string {
+	return strings.FieldsFunc(strings.ToUpper(s.only), func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+func (s settings) wants(goal string) bool {
+	goals := s.goals()
+	return len(goals) == 0 || slices.Contains(goals, goal)
+}
+
+func measureAll(ctx context.Context, s settings, out, progress io.Writer) error {
+	if runtime.GOOS != "linux" {
+		return errors.New("the bench needs Linux: it reads the accounts of processes in /proc")
+	}
+	l := &lab{count: s.rounds, during: time.Duration(s.seconds) * time.Second, patience: s.patience, tolerance: s.tolerance, force: s.force, progress: progress}
+	defer func() { l.close() }()
+	if err := l.open(ctx); err != nil {
+		return err
+	}
+	result := result{Machine: describe(ctx, l), Date: time.Now().UTC(), Rounds: s.rounds, Seconds: s.seconds, Forced: s.force}
+	for _, e := range experiments {
+		if !slices.ContainsFunc(e.goals, s.wants) {
+			continue
+		}
+		l.say("measuring %s", strings.Join(slices.DeleteFunc(slices.Clone(e.goals), func(g string) bool { return !s.wants(g) }), ", "))
+		findings, err := e.run(ctx, l, s.wants)
+		if err != nil {
+			return err
+		}
+		result.Findings = append(result.Findings, findings...)
+	}
+	result.Series, result.MostForeign = l.kept, l.mostForeign
+	result.sort()
+	return result.write(s, out)
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// subject is one design whose requests are measured.
+type subject struct {
+	name string
+	// run puts load on it for a while, and returns what came of it.
+	run func(ctx context.Context, during time.Duration) (outcome, error)
+	// check asks, as a client would, whether good is let pass and bad is not. It is called before and after each
+	// measurement, and while it goes on.
+	check func(ctx context.Context) error
+	// processes are those whose CPU time the requests cost.
+	processes []*process
+}
+
+// sample is one measurement of a subject.
+type sample struct {
+	Rate     float64            `json:"rate"`   // requests per second
+	P50      float64            `json:"p50_ms"` // of the latency
+	P99      float64            `json:"p99_ms"`
+	Requests int                `json:"requests"`
+	CPU      map[string]float64 `json:"cpu_us"`  // µs per request, by process
+	Foreign  float64            `json:"foreign"` // share of the machine that others used meanwhile
+}
+
+func (s sample) cpu() float64 {
+	sum := 0.0
+	for _, us := range s.CPU {
+		sum += us
+	}
+	return sum
+}
+
+// series are the samples of each subject, one for each round. :: subject → by round
+type series map[string][]sample
+
+// errBusy says that others use the machine, errWrong that an answer was not what it must be. Neither makes a figure.
+var (
+	errBusy  = errors.New("other load on the machine")
+	errWrong = errors.New("wrong answers")
+)
+
+// rounds measures all subjects in turn, round after round, in the reverse order each other round: what drifts on the
+// machine meets all of them alike. Each round begins with a load that is not counted.
+func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
+	all := series{}
+	for round := range l.count {
+		for _, s := range order(subjects, round) {
+			got, err := l.measure(ctx, s)
+			if err != nil {
+				return nil, fmt.Errorf("measuring %s: %w", s.name, err)
+			}
+			all[s.name] = append(all[s.name], got)
+			l.say("round %d/%d  %-28s %8.0f/s  p50 %6.2f ms  p99 %6.2f ms  %6.1f µs CPU %s", round+1, l.count, s.name, got.Rate, got.P50, got.P99, got.cpu(), "= "+byProcess(got.CPU))
+		}
+	}
+	return all, nil
+}
+
+// order is the order of a round: as given, and the reverse each other round.
+func order(subjects []subject, round int) []subject {
+	out := slices.Clone(subjects)
+	if round%2 == 1 {
+		slices.Reverse(out)
+	}
+	return out
+}
+
+// tries is how often a measurement is begun anew where others used the machine meanwhile.
+const tries = 4
+
+// measure measures one subject once, when nobody else uses the machine.
+func (l *lab) measure(ctx context.Context, s subject) (sample, error) {
+	var err error
+	for range tries {
+		if err = l.awaitQuiet(ctx); err != nil {
+			return sample{}, err
+		}
+		var got sample
+		if got, err = l.measureOnce(ctx, s); err == nil || !errors.Is(err, errBusy) {
+			return got, err
+		}
+		l.say("         %-28s again: %v", s.name, err)
+	}
+	return sample{}, err
+}
+
+// warm is how long the load takes that comes before a measurement.
+const warm = time.Second
+
+func (l *lab) measureOnce(ctx context.Context, s subject) (sample, error) {
+	if err := s.check(ctx); err != nil {
+		return sample{}, err
+	}
+	if _, err := s.run(ctx, warm); err != nil {
+		return sample{}, err
+	}
+	during, cancel := context.WithCancel(ctx)
+	checked := make(chan error, 1)
+	before, err := l.account(s.processes)
+	if err != nil {
+		cancel()
+		return sample{}, err
+	}
+	go func() { checked <- checkOn(during, s.check) }()
+	got, err := s.run(ctx, l.during)
+	cancel()
+	err = errors.Join(err, <-checked)
+	if err != nil {
+		return sample{}, err
+	}
+	after, err := l.account(s.processes)
+	if err != nil {
+		return sample{}, err
+	}
+	if err := s.check(ctx); err != nil {
+		return sample{}, err
+	}
+	foreign := after.machine.foreign(before.machine, after.all.since(before.all).total()+got.cpu.total())
+	out := sample{
+		Rate: got.rate(), P50: float64(got.P50) / 1000, P99: float64(got.P99) / 1000,
+		Requests: got.Requests, CPU: map[string]float64{}, Foreign: foreign,
+	}
+	for name, d := range after.of.since(before.of) {
+		out.CPU[name] = float64(d.Microseconds()) / float64(got.Requests)
+	}
+	return out, l.quiet(foreign)
+}
+
+// checkOn checks again and again while a measurement goes on.
+func checkOn(ctx context.Context, check func(context.Context) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(100 * time.Millisecond):
+		}
+		if err := check(context.WithoutCancel(ctx)); err != nil {
+			return err
+		}
+	}
+}
+
+// account is how much time was used so far.
+type account struct {
+	machine machineTime
+	all     usage // of all that the bench has started, and of itself
+	of      usage // of the processes in question
+}
+
+func (l *lab) account(of []*process) (account, error) {
+	machine, err := readMachine()
+	if err != nil {
+		return account{}, err
+	}
+	all, err := used(l.processes)
+	if err != nil {
+		return account{}, err
+	}
+	all["bench"] = ownCPU()
+	some, err := used(of)
+	return account{machine, all, some}, err
+}
+
+// quiet is an error where others took too large a share of the machine; with -force it is noted only.
+func (l *lab) quiet(foreign float64) error {
+	l.mostForeign = max(l.mostForeign, foreign)
+	if foreign > l.tolerance && !l.force {
+		return fmt.Errorf("%w: it took %.0f%% of the CPU time meanwhile", errBusy, foreign*100)
+	}
+	return nil
+}
+
+// awaitQuiet waits until the machine is idle but for what the bench has started, as long as the patience lasts.
+func (l *lab) awaitQuiet(ctx context.Context) error {
+	said := false
+	for end := time.Now().Add(l.patience); ; {
+		before, err := l.account(nil)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(500 * time.Millisecond):
+		}
+		after, err := l.account(nil)
+		if err != nil {
+			return err
+		}
+		foreign := after.machine.foreign(before.machine, after.all.since(before.all).total())
+		if foreign <= l.tolerance || l.force {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%w: it takes %.0f%% of the CPU time, and the machine was not idle for %v (-force measures all the same, and says so)", errBusy, foreign*100, l.patience)
+		}
+		if !said {
+			l.say("         waiting: others use %.0f%% of the CPU time", foreign*100)
+			said = true
+		}
+	}
+}
+
+// ratios are the quotients of two subjects' figures, each of one round.
+func (s series) ratios(over, under string, figure func(sample) float64) []float64 {
+	out := make([]float64, 0, len(s[over]))
+	for i := range min(len(s[over]), len(s[under])) {
+		out = append(out, figure(s[over][i])/figure(s[under][i]))
+	}
+	return out
+}
+
+func rate(s sample) float64 { return s.Rate }
+func cpu(s sample) float64  { return s.cpu() }
+
+// median is the middle one of figures; of an even number, the mean of the two in the middle. Of none it is 0.
+func median(figures []float64) float64 {
+	sorted := slices.Sorted(slices.Values(figures))
+	n := len(sorted)
+	switch {
+	case n == 0:
+		return 0
+	case n%2 == 1:
+		return sorted[n/2]
+	}
+	return (sorted[n/2-1] + sorted[n/2]) / 2
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	manyTokens = 100_000
+	manyUsers  = 10_000
+	// askers is how many clients the bench itself is.
+	askers = 32
+	// settle is how long a gateway has been idle when its memory is read.
+	settling = 10 * time.Second
+)
+
+// tokensMemoryGoal measures the half of G12 that is about tokens: a gateway issues them, and each is shown to it once.
+func tokensMemoryGoal(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g, err := l.gatepost(ctx, "gatepost-tokens", dataPath(up, "1s"), dbOther)
+	if err != nil {
+		return nil, err
+	}
+	defer l.end(g.process)
+	l.say("         issuing %d tokens, and showing each", manyTokens)
+	tokens := make([]string, manyTokens)
+	err = each(ctx, manyTokens, func(i int) error {
+		var err error
+		tokens[i], err = login(ctx, g.url(), "user-"+strconv.Itoa(i%manyUsers))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = each(ctx, manyTokens, func(i int) error {
+		status, text, err := get(ctx, g.url()+"/orders/5", "Authorization: "+tokens[i])
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("showing a token: %w: %d %s", errWrong, status, text)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	memory, err := l.memory(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.stack.redis.client(dbOther).FlushDB(ctx).Err(); err != nil {
+		return nil, fmt.Errorf("forgetting the tokens: %w", err)
+	}
+	return []finding{memory.finding("sidecar's memory with 100,000 tokens, each issued and shown once", 50)}, nil
+}
+
+// each calls f for 0 to n-1, by several callers at once, until one fails.
+func each(ctx context.Context, n int, f func(int) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var callers sync.WaitGroup
+	for c := range askers {
+		callers.Go(func() {
+			for i := c; i < n && ctx.Err() == nil; i += askers {
+				if err := f(i); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	callers.Wait()
+	return context.Cause(ctx)
+}
+
+// footprint is the memory of a sidecar in MiB: right after its work, and when it has been idle for a while.
+type footprint struct{ busy, idle, anonymous float64 }
+
+// memory reads the memory of a gateway's sidecar; its Envoy's is not in it.
+func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
+	busy, _, err := residentKiB(g.pid())
+	if err != nil {
+		return footprint{}, err
+	}
+	select {
+	case <-ctx.Done():
+		return footprint{}, ctx.Err()
+	case <-time.After(settling):
+	}
+	idle, anonymous, err := residentKiB(g.pid())
+	return footprint{float64(busy) / 1024, float64(idle) / 1024, float64(anonymous) / 1024}, err
+}
+
+// finding goes by the greater of the two.
+func (f footprint) finding(what string, most float64) finding {
+	return finding{
+		Goal: "G12", What: what, Unit: "MiB", Bound: atMost(most), Value: max(f.busy, f.idle),
+		Note: fmt.Sprintf("resident %.1f MiB at the end of the work, %.1f MiB %v later, of which %.1f MiB are no file's", f.busy, f.idle, settling, f.anonymous),
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// coldTokens is how many tokens that a gateway has never seen are shown to it.
+const coldTokens = 500
+
+// redisGoal measures G7: what checks cost Redis. Leases are off, so that every request is a check.
+func redisGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
+	s, err := l.subject(ctx, gateNoLeases)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.run(ctx, warm); err != nil {
+		return nil, err
+	}
+	before, err := l.redisCounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	got, err := s.run(ctx, l.during)
+	if err != nil {
+		return nil, err
+	}
+	after, err := l.redisCounts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	warmed := finding{
+		Goal: "G7", What: "Redis commands for a warm check", Unit: "commands", Bound: atMost(0.01),
+		Value: float64(after.commands-before.commands) / float64(got.Requests),
+		Note:  fmt.Sprintf("%d commands, the gateways' own upkeep among them, for %d checks", after.commands-before.commands, got.Requests),
+	}
+	cold, err := l.coldTokens(ctx)
+	return []finding{warmed, cold}, err
+}
+
+// coldTokens shows a gateway that has just begun one token after the other that another gateway has issued. What the
+// gateways do of themselves meanwhile is measured before, and taken off.
+func (l *lab) coldTokens(ctx context.Context) (finding, error) {
+	issuer := l.stack.gateways["gatepost-no-leases"]
+	g, err := l.gatepost(ctx, "gatepost-cold", dataPath(l.stack.upstream, "0s"), dbGatepost)
+	if err != nil {
+		return finding{}, err
+	}
+	defer l.end(g.process)
+	var tokens []string
+	for i := range coldTokens {
+		token, err := login(ctx, issuer.url(), "cold-"+strconv.Itoa(i))
+		if err != nil {
+			return finding{}, err
+		}
+		tokens = append(tokens, token)
+	}
+	time.Sleep(2 * time.Second) // what follows a login is over
+	start, err := l.redisCounts(ctx)
+	if err != nil {
+		return finding{}, err
+	}
+	begin := time.Now()
+	for _, token := range tokens {
+		status, text, err := get(ctx, g.url()+"/orders/5", "Authorization: "+token)
+		if err != nil {
+			return finding{}, err
+		}
+		if status != http.StatusOK {
+			return finding{}, fmt.Errorf("showing a cold token: %w: %d %s", errWrong, status, text)
+		}
+	}
+	took := time.Since(begin)
+	end, err := l.redisCounts(ctx)
+	if err != nil {
+		return finding{}, err
+	}
+	time.Sleep(took)
+	idle, err := l.redisCounts(ctx)
+	if err != nil {
+		return finding{}, err
+	}
+	reads := (end.reads - start.reads) - (idle.reads - end.reads)
+	commands := (end.commands - start.commands) - (idle.commands - end.commands)
+	return finding{
+		Goal: "G7", What: "round trips to Redis for a cold token", Unit: "round trips", Bound: atMost(1),
+		Value: float64(reads) / coldTokens,
+		Note:  fmt.Sprintf("%d commands in %d reads of Redis for %d tokens, one after the other; the gateways' upkeep of as long a time is taken off", commands, reads, coldTokens),
+	}, nil
+}
+
+// redisCounts are what Redis has counted: the commands of all clients but those by which it is asked, and how often
+// it has read from a connection (commands that are sent together are read together).
+type redisCounts struct{ commands, reads int }
+
+func (l *lab) redisCounts(ctx context.Context) (redisCounts, error) {
+	text, err := l.stack.redis.client(dbOther).Info(ctx, "commandstats", "stats").Result()
+	if err != nil {
+		return redisCounts{}, fmt.Errorf("asking Redis for its counts: %w", err)
+	}
+	return parseCounts(text), nil
+}
+
+func parseCounts(info string) redisCounts {
+	var c redisCounts
+	for line := range strings.Lines(info) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name == "total_reads_processed" {
+			c.reads, _ = strconv.Atoi(value)
+		}
+		command, isCommand := strings.CutPrefix(name, "cmdstat_")
+		if !isCommand || command == "info" {
+			continue
+		}
+		calls, _, _ := strings.Cut(strings.TrimPrefix(value, "calls="), ",")
+		n, _ := strconv.Atoi(calls)
+		c.commands += n
+	}
+	return c
+}

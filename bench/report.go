@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// result is all that a run has found.
+type result struct {
+	Date        time.Time `json:"date"`
+	Machine     []pair    `json:"machine"`
+	Rounds      int       `json:"rounds"`
+	Seconds     int       `json:"seconds"`
+	Forced      bool      `json:"forced"`       // -force: other load was no reason to stop
+	MostForeign float64   `json:"most_foreign"` // the greatest share of the machine that others used in a measurement
+	Findings    []finding `json:"findings"`
+	Series      []kept    `json:"series"`
+}
+
+// pair is one line about the machine.
+type pair struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// kept are the figures that findings were made of.
+type kept struct {
+	Title    string   `json:"title"`
+	Subjects []string `json:"subjects"`
+	Samples  series   `json:"samples"`
+}
+
+// keep notes the figures of a comparison for the result.
+func (l *lab) keep(title string, subjects []string, samples series) {
+	l.kept = append(l.kept, kept{title, subjects, samples})
+}
+
+// sort puts the goals in their order; the findings of one stay as they were made.
+func (r *result) sort() {
+	number := func(f finding) int {
+		n, _ := strconv.Atoi(strings.TrimPrefix(f.Goal, "G"))
+		return n
+	}
+	slices.SortStableFunc(r.Findings, func(a, b finding) int { return cmp.Compare(number(a), number(b)) })
+}
+
+// doubts are the reasons not to go by the result.
+func (r *result) doubts() []string {
+	var out []string
+	if r.Rounds < leastRounds {
+		out = append(out, fmt.Sprintf("%d rounds only: at least %d make a result", r.Rounds, leastRounds))
+	}
+	if r.Forced {
+		out = append(out, fmt.Sprintf("measured with -force: other load took up to %.0f%% of the machine", r.MostForeign*100))
+	}
+	return out
+}
+
+func (r *result) write(s settings, out io.Writer) error {
+	if s.jsonFile != "" {
+		text, err := json.MarshalIndent(r, "", " ")
+		if err != nil {
+			return fmt.Errorf("writing the result: %w", err)
+		}
+		if err := os.WriteFile(s.jsonFile, append(text, '\n'), 0o644); err != nil {
+			return fmt.Errorf("writing the result: %w", err)
+		}
+	}
+	if s.results != "" {
+		if err := r.writeResults(s.results); err != nil {
+			return err
+		}
+	}
+	_, err := out.Write(r.table())
+	return err
+}
+
+// showAgain shows a result that was written before.
+func showAgain(s settings, out io.Writer) error {
+	text, err := os.ReadFile(s.show)
+	if err != nil {
+		return fmt.Errorf("reading a result: %w", err)
+	}
+	var r result
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("reading the result %s: %w", s.show, err)
+	}
+	s.jsonFile = ""
+	return r.write(s, out)
+}
+
+// table is the result for a terminal.
+func (r *result) table() []byte {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "goal\twhat\tmeasured\tgoal\t\trounds")
+	for _, f := range r.Findings {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Goal, f.What, f.value(), f.Bound.text(f.Unit), f.verdict(), f.spread())
+	}
+	_ = w.Flush() // a buffer takes all
+	for _, f := range r.Findings {
+		if note := strings.TrimSpace(f.Missing + " " + f.Note); note != "" {
+			fmt.Fprintf(&b, "%s %s: %s\n", f.Goal, f.What, note)
+		}
+	}
+	for _, d := range r.doubts() {
+		fmt.Fprintf(&b, "NO RESULT TO GO BY: %s\n", d)
+	}
+	return b.Bytes()
+}
+
+// notesLine parts what a run writes into RESULTS.md from what people write below it.
+const notesLine = "<!-- Notes: written by hand; a run leaves what is below this line. -->"
+
+// writeResults writes the result as Markdown. What stands in the file below notesLine stays.
+func (r *result) writeResults(path string) error {
+	notes := "\n"
+	before, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("reading the notes of %s: %w", path, err)
+	}
+	if _, below, found := strings.Cut(string(before), notesLine); found {
+		notes = below
+	}
+	if err := os.WriteFile(path, append(r.markdown(), []byte(notesLine+notes)...), 0o644); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
+}
+
+func (r *result) markdown() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench` on %s: %d interleaved rounds, the order reversed each other round, %d s for each measurement\n(%d connections, all on one machine, load generator included). A ratio is the median of the rounds' paired ratios. Ratios hold better than absolute\nfigures, and CPU per request better than rates.\n\n",
+		r.Date.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds, connections)
+	for _, d := range r.doubts() {
+		fmt.Fprintf(&b, "**No result to go by:** %s.\n\n", d)
+	}
+	if !r.Forced {
+		fmt.Fprintf(&b, "Other load never took more than %.0f%% of the machine during a measurement.\n\n", r.MostForeign*100)
+	}
+	b.WriteString("| | |\n|---|---|\n")
+	for _, p := range r.Machine {
+		fmt.Fprintf(&b, "| %s | %s |\n", p.Name, p.Value)
+	}
+	b.WriteString("\n## The goals\n\n| | what | measured | goal | | least … most of the rounds |\n|---|---|---|---|---|---|\n")
+	for _, f := range r.Findings {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", f.Goal, f.What, f.value(), f.Bound.text(f.Unit), f.verdict(), f.spread())
+	}
+	b.WriteString("\n")
+	for _, f := range r.Findings {
+		if note := strings.TrimSpace(f.Missing + " " + f.Note); note != "" {
+			fmt.Fprintf(&b, "- %s, %s: %s\n", f.Goal, f.What, note)
+		}
+	}
+	for _, k := range r.Series {
+		k.markdown(&b)
+	}
+	b.WriteString("\n")
+	return b.Bytes()
+}
+
+// markdown writes the figures of one comparison, each the median of its rounds.
+func (k kept) markdown(b *bytes.Buffer) {
+	fmt.Fprintf(b, "\n## In figures: %s\n\n| | requests/s | p50 ms | p99 ms | CPU µs per request | of which |\n|---|---|---|---|---|---|\n", k.Title)
+	for _, name := range k.Subjects {
+		of := func(figure func(sample) float64) float64 {
+			var all []float64
+			for _, s := range k.Samples[name] {
+				all = append(all, figure(s))
+			}
+			return median(all)
+		}
+		by := map[string]float64{}
+		for _, s := range k.Samples[name] {
+			for process := range s.CPU {
+				by[process] = of(func(s sample) float64 { return s.CPU[process] })
+			}
+		}
+		fmt.Fprintf(b, "| %s | %.0f | %.2f | %.2f | %.1f | %s |\n", name, of(rate),
+			of(func(s sample) float64 { return s.P50 }), of(func(s sample) float64 { return s.P99 }), of(cpu), byProcess(by))
+	}
+}
+
+// describe tells on what machine and with which programs is measured.
+func describe(ctx context.Context, l *lab) []pair {
+	first := func(program string, args ...string) string {
+		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+		if err != nil {
+			return "not there"
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return line
+	}
+	return []pair{
+		{"CPU", fmt.Sprintf("%d × %s", runtime.NumCPU(), cpuModel())},
+		{"kernel", first("uname", "-sr")},
+		{"Gatepost", first("git", "-C", l.root, "describe", "--tags", "--always", "--dirty")},
+		{"Go", runtime.Version()},
+		{"Envoy", first(l.envoy, "--version")},
+		{"Redis", first("redis-server", "--version")},
+		{"nginx", first("nginx", "-v")},
+		{"Node.js", first("node", "--version")},
+		{"load", "wrk, " + strings.TrimSuffix(first("sh", "-c", "wrk --version; true"), " Copyright (C) 2012 Will Glozer")},
+	}
+}
+
+// cpuModel is what the kernel calls the processor.
+func cpuModel() string {
+	content, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown"
+	}
+	for line := range strings.Lines(string(content)) {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown"
+}

@@ -1,0 +1,374 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The two sizes.
+const (
+	fewServices  = 10
+	manyServices = 10_000
+)
+
+// addsPerRound is how often one service is added in a round.
+const addsPerRound = 2
+
+// servicesGoals measures G9, G10 and the half of G12 that is about services: a gateway with ten services and one with
+// ten thousand, all of them public, so that nothing but the routes is measured.
+func servicesGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
+	l.say("         starting a gateway with %d services and one with %d", fewServices, manyServices)
+	few, err := l.catalogue(ctx, fewServices)
+	if err != nil {
+		return nil, err
+	}
+	defer l.end(few.process)
+	many, err := l.catalogue(ctx, manyServices)
+	if err != nil {
+		return nil, err
+	}
+	defer l.end(many.process)
+	var findings []finding
+	if wanted("G12") {
+		memory, err := l.memory(ctx, many.gateway)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, memory.finding("sidecar's memory with 10,000 services", 60))
+	}
+	if wanted("G9") {
+		found, err := l.lastService(ctx, few, many)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, found)
+	}
+	if wanted("G10") {
+		found, err := l.oneMore(ctx, few, many)
+		if err != nil {
+			return nil, err
+		}
+		findings = append(findings, found...)
+	}
+	return findings, nil
+}
+
+// catalogue is a gateway with numbered services.
+type catalogue struct {
+	*gateway
+	services int
+	upstream string
+}
+
+func (l *lab) catalogue(ctx context.Context, services int) (*catalogue, error) {
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := &catalogue{services: services, upstream: up.url()}
+	c.gateway, err = l.gatepost(ctx, "gatepost-"+strconv.Itoa(services), c.definitions(), dbOther)
+	return c, err
+}
+
+func (c *catalogue) definitions() string {
+	var b strings.Builder
+	b.WriteString("services:\n")
+	for n := range c.services {
+		fmt.Fprintf(&b, "  - {name: svc%d, path: /svc%[1]d, authenticate: false, upstreams: [\"%s\"]}\n", n, c.upstream)
+	}
+	return b.String()
+}
+
+// last is a subject whose clients ask for the last service.
+func (l *lab) last(c *catalogue, name string) subject {
+	s := l.http(visit{address: c.address, path: "/svc" + strconv.Itoa(c.services-1) + "/5", open: true}, c.process, l.stack.upstream.process)
+	s.name = name
+	return s
+}
+
+// lastService measures G9.
+func (l *lab) lastService(ctx context.Context, few, many *catalogue) (finding, error) {
+	const ofFew, ofMany = "the last of 10 services", "the last of 10,000 services"
+	got, err := l.rounds(ctx, []subject{l.last(few, ofFew), l.last(many, ofMany)})
+	if err != nil {
+		return finding{}, err
+	}
+	l.keep("the last of many services", []string{ofFew, ofMany}, got)
+	return finding{Goal: "G9", What: "rate of the last of 10,000 services ÷ of the last of 10", Bound: atLeast(0.95), Rounds: got.ratios(ofMany, ofFew, rate)}.settle(), nil
+}
+
+// added is what one more service took.
+type added struct {
+	saved time.Duration // from its being saved until every worker of Envoy serves it
+	read  time.Duration // from when the gateway has read the definitions and publishes what is new
+	bytes int           // what Envoy was sent, where it was asked
+}
+
+// oneMore measures G10. A peer's service is saved when the request to add it is sent: it has it in its memory at once,
+// where Gatepost has to read a file.
+func (l *lab) oneMore(ctx context.Context, few, many *catalogue) ([]finding, error) {
+	peer, err := l.oneRoute(ctx, manyServices)
+	if err != nil {
+		return nil, err
+	}
+	defer peer.stop(l)
+	adders := []struct {
+		name string
+		add  func(context.Context) (added, error)
+	}{{"few", few.add}, {"many", many.add}, {"peer", peer.add}}
+	all := map[string][]added{}
+	for round := range l.count * addsPerRound {
+		for i := range adders {
+			if round%2 == 1 {
+				i = len(adders) - 1 - i
+			}
+			if err := l.awaitQuiet(ctx); err != nil {
+				return nil, err
+			}
+			got, err := adders[i].add(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("adding a service (%s): %w", adders[i].name, err)
+			}
+			all[adders[i].name] = append(all[adders[i].name], got)
+			l.say("add %d/%d  %-5s saved to served %8.1f ms, published to served %8.1f ms, %d bytes", round+1, l.count*addsPerRound, adders[i].name,
+				milliseconds(got.saved), milliseconds(got.read), got.bytes)
+		}
+	}
+	ratio := func(over, under string, figure func(added) time.Duration) []float64 {
+		var out []float64
+		for i := range all[over] {
+			out = append(out, float64(figure(all[over][i]))/float64(figure(all[under][i])))
+		}
+		return out
+	}
+	saved := func(a added) time.Duration { return a.saved }
+	read := func(a added) time.Duration { return a.read }
+	figures := func(name string, figure func(added) float64) []float64 {
+		var out []float64
+		for _, a := range all[name] {
+			out = append(out, figure(a))
+		}
+		return out
+	}
+	note := fmt.Sprintf("saved to served, medians: %.1f ms at 10, %.1f ms at 10,000, the peer %.1f ms; published to served: %.1f ms at 10, %.1f ms at 10,000",
+		median(figures("few", func(a added) float64 { return milliseconds(a.saved) })), median(figures("many", func(a added) float64 { return milliseconds(a.saved) })),
+		median(figures("peer", func(a added) float64 { return milliseconds(a.saved) })),
+		median(figures("few", func(a added) float64 { return milliseconds(a.read) })), median(figures("many", func(a added) float64 { return milliseconds(a.read) })))
+	return []finding{
+		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ SnapshotCache with one route table", Bound: atMost(0.10), Rounds: ratio("many", "peer", saved), Note: note}.settle(),
+		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(0.10), Rounds: ratio("many", "peer", read)}.settle(),
+		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ its own time at 10", Bound: atMost(1.5), Rounds: ratio("many", "few", saved)}.settle(),
+		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(1.5), Rounds: ratio("many", "few", read)}.settle(),
+		finding{Goal: "G10", What: "bytes to Envoy for one service added at 10,000", Unit: "B", Bound: atMost(1024), Rounds: figures("many", func(a added) float64 { return float64(a.bytes) })}.settle(),
+	}, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// add saves definitions with one service more, and waits until Envoy serves it.
+func (c *catalogue) add(ctx context.Context) (added, error) {
+	c.services++
+	next := c.definitions()
+	admin, err := envoyAdmin(c.pid())
+	if err != nil {
+		return added{}, err
+	}
+	before, err := received(ctx, admin)
+	if err != nil {
+		return added{}, err
+	}
+	logged, err := os.Stat(c.logFile)
+	if err != nil {
+		return added{}, err
+	}
+	if err := c.define(next); err != nil {
+		return added{}, err
+	}
+	begin := time.Now()
+	if err := awaitServed(ctx, c.address, c.services-1); err != nil {
+		return added{}, err
+	}
+	end := time.Now()
+	published, err := publishedAt(c.logFile, logged.Size())
+	if err != nil {
+		return added{}, err
+	}
+	time.Sleep(time.Second) // what else Envoy is sent for it
+	after, err := received(ctx, admin)
+	return added{saved: end.Sub(begin), read: end.Sub(published), bytes: after - before}, err
+}
+
+// awaitServed asks for a service until every one of several connections, which Envoy spreads over its workers, has
+// been answered by it.
+func awaitServed(ctx context.Context, address string, service int) error {
+	const probes = 8
+	clients := make([]*http.Client, probes)
+	for i := range clients {
+		transport := &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}
+		defer transport.CloseIdleConnections()
+		clients[i] = &http.Client{Timeout: 10 * time.Second, Transport: transport}
+	}
+	url := "http://" + address + "/svc" + strconv.Itoa(service) + "/5"
+	served := 0
+	for end := time.Now().Add(readyWithin); served < probes; {
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return err
+		}
+		answer, err := clients[served].Do(request)
+		if err != nil {
+			return err
+		}
+		answer.Body.Close()
+		switch {
+		case answer.StatusCode == http.StatusOK:
+			served++
+		case time.Now().After(end):
+			return fmt.Errorf("%w: %s is answered %d for %v", errWrong, url, answer.StatusCode, readyWithin)
+		default:
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// publishedAt is when a gateway began to publish the definitions that it read last, by its log from an offset on.
+func publishedAt(logFile string, offset int64) (time.Time, error) {
+	log, err := os.ReadFile(logFile)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for line := range bytes.Lines(log[offset:]) {
+		var entry struct {
+			Time time.Time `json:"time"`
+			Msg  string    `json:"msg"`
+		}
+		if json.Unmarshal(line, &entry) == nil && entry.Msg == "publishing a configuration" {
+			return entry.Time, nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("%s does not tell when a configuration was published", logFile)
+}
+
+// envoyAdmin is the path of the admin socket of the Envoy that a gateway keeps: it lies in the private folder in which
+// Envoy's bootstrap is.
+func envoyAdmin(gateway int) (string, error) {
+	all, err := readProcesses()
+	if err != nil {
+		return "", err
+	}
+	for _, one := range below(all, gateway) {
+		if one.name != "envoy" {
+			continue
+		}
+		command, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", one.pid))
+		if err != nil {
+			return "", fmt.Errorf("reading Envoy's command line: %w", err)
+		}
+		for _, word := range strings.Split(string(command), "\x00") {
+			socket := filepath.Join(filepath.Dir(word), "admin.sock")
+			if _, err := os.Stat(socket); err == nil && filepath.IsAbs(word) {
+				return socket, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("process %d keeps no Envoy whose admin socket could be found", gateway)
+}
+
+// received is how many bytes Envoy has been sent by its control plane.
+func received(ctx context.Context, socket string) (int, error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?filter=upstream_cx_rx_bytes_total", nil)
+	if err != nil {
+		return 0, err
+	}
+	answer, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(request)
+	if err != nil {
+		return 0, fmt.Errorf("asking Envoy for its counts: %w", err)
+	}
+	defer answer.Body.Close()
+	var text bytes.Buffer
+	if _, err := text.ReadFrom(answer.Body); err != nil {
+		return 0, fmt.Errorf("asking Envoy for its counts: %w", err)
+	}
+	for line := range strings.Lines(text.String()) {
+		if value, ok := strings.CutPrefix(line, "cluster.gatepost-grpc.upstream_cx_rx_bytes_total: "); ok {
+			return strconv.Atoi(strings.TrimSpace(value))
+		}
+	}
+	return 0, fmt.Errorf("asking Envoy for its counts: none of gatepost-grpc in %.200q", text.String())
+}
+
+// oneRoute is the peer: SnapshotCache with one route table, and an Envoy under it.
+type oneRoute struct {
+	plane, envoy   *process
+	control, proxy string
+	services       int
+}
+
+func (l *lab) oneRoute(ctx context.Context, services int) (*oneRoute, error) {
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ports [3]int
+	for i := range ports {
+		if ports[i], err = freePort(); err != nil {
+			return nil, err
+		}
+	}
+	o := &oneRoute{control: local(ports[1]), proxy: local(ports[2]), services: services}
+	o.plane, err = l.start("one-route", l.program("oneroute"), "-grpc", local(ports[0]), "-http", o.control,
+		"-services", strconv.Itoa(services), "-port", strconv.Itoa(ports[2]), "-upstream", strconv.Itoa(up.port))
+	if err != nil {
+		return nil, err
+	}
+	if err := o.plane.awaitListening(ctx, o.control); err != nil {
+		return nil, err
+	}
+	file, err := l.fill("peers/envoy/ads.yaml", filepath.Join(l.dir, "one-route.yaml"), map[string]any{
+		"Admin": filepath.Join(l.dir, "one-route.sock"), "APIType": "DELTA_GRPC", "Control": ports[0],
+	})
+	if err != nil {
+		return nil, err
+	}
+	if o.envoy, err = l.startEnvoy("envoy-one-route", file); err != nil {
+		return nil, err
+	}
+	if err := o.envoy.awaitListening(ctx, o.proxy); err != nil {
+		return nil, err
+	}
+	return o, awaitServed(ctx, o.proxy, services-1)
+}
+
+func (o *oneRoute) stop(l *lab) {
+	l.end(o.envoy)
+	l.end(o.plane)
+}
+
+func (o *oneRoute) add(ctx context.Context) (added, error) {
+	n := o.services
+	o.services++
+	begin := time.Now()
+	status, _, text, err := ask(ctx, http.MethodPost, "http://"+o.control+"/add?n="+strconv.Itoa(n), "")
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("%w: the peer answers %d: %s", errWrong, status, text)
+	}
+	if err != nil {
+		return added{}, err
+	}
+	err = awaitServed(ctx, o.proxy, n)
+	took := time.Since(begin)
+	return added{saved: took, read: took}, err
+}
