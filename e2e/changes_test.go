@@ -349,11 +349,11 @@ var brokenFiles = map[string]struct {
 	text     string
 	mistakes int
 }{
-	"a field that is none":  {brokenThrice, 3},
-	"no YAML":               {"services: [\n", 1},
-	"two of the same path":  {"services:\n  - {name: a, path: /a, upstreams: [\"http://127.0.0.1:1\"]}\n  - {name: b, path: /A, upstreams: [\"http://127.0.0.1:1\"]}\n", 1},
-	"an upstream that is a": {"services:\n  - {name: a, path: /a, upstreams: [\"file:///etc/passwd\"]}\n", 1},
-	"an empty file":         {"", 1},
+	"a field that is none":       {brokenThrice, 3},
+	"no YAML":                    {"services: [\n", 1},
+	"two of the same path":       {"services:\n  - {name: a, path: /a, upstreams: [\"http://127.0.0.1:1\"]}\n  - {name: b, path: /A, upstreams: [\"http://127.0.0.1:1\"]}\n", 1},
+	"an upstream that is a file": {"services:\n  - {name: a, path: /a, upstreams: [\"file:///etc/passwd\"]}\n", 1},
+	"an empty file":              {"", 1},
 }
 
 func TestABrokenFileChangesNothingAndIsLoud(t *testing.T) {

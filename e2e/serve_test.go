@@ -139,7 +139,7 @@ func (g *gateway) Await(what string, status int, method, path, body string, head
 	return last
 }
 
-// Refuses503 fails the test where an answer is not the 503 of a gateway that cannot tell: one that a page may
+// refuses503 fails the test where an answer is not the 503 of a gateway that cannot tell: one that a page may
 // read, and that says when to try again.
 func refuses503(t *testing.T, what string, got answer) {
 	t.Helper()

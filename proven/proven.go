@@ -30,7 +30,7 @@ type Config struct {
 	Control Control
 	// Listen returns the address on which Envoys take requests, by the definitions that are published. Required.
 	Listen func() string
-	// Ask returns the version that answers at an address. Nil: Ask.
+	// Ask returns the version that answers at an address. Nil: the function Ask.
 	Ask func(ctx context.Context, address string) (string, error)
 	// Log is told once of an Envoy that cannot be asked. Required.
 	Log *slog.Logger
