@@ -24,15 +24,18 @@ type fortress struct {
 	vault *envoytest.Recorder
 	// token is alice's.
 	token string
+	// remembered has every attempt come just after a request of alice's that was let pass.
+	remembered bool
 }
 
-// startFortress starts it, with more services, one a line, whose upstream may be PUBLIC.
-func startFortress(t *testing.T, more ...string) *fortress {
+// startFortress starts it with a lease (tokens.lease), and with more services, one a line, whose upstream may be PUBLIC.
+func startFortress(t *testing.T, lease string, more ...string) *fortress {
 	t.Helper()
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
 	f.gateway = start(t, fmt.Sprintf(`
 tokens:
   authenticator: {url: "%s/users/authenticate"}
+  lease: %[5]s
 services:
   - {name: orders, path: /orders, upstreams: ["%[2]s"]}
   - {name: status, path: /orders/status, authenticate: false, upstreams: ["%[3]s/base"]}
@@ -40,7 +43,7 @@ services:
   - {name: private, path: /items/private, upstreams: ["%[2]s"]}
   - {name: order, path: /order, authenticate: false, upstreams: ["%[3]s/base"]}
   - {name: vault, path: /vault, scopes: [vault], upstreams: ["%[4]s"]}
-`, f.users.URL(), f.secured.URL(), f.public.URL(), f.vault.URL())+strings.ReplaceAll(strings.Join(more, "\n"), "PUBLIC", f.public.URL())+"\n", setup{})
+`, f.users.URL(), f.secured.URL(), f.public.URL(), f.vault.URL(), lease)+strings.ReplaceAll(strings.Join(more, "\n"), "PUBLIC", f.public.URL())+"\n", setup{})
 	return f
 }
 
@@ -87,6 +90,11 @@ func (f *fortress) h2(method, path, body string, fields [][2]string, statuses ..
 // fails the test where one is answered otherwise, or where anything reaches an upstream.
 func (f *fortress) refuses(t *testing.T, attempts ...attempt) {
 	t.Helper()
+	if f.remembered {
+		for _, path := range []string{"/orders/1", "/items/private"} {
+			want(t, "a request to remember", f.Raw(t, rawGet(path, "authorization: "+f.token)), http.StatusOK, "")
+		}
+	}
 	f.forget()
 	var clients errgroup.Group
 	clients.SetLimit(32)
@@ -119,7 +127,7 @@ func (f *fortress) refused(t *testing.T, what string, got answer, statuses ...in
 // TestAttacks holds the gateway to what has befallen others: each subtest names the advisories that it comes
 // from. What counts is what reaches the upstreams; the status is looked at besides.
 func TestAttacks(t *testing.T) {
-	f := startFortress(t)
+	f := startFortress(t, "0s")
 	endless := f.endlessHead(t) // takes its time while the others run
 	f.token = f.Login("alice")
 	f.forget()
@@ -155,6 +163,31 @@ func TestAttacks(t *testing.T) {
 			f.forget()
 			group.run(t)
 		})
+	}
+}
+
+// TestAttacksOnRememberedDecisions: with a lease Envoy lets a request pass that is like one that Gatepost has let pass
+// a moment ago. What only resembles it is not, and nobody is taken for another.
+func TestAttacksOnRememberedDecisions(t *testing.T) {
+	f := startFortress(t, "1s")
+	f.token, f.remembered = f.Login("alice"), true
+	for _, group := range []struct {
+		name string
+		run  func(*testing.T)
+	}{
+		{"credentials", f.credentials},
+		{"credentials on HTTP/2", f.credentialsH2},
+		{"claims that a decision might believe", f.claims},
+		{"a session that is over", f.endedSessions},
+		{"identities are not mixed up", f.identitiesApart},
+	} {
+		t.Run(group.name, func(t *testing.T) {
+			f.forget()
+			group.run(t)
+		})
+	}
+	if hits := f.Metric(`gatepost_decisions_total{decision="allow",reason="lease"`); hits == 0 {
+		t.Error("Envoy remembered nothing, so that nothing was tried")
 	}
 }
 
