@@ -84,6 +84,10 @@ type Forward struct {
 	// Set are headers that the gateway sets, Removed those of the client's that it takes away.
 	Set     []Field  `json:"set,omitempty"`
 	Removed []string `json:"removed,omitempty"`
+	// Upgrade is the protocol that the upstream may change to: websocket. EndsWithToken says that it is all over when
+	// the token ends.
+	Upgrade       string `json:"upgrade,omitempty"`
+	EndsWithToken bool   `json:"ends_with_token,omitempty"`
 
 	cluster string
 }
@@ -120,7 +124,7 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 		} else {
 			forward.TokenHandler = true
 		}
-		forward.Set = x.set
+		forward.Set, forward.Upgrade, forward.EndsWithToken = x.set, x.upgrade, x.endsWithToken
 		for _, h := range x.client {
 			if !x.header.has(h.Name) && !slices.Contains(forward.Removed, h.Name) {
 				forward.Removed = append(forward.Removed, h.Name)

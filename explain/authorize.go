@@ -36,6 +36,9 @@ func (f extAuthz) outgrown(x *exchange) bool {
 	return f.maxHeaders > 0 && all.lines() > f.maxHeaders || f.maxBytes > 0 && size > f.maxBytes
 }
 
+// streamDuration is the header by which a decision tells the router how long a stream may live.
+const streamDuration = "x-envoy-upstream-stream-duration-ms"
+
 // settingsHolder is what may say something about a filter: a virtual host, a route.
 type settingsHolder interface {
 	GetTypedPerFilterConfig() map[string]*anypb.Any
@@ -86,7 +89,12 @@ func (f extAuthz) request(x *exchange) {
 	f.obey(x, said, err)
 }
 
-func (extAuthz) response(*exchange) {}
+// response adds to the answer what Gatepost has said to.
+func (extAuthz) response(x *exchange) {
+	for _, h := range x.adds {
+		put(&x.reply.header, h, h.GetHeader().GetValue())
+	}
+}
 
 // told are the request headers that Gatepost is told.
 func (f extAuthz) told(header fields) map[string]string {
@@ -127,16 +135,22 @@ func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
 		}
 		return
 	}
+	x.adds = said.GetOkResponse().GetResponseHeadersToAdd()
 	for _, h := range said.GetOkResponse().GetHeaders() {
+		name := strings.ToLower(h.GetHeader().GetKey())
 		put(&x.header, h, h.GetHeader().GetValue())
-		x.set = append(x.set, Field{strings.ToLower(h.GetHeader().GetKey()), h.GetHeader().GetValue()})
+		if name == streamDuration {
+			x.endsWithToken = true // the router obeys it and takes it out
+			continue
+		}
+		x.set = append(x.set, Field{name, h.GetHeader().GetValue()})
 	}
 	for _, name := range said.GetOkResponse().GetHeadersToRemove() {
 		x.header.remove(strings.ToLower(name))
 	}
 	if f.outgrown(x) {
 		x.answer(500, "").flag = flagUnauthorized
-		x.set, x.reason = nil, "too_many_headers"
+		x.set, x.adds, x.reason = nil, nil, "too_many_headers"
 	}
 }
 

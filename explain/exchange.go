@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -35,9 +36,14 @@ type exchange struct {
 	// did not pass; token is the token's fingerprint.
 	asked         bool
 	reason, token string
-	// checked says that Gatepost was asked, set what headers it gave the request.
-	checked bool
-	set     []Field
+	// checked says that Gatepost was asked, set what headers it gave the request, adds those of the answer, and
+	// endsWithToken that the exchange lives no longer than the token.
+	checked       bool
+	set           []Field
+	adds          []*corev3.HeaderValueOption
+	endsWithToken bool
+	// upgrade is the protocol that the request asks to change to; empty: none.
+	upgrade string
 
 	// preflight says that the CORS filter answered, origin that it lets that origin read the answer.
 	preflight bool

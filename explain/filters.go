@@ -11,6 +11,7 @@ import (
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
@@ -41,6 +42,11 @@ func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
 				maxHeaders: int(manager.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue()),
 				maxBytes:   int(manager.GetMaxRequestHeadersKb().GetValue()) << 10,
 			})
+		case *luav3.Lua:
+			if one.GetName() != "lease" || !one.GetDisabled() {
+				return nil, fmt.Errorf("%w: the script %s", ErrNotModelled, one.GetName())
+			}
+			// It remembers decisions: the one that it uses is the one that would be made.
 		case *routerv3.Router:
 			all = append(all, router{})
 		default:
@@ -204,6 +210,10 @@ func (router) request(x *exchange) {
 		}
 		if hasQuery {
 			path += "?" + query
+		}
+		x.header.remove(streamDuration)
+		for _, option := range x.route.GetRequestHeadersToAdd() {
+			put(&x.header, option, x.format(option.GetHeader().GetValue()))
 		}
 		x.forward = &Forward{cluster: action.Route.GetCluster(), Method: x.method, Path: path}
 		x.reply = &reply{}

@@ -45,8 +45,12 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	} else if d.chance(2) {
 		fmt.Fprintf(&b, "cors: {allow_headers: [%s], expose_headers: [%s]}\n", quoted(append(d.some(2, "X-A", "Accept"), "Authorization")), quoted(d.some(2, "ETag", "x-total")))
 	}
-	fmt.Fprintf(&b, "tokens: {path: %q, authenticator: {url: \"http://users.example/users/authenticate\", user_header: %s}}\n",
-		d.one("/token", "/Token", "/auth/login", "/t"), d.one("userid", "x-uid"))
+	cookie := "" // it goes with the origins: by those it is seen which listener is served
+	if strings.HasPrefix(b.String()[strings.Index(b.String(), "\n")+1:], "origins") {
+		cookie = "cookie: session, "
+	}
+	fmt.Fprintf(&b, "tokens: {path: %q, %ssubprotocol: gatepost.bearer, authenticator: {url: \"http://users.example/users/authenticate\", user_header: %s}}\n",
+		d.one("/token", "/Token", "/auth/login", "/t"), cookie, d.one("userid", "x-uid"))
 	if d.chance(3) {
 		fmt.Fprintf(&b, "identity: {user_header: %s}\n", d.one("X-Caller", "x-who"))
 	}
@@ -70,7 +74,11 @@ func (d dice) service(b *strings.Builder, name, path string, upstreams []string)
 	if public || d.chance(2) {
 		fmt.Fprintf(b, "    authenticate: %t\n", !public)
 	}
-	if methods := d.some(4, someMethods...); len(methods) > 0 {
+	methods := d.some(4, someMethods...)
+	if d.chance(2) {
+		methods = nil
+	}
+	if len(methods) > 0 {
 		fmt.Fprintf(b, "    allowed_methods: [%s]\n", strings.Join(methods, ", "))
 	}
 	if scopes := d.some(2, someScopes...); !public && len(scopes) > 0 && d.chance(2) {
@@ -81,6 +89,9 @@ func (d dice) service(b *strings.Builder, name, path string, upstreams []string)
 	}
 	if d.chance(4) {
 		b.WriteString("    forward_token: true\n")
+	}
+	if d.chance(3) && (len(methods) == 0 || slices.Contains(methods, "GET")) {
+		b.WriteString("    websocket: true\n")
 	}
 }
 
@@ -94,7 +105,7 @@ func quoted(all []string) string {
 
 // request makes a request, mostly for one of the paths.
 func (d dice) request(paths, credentials []string, userHeader string) Request {
-	r := Request{Method: d.one("GET", "GET", "POST", "DELETE", "OPTIONS", d.one(someMethods...)), Target: d.target(paths)}
+	r := Request{Method: d.one("GET", "GET", "GET", "POST", "DELETE", "OPTIONS", d.one(someMethods...)), Target: d.target(paths)}
 	if d.chance(40) {
 		r.Method = d.one("get", "TRACE", "BREW", "G@T", "UNLOCK")
 	}
@@ -125,6 +136,22 @@ func (d dice) request(paths, credentials []string, userHeader string) Request {
 		add("authorization", d.one(credentials...))
 	}
 	if d.chance(6) {
+		token := strings.TrimPrefix(d.one(credentials...), "Bearer ")
+		add("Cookie", d.one("a=1; session="+token, "session="+token+"; b=2", "session=", "a=1", "a=1,session="+token, "session=x; session="+token))
+	}
+	if d.chance(6) {
+		token := strings.TrimPrefix(d.one(credentials...), "Bearer ")
+		add("Sec-WebSocket-Protocol", d.one("gatepost.bearer."+token, "chat, gatepost.bearer."+token, "gatepost.bearer, gatepost.bearer."+token, "chat", "gatepost.bearer"))
+	}
+	if d.chance(12) {
+		add("Upgrade", d.one("websocket", "WebSocket"))
+		if !d.chance(4) {
+			add("Connection", d.one("Upgrade", "upgrade", "close"))
+		}
+		add("Sec-WebSocket-Version", "13")
+		add("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==")
+	}
+	if d.chance(6) {
 		add(d.one(userHeader, strings.ToUpper(userHeader)), "mallory")
 	}
 	d.oddHeader(add)
@@ -133,7 +160,7 @@ func (d dice) request(paths, credentials []string, userHeader string) Request {
 }
 
 func (d dice) oddHeader(add func(name, value string)) {
-	switch d.IntN(60) {
+	switch d.IntN(90) {
 	case 0:
 		add("x_under", "1")
 	case 1:
@@ -152,7 +179,6 @@ func (d dice) oddHeader(add func(name, value string)) {
 		add("X-Envoy-Original-Path", "/orders")
 		add("x-envoy-attempt-count", "9")
 	case 6:
-		add("Cookie", "a=1")
 		add("Content-Length", "0")
 		add("Content-Type", "text/plain")
 	}
@@ -175,7 +201,7 @@ func (d dice) target(paths []string) string {
 	for range d.IntN(3) {
 		path += d.one("/", "/5", "/Deep", "/a", "/b", "foo", "/5/6", "/sessions", "/revoke", "/sessions/ab-C", "/token")
 	}
-	for range []int{0, 0, 0, 1, 1, 2, 3}[d.IntN(7)] {
+	for range []int{0, 0, 0, 0, 1, 1, 2, 3}[d.IntN(8)] {
 		path = d.twist(path)
 	}
 	switch d.IntN(8) {

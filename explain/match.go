@@ -3,6 +3,7 @@ package explain
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -10,8 +11,22 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// match finds the route that takes the request: the first one that matches.
+// match finds the route that takes the request, and refuses a change of protocol that the route does not take.
 func (e *Explainer) match(x *exchange) {
+	if e.find(x); x.upgrade == "" || x.err != nil {
+		return
+	}
+	taken := slices.ContainsFunc(x.route.GetRoute().GetUpgradeConfigs(), func(c *routev3.RouteAction_UpgradeConfig) bool {
+		return strings.EqualFold(c.GetUpgradeType(), x.upgrade) && (c.GetEnabled() == nil || c.GetEnabled().GetValue())
+	})
+	if !taken {
+		x.answer(403, "")
+		x.reason = "upgrade_refused"
+	}
+}
+
+// find finds the first route that matches.
+func (e *Explainer) find(x *exchange) {
 	for _, vhost := range e.table.GetVirtualHosts() {
 		if len(vhost.GetDomains()) != 1 || vhost.GetDomains()[0] != "*" {
 			x.err = fmt.Errorf("%w: virtual hosts", ErrNotModelled)

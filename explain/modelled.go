@@ -29,7 +29,7 @@ var modelled = map[string]string{
 		"strip_trailing_host_dot request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
 		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
 	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":              "*",
-	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config",
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config disabled",
 	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig": "mappers",
 	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":   "filter headers_to_add body_format_override",
 	"envoy.config.core.v3.HttpProtocolOptions":                                     "idle_timeout max_connection_duration max_headers_count headers_with_underscores_action",
@@ -49,11 +49,11 @@ var modelled = map[string]string{
 
 	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts ignore_port_in_host_matching",
 	"envoy.config.route.v3.VirtualHost":        "name domains routes typed_per_filter_config",
-	"envoy.config.route.v3.Route": "name match route direct_response response_headers_to_add response_headers_to_remove " +
+	"envoy.config.route.v3.Route": "name match route direct_response request_headers_to_add response_headers_to_add response_headers_to_remove " +
 		"typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",
 	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",
-	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout",
+	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs",
 	"envoy.config.route.v3.DirectResponseAction": "status body",
 	"envoy.type.matcher.v3.StringMatcher":        "exact prefix safe_regex",
 	"envoy.type.matcher.v3.RegexMatcher":         "regex",
@@ -71,11 +71,18 @@ var modelled = map[string]string{
 	"envoy.config.common.mutation_rules.v3.HeaderMutation":                          "append remove remove_on_match",
 	"envoy.config.common.mutation_rules.v3.HeaderMutationRules":                     "*",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz": "grpc_service transport_api_version status_on_error validate_mutations " +
-		"allowed_headers decoder_header_mutation_rules max_denied_response_body_bytes",
+		"allowed_headers decoder_header_mutation_rules max_denied_response_body_bytes filter_enabled_metadata metadata_context_namespaces",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": "disabled check_settings",
 	"envoy.extensions.filters.http.ext_authz.v3.CheckSettings":    "context_extensions",
 	"envoy.type.v3.HttpStatus":                                    "*",
 	"envoy.extensions.filters.http.router.v3.Router":              "*",
+
+	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
+	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "*",
+	// Of leases: a decision that Envoy remembers is the one that would be made.
+	"envoy.extensions.filters.http.lua.v3.Lua":         "*",
+	"envoy.extensions.filters.http.lua.v3.LuaPerRoute": "*",
+	"envoy.type.matcher.v3.MetadataMatcher":            "*",
 }
 
 // notModelled lists the settings in the resources that are not followed here, sorted.

@@ -62,6 +62,12 @@ func (f *Forward) print(b *bytes.Buffer) {
 	if len(f.Removed) > 0 {
 		line(b, "", "without the client's "+strings.Join(f.Removed, ", "))
 	}
+	if f.Upgrade != "" {
+		line(b, "", "which may become a "+f.Upgrade)
+	}
+	if f.EndsWithToken {
+		line(b, "", "until the token ends, at the latest")
+	}
 }
 
 func line(b *bytes.Buffer, part, says string) { fmt.Fprintf(b, "  %-10s %s\n", part, says) }

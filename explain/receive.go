@@ -41,8 +41,9 @@ func (r *Request) check() error {
 			return fmt.Errorf("reading the request: the header %q has a line end", f.Name)
 		}
 		switch name := strings.ToLower(f.Name); {
-		case slices.Contains([]string{"transfer-encoding", "upgrade", "expect", "te", "http2-settings"}, name),
-			name == "connection" && !strings.EqualFold(f.Value, "close") && !strings.EqualFold(f.Value, "keep-alive"):
+		case slices.Contains([]string{"transfer-encoding", "expect", "te", "http2-settings"}, name),
+			name == "upgrade" && !strings.EqualFold(f.Value, "websocket"),
+			name == "connection" && !slices.Contains([]string{"close", "keep-alive", "upgrade"}, strings.ToLower(f.Value)):
 			return fmt.Errorf("%w: what the header %s asks of the connection", ErrNotModelled, f.Name)
 		case name == "content-type" && strings.HasPrefix(strings.ToLower(f.Value), "application/grpc"):
 			return fmt.Errorf("%w: the form in which gRPC calls are refused", ErrNotModelled)
@@ -99,6 +100,9 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		x.header.set("host", host)
 	}
 	x.known, x.client = true, x.header
+	if strings.EqualFold(x.header.value("connection"), "upgrade") {
+		x.upgrade = x.header.value("upgrade")
+	}
 	for _, name := range ownHeaders {
 		x.header.remove(name)
 	}

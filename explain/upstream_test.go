@@ -20,7 +20,7 @@ type upstream struct {
 }
 
 // shownHeaders are the request headers that an upstream tells of.
-var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count"}
+var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count", "cookie", "sec-websocket-protocol"}
 
 func startUpstream(t *testing.T, name string) *upstream {
 	t.Helper()
@@ -67,19 +67,29 @@ func (u *upstream) serve(conn net.Conn) {
 		u.seen.Add(1)
 		answer := strings.TrimSuffix(first, " HTTP/1.1")
 		method, _, _ := strings.Cut(answer, " ")
-		text := fmt.Sprintf("HTTP/1.1 200 OK\r\nseen-by: %s\r\nseen: %s\r\n", u.name, answer)
+		upgrade := header.has("upgrade")
+		text := "HTTP/1.1 200 OK\r\n"
+		if upgrade {
+			text = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+		}
+		text += fmt.Sprintf("seen-by: %s\r\nseen: %s\r\n", u.name, answer)
 		for _, name := range shownHeaders {
 			if value, ok := header.get(name); ok {
 				text += fmt.Sprintf("seen-%s: %s\r\n", name, value)
 			}
 		}
 		body := "from " + u.name
-		text += fmt.Sprintf("access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n"+
-			"content-type: text/x-upstream\r\nvary: accept-encoding\r\ncontent-length: %d\r\n\r\n", len(body))
-		if method != "HEAD" {
-			text += body
+		text += "access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n" +
+			"content-type: text/x-upstream\r\nvary: accept-encoding\r\n"
+		switch {
+		case upgrade:
+			text += "\r\n"
+		case method == "HEAD":
+			text += fmt.Sprintf("content-length: %d\r\n\r\n", len(body))
+		default:
+			text += fmt.Sprintf("content-length: %d\r\n\r\n%s", len(body), body)
 		}
-		if _, err := conn.Write([]byte(text)); err != nil {
+		if _, err := conn.Write([]byte(text)); err != nil || upgrade {
 			return
 		}
 	}

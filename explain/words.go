@@ -133,6 +133,11 @@ func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, c
 	switch x.reason {
 	case "origin_refused":
 		return "only listed origins may call, whatever the path", e.listOrigin(x)
+	case "upgrade_refused":
+		if service == nil {
+			return "nothing here takes WebSockets", "ask for the path of a service that does"
+		}
+		return fmt.Sprintf("the service %q takes no WebSockets", service.GetName()), fmt.Sprintf("set websocket: true at %s", e.at(service))
 	case "token_missing":
 		return fmt.Sprintf("the service %q needs a token", service.GetName()),
 			fmt.Sprintf("send Authorization: Bearer TOKEN with a token of POST %s, or set authenticate: false at %s", path, e.at(service))
