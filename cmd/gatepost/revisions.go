@@ -160,7 +160,7 @@ func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*g
 func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Store, r revisions.Revision) error {
 	bounded, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	standings, err := store.Await(bounded, r.Number)
+	standings, err := store.Await(bounded, r)
 	switch {
 	case err != nil:
 		return fmt.Errorf("waiting until revision %d is proven: %w", r.Number, err)

@@ -47,8 +47,8 @@ type shared struct {
 	news       chan struct{} // :: one while there is something to report
 
 	mu      sync.Mutex
-	newest  int64  // the newest revision that was seen
-	refused string // why that cannot be served; empty: it can, as far as is known
+	newest  revisions.Mark // the newest that was seen
+	refused string         // why that cannot be served; empty: it can, as far as is known
 }
 
 func openShared(side *sidecar) (*shared, error) {
@@ -71,12 +71,12 @@ func openShared(side *sidecar) (*shared, error) {
 func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
 	newest, wrong := s.store.Newest(ctx)
 	if wrong == nil {
-		s.note(newest.Number, nil)
+		s.note(newest.Mark(), nil)
 		if first, wrong = s.store.Load(ctx, newest); wrong == nil {
 			s.first = &newest
 			return first, nil
 		}
-		s.note(newest.Number, wrong)
+		s.note(newest.Mark(), wrong)
 	}
 	kept, err := lastGood.Load()
 	if err == nil {
@@ -119,7 +119,7 @@ func (s *shared) changed(_ context.Context, r revisions.Revision, d *definitions
 	if err != nil {
 		s.side.applier.Failed(err)
 	}
-	s.note(r.Number, err)
+	s.note(r.Mark(), err)
 	s.side.applier.settle() // where it says what was served before, nothing else does
 }
 
@@ -133,17 +133,17 @@ func storedAt(r revisions.Revision) time.Time {
 }
 
 // failed is told by the follower why the newest revision cannot be had.
-func (s *shared) failed(number int64, err error) {
+func (s *shared) failed(r revisions.Revision, err error) {
 	s.side.applier.Failed(err)
-	if number != 0 { // else Redis is away, and what was seen last may yet be proven
-		s.note(number, err)
+	if r.Number != 0 { // else Redis is away, and what was seen last may yet be proven
+		s.note(r.Mark(), err)
 	}
 }
 
 // note keeps what was seen last, for the reports.
-func (s *shared) note(number int64, refused error) {
+func (s *shared) note(newest revisions.Mark, refused error) {
 	s.mu.Lock()
-	s.newest, s.refused = number, ""
+	s.newest, s.refused = newest, ""
 	if refused != nil {
 		s.refused = refused.Error()
 	}
@@ -178,7 +178,8 @@ func (s *shared) report() revisions.Report {
 	defer s.mu.Unlock()
 	r := revisions.Report{ID: s.id, Name: s.name, Newest: s.newest, Refused: s.refused, Envoys: len(status.Envoys)}
 	if serving != nil {
-		r.Serving, _ = revisions.Number(serving.definitions.Name)
+		r.Serving.Number, _ = revisions.Number(serving.definitions.Name)
+		r.Serving.Sum = serving.definitions.Hash()
 		r.Proven = status.Version == serving.version && status.Applied()
 	}
 	if r.Refused == "" && rejected != nil {

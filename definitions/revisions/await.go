@@ -25,49 +25,61 @@ const look = 100 * time.Millisecond
 // Await waits until every gateway has proven the revision or will not, and returns how each stands then, or when ctx
 // ends. A gateway that takes leave meanwhile is not waited for; one that falls silent is. No gateway at all is an empty
 // list. An error says that Redis could not be asked to the end.
-func (s *Store) Await(ctx context.Context, number int64) ([]Standing, error) {
-	var standings []Standing
+func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, err error) {
+	began := time.Now()
 	for {
-		gateways, err := s.Gateways(ctx)
+		var gateways []Gateway
+		var newest Revision
+		gateways, err = s.Gateways(ctx)
 		if err == nil {
-			standings = standingsOf(gateways, number)
-			if !slices.ContainsFunc(standings, func(s Standing) bool { return !s.Final }) {
+			newest, err = s.Newest(ctx)
+		}
+		if err == nil {
+			standings = standingsOf(gateways, r, newest)
+			if everyoneKnown(gateways, began) && !slices.ContainsFunc(standings, func(s Standing) bool { return !s.Final }) {
 				return standings, nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			if standings == nil && err != nil {
-				return nil, err
+			if standings != nil { // the last look may have been cut off
+				return standings, nil
 			}
-			return standings, nil
+			return nil, err
 		case <-time.After(look):
 		}
 	}
 }
 
-func standingsOf(gateways []Gateway, number int64) []Standing {
+// everyoneKnown says whether who is there has had the time to report: Redis may just have come back with nothing.
+func everyoneKnown(gateways []Gateway, began time.Time) bool {
+	const enough = 2 * Beat
+	return time.Since(began) >= enough || slices.ContainsFunc(gateways, func(g Gateway) bool { return g.Known >= enough })
+}
+
+func standingsOf(gateways []Gateway, r, newest Revision) []Standing {
 	standings := make([]Standing, len(gateways))
 	for i, g := range gateways {
-		standings[i] = standingOf(g, number)
+		standings[i] = standingOf(g, r)
+		if s := &standings[i]; newest.Mark() != r.Mark() && !s.Proven {
+			s.Final, s.Why = true, fmt.Sprintf("revision %d was applied meanwhile, by %s", newest.Number, newest.Who)
+		}
 	}
 	return standings
 }
 
 // standingOf decides how a gateway stands to a revision, by its last report.
-func standingOf(g Gateway, number int64) Standing {
+func standingOf(g Gateway, r Revision) Standing {
 	s := Standing{Gateway: g}
-	switch {
+	switch mark := r.Mark(); {
 	case g.Heard >= Silent:
-		s.Why = fmt.Sprintf("not heard of for %v; last seen with revision %d", g.Heard.Round(time.Second), g.Serving)
-	case g.Serving == number && g.Proven:
+		s.Why = fmt.Sprintf("not heard of for %v; last seen with %v", g.Heard.Round(time.Second), g.Serving)
+	case g.Serving == mark && g.Proven:
 		s.Proven, s.Final = true, true
-	case g.Newest == number && g.Refused != "":
+	case g.Newest == mark && g.Refused != "":
 		s.Final, s.Why = true, g.Refused
-	case g.Newest > number:
-		s.Final, s.Why = true, fmt.Sprintf("it went on to revision %d", g.Newest)
-	case g.Newest != number:
-		s.Why = fmt.Sprintf("it has not seen the revision yet and serves revision %d", g.Serving)
+	case g.Newest != mark:
+		s.Why = fmt.Sprintf("it has not seen the revision yet and serves %v", g.Serving)
 		if g.Refused != "" {
 			s.Why += ": " + g.Refused
 		}
@@ -77,4 +89,12 @@ func standingOf(g Gateway, number int64) Standing {
 		s.Why = "its Envoys have not answered yet"
 	}
 	return s
+}
+
+// String is the revision for a sentence.
+func (m Mark) String() string {
+	if m.Number == 0 {
+		return "no revision"
+	}
+	return fmt.Sprintf("revision %d", m.Number)
 }

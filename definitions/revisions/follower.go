@@ -19,9 +19,9 @@ type FollowerConfig struct {
 	// OnChange is given each revision that is the newest and good, and the same once more when it is so again after an
 	// error. Required. It is called by one goroutine.
 	OnChange func(context.Context, Revision, *definitions.Definitions)
-	// OnError is told why the newest revision cannot be had, once for each reason; number is which it is, 0 where
-	// that cannot be told. What was served before it is to stay. Required. It is called as OnChange is.
-	OnError func(number int64, err error)
+	// OnError is told why the newest revision cannot be had, once for each reason, and which it is; the zero Revision
+	// where that cannot be told. What was served before it is to stay. Required. It is called as OnChange is.
+	OnError func(r Revision, err error)
 	// Poll is how often the store is asked whatever the notifications say. Default: 2s.
 	Poll time.Duration
 	// Missing is how long Redis may be away or hold nothing before that is an error. Default: 1s.
@@ -92,7 +92,7 @@ func (f *Follower) look(ctx context.Context, force bool) time.Duration {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		return f.failed(r.Number, err, force)
+		return f.failed(r, err, force)
 	case d == nil: // as before, and all is well
 		f.since = time.Time{}
 	default:
@@ -125,7 +125,7 @@ func (f *Follower) read(ctx context.Context) (Revision, *definitions.Definitions
 }
 
 // failed tells what is wrong, unless it was told. Redis may be away for a moment, and empty before a first apply.
-func (f *Follower) failed(number int64, err error, force bool) time.Duration {
+func (f *Follower) failed(r Revision, err error, force bool) time.Duration {
 	again := f.config.Poll
 	reason := err.Error()
 	if errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNone) {
@@ -142,7 +142,7 @@ func (f *Follower) failed(number int64, err error, force bool) time.Duration {
 	}
 	if reason != f.trouble || force {
 		f.trouble = reason
-		f.config.OnError(number, err)
+		f.config.OnError(r, err)
 	}
 	return again
 }

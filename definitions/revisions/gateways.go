@@ -27,10 +27,10 @@ type Report struct {
 	ID string `json:"id"`
 	// Name is what an operator calls it: its host and its admin address.
 	Name string `json:"name"`
-	// Newest is the newest revision that it has seen; 0: none yet.
-	Newest int64 `json:"newest"`
-	// Serving is the revision that it has published to its Envoys; 0: none.
-	Serving int64 `json:"serving"`
+	// Newest is the newest revision that it has seen.
+	Newest Mark `json:"newest"`
+	// Serving is the revision that it has published to its Envoys.
+	Serving Mark `json:"serving"`
 	// Proven says whether each of its Envoys serves that, and it has one.
 	Proven bool `json:"proven"`
 	// Refused is why Newest is not served and will not be: it is not valid here, or an Envoy has rejected it.
@@ -41,14 +41,20 @@ type Report struct {
 	Envoys int `json:"envoys"`
 }
 
+// Mark tells a revision from all others, also where Redis has lost some and counts anew. The zero Mark is none.
+type Mark struct {
+	Number int64  `json:"number"`
+	Sum    string `json:"sha256"` // of the file
+}
+
+// Mark tells the revision from all others.
+func (r Revision) Mark() Mark { return Mark{r.Number, r.Sum} }
+
 // Gateway is a gateway as Redis knows it.
 type Gateway struct {
 	Report
-	// Since is when it was first heard of, and Heard how long ago it was heard of last, by the clock of Redis.
-	Since time.Time
-	Heard time.Duration
-
-	last time.Time
+	// Known is how long ago it was first heard of, and Heard how long ago last, by the clock of Redis.
+	Known, Heard time.Duration
 }
 
 // reported is a Report as it is kept.
@@ -152,7 +158,7 @@ func readGateways(reply []string) ([]Gateway, error) {
 		if json.Unmarshal([]byte(reply[i+1]), &kept) != nil || kept.ID == "" {
 			return nil, fmt.Errorf("%w: %s is not what gatepost writes; delete it, the gateways write it again", ErrDamaged, reportsKey)
 		}
-		g := Gateway{Report: kept.Report, Since: time.UnixMilli(kept.Since).UTC(), Heard: max(0, now.Sub(last)), last: last}
+		g := Gateway{Report: kept.Report, Known: now.Sub(time.UnixMilli(kept.Since)), Heard: max(0, now.Sub(last))}
 		if g.Heard < forgotten {
 			all = append(all, g)
 		}
@@ -167,7 +173,7 @@ func readGateways(reply []string) ([]Gateway, error) {
 
 // follows says whether g was started in the place of another that has died without taking leave.
 func (g Gateway) follows(other Gateway) bool {
-	return g.Name == other.Name && g.ID != other.ID && g.Since.After(other.last)
+	return g.Name == other.Name && g.ID != other.ID && g.Known < other.Heard
 }
 
 // readTime reads milliseconds, as a script or a score has them.

@@ -1,0 +1,50 @@
+package revisions
+
+import (
+	"testing"
+
+	"gatepost/definitions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+func parse(t *testing.T, text string) *gatewayv1.Gateway {
+	t.Helper()
+	d, err := definitions.Parse("test.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.Gateway
+}
+
+const (
+	orders = `  - {name: orders, path: /orders, upstreams: ["http://127.0.0.1:8081"]}` + "\n"
+	slow   = `  - {name: orders, path: /orders, upstreams: ["http://127.0.0.1:8081"], timeout: 20s}` + "\n"
+	items  = `  - {name: items, path: /items, upstreams: ["http://127.0.0.1:8082"]}` + "\n"
+)
+
+func TestWhatDiffersIsToldByService(t *testing.T) {
+	old := parse(t, "services:\n"+orders+items)
+	for name, c := range map[string]struct{ text, change, diff string }{
+		"nothing":          {"services:\n" + orders + items, "nothing that is served", ""},
+		"order and form":   {"# a comment\nservices:\n" + items + orders, "nothing that is served", ""},
+		"a default":        {"listen: 0.0.0.0:5500\nservices:\n" + orders + items, "nothing that is served", ""},
+		"a field":          {"services:\n" + slow + items, "~orders", "--- a: service orders\n+++ b: service orders\n@@ -11,4 +11,4 @@\n       - DELETE\n     upstreams:\n       - http://127.0.0.1:8081\n-    timeout: 15s\n+    timeout: 20s\n"},
+		"a listen address": {"listen: 0.0.0.0:80\nservices:\n" + orders + items, "~listen", "--- a: listen\n+++ b: listen\n@@ -1,1 +1,1 @@\n-listen: 0.0.0.0:5500\n+listen: 0.0.0.0:80\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			now := parse(t, c.text)
+			if got, err := Change(old, now); err != nil || got != c.change {
+				t.Errorf("the change is %q, %v; want %q", got, err, c.change)
+			}
+			if got, err := Diff("a", old, "b", now); err != nil || got != c.diff {
+				t.Errorf("the difference is\n%s%v, want\n%s", got, err, c.diff)
+			}
+		})
+	}
+	if got, err := Change(old, parse(t, "services:\n"+slow+`  - {name: news, path: /news, upstreams: ["http://127.0.0.1:8083"]}`)); err != nil || got != "-items +news ~orders" {
+		t.Errorf("the change is %q, %v", got, err)
+	}
+	if got, err := Change(nil, parse(t, "services: []")); err != nil || got == "nothing that is served" {
+		t.Errorf("the first revision changes %q, %v", got, err)
+	}
+}

@@ -1,0 +1,161 @@
+package revisions
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/definitions"
+	"gatepost/tokens/redistest"
+)
+
+// heard is what a follower told.
+type heard struct {
+	mu       sync.Mutex
+	all      []string
+	follower *Follower
+}
+
+func (h *heard) add(text string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, text)
+}
+
+func (h *heard) list() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]string(nil), h.all...)
+}
+
+// wants waits until what was told, in this order, has these beginnings, and nothing else was told.
+func (h *heard) wants(t *testing.T, want ...string) {
+	t.Helper()
+	redistest.Eventually(t, strings.Join(want, ", "), func() bool { return len(h.list()) >= len(want) })
+	got := h.list()
+	if len(got) != len(want) {
+		t.Fatalf("told: %q; want %q", got, want)
+	}
+	for i := range want {
+		if !strings.Contains(got[i], want[i]) {
+			t.Fatalf("told: %q; want %q", got, want)
+		}
+	}
+}
+
+// follow runs a follower until the test ends. Unless told otherwise it looks by itself once an hour: what it hears,
+// it was notified of.
+func follow(t *testing.T, config FollowerConfig) *heard {
+	t.Helper()
+	h := &heard{}
+	config.OnChange = func(_ context.Context, r Revision, d *definitions.Definitions) {
+		if name := Name(r.Number); d.Name != name {
+			t.Errorf("revision %d comes with the definitions of %s", r.Number, d.Name)
+		}
+		h.add(Mark{r.Number, r.Sum}.String())
+	}
+	config.OnError = func(r Revision, err error) { h.add("error " + r.Mark().String() + ": " + err.Error()) }
+	if config.Poll == 0 {
+		config.Poll = time.Hour
+	}
+	if config.Missing == 0 {
+		config.Missing = time.Hour
+	}
+	h.follower = NewFollower(config)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { h.follower.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	subscribed := func() bool {
+		counts, err := config.Store.client.PubSubNumSub(ctx, newsChannel).Result()
+		return err == nil && counts[newsChannel] > 0
+	}
+	if config.Poll == time.Hour {
+		redistest.Eventually(t, "the follower to listen", subscribed)
+	}
+	return h
+}
+
+const often = 10 * time.Millisecond
+
+func TestANewRevisionIsNotified(t *testing.T) {
+	s, _ := start(t)
+	h := follow(t, FollowerConfig{Store: s})
+	add(t, s, 0, file("orders"))
+	h.wants(t, "revision 1")
+	add(t, s, 1, file("items"))
+	h.wants(t, "revision 1", "revision 2")
+}
+
+func TestALostNotificationIsMadeUpForByThePoll(t *testing.T) {
+	s, server := start(t)
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
+	server.Do("CLIENT", "KILL", "TYPE", "pubsub")
+	add(t, s, 1, file("items"))
+	h.wants(t, "revision 2")
+}
+
+// What cannot be served is told once, and what is good again after it too.
+func TestADamagedRevisionIsToldOnce(t *testing.T) {
+	s, server := start(t)
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
+	server.Do("SET", newestKey, "garbage")
+	h.wants(t, "error no revision")
+	server.Do("SET", newestKey, "1")
+	h.wants(t, "error no revision", "revision 1")
+	server.Do("HSET", textsKey, "2", "services: []")
+	server.Do("HSET", aboutKey, "2", "99999999999999 {\"sha256\":\"00\"}")
+	server.Do("SET", newestKey, "2")
+	h.wants(t, "error no revision", "revision 1", "error revision 2")
+}
+
+func TestARevisionThatIsNotValidHereIsTold(t *testing.T) {
+	s, _ := start(t)
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
+	add(t, s, 1, []byte("services: []\nfrom_a_later_version: true\n"))
+	h.wants(t, "redis:2:2:1: from_a_later_version: unknown field")
+	h.follower.Reload()
+	h.wants(t, "unknown field", "unknown field")
+	add(t, s, 2, file("items"))
+	h.wants(t, "unknown field", "unknown field", "revision 3")
+}
+
+func TestAnEmptyRedisIsTold(t *testing.T) {
+	s, server := start(t)
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
+	server.Do("FLUSHALL")
+	h.wants(t, "error no revision: reading the newest revision: there is no such revision in Redis")
+	add(t, s, 0, file("items")) // with a number that was served before
+	h.wants(t, "error", "revision 1")
+}
+
+func TestARedisThatIsAwayIsToldOnce(t *testing.T) {
+	s, server := start(t)
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
+	server.Kill()
+	h.wants(t, "Redis cannot be asked")
+	server.Restart() // with nothing
+	redistest.Eventually(t, "the emptiness to be told", func() bool { return len(h.list()) > 1 })
+	add(t, s, 0, file("items"))
+	h.wants(t, "Redis cannot be asked", "no such revision", "revision 1")
+}
+
+// A Redis that was restored from an old copy holds what was served before what is served now: that stays.
+func TestARedisThatHasGoneBackIsNotFollowed(t *testing.T) {
+	s, server := start(t)
+	add(t, s, 0, file("orders"))
+	second := add(t, s, 1, file("items"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &second})
+	server.Do("SET", newestKey, "1")
+	h.wants(t, "Redis has gone back from revision 2")
+	server.Do("HDEL", aboutKey, "2")
+	add(t, s, 1, file("news"))
+	h.wants(t, "gone back", "revision 2")
+}

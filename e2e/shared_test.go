@@ -1,0 +1,278 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/tokens/redistest"
+)
+
+// fleet is gateways that share one Redis and the definitions in it. They listen on one address, of which the kernel
+// gives each Envoy its part of the connections.
+type fleet struct {
+	*shop
+	redis    *redistest.Server
+	gateways []*gateway
+	dir      string
+}
+
+// prepareFleet prepares n gateways and applies the definitions of a shop. None is started yet.
+func prepareFleet(t *testing.T, n int) *fleet {
+	t.Helper()
+	f := &fleet{
+		shop:  &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)},
+		redis: redistest.Start(t, "--appendonly", "yes"), dir: t.TempDir(),
+	}
+	for range n {
+		g := prepare(t, "services: []", setup{Redis: f.redis.URL()})
+		for i, arg := range g.args {
+			if arg == g.File {
+				g.args[i] = "redis"
+			}
+		}
+		if len(f.gateways) > 0 {
+			g.Addr, g.URL = f.gateways[0].Addr, f.gateways[0].URL
+		}
+		f.gateways = append(f.gateways, g)
+	}
+	f.gateway = f.gateways[0]
+	return f
+}
+
+// startFleet is prepareFleet with the starting.
+func startFleet(t *testing.T, n int) *fleet {
+	t.Helper()
+	f := prepareFleet(t, n)
+	f.Applies(0, f.definitions(), "no gateway is running")
+	for _, g := range f.gateways {
+		g.Run()
+	}
+	for _, g := range f.gateways {
+		g.AwaitReady()
+	}
+	f.AwaitRevision(1)
+	return f
+}
+
+// File writes definitions to a file for a command, with the address to listen on put before them.
+func (f *fleet) File(definitions string) string {
+	f.t.Helper()
+	path := filepath.Join(f.dir, "gatepost.yaml")
+	if err := os.WriteFile(path, []byte("listen: "+f.Addr+"\n"+definitions), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	return path
+}
+
+// Command runs a command of gatepost on the Redis of the fleet, and fails the test where it ends otherwise or does not
+// say what is wanted.
+func (f *fleet) Command(code int, args []string, want ...string) string {
+	f.t.Helper()
+	out, got := gatepost(f.t, append(os.Environ(), "GATEPOST_REDIS="+f.redis.URL()), args...)
+	if got != code {
+		f.t.Fatalf("gatepost %v: exit code %d, want %d:\n%s", args, got, code, out)
+	}
+	for _, text := range want {
+		if !strings.Contains(out, text) {
+			f.t.Fatalf("gatepost %v: does not say %q:\n%s", args, text, out)
+		}
+	}
+	return out
+}
+
+// Applies applies definitions.
+func (f *fleet) Applies(code int, definitions string, want ...string) string {
+	f.t.Helper()
+	return f.Command(code, []string{"apply", f.File(definitions)}, want...)
+}
+
+// AwaitRevision waits until each gateway's status names the revision as its source, proven.
+func (f *fleet) AwaitRevision(number int) {
+	f.t.Helper()
+	for _, g := range f.gateways {
+		envoytest.Eventually(f.t, fmt.Sprintf("revision %d to be proven", number), func() bool {
+			status, err := g.tryStatus()
+			return err == nil && status.GetSource() == fmt.Sprintf("redis:%d", number) && g.Settled()
+		})
+	}
+}
+
+// Everywhere fails the test where one of many connections gets something else than this status: each Envoy has some.
+func (f *fleet) Everywhere(status int, path string) {
+	f.t.Helper()
+	fresh := &http.Client{Timeout: client.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	for range 40 {
+		got, err := fresh.Get(f.URL + path)
+		if err != nil {
+			f.t.Fatalf("GET %s: %v", path, err)
+		}
+		got.Body.Close()
+		if got.StatusCode != status {
+			f.t.Fatalf("GET %s: %d, want %d everywhere", path, got.StatusCode, status)
+		}
+	}
+}
+
+// service is one more public service of the shop.
+func (f *fleet) service(name string) string {
+	return fmt.Sprintf("  - {name: %s, path: /%s, authenticate: false, upstreams: [%q]}", name, name, f.items.URL())
+}
+
+func TestApplyIsProvenOnEveryGateway(t *testing.T) {
+	f := startFleet(t, 2)
+	f.Everywhere(http.StatusNotFound, "/news")
+
+	out := f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored: +news")
+	if got := strings.Count(out, ": proven\n"); got != 2 {
+		t.Errorf("%d gateways have proven it, want 2:\n%s", got, out)
+	}
+	f.Everywhere(http.StatusOK, "/news")
+	f.AwaitRevision(2)
+
+	f.Applies(0, f.definitions(f.service("news")), "revision 2 says this already: nothing is stored", ": proven\n")
+	// A comment changes nothing that is served, and is a revision all the same.
+	f.Applies(0, f.definitions(f.service("news"))+"# why\n", "revision 3 is stored: nothing that is served", ": proven\n")
+
+	bad := f.Applies(1, f.definitions(f.service("news"), f.service("news")))
+	if !strings.Contains(bad, "gatepost.yaml:18:12: services[3].name: ") {
+		t.Errorf("a bad file is refused without file, line and column:\n%s", bad)
+	}
+	f.Command(1, []string{"apply", f.File(f.definitions()), "--base", "2"}, "based on revision 2, but the newest is 3", "--base 3")
+	f.Command(1, []string{"diff", f.File(f.definitions())}, "--- revision 3: service news")
+	f.Command(0, []string{"diff", f.File(f.definitions(f.service("news")))}, "says what revision 3 says")
+
+	f.Command(0, []string{"rollback", "1", "--message", "no news"}, "revision 4 is stored: -news", ": proven\n")
+	f.Everywhere(http.StatusNotFound, "/news")
+	history := f.Command(0, []string{"history"}, "+news", "no news", "@")
+	if got := len(lines(history, "\n")); got != 5 {
+		t.Errorf("the history has %d lines, want a heading and 4 revisions:\n%s", got, history)
+	}
+
+	// A gateway that ends takes leave: nothing waits for it.
+	f.gateways[1].Stop()
+	out = f.Applies(0, f.definitions(f.service("news")), "revision 5 is stored")
+	if got := strings.Count(out, ": proven\n"); got != 1 {
+		t.Errorf("%d gateways have proven it, want 1:\n%s", got, out)
+	}
+}
+
+func TestApplySaysWhichGatewayHasNotProven(t *testing.T) {
+	f := startFleet(t, 2)
+	frozen := f.gateways[1]
+	frozen.Signal(syscall.SIGSTOP)
+	defer frozen.Signal(syscall.SIGCONT)
+	out := f.Command(1, []string{"apply", f.File(f.definitions(f.service("news"))), "--timeout", "7s"},
+		"revision 2 is stored", "have not proven it")
+	if got := lines(out, frozen.Admin, "NOT proven: not heard of for", "last seen with revision 1"); len(got) != 1 {
+		t.Errorf("the frozen gateway is not told:\n%s", out)
+	}
+	frozen.Signal(syscall.SIGCONT)
+	f.AwaitRevision(2)
+	f.Everywhere(http.StatusOK, "/news")
+}
+
+// What an Envoy rejects is told by apply in Envoy's words; the gateways serve what was proven before, also after a restart, and
+// the next good revision.
+func TestARejectedRevisionIsNotServed(t *testing.T) {
+	f := startFleet(t, 2)
+	taken := envoytest.Upstream(t) // on whose port no Envoy can listen
+	elsewhere := "listen: " + taken.Addr() + "\n" + f.definitions(f.service("news"))
+	path := filepath.Join(f.dir, "elsewhere.yaml")
+	if err := os.WriteFile(path, []byte(elsewhere), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out := f.Command(1, []string{"apply", path}, "revision 2 is stored")
+	if got := lines(out, "NOT proven: rejected by Envoy", "listener", "cannot bind"); len(got) != 2 {
+		t.Errorf("two gateways do not say in Envoy's words why they do not serve it:\n%s", out)
+	}
+	f.AwaitRevision(1)
+	f.Everywhere(http.StatusNotFound, "/news")
+
+	for _, g := range f.gateways {
+		g.Stop()
+	}
+	for _, g := range f.gateways {
+		g.Run()
+	}
+	f.AwaitRevision(1)
+	f.Everywhere(http.StatusOK, "/items")
+	for _, g := range f.gateways {
+		if got := g.Status().GetRejected(); !strings.Contains(got, "cannot bind") {
+			t.Errorf("the status does not say what is rejected: %q", got)
+		}
+	}
+	f.Command(1, []string{"apply", path}, "revision 2 says this already", "cannot bind")
+
+	f.Applies(0, f.definitions(f.service("news")), "revision 3 is stored", ": proven\n")
+	f.Everywhere(http.StatusOK, "/news")
+}
+
+func TestRedisLosesTheDefinitions(t *testing.T) {
+	for name, lose := range map[string][]string{
+		"all is gone":             {"FLUSHALL"},
+		"the newest is no number": {"SET", "gatepost:{definitions}:newest", "garbage"},
+		"the revision is garbage": {"HSET", "gatepost:{definitions}:about", "1", "garbage"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := startFleet(t, 1)
+			before := f.Status().GetVersion()
+			f.redis.Do(lose...)
+			f.redis.Do("PUBLISH", "gatepost:{definitions}:news", "1")
+			envoytest.Eventually(t, "the status to say so", func() bool { return f.Status().GetRejected() != "" })
+			if len(lines(f.Log(), `"level":"ERROR"`, "the definitions cannot be served; those before stay")) == 0 {
+				t.Error("the log does not say so")
+			}
+			if got := f.Status().GetVersion(); got != before {
+				t.Errorf("version %s is served, want %s still", got, before)
+			}
+			want(t, "the public service", f.Do("GET", "/items", ""), http.StatusOK, "")
+
+			// A restart serves what was proven before it, and a next apply what it says.
+			f.Stop()
+			f.Run()
+			f.Await("the public service", http.StatusOK, "GET", "/items", "")
+			if got := f.Status().GetVersion(); got != before {
+				t.Errorf("after a restart version %s is served, want %s still", got, before)
+			}
+			f.redis.Do("DEL", "gatepost:{definitions}:newest")
+			f.Applies(0, f.definitions(f.service("news")), "is stored", ": proven\n")
+			f.Everywhere(http.StatusOK, "/news")
+		})
+	}
+}
+
+func TestDefinitionsWhileRedisIsAwayAtTheStart(t *testing.T) {
+	f := startFleet(t, 1)
+	token := f.Login("alice")
+	f.Stop()
+	f.redis.Kill()
+	f.Run()
+	f.Await("the public service", http.StatusOK, "GET", "/items", "")
+	away(t, f.shop, token)
+	notReady(t, f.gateway)
+	f.redis.Restart()
+	well(t, f.shop, token)
+	f.AwaitReady()
+	f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored", ": proven\n")
+	f.Everywhere(http.StatusOK, "/news")
+}
+
+// A first gateway may be there before the first definitions: it waits, and says so.
+func TestGatewayWaitsForAFirstApply(t *testing.T) {
+	f := prepareFleet(t, 1)
+	f.Run()
+	envoytest.Eventually(t, "the gateway to say that it waits", func() bool {
+		return len(lines(f.Log(), "waiting for definitions", "no such revision in Redis")) == 1
+	})
+	envoytest.Eventually(t, "the gateway to answer", func() bool { return len(lines(f.Log(), `"msg":"serving"`)) == 1 })
+	notReady(t, f.gateway)
+	f.Applies(0, f.definitions(), "revision 1 is stored", ": proven\n")
+	f.AwaitReady()
+	want(t, "the public service", f.Do("GET", "/items", ""), http.StatusOK, "")
+}
