@@ -47,7 +47,7 @@ func bootstrapCommand(s *settings) *cobra.Command {
 // where an address was given.
 func (s *settings) useSockets(flags *pflag.FlagSet, dir envoy.Dir) {
 	if !flags.Changed("grpc") {
-		s.grpc = dir.GRPC()
+		s.grpc, s.ownEnvoy = dir.GRPC(), true
 	}
 	if !flags.Changed("http") {
 		s.http = dir.HTTP()

@@ -20,6 +20,8 @@ type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	cache, caFile                                 string
 	logLevel, logFormat                           string
+	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
+	ownEnvoy bool
 }
 
 const (

@@ -78,7 +78,10 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	if side.seen, err = seen.New(seen.Config{Store: side.store, Registerer: side.registry}); err != nil {
 		return nil, err
 	}
-	side.checker, err = authz.New(authz.Config{Sessions: side.store, Seen: side.seen.Seen, Logger: logger, Registerer: side.registry})
+	side.assumeLeases()
+	side.checker, err = authz.New(authz.Config{
+		Sessions: side.store, Seen: side.seen.Seen, Lease: side.mayLease, Logger: logger, Registerer: side.registry,
+	})
 	if err != nil {
 		return nil, err
 	}

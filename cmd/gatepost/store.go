@@ -54,7 +54,8 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 	store := redisstore.Open(options)
 	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
 	warn(ctx, store, logger)
-	var tracker cache.Tracker = &cache.Alone{}
+	// Without a cache this gateway does not hear the others, nor they it: a decision that Envoy remembered would be unknown to them.
+	var tracker cache.Tracker = unleased{&cache.Alone{}}
 	if s.cache == "on" {
 		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
