@@ -14,8 +14,8 @@
 // every few seconds, for a notification may be lost.
 //
 // What cannot be read, be it Redis, the newest number or its revision, changes nothing: whoever asks is told why, and
-// goes on with what it has. A user of Redis' ACL needs ~gatepost:* and &gatepost:*, and +get +hget +hset +hdel +hgetall
-// +hmget +hkeys +zadd +zrem +zrange +zrangebyscore +eval +evalsha +time +publish +subscribe +unsubscribe +ping.
+// goes on with what it has. A user of Redis' ACL needs ~gatepost:* and &gatepost:*, and +@connection +get +set +hget
+// +hset +hdel +hgetall +hkeys +zadd +zrem +zrange +zrangebyscore +eval +evalsha +time +publish +subscribe +unsubscribe.
 package revisions
 
 import (

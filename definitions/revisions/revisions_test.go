@@ -213,6 +213,32 @@ func TestInACluster(t *testing.T) {
 	}
 }
 
+// The rights that the package comment names are enough.
+func TestWithTheRightsThatAreNeeded(t *testing.T) {
+	server := redistest.Start(t)
+	rights := "~gatepost:* &gatepost:* +@connection +get +set +hget +hset +hdel +hgetall +hkeys +zadd +zrem +zrange " +
+		"+zrangebyscore +eval +evalsha +time +publish +subscribe +unsubscribe"
+	server.Do(append([]string{"ACL", "SETUSER", "gateway", "on", ">secret"}, strings.Fields(rights)...)...)
+	s := open(t, &redis.UniversalOptions{Addrs: []string{server.Addr}, Username: "gateway", Password: "secret"})
+	first := add(t, s, 0, file("orders"))
+	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
+	add(t, s, 1, file("items"))
+	h.wants(t, "revision 2")
+	report(t, s, Report{ID: "a", Name: "a"})
+	if got := gateways(t, s); got != "a/a" {
+		t.Errorf("the gateways are %s", got)
+	}
+	if err := s.Leave(t.Context(), "a"); err != nil {
+		t.Error(err)
+	}
+	if all, err := s.History(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("the history is %v, %v", all, err)
+	}
+	if got := server.Do("ACL", "LOG"); got != "" {
+		t.Errorf("Redis refused something: %s", got)
+	}
+}
+
 func TestNames(t *testing.T) {
 	if number, ok := Number(Name(12)); number != 12 || !ok {
 		t.Errorf("revision 12 is called %q, and that is %d, %v", Name(12), number, ok)
