@@ -9,15 +9,15 @@ import (
 )
 
 // Restore returns d with the named services in the form that they have in before, and the names of those that have
-// none there or whose former path another service has now; these are left as they are in d. It is for services that
-// Envoy has refused: the others need not wait for them. before may be nil.
+// none there, whose former path another service has now, or whose former form asks less of a request; these are left as
+// they are in d. It is for services that Envoy has refused: the others need not wait for them. before may be nil.
 func (d *Definitions) Restore(names []string, before *Definitions) (restored *Definitions, rest []string) {
 	g := proto.CloneOf(d.Gateway)
 	for i, s := range g.GetServices() {
 		if !slices.Contains(names, s.GetName()) {
 			continue
 		}
-		if former := before.service(s.GetName()); former != nil && !proto.Equal(former, s) {
+		if former := before.service(s.GetName()); former != nil && !proto.Equal(former, s) && !weaker(former, s) {
 			g.Services[i] = proto.CloneOf(former)
 		} else {
 			rest = append(rest, s.GetName())
@@ -28,6 +28,15 @@ func (d *Definitions) Restore(names []string, before *Definitions) (restored *De
 		return d, names
 	}
 	return restored, rest
+}
+
+// weaker says whether the former form of a service lets a request pass that the present one does not. What is to be
+// closed from now on does not stay open because something else about it was refused.
+func weaker(former, now *gatewayv1.Service) bool {
+	if now.GetAuthenticate() && !former.GetAuthenticate() {
+		return true
+	}
+	return slices.ContainsFunc(now.GetScopes(), func(scope string) bool { return !slices.Contains(former.GetScopes(), scope) })
 }
 
 // service returns the service of a name, or nil.

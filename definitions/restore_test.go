@@ -42,4 +42,16 @@ func TestRestoreTakesTheFormerFormOfWhatIsNamedAndNothingElse(t *testing.T) {
 	if same != moved || !slices.Equal(rest, []string{"a"}) {
 		t.Errorf("where the former path is another's now: left over %v, want a and all as it is", rest)
 	}
+
+	for name, closed := range map[string]string{
+		"secured from now on": `{name: p, path: /p, upstreams: ["https://p"]}`,
+		"a scope from now on": `{name: s, path: /s, scopes: [read, write], upstreams: ["https://s"]}`,
+	} {
+		open := parse(`{name: p, path: /p, authenticate: false, upstreams: ["http://p"]}`, `{name: s, path: /s, scopes: [read], upstreams: ["http://s"]}`)
+		after := parse(closed)
+		what := after.Gateway.GetServices()[0].GetName()
+		if _, rest := after.Restore([]string{what}, open); !slices.Equal(rest, []string{what}) {
+			t.Errorf("%s: left over %v, want it and not its former form", name, rest)
+		}
+	}
 }
