@@ -1,0 +1,274 @@
+package explain
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+
+	"gatepost/authz"
+	"gatepost/definitions"
+	"gatepost/tokens"
+)
+
+const shop = `tokens: {authenticator: {url: "http://users/users/authenticate"}}
+services:
+  - {name: orders, path: /orders, allowed_methods: [GET, POST], upstreams: ["http://orders:8080/base"]}
+  - {name: prices, path: /orders/prices, scopes: [read], upstreams: ["http://prices:8080"], forward_token: true}
+  - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["http://items:8080"], keep_prefix: true}
+  - {name: live, path: /live, authenticate: false, allowed_methods: [GET], upstreams: ["http://live:8080"], websocket: true}
+`
+
+const origins = `origins: ["https://shop.example"]
+`
+
+func explainerOf(t *testing.T, text string, sessions authz.Sessions) *Explainer {
+	t.Helper()
+	d, err := definitions.Parse("gateway.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return explainer(t, d, sessions)
+}
+
+// asked reads a line "METHOD TARGET [Name: value]..." with headers in brackets.
+func asked(line string) Request {
+	first, rest, _ := strings.Cut(line, " [")
+	method, target, _ := strings.Cut(first, " ")
+	r := Request{Method: method, Target: target, Header: []Field{{"Host", "gate.example"}}}
+	for h := range strings.SplitSeq(rest, "] [") {
+		if name, value, ok := strings.Cut(strings.TrimSuffix(h, "]"), ": "); ok {
+			r.Header = append(r.Header, Field{name, value})
+		}
+	}
+	return r
+}
+
+// outcome is what a test reads of an outcome, in a line.
+func outcome(o Outcome) string {
+	switch {
+	case o.Forward != nil && o.Forward.TokenHandler:
+		return fmt.Sprintf("%s: token handler %s %s", o.Reason, o.Forward.Method, o.Forward.Path)
+	case o.Forward != nil:
+		return fmt.Sprintf("%s: %s %s %s", o.Reason, strings.Join(o.Forward.To, ","), o.Forward.Method, o.Forward.Path)
+	}
+	return fmt.Sprintf("%s: %d", o.Reason, o.Status)
+}
+
+func TestWhatBecomesOfARequest(t *testing.T) {
+	sessions := sessions{}
+	alice := sessions.open(t, tokens.FormatUUID, "alice", time.Hour)
+	reader := sessions.open(t, tokens.FormatUUID, "reader", time.Hour, "read")
+	late := sessions.open(t, tokens.FormatUUID, "late", -time.Hour)
+	for _, c := range []struct{ given, asked, want, change string }{
+		{"", "GET /orders/5?x=1 [Authorization: " + alice + "]", "forwarded: http://orders:8080 GET /base/5?x=1", ""},
+		{"", "GET /ORDERS [Authorization: Bearer " + alice + "]", "forwarded: http://orders:8080 GET /base", ""},
+		{"", "GET /orders", "token_missing: 401", "send Authorization: Bearer TOKEN with a token of POST /token, or set authenticate: false at gateway.yaml:3"},
+		{"", "GET /orders [Authorization: Basic eA==]", "token_malformed: 401", "send the token by itself or after Bearer, as POST /token gave it"},
+		{"", "GET /orders [Authorization: " + late + "]", "token_unknown: 401", "log in again: POST /token"},
+		{"", "GET /orders/prices [Authorization: " + alice + "]", "scope_missing: 403", "have the user service grant them at login, or change scopes at gateway.yaml:4"},
+		{"", "GET /orders/prices [Authorization: " + reader + "]", "forwarded: http://prices:8080 GET /", ""},
+		{"", "DELETE /orders/5 [Authorization: " + alice + "]", "method_not_allowed: 405", `add DELETE to allowed_methods of "orders" at gateway.yaml:3, or send GET or HEAD or POST`},
+		{"", "GET /items/a//b/../c", "forwarded: http://items:8080 GET /items/a/c", ""},
+		{"", "GET /itemsfoo", "not_found: 404", "define a service with this path in gateway.yaml"},
+		{"", "GET /item/5", "not_found: 404", `did you mean /items, the path of "items" at gateway.yaml:5?`},
+		{"", "GET /items/%2e%2e/orders", "token_missing: 401", "send Authorization: Bearer TOKEN with a token of POST /token, or set authenticate: false at gateway.yaml:3"},
+		{"", "GET /items/..%2forders", "malformed: 400", "send it in the plain form"},
+		{"", "GET /items/%2e%2e;/orders", "malformed: 400", "send the path without it"},
+		{"", "BREW /items", "malformed: 400", "send it in the plain form"},
+		{"", "GET /items [X_Under: 1]", "malformed: 400", "send it in the plain form"},
+		{"", "GET /live [Connection: Upgrade] [Upgrade: websocket]", "forwarded: http://live:8080 GET /", ""},
+		{"", "GET /items [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "set websocket: true at gateway.yaml:5"},
+		{"", "GET /nothing [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "ask for the path of a service that does"},
+		{"", "POST /token", "forwarded: token handler POST /token", ""},
+		{"", "GET /token", "method_not_allowed: 405", "send POST"},
+		{"", "GET /.gatepost/version", "version: 200", ""},
+		{"", "OPTIONS /orders [Origin: https://a.example] [Access-Control-Request-Method: GET]", "preflight: 200", ""},
+		{"", "OPTIONS /orders [Origin: https://a.example]", "method_not_allowed: 405", "a preflight has Origin and Access-Control-Request-Method; any other OPTIONS must be in allowed_methods"},
+		{origins, "GET /items [Origin: https://shop.example]", "forwarded: http://items:8080 GET /items", ""},
+		{origins, "GET /items [Origin: https://evil.example]", "origin_refused: 401", "add https://evil.example to origins in gateway.yaml, if its pages may call"},
+		{origins, "GET /items [Origin: null]", "origin_refused: 401", "send the Origin of a listed page, or remove origins from gateway.yaml to let everyone call"},
+		{origins, "GET /nothing", "origin_refused: 401", "send the Origin of a listed page, or remove origins from gateway.yaml to let everyone call"},
+		{origins, "OPTIONS /orders [Origin: https://evil.example] [Access-Control-Request-Method: GET]", "preflight: 200", "add https://evil.example to origins in gateway.yaml, if its pages may call"},
+	} {
+		// The lines that change names are those of shop: what is given stands behind it.
+		a, err := explainerOf(t, shop+c.given, sessions).Explain(t.Context(), asked(c.asked))
+		if err != nil {
+			t.Fatalf("%s: %v", c.asked, err)
+		}
+		if len(a.Outcomes) != 1 || outcome(a.Outcomes[0]) != c.want || a.Outcomes[0].Change != c.change || a.Outcomes[0].Why == "" || len(a.Unsure) > 0 {
+			t.Errorf("%s: got %s (%s), unsure of %v; want %s (%s)", c.asked, outcome(a.Outcomes[0]), a.Outcomes[0].Change, a.Unsure, c.want, c.change)
+		}
+	}
+}
+
+func TestWithoutAStoreEachEndIsTold(t *testing.T) {
+	const token = "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
+	e := explainerOf(t, shop, nil)
+	for line, want := range map[string][]string{
+		"GET /orders [Authorization: " + token + "]":        {"forwarded: http://orders:8080 GET /base", "token_unknown: 401"},
+		"GET /orders/prices [Authorization: " + token + "]": {"forwarded: http://prices:8080 GET /", "token_unknown: 401", "scope_missing: 403"},
+		"GET /items [Authorization: " + token + "]":         {"forwarded: http://items:8080 GET /items"},
+		"GET /orders": {"token_missing: 401"},
+	} {
+		a, err := e.Explain(t.Context(), asked(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, o := range a.Outcomes {
+			if got = append(got, outcome(o)); (o.When == "") != (len(want) == 1) {
+				t.Errorf("%s: the outcome %q is where %q", line, outcome(o), o.When)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q, want %q", line, got, want)
+		}
+	}
+}
+
+type downSessions struct{}
+
+func (downSessions) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
+	return nil, tokens.ErrUnavailable
+}
+
+func TestAStoreThatIsDownIsNoWordAboutTheToken(t *testing.T) {
+	a, err := explainerOf(t, shop, downSessions{}).Explain(t.Context(), asked("GET /orders [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := a.Outcomes[0]; got.Reason != "store_unavailable" || got.Status != 503 || !fields(got.Headers).has("retry-after") {
+		t.Errorf("got %+v, want 503 with retry-after", got)
+	}
+}
+
+func TestNoAnswerShowsTheToken(t *testing.T) {
+	sessions := sessions{}
+	token := sessions.open(t, tokens.FormatSecret, "alice", time.Hour, "read")
+	for _, store := range []authz.Sessions{nil, sessions, downSessions{}} {
+		for _, path := range []string{"/orders", "/orders/prices", "/items", "/token", "/%2f"} {
+			a, err := explainerOf(t, shop, store).Explain(t.Context(), asked("GET "+path+" [Authorization: Bearer "+token+"]"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var text bytes.Buffer
+			if err := a.Print(&text); err != nil {
+				t.Fatal(err)
+			}
+			whole, err := json.Marshal(a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(text.String()+string(whole), token) {
+				t.Errorf("%s: the token is in\n%s\n%s", path, &text, whole)
+			}
+		}
+	}
+}
+
+func TestWhatIsNotModelledIsSaid(t *testing.T) {
+	e := explainerOf(t, shop, nil)
+	for _, line := range []string{
+		"CONNECT /items", "POST /items [Transfer-Encoding: chunked]", "GET /items [Connection: x-user-id]", "GET /items [Upgrade: h2c]",
+		"POST /items [Content-Type: application/grpc+proto]", "GET /items [Expect: 100-continue]",
+	} {
+		if _, err := e.Explain(t.Context(), asked(line)); !errors.Is(err, ErrNotModelled) {
+			t.Errorf("%s: got %v, want ErrNotModelled", line, err)
+		}
+	}
+	for _, r := range []Request{{}, {Target: "/a b"}, {Target: "/a", Header: []Field{{"A", "b\r\nc: d"}}}} {
+		if _, err := e.Explain(t.Context(), r); err == nil || errors.Is(err, ErrNotModelled) {
+			t.Errorf("%+v: got %v, want that it cannot be sent", r, err)
+		}
+	}
+}
+
+// TestPathsAreNormalisedAsEnvoyDoes holds down what the differential test has found out.
+func TestPathsAreNormalisedAsEnvoyDoes(t *testing.T) {
+	for path, want := range map[string]string{
+		"/a/b": "/a/b", "/a/": "/a/", "/a//b": "/a/b", "//": "//", "/a/..//": "//", "/a/./b": "/a/b", "/a/../b": "/b", "/../../a": "/a",
+		"/a/..": "/", "/a/b/.": "/a/b/", "/a/...": "/a/...", "/a/%2e%2E/b": "/b", "/a/.%2e": "/", "\\a\\..\\b": "/b", "/a\\b": "/a/b",
+		"/%41%7e%2d": "/A~-", "/%21%3b%3B": "/%21%3b%3B", "/%zz%4": "/%zz%4", "/%%300": "/%2500", "/%%30%30": "/%2500", "/%0%30": "/%2500",
+		"/^`{|}<>\"": "/%5E%60%7B%7C%7D%3C%3E%22", "/[]'(),": "/[]'(),", "/a/..;x=1/b": "/b", "/a/.;/b": "/a/b", "/a/%2e%2e;/b": "/a/..;/b",
+		"/a;x/b": "/a;x/b", "/%c3%a4": "/%c3%a4",
+	} {
+		got, ok := canonicalPath(withoutDotParameters(path))
+		if got = mergeSlashes(got); got != want || !ok {
+			t.Errorf("%s: got %s, %t; want %s", path, got, ok, want)
+		}
+	}
+	if _, ok := canonicalPath("/a%00"); ok {
+		t.Error("a zero byte is taken")
+	}
+}
+
+// TestEveryServiceIsReached: whatever the definitions, each service gets the requests for its path, by each of its
+// methods.
+func TestEveryServiceIsReached(t *testing.T) {
+	d := dice{rand.New(rand.NewPCG(2, 2))}
+	for range 60 {
+		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
+		e := explainerOf(t, text, liveSession{someScopes})
+		for _, s := range e.definitions.Gateway.GetServices() {
+			for _, method := range s.GetAllowedMethods() {
+				r := asked(method + " " + s.GetPath() + " [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]")
+				if listed := e.definitions.Gateway.GetOrigins(); len(listed) > 0 {
+					r.Header = append(r.Header, Field{"Origin", listed[0]})
+				}
+				a, err := e.Explain(t.Context(), r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				reached := a.Outcomes[0].Forward != nil && a.Service.Name == s.GetName()
+				if reached != definitions.TakenOverHTTP1(method) {
+					t.Errorf("%s %s reaches %q: %t (%s)\n%s", method, s.GetPath(), s.GetName(), reached, outcome(a.Outcomes[0]), text)
+				}
+			}
+		}
+	}
+}
+
+// TestPublicIsWhatTheRoutesLetThrough holds the list of `validate --public` to the routes that Envoy is served.
+func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
+	d := dice{rand.New(rand.NewPCG(3, 3))}
+	for range 60 {
+		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
+		e := explainerOf(t, text, nil)
+		open := map[string]bool{} // :: path in lower case → some route lets requests through without a token
+		for _, route := range e.table.GetVirtualHosts()[0].GetRoutes() {
+			leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)
+			if leads && !needsToken(t, route) {
+				path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix()
+				open[strings.ToLower(path[:max(1, len(strings.TrimSuffix(path, "/")))])] = true
+			}
+		}
+		for _, p := range e.definitions.Public() {
+			if !open[strings.ToLower(p.Path)] {
+				t.Errorf("%s is listed, and no route lets it through\n%s", p, text)
+			}
+			delete(open, strings.ToLower(p.Path))
+		}
+		if len(open) > 0 {
+			t.Errorf("let through and not listed: %v\n%s", open, text)
+		}
+	}
+}
+
+func needsToken(t *testing.T, route *routev3.Route) bool {
+	t.Helper()
+	rule := new(extauthzv3.ExtAuthzPerRoute)
+	if there, err := settings(route, "envoy.filters.http.ext_authz", rule); err != nil || !there {
+		t.Fatalf("the route %q has no rule: %v", route.GetName(), err)
+	}
+	return rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"
+}

@@ -1,0 +1,169 @@
+package explain
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/proto"
+
+	"gatepost/definitions"
+	"gatepost/envoy/envoytest"
+	"gatepost/xds"
+)
+
+// corpus are all definitions files that the project's tests have, good and bad.
+func corpus(t testing.TB) []string {
+	t.Helper()
+	var texts []string
+	for _, pattern := range []string{"../definitions/testdata/*.txtar", "../definitions/testdata/good/*.txtar", "../xds/testdata/golden/*.txtar"} {
+		archives, err := filepath.Glob(pattern)
+		if err != nil || len(archives) == 0 {
+			t.Fatalf("no archives %s: %v", pattern, err)
+		}
+		for _, path := range archives {
+			archive, err := txtar.ParseFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range archive.Files {
+				isResource := strings.Contains(path, "/golden/") && file.Name != "definitions.yaml"
+				if filepath.Ext(file.Name) == ".yaml" && !isResource {
+					texts = append(texts, string(file.Data))
+				}
+			}
+		}
+	}
+	return texts
+}
+
+// resources returns what Envoy is served for a text; nothing where it is refused. Whatever is taken as definitions
+// can be built, is valid, and can be explained in full.
+func resources(t testing.TB, text string) []proto.Message {
+	t.Helper()
+	d, err := definitions.Parse("gateway.yaml", []byte(text))
+	if err != nil {
+		return nil
+	}
+	snapshot, err := xds.Build(d.Gateway, options)
+	if err != nil {
+		t.Fatalf("is taken and cannot be built: %v\n%s", err, text)
+	}
+	var all []proto.Message
+	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.RouteType, resourcev3.ClusterType} {
+		for _, r := range snapshot.Resources(typeURL) {
+			if err := r.(interface {
+				types.Resource
+				ValidateAll() error
+			}).ValidateAll(); err != nil {
+				t.Fatalf("is taken and breaks a rule of Envoy's: %v\n%s", err, text)
+			}
+			all = append(all, r)
+		}
+	}
+	e, err := New(d, options, nil)
+	if err != nil || len(e.unsure) > 0 {
+		t.Fatalf("cannot be explained: %v %v\n%s", err, e.unsure, text)
+	}
+	for _, s := range d.Gateway.GetServices() {
+		if a, err := e.Explain(t.Context(), Request{Target: s.GetPath(), Header: []Field{{"Host", "h"}}}); err != nil || a.Service.Name != s.GetName() {
+			t.Fatalf("%s is not taken by %q: %+v %v\n%s", s.GetPath(), s.GetName(), a, err, text)
+		}
+	}
+	return all
+}
+
+// FuzzDefinitionsToEnvoy: whatever the text is, it is refused, or makes resources that are valid.
+func FuzzDefinitionsToEnvoy(f *testing.F) {
+	for _, text := range corpus(f) {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) { resources(t, text) })
+}
+
+// TestEnvoyTakesWhateverIsTaken has a real Envoy look at what is made of the project's definitions files, of random
+// definitions, and of some in which a few words were changed.
+func TestEnvoyTakesWhateverIsTaken(t *testing.T) {
+	envoytest.Require(t)
+	d := dice{rand.New(rand.NewPCG(1, 1))}
+	texts := corpus(t)
+	for range 12 {
+		texts = append(texts, d.definitions("127.0.0.1:5500", []string{"http://127.0.0.1:8080", "http://orders:8080"}))
+	}
+	for range 400 {
+		texts = append(texts, d.reworded(texts[d.IntN(len(texts))], texts[d.IntN(len(texts))]))
+	}
+	const most = 24 // each takes Envoy a moment
+	d.Shuffle(len(texts), func(i, j int) { texts[i], texts[j] = texts[j], texts[i] })
+	_, noRoots := os.Stat(xds.DefaultCAFile)
+	taken, asked := map[string]bool{}, 0
+	for _, text := range texts {
+		all := resources(t, text)
+		if all == nil || taken[text] || noRoots != nil && strings.Contains(text, "https://") || asked == most {
+			continue
+		}
+		taken[text] = true
+		asked++
+		if verdict := envoytest.ValidateResources(t, all...); verdict != "" {
+			t.Errorf("Envoy: %s\n%s", verdict, text)
+		}
+	}
+	if asked < most {
+		t.Errorf("Envoy was asked about %d definitions, want %d", asked, most)
+	}
+}
+
+// reworded puts a few words of another text into a text.
+func (d dice) reworded(text, other string) string {
+	split := func(s string) []string { return strings.SplitAfterN(s, " ", -1) }
+	words, others := split(text), split(other)
+	for range 1 + d.IntN(3) {
+		words[d.IntN(len(words))] = others[d.IntN(len(others))]
+	}
+	return strings.Join(words, "")
+}
+
+// FuzzExplain: whatever is asked about gets an answer or an error, and what is forwarded goes to whom the path belongs.
+func FuzzExplain(f *testing.F) {
+	d, err := definitions.Parse("gateway.yaml", []byte(shop))
+	if err != nil {
+		f.Fatal(err)
+	}
+	e, err := New(d, options, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("GET", "/orders/5?x=1", "Origin", "https://shop.example")
+	f.Add("OPTIONS", "/items/..;/%2e%2E\\a", "Access-Control-Request-Method", "GET")
+	f.Add("POST", "http://h:1/%%300", "Host", "")
+	for _, piece := range pieces {
+		f.Add("GET", "/items"+piece+"5", "Authorization", "Bearer x")
+	}
+	f.Fuzz(func(t *testing.T, method, target, name, value string) {
+		a, err := e.Explain(t.Context(), Request{Method: method, Target: target, Header: []Field{{"Host", "h"}, {name, value}}})
+		if err != nil {
+			return
+		}
+		for _, o := range a.Outcomes {
+			if (o.Forward == nil) == (o.Status == 0) {
+				t.Fatalf("neither answered nor forwarded, or both: %+v", o)
+			}
+			if o.Forward == nil || o.Forward.TokenHandler {
+				continue
+			}
+			if path := strings.ToLower(a.Path); a.Service == nil || path != a.Service.Path && !strings.HasPrefix(path, a.Service.Path+"/") {
+				t.Fatalf("%q is matched as %q and goes to %+v", target, a.Path, a.Service)
+			}
+			for segment := range strings.SplitSeq(a.Path, "/") {
+				if segment == "." || segment == ".." {
+					t.Fatalf("%q is matched as %q", target, a.Path)
+				}
+			}
+		}
+	})
+}
