@@ -84,8 +84,20 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 		"no identity": {want: `taken for ""`, made: func(h *history, ann, _ *minted) {
 			h.used(use{span: s(20, 30), Token: ann, Verdict: accepted})
 		}},
-		"no answer while all was well": {want: "not answered though nothing was wrong: 503", made: func(h *history, ann, _ *minted) {
+		"no answers while all was well": {want: "2 of 11 uses were not answered though nothing was wrong, the last: 503", made: func(h *history, ann, _ *minted) {
 			h.wasCalm(s(0, 50))
+			for range 9 {
+				h.used(use{span: s(20, 30), Token: ann, Verdict: accepted, Identity: "ann"})
+			}
+			for range 2 {
+				h.used(use{span: s(20, 30), Token: ann, Verdict: unsure, Answer: "503"})
+			}
+		}},
+		"one answer of ten that did not come": {made: func(h *history, ann, _ *minted) {
+			h.wasCalm(s(0, 50))
+			for range 9 {
+				h.used(use{span: s(20, 30), Token: ann, Verdict: accepted, Identity: "ann"})
+			}
 			h.used(use{span: s(20, 30), Token: ann, Verdict: unsure, Answer: "503"})
 		}},
 		"no answer when it was no longer well": {made: func(h *history, ann, _ *minted) {
