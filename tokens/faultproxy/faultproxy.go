@@ -228,8 +228,9 @@ func (p *Proxy) await(l *link, d Direction, at time.Time) bool {
 		if w.swallow {
 			l.lost = true
 		}
+		lost := l.lost
 		p.mu.Unlock()
-		if w.swallow {
+		if lost { // nothing comes after a gap: Heal is about to reset it
 			return false
 		}
 		var timer <-chan time.Time
