@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"gatepost/explain"
+	"gatepost/tokens/redistest"
+)
+
+// explained runs `gatepost explain` on the gateway's definitions.
+func (g *gateway) explained(t *testing.T, args []string, method, path string, headers ...string) explain.Answer {
+	t.Helper()
+	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...)
+	for _, h := range headers {
+		args = append(args, "-H", h)
+	}
+	command := exec.Command(binary, append(args, path)...)
+	command.Env = g.env
+	out, err := command.Output()
+	if err != nil {
+		t.Fatalf("gatepost %q: %v", args, err)
+	}
+	var a explain.Answer
+	if err := json.Unmarshal(out, &a); err != nil {
+		t.Fatalf("gatepost %q: %v\n%s", args, err, out)
+	}
+	return a
+}
+
+// TestExplainTellsWhatTheGatewayDoes asks the running gateway and `gatepost explain` the same. Package explain does so
+// thousands of times; this is the way of a user, with a token of the gateway's own and its Redis.
+func TestExplainTellsWhatTheGatewayDoes(t *testing.T) {
+	redis := redistest.Start(t)
+	shop := startShop(t, setup{Redis: redis.URL()}, "cors: {expose_headers: [x-total]}")
+	alice := shop.Login("alice")
+	ask := []string{"--redis", redis.URL()}
+	served := shop.Do("GET", "/.gatepost/version", "").Body
+	for _, line := range []string{
+		"GET /orders/5?x=1", "GET /ORDERS [Authorization: Bearer " + alice + "]", "GET /orders/a/../b [Authorization: " + alice + "]",
+		"PATCH /orders/5", "GET /orders [Authorization: nonsense]", "GET /orders [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]",
+		"GET /items/5", "POST /items", "GET /nothing", "GET /items%2f5", "GET /items [Origin: https://a.example]", "GET /orders [Origin: https://a.example]",
+		"OPTIONS /orders [Origin: https://a.example] [Access-Control-Request-Method: GET]", "GET /token", "GET /.gatepost/version",
+	} {
+		first, rest, _ := strings.Cut(line, " [")
+		method, path, _ := strings.Cut(first, " ")
+		var headers []string
+		if rest != "" {
+			headers = strings.Split(strings.TrimSuffix(rest, "]"), "] [")
+		}
+		a := shop.explained(t, ask, method, path, headers...)
+		o := a.Outcomes[0]
+		if len(a.Outcomes) != 1 || `"`+a.Version+`"` != served {
+			t.Errorf("%s: %d outcomes by version %s; want one by %s", line, len(a.Outcomes), a.Version, served)
+		}
+		got := shop.Do(method, path, "", headers...)
+		for _, h := range o.Headers {
+			if have := strings.Join(got.Header.Values(h.Name), ","); have != h.Value {
+				t.Errorf("%s: %s is %q, explained as %q", line, h.Name, have, h.Value)
+			}
+		}
+		switch {
+		case o.Forward == nil:
+			want(t, line, got, o.Status, o.Body)
+			none(t, shop.orders)
+			none(t, shop.items)
+		default:
+			want(t, line, got, http.StatusOK, "")
+			upstream := shop.items
+			if a.Service.Name == "orders" {
+				upstream = shop.orders
+			}
+			seen := only(t, upstream)
+			if o.Forward.To[0] != upstream.URL() || seen.Path != o.Forward.Path || seen.Method != o.Forward.Method {
+				t.Errorf("%s: %s %s reached %s, explained as %+v", line, seen.Method, seen.Path, upstream.URL(), o.Forward)
+			}
+			for _, h := range o.Forward.Set {
+				if have := seen.Header.Get(h.Name); have != h.Value {
+					t.Errorf("%s: the upstream sees %s %q, explained as %q", line, h.Name, have, h.Value)
+				}
+			}
+			for _, name := range o.Forward.Removed {
+				if have := seen.Header.Get(name); have != "" {
+					t.Errorf("%s: the upstream sees %s, explained as removed", line, name)
+				}
+			}
+		}
+	}
+}
+
+// TestExplainKnowsWhoseTheTokenIsNow follows one token through its life.
+func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
+	redis := redistest.Start(t)
+	shop := startShop(t, setup{Redis: redis.URL()})
+	alice := shop.Login("alice")
+	show := "Authorization: Bearer " + alice
+	reason := func(args ...string) string {
+		var all []string
+		for _, o := range shop.explained(t, args, "GET", "/orders", show).Outcomes {
+			all = append(all, o.Reason)
+		}
+		return strings.Join(all, ",")
+	}
+	ask := []string{"--redis", redis.URL()}
+	if got := reason(ask...); got != "forwarded" {
+		t.Errorf("a live token: %s, want forwarded", got)
+	}
+	if got := reason(); got != "forwarded,token_unknown" {
+		t.Errorf("without the store: %s, want both ends", got)
+	}
+	want(t, "a revoke", shop.Do("POST", "/token/revoke", "", show), http.StatusOK, "")
+	if got := reason(ask...); got != "token_unknown" {
+		t.Errorf("a revoked token: %s, want token_unknown", got)
+	}
+	redis.Kill()
+	if got := reason(ask...); got != "store_unavailable" {
+		t.Errorf("a store that is away: %s, want store_unavailable", got)
+	}
+}
