@@ -132,7 +132,12 @@ func (s *Store) enterBeside(ctx context.Context, index, old, next string, lifeti
 
 // entered says whether an index holds the member, unmarked.
 func (s *Store) entered(ctx context.Context, index, member string) (bool, error) {
-	score, err := s.client.ZScore(ctx, index, member).Result()
+	return unmarked(ctx, s.client.ZScore(ctx, index, member))
+}
+
+// unmarked says whether the score is that of an entry which is there and not marked.
+func unmarked(ctx context.Context, asked *redis.FloatCmd) (bool, error) {
+	score, err := asked.Result()
 	if isNil(err) {
 		return false, nil
 	}

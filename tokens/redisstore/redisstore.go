@@ -105,14 +105,7 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	if _, err := s.deleteMarked(ctx, index, over); err != nil {
 		return err
 	}
-	err = s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
-	if err != nil {
-		return unavailable(ctx, "keeping the session's id", err)
-	}
-	if err := s.write(ctx, session, record); err != nil {
-		return err
-	}
-	kept, err := s.entered(ctx, index, self)
+	kept, err := s.keep(ctx, session, record, index, self)
 	if err != nil {
 		return err
 	}
@@ -123,14 +116,46 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	return nil
 }
 
+// keep writes what belongs to a session whose token has been entered, and says whether the index holds it still. One
+// server carries out a connection's commands in their order, so they need one round trip; the servers of a Cluster
+// keep no order among each other, and are waited for.
+func (s *Store) keep(ctx context.Context, session *tokens.Session, record []byte, index, self string) (bool, error) {
+	if s.options.cluster {
+		err := s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
+		if err != nil {
+			return false, unavailable(ctx, "keeping the session's id", err)
+		}
+		if err := s.write(ctx, session, record); err != nil {
+			return false, err
+		}
+		return s.entered(ctx, index, self)
+	}
+	pipe := s.client.Pipeline()
+	id := pipe.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends))
+	written := writing(ctx, session, record) // with it in the pipeline, none of the pipeline is sent twice
+	_ = pipe.Process(ctx, written)
+	score := pipe.ZScore(ctx, index, self)
+	_, _ = pipe.Exec(ctx) // each has its own error
+	if err := id.Err(); err != nil {
+		return false, unavailable(ctx, "keeping the session's id", err)
+	}
+	if err := written.Err(); err != nil {
+		return false, unavailable(ctx, "keeping a session", err)
+	}
+	return unmarked(ctx, score)
+}
+
 // write writes a token's record, once.
 func (s *Store) write(ctx context.Context, session *tokens.Session, record []byte) error {
-	ttl := milliseconds(time.Until(session.Expires))
-	err := s.client.Process(ctx, once{redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", ttl)})
-	if err != nil {
+	if err := s.client.Process(ctx, writing(ctx, session, record)); err != nil {
 		return unavailable(ctx, "keeping a session", err)
 	}
 	return nil
+}
+
+// writing is the command that writes a token's record.
+func writing(ctx context.Context, session *tokens.Session, record []byte) once {
+	return once{redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", milliseconds(time.Until(session.Expires)))}
 }
 
 // undo deletes a record whose token will not be handed out. Where that fails the record opens nothing for anyone,
