@@ -14,7 +14,7 @@ import (
 // explained runs `gatepost explain` on the gateway's definitions.
 func (g *gateway) explained(t *testing.T, args []string, method, path string, headers ...string) explain.Answer {
 	t.Helper()
-	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...)
+	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...) // the last --config counts
 	for _, h := range headers {
 		args = append(args, "-H", h)
 	}
@@ -114,6 +114,14 @@ func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
 	want(t, "a revoke", shop.Do("POST", "/token/revoke", "", show), http.StatusOK, "")
 	if got := reason(ask...); got != "token_unknown" {
 		t.Errorf("a revoked token: %s, want token_unknown", got)
+	}
+	explained := shop.explained(t, append(ask, "--config", shop.File), "GET", "/orders", show)
+	if apply := exec.Command(binary, append([]string{"apply", shop.File}, ask...)...); apply.Run() != nil {
+		t.Fatal("storing the definitions in Redis failed")
+	}
+	stored := shop.explained(t, append(ask, "--config", "redis"), "GET", "/orders", show)
+	if stored.Version != explained.Version || stored.Outcomes[0].Reason != "token_unknown" {
+		t.Errorf("by the definitions in Redis: %+v; want what those of the file say", stored)
 	}
 	redis.Kill()
 	if got := reason(ask...); got != "store_unavailable" {

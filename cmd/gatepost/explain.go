@@ -57,7 +57,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	if err := s.requireConfig(); err != nil {
 		return nil, err
 	}
-	d, err := definitions.Load(s.config)
+	d, err := s.currentDefinitions(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the definitions:\n%w", err)
 	}
@@ -80,6 +80,23 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		return nil, fmt.Errorf("explaining %s %s: %w", request.Method, request.Target, err)
 	}
 	return answer, nil
+}
+
+// currentDefinitions are those of the file that --config names, or the newest revision in Redis.
+func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definitions, error) {
+	if s.config != configRedis {
+		return definitions.Load(s.config)
+	}
+	store, closeStore, err := s.openRevisions()
+	if err != nil {
+		return nil, err
+	}
+	defer closeStore()
+	newest, err := store.Newest(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return store.Load(ctx, newest)
 }
 
 // xdsOptions are what a gateway with these settings builds Envoy's configuration with.
