@@ -7,8 +7,6 @@ import (
 
 // processMetrics counts what happens to the parts as a whole.
 type processMetrics struct {
-	definitionsFailed        prometheus.Counter
-	definitionsApplied       prometheus.Histogram
 	envoyStarts, envoyDeaths prometheus.Counter
 }
 
@@ -24,13 +22,6 @@ func newRegistry() *prometheus.Registry {
 
 func newProcessMetrics(registry prometheus.Registerer) *processMetrics {
 	m := &processMetrics{
-		definitionsFailed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gatepost_definitions_failed_total", Help: "Definitions that could not be served; those before stayed.",
-		}),
-		definitionsApplied: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gatepost_definitions_applied_seconds", Help: "Time from a change of the definitions being saved until every Envoy serves it.",
-			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30},
-		}),
 		envoyStarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_envoy_starts_total", Help: "Starts of the Envoy that `gatepost run` keeps running.",
 		}),
@@ -38,7 +29,7 @@ func newProcessMetrics(registry prometheus.Registerer) *processMetrics {
 			Name: "gatepost_envoy_deaths_total", Help: "Ends of that Envoy which nobody asked for.",
 		}),
 	}
-	registry.MustRegister(m.definitionsFailed, m.definitionsApplied, m.envoyStarts, m.envoyDeaths)
+	registry.MustRegister(m.envoyStarts, m.envoyDeaths)
 	return m
 }
 

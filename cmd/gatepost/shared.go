@@ -14,7 +14,6 @@ import (
 	"gatepost/definitions/revisions"
 	"gatepost/proven"
 	"gatepost/tokens/redisstore"
-	"gatepost/xds"
 )
 
 // configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
@@ -120,7 +119,7 @@ func (s *shared) changed(_ context.Context, r revisions.Revision, d *definitions
 		s.side.applier.Failed(err)
 	}
 	s.note(r.Mark(), err)
-	s.side.applier.settle() // where it says what was served before, nothing else does
+	s.side.applier.Settle() // where it says what was served before, nothing else does
 }
 
 // storedAt is when a revision was stored, where the clock of Redis can be believed to be that of this machine.
@@ -159,7 +158,7 @@ func (s *shared) tell(ctx context.Context) {
 	beat := time.NewTicker(revisions.Beat)
 	defer beat.Stop()
 	for {
-		changed := s.side.prover.Changed()
+		changed := s.side.applier.Moved()
 		_ = s.store.Report(ctx, s.report()) // the follower is loud about a Redis that is away
 		select {
 		case <-ctx.Done():
@@ -172,15 +171,14 @@ func (s *shared) tell(ctx context.Context) {
 }
 
 func (s *shared) report() revisions.Report {
-	status := s.side.prover.Status()
-	serving, rejected := s.side.applier.Serving()
+	serving, status, applied, rejected := s.side.applier.Serving()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := revisions.Report{ID: s.id, Name: s.name, Newest: s.newest, Refused: s.refused, Envoys: len(status.Envoys)}
 	if serving != nil {
-		r.Serving.Number, _ = revisions.Number(serving.definitions.Name)
-		r.Serving.Sum = serving.definitions.Hash()
-		r.Proven = status.Version == serving.version && status.Applied()
+		r.Serving.Number, _ = revisions.Number(serving.Name)
+		r.Serving.Sum = serving.Hash()
+		r.Proven = applied
 	}
 	if r.Refused == "" && rejected != nil {
 		r.Refused = rejected.Error()
@@ -207,18 +205,4 @@ func pending(status proven.Status) string {
 		}
 	}
 	return ""
-}
-
-// Serving is what was last published, and why the newest definitions were rejected where they were.
-func (a *applier) Serving() (serving *applied, rejected error) {
-	status := a.side.control.Status()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch {
-	case errors.Is(a.failed, xds.ErrRejected):
-		rejected = a.failed
-	case status.Rejected != nil:
-		rejected = status.Rejected
-	}
-	return a.newest, rejected
 }

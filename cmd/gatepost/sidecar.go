@@ -13,9 +13,12 @@ import (
 	"google.golang.org/grpc"
 
 	"gatepost/admin"
+	"gatepost/apply"
 	"gatepost/authz"
 	"gatepost/definitions"
-	"gatepost/proven"
+	"gatepost/envoy"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
 	"gatepost/tokens/seen"
 	"gatepost/tokens/shield"
@@ -35,14 +38,13 @@ type sidecar struct {
 	login    atomic.Pointer[endpoint.Settings] // what the served definitions say about tokens
 	endpoint *endpoint.Handler                 // the calls under /token
 	control  *xds.Server                       // what Envoy is told
-	prover   *proven.Prover                    // and whether that is what it serves
 	grpc     *grpc.Server                      // where Envoy asks both
 	http     *http.Server                      // where Envoy sends /token
 	adminSrv *http.Server
-	admin    *admin.Server // what an operator sees
-	applier  *applier      // definitions on their way to Envoy
-	shared   *shared       // the definitions in Redis; nil: they are in a file
-	watcher  follower      // where definitions come from
+	admin    *admin.Server  // what an operator sees
+	applier  *apply.Applier // which definitions are in force
+	shared   *shared        // the definitions in Redis; nil: they are in a file
+	watcher  follower       // where definitions come from
 }
 
 // follower follows the place where definitions come from.
@@ -90,8 +92,11 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 		Shield: shield.New(shield.Config{Shared: side.store.shared, Logger: logger}),
 	})
 	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
-	side.applier = newApplier(side, lastGood)
-	side.prover = proven.New(proven.Config{Control: side.control, Listen: side.applier.Listen, Log: logger})
+	side.applier = apply.New(apply.Config{
+		Control:  side.control,
+		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile},
+		LastGood: lastGood, Obey: side.obey, Log: logger, Registerer: side.registry,
+	})
 	if first != nil {
 		if err := side.applier.Apply(first, time.Time{}); err != nil {
 			return nil, err
@@ -116,13 +121,26 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 // why they are not the newest.
 func (s *sidecar) firstDefinitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong, err error) {
 	if s.settings.config != configRedis {
-		return firstDefinitions(s.settings.config, lastGood)
+		return apply.First(s.settings.config, lastGood)
 	}
 	if s.shared, err = openShared(s); err != nil {
 		return nil, nil, err
 	}
 	first, wrong = s.shared.Definitions(ctx, lastGood)
 	return first, wrong, nil
+}
+
+// obey gives the token handler and the store what the definitions in force say.
+func (s *sidecar) obey(login *endpoint.Settings, tokens *gatewayv1.Tokens) {
+	s.login.Store(login)
+	revocation := cache.Proven
+	if tokens.GetRevocation() == "prompt" {
+		revocation = cache.Prompt
+	}
+	s.store.SetRevocation(revocation)
+	// Envoy is not configured with the time: each decision says it of itself, so it holds from the next one on, and
+	// what was allowed before is waited for.
+	s.store.SetEnvoyLease(envoyLease(tokens.GetLease().AsDuration()))
 }
 
 // follow makes what follows the definitions; inFile is what was read of the file before.
@@ -167,8 +185,7 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveHTTP(ctx, s.http, httpListener) })
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
-	group.Go(func() error { s.prover.Run(ctx); return nil })
-	group.Go(func() error { s.applier.Follow(ctx); return nil })
+	group.Go(func() error { return s.applier.Run(ctx) })
 	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil
 }

@@ -1,4 +1,4 @@
-package main
+package apply
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 // the others need not wait for these. Each of them stays in the form that it had before; one that had none keeps its
 // path and its rule and answers 503, so that no other service takes its requests. It says whether it did so, and is
 // called with mu held. It ends, because each time more services are in an older form.
-func (a *applier) withhold(rejected *applied, before *definitions.Definitions, why *xds.Rejection) bool {
+func (a *Applier) withhold(rejected *applied, before *definitions.Definitions, why *xds.Rejection) bool {
 	blamed := rejected.snapshot.Blamed(why)
 	if len(blamed) == 0 {
 		return false
@@ -24,13 +24,13 @@ func (a *applier) withhold(rejected *applied, before *definitions.Definitions, w
 		err = a.publish(next)
 	}
 	if err != nil {
-		a.side.logger.Error("the other services cannot be served either", "refused", blamed, "error", err)
+		a.config.Log.Error("the other services cannot be served either", "refused", blamed, "error", err)
 		return false
 	}
 	a.failed = fmt.Errorf("not as defined: %s: %w", strings.Join(blamed, ", "), why)
 	a.rejectedLast = rejected
-	a.side.metrics.definitionsFailed.Inc()
-	a.side.logger.Error("Envoy refuses some services; the others are served as they are defined now",
+	a.metrics.failed.Inc()
+	a.config.Log.Error("Envoy refuses some services; the others are served as they are defined now",
 		"former", subtract(blamed, rest), "withheld", next.withheld, "error", why)
 	return true
 }

@@ -1,0 +1,26 @@
+package apply
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"gatepost/definitions"
+)
+
+// First reads the definitions to start with: the file, or where it is bad or gone what was last proven
+// of it. Nothing that was served before a restart is lost by a mistake in the file.
+func First(path string, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error, err error) {
+	read, wrong := definitions.Load(path)
+	if wrong == nil {
+		return read, nil, nil
+	}
+	kept, keptErr := lastGood.Load()
+	if keptErr == nil && kept.Name == path {
+		return kept, wrong, nil
+	}
+	if keptErr != nil && !errors.Is(keptErr, fs.ErrNotExist) {
+		wrong = errors.Join(wrong, keptErr)
+	}
+	return nil, nil, fmt.Errorf("reading the definitions:\n%w", wrong)
+}

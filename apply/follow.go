@@ -1,0 +1,109 @@
+package apply
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"gatepost/definitions/revisions"
+	"gatepost/proven"
+)
+
+// Run asks the Envoys for what they serve, and does what follows from it, until ctx ends.
+func (a *Applier) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { a.prover.Run(ctx); return nil })
+	group.Go(func() error { a.follow(ctx); return nil })
+	return group.Wait()
+}
+
+// follow hears what the Envoys make of what is published, until ctx ends.
+func (a *Applier) follow(ctx context.Context) {
+	for {
+		changed := a.prover.Changed()
+		a.Settle()
+		a.fallBack()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// Settle keeps the newest definitions where they are applied, and goes back to those before where the control
+// plane has: the token handler obeys what Envoy serves.
+func (a *Applier) Settle() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	status := a.prover.Status()
+	switch {
+	case a.newest == nil || a.newest == a.proven:
+	case status.Version == a.newest.version && status.Applied():
+		a.proven = a.newest
+		a.tellApplied(status)
+		if err := a.config.LastGood.Save(a.newest.definitions); err != nil {
+			a.config.Log.Error("keeping the proven definitions", "error", err)
+		}
+	case status.Rejected != nil && status.Rejected.Version == a.newest.version && status.Version != a.newest.version:
+		before := a.published[status.Version]
+		if before == nil {
+			break // the control plane is already further than this
+		}
+		rejected := a.newest
+		a.newest, a.rejectedLast, a.failed = before, rejected, status.Rejected
+		a.obey(a.newest)
+		a.withhold(rejected, before.definitions, status.Rejected)
+	}
+	maps.DeleteFunc(a.published, func(version string, one *applied) bool {
+		return one != a.newest && version != status.Proven
+	})
+}
+
+// fallBack serves what was proven before this gateway began, where an Envoy has rejected what it began with and nothing
+// was proven since.
+func (a *Applier) fallBack() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	status, rejected := a.prover.Status(), a.newest
+	if rejected == nil || a.proven != nil || status.Rejected == nil || status.Rejected.Version != rejected.version {
+		return
+	}
+	kept, err := a.config.LastGood.Load()
+	if err == nil && !sameSource(kept.Name, rejected.definitions.Name) {
+		kept = nil
+	}
+	if a.withhold(rejected, kept, status.Rejected) || kept == nil || kept.Hash() == rejected.definitions.Hash() {
+		return
+	}
+	next, err := a.build(kept, time.Time{})
+	if err == nil {
+		err = a.publish(next)
+	}
+	if err != nil {
+		a.config.Log.Error("the definitions that were last proven cannot be served", "source", kept.Name, "error", err)
+		return
+	}
+	a.failed, a.rejectedLast = status.Rejected, rejected
+	a.config.Log.Warn("serving the definitions that were last proven", "source", kept.Name, "error", status.Rejected)
+}
+
+// sameSource says whether definitions of two names come from the same place: one file, or Redis.
+func sameSource(one, other string) bool {
+	_, redis := revisions.Number(one)
+	_, alsoRedis := revisions.Number(other)
+	return one == other || redis && alsoRedis
+}
+
+// tellApplied says that the newest definitions are what clients get, and how long it took. It is called with mu held.
+func (a *Applier) tellApplied(status proven.Status) {
+	said := []any{"version", a.newest.version, "envoys", len(status.Envoys), "answered", status.Answered()}
+	if !a.newest.saved.IsZero() {
+		took := time.Since(a.newest.saved)
+		a.metrics.applied.Observe(took.Seconds())
+		said = append(said, "milliseconds", took.Milliseconds())
+	}
+	a.config.Log.Info("applied", said...)
+}

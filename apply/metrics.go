@@ -1,0 +1,22 @@
+package apply
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	failed  prometheus.Counter
+	applied prometheus.Histogram
+}
+
+func newMetrics(registry prometheus.Registerer) metrics {
+	m := metrics{
+		failed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatepost_definitions_failed_total", Help: "Definitions that could not be served as they are; what was served before stayed.",
+		}),
+		applied: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "gatepost_definitions_applied_seconds", Help: "Time from a change of the definitions being saved until every Envoy serves it.",
+			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30},
+		}),
+	}
+	registry.MustRegister(m.failed, m.applied)
+	return m
+}

@@ -1,0 +1,108 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"gatepost/definitions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/proven"
+	"gatepost/xds"
+)
+
+// Loaded returns nil where definitions are being served.
+func (a *Applier) Loaded(context.Context) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.newest == nil {
+		return errors.New("no definitions were read yet")
+	}
+	return nil
+}
+
+// Acked returns nil where an Envoy that is connected has acknowledged a configuration in full.
+func (a *Applier) Acked(context.Context) error {
+	for _, one := range a.config.Control.Status().Envoys {
+		if one.Acked != "" {
+			return nil
+		}
+	}
+	return errors.New("no connected Envoy has acknowledged a configuration yet")
+}
+
+// listen is where Envoys take requests, by the newest definitions.
+func (a *Applier) listen() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.newest == nil {
+		return ""
+	}
+	return a.newest.definitions.Gateway.GetListen()
+}
+
+// Serving tells what was last published, how far the Envoys have proven it, and why newer definitions were rejected
+// where they were.
+func (a *Applier) Serving() (serving *definitions.Definitions, now proven.Status, isApplied bool, rejected error) {
+	now = a.prover.Status()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case errors.Is(a.failed, xds.ErrRejected):
+		rejected = a.failed
+	case now.Rejected != nil:
+		rejected = now.Rejected
+	}
+	if a.newest == nil {
+		return nil, now, false, rejected
+	}
+	return a.newest.definitions, now, now.Version == a.newest.version && now.Applied(), rejected
+}
+
+// Moved returns a channel that is closed at the next change of what Serving and Status tell of the Envoys.
+func (a *Applier) Moved() <-chan struct{} { return a.prover.Changed() }
+
+// Status tells what is served, for operators.
+func (a *Applier) Status() *gatewayv1.Status {
+	now := a.prover.Status()
+	status := &gatewayv1.Status{Version: now.Version, Published: stamp(now.Published), Rejected: a.rejected(now.Status)}
+	a.mu.Lock()
+	if a.newest != nil {
+		status.Source = a.newest.definitions.Name
+	}
+	a.mu.Unlock()
+	for i, one := range now.Envoys {
+		shown := &gatewayv1.EnvoyStatus{
+			Node: one.Node, Address: one.Address, Acked: one.Acked, AckedAt: stamp(one.AckedAt),
+			Proven: now.Answers[i].Proven, Serving: now.Answers[i].Serving, Doubt: now.Answers[i].Doubt,
+		}
+		if one.Nack != nil {
+			shown.Nack, shown.NackType, shown.NackedAt = one.Nack.Reason, one.Nack.Type, stamp(one.Nack.At)
+		}
+		status.Envoys = append(status.Envoys, shown)
+	}
+	return status
+}
+
+// rejected says why the newest definitions are not the ones that are served; empty where they are.
+func (a *Applier) rejected(now xds.Status) string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.failed != nil:
+		return a.failed.Error()
+	case now.Rejected != nil:
+		return now.Rejected.Error()
+	}
+	return ""
+}
+
+// stamp is nil for a time that never was.
+func stamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
