@@ -92,7 +92,7 @@ func (s *Server) Drain() { s.draining.Store(true) }
 
 // local refuses requests for a name that the public DNS could have: a page can have its own name lead to
 // loopback (DNS rebinding), and would then be of the same origin as the API. An address, localhost and the single
-// name of a container cannot be had that way.
+// name of a container cannot be had that way. It also refuses what came through the gateway.
 func local(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
@@ -103,8 +103,19 @@ func local(next http.Handler) http.Handler {
 			answer(w, http.StatusMisdirectedRequest, map[string]string{"error": "ask for the API by address, by localhost or by a single name"})
 			return
 		}
+		if throughEnvoy(r) {
+			answer(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
+			return
+		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// throughEnvoy says whether a request came through the gateway: a service whose upstream is, by whatever name, the
+// admin address would let every client list and end sessions. Envoy sets one of the two on each request that it takes at
+// the edge, and a client can take neither away (Envoy docs, "HTTP header manipulation", use_remote_address).
+func throughEnvoy(r *http.Request) bool {
+	return r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != ""
 }
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {

@@ -156,6 +156,17 @@ func TestANameOfThePublicDNSIsNotOurs(t *testing.T) {
 	k.want(t, "GET", "/metrics", 200, "", "Host: metrics.of.the.team")
 }
 
+func TestAClientOfTheGatewayDoesNotReachTheAPI(t *testing.T) {
+	k := newKit(t)
+	id, _ := k.login(t, "alice")
+	for _, header := range []string{"X-Envoy-External-Address: 203.0.113.7", "X-Envoy-Internal: true"} {
+		k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusForbidden, "not for the gateway's clients", header)
+		k.want(t, "GET", "/api/v1/status", http.StatusForbidden, "", header)
+		k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusForbidden, "", header)
+	}
+	k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusOK, id)
+}
+
 func TestAStoreOutOfReachIs503AndNot404(t *testing.T) {
 	k := newKit(t)
 	id, _ := k.login(t, "alice")

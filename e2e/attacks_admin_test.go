@@ -1,0 +1,33 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+)
+
+// A public service that leads to the admin address, as in Envoy Gateway's CVE-2025-24030 and Contour's CVE-2021-32783,
+// shows no client a session and ends none.
+func TestAServiceThatLeadsToTheAdminAddressOpensItToNobody(t *testing.T) {
+	g := prepare(t, "services: []", setup{})
+	g.Define(fmt.Sprintf(`
+tokens: {authenticator: {url: "%s/users/authenticate"}}
+services:
+  - {name: inside, path: /inside, authenticate: false, upstreams: ["http://%s"]}
+`, users(t).URL(), g.Admin))
+	g.Run()
+	g.AwaitReady()
+	g.Login("alice")
+	for _, header := range []string{
+		"X-Plain: 1", "X-Envoy-External-Address: ", "Connection: x-envoy-external-address", "X-Forwarded-For: 10.0.0.1",
+	} {
+		for _, call := range [][2]string{
+			{"GET", "/inside/api/v1/status"}, {"GET", "/inside/api/v1/users/alice/sessions"}, {"DELETE", "/inside/api/v1/users/alice/sessions"},
+		} {
+			got, err := g.TryRaw(call[0] + " " + call[1] + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + "\r\n\r\n")
+			if err != nil || got.Status != http.StatusForbidden && got.Status != http.StatusBadRequest {
+				t.Errorf("%s %s with %q: %d %s, %v, want 403", call[0], call[1], header, got.Status, got.Body, err)
+			}
+		}
+	}
+}
