@@ -15,12 +15,12 @@ import (
 
 // service is one service of the definitions, with its upstreams understood.
 type service struct {
-	def     *gatewayv1.Service
-	path    string
-	base    string // the path on the upstream that stands for the service's root: "" or "/base"
+	def  *gatewayv1.Service
+	path string
+	base string // the path on the upstream that stands for the service's root: "" or "/base"
 	// withheld: nothing leads to its upstreams.
 	withheld bool
-	targets []upstream
+	targets  []upstream
 }
 
 func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetName()) }
