@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -310,6 +311,57 @@ func (s *slowRevoke) Revoke(context.Context, tokens.Hash) error {
 	close(s.entered)
 	<-s.release
 	return tokens.ErrUnavailable
+}
+
+// A refresh that hangs and then fails has ended nothing: requests beside it must not be told that their token is dead.
+func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
+	for name, failure := range map[string]error{"the store fails": tokens.ErrUnavailable, "the store retires it": nil} {
+		t.Run(name, func(t *testing.T) {
+			h := randomHash()
+			var dead atomic.Bool
+			store := &slowRotate{entered: make(chan struct{}), release: make(chan struct{}), err: failure}
+			store.before = func(context.Context, tokens.Hash) error {
+				if dead.Load() {
+					return tokens.ErrUnknown
+				}
+				return nil
+			}
+			c := newCache(t, store, Config{})
+			use := func() error { _, err := c.Lookup(t.Context(), h); return err }
+			if err := use(); err != nil {
+				t.Fatal(err)
+			}
+			var all sync.WaitGroup
+			all.Go(func() {
+				if err := c.Rotate(t.Context(), h, session("ann")); !errors.Is(err, failure) {
+					t.Errorf("the refresh: %v", err)
+				}
+			})
+			<-store.entered
+			if err := use(); err != nil {
+				t.Errorf("a token that is being refreshed: %v", err)
+			}
+			dead.Store(failure == nil)
+			close(store.release)
+			all.Wait()
+			if err := use(); failure != nil && err != nil || failure == nil && !errors.Is(err, tokens.ErrUnknown) {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
+	}
+}
+
+// slowRotate is a store that answers each rotation when it is released.
+type slowRotate struct {
+	everything
+	entered, release chan struct{}
+	err              error
+}
+
+func (s *slowRotate) Rotate(context.Context, tokens.Hash, *tokens.Session) error {
+	close(s.entered)
+	<-s.release
+	return s.err
 }
 
 func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {

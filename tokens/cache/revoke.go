@@ -21,12 +21,14 @@ func (c *Cache) Revoke(ctx context.Context, h tokens.Hash) error {
 	return c.settle(ctx, mode)
 }
 
-// Rotate ends the token old as Revoke does, and keeps next in its place. A context that ends after the store has done so
-// ends the waiting only: who handed in the old token would otherwise be left with none.
+// Rotate keeps next in the place of the token old, and waits as Revoke does. Until the store has done so the old one is
+// as live as it was, here too: where the store is out of reach it is the only one that the client has. A context that ends after the store has done so ends the waiting only: who handed in the old token
+// would otherwise be left with none.
 func (c *Cache) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
 	mode := c.mode()
-	defer c.refuse(old)()
 	err := c.store.Rotate(ctx, old, next)
+	// After an error too: it may have happened.
+	c.CallBack(old)
 	if err == nil || errors.Is(err, tokens.ErrReused) { // reused: the session's newer token was ended
 		_ = c.settle(ctx, mode)
 	}
