@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,7 +27,7 @@ type lab struct {
 	progress  io.Writer
 
 	root, dir, bin string // the project, the run's folder, the programs that were built for it
-	envoy, wrk     string
+	envoy          string
 	processes      []*process
 	mostForeign    float64
 	kept           []kept
@@ -38,21 +39,23 @@ type lab struct {
 // programs are what the bench builds: gatepost as it is shipped, and those of its peers that are written in Go.
 var programs = []string{"gatepost/cmd/gatepost", "gatepost/bench/peers/alwaysok", "gatepost/bench/peers/redisget", "gatepost/bench/peers/oneroute"}
 
+// needs are the programs that the bench does not bring, and how to come by them on Debian and Ubuntu.
+var needs = []struct{ program, remedy string }{
+	{"wrk", "apt-get install wrk"},
+	{"redis-server", "apt-get install redis-server"},
+	{"nginx", "apt-get install nginx-light"},
+}
+
 // open finds and builds what every measurement needs.
 func (l *lab) open(ctx context.Context) error {
 	var err error
-	if l.wrk, err = find("wrk", "Debian, Ubuntu: apt-get install wrk"); err != nil {
-		return err
+	for _, need := range needs {
+		if _, err := find(need.program, need.remedy); err != nil {
+			return err
+		}
 	}
 	if l.envoy, err = envoy.Find(os.Getenv("GATEPOST_ENVOY")); err != nil {
 		return err
-	}
-	for program, remedy := range map[string]string{
-		"redis-server": "Debian, Ubuntu: apt-get install redis-server", "nginx": "Debian, Ubuntu: apt-get install nginx-light",
-	} {
-		if _, err := find(program, remedy); err != nil {
-			return err
-		}
 	}
 	if l.dir, err = os.MkdirTemp("", "gatepost-bench-"); err != nil {
 		return fmt.Errorf("making a folder for the run: %w", err)
@@ -78,11 +81,13 @@ func (l *lab) open(ctx context.Context) error {
 	return nil
 }
 
-// close ends every process that was started, the newest first, and removes the run's folder.
+// close ends every process that was started, and removes the run's folder.
 func (l *lab) close() {
-	for _, p := range slices.Backward(l.processes) {
-		p.stop()
+	var ending sync.WaitGroup
+	for _, p := range l.processes {
+		ending.Go(p.stop)
 	}
+	ending.Wait()
 	l.processes = nil
 	if l.dir != "" {
 		_ = os.RemoveAll(l.dir)

@@ -58,7 +58,7 @@ func (l *lab) run(ctx context.Context, what load, during time.Duration) (outcome
 		return outcome{}, fmt.Errorf("writing wrk's requests: %w", err)
 	}
 	seconds := max(1, int(during.Round(time.Second)/time.Second))
-	command := exec.CommandContext(ctx, l.wrk, "--threads", "1", "--connections", strconv.Itoa(cmp.Or(what.connections, connections)),
+	command := exec.CommandContext(ctx, "wrk", "--threads", "1", "--connections", strconv.Itoa(cmp.Or(what.connections, connections)),
 		"--duration", strconv.Itoa(seconds)+"s", "--timeout", "10s", "--script", file, "http://"+what.address, targets)
 	command.WaitDelay = time.Second
 	out, err := command.CombinedOutput()

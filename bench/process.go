@@ -116,7 +116,7 @@ var errMissing = errors.New("not installed")
 func find(program, remedy string) (string, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w (%s)", program, errMissing, remedy)
+		return "", fmt.Errorf("%s is %w; on Debian and Ubuntu: %s", program, errMissing, remedy)
 	}
 	return path, nil
 }

@@ -228,7 +228,7 @@ func (l *lab) startEnvoy(name, file string) (*process, error) {
 
 // node starts the Node gateway, as it was or with connections to the services kept alive.
 func (l *lab) node(ctx context.Context, name string, keepAlive bool) (address string, p *process, err error) {
-	program, err := find("node", "Node.js 20 or newer")
+	program, err := find("node", "apt-get install nodejs npm, version 20 or newer")
 	if err != nil {
 		return "", nil, err
 	}

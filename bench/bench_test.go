@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestProcessesAreReadFromTheirAccounts(t *testing.T) {
+	const line = "4711 (a (name) 1) S 12 4711 4711 0 -1 4194304 1 2 3 4 150 50 30 20 20 0 9 0 100 200 300"
+	got, err := parseStat([]byte(line))
+	want := stat{pid: 4711, parent: 12, name: "a (name) 1", cpu: 2 * time.Second, reaped: 500 * time.Millisecond}
+	if err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	for _, broken := range []string{"", "1 name S 1", "1 (name) S 1"} {
+		if _, err := parseStat([]byte(broken)); err == nil {
+			t.Errorf("%q is read", broken)
+		}
+	}
+}
+
+func TestADescendantCounts(t *testing.T) {
+	all := map[int]stat{1: {pid: 1}, 2: {pid: 2, parent: 1}, 3: {pid: 3, parent: 2}, 4: {pid: 4}}
+	var pids []int
+	for _, one := range below(all, 1) {
+		pids = append(pids, one.pid)
+	}
+	slices.Sort(pids)
+	if !slices.Equal(pids, []int{1, 2, 3}) {
+		t.Errorf("got %v", pids)
+	}
+}
+
+func TestWhatAProcessUsesIsSeen(t *testing.T) {
+	l := &lab{dir: t.TempDir()}
+	t.Cleanup(func() { l.close() })
+	// The work is a child's, so it counts only where children do.
+	p, err := l.start("worker", "sh", "-c", "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; sleep 60")
+	if err != nil {
+		t.Skipf("needs a shell: %v", err)
+	}
+	err = p.await(t.Context(), "to work", func() bool {
+		got, err := used([]*process{p})
+		return err == nil && got.total() > 50*time.Millisecond
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOtherLoadIsToldFromOurs(t *testing.T) {
+	at := func(user, idle, steal int64) machineTime {
+		return machineTime{busy: time.Duration(user) * tick, stolen: time.Duration(steal) * tick, all: time.Duration(user+idle+steal) * tick}
+	}
+	for _, c := range []struct {
+		name        string
+		after       machineTime
+		ours        time.Duration
+		wantForeign float64
+	}{
+		{"all was ours", at(150, 50, 0), 1500 * time.Millisecond, 0},
+		{"half was another's", at(150, 50, 0), 500 * time.Millisecond, 0.5},
+		{"a hypervisor took a quarter", at(100, 50, 50), time.Second, 0.25},
+		{"the accounts differ by a tick", at(100, 100, 0), 1010 * time.Millisecond, 0},
+	} {
+		if got := c.after.foreign(at(0, 0, 0), c.ours); math.Abs(got-c.wantForeign) > 1e-9 {
+			t.Errorf("%s: %v, want %v", c.name, got, c.wantForeign)
+		}
+	}
+	m, err := parseMachine([]byte("cpu  100 1 20 500 30 4 5 60 0 0\ncpu0 1 2\n"))
+	if want := (machineTime{busy: 1300 * time.Millisecond, stolen: 600 * time.Millisecond, all: 7200 * time.Millisecond}); err != nil || m != want {
+		t.Errorf("got %+v, %v, want %+v", m, err, want)
+	}
+	if _, err := parseMachine([]byte("intr 1 2")); err == nil {
+		t.Error("another file is read")
+	}
+}
+
+func TestAMachineThatIsBusyIsRefused(t *testing.T) {
+	l := &lab{tolerance: 0.08}
+	if err := l.quiet(0.05); err != nil {
+		t.Error(err)
+	}
+	if err := l.quiet(0.2); !errors.Is(err, errBusy) {
+		t.Errorf("a fifth of the machine: %v", err)
+	}
+	l.force = true
+	if err := l.quiet(0.3); err != nil || l.mostForeign != 0.3 {
+		t.Errorf("with -force: %v, noted %v", err, l.mostForeign)
+	}
+	r := result{Rounds: leastRounds, Forced: true, MostForeign: l.mostForeign}
+	if !bytes.Contains(r.table(), []byte("NO RESULT TO GO BY")) {
+		t.Errorf("the result does not say so:\n%s", r.table())
+	}
+}
+
+func TestRoundsGoToAndFro(t *testing.T) {
+	subjects := []subject{{name: "a"}, {name: "b"}, {name: "c"}}
+	names := func(round int) (s string) {
+		for _, one := range order(subjects, round) {
+			s += one.name
+		}
+		return s
+	}
+	if got := []string{names(0), names(1), names(2)}; !slices.Equal(got, []string{"abc", "cba", "abc"}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func TestAGoalIsTheMedianOfPairedRatios(t *testing.T) {
+	// The machine is half as fast in the second round; the ratio is not moved by it.
+	s := series{"over": {{Rate: 200}, {Rate: 90}, {Rate: 220}}, "under": {{Rate: 100}, {Rate: 50}, {Rate: 100}}}
+	f := finding{Bound: atLeast(2), Rounds: s.ratios("over", "under", rate)}.settle()
+	if !slices.Equal(f.Rounds, []float64{2, 1.8, 2.2}) || f.Value != 2 || f.verdict() != "reached" {
+		t.Errorf("got %+v, %s", f, f.verdict())
+	}
+	f.Bound = atMost(1.9)
+	if f.verdict() != "MISSED" {
+		t.Errorf("got %s", f.verdict())
+	}
+	if got := median([]float64{4, 1, 3, 2}); got != 2.5 {
+		t.Errorf("the median of an even number is %v", got)
+	}
+}
+
+func TestAWrongAnswerIsNoFigure(t *testing.T) {
+	for _, c := range []struct {
+		name, out string
+		wrong     bool
+	}{
+		{"all is well", `{"requests":10,"microseconds":1000,"bad_status":0,"broken":0,"p50":1,"p99":2}`, false},
+		{"one status was bad", `{"requests":10,"microseconds":1000,"bad_status":1,"broken":0,"p50":1,"p99":2}`, true},
+		{"one answer never came", `{"requests":10,"microseconds":1000,"bad_status":0,"broken":1,"p50":1,"p99":2}`, true},
+		{"there was no answer", `{"requests":0,"microseconds":1000,"bad_status":0,"broken":0,"p50":1,"p99":2}`, true},
+	} {
+		got, err := parseOutcome([]byte("Running 1s test\n\nRESULT " + c.out + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := got.wrong(); errors.Is(err, errWrong) != c.wrong {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if _, err := parseOutcome([]byte("unable to connect")); err == nil {
+		t.Error("no result is one")
+	}
+}
+
+func TestRedisCommandsAreCounted(t *testing.T) {
+	got := parseCounts("# Commandstats\r\ncmdstat_get:calls=7,usec=1\r\ncmdstat_set:calls=2,usec=1\r\ncmdstat_client|tracking:calls=1,usec=1\r\ncmdstat_info:calls=99,usec=1\r\n")
+	if want := (redisCounts{commands: 10, sets: 2}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestWhatPeopleWroteStaysInTheResults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "RESULTS.md")
+	r := &result{Rounds: leastRounds, Findings: []finding{{Goal: "G1", What: "first", Bound: atLeast(1), Value: 2}}}
+	for _, notes := range []string{"\n", "\n\nnginx wins here, for it does less.\n"} {
+		if notes != "\n" {
+			written, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, append(written, notes[1:]...), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.writeResults(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"| G1 | first | 2.00 | ≥ 1.00 | reached |", "nginx wins here, for it does less.\n"} {
+		if strings.Count(string(got), want) != 1 {
+			t.Errorf("want %q once in:\n%s", want, got)
+		}
+	}
+}
+
+func TestWrongUsageIsSaid(t *testing.T) {
+	for _, args := range [][]string{{"-only", "G13"}, {"-rounds", "0"}, {"-seconds", "0"}, {"more"}, {"-nothing"}} {
+		var said bytes.Buffer
+		if code := bench(t.Context(), args, &said, &said); code != exitUsage || said.Len() == 0 {
+			t.Errorf("%v: exit code %d, said %q", args, code, &said)
+		}
+	}
+}
+

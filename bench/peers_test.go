@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// newLab returns a lab whose processes end with the test. Where a program is missing the test is skipped.
+func newLab(t *testing.T, programs ...string) *lab {
+	t.Helper()
+	for _, program := range programs {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("needs %s, as `make bench` does", program)
+		}
+	}
+	l := &lab{count: 1, during: time.Second, progress: io.Discard}
+	t.Cleanup(func() { l.close() })
+	return l
+}
+
+// opened is a lab in which everything is built.
+func opened(t *testing.T) *lab {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("builds and starts every design; not with -short")
+	}
+	l := newLab(t, "wrk", "nginx", "redis-server", "node", "npm")
+	if err := l.open(t.Context()); err != nil {
+		if errors.Is(err, errMissing) || strings.Contains(err.Error(), "Envoy") {
+			t.Skip(err)
+		}
+		t.Fatal(err)
+	}
+	return l
+}
+
+// Each design lets good tokens pass and no others, and tells the service who calls: or its figure is of something else.
+func TestEveryDesignObeysTheSameRule(t *testing.T) {
+	l := opened(t)
+	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateLeases, gatePublic, gateNoLeases} {
+		s, err := l.subject(t.Context(), name)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if err := s.check(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	t.Run("a design that lets everyone pass is found out", func(t *testing.T) {
+		address, _, err := l.bareEnvoy(t.Context(), "envoy-open", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := (visit{address: address, path: "/orders/5", tokens: []string{"any"}}).check(t.Context()); !errors.Is(err, errWrong) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("the Node gateway does what it did", func(t *testing.T) { l.nodeDoesWhatItDid(t) })
+	t.Run("one service more is served by the peer with one route table", func(t *testing.T) {
+		peer, err := l.oneRoute(t.Context(), 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := peer.add(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("one service more is served by Gatepost, and what Envoy was sent is counted", func(t *testing.T) {
+		c, err := l.catalogue(t.Context(), 20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.add(t.Context())
+		if err != nil || got.bytes <= 0 || got.saved <= 0 || got.read <= 0 {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	t.Run("a check alone is answered", func(t *testing.T) {
+		gatepost, requests, err := l.aloneGatepost(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		alwaysOK, err := l.aloneAlwaysOK(t.Context(), requests)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range []subject{gatepost, alwaysOK} {
+			if err := s.check(t.Context()); err != nil {
+				t.Errorf("%s: %v", s.name, err)
+			}
+		}
+	})
+}
+
+// nodeDoesWhatItDid holds the peer to the old gateway's description.
+func (l *lab) nodeDoesWhatItDid(t *testing.T) {
+	address, _, err := l.node(t.Context(), "node-tested", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := login(t.Context(), "http://"+address, "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const notAllowed = `"You are not allowed to access this API!"`
+	for _, c := range []struct {
+		name, method, path string
+		headers            []string
+		status             int
+		text               string
+	}{
+		{"an unknown path", "GET", "/nothing", nil, 404, `"Could not find any resources for given path."`},
+		{"a method that is not allowed", "PATCH", "/orders", nil, 405, `"Method not allowed"`},
+		{"no token", "GET", "/orders/5", nil, 401, notAllowed},
+		{"a token, the path in capitals", "GET", "/ORDERS/5", []string{"Authorization: " + token}, 200, `"id":5`},
+		{"a public service", "GET", "/items/5", nil, 200, `"id":5`},
+		{"a login of nobody", "POST", "/Token", nil, 401, notAllowed},
+	} {
+		status, _, text, err := ask(t.Context(), c.method, "http://"+address+c.path, "", c.headers...)
+		if err != nil || status != c.status || !strings.Contains(text, c.text) {
+			t.Errorf("%s: %d %q, %v, want %d with %q", c.name, status, text, err, c.status, c.text)
+		}
+	}
+	_, header, _, err := ask(t.Context(), "POST", "http://"+address+"/token", "{}", "X-Login: ann", "Origin: https://shop.example")
+	if err != nil || header.Get("Access-Control-Allow-Origin") != "https://shop.example" || header.Get("Access-Control-Expose-Headers") != "token,expires_in,userid" {
+		t.Errorf("a login from a page: %v, %v", header, err)
+	}
+}
+
+func TestTheLoadIsWhatWasAskedFor(t *testing.T) {
+	l := newLab(t, "wrk")
+	l.dir = t.TempDir()
+	var mu sync.Mutex
+	seen := map[string]int{}
+	status := http.StatusOK
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		seen[r.Method+" "+r.URL.Path+" "+r.Header.Get("Authorization")+" "+r.Header.Get("X-Other")+" "+string(body)]++
+		w.WriteHeader(status)
+	}))
+	defer server.Close()
+	what := load{
+		method: "POST", address: server.Listener.Addr().String(), path: "/token", header: "Authorization", values: []string{`Bearer "a"`, `b\c`},
+		headers: [][2]string{{"X-Other", "1"}}, body: `{"x":1}`, connections: 2,
+	}
+	run := func() (outcome, error) { return l.run(context.Background(), what, time.Second) }
+	got, err := run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	one, other := seen[`POST /token Bearer "a" 1 {"x":1}`], seen[`POST /token b\c 1 {"x":1}`]
+	if len(seen) != 2 || one == 0 || other == 0 || got.Requests < 2 {
+		t.Errorf("%d requests are said to be answered, and the server saw %v", got.Requests, seen)
+	}
+	status = http.StatusServiceUnavailable
+	mu.Unlock()
+	if _, err := run(); !errors.Is(err, errWrong) {
+		t.Errorf("a server that answers 503 is measured: %v", err)
+	}
+}
