@@ -196,4 +196,3 @@ func TestWrongUsageIsSaid(t *testing.T) {
 		}
 	}
 }
-
