@@ -285,6 +285,15 @@ func TestWithoutAnEnvoyOneErrorSaysTheThreeWaysToGetOne(t *testing.T) {
 	}
 }
 
+// Envoy shares its port with another Envoy of the same user: each would get a part of the requests.
+func TestASecondGatewayOnTheSameAddressIsToldSo(t *testing.T) {
+	g := start(t, "services: []\n", setup{})
+	out, code := gatepost(t, os.Environ(), "run", "--config", g.File, "--data", t.TempDir(), "--admin", envoytest.Addr(t), "--envoy", envoytest.Require(t))
+	if code != 1 || !strings.Contains(out, "listening on "+g.Addr) || !strings.Contains(out, "another process does already; stop it, or choose another address") {
+		t.Errorf("exit code %d, want 1 and the address that is taken:\n%s", code, out)
+	}
+}
+
 func TestABrokenFileAtTheStartIsToldInFull(t *testing.T) {
 	file := write(t, brokenThrice)
 	for _, command := range []string{"run", "serve", "validate"} {

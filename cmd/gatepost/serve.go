@@ -74,6 +74,12 @@ func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
 	if err != nil {
 		return err
 	}
+	if first, _, _, _ := side.applier.Serving(); first != nil {
+		if err := awaitFree(c.Context(), first.Gateway.GetListen()); err != nil {
+			side.close()
+			return err
+		}
+	}
 	runner := &envoy.Runner{
 		Path: path, Bootstrap: bootstrap, Dir: dir, Concurrency: concurrency, Log: logger,
 		OnStart: side.metrics.envoyStarted, OnExit: side.metrics.envoyDied,

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -47,6 +48,32 @@ func listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("closing the socket to others: %w", err)
 	}
 	return listener, nil
+}
+
+// freeWithin is how long the Envoy of a Gatepost that was just killed may take to be gone.
+const freeWithin = 3 * time.Second
+
+// awaitFree returns an error where another process still listens on the address on which Envoy is to take requests.
+// Envoy itself would not notice: it opens its ports for sharing (SO_REUSEPORT), so two gateways of one user would
+// both get a part of the requests, and each refuse the tokens that the other has issued.
+func awaitFree(ctx context.Context, address string) error {
+	for deadline := time.Now().Add(freeWithin); ; {
+		listener, err := net.Listen("tcp", address)
+		if err == nil {
+			return listener.Close()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil // Envoy says better what is wrong
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("listening on %s, as the definitions say: another process does already; stop it, or choose another address", address)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
