@@ -120,8 +120,6 @@ type fate struct {
 	by string
 }
 
-const forever = time.Duration(1<<63 - 1)
-
 // fates follows from what was minted, from the endings and from the lifetime.
 func (h *history) fates() map[*minted]fate {
 	bySession, byUser := map[int][]*minted{}, map[string][]*minted{}

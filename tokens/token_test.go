@@ -191,7 +191,8 @@ func TestRedactionIsSeenAsSuch(t *testing.T) {
 
 func TestHashIsPrintedAsAFingerprint(t *testing.T) {
 	h := mustMint(t, FormatUUID).Hash()
-	for _, out := range []string{fmt.Sprint(h), fmt.Sprintf("%+v", &Session{Hash: h}), fmt.Sprintf("%s", h), fmt.Sprintf("%x", h)} {
+	for _, verb := range []string{"%v", "%+v", "%s", "%x"} {
+		out := fmt.Sprintf(verb+" "+verb, h, &Session{Hash: h})
 		if strings.Contains(out, h.Hex()[:16]) {
 			t.Errorf("%q shows the hash", out)
 		}

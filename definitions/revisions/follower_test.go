@@ -140,11 +140,11 @@ func TestARedisThatIsAwayIsToldOnce(t *testing.T) {
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
 	server.Kill()
-	h.wants(t, "Redis cannot be asked")
+	h.wants(t, "the Redis of the definitions cannot be asked")
 	server.Restart() // with nothing
 	redistest.Eventually(t, "the emptiness to be told", func() bool { return len(h.list()) > 1 })
 	add(t, s, 0, file("items"))
-	h.wants(t, "Redis cannot be asked", "no such revision", "revision 1")
+	h.wants(t, "the Redis of the definitions cannot be asked", "no such revision", "revision 1")
 }
 
 // A Redis that was restored from an old copy holds what was served before what is served now: that stays.

@@ -56,7 +56,7 @@ var (
 	// ErrDamaged says that what Redis holds is no revision as it was stored.
 	ErrDamaged = errors.New("what Redis holds is damaged")
 	// ErrUnavailable says that Redis could not be asked.
-	ErrUnavailable = errors.New("Redis cannot be asked")
+	ErrUnavailable = errors.New("the Redis of the definitions cannot be asked")
 )
 
 // Revision is one state of the definitions.
