@@ -88,8 +88,6 @@ type Forward struct {
 	// the token ends.
 	Upgrade       string `json:"upgrade,omitempty"`
 	EndsWithToken bool   `json:"ends_with_token,omitempty"`
-
-	cluster string
 }
 
 // answer puts together what is known of an exchange that has ended.

@@ -216,7 +216,7 @@ func TestPathsAreNormalisedAsEnvoyDoes(t *testing.T) {
 // methods.
 func TestEveryServiceIsReached(t *testing.T) {
 	d := dice{rand.New(rand.NewPCG(2, 2))}
-	for range 60 {
+	for range 30 {
 		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
 		e := explainerOf(t, text, liveSession{someScopes})
 		for _, s := range e.definitions.Gateway.GetServices() {
@@ -241,7 +241,7 @@ func TestEveryServiceIsReached(t *testing.T) {
 // TestPublicIsWhatTheRoutesLetThrough holds the list of `validate --public` to the routes that Envoy is served.
 func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 	d := dice{rand.New(rand.NewPCG(3, 3))}
-	for range 60 {
+	for range 30 {
 		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
 		e := explainerOf(t, text, nil)
 		open := map[string]bool{} // :: path in lower case → some route lets requests through without a token

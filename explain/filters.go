@@ -215,7 +215,7 @@ func (router) request(x *exchange) {
 		for _, option := range x.route.GetRequestHeadersToAdd() {
 			put(&x.header, option, x.format(option.GetHeader().GetValue()))
 		}
-		x.forward = &Forward{cluster: action.Route.GetCluster(), Method: x.method, Path: path}
+		x.forward = &Forward{Method: x.method, Path: path}
 		x.reply = &reply{}
 		x.addHeaders(x.route.GetResponseHeadersToAdd())
 	default:
