@@ -10,16 +10,22 @@ import (
 )
 
 // Notes returns what is no mistake but what a reader may have missed: a public service below the path of a secured
-// one, services that nobody can reach, an upstream that is the gateway itself. They are sorted by position, and keep
+// one, or with the same upstream, services that nobody can reach, an upstream that is the gateway itself. They are sorted by position, and keep
 // nothing from being served.
 func (d *Definitions) Notes() Problems {
 	byPath := d.byPath()
+	doors := d.openDoors()
 	var notes Problems
 	for i, s := range d.Gateway.GetServices() {
 		if outer, ok := enclosing(byPath, s.GetPath()); ok && !s.GetAuthenticate() && d.Gateway.GetServices()[outer].GetAuthenticate() {
 			notes = append(notes, d.note(i, "authenticate", fmt.Sprintf(
 				"the public service %q lies under the path of %q on line %d, which is secured",
 				s.GetName(), d.Gateway.GetServices()[outer].GetName(), d.Line(outer)), "see that this is meant"))
+		}
+		if door, ok := doors.to(s); ok && s.GetAuthenticate() {
+			notes = append(notes, d.note(i, "upstreams", fmt.Sprintf(
+				"the public service %q on line %d leads to the same upstream, so what %q has there may be reached without a token",
+				d.Gateway.GetServices()[door].GetName(), d.Line(door), s.GetName()), "see that this is meant, or give each an upstream or a base path of its own"))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
 		for _, u := range s.GetUpstreams() {
@@ -32,6 +38,57 @@ func (d *Definitions) Notes() Problems {
 	notes = append(notes, d.tokenNotes()...)
 	notes.sort()
 	return notes
+}
+
+// doors are the public services by where they lead to.
+type doors map[string]map[string]int // :: host:port → path there, without a slash at the end → index
+
+func (d *Definitions) openDoors() doors {
+	open := doors{}
+	for i, s := range d.Gateway.GetServices() {
+		if s.GetAuthenticate() {
+			continue
+		}
+		for _, at := range leads(s) {
+			if open[at.address()] == nil {
+				open[at.address()] = map[string]int{}
+			}
+			if _, taken := open[at.address()][at.base]; !taken {
+				open[at.address()][at.base] = i
+			}
+		}
+	}
+	return open
+}
+
+// to returns a public service by which a request comes to where s leads, or above it. Where its own path is above that of
+// s the requests for s are taken out, but not what an upstream may read as one: /admin;x, /admin%20.
+func (o doors) to(s *gatewayv1.Service) (index int, ok bool) {
+	for _, at := range leads(s) {
+		for path, open := at.base, o[at.address()]; open != nil; path = path[:strings.LastIndexByte(path, '/')] {
+			if index, ok = open[path]; ok {
+				return index, true
+			}
+			if path == "" {
+				break
+			}
+		}
+	}
+	return 0, false
+}
+
+// leads returns where a service's requests come to: its upstreams, each with the path that stands before the rest.
+func leads(s *gatewayv1.Service) []upstream {
+	var to []upstream
+	for _, text := range s.GetUpstreams() {
+		if u, fault := parseUpstream(text); fault == nil {
+			if s.GetKeepPrefix() && s.GetPath() != "/" {
+				u.base += s.GetPath()
+			}
+			to = append(to, u)
+		}
+	}
+	return to
 }
 
 // methodNotes tells of methods that Envoy takes over HTTP/2 alone.
