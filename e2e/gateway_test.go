@@ -25,7 +25,7 @@ type gateway struct {
 	// File is the definitions file, and Data the data directory; both may be written to.
 	File, Data string
 
-	t       *testing.T
+	t       testing.TB
 	args    []string
 	env     []string
 	command *exec.Cmd
@@ -45,7 +45,7 @@ type setup struct {
 
 // start writes the definitions, with a free address to listen on put before them, and runs a gateway on them. It
 // returns when the gateway is ready, and ends it with the test.
-func start(t *testing.T, definitions string, s setup) *gateway {
+func start(t testing.TB, definitions string, s setup) *gateway {
 	t.Helper()
 	g := prepare(t, definitions, s)
 	g.Run()
@@ -54,7 +54,7 @@ func start(t *testing.T, definitions string, s setup) *gateway {
 }
 
 // prepare is start without the starting.
-func prepare(t *testing.T, definitions string, s setup) *gateway {
+func prepare(t testing.TB, definitions string, s setup) *gateway {
 	t.Helper()
 	addr, dir := envoytest.Addr(t), t.TempDir()
 	g := &gateway{

@@ -77,7 +77,7 @@ func none(t *testing.T, upstream *envoytest.Recorder) {
 }
 
 // want fails the test where an answer has not this status and body; an empty body is not looked at.
-func want(t *testing.T, what string, got answer, status int, body string) {
+func want(t testing.TB, what string, got answer, status int, body string) {
 	t.Helper()
 	if got.Status != status || body != "" && got.Body != body {
 		t.Errorf("%s: got %d %s, want %d %s", what, got.Status, got.Body, status, body)

@@ -153,7 +153,7 @@ func refuses503(t *testing.T, what string, got answer) {
 
 // gatepost runs one command to its end, in an empty folder, and returns what it printed and its exit code. env is
 // all of its environment.
-func gatepost(t *testing.T, env []string, args ...string) (output string, code int) {
+func gatepost(t testing.TB, env []string, args ...string) (output string, code int) {
 	t.Helper()
 	var out bytes.Buffer
 	command := exec.Command(binary, args...)
