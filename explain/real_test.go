@@ -263,7 +263,11 @@ func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
 		hits = max(hits, w.envoy.Stat("http.gatepost.ext_authz.disabled")) // it begins anew with a listener
 	}
 	t.Logf("outcomes: %v; with up to %d hits of a lease by one set of definitions", seen, hits)
-	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed", "token_unknown", "scope_missing", "version"} {
+	reached := []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed"}
+	if requests >= 20_000 { // the rare ones
+		reached = append(reached, "token_unknown", "scope_missing", "upgrade_refused", "version")
+	}
+	for _, reason := range reached {
 		if seen[reason] == 0 && requests >= 3000 {
 			t.Errorf("no request came to %q: the generators do not reach it", reason)
 		}
@@ -318,6 +322,9 @@ func (w *world) compare(t *testing.T, with, without *Explainer, r Request) strin
 	if err != nil {
 		return "not explained"
 	}
+	if a.Outcomes[0].Reason == "too_many_headers" && with.definitions.Gateway.GetTokens().GetLease().AsDuration() > 0 {
+		return "not compared" // Envoy counts again only where it asks, and it may remember the decision
+	}
 	for _, u := range w.upstreams {
 		u.seen.Store(0)
 	}
@@ -352,8 +359,8 @@ func (w *world) compare(t *testing.T, with, without *Explainer, r Request) strin
 
 // sameBut says whether an outcome that was told without the store is the one with it: the user's id is not known.
 func (w *world) sameBut(without, with Outcome, r Request) bool {
-	if with.Reason == "bad_user" {
-		return true // only the store can tell
+	if with.Reason == "bad_user" || without.Reason == "too_many_headers" {
+		return true // only the store can tell, or how long the user's id is
 	}
 	if with.Forward != nil && without.Forward != nil {
 		known := *without.Forward
