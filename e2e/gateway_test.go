@@ -285,3 +285,17 @@ func (b *logBuffer) tail(most int) string {
 	s := b.String()
 	return s[max(0, len(s)-most):]
 }
+
+// needPorts skips a test that needs ports of loopback by their number where one is taken; where CI is true that is a
+// failure.
+func needPorts(t *testing.T, ports ...string) {
+	t.Helper()
+	for _, port := range ports {
+		switch taken := envoytest.Accepts("127.0.0.1:" + port); {
+		case taken && os.Getenv("CI") == "true":
+			t.Fatalf("port %s is taken on this machine", port)
+		case taken:
+			t.Skipf("port %s, which this test needs, is taken on this machine: end what listens there", port)
+		}
+	}
+}

@@ -83,11 +83,7 @@ func compare(t *testing.T, s step, answer string) {
 
 // The README's `make run` and what follows it, word by word.
 func TestTheReadmesSessionIsWhatHappens(t *testing.T) {
-	for _, port := range []string{"5500", "8081", "8082", "8083", "18002"} {
-		if envoytest.Accepts("127.0.0.1:" + port) {
-			t.Skipf("port %s, which the README's demo needs, is taken on this machine", port)
-		}
-	}
+	needPorts(t, "5500", "8081", "8082", "8083", "18002")
 	root, err := filepath.Abs("..")
 	if err != nil {
 		t.Fatal(err)

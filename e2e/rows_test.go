@@ -92,9 +92,7 @@ func wantHeader(t *testing.T, what string, got answer, name, value string) {
 }
 
 func TestRow1And2ListensOn5500WhereTheFileNamesNoOtherAddress(t *testing.T) {
-	if envoytest.Accepts("127.0.0.1:5500") {
-		t.Skip("port 5500 is taken on this machine")
-	}
+	needPorts(t, "5500")
 	g := prepare(t, "services: []\n", setup{})
 	g.Addr, g.URL = "0.0.0.0:5500", "http://127.0.0.1:5500"
 	g.DefineExactly("services: []\n")

@@ -124,6 +124,7 @@ func TestAnEnvoyThatHangsHoldsUpNobody(t *testing.T) {
 	c.serves(withServices(t, "a"))
 	c.connect("hanging", func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
 	t.Cleanup(release)
+	c.eventually("both are connected", func(s Status) bool { return len(s.Envoys) == 2 })
 	next := withServices(t, "a", "b")
 	c.publish(next)
 	c.eventually("the fast one has it", func(s Status) bool {
