@@ -140,9 +140,12 @@ function envoy_on_response(handle)
   if not request then return end
   local answer = metadata:get(ANSWER) -- a denial has none
   local lease = answer and answer.lease
-  if not lease or #answer.user > MOST_USER_BYTES or kept >= MOST then return end
+  if not lease or #answer.user > MOST_USER_BYTES then return end
+  if not young[request.key] then
+    if kept >= MOST then return end
+    kept = kept + 1
+  end
   lease = math.min(lease, LONGEST)
-  if not young[request.key] then kept = kept + 1 end
   young[request.key] = {
     user = answer.user,
     ends = request.now + lease,

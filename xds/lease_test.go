@@ -44,43 +44,56 @@ func TestADecisionIsRememberedUntilItsLeaseEnds(t *testing.T) {
 	}
 }
 
-// TestALeaseIsCountedFromTheArrival: an upstream that takes its time does not make it longer.
+// TestALeaseIsCountedFromTheArrival: an upstream that takes its time does not make it longer, by either clock.
 func TestALeaseIsCountedFromTheArrival(t *testing.T) {
-	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
-	arrived, goOn := make(chan bool), make(chan bool)
-	g.secured.SetHandler(func(_ http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/slow" {
-			arrived <- true
-			<-goOn
-		}
-	})
-	slow := func(at float64, meanwhile float64) {
-		t.Helper()
-		var all sync.WaitGroup
-		all.Go(func() {
-			g.do("GET", "/orders/slow", token, fmt.Sprintf("x-test-now: %f", noon+at), fmt.Sprintf("x-test-wall: %f", wallNoon+at))
+	for clock, only := range map[string]func(at float64) (now, wall float64){
+		"by the one that counts": func(at float64) (float64, float64) { return at, 0 },
+		"by the wall clock":      func(at float64) (float64, float64) { return 0, at },
+	} {
+		t.Run(clock, func(t *testing.T) {
+			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+			arrived, goOn := make(chan bool), make(chan bool)
+			g.secured.SetHandler(func(_ http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					arrived <- true
+					<-goOn
+				}
+			})
+			get := func(path string, at float64, headers ...string) bool {
+				t.Helper()
+				now, wall := only(at)
+				return g.get(path, now, wall, headers...)
+			}
+			slow := func(at float64, meanwhile float64) {
+				t.Helper()
+				now, wall := only(at)
+				var all sync.WaitGroup
+				all.Go(func() {
+					g.do("GET", "/orders/slow", token, fmt.Sprintf("x-test-now: %f", noon+now), fmt.Sprintf("x-test-wall: %f", wallNoon+wall))
+				})
+				<-arrived
+				get("/orders/other", meanwhile, otherToken) // time goes by
+				goOn <- true
+				all.Wait()
+			}
+			slow(0, 600)
+			for _, c := range []struct {
+				at  float64
+				hit bool
+			}{{600, true}, {899.9, true}, {900, false}} {
+				if hit := get("/orders/5", c.at, token); hit != c.hit {
+					t.Errorf("%v ms after the arrival: hit %v, want %v", c.at, hit, c.hit)
+				}
+			}
+			slow(10_000, 10_950) // it ended before the upstream answered
+			if get("/orders/5", 10_950, token) {
+				t.Error("a lease that had ended before the answer came was used")
+			}
+			slow(20_000, 29_000)
+			if get("/orders/5", 29_000, token) {
+				t.Error("a lease that had ended long before the answer came was used")
+			}
 		})
-		<-arrived
-		g.get("/orders/other", meanwhile, meanwhile, otherToken) // time goes by
-		goOn <- true
-		all.Wait()
-	}
-	slow(0, 600)
-	for _, c := range []struct {
-		at  float64
-		hit bool
-	}{{600, true}, {899.9, true}, {900, false}} {
-		if hit := g.get("/orders/5", c.at, c.at, token); hit != c.hit {
-			t.Errorf("%v ms after the arrival: hit %v, want %v", c.at, hit, c.hit)
-		}
-	}
-	slow(10_000, 10_950) // it ended before the upstream answered
-	if g.get("/orders/5", 10_950, 10_950, token) {
-		t.Error("a lease that had ended before the answer came was used")
-	}
-	slow(20_000, 29_000)
-	if g.get("/orders/5", 29_000, 29_000, token) {
-		t.Error("a lease that had ended long before the answer came was used")
 	}
 }
 
@@ -332,11 +345,22 @@ func TestTheTableIsBounded(t *testing.T) {
 			t.Errorf("token %d of 10, where 4 fit: hit %v", i, hit)
 		}
 	}
-	for i := range 4 { // over and over again the same takes one place
-		g.get("/orders/5", 900+float64(i), 900+float64(i), one(0))
+	if g.get("/orders/5", 900, 900, one(0)) || !g.get("/orders/5", 901, 901, one(0)) {
+		t.Error("what is remembered anew takes a second place")
 	}
-	g.get("/orders/5", 2000, 2000, one(9))
-	if !g.get("/orders/5", 2001, 2001, one(9)) {
+	for i := range 3 { // and it takes none of the others' in the next generation
+		at := 2000 + 300*float64(i)
+		g.answers(granting(250, "ada"))
+		g.get("/orders/5", at, at, one(0))
+		g.get("/orders/5", at+250, at+250, one(0))
+	}
+	g.get("/orders/5", 2900, 2900, one(8))
+	if !g.get("/orders/5", 2901, 2901, one(8)) {
+		t.Error("one decision has taken every place")
+	}
+	g.answers(granting(900, "ada"))
+	g.get("/orders/5", 4000, 4000, one(9))
+	if !g.get("/orders/5", 4001, 4001, one(9)) {
 		t.Error("there is no room in the next generation")
 	}
 }
@@ -403,8 +427,8 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 	g.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })
 	defer close(hung)
 	got := g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+10_899), fmt.Sprintf("x-test-wall: %d", wallNoon+10_899))
-	if got.Status != 504 || g.hits() != 3 {
-		t.Errorf("a token that ends in 2 ms, and an upstream that never answers: %d, %d hits", got.Status, g.hits())
+	if got.Status != 504 || !strings.Contains(got.Body, "The token ended") || g.hits() != 3 {
+		t.Errorf("a token that ends in 2 ms, and an upstream that never answers: %d %s, %d hits", got.Status, got.Body, g.hits())
 	}
 }
 
