@@ -99,7 +99,7 @@ func TestGatepostFrozen(t *testing.T) {
 func TestRedisKilled(t *testing.T) {
 	for name, cache := range map[string]string{"with the cache": "on", "without it": "off"} {
 		t.Run(name, func(t *testing.T) {
-			redis := redistest.Start(t, "--appendonly", "yes")
+			redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 			shop := startShop(t, setup{Redis: redis.URL(), Args: []string{"--cache", cache}})
 			token := shop.Login("alice")
 			want(t, "the token", shop.Do("GET", "/orders/1", "", "Authorization: "+token), http.StatusOK, "")
@@ -114,7 +114,7 @@ func TestRedisKilled(t *testing.T) {
 }
 
 func TestRedisFrozen(t *testing.T) {
-	redis := redistest.Start(t, "--appendonly", "yes")
+	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	shop := startShop(t, setup{Redis: redis.URL()})
 	token := shop.Login("alice")
 	redis.Freeze()
@@ -127,7 +127,7 @@ func TestRedisFrozen(t *testing.T) {
 
 // A gateway that starts while Redis is away opens nothing that is secured, and needs no restart when it is back.
 func TestRedisAwayAtTheStart(t *testing.T) {
-	redis := redistest.Start(t, "--appendonly", "yes")
+	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	first := startShop(t, setup{Redis: redis.URL()})
 	token := first.Login("alice")
 	first.Stop()

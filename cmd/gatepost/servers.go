@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -53,18 +54,12 @@ func listen(address string) (net.Listener, error) {
 // freeWithin is how long the Envoy of a Gatepost that was just killed may take to be gone.
 const freeWithin = 3 * time.Second
 
-// awaitFree returns an error where another process still listens on the address on which Envoy is to take requests.
-// Envoy itself would not notice: it opens its ports for sharing (SO_REUSEPORT), so two gateways of one user would
-// both get a part of the requests, and each refuse the tokens that the other has issued.
+// awaitFree returns an error where another process shares the address on which Envoy is to take requests. Envoy itself
+// would not notice: it opens its ports for sharing (SO_REUSEPORT), so two gateways of one user would both get a part
+// of the requests, and each refuse the tokens that the other has issued. A port that is taken and not shared Envoy
+// rejects, and that is told as every rejection is.
 func awaitFree(ctx context.Context, address string) error {
-	for deadline := time.Now().Add(freeWithin); ; {
-		listener, err := net.Listen("tcp", address)
-		if err == nil {
-			return listener.Close()
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return nil // Envoy says better what is wrong
-		}
+	for deadline := time.Now().Add(freeWithin); isShared(ctx, address); {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("listening on %s, as the definitions say: another process does already; stop it, or choose another address", address)
 		}
@@ -74,6 +69,26 @@ func awaitFree(ctx context.Context, address string) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+	return nil
+}
+
+// isShared says whether an address is taken by one who lets others of this user listen there too.
+func isShared(ctx context.Context, address string) bool {
+	alone, err := net.Listen("tcp", address)
+	if err == nil {
+		alone.Close()
+		return false
+	}
+	beside := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) (err error) {
+		controlErr := conn.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+		return errors.Join(controlErr, err)
+	}}
+	listener, err := beside.Listen(ctx, "tcp", address)
+	if err != nil {
+		return false
+	}
+	listener.Close()
+	return true
 }
 
 // newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
