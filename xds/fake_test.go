@@ -25,7 +25,7 @@ import (
 )
 
 // quick are times that a test need not wait for.
-var quick = ServerOptions{Grace: 200 * time.Millisecond, Patience: time.Minute, Warmup: time.Millisecond}
+var quick = ServerOptions{Grace: time.Second, Patience: time.Minute, Warmup: time.Millisecond}
 
 // control is a Server on a connection in memory.
 type control struct {
