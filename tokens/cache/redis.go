@@ -257,7 +257,8 @@ func (r *Redis) Settle(ctx context.Context) error {
 		case <-done:
 		case <-out.C:
 			r.waitedOut.Add(1)
-			return sleep(ctx, r.envoyOutstanding(conns))
+			// Somebody may not have been heard: what their Envoys were allowed is not known.
+			return sleep(ctx, max(r.envoyOutstanding(conns), withMargin(longestEnvoyLease)))
 		case <-ctx.Done():
 			return ctx.Err()
 		}
