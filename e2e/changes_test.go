@@ -223,8 +223,10 @@ func TestChangesUnderLoad(t *testing.T) {
 		}
 	}
 	l.End()
-	if l.dialled.Load() != 24 {
-		t.Errorf("24 clients needed %d connections: changes of services closed some", l.dialled.Load())
+	// One drain of the listener would cost each client a connection. (Go's client dials one too many now and then: it
+	// does so while it waits for one that is about to be free.)
+	if l.dialled.Load() >= 2*24 {
+		t.Errorf("24 clients needed %d connections: changes of services closed them", l.dialled.Load())
 	}
 	for metric, want := range map[string]float64{
 		"gatepost_definitions_applied_seconds_count": float64(changes),
