@@ -30,7 +30,6 @@ test: lint ## everything: lint, unit and end-to-end tests, a real browser, the c
 	@tools/system
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
 	go test $(RACE) -shuffle=on -timeout 40m ./...
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
 	@tools/lint
@@ -38,7 +37,7 @@ lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
 generate: tools ## the Go code of proto/, and the golden files
 	@tools/generate
 
-fuzz: ## each fuzz target for FUZZTIME (default 60s)
+fuzz: ## each fuzz target for FUZZTIME (default 60s); make test runs their seeds
 	@tools/fuzz $(or $(FUZZTIME),60s)
 
 soak: tools ## the checker of the tokens for ten minutes under faults
