@@ -37,7 +37,7 @@ const benchToken = "6e1c0000-0000-4000-8000-00000000000a"
 // asEnvoySends is a request as Envoy 1.40 sends it where allowed_headers has the three that are needed.
 func asEnvoySends(tb testing.TB, headers map[string]string) []byte {
 	tb.Helper()
-	r := asking(Shared{UserHeader: "x-user-id", Version: "0123456789abcdef", Origins: []string{"https://shop.example"}}, secured, headers)
+	r := asking(Shared{UserHeader: "x-user-id", Origins: []string{"https://shop.example"}}, secured, headers)
 	r.Attributes.Request.Time = timestamppb.Now()
 	raw, err := proto.Marshal(r)
 	if err != nil {

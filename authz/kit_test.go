@@ -121,7 +121,7 @@ func (g *gate) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse
 	return resp
 }
 
-var shop = Shared{UserHeader: "x-user-id", Version: "v1"}
+var shop = Shared{UserHeader: "x-user-id"}
 
 // asking is a CheckRequest as Envoy sends it for a route with the rule, on a virtual host with the shared part.
 func asking(shared Shared, rule Rule, headers map[string]string) *authv3.CheckRequest {

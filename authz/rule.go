@@ -38,8 +38,6 @@ type Shared struct {
 	Subprotocol string
 	// UserHeader is the request header by which the upstream learns the user's id.
 	UserHeader string
-	// Version is the version of the definitions that the routes were made from.
-	Version string
 }
 
 // The names of the context extensions.
@@ -53,7 +51,6 @@ const (
 	keyCookie       = "cookie"
 	keySubprotocol  = "subprotocol"
 	keyUserHeader   = "user_header"
-	keyVersion      = "version"
 )
 
 // ErrNoRule says that a Check came without the rule of its route. It is denied: a request whose rule is
@@ -80,7 +77,7 @@ func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 
 // Extensions returns the shared part in the form in which the virtual host carries it.
 func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
-	ext := map[string]string{keyUserHeader: s.UserHeader, keyVersion: s.Version}
+	ext := map[string]string{keyUserHeader: s.UserHeader}
 	if len(s.Origins) > 0 {
 		ext[keyOrigins] = strings.Join(s.Origins, " ") // an origin has no space (RFC 6454 §6.1)
 	}
@@ -108,7 +105,7 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 // carried is a rule as it arrives with a Check: the values of the context extensions, unread.
 type carried struct {
 	service, authenticate, scopes, forwardToken, longest string
-	origins, cookie, subprotocol, userHeader, version    string
+	origins, cookie, subprotocol, userHeader             string
 }
 
 // set keeps the value of one extension. Names that are not ours are passed over.
@@ -132,8 +129,6 @@ func (c *carried) set(key, value string) {
 		c.subprotocol = value
 	case keyUserHeader:
 		c.userHeader = value
-	case keyVersion:
-		c.version = value
 	}
 }
 

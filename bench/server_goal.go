@@ -165,7 +165,7 @@ func newChecks(authorizations []string) (checks, error) {
 func checkRequest(authorization string) ([]byte, error) {
 	extensions := map[string]string{}
 	for _, part := range []map[string]string{
-		authz.Shared{UserHeader: "x-user-id", Version: "0123456789abcdef"}.Extensions().GetCheckSettings().GetContextExtensions(),
+		authz.Shared{UserHeader: "x-user-id"}.Extensions().GetCheckSettings().GetContextExtensions(),
 		authz.Rule{Service: "orders", Authenticate: true, Longest: 15 * time.Second}.Extensions().GetCheckSettings().GetContextExtensions(),
 	} {
 		for k, v := range part {

@@ -106,7 +106,7 @@ func acknowledging(t *testing.T, addr, node string) {
 	for _, ask := range []*discoveryv3.DeltaDiscoveryRequest{
 		{TypeUrl: resourcev3.ClusterType, Node: &corev3.Node{Id: node}},
 		{TypeUrl: resourcev3.ListenerType},
-		{TypeUrl: resourcev3.RouteType, ResourceNamesSubscribe: []string{"gatepost"}},
+		{TypeUrl: resourcev3.ScopedRouteType},
 	} {
 		must(t, stream.Send(ask))
 	}

@@ -16,6 +16,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
 	"gatepost/definitions"
@@ -47,7 +48,8 @@ type Explainer struct {
 	version     string
 	sessions    authz.Sessions
 	manager     *hcmv3.HttpConnectionManager
-	table       *routev3.RouteConfiguration
+	scopes      map[string]*routev3.VirtualHost // :: key → its routes
+	scopeKey    *scopeKeyOf
 	filters     []filter
 	unsure      []string
 }
@@ -76,17 +78,21 @@ func (e *Explainer) read(s *xds.Snapshot) error {
 	if err != nil {
 		return err
 	}
-	if e.table, err = only[*routev3.RouteConfiguration](s, resourcev3.RouteType); err != nil {
-		return err
-	}
 	e.manager = new(hcmv3.HttpConnectionManager)
 	if err := listener.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(e.manager); err != nil {
 		return err
 	}
-	if e.filters, err = filtersOf(e.manager); err != nil {
+	if err := e.readScopes(s); err != nil {
 		return err
 	}
-	e.unsure = notModelled(listener, e.table)
+	if e.filters, err = e.filtersOf(e.manager); err != nil {
+		return err
+	}
+	resources := []proto.Message{listener}
+	for _, r := range s.Resources(resourcev3.ScopedRouteType) {
+		resources = append(resources, r)
+	}
+	e.unsure = notModelled(resources...)
 	return nil
 }
 
@@ -113,7 +119,7 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Answer, error) {
 		}
 		return e.answer(x, ""), nil
 	}
-	x, err := e.walk(ctx, r, liveSession{e.scopes()})
+	x, err := e.walk(ctx, r, liveSession{e.allScopes()})
 	if err != nil {
 		return nil, err
 	}
@@ -179,8 +185,8 @@ func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions
 	return x, x.err
 }
 
-// scopes are all that any service asks for.
-func (e *Explainer) scopes() []string {
+// allScopes are all scopes of tokens that any service asks for.
+func (e *Explainer) allScopes() []string {
 	var all []string
 	for _, s := range e.definitions.Gateway.GetServices() {
 		all = append(all, s.GetScopes()...)

@@ -24,7 +24,7 @@ type filter interface {
 }
 
 // filtersOf reads the connection manager's filters.
-func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
+func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
 	var all []filter
 	for _, one := range manager.GetHttpFilters() {
 		config, err := one.GetTypedConfig().UnmarshalNew()
@@ -43,10 +43,14 @@ func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
 				maxBytes:   int(manager.GetMaxRequestHeadersKb().GetValue()) << 10,
 			})
 		case *luav3.Lua:
-			if one.GetName() != "lease" || !one.GetDisabled() {
+			switch {
+			case one.GetName() == "scope":
+				all = append(all, findScope{e})
+			case one.GetName() == "lease" && one.GetDisabled():
+				// It remembers decisions: the one that it uses is the one that would be made.
+			default:
 				return nil, fmt.Errorf("%w: the script %s", ErrNotModelled, one.GetName())
 			}
-			// It remembers decisions: the one that it uses is the one that would be made.
 		case *routerv3.Router:
 			all = append(all, router{})
 		default:
@@ -145,21 +149,21 @@ func (f mutation) all(x *exchange) []*headermutationv3.Mutations {
 
 func (f mutation) request(x *exchange) {
 	for _, m := range f.all(x) {
-		mutate(&x.header, m.GetRequestMutations())
+		x.mutate(&x.header, m.GetRequestMutations())
 	}
 }
 
 func (f mutation) response(x *exchange) {
 	for _, m := range f.all(x) {
-		mutate(&x.reply.header, m.GetResponseMutations())
+		x.mutate(&x.reply.header, m.GetResponseMutations())
 	}
 }
 
-func mutate(header *fields, list []*mutationrulesv3.HeaderMutation) {
+func (x *exchange) mutate(header *fields, list []*mutationrulesv3.HeaderMutation) {
 	for _, m := range list {
 		switch {
 		case m.GetAppend() != nil:
-			put(header, m.GetAppend(), m.GetAppend().GetHeader().GetValue())
+			put(header, m.GetAppend(), x.format(m.GetAppend().GetHeader().GetValue()))
 		case m.GetRemove() != "":
 			header.remove(strings.ToLower(m.GetRemove()))
 		case m.GetRemoveOnMatch() != nil:

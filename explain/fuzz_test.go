@@ -55,7 +55,7 @@ func resources(t testing.TB, text string) []proto.Message {
 		t.Fatalf("is taken and cannot be built: %v\n%s", err, text)
 	}
 	var all []proto.Message
-	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.RouteType, resourcev3.ClusterType} {
+	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.ScopedRouteType, resourcev3.ClusterType} {
 		for _, r := range snapshot.Resources(typeURL) {
 			if err := r.(interface {
 				types.Resource

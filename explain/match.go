@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,35 +10,21 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// match finds the route that takes the request, and refuses a change of protocol that the route does not take.
+// match finds the route that takes the request, and refuses a change of protocol that the route does not take. That is
+// decided by the route that is found at once: a request for which the filters find one later has none yet.
 func (e *Explainer) match(x *exchange) {
-	if e.find(x); x.upgrade == "" || x.err != nil {
+	if e.find(x); x.upgrade == "" {
 		return
 	}
 	taken := slices.ContainsFunc(x.route.GetRoute().GetUpgradeConfigs(), func(c *routev3.RouteAction_UpgradeConfig) bool {
 		return strings.EqualFold(c.GetUpgradeType(), x.upgrade) && (c.GetEnabled() == nil || c.GetEnabled().GetValue())
 	})
-	if !taken {
-		x.answer(403, "")
-		x.reason = "upgrade_refused"
+	if taken {
+		return
 	}
-}
-
-// find finds the first route that matches.
-func (e *Explainer) find(x *exchange) {
-	for _, vhost := range e.table.GetVirtualHosts() {
-		if len(vhost.GetDomains()) != 1 || vhost.GetDomains()[0] != "*" {
-			x.err = fmt.Errorf("%w: virtual hosts", ErrNotModelled)
-			return
-		}
-		x.vhost = vhost
-		for _, route := range vhost.GetRoutes() {
-			if matches(route.GetMatch(), x) {
-				x.route = route
-				return
-			}
-		}
-	}
+	x.answer(403, "")
+	x.reason = "upgrade_refused"
+	findScope{e}.request(x) // whose path it would have been
 }
 
 func matches(m *routev3.RouteMatch, x *exchange) bool {

@@ -24,11 +24,11 @@ var modelled = map[string]string{
 	"google.protobuf.UInt32Value":          "*",
 	"google.protobuf.BoolValue":            "*",
 
-	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix rds http_filters " +
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix scoped_routes http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
 		"strip_trailing_host_dot request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
 		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
-	"envoy.extensions.filters.network.http_connection_manager.v3.Rds":              "*",
+	"envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes":     "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config disabled",
 	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig": "mappers",
 	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":   "filter headers_to_add body_format_override",
@@ -47,8 +47,11 @@ var modelled = map[string]string{
 	"envoy.config.accesslog.v3.AndFilter":                                          "filters",
 	"envoy.config.accesslog.v3.OrFilter":                                           "filters",
 
-	"envoy.config.route.v3.RouteConfiguration": "name virtual_hosts ignore_port_in_host_matching",
-	"envoy.config.route.v3.VirtualHost":        "name domains routes typed_per_filter_config",
+	"envoy.config.route.v3.ScopedRouteConfiguration":     "name key route_configuration",
+	"envoy.config.route.v3.ScopedRouteConfiguration.Key": "*",
+	"envoy.config.route.v3.FilterConfig":                 "*",
+	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts",
+	"envoy.config.route.v3.VirtualHost":                  "name domains routes typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route direct_response request_headers_to_add response_headers_to_add response_headers_to_remove " +
 		"typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",

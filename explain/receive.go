@@ -131,7 +131,7 @@ func (e *Explainer) mutateEarly(x *exchange) error {
 		if err := one.GetTypedConfig().UnmarshalTo(config); err != nil {
 			return fmt.Errorf("%w: the early header mutation %s", ErrNotModelled, one.GetName())
 		}
-		mutate(&x.header, config.GetMutations())
+		x.mutate(&x.header, config.GetMutations())
 	}
 	return nil
 }

@@ -79,6 +79,9 @@ func (x *exchange) format(text string) string {
 		case isHeader && x.known:
 			b.WriteString(x.header.value(strings.ToLower(strings.TrimSuffix(name, ")"))))
 		case isHeader:
+		case operator == "PATH(NQ:PATH)":
+			path, _, _ := strings.Cut(x.path, "?")
+			b.WriteString(path)
 		default:
 			x.err = fmt.Errorf("%w: the format %q", ErrNotModelled, operator)
 		}

@@ -13,9 +13,9 @@ import (
 
 // typeNames are the types that Gatepost serves, as they are called in metrics and messages.
 var typeNames = map[string]string{
-	resourcev3.ListenerType: "listener",
-	resourcev3.RouteType:    "route",
-	resourcev3.ClusterType:  "cluster",
+	resourcev3.ListenerType:    "listener",
+	resourcev3.ScopedRouteType: "route",
+	resourcev3.ClusterType:     "cluster",
 }
 
 // envoy is one connected Envoy, as far as its stream tells. An Envoy that comes back is another one.

@@ -39,14 +39,17 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 	return &bootstrapv3.Bootstrap{StaticResources: static}, nil
 }
 
-// withRoutes is the listener with its routes inside, instead of by name.
+// withRoutes is the listener with its routes inside, instead of where to ask for them.
 func (s *Snapshot) withRoutes(l *listenerv3.Listener) (*listenerv3.Listener, error) {
 	hcm, err := managerOf(l)
 	if err != nil {
 		return nil, err
 	}
-	table := s.routes.byName[hcm.GetRds().GetRouteConfigName()].(*routev3.RouteConfiguration)
-	hcm.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: table}
+	list := &hcmv3.ScopedRouteConfigurationsList{}
+	for _, name := range slices.Sorted(maps.Keys(s.routes.byName)) {
+		list.ScopedRouteConfigurations = append(list.ScopedRouteConfigurations, s.routes.byName[name].(*routev3.ScopedRouteConfiguration))
+	}
+	hcm.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: list}
 	packed, err := anypb.New(hcm)
 	if err != nil {
 		return nil, err

@@ -16,7 +16,6 @@ import (
 // The names of the resources that there is one of.
 const (
 	listenerName = "gatepost"
-	routesName   = "gatepost"
 	// nowhere is a cluster without an endpoint. Preflight routes name it: the CORS filter answers before a
 	// cluster is asked for, and were it ever not to, nothing would reach an upstream.
 	nowhere = "gatepost-nowhere"
@@ -28,6 +27,9 @@ const VersionPath = ownPath + "/version"
 
 // ownPath is the path that the gateway keeps for itself, with all below it.
 const ownPath = "/.gatepost"
+
+// beaconScope is the name of the scope in which VersionPath lies.
+const beaconScope = ownPath
 
 // Options is what the configuration needs to know of its surroundings.
 type Options struct {
@@ -59,12 +61,12 @@ func Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
 	b := &builder{gw: gw, opts: opts, policies: map[string]*anypb.Any{}}
 	services := b.services()
 	listener := b.listener()
-	routes := b.routes(services)
+	routes := b.scopes(services)
 	clusters := b.clusters(services)
 	if len(b.errs) > 0 {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(b.errs...))
 	}
-	if err := checkReferences(listener, routes, clusters, opts); err != nil {
+	if err := checkReferences(routes, clusters, opts); err != nil {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
 	}
 	return b.snapshot(listener, routes, clusters)

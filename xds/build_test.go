@@ -12,9 +12,9 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// breakRoutes makes a route configuration into one that Envoy refuses: two virtual hosts for every domain.
-func breakRoutes(table proto.Message) {
-	config := table.(*routev3.RouteConfiguration)
+// breakRoutes makes a scope into one that Envoy refuses: two virtual hosts for every domain.
+func breakRoutes(scope proto.Message) {
+	config := scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration()
 	second := proto.CloneOf(config.VirtualHosts[0])
 	second.Name = "second"
 	config.VirtualHosts = append(config.VirtualHosts, second)
@@ -104,7 +104,7 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 func TestEveryRouteBearsARule(t *testing.T) {
 	for _, origins := range []string{"", "origins: [\"https://a.example\"]\n"} {
 		s := build(t, origins+`services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, authenticate: false, upstreams: ["http://b"]}]`)
-		for _, r := range s.routes.byName[routesName].(*routev3.RouteConfiguration).GetVirtualHosts()[0].GetRoutes() {
+		for _, r := range allRoutes(s) {
 			rule := string(r.GetTypedPerFilterConfig()[filterAuthz].GetValue())
 			open := !strings.Contains(rule, "authenticate")
 			if want := r.GetName() == "version" || origins == "" && r.GetName() != "a"; open != want {
@@ -112,6 +112,14 @@ func TestEveryRouteBearsARule(t *testing.T) {
 			}
 		}
 	}
+}
+
+// allRoutes are the routes of all scopes.
+func allRoutes(s *Snapshot) (all []*routev3.Route) {
+	for _, scope := range s.routes.byName {
+		all = append(all, routesOf(scope.(*routev3.ScopedRouteConfiguration))...)
+	}
+	return all
 }
 
 // FuzzBuild: whatever the definitions are, they are refused or make valid resources that lead somewhere.

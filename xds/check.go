@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"golang.org/x/net/http/httpguts"
 
@@ -149,7 +148,7 @@ func listenAddress(listen string) (netip.AddrPort, error) {
 
 // checkReferences follows every reference in the finished resources. Envoy takes a route to a cluster that is
 // not there, and answers 503.
-func checkReferences(listener *listenerv3.Listener, routes *routev3.RouteConfiguration, clusters clusterSet, opts Options) error {
+func checkReferences(scopes []*routev3.ScopedRouteConfiguration, clusters clusterSet, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
 		if _, taken := clusters[static]; taken {
@@ -157,18 +156,18 @@ func checkReferences(listener *listenerv3.Listener, routes *routev3.RouteConfigu
 		}
 	}
 	known := func(name string) bool { return clusters[name] != nil || name == opts.HTTPCluster }
-	for _, vhost := range routes.GetVirtualHosts() {
-		for _, route := range vhost.GetRoutes() {
+	for _, scope := range scopes {
+		for _, route := range routesOf(scope) {
 			if to := route.GetRoute(); to != nil && !known(to.GetCluster()) {
 				errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
 			}
-			if len(route.GetTypedPerFilterConfig()) == 0 || route.GetTypedPerFilterConfig()[filterAuthz] == nil {
+			if route.GetTypedPerFilterConfig()[filterAuthz] == nil {
 				errs = append(errs, fmt.Errorf("route %q: it bears no rule", route.GetName()))
 			}
+			if route.GetName() == "" {
+				errs = append(errs, fmt.Errorf("a route in the scope %q has no name", scope.GetName())) // scope.lua asks for it
+			}
 		}
-	}
-	if named := rdsName(listener); named != routes.GetName() {
-		errs = append(errs, fmt.Errorf("listener %q: there is no route configuration %q", listener.GetName(), named))
 	}
 	return errors.Join(errs...)
 }

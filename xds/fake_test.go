@@ -165,7 +165,7 @@ func (e *fakeEnvoy) run(stream deltaClient) {
 		send(answer)
 		if resp.GetTypeUrl() == resourcev3.ListenerType && !routes {
 			routes = true
-			ask(resourcev3.RouteType, routesName)
+			ask(resourcev3.ScopedRouteType, "*")
 		}
 	}
 }
@@ -237,14 +237,19 @@ func (e *fakeEnvoy) clusters() []string {
 func (e *fakeEnvoy) dangling() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	table := new(routev3.RouteConfiguration)
-	if err := e.bodies["route "+routesName].GetResource().UnmarshalTo(table); err != nil {
-		return err
+	if len(e.has[resourcev3.ScopedRouteType]) == 0 {
+		return fmt.Errorf("it has no routes")
 	}
-	for _, r := range table.GetVirtualHosts()[0].GetRoutes() {
-		name := r.GetRoute().GetCluster()
-		if _, has := e.has[resourcev3.ClusterType][name]; name != "" && name != testOptions.HTTPCluster && !has {
-			return fmt.Errorf("route %s names %s", r.GetName(), name)
+	for scope := range e.has[resourcev3.ScopedRouteType] {
+		config := new(routev3.ScopedRouteConfiguration)
+		if err := e.bodies["route "+scope].GetResource().UnmarshalTo(config); err != nil {
+			return err
+		}
+		for _, r := range routesOf(config) {
+			name := r.GetRoute().GetCluster()
+			if _, has := e.has[resourcev3.ClusterType][name]; name != "" && name != testOptions.HTTPCluster && !has {
+				return fmt.Errorf("route %s names %s", r.GetName(), name)
+			}
 		}
 	}
 	return nil
@@ -266,7 +271,7 @@ func refusing(typeURL, name, reason string) func(*discoveryv3.DeltaDiscoveryResp
 func refusingVersion(s *Snapshot, reason string) func(*discoveryv3.DeltaDiscoveryResponse) string {
 	return func(resp *discoveryv3.DeltaDiscoveryResponse) string {
 		for _, r := range resp.GetResources() {
-			if r.GetVersion() == s.routes.versions[routesName] {
+			if r.GetVersion() == s.routes.versions[beaconScope] {
 				return reason
 			}
 		}

@@ -57,13 +57,15 @@ var stripped = []string{
 	"x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
 }
 
-// httpFilters are the filters in the order in which a request passes them. CORS is first, so that it answers
-// preflights before a token is asked for and makes every later refusal readable for the page that asked.
+// httpFilters are the filters in the order in which a request passes them. First it gets its route, if it has none. CORS is
+// before all that may refuse it, so that it answers preflights before a token is asked for and makes every later refusal
+// readable for the page that asked.
 func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 	}
 	all := []*hcmv3.HttpFilter{
+		filter(filterScope, b.findScope()),
 		filter(filterCORS, b.pack(&corsv3.Cors{})),
 		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
 	}
@@ -124,7 +126,7 @@ func exact(value string) *matcherv3.StringMatcher {
 // answer says that it depends on the origin (the CORS filter does not).
 func stripAll() *headermutationv3.Mutations {
 	return &headermutationv3.Mutations{
-		RequestMutations: remove(stripped...),
+		RequestMutations: remove(append([]string{scopeHeader}, stripped...)...),
 		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
 			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 				Header:       &corev3.HeaderValue{Key: "vary", Value: "origin"},
@@ -140,11 +142,12 @@ func stripAll() *headermutationv3.Mutations {
 func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 	return []*corev3.TypedExtensionConfig{{
 		Name: filterStrip,
-		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{{
-			Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{
+		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{
+			{Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{
 				KeyMatcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}},
-			}},
-		}}}),
+			}}},
+			nameScope(),
+		}}),
 	}}
 }
 

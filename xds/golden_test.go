@@ -106,8 +106,7 @@ func render(t testing.TB, s *Snapshot, base map[string][]any, whole bool) []txta
 		for _, file := range []string{"listeners.yaml", "clusters.yaml"} {
 			all[file] = shortened(all[file], base[file])
 		}
-		table, baseTable := vhost(all), vhost(base)
-		table["routes"] = shortened(table["routes"].([]any), baseTable["routes"].([]any))
+		shortenRoutes(all["routes.yaml"], base["routes.yaml"])
 	}
 	var out []txtar.File
 	for _, file := range slices.Sorted(maps.Keys(all)) {
@@ -122,8 +121,24 @@ func render(t testing.TB, s *Snapshot, base map[string][]any, whole bool) []txta
 	return out
 }
 
-func vhost(all map[string][]any) map[string]any {
-	return all["routes.yaml"][0].(map[string]any)["virtual_hosts"].([]any)[0].(map[string]any)
+// shortenRoutes shortens the routes in each scope.
+func shortenRoutes(scopes, base []any) {
+	var known []any
+	for _, scope := range base {
+		known = append(known, vhost(scope)["routes"].([]any)...)
+	}
+	frame := vhost(base[0])["typed_per_filter_config"]
+	for _, scope := range scopes {
+		vhost := vhost(scope)
+		vhost["routes"] = shortened(vhost["routes"].([]any), known)
+		if cmp.Equal(vhost["typed_per_filter_config"], frame) {
+			vhost["typed_per_filter_config"] = "as in " + baseline
+		}
+	}
+}
+
+func vhost(scope any) map[string]any {
+	return scope.(map[string]any)["route_configuration"].(map[string]any)["virtual_hosts"].([]any)[0].(map[string]any)
 }
 
 func shortened(items, base []any) []any {

@@ -57,14 +57,14 @@ func unlessHit() *matcherv3.MetadataMatcher {
 // route, so a decision never outlives the rule that it was made by, and a change of anything else ends none.
 func (b *builder) leaseOn(rule authz.Rule) *anypb.Any {
 	context := map[string]any{
-		"rule":        hash(b.digest(rule.Extensions()), b.digest(b.shared("").Extensions())),
+		"rule":        hash(b.digest(rule.Extensions()), b.digest(b.shared().Extensions())),
 		"service":     rule.Service,
 		"user_header": b.gw.GetIdentity().GetUserHeader(),
 	}
 	if rule.ForwardToken {
 		context["forward_token"] = true
 	}
-	if inputs := b.shared("").LeaseInputs(); len(inputs) > 0 {
+	if inputs := b.shared().LeaseInputs(); len(inputs) > 0 {
 		list := make([]any, 0, len(inputs))
 		for _, header := range inputs {
 			list = append(list, header)
@@ -79,12 +79,11 @@ func (b *builder) leaseOn(rule authz.Rule) *anypb.Any {
 }
 
 // shared is the part of the rule that is the same for every route.
-func (b *builder) shared(version string) authz.Shared {
+func (b *builder) shared() authz.Shared {
 	return authz.Shared{
 		Origins:     b.gw.GetOrigins(),
 		Cookie:      b.gw.GetTokens().GetCookie(),
 		Subprotocol: b.gw.GetTokens().GetSubprotocol(),
 		UserHeader:  b.gw.GetIdentity().GetUserHeader(),
-		Version:     version,
 	}
 }

@@ -97,7 +97,7 @@ func withScript(t testing.TB, l *listenerv3.Listener, s leaseSetup) *listenerv3.
 	}
 	for _, f := range hcm.GetHttpFilters() {
 		lua := new(luav3.Lua)
-		if f.GetTypedConfig().UnmarshalTo(lua) != nil {
+		if f.GetName() != filterLease || f.GetTypedConfig().UnmarshalTo(lua) != nil {
 			continue
 		}
 		lua.DefaultSourceCode = &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: script + s.append}}

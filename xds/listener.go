@@ -55,16 +55,8 @@ func (b *builder) listener() *listenerv3.Listener {
 // (Envoy docs, "Configuring Envoy as an edge proxy".)
 func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
-		StatPrefix: "gatepost",
-		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
-			RouteConfigName: routesName,
-			ConfigSource: &corev3.ConfigSource{
-				ResourceApiVersion:    corev3.ApiVersion_V3,
-				ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-				// No timeout: a listener without routes must not open.
-				InitialFetchTimeout: durationpb.New(0),
-			},
-		}},
+		StatPrefix:       "gatepost",
+		RouteSpecifier:   scopedRoutes(),
 		HttpFilters:      b.httpFilters(),
 		LocalReplyConfig: localReplies(b.gw),
 
@@ -96,15 +88,6 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
 		},
 	}
-}
-
-// rdsName is the route configuration that a listener of ours asks for.
-func rdsName(l *listenerv3.Listener) string {
-	hcm, err := managerOf(l)
-	if err != nil {
-		return ""
-	}
-	return hcm.GetRds().GetRouteConfigName()
 }
 
 // managerOf unpacks the connection manager of a listener of ours.

@@ -97,8 +97,7 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	badRoute := l.open("", "a", "twisted")
-	table := badRoute.routes.byName[routesName]
-	breakRoutes(table)
+	breakRoutes(badRoute.routes.byName["/twisted"])
 
 	for _, c := range []struct {
 		name, kind, words string

@@ -74,13 +74,12 @@ func TestARequestComesToItsService(t *testing.T) {
 // TestTheRuleTravelsWithTheRoute: what a Check is told, and where there is none.
 func TestTheRuleTravelsWithTheRoute(t *testing.T) {
 	g := startGateway(t, shop)
-	version := build(t, strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(shop)).Version
 	g.do("GET", "/orders/5", "authorization: abc", fromShop, "cookie: a=b", "x-user-id: mallory")
 	asked := g.asked()
 	if len(asked) != 1 {
 		t.Fatalf("%d checks, want 1", len(asked))
 	}
-	want := map[string]string{"service": "orders", "authenticate": "true", "user_header": "x-user-id", "version": version}
+	want := map[string]string{"service": "orders", "authenticate": "true", "user_header": "x-user-id"}
 	for k, v := range want {
 		if got := asked[0].GetContextExtensions()[k]; got != v {
 			t.Errorf("the rule's %s is %q, want %q", k, got, v)

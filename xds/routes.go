@@ -15,33 +15,6 @@ import (
 	"gatepost/authz"
 )
 
-// routes is the one route configuration: Envoy takes the first route that matches, so the gateway's own paths
-// come first, then the services from the longest path to the shortest, then what answers for all the rest.
-// The version is not in it yet.
-func (b *builder) routes(services []*service) *routev3.RouteConfiguration {
-	b.about = "routes"
-	vhost := &routev3.VirtualHost{
-		Name:                 routesName,
-		Domains:              []string{"*"},
-		TypedPerFilterConfig: map[string]*anypb.Any{filterStrip: b.strip()},
-	}
-	config := &routev3.RouteConfiguration{
-		Name:         routesName,
-		VirtualHosts: []*routev3.VirtualHost{vhost},
-		// The port in Host never matters for matching, and an upstream still sees it.
-		IgnorePortInHostMatching: true,
-	}
-	b.validate(config) // the frame; each route is validated by itself, so that an error names the service
-	vhost.Routes = append(vhost.Routes, b.beacon(), b.dressedDots())
-	vhost.Routes = append(vhost.Routes, b.tokenRoutes()...)
-	for _, s := range services {
-		b.about = s.String()
-		vhost.Routes = append(vhost.Routes, b.checked(b.surface(s.surface(b)))...)
-	}
-	vhost.Routes = append(vhost.Routes, b.catchAll()...)
-	return config
-}
-
 // checked holds routes against Envoy's rules.
 func (b *builder) checked(routes []*routev3.Route) []*routev3.Route {
 	for _, r := range routes {

@@ -85,7 +85,7 @@ func TestAnAddedServiceIsSentAloneClustersFirst(t *testing.T) {
 	c.serves(withServices(t, "a"))
 	e.transcript()
 	c.serves(withServices(t, "a", "b"))
-	expect(t, e, "ack cluster +service/b", "ack route +gatepost")
+	expect(t, e, "ack cluster +service/b", "ack route +/.gatepost +/b")
 }
 
 func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
@@ -112,7 +112,7 @@ func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
 	if err := c.proven(next); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, fast, "ack route +gatepost")
+	expect(t, fast, "ack route +/.gatepost +/b")
 }
 
 func TestAnEnvoyThatHangsHoldsUpNobody(t *testing.T) {
@@ -146,7 +146,7 @@ func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
 	c.serves(withServices(t, "a", "b"))
 	e.transcript()
 	c.serves(withServices(t, "a"))
-	expect(t, e, "ack route +gatepost")
+	expect(t, e, "ack route +/.gatepost -/b")
 	c.eventually("the cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
 	expect(t, e, "ack cluster -service/b")
 	if got := c.Status(); got.Proven != withServices(t, "a").Version {
@@ -160,7 +160,7 @@ func TestAChangeOfTheBasePathIsAnotherCluster(t *testing.T) {
 	c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1/old"]}]`))
 	e.transcript()
 	c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:2/new"]}]`))
-	expect(t, e, "ack cluster +service/a/new", "ack route +gatepost")
+	expect(t, e, "ack cluster +service/a/new", "ack route +/.gatepost +/a")
 }
 
 func TestManyChangesInARowLeaveNothingDanglingAndNothingBehind(t *testing.T) {
@@ -202,7 +202,7 @@ func TestARejectionRollsBackAndIsNeverSentAgain(t *testing.T) {
 	}
 	c.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
 	c.eventually("the bad cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
-	expect(t, e, "ack cluster +service/bad", "nack route +gatepost", "ack route +gatepost", "ack cluster -service/bad")
+	expect(t, e, "ack cluster +service/bad", "nack route +/.gatepost +/bad", "ack route +/.gatepost -/bad", "ack cluster -service/bad")
 	if got := c.Status(); got.Rejected == nil || got.Rejected.Version != bad.Version || got.Proven != good.Version {
 		t.Fatalf("status %+v", got)
 	}
@@ -213,7 +213,7 @@ func TestARejectionRollsBackAndIsNeverSentAgain(t *testing.T) {
 	expect(t, e)
 
 	c.serves(better)
-	expect(t, e, "ack cluster +service/b", "ack route +gatepost")
+	expect(t, e, "ack cluster +service/b", "ack route +/.gatepost +/b")
 	if got := c.Status(); got.Rejected != nil || got.Envoys[0].Nack != nil {
 		t.Fatalf("status %+v", got)
 	}
@@ -342,7 +342,7 @@ func TestAVersionIsProvenOnlyWhenEveryEnvoyHasIt(t *testing.T) {
 	held, release := hold()
 	c.connect("one", acceptAll)
 	c.connect("two", func(resp *discoveryv3.DeltaDiscoveryResponse) string {
-		if resp.GetTypeUrl() == resourcev3.RouteType {
+		if resp.GetTypeUrl() == resourcev3.ScopedRouteType {
 			<-held
 		}
 		return ""
@@ -391,7 +391,7 @@ func TestAnEnvoyFromBeforeLosesItsRoutesBeforeItsClusters(t *testing.T) {
 	if err := after.proven(next); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, again, "ack cluster +service/b", "ack listener", "ack route +gatepost")
+	expect(t, again, "ack cluster +service/b", "ack listener", "ack route +/.gatepost +/b -/old -/older")
 	fresh := after.connect("b", acceptAll)
 	after.eventually("the old clusters go", func(s Status) bool {
 		return len(again.clusters()) == 3 && len(s.Envoys) == 2 && len(fresh.clusters()) == 3

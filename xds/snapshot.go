@@ -51,38 +51,42 @@ func (s *Snapshot) empty() bool {
 	return s == nil || s.Version == "" || len(s.listeners.byName) == 0 || len(s.routes.byName) == 0
 }
 
-// snapshot names the finished resources by their content. The version also stands in the routes; it is hashed
+// snapshot names the finished resources by their content. The version also stands in the beacon; it is hashed
 // without itself.
-func (b *builder) snapshot(listener *listenerv3.Listener, routes *routev3.RouteConfiguration, clusters clusterSet) (*Snapshot, error) {
-	listeners := newSet()
-	listeners.add(listener.GetName(), listener, b.digest(listener))
-	clustersSet := newSet()
+func (b *builder) snapshot(listener *listenerv3.Listener, scopes []*routev3.ScopedRouteConfiguration, clusters clusterSet) (*Snapshot, error) {
+	out := &Snapshot{listeners: newSet(), routes: newSet(), clusters: newSet()}
+	out.listeners.add(listener.GetName(), listener, b.digest(listener))
 	for name, c := range clusters {
-		clustersSet.add(name, c, b.digest(c))
+		out.clusters.add(name, c, b.digest(c))
 	}
-	listeners.seal()
-	clustersSet.seal()
-	content := b.digest(routes)
-
-	version := hash(listeners.version, clustersSet.version, content)
-	b.stamp(routes, version)
-	table := newSet()
-	table.add(routes.GetName(), routes, b.digest(routes))
-	table.seal()
+	for _, scope := range scopes {
+		out.routes.add(scope.GetName(), scope, b.digest(scope))
+	}
+	for _, part := range []*set{&out.listeners, &out.clusters, &out.routes} {
+		part.seal()
+	}
+	out.Version = hash(out.listeners.version, out.clusters.version, out.routes.version)
+	stamp(scopes, out.Version)
+	beacon := out.routes.byName[beaconScope].(*routev3.ScopedRouteConfiguration)
+	out.routes.add(beaconScope, beacon, b.digest(beacon))
+	out.routes.seal()
 	if len(b.errs) > 0 {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(b.errs...))
 	}
-	return &Snapshot{Version: version, listeners: listeners, routes: table, clusters: clustersSet}, nil
+	return out, nil
 }
 
-// stamp writes the version into what Envoy serves: into every Check, by what the routes share, and into the
-// answer at VersionPath.
-func (b *builder) stamp(routes *routev3.RouteConfiguration, version string) {
-	b.about = "routes"
-	vhost := routes.GetVirtualHosts()[0]
-	vhost.TypedPerFilterConfig[filterAuthz] = b.pack(b.shared(version).Extensions())
-	vhost.GetRoutes()[0].GetDirectResponse().Body = &corev3.DataSource{
-		Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(version)},
+// stamp writes the version into the answer at VersionPath.
+func stamp(scopes []*routev3.ScopedRouteConfiguration, version string) {
+	for _, scope := range scopes {
+		if scope.GetName() != beaconScope {
+			continue
+		}
+		for _, r := range routesOf(scope) {
+			if r.GetMatch().GetPath() == VersionPath {
+				r.GetDirectResponse().Body = &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(version)}}
+			}
+		}
 	}
 }
 
@@ -135,7 +139,7 @@ func (v view) of(typeURL string) *set {
 	switch typeURL {
 	case resourcev3.ListenerType:
 		return &v.listeners
-	case resourcev3.RouteType:
+	case resourcev3.ScopedRouteType:
 		return &v.routes
 	case resourcev3.ClusterType:
 		return &v.clusters

@@ -26,7 +26,7 @@ import (
 const nowhere = "127.0.0.1:1"
 
 // Bootstrap returns the bootstrap for these options: the project's own, and where there are Resources, those
-// in place of ADS. A route configuration takes the place of the listener's subscription (RDS) to it.
+// in place of ADS. Scoped routes take the place of the listeners' subscriptions (SRDS) to them.
 func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 	t.Helper()
 	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, nowhere), HTTP: or(opts.HTTP, nowhere), NodeID: opts.NodeID})
@@ -37,27 +37,27 @@ func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 		return b
 	}
 	b.DynamicResources = nil
-	routes := map[string]*routev3.RouteConfiguration{}
+	scopes := &hcmv3.ScopedRouteConfigurationsList{}
 	for _, r := range opts.Resources {
 		switch r := r.(type) {
 		case *listenerv3.Listener:
 			b.StaticResources.Listeners = append(b.StaticResources.Listeners, proto.CloneOf(r))
 		case *clusterv3.Cluster:
 			b.StaticResources.Clusters = append(b.StaticResources.Clusters, r)
-		case *routev3.RouteConfiguration:
-			routes[r.GetName()] = r
+		case *routev3.ScopedRouteConfiguration:
+			scopes.ScopedRouteConfigurations = append(scopes.ScopedRouteConfigurations, r)
 		default:
 			t.Fatalf("a bootstrap holds no %T", r)
 		}
 	}
 	for _, l := range b.StaticResources.Listeners {
-		inlineRoutes(t, l, routes)
+		inlineRoutes(t, l, scopes)
 	}
 	return b
 }
 
-// inlineRoutes puts the route configurations that a listener subscribes to into it.
-func inlineRoutes(t testing.TB, l *listenerv3.Listener, routes map[string]*routev3.RouteConfiguration) {
+// inlineRoutes puts the routes that a listener subscribes to into it.
+func inlineRoutes(t testing.TB, l *listenerv3.Listener, scopes *hcmv3.ScopedRouteConfigurationsList) {
 	t.Helper()
 	chains := l.GetFilterChains()
 	if l.GetDefaultFilterChain() != nil {
@@ -72,15 +72,10 @@ func inlineRoutes(t testing.TB, l *listenerv3.Listener, routes map[string]*route
 			if err := filter.GetTypedConfig().UnmarshalTo(&hcm); err != nil {
 				t.Fatal(err)
 			}
-			rds := hcm.GetRds()
-			if rds == nil {
+			if hcm.GetScopedRoutes().GetScopedRds() == nil {
 				continue
 			}
-			route, ok := routes[rds.GetRouteConfigName()]
-			if !ok {
-				t.Fatalf("listener %s: no route configuration %q among the resources", l.GetName(), rds.GetRouteConfigName())
-			}
-			hcm.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: route}
+			hcm.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: scopes}
 			config, err := anypb.New(&hcm)
 			if err != nil {
 				t.Fatal(err)
@@ -111,7 +106,7 @@ func Validate(t testing.TB, b *bootstrapv3.Bootstrap) string {
 	return verdict
 }
 
-// ValidateResources is Validate for what a control plane sends: listeners, route configurations, clusters.
+// ValidateResources is Validate for what a control plane sends: listeners, scoped routes, clusters.
 func ValidateResources(t testing.TB, resources ...proto.Message) string {
 	t.Helper()
 	return Validate(t, Bootstrap(t, Options{Resources: resources}))

@@ -1,0 +1,80 @@
+package explain
+
+import (
+	"fmt"
+	"strings"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"gatepost/xds"
+)
+
+// readScopes takes the scopes out of a snapshot, and says how a request comes to one.
+func (e *Explainer) readScopes(s *xds.Snapshot) error {
+	e.scopes = map[string]*routev3.VirtualHost{}
+	for name, r := range s.Resources(resourcev3.ScopedRouteType) {
+		scope, ok := r.(*routev3.ScopedRouteConfiguration)
+		vhosts := scope.GetRouteConfiguration().GetVirtualHosts()
+		fragments := scope.GetKey().GetFragments()
+		if !ok || len(fragments) != 1 || len(vhosts) != 1 || len(vhosts[0].GetDomains()) != 1 || vhosts[0].GetDomains()[0] != "*" {
+			return fmt.Errorf("%w: the scope %s", ErrNotModelled, name)
+		}
+		e.scopes[fragments[0].GetStringKey()] = vhosts[0]
+	}
+	builder := e.manager.GetScopedRoutes().GetScopeKeyBuilder().GetFragments()
+	if len(builder) != 1 {
+		return fmt.Errorf("%w: how a scope is found", ErrNotModelled)
+	}
+	e.scopeKey = builder[0].GetHeaderValueExtractor()
+	return nil
+}
+
+// find looks for a route in the scope that the headers name, and there for the first one that matches.
+func (e *Explainer) find(x *exchange) {
+	x.vhost, x.route = nil, nil
+	parts := strings.Split(x.header.value(e.scopeKey.GetName()), e.scopeKey.GetElementSeparator())
+	if int(e.scopeKey.GetIndex()) >= len(parts) {
+		return
+	}
+	vhost := e.scopes[parts[e.scopeKey.GetIndex()]]
+	for _, route := range vhost.GetRoutes() {
+		if matches(route.GetMatch(), x) {
+			x.vhost, x.route = vhost, route
+			return
+		}
+	}
+}
+
+// findScope is the filter that looks again where there is no route (xds/scope.lua): in the scope of the segment in small
+// letters, then in that of all other paths.
+type findScope struct{ e *Explainer }
+
+func (f findScope) request(x *exchange) {
+	path, _, _ := strings.Cut(x.path, "?")
+	segment, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	for _, scope := range []string{lowerASCII(segment), ""} {
+		if x.route != nil {
+			return
+		}
+		x.header.set(f.e.scopeKey.GetName(), "/"+scope)
+		f.e.find(x)
+	}
+}
+
+func (findScope) response(*exchange) {}
+
+// lowerASCII makes small letters of A to Z alone, as Envoy's scripts do.
+func lowerASCII(s string) string {
+	lower := []byte(s)
+	for i, c := range lower {
+		if c >= 'A' && c <= 'Z' {
+			lower[i] = c + 'a' - 'A'
+		}
+	}
+	return string(lower)
+}
+
+// scopeKeyOf is a type of Envoy's with a long name.
+type scopeKeyOf = hcmv3.ScopedRoutes_ScopeKeyBuilder_FragmentBuilder_HeaderValueExtractor

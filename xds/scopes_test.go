@@ -1,0 +1,162 @@
+package xds
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+
+	"gatepost/envoy/envoytest"
+)
+
+const manyPaths = `
+listen: LISTEN
+tokens: {path: /Auth/token, authenticator: {url: "http://users.example/authenticate"}}
+services:
+  - {name: mixed, path: /Shop/Orders, upstreams: ["SECURED"], keep_prefix: true}
+  - {name: shop, path: /shop, authenticate: false, upstreams: ["PUBLIC"], keep_prefix: true}
+  - {name: auth, path: /AUTH, upstreams: ["SECURED"], keep_prefix: true}
+  - {name: chat, path: /Chat, authenticate: false, websocket: true, upstreams: ["PUBLIC"], keep_prefix: true}
+  - {name: deep, path: /a/b/c, upstreams: ["SECURED"], keep_prefix: true}
+ROOT`
+
+const rootService = `  - {name: root, path: /, authenticate: false, upstreams: ["PUBLIC"]}
+`
+
+// TestAServiceIsFoundInAnyCaseOfLetters: by the longest path, whichever scope Envoy looks into first.
+func TestAServiceIsFoundInAnyCaseOfLetters(t *testing.T) {
+	for name, root := range map[string]string{"without a service for the rest": "", "with one": rootService} {
+		t.Run(name, func(t *testing.T) {
+			g := startGateway(t, strings.Replace(manyPaths, "ROOT", root, 1))
+			rest := "404"
+			if root != "" {
+				rest = "public"
+			}
+			for path, want := range map[string]string{
+				"/shop": "public", "/SHOP/x": "public", "/Shop/x": "public", "/shop/ordersx": "public", "/sHoP?Shop/Orders": "public",
+				"/shop/orders": "secured", "/Shop/Orders/5": "secured", "/SHOP/ORDERS": "secured", "//sHOP//orders": "secured",
+				"/auth": "secured", "/Auth/x": "secured", "/aUTH/TOKENS": "secured",
+				"/auth/token": "tokens", "/AUTH/TOKEN": "tokens", "/Auth/token/revoke": "tokens", "/auth/token/x": "404",
+				"/chat/5": "public", "/CHAT": "public",
+				"/A/B/C": "secured", "/a/b/c/d": "secured", "/a/b": rest, "/a": rest, "/A/x": rest,
+				"/": rest, "/?x": rest, "/shopx": rest, "/*": rest, "/;": rest, "/x;y/shop": rest, "/nobody": rest, "/NOBODY/shop": rest, "/.Gatepost/x": rest,
+			} {
+				before := len(g.asked())
+				got := g.do("POST", path, "content-length: 0", "authorization: abc")
+				where := "404"
+				for name, upstream := range map[string]*envoytest.Recorder{"public": g.public, "secured": g.secured, "tokens": g.tokens} {
+					if reached(upstream) != "" {
+						where = name
+					}
+				}
+				if where != want || (got.Status == http.StatusNotFound) != (want == "404") {
+					t.Errorf("%s: %d from %s, want %s", path, got.Status, where, want)
+				}
+				asked := len(g.asked()) > before
+				if asked != (want == "secured") {
+					t.Errorf("%s: asked about: %v", path, asked)
+				}
+			}
+		})
+	}
+}
+
+// TestNoClientNamesItsScope: neither by the header itself nor by having it dropped; and no upstream sees it.
+func TestNoClientNamesItsScope(t *testing.T) {
+	g := startGateway(t, strings.Replace(manyPaths, "ROOT", "", 1))
+	g.answers(deny(typev3.StatusCode_Unauthorized, ""))
+	for _, headers := range [][]string{
+		{scopeHeader + ": /shop"}, {scopeHeader + ": /"}, {scopeHeader + ": "}, {scopeHeader + ": /shop", scopeHeader + ": /shop"},
+		{"X-Gatepost-Scope: /shop"}, {"connection: " + scopeHeader}, {"connection: " + scopeHeader, scopeHeader + ": /shop"},
+	} {
+		for _, path := range []string{"/auth/x", "/AUTH/x", "/shop/orders", "/SHOP/Orders"} {
+			if got := g.do("GET", path, headers...); got.Status != http.StatusUnauthorized {
+				t.Errorf("%s %q: %d", path, headers, got.Status)
+			}
+		}
+		if got := reached(g.public) + reached(g.secured); got != "" {
+			t.Errorf("%q: %s came through", headers, got)
+		}
+		for _, path := range []string{"/shop/x", "/SHOP/x"} {
+			if got := g.do("GET", path, headers...); got.Status != http.StatusOK {
+				t.Errorf("%s %q: %d", path, headers, got.Status)
+			}
+		}
+		for _, r := range g.public.Requests() {
+			if v := r.Header.Values(scopeHeader); len(v) > 0 {
+				t.Errorf("the upstream was told the scope %q", v)
+			}
+		}
+		g.public.Reset()
+	}
+}
+
+// TestAWebSocketIsFoundByItsSpellingAlone: Envoy asks whether a route takes WebSockets of the route that it finds at once.
+func TestAWebSocketIsFoundByItsSpellingAlone(t *testing.T) {
+	g := startGateway(t, strings.Replace(manyPaths, "ROOT", rootService, 1))
+	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
+	do := func(path string) int {
+		got := g.do("GET", path, upgrade...)
+		return got.Status
+	}
+	for _, path := range []string{"/chat/5", "/Chat/5"} {
+		if got := do(path); got != http.StatusOK || reached(g.public) == "" { // the upstream stays with HTTP
+			t.Errorf("%s: %d", path, got)
+		}
+	}
+	for _, path := range []string{"/CHAT/5", "/SHOP/x", "/shop/x", "/AUTH", "/auth", "/nobody", "/"} {
+		if got := do(path); got != http.StatusForbidden {
+			t.Errorf("%s: %d", path, got)
+		}
+		if got := reached(g.public) + reached(g.secured); got != "" {
+			t.Errorf("%s: %s came through", path, got)
+		}
+	}
+}
+
+// TestAChangeOfAServiceIsAChangeOfItsScope: and of the scope that tells the version, and of no other.
+func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
+	text := func(more string) string {
+		return `services: [{name: a, path: /A, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}` + more + `]`
+	}
+	base := build(t, text(""))
+	changed := func(s *Snapshot) (names []string) {
+		for name, version := range s.routes.versions {
+			if base.routes.versions[name] != version {
+				names = append(names, name)
+			}
+		}
+		for name := range base.routes.versions {
+			if s.routes.byName[name] == nil {
+				names = append(names, "no "+name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	for more, want := range map[string][]string{
+		`, {name: c, path: /c, upstreams: ["http://c"]}`:     {"/.gatepost", "/c"},
+		`, {name: c, path: /a/C, upstreams: ["http://c"]}`:   {"/.gatepost", "/A", "/a"},
+		`, {name: c, path: /C/d, upstreams: ["http://c"]}`:   {"/.gatepost", "/C", "/c"},
+		`, {name: c, path: "/", upstreams: ["http://c"]}`:    {"/", "/.gatepost"},
+		`, {name: c, path: /b/c/d, upstreams: ["http://c"]}`: {"/.gatepost", "/b"},
+	} {
+		if got := changed(build(t, text(more))); !slices.Equal(got, want) {
+			t.Errorf("%s: changed %q, want %q", more, got, want)
+		}
+	}
+}
+
+// TestEveryScopeTurnsItsFilterOff: a request that has a route does not pay for those that have none.
+func TestEveryScopeTurnsItsFilterOff(t *testing.T) {
+	for name, r := range build(t, strings.NewReplacer("LISTEN", "127.0.0.1:1", "SECURED", "http://a", "PUBLIC", "http://b", "ROOT", "").Replace(manyPaths)).routes.byName {
+		off := new(routev3.FilterConfig)
+		frame := r.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts()[0].GetTypedPerFilterConfig()
+		if err := frame[filterScope].UnmarshalTo(off); err != nil || !off.GetDisabled() {
+			t.Errorf("%s: %v %v", name, off, err)
+		}
+	}
+}
