@@ -23,8 +23,8 @@ type filter interface {
 	response(x *exchange)
 }
 
-// filtersOf reads the connection manager's filters.
-func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
+// filtersOf reads the connection manager's filters. empty are the clusters without an upstream.
+func filtersOf(manager *hcmv3.HttpConnectionManager, empty map[string]bool) ([]filter, error) {
 	var all []filter
 	for _, one := range manager.GetHttpFilters() {
 		config, err := one.GetTypedConfig().UnmarshalNew()
@@ -48,7 +48,7 @@ func filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
 			}
 			// It remembers decisions: the one that it uses is the one that would be made.
 		case *routerv3.Router:
-			all = append(all, router{})
+			all = append(all, router{empty})
 		default:
 			return nil, fmt.Errorf("%w: the filter %s", ErrNotModelled, one.GetName())
 		}
@@ -192,9 +192,11 @@ func put(header *fields, option *corev3.HeaderValueOption, value string) {
 }
 
 // router is Envoy's last filter: it answers, or sends the request on.
-type router struct{}
+type router struct {
+	empty map[string]bool // the clusters without an upstream
+}
 
-func (router) request(x *exchange) {
+func (f router) request(x *exchange) {
 	switch action := x.route.GetAction().(type) {
 	case *routev3.Route_DirectResponse:
 		r := x.answer(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
@@ -203,6 +205,11 @@ func (router) request(x *exchange) {
 			r.header.remove(strings.ToLower(name))
 		}
 	case *routev3.Route_Route:
+		if f.empty[action.Route.GetCluster()] {
+			x.answer(503, "no healthy upstream").flag = flagNoUpstream
+			x.reason = "withheld"
+			return
+		}
 		path, query, hasQuery := strings.Cut(x.path, "?")
 		if rewrite := action.Route.GetPrefixRewrite(); rewrite != "" {
 			matched, _ := matchPath(x.route.GetMatch(), path)
