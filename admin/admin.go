@@ -38,8 +38,9 @@ type Check struct {
 	Ready func(context.Context) error
 }
 
-// Sessions is the part of a store that lists and ends sessions.
+// Sessions is the part of a store that looks up, lists and ends sessions.
 type Sessions interface {
+	Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error)
 	Sessions(ctx context.Context, user string) ([]*tokens.Session, error)
 	RevokeSession(ctx context.Context, user, id string) error
 	RevokeUser(ctx context.Context, user string) (int, error)
@@ -51,7 +52,7 @@ type Config struct {
 	Checks []Check
 	// Status returns what is served and by which Envoys.
 	Status func() *gatewayv1.Status
-	// Sessions lists and ends sessions. Required.
+	// Sessions looks up, lists and ends sessions. Required.
 	Sessions Sessions
 	// Metrics is what /metrics shows. Required.
 	Metrics prometheus.Gatherer
@@ -78,6 +79,7 @@ func New(config Config) *Server {
 	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
 	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
 	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
+	api.HandleFunc("POST /api/v1/lookup", s.lookup)
 	mux.Handle("/api/", local(api))
 	// A page on another origin can send a simple request to loopback: refuse what it could change.
 	s.handler = http.NewCrossOriginProtection().Handler(mux)

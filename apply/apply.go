@@ -61,6 +61,7 @@ type applied struct {
 	login       *endpoint.Settings
 	saved       time.Time // when they were written; zero: before this gateway began
 	withheld    []string  // the services that are served without their upstreams
+	former      []string  // the services that are served in the form that they had before
 }
 
 // New returns an applier with nothing in force yet.
@@ -93,7 +94,7 @@ func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ..
 	if err != nil {
 		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
 	}
-	return &applied{d, snapshot, snapshot.Version, login, saved, withheld}, nil
+	return &applied{definitions: d, snapshot: snapshot, version: snapshot.Version, login: login, saved: saved, withheld: withheld}, nil
 }
 
 // publish hands what was built to the Envoys. It is called with mu held.

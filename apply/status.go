@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -72,6 +73,9 @@ func (a *Applier) Status() *gatewayv1.Status {
 	if a.newest != nil {
 		status.Source = a.newest.definitions.Name
 	}
+	if serving := a.published[now.Version]; serving != nil {
+		status.Withheld, status.Former = serving.withheld, serving.formerServices()
+	}
 	a.mu.Unlock()
 	for i, one := range now.Envoys {
 		shown := &gatewayv1.EnvoyStatus{
@@ -84,6 +88,17 @@ func (a *Applier) Status() *gatewayv1.Status {
 		status.Envoys = append(status.Envoys, shown)
 	}
 	return status
+}
+
+// formerServices are the services that are served in the form that they had before, in that form.
+func (a *applied) formerServices() []*gatewayv1.Service {
+	var former []*gatewayv1.Service
+	for _, s := range a.definitions.Gateway.GetServices() {
+		if slices.Contains(a.former, s.GetName()) {
+			former = append(former, s)
+		}
+	}
+	return former
 }
 
 // rejected says why the newest definitions are not the ones that are served; empty where they are.

@@ -21,6 +21,7 @@ func (a *Applier) withhold(rejected *applied, before *definitions.Definitions, w
 	restored, rest := rejected.definitions.Restore(blamed, before)
 	next, err := a.build(restored, rejected.saved, append(rest, rejected.withheld...)...)
 	if err == nil {
+		next.former = subtract(append(slices.Clone(rejected.former), blamed...), rest)
 		err = a.publish(next)
 	}
 	if err != nil {

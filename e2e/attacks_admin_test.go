@@ -23,6 +23,7 @@ services:
 	} {
 		for _, call := range [][2]string{
 			{"GET", "/inside/api/v1/status"}, {"GET", "/inside/api/v1/users/alice/sessions"}, {"DELETE", "/inside/api/v1/users/alice/sessions"},
+			{"POST", "/inside/api/v1/lookup"},
 		} {
 			got, err := g.TryRaw(call[0] + " " + call[1] + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + "\r\n\r\n")
 			if err != nil || got.Status != http.StatusForbidden && got.Status != http.StatusBadRequest {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,5 +127,36 @@ func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
 	redis.Kill()
 	if got := reason(ask...); got != "store_unavailable" {
 		t.Errorf("a store that is away: %s, want store_unavailable", got)
+	}
+}
+
+// TestExplainAsksTheRunningGateway follows a token of the embedded store, which nobody but the gateway can open.
+func TestExplainAsksTheRunningGateway(t *testing.T) {
+	shop := startShop(t, setup{})
+	alice := shop.Login("alice")
+	show := "Authorization: Bearer " + alice
+	ask := []string{"--admin", shop.Admin}
+	explained := func(what, header string, status int, reason string) explain.Answer {
+		t.Helper()
+		a := shop.explained(t, ask, "GET", "/orders/5", header)
+		if len(a.Outcomes) != 1 || a.Outcomes[0].Reason != reason || a.Asked != "the gateway on "+shop.Admin || a.Gateway == nil || !a.Gateway.Serves {
+			t.Errorf("%s: explained as %+v, want %s by the gateway", what, a, reason)
+		}
+		want(t, what, shop.Do("GET", "/orders/5", "", header), status, a.Outcomes[0].Body)
+		return a
+	}
+	live := explained("a live token", show, http.StatusOK, "forwarded")
+	if set := live.Outcomes[0].Forward.Set; !slices.Contains(set, explain.Field{Name: "x-user-id", Value: "alice"}) {
+		t.Errorf("a live token: forwarded with %v, want the user's id", set)
+	}
+	explained("a token that was never issued", "Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b", http.StatusUnauthorized, "token_unknown")
+	want(t, "a revoke", shop.Do("POST", "/token/revoke", "", show), http.StatusOK, "")
+	explained("a revoked token", show, http.StatusUnauthorized, "token_unknown")
+	if strings.Contains(shop.Log(), alice) {
+		t.Error("the gateway's log has the token")
+	}
+	shop.Stop()
+	if err := exec.Command(binary, "explain", "--config", shop.File, "--admin", shop.Admin, "/orders").Run(); err == nil {
+		t.Error("a gateway that is gone, and was named, is asked without an error")
 	}
 }

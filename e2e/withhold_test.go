@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,6 +42,7 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 			t.Errorf("the status does not name %s: %s", said, told)
 		}
 	}
+	shop.explainsWhatItWithholds(t, roots, token)
 
 	// What was in the way is gone: the same definitions are taken when they are looked at again.
 	pem, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
@@ -57,4 +59,34 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 	shop.orders.Reset() // it was asked for until the change was there
 	want(t, "the new form", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusServiceUnavailable, "")
 	none(t, shop.orders)
+}
+
+// explainsWhatItWithholds holds `gatepost explain` to what the gateway does with the services that Envoy refuses.
+func (s *shop) explainsWhatItWithholds(t *testing.T, roots, token string) {
+	t.Helper()
+	ask := []string{"--admin", s.Admin, "--ca-file", roots}
+	for _, c := range []struct{ path, header, reason string }{
+		{"/fresh/5", "Authorization: " + token, "withheld"}, {"/fresh/5", "Accept: */*", "token_missing"},
+		{"/orders/5", "Authorization: " + token, "forwarded"}, {"/orders/5", "Accept: */*", "token_missing"}, {"/anything", "Accept: */*", "forwarded"},
+	} {
+		a := s.explained(t, ask, "GET", c.path, c.header)
+		o, got := a.Outcomes[0], s.Do("GET", c.path, "", c.header)
+		if o.Reason != c.reason || !a.Gateway.Serves || `"`+a.Version+`"` != s.Do("GET", "/.gatepost/version", "").Body {
+			t.Errorf("%s with %s: explained as %+v by %+v, want %s", c.path, c.header, o, a.Gateway, c.reason)
+		}
+		if o.Forward == nil {
+			want(t, c.path, got, o.Status, o.Body)
+		} else if c.path == "/orders/5" && o.Forward.To[0] != s.orders.URL() {
+			t.Errorf("%s: explained as sent to %v, want its former upstream", c.path, o.Forward.To)
+		}
+	}
+	why := s.explained(t, ask, "GET", "/fresh", "Authorization: "+token).Outcomes[0].Why
+	if !strings.Contains(why, "Envoy refuses") || !strings.Contains(why, "service/fresh") {
+		t.Errorf("why /fresh is withheld: %s; want Envoy's words", why)
+	}
+	status := s.Status()
+	if !slices.Equal(status.GetWithheld(), []string{"fresh"}) || len(status.GetFormer()) != 1 || status.GetFormer()[0].GetName() != "orders" {
+		t.Errorf("the status: %v is withheld and %v in its former form, want fresh and orders", status.GetWithheld(), status.GetFormer())
+	}
+	s.orders.Reset()
 }

@@ -31,6 +31,10 @@ type Answer struct {
 	Outcomes []Outcome `json:"outcomes"`
 	// Unsure are settings of Envoy's that are not followed here: with them the answer may be another.
 	Unsure []string `json:"unsure,omitempty"`
+	// Asked is who was asked whose the token is; empty where nobody was.
+	Asked string `json:"asked,omitempty"`
+	// Gateway is the running gateway that was asked what it serves; nil: none was.
+	Gateway *Running `json:"gateway,omitempty"`
 }
 
 // Service is where a service is defined.
@@ -55,7 +59,7 @@ type Step struct {
 type Outcome struct {
 	// When says in which case; empty where there is only one.
 	When string `json:"when,omitempty"`
-	// Reason is one word for it: forwarded, preflight, not_found, method_not_allowed, malformed, version, or a
+	// Reason is one word for it: forwarded, preflight, withheld, not_found, method_not_allowed, malformed, version, or a
 	// reason of gatepost_decisions_total.
 	Reason string `json:"reason"`
 	// Status is the answer's; 0 where an upstream, or the token handler, gives it.
@@ -94,6 +98,7 @@ type Forward struct {
 func (e *Explainer) answer(x *exchange, when string) *Answer {
 	a := &Answer{
 		Version: e.version, Method: x.method, Target: x.target, Host: x.host, Route: x.route.GetName(), Unsure: e.unsure,
+		Gateway:  e.running(),
 		Outcomes: []Outcome{e.outcome(x, when)},
 	}
 	if x.route != nil {
@@ -105,6 +110,9 @@ func (e *Explainer) answer(x *exchange, when string) *Answer {
 			Name: s.GetName(), File: e.definitions.Name, Line: e.definitions.Line(i), Path: s.GetPath(),
 			Public: !s.GetAuthenticate(), Methods: s.GetAllowedMethods(),
 		}
+	}
+	if x.asked {
+		a.Asked = e.store
 	}
 	a.Steps = e.steps(x, a)
 	return a

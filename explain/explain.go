@@ -47,6 +47,9 @@ type Explainer struct {
 	definitions *definitions.Definitions
 	version     string
 	sessions    authz.Sessions
+	store       string // what the sessions are called
+	gateway     *Gateway
+	served      bool // the gateway serves what is explained
 	manager     *hcmv3.HttpConnectionManager
 	scopes      map[string]*routev3.VirtualHost // :: key → its routes
 	scopeKey    *scopeKeyOf
@@ -54,15 +57,31 @@ type Explainer struct {
 	unsure      []string
 }
 
-// New builds what Envoy would be served for the definitions. sessions is asked whose a token is; nil: nobody is
-// asked, and the answer tells what follows in either case. opts must be what the gateway in question has, for the
-// versions to be the same.
-func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions) (*Explainer, error) {
+// New builds what Envoy would be served for the definitions. sessions, a token store, is asked whose a token is; nil:
+// the gateway is, and where there is none either, the answer tells what follows in either case. What a gateway that
+// serves these definitions has had to change about them is explained as it is served; nil: none runs. opts must be what
+// the gateway in question has, for the versions to be the same.
+func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, gateway *Gateway) (*Explainer, error) {
+	e, err := build(d, opts, gateway)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case sessions != nil:
+		e.sessions, e.store = sessions, "the token store"
+	case gateway != nil && (gateway.Named || e.served):
+		e.sessions, e.store = gateway.Sessions, "the gateway on "+gateway.Address
+	}
+	return e, nil
+}
+
+// built makes an explainer that asks nobody.
+func built(d *definitions.Definitions, opts xds.Options) (*Explainer, error) {
 	snapshot, err := xds.Build(d.Gateway, opts)
 	if err != nil {
 		return nil, err
 	}
-	e := &Explainer{definitions: d, version: snapshot.Version, sessions: sessions}
+	e := &Explainer{definitions: d, version: snapshot.Version}
 	if err := e.read(snapshot); err != nil {
 		return nil, fmt.Errorf("reading Envoy's configuration: %w", err)
 	}
@@ -85,7 +104,7 @@ func (e *Explainer) read(s *xds.Snapshot) error {
 	if err := e.readScopes(s); err != nil {
 		return err
 	}
-	if e.filters, err = e.filtersOf(e.manager); err != nil {
+	if e.filters, err = e.filtersOf(e.manager, emptyClusters(s)); err != nil {
 		return err
 	}
 	resources := []proto.Message{listener}

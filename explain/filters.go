@@ -23,8 +23,8 @@ type filter interface {
 	response(x *exchange)
 }
 
-// filtersOf reads the connection manager's filters.
-func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, error) {
+// filtersOf reads the connection manager's filters. empty are the clusters without an upstream.
+func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[string]bool) ([]filter, error) {
 	var all []filter
 	for _, one := range manager.GetHttpFilters() {
 		config, err := one.GetTypedConfig().UnmarshalNew()
@@ -52,7 +52,7 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager) ([]filter, e
 				return nil, fmt.Errorf("%w: the script %s", ErrNotModelled, one.GetName())
 			}
 		case *routerv3.Router:
-			all = append(all, router{})
+			all = append(all, router{empty})
 		default:
 			return nil, fmt.Errorf("%w: the filter %s", ErrNotModelled, one.GetName())
 		}
@@ -196,9 +196,11 @@ func put(header *fields, option *corev3.HeaderValueOption, value string) {
 }
 
 // router is Envoy's last filter: it answers, or sends the request on.
-type router struct{}
+type router struct {
+	empty map[string]bool // the clusters without an upstream
+}
 
-func (router) request(x *exchange) {
+func (f router) request(x *exchange) {
 	switch action := x.route.GetAction().(type) {
 	case *routev3.Route_DirectResponse:
 		r := x.answer(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
@@ -207,6 +209,11 @@ func (router) request(x *exchange) {
 			r.header.remove(strings.ToLower(name))
 		}
 	case *routev3.Route_Route:
+		if f.empty[action.Route.GetCluster()] {
+			x.answer(503, "no healthy upstream").flag = flagNoUpstream
+			x.reason = "withheld"
+			return
+		}
 		path, query, hasQuery := strings.Cut(x.path, "?")
 		if rewrite := action.Route.GetPrefixRewrite(); rewrite != "" {
 			matched, _ := matchPath(x.route.GetMatch(), path)

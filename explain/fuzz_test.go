@@ -66,7 +66,7 @@ func resources(t testing.TB, text string) []proto.Message {
 			all = append(all, r)
 		}
 	}
-	e, err := New(d, options, nil)
+	e, err := New(d, options, nil, nil)
 	if err != nil || len(e.unsure) > 0 {
 		t.Fatalf("cannot be explained: %v %v\n%s", err, e.unsure, text)
 	}
@@ -134,7 +134,7 @@ func FuzzExplain(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	e, err := New(d, options, nil)
+	e, err := New(d, options, nil, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -24,6 +24,9 @@ func (a *Answer) Print(w io.Writer) error {
 		line(&b, "unsure", "these settings of Envoy are not followed here: "+strings.Join(a.Unsure, ", "))
 	}
 	line(&b, "version", a.Version)
+	if a.Gateway != nil {
+		line(&b, "gateway", a.Gateway.says())
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }

@@ -95,14 +95,16 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// serve has Envoy serve definitions, and returns when it does.
-func (w *world) serve(text string) *definitions.Definitions {
+// serve has Envoy serve definitions, without the upstreams of some services, and returns when it does.
+func (w *world) serve(text string, withheld ...string) *definitions.Definitions {
 	w.t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
 	if err != nil {
 		w.t.Fatalf("%v\n%s", err, text)
 	}
-	snapshot, err := xds.Build(d.Gateway, options)
+	opts := options
+	opts.Withheld = withheld
+	snapshot, err := xds.Build(d.Gateway, opts)
 	if err != nil {
 		w.t.Fatalf("%v\n%s", err, text)
 	}
@@ -277,7 +279,12 @@ func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
 // awaitServed waits until a new connection gets answers by these definitions, the listener's part of them too.
 func (w *world) awaitServed(t *testing.T, d *definitions.Definitions) {
 	t.Helper()
-	e := explainer(t, d, w.sessions)
+	w.awaitServedBy(t, explainer(t, d, w.sessions))
+}
+
+// awaitServedBy waits until answers are those that are explained.
+func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
+	t.Helper()
 	var probes []Request
 	for _, origin := range append(slices.Clone(someOrigins), "https://evil.example") {
 		for _, target := range []string{xds.VersionPath, "/%2f"} {
@@ -308,7 +315,7 @@ func (w *world) awaitServed(t *testing.T, d *definitions.Definitions) {
 
 func explainer(t *testing.T, d *definitions.Definitions, sessions authz.Sessions) *Explainer {
 	t.Helper()
-	e, err := New(d, options, sessions)
+	e, err := New(d, options, sessions, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,9 @@ import (
 // flagUnauthorized is Envoy's response flag for what ext_authz ended.
 const flagUnauthorized = "UAEX"
 
+// flagNoUpstream is the one for what no upstream is there to take.
+const flagNoUpstream = "UH"
+
 // rewrite gives a local reply the form that the connection manager is told to give it.
 func (e *Explainer) rewrite(x *exchange) {
 	body, contentType := x.reply.body, "text/plain"

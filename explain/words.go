@@ -37,6 +37,7 @@ func (e *Explainer) steps(x *exchange, a *Answer) []Step {
 	default:
 		add("service", "none")
 	}
+	e.servedStep(a.Service, add)
 	e.methodStep(x, a, add)
 	e.originStep(x, add)
 	e.tokenStep(x, add)
@@ -85,15 +86,17 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 	case "token_malformed":
 		add("token", "what Authorization says is no token of this gateway's, raw or after Bearer; no store is asked")
 	case "token_unknown":
-		add("token", "%s was never issued, has expired or was revoked", x.token)
+		add("token", "%s was never issued, has expired or was revoked, says %s", x.token, e.store)
 	case "scope_missing":
-		add("token", "%s is live and has not all of the scopes %s", x.token, strings.Join(service.GetScopes(), ", "))
-	case "":
+		add("token", "%s is live, says %s, and has not all of the scopes %s", x.token, e.store, strings.Join(service.GetScopes(), ", "))
+	case "store_unavailable":
+		add("token", "%s has the right form; %s could not tell whose it is", x.token, e.store)
+	case "", "withheld":
 		if e.sessions == nil {
-			add("token", "%s has the right form; whose it is was not asked (--redis URL asks)", x.token)
+			add("token", "%s has the right form; whose it is was not asked (--redis URL or --admin ADDR asks)", x.token)
 			return
 		}
-		add("token", "%s is live", x.token)
+		add("token", "%s is live, says %s", x.token, e.store)
 	}
 }
 
@@ -109,7 +112,7 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 		return "preflight", "the browser is told what it may send", ""
 	case x.reason != "":
 		why, change = e.denialWords(x, service)
-		return x.reason, why, change
+		return x.reason, why, e.orMend(service, change)
 	case x.forward != nil && service == nil:
 		return "forwarded", "the token handler of Gatepost answers", ""
 	case x.forward != nil:
@@ -117,7 +120,7 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 	case isVersion(x.route):
 		return "version", "this path tells which version Envoy serves", ""
 	case x.reply.status == 405:
-		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.allowMethod(x, service)
+		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.orMend(service, e.allowMethod(x, service))
 	case x.reply.status == 404:
 		return "not_found", "no service has this path", e.definePath(x)
 	case x.reply.status == 400:
@@ -131,6 +134,9 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, change string) {
 	path := e.definitions.Gateway.GetTokens().GetPath()
 	switch x.reason {
+	case "withheld":
+		return fmt.Sprintf("the service %q is served without its upstreams, because Envoy refuses them: %s", service.GetName(), e.rejected()),
+			fmt.Sprintf("mend what Envoy refuses about %s", e.at(service))
 	case "origin_refused":
 		return "only listed origins may call, whatever the path", e.listOrigin(x)
 	case "upgrade_refused":

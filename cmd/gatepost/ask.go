@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ func statusCommand(s *settings) *cobra.Command {
 			if format != "text" && format != "json" {
 				return usageError{errFormat}
 			}
-			body, err := s.ask(c.Context(), http.MethodGet, "/api/v1/status")
+			body, err := s.ask(c.Context(), http.MethodGet, statusPath)
 			if err != nil {
 				return err
 			}
@@ -74,15 +75,26 @@ func statusCommand(s *settings) *cobra.Command {
 				_, err = c.OutOrStdout().Write(body)
 				return err
 			}
-			var status gatewayv1.Status
-			if err := protojson.Unmarshal(body, &status); err != nil {
-				return fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+			status, err := s.readStatus(body)
+			if err != nil {
+				return err
 			}
-			return printStatus(c.OutOrStdout(), &status)
+			return printStatus(c.OutOrStdout(), status)
 		},
 	}
 	command.Flags().StringVar(&format, "format", "text", "text or json")
 	return command
+}
+
+const statusPath = "/api/v1/status"
+
+// readStatus reads what the admin address has answered.
+func (s *settings) readStatus(body []byte) (*gatewayv1.Status, error) {
+	status := new(gatewayv1.Status)
+	if err := protojson.Unmarshal(body, status); err != nil {
+		return nil, fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+	}
+	return status, nil
 }
 
 func printStatus(w io.Writer, status *gatewayv1.Status) error {
@@ -92,6 +104,12 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	}
 	if status.GetRejected() != "" {
 		fmt.Fprintf(w, "rejected  %s\n", status.GetRejected())
+	}
+	if len(status.GetWithheld()) > 0 {
+		fmt.Fprintf(w, "withheld  %s (503)\n", strings.Join(status.GetWithheld(), ", "))
+	}
+	for _, s := range status.GetFormer() {
+		fmt.Fprintf(w, "former    %s\n", s.GetName())
 	}
 	if len(status.GetEnvoys()) == 0 {
 		_, err := fmt.Fprintln(w, "no Envoy is connected")
@@ -123,16 +141,38 @@ func orNone(text string) string {
 	return text
 }
 
+// adminClient asks the address that it was given and no other: no proxy is asked, and no redirect is followed.
+var adminClient = &http.Client{
+	Transport:     &http.Transport{},
+	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+}
+
+// refusal is an answer of the admin address that is no 200.
+type refusal struct {
+	code int
+	says string
+}
+
+func (r *refusal) Error() string { return r.says }
+
 // ask sends one request to the gateway's admin address and returns the body of a 200. Any other answer is an
-// error, returned beside the body.
+// error, a refusal, returned beside the body.
 func (s *settings) ask(ctx context.Context, method, path string) ([]byte, error) {
+	return s.tell(ctx, method, path, nil)
+}
+
+// tell is ask with a body in JSON; nil: none.
+func (s *settings) tell(ctx context.Context, method, path string, content []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.admin+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.admin+path, bytes.NewReader(content))
 	if err != nil {
 		return nil, fmt.Errorf("asking %s: %w", s.admin, err)
 	}
-	answer, err := http.DefaultClient.Do(request)
+	if content != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	answer, err := adminClient.Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("asking the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
 	}
@@ -142,7 +182,7 @@ func (s *settings) ask(ctx context.Context, method, path string) ([]byte, error)
 		return nil, fmt.Errorf("reading the answer of %s: %w", s.admin, err)
 	}
 	if answer.StatusCode != http.StatusOK {
-		return body, fmt.Errorf("asking %s: %s: %s", s.admin, answer.Status, strings.TrimSpace(string(body)))
+		return body, &refusal{answer.StatusCode, fmt.Sprintf("asking %s: %s: %s", s.admin, answer.Status, strings.TrimSpace(string(body)))}
 	}
 	return body, nil
 }

@@ -6,15 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"gatepost/admin"
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/envoy"
 	"gatepost/explain"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens"
 	"gatepost/tokens/redisstore"
 	"gatepost/xds"
 )
@@ -26,7 +31,9 @@ func explainCommand(s *settings) *cobra.Command {
 		Use:   "explain URL --config FILE",
 		Short: "Say which service and rule take a request, what answer it gets, and why",
 		Long: "Say which service and rule take a request, what answer it gets, and why. URL is a path (/orders/5) or whole.\n" +
-			"With --redis the token that the request shows is looked up; without, what follows in each case is told.",
+			"The gateway on --admin is asked whose the token is that the request shows, and what it serves; it is told the token's\n" +
+			"hash alone. Without --admin that is done where a gateway is there and serves these very definitions. With --redis that\n" +
+			"Redis is asked about the token. Where nobody is asked, what follows in each case is told.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {
@@ -71,15 +78,79 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		defer store.Close()
 		sessions = store
 	}
-	explainer, err := explain.New(d, s.xdsOptions(), sessions)
+	whose := &tokensOfGateway{settings: s}
+	gateway, err := s.runningGateway(ctx, whose)
+	if err != nil {
+		return nil, err
+	}
+	explainer, err := explain.New(d, s.xdsOptions(), sessions, gateway)
 	if err != nil {
 		return nil, err
 	}
 	answer, err := explainer.Explain(ctx, request)
-	if err != nil {
+	if err = errors.Join(err, whose.failed); err != nil {
 		return nil, fmt.Errorf("explaining %s %s: %w", request.Method, request.Target, err)
 	}
 	return answer, nil
+}
+
+// findTimeout bounds the look for a gateway that nobody has named.
+const findTimeout = time.Second
+
+// runningGateway asks the gateway on --admin what it serves. Where it was not named, and what answers there is no
+// gateway or none with definitions, it returns nil without an error.
+func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (*explain.Gateway, error) {
+	if !s.adminNamed {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, findTimeout)
+		defer cancel()
+	}
+	var status *gatewayv1.Status
+	body, err := s.ask(ctx, http.MethodGet, statusPath)
+	if err == nil {
+		status, err = s.readStatus(body)
+	}
+	if err == nil && status.GetVersion() == "" {
+		err = fmt.Errorf("asking the gateway on %s: it serves no definitions yet", s.admin)
+	}
+	if err != nil {
+		if s.adminNamed {
+			return nil, err
+		}
+		return nil, nil
+	}
+	return &explain.Gateway{Address: s.admin, Status: status, Sessions: whose, Named: s.adminNamed}, nil
+}
+
+// tokensOfGateway asks a running gateway whose a token is.
+type tokensOfGateway struct {
+	*settings
+	failed error // why it could not be asked: that is neither a word about the token nor one of its store's
+}
+
+// Lookup sends the token's hash, in a body: the token itself stays here.
+func (g *tokensOfGateway) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	question, err := json.Marshal(admin.Question{TokenHash: h.Hex()})
+	if err != nil {
+		return nil, err
+	}
+	var found admin.Found
+	body, err := g.tell(ctx, http.MethodPost, "/api/v1/lookup", question)
+	if err == nil {
+		err = json.Unmarshal(body, &found)
+	}
+	var refused *refusal
+	switch {
+	case errors.As(err, &refused) && refused.code == http.StatusServiceUnavailable:
+		return nil, tokens.ErrUnavailable
+	case err != nil:
+		g.failed = fmt.Errorf("asking whose the token is: %w", err)
+		return nil, g.failed
+	case found.Session == nil:
+		return nil, tokens.ErrUnknown
+	}
+	s := found.Session
+	return &tokens.Session{Hash: h, ID: s.ID, User: s.User, Scopes: s.Scopes, Issued: s.Issued, Expires: s.Expires, Ends: s.Ends}, nil
 }
 
 // currentDefinitions are those of the file that --config names, or the newest revision in Redis.

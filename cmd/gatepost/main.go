@@ -72,6 +72,7 @@ func newRoot() *cobra.Command {
 		Args:          usage(cobra.NoArgs),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
+			s.adminNamed = c.Flags().Changed("admin")
 			return s.fromEnvironment(c.Flags(), os.LookupEnv)
 		},
 	}

@@ -22,6 +22,9 @@ type settings struct {
 	logLevel, logFormat                           string
 	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
 	ownEnvoy bool
+	// adminNamed says that --admin stands on the command line: whoever names a gateway wants that one to be asked. The
+	// environment does not say so; it is a container's, whether a gateway runs or not.
+	adminNamed bool
 }
 
 const (

@@ -36,7 +36,12 @@ type Status struct {
 	// Why the newest definitions are not the ones that are served; empty where they are.
 	Rejected string `protobuf:"bytes,4,opt,name=rejected,proto3" json:"rejected,omitempty"`
 	// One entry per connected Envoy, sorted by node id.
-	Envoys        []*EnvoyStatus `protobuf:"bytes,5,rep,name=envoys,proto3" json:"envoys,omitempty"`
+	Envoys []*EnvoyStatus `protobuf:"bytes,5,rep,name=envoys,proto3" json:"envoys,omitempty"`
+	// The names of the services whose upstreams Envoy has refused and that had no former form to be served in: their paths
+	// and their rules are served, and what may pass is answered 503.
+	Withheld []string `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
+	// The services that Envoy has refused as they are defined now, in the former form in which they are served.
+	Former        []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -102,6 +107,20 @@ func (x *Status) GetRejected() string {
 func (x *Status) GetEnvoys() []*EnvoyStatus {
 	if x != nil {
 		return x.Envoys
+	}
+	return nil
+}
+
+func (x *Status) GetWithheld() []string {
+	if x != nil {
+		return x.Withheld
+	}
+	return nil
+}
+
+func (x *Status) GetFormer() []*Service {
+	if x != nil {
+		return x.Former
 	}
 	return nil
 }
@@ -236,13 +255,15 @@ var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc2\x01\n" +
+	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x02\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
 	"\tpublished\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tpublished\x12\x1a\n" +
 	"\brejected\x18\x04 \x01(\tR\brejected\x120\n" +
-	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\"\xba\x02\n" +
+	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\x12\x1a\n" +
+	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
+	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\"\xba\x02\n" +
 	"\vEnvoyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -273,17 +294,19 @@ var file_gatepost_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                // 0: gatepost.v1.Status
 	(*EnvoyStatus)(nil),           // 1: gatepost.v1.EnvoyStatus
 	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*Service)(nil),               // 3: gatepost.v1.Service
 }
 var file_gatepost_v1_admin_proto_depIdxs = []int32{
 	2, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
 	1, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
-	2, // 2: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	2, // 3: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	3, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
+	2, // 3: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	2, // 4: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
@@ -291,6 +314,7 @@ func file_gatepost_v1_admin_proto_init() {
 	if File_gatepost_v1_admin_proto != nil {
 		return
 	}
+	file_gatepost_v1_definitions_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

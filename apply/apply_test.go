@@ -1,0 +1,287 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+
+	"gatepost/definitions"
+	"gatepost/envoy"
+	"gatepost/envoy/envoytest"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens/endpoint"
+	"gatepost/xds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// kit is an applier with a real Envoy. The file of roots is not there, so that Envoy refuses each https upstream.
+type kit struct {
+	*Applier
+	t        *testing.T
+	addr     string
+	lastGood definitions.LastGood
+	obeyed   atomic.Pointer[endpoint.Settings]
+}
+
+// newKit starts one that keeps what is proven in dir, and listens on addr where the definitions say so.
+func newKit(t *testing.T, addr, dir string) *kit {
+	t.Helper()
+	envoytest.Require(t)
+	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
+	k := &kit{t: t, addr: addr, lastGood: definitions.LastGood{Dir: dir}}
+	control := xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond}, log, registry)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	control.Register(server)
+	k.Applier = New(Config{
+		Control:  control,
+		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: filepath.Join(t.TempDir(), "roots.pem")},
+		LastGood: k.lastGood, Obey: func(login *endpoint.Settings, _ *gatewayv1.Tokens) { k.obeyed.Store(login) }, Log: log, Registerer: registry,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = server.Serve(listener) })
+	running.Go(func() { _ = k.Run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		control.Close()
+		server.Stop()
+		running.Wait()
+	})
+	envoytest.Start(t, envoytest.Options{GRPC: listener.Addr().String(), NotReady: true})
+	return k
+}
+
+// define reads definitions of a file: where Envoy listens, how long a token lives, and the services.
+func define(t *testing.T, addr, lifetime string, services ...string) *definitions.Definitions {
+	t.Helper()
+	text := fmt.Sprintf("listen: %s\ntokens: {lifetime: %s, authenticator: {url: \"http://127.0.0.1:1/login\"}}\nservices:\n%s\n", addr, lifetime, strings.Join(services, "\n"))
+	d, err := definitions.Parse("gateway.yaml", []byte(text))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	return d
+}
+
+// service is one of the definitions.
+func service(name, upstream string, more ...string) string {
+	return fmt.Sprintf("  - {%s}", strings.Join(append([]string{"name: " + name, "path: /" + name, "upstreams: [\"" + upstream + "\"]"}, more...), ", "))
+}
+
+const (
+	taken   = "http://127.0.0.1:1"
+	refused = "https://127.0.0.1:1"
+)
+
+func (k *kit) apply(d *definitions.Definitions) {
+	k.t.Helper()
+	if err := k.Apply(d, time.Now()); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// awaits waits until Envoy serves what the applier has published, and the status is as it should be.
+func (k *kit) awaits(what string, ok func(*gatewayv1.Status) bool) {
+	k.t.Helper()
+	envoytest.Eventually(k.t, what, func() bool {
+		_, _, applied, _ := k.Serving()
+		return applied && ok(k.Status())
+	})
+}
+
+// keeps waits until these definitions are what is kept as the last proven.
+func (k *kit) keeps(d *definitions.Definitions) {
+	k.t.Helper()
+	envoytest.Eventually(k.t, "the proven definitions to be kept", func() bool {
+		kept, err := k.lastGood.Load()
+		return err == nil && kept.Hash() == d.Hash()
+	})
+}
+
+// serves applies definitions and waits until they are served and kept.
+func (k *kit) serves(d *definitions.Definitions) {
+	k.t.Helper()
+	k.apply(d)
+	k.awaits("the definitions", func(s *gatewayv1.Status) bool { return s.GetRejected() == "" })
+	k.keeps(d)
+}
+
+// obeys fails the test where the token handler does not do what definitions with this lifetime of a token say.
+func (k *kit) obeys(lifetime time.Duration) {
+	k.t.Helper()
+	if got := k.obeyed.Load().Lifetime; got != lifetime {
+		k.t.Errorf("a token lives %v, want %v", got, lifetime)
+	}
+}
+
+// names are the services that are served in their former form.
+func names(services []*gatewayv1.Service) []string {
+	var out []string
+	for _, s := range services {
+		out = append(out, s.GetName())
+	}
+	return out
+}
+
+func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
+	k := newKit(t, envoytest.Addr(t), t.TempDir())
+	if k.Loaded(t.Context()) == nil {
+		t.Error("loaded before anything was applied")
+	}
+	if _, err := k.lastGood.Load(); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("kept before anything was proven: %v", err)
+	}
+	k.serves(define(t, k.addr, "100s", service("a", taken)))
+	k.obeys(100 * time.Second)
+	k.serves(define(t, k.addr, "200s", service("a", taken), service("b", taken)))
+	k.obeys(200 * time.Second)
+	if err := errors.Join(k.Loaded(t.Context()), k.Acked(t.Context())); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
+	k := newKit(t, envoytest.Addr(t), t.TempDir())
+	first := define(t, k.addr, "100s", service("a", taken))
+	k.serves(first)
+	before := k.Status()
+	broken := define(t, k.addr, "200s", service("a", taken))
+	broken.Gateway.Services[0].Upstreams = []string{"ftp://nowhere"}
+	k.Changed(t.Context(), broken)
+	if now := k.Status(); now.GetVersion() != before.GetVersion() || !strings.Contains(now.GetRejected(), "building Envoy's configuration") {
+		t.Errorf("version %s, rejected %q; want %s, and why", now.GetVersion(), now.GetRejected(), before.GetVersion())
+	}
+	k.obeys(100 * time.Second)
+	k.keeps(first)
+}
+
+func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
+	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inTheWay.Close() })
+	k := newKit(t, envoytest.Addr(t), t.TempDir())
+	first := define(t, k.addr, "100s", service("a", taken))
+	k.serves(first)
+	before := k.Status().GetVersion()
+
+	moved := define(t, inTheWay.Addr().String(), "200s", service("a", taken))
+	k.apply(moved)
+	k.awaits("the definitions before", func(s *gatewayv1.Status) bool { return s.GetVersion() == before && s.GetRejected() != "" })
+	envoytest.Eventually(t, "the token handler to go back too", func() bool { return k.obeyed.Load().Lifetime == 100*time.Second })
+	k.keeps(first)
+
+	if err := inTheWay.Close(); err != nil {
+		t.Fatal(err)
+	}
+	k.Again(t.Context())
+	k.awaits("what was refused", func(s *gatewayv1.Status) bool { return s.GetVersion() != before && s.GetRejected() == "" })
+	k.obeys(200 * time.Second)
+	k.keeps(moved)
+}
+
+func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
+	k := newKit(t, envoytest.Addr(t), t.TempDir())
+	k.serves(define(t, k.addr, "100s",
+		service("moves", taken), service("closes", taken, "authenticate: false"), service("stays", taken)))
+
+	k.apply(define(t, k.addr, "200s",
+		service("moves", refused), service("closes", refused), service("stays", taken, "timeout: 7s"), service("fresh", refused)))
+	k.awaits("the others", func(s *gatewayv1.Status) bool { return len(s.GetWithheld()) > 0 && s.GetVersion() != "" })
+	status := k.Status()
+	withheld := slices.Sorted(slices.Values(status.GetWithheld()))
+	if !slices.Equal(withheld, []string{"closes", "fresh"}) { // what is to be closed is not left open
+		t.Errorf("withheld are %v, want closes and fresh", withheld)
+	}
+	if former := status.GetFormer(); !slices.Equal(names(former), []string{"moves"}) || former[0].GetUpstreams()[0] != taken {
+		t.Errorf("in a former form are %v, want moves with its former upstream", former)
+	}
+	if told := status.GetRejected(); !strings.Contains(told, "not as defined: closes, fresh, moves") {
+		t.Errorf("rejected: %q, want all three by name", told)
+	}
+	k.obeys(200 * time.Second)
+	serving, _, _, _ := k.Serving()
+	if got := serving.Gateway.GetServices()[2].GetTimeout().AsDuration(); got != 7*time.Second {
+		t.Errorf("the service that Envoy takes has a timeout of %v, want what is defined now", got)
+	}
+
+	mended := define(t, k.addr, "300s", service("moves", taken), service("stays", taken))
+	k.serves(mended)
+	if s := k.Status(); len(s.GetWithheld())+len(s.GetFormer()) > 0 {
+		t.Errorf("after the file was mended: %v, %v", s.GetWithheld(), s.GetFormer())
+	}
+}
+
+// What a gateway begins with may be refused before anything was proven.
+func TestAGatewayThatBeginsWithWhatEnvoyRefusesServesWhatWasProvenOfTheSameFile(t *testing.T) {
+	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inTheWay.Close() })
+	addr, dir := envoytest.Addr(t), t.TempDir()
+	before := define(t, addr, "100s", service("a", taken))
+	if err := (definitions.LastGood{Dir: dir}).Save(before); err != nil {
+		t.Fatal(err)
+	}
+
+	k := newKit(t, addr, dir)
+	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
+	k.awaits("what was proven", func(s *gatewayv1.Status) bool { return s.GetRejected() != "" })
+	k.obeys(100 * time.Second)
+	k.keeps(before)
+}
+
+func TestAServiceThatEnvoyRefusesFromTheStartHasTheFormerFormThatWasProven(t *testing.T) {
+	addr, dir := envoytest.Addr(t), t.TempDir()
+	if err := (definitions.LastGood{Dir: dir}).Save(define(t, addr, "100s", service("moves", taken))); err != nil {
+		t.Fatal(err)
+	}
+	k := newKit(t, addr, dir)
+	k.apply(define(t, addr, "200s", service("moves", refused), service("fresh", refused)))
+	k.awaits("the others", func(s *gatewayv1.Status) bool {
+		return slices.Equal(s.GetWithheld(), []string{"fresh"}) && slices.Equal(names(s.GetFormer()), []string{"moves"})
+	})
+	k.obeys(200 * time.Second)
+}
+
+func TestWhatWasProvenOfAnotherFileIsNotServed(t *testing.T) {
+	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = inTheWay.Close() })
+	addr, dir := envoytest.Addr(t), t.TempDir()
+	other := define(t, addr, "100s", service("a", taken))
+	other.Name = "other.yaml"
+	if err := (definitions.LastGood{Dir: dir}).Save(other); err != nil {
+		t.Fatal(err)
+	}
+	k := newKit(t, addr, dir)
+	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
+	envoytest.Eventually(t, "the rejection", func() bool { return k.Status().GetRejected() != "" })
+	k.fallBack() // once more than the applier has
+	k.obeys(200 * time.Second)
+	if envoytest.Accepts(addr) {
+		t.Error("Envoy listens as the other file says")
+	}
+}
