@@ -40,6 +40,7 @@ type Config struct {
 // Applier takes definitions to where they are obeyed. Its methods may be called from many goroutines at once.
 type Applier struct {
 	config  Config
+	builder xds.Builder
 	prover  *proven.Prover
 	metrics metrics
 
@@ -90,7 +91,7 @@ func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ..
 	}
 	options := a.config.Options
 	options.Withheld = withheld
-	snapshot, err := xds.Build(d.Gateway, options)
+	snapshot, err := a.builder.Build(d.Gateway, options)
 	if err != nil {
 		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
 	}

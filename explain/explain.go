@@ -16,7 +16,6 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
 	"gatepost/definitions"
@@ -101,28 +100,36 @@ func (e *Explainer) read(s *xds.Snapshot) error {
 	if err := listener.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(e.manager); err != nil {
 		return err
 	}
-	if err := e.readScopes(s); err != nil {
+	scopes, err := s.Resources(resourcev3.ScopedRouteType)
+	if err != nil {
 		return err
 	}
-	if e.filters, err = e.filtersOf(e.manager, emptyClusters(s)); err != nil {
+	if err := e.readScopes(scopes); err != nil {
 		return err
 	}
-	resources := []proto.Message{listener}
-	for _, r := range s.Resources(resourcev3.ScopedRouteType) {
-		resources = append(resources, r)
+	empty, err := emptyClusters(s)
+	if err != nil {
+		return err
 	}
-	e.unsure = notModelled(resources...)
+	if e.filters, err = e.filtersOf(e.manager, empty); err != nil {
+		return err
+	}
+	e.unsure = notModelled(append(slices.Collect(maps.Values(scopes)), listener)...)
 	return nil
 }
 
 // only returns the one resource of a type.
 func only[R any](s *xds.Snapshot, typeURL string) (one R, err error) {
-	for _, r := range s.Resources(typeURL) {
-		if found, ok := r.(R); ok && len(s.Resources(typeURL)) == 1 {
+	all, err := s.Resources(typeURL)
+	if err != nil {
+		return one, err
+	}
+	for _, r := range all {
+		if found, ok := r.(R); ok && len(all) == 1 {
 			return found, nil
 		}
 	}
-	return one, fmt.Errorf("want one %s, got %v", typeURL, slices.Sorted(maps.Keys(s.Resources(typeURL))))
+	return one, fmt.Errorf("want one %s, got %v", typeURL, slices.Sorted(maps.Keys(all)))
 }
 
 // Explain tells what answer the request gets. The error is ErrNotModelled where that cannot be told, or says that

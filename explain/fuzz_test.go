@@ -56,7 +56,11 @@ func resources(t testing.TB, text string) []proto.Message {
 	}
 	var all []proto.Message
 	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.ScopedRouteType, resourcev3.ClusterType} {
-		for _, r := range snapshot.Resources(typeURL) {
+		ofType, err := snapshot.Resources(typeURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range ofType {
 			if err := r.(interface {
 				types.Resource
 				ValidateAll() error

@@ -71,14 +71,18 @@ func named(services []*gatewayv1.Service, name string) *gatewayv1.Service {
 }
 
 // emptyClusters are the clusters of a snapshot in which there is no upstream. :: name → true
-func emptyClusters(s *xds.Snapshot) map[string]bool {
+func emptyClusters(s *xds.Snapshot) (map[string]bool, error) {
+	clusters, err := s.Resources(resourcev3.ClusterType)
+	if err != nil {
+		return nil, err
+	}
 	empty := map[string]bool{}
-	for name, r := range s.Resources(resourcev3.ClusterType) {
+	for name, r := range clusters {
 		if c, ok := r.(*clusterv3.Cluster); ok && len(c.GetLoadAssignment().GetEndpoints()) == 0 {
 			empty[name] = true
 		}
 	}
-	return empty
+	return empty, nil
 }
 
 // Running tells of the gateway that was asked.

@@ -6,15 +6,13 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-
-	"gatepost/xds"
+	"google.golang.org/protobuf/proto"
 )
 
-// readScopes takes the scopes out of a snapshot, and says how a request comes to one.
-func (e *Explainer) readScopes(s *xds.Snapshot) error {
+// readScopes reads the scopes, and how a request comes to one.
+func (e *Explainer) readScopes(all map[string]proto.Message) error {
 	e.scopes = map[string]*routev3.VirtualHost{}
-	for name, r := range s.Resources(resourcev3.ScopedRouteType) {
+	for name, r := range all {
 		scope, ok := r.(*routev3.ScopedRouteConfiguration)
 		vhosts := scope.GetRouteConfiguration().GetVirtualHosts()
 		fragments := scope.GetKey().GetFragments()

@@ -11,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -26,12 +27,17 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 			static.Clusters = append(static.Clusters, standIn(name))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.clusters.byName)) {
-		static.Clusters = append(static.Clusters, s.clusters.byName[name].(*clusterv3.Cluster))
+	clusters, err := sorted[*clusterv3.Cluster](s, resourcev3.ClusterType)
+	if err != nil {
+		return nil, fmt.Errorf("writing a static configuration: %w", err)
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.listeners.byName)) {
-		l, err := s.withRoutes(s.listeners.byName[name].(*listenerv3.Listener))
-		if err != nil {
+	static.Clusters = append(static.Clusters, clusters...)
+	listeners, err := sorted[*listenerv3.Listener](s, resourcev3.ListenerType)
+	if err != nil {
+		return nil, fmt.Errorf("writing a static configuration: %w", err)
+	}
+	for _, l := range listeners {
+		if err := s.takeIn(l); err != nil {
 			return nil, fmt.Errorf("writing a static configuration: %w", err)
 		}
 		static.Listeners = append(static.Listeners, l)
@@ -39,24 +45,40 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 	return &bootstrapv3.Bootstrap{StaticResources: static}, nil
 }
 
-// withRoutes is the listener with its routes inside, instead of where to ask for them.
-func (s *Snapshot) withRoutes(l *listenerv3.Listener) (*listenerv3.Listener, error) {
+// sorted are the resources of a type, in the order of their names.
+func sorted[R proto.Message](s *Snapshot, typeURL string) ([]R, error) {
+	all, err := s.Resources(typeURL)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]R, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if one, ok := all[name].(R); ok {
+			out = append(out, one)
+		}
+	}
+	return out, nil
+}
+
+// takeIn puts the routes into a listener, instead of where to ask for them.
+func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
 	hcm, err := managerOf(l)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	list := &hcmv3.ScopedRouteConfigurationsList{}
-	for _, name := range slices.Sorted(maps.Keys(s.routes.byName)) {
-		list.ScopedRouteConfigurations = append(list.ScopedRouteConfigurations, s.routes.byName[name].(*routev3.ScopedRouteConfiguration))
+	scopes, err := sorted[*routev3.ScopedRouteConfiguration](s, resourcev3.ScopedRouteType)
+	if err != nil {
+		return err
 	}
-	hcm.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{ScopedRouteConfigurationsList: list}
+	hcm.GetScopedRoutes().ConfigSpecifier = &hcmv3.ScopedRoutes_ScopedRouteConfigurationsList{
+		ScopedRouteConfigurationsList: &hcmv3.ScopedRouteConfigurationsList{ScopedRouteConfigurations: scopes},
+	}
 	packed, err := anypb.New(hcm)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	l = proto.CloneOf(l)
 	l.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: packed}
-	return l, nil
+	return nil
 }
 
 func standIn(name string) *clusterv3.Cluster {

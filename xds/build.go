@@ -5,8 +5,10 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/authz"
@@ -27,9 +29,6 @@ const VersionPath = ownPath + "/version"
 
 // ownPath is the path that the gateway keeps for itself, with all below it.
 const ownPath = "/.gatepost"
-
-// beaconScope is the name of the scope in which VersionPath lies.
-const beaconScope = ownPath
 
 // Options is what the configuration needs to know of its surroundings.
 type Options struct {
@@ -52,35 +51,124 @@ const DefaultCAFile = "/etc/ssl/certs/ca-certificates.crt"
 // deterministic: the same definitions, in whatever order their services are, make the same Snapshot. What it
 // returns is valid and every reference in it leads somewhere; else it returns all that is wrong at once.
 func Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
+	return new(Builder).Build(gw, opts)
+}
+
+// Builder builds one configuration after the other, each as [Build] does, and takes over from the last one what is the
+// same: with ten thousand services and a change of one, all but that one. The zero Builder is ready. It is safe for
+// concurrent use.
+type Builder struct {
+	mu   sync.Mutex
+	last parts
+}
+
+// Build is [Build]. Where it fails, the Builder is as it was before.
+func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
 	if opts.CAFile == "" {
 		opts.CAFile = DefaultCAFile
 	}
 	if err := checkDefinitions(gw, opts); err != nil {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
 	}
-	b := &builder{gw: gw, opts: opts, policies: map[string]*anypb.Any{}}
-	services := b.services()
-	listener := b.listener()
-	routes := b.scopes(services)
-	clusters := b.clusters(services)
-	if len(b.errs) > 0 {
-		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(b.errs...))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	one := &builder{gw: gw, opts: opts, last: b.last, next: newParts(), policies: map[string]*anypb.Any{}}
+	snapshot := one.snapshot()
+	if len(one.errs) > 0 {
+		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(one.errs...))
 	}
-	if err := checkReferences(routes, clusters, opts); err != nil {
-		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
-	}
-	return b.snapshot(listener, routes, clusters)
+	b.last = one.next
+	return snapshot, nil
 }
 
 // builder holds what one Build goes through. It collects what is wrong rather than stop at the first.
 type builder struct {
 	gw   *gatewayv1.Gateway
 	opts Options
+	// version is the one that the beacon tells; empty until it is known.
+	version string
+	// common names all that is the same for every service: what a part was made of beside the service.
+	common     string
+	last, next parts
 	// about is what is being built, for errors.
 	about string
 	errs  []error
 	// policies are the CORS policies made so far; services with the same methods share one.
 	policies map[string]*anypb.Any // :: methods and exposed headers → policy
+}
+
+// parts are finished resources by the name of all that they were made of.
+type parts struct {
+	clusters map[string]named
+	scopes   map[string][]named
+}
+
+// named is a resource and its name.
+type named struct {
+	name string
+	*resource
+}
+
+func newParts() parts { return parts{clusters: map[string]named{}, scopes: map[string][]named{}} }
+
+// snapshot makes all resources and names them by their content. The version also stands in the beacon; it is hashed without itself.
+func (b *builder) snapshot() *Snapshot {
+	b.common = b.nameCommon()
+	services := b.services()
+	out := &Snapshot{view: view{listeners: newSet(), routes: newSet(), clusters: newSet()}}
+	b.about = "listener"
+	if l := b.listener(); l != nil {
+		out.listeners.add(l.GetName(), b.finish(l))
+	}
+	for _, c := range b.clusters(services) {
+		out.clusters.add(c.name, c.resource)
+	}
+	scopes := b.scopes(services, out.clusters)
+	for _, s := range scopes.all() {
+		out.routes.add(s.name, s.resource)
+	}
+	for _, part := range []*set{&out.listeners, &out.clusters, &out.routes} {
+		part.seal()
+	}
+	out.Version = hash(out.listeners.version, out.clusters.version, out.routes.version)
+	b.version = out.Version
+	for _, s := range scopes.of(firstSegment(VersionPath)) {
+		out.routes.add(s.name, s.resource)
+	}
+	out.routes.version = hash(out.routes.version, out.Version)
+	return out
+}
+
+// nameCommon names all that the services share: whatever the definitions say beside the services, and the options.
+func (b *builder) nameCommon() string {
+	b.about = "definitions"
+	shared := new(gatewayv1.Gateway).ProtoReflect()
+	b.gw.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
+		if field.Name() != "services" {
+			shared.Set(field, value)
+		}
+		return true
+	})
+	return hash(b.digest(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile)
+}
+
+// digest names a message by its content.
+func (b *builder) digest(m proto.Message) string {
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil { // a string that is no UTF-8
+		b.fail(err)
+	}
+	return hash(string(raw))
+}
+
+// finish makes of a message what Envoy is sent.
+func (b *builder) finish(m proto.Message) *resource {
+	r, err := newResource(m)
+	if err != nil {
+		b.fail(err)
+		return &resource{}
+	}
+	return r
 }
 
 func (b *builder) fail(err error) {

@@ -2,22 +2,31 @@ package xds
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// breakRoutes makes a scope into one that Envoy refuses: two virtual hosts for every domain.
-func breakRoutes(scope proto.Message) {
-	config := scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration()
+// breakRoutes makes the scope of a name into one that Envoy refuses: two virtual hosts for every domain.
+func breakRoutes(t testing.TB, s *Snapshot, name string) {
+	t.Helper()
+	scope := resourcesOf(s, resourcev3.ScopedRouteType)[name].(*routev3.ScopedRouteConfiguration)
+	config := scope.GetRouteConfiguration()
 	second := proto.CloneOf(config.VirtualHosts[0])
 	second.Name = "second"
 	config.VirtualHosts = append(config.VirtualHosts, second)
+	broken, err := newResource(scope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.routes.add(name, broken)
 }
 
 func TestTheSameDefinitionsMakeTheSameVersion(t *testing.T) {
@@ -114,14 +123,6 @@ func TestEveryRouteBearsARule(t *testing.T) {
 	}
 }
 
-// allRoutes are the routes of all scopes.
-func allRoutes(s *Snapshot) (all []*routev3.Route) {
-	for _, scope := range s.routes.byName {
-		all = append(all, routesOf(scope.(*routev3.ScopedRouteConfiguration))...)
-	}
-	return all
-}
-
 // FuzzBuild: whatever the definitions are, they are refused or make valid resources that lead somewhere.
 func FuzzBuild(f *testing.F) {
 	f.Add("orders", "/orders", "http://orderservice/base", "GET,POST", "https://shop.example", "x-user-id", "/token", true, int64(15))
@@ -162,14 +163,7 @@ func FuzzBuild(f *testing.F) {
 
 func BenchmarkBuild(b *testing.B) {
 	for _, n := range []int{10, 1000, 10000} {
-		g := parse(b, `services: [{name: a, path: /a, upstreams: ["http://10.0.0.1:8080"]}]`)
-		one := g.Services[0]
-		g.Services = nil
-		for i := range n {
-			s := proto.CloneOf(one)
-			s.Name, s.Path = fmt.Sprint("s", i), fmt.Sprint("/s", i)
-			g.Services = append(g.Services, s)
-		}
+		g := manyServices(b, n)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -179,4 +173,84 @@ func BenchmarkBuild(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestABuilderMakesWhatBuildMakes: whatever it built before, and it takes over what is the same.
+func TestABuilderMakesWhatBuildMakes(t *testing.T) {
+	const one, two = `{name: a, path: /a, upstreams: ["http://a"]}`, `{name: b, path: /B/c, upstreams: ["http://b/base"]}`
+	var b Builder
+	for _, text := range []string{
+		"services: [" + one + "]", "services: [" + one + "," + two + "]", "services: [" + two + "," + one + "]",
+		`services: [{name: a, path: /a, authenticate: false, upstreams: ["http://a"]},` + two + "]",
+		`services: [` + one + `,{name: b, path: /B/c, upstreams: ["http://b/other"]}]`,
+		`services: [` + one + `,` + two + `,{name: root, path: /, upstreams: ["http://r"]}]`,
+		`{origins: ["https://a.example"], services: [` + one + "," + two + "]}",
+		`{origins: ["https://a.example"], tokens: {lease: 1s}, services: [` + one + "," + two + "]}",
+		`{identity: {user_header: x-uid}, services: [` + one + "," + two + "]}",
+		"services: [" + two + "]", "services: []", "services: [" + one + "," + two + "]",
+	} {
+		got, err := b.Build(parse(t, text), testOptions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := build(t, text)
+		if got.Version != want.Version {
+			t.Errorf("%s: version %s, want %s", text, got.Version, want.Version)
+		}
+		for _, typeURL := range order {
+			if !maps.Equal(got.of(typeURL).versions, want.of(typeURL).versions) || got.of(typeURL).version != want.of(typeURL).version {
+				t.Errorf("%s: %s differ", text, typeURL)
+			}
+		}
+	}
+	alone, err := b.Build(parse(t, "services: ["+one+"]"), testOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	both, err := b.Build(parse(t, "services: ["+two+","+one+"]"), testOptions)
+	if err != nil || both.clusters.byName["service/a"] != alone.clusters.byName["service/a"] || both.routes.byName["/a"] != alone.routes.byName["/a"] {
+		t.Errorf("what is the same was made anew: %v", err)
+	}
+	bad := parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}]`)
+	bad.Services[0].Upstreams = []string{"ftp://x"}
+	if _, err := b.Build(bad, testOptions); err == nil {
+		t.Fatal("a bad service is built")
+	}
+	withheld := testOptions
+	withheld.Withheld = []string{"a"}
+	got, err := b.Build(parse(t, "services: ["+one+"]"), withheld)
+	if err != nil || got.clusters.byName["service/a"] != nil {
+		t.Fatalf("a withheld service has its cluster: %v", err)
+	}
+}
+
+func BenchmarkBuildAgain(b *testing.B) {
+	for _, n := range []int{10, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			g := manyServices(b, n)
+			var builder Builder
+			if _, err := builder.Build(g, testOptions); err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				g.Services[n/2].Path = fmt.Sprint("/moved", i)
+				if _, err := builder.Build(g, testOptions); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func manyServices(b *testing.B, n int) *gatewayv1.Gateway {
+	g := parse(b, `services: [{name: a, path: /a, upstreams: ["http://10.0.0.1:8080"]}]`)
+	one := g.Services[0]
+	g.Services = nil
+	for i := range n {
+		s := proto.CloneOf(one)
+		s.Name, s.Path = fmt.Sprint("s", i), fmt.Sprint("/s", i)
+		g.Services = append(g.Services, s)
+	}
+	return g
 }

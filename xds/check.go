@@ -146,27 +146,25 @@ func listenAddress(listen string) (netip.AddrPort, error) {
 	return addr, nil
 }
 
-// checkReferences follows every reference in the finished resources. Envoy takes a route to a cluster that is
-// not there, and answers 503.
-func checkReferences(scopes []*routev3.ScopedRouteConfiguration, clusters clusterSet, opts Options) error {
+// checkRoutes follows every reference in finished routes. Envoy takes a route to a cluster that is not there, and
+// answers 503.
+func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
-		if _, taken := clusters[static]; taken {
+		if clusters.byName[static] != nil {
 			errs = append(errs, fmt.Errorf("cluster %q is also one of the bootstrap's", static))
 		}
 	}
-	known := func(name string) bool { return clusters[name] != nil || name == opts.HTTPCluster }
-	for _, scope := range scopes {
-		for _, route := range routesOf(scope) {
-			if to := route.GetRoute(); to != nil && !known(to.GetCluster()) {
-				errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
-			}
-			if route.GetTypedPerFilterConfig()[filterAuthz] == nil {
-				errs = append(errs, fmt.Errorf("route %q: it bears no rule", route.GetName()))
-			}
-			if route.GetName() == "" {
-				errs = append(errs, fmt.Errorf("a route in the scope %q has no name", scope.GetName())) // scope.lua asks for it
-			}
+	for _, route := range routes {
+		to := route.GetRoute()
+		if to != nil && clusters.byName[to.GetCluster()] == nil && to.GetCluster() != opts.HTTPCluster {
+			errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
+		}
+		if route.GetTypedPerFilterConfig()[filterAuthz] == nil {
+			errs = append(errs, fmt.Errorf("route %q: it bears no rule", route.GetName()))
+		}
+		if route.GetName() == "" {
+			errs = append(errs, errors.New("a route has no name")) // scope.lua asks for it
 		}
 	}
 	return errors.Join(errs...)

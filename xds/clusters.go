@@ -34,21 +34,21 @@ const (
 	maxRequests    = 4096
 )
 
-// clusterSet holds clusters by name.
-type clusterSet map[string]*clusterv3.Cluster
-
 // clusters makes one cluster for each service, and the one that leads nowhere.
-func (b *builder) clusters(services []*service) clusterSet {
+func (b *builder) clusters(services []*service) []named {
 	b.about = "clusters"
-	out := clusterSet{nowhere: withoutEndpoint(nowhere)}
+	out := []named{{nowhere, b.finish(withoutEndpoint(nowhere))}}
 	for _, s := range services {
 		if s.withheld {
 			continue
 		}
-		b.about = s.String()
-		c := b.cluster(s)
-		b.validate(c)
-		out[c.GetName()] = c
+		made, known := b.last.clusters[s.made]
+		if !known {
+			b.about = s.String()
+			made = named{s.cluster, b.cluster(s)}
+		}
+		b.next.clusters[s.made] = made
+		out = append(out, made)
 	}
 	return out
 }
@@ -63,13 +63,18 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 	}
 }
 
-func (b *builder) cluster(s *service) *clusterv3.Cluster {
+func (b *builder) cluster(s *service) *resource {
+	targets, err := upstreams(s.def.GetUpstreams())
+	if err != nil {
+		b.fail(err)
+		return &resource{}
+	}
 	c := &clusterv3.Cluster{
-		Name:                          s.cluster(),
+		Name:                          s.cluster,
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
-		LoadAssignment:                endpoints(s.cluster(), s.targets),
+		LoadAssignment:                endpoints(s.cluster, targets),
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 			MaxConnections:     wrapperspb.UInt32(maxConnections),
 			MaxPendingRequests: wrapperspb.UInt32(maxPending),
@@ -79,11 +84,12 @@ func (b *builder) cluster(s *service) *clusterv3.Cluster {
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(http1()),
 		},
 	}
-	discover(c, s.targets)
-	if s.targets[0].tls {
-		b.secure(c, s.targets)
+	discover(c, targets)
+	if targets[0].tls {
+		b.secure(c, targets)
 	}
-	return c
+	b.validate(c)
+	return b.finish(c)
 }
 
 // discover says how Envoy comes to addresses: they are written down, or names are looked up again and again.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"go.yaml.in/yaml/v3"
@@ -82,9 +83,12 @@ func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
 func resources(t testing.TB, s *Snapshot) map[string][]any {
 	t.Helper()
 	out := map[string][]any{}
-	for file, part := range map[string]set{"listeners.yaml": s.listeners, "routes.yaml": s.routes, "clusters.yaml": s.clusters} {
-		for _, name := range slices.Sorted(maps.Keys(part.byName)) {
-			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(part.byName[name])
+	for file, typeURL := range map[string]string{
+		"listeners.yaml": resourcev3.ListenerType, "routes.yaml": resourcev3.ScopedRouteType, "clusters.yaml": resourcev3.ClusterType,
+	} {
+		all := resourcesOf(s, typeURL)
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(all[name])
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -3,6 +3,8 @@ package xds
 import (
 	"testing"
 
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
@@ -38,10 +40,32 @@ func build(t testing.TB, text string) *Snapshot {
 // messages are all resources of a snapshot.
 func messages(s *Snapshot) []proto.Message {
 	var out []proto.Message
-	for _, part := range []set{s.listeners, s.routes, s.clusters} {
-		for _, r := range part.byName {
-			out = append(out, r)
+	for _, typeURL := range order {
+		for _, m := range resourcesOf(s, typeURL) {
+			out = append(out, m)
 		}
 	}
 	return out
+}
+
+// resourcesOf are the resources of a type, which are known to be good.
+func resourcesOf(s *Snapshot, typeURL string) map[string]proto.Message {
+	all, err := s.Resources(typeURL)
+	if err != nil {
+		panic(err)
+	}
+	return all
+}
+
+// routesOf are the routes of a scope.
+func routesOf(scope proto.Message) []*routev3.Route {
+	return scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts()[0].GetRoutes()
+}
+
+// allRoutes are the routes of all scopes.
+func allRoutes(s *Snapshot) (all []*routev3.Route) {
+	for _, scope := range resourcesOf(s, resourcev3.ScopedRouteType) {
+		all = append(all, routesOf(scope)...)
+	}
+	return all
 }

@@ -97,7 +97,7 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	badRoute := l.open("", "a", "twisted")
-	breakRoutes(badRoute.routes.byName["/twisted"])
+	breakRoutes(t, badRoute, "/twisted")
 
 	for _, c := range []struct {
 		name, kind, words string

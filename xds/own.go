@@ -106,7 +106,7 @@ func (b *builder) beacon() *routev3.Route {
 		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: 200,
-			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString("")}},
+			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},
 		}},
 		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
 			setHeader("content-type", "application/json"),

@@ -1,12 +1,10 @@
 package xds
 
 import (
-	"context"
 	"maps"
 	"strconv"
 	"time"
 
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
@@ -64,7 +62,7 @@ func (s *Server) begin(target *Snapshot) {
 	}
 	r.target, r.since, r.before = target, time.Now(), r.view
 	if old == nil || nothingServed {
-		r.view, r.retired = target.view(), nil
+		r.view, r.retired = target.view, nil
 		s.toRoutes()
 		return
 	}
@@ -92,7 +90,9 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 	for _, part := range []*set{&out.listeners, &out.routes, &out.clusters} {
 		marked := newSet()
 		for name, r := range part.byName {
-			marked.add(name, r, part.versions[name]+mark)
+			again := *r
+			again.version += mark
+			marked.add(name, &again)
 		}
 		marked.seal()
 		*part = marked
@@ -133,7 +133,12 @@ func (s *Server) keep(has map[string]string) {
 			r.retired = map[string]time.Time{}
 		}
 		r.retired[name] = time.Now()
-		both.add(name, withoutEndpoint(name), version)
+		empty, err := newResource(withoutEndpoint(name))
+		if err != nil {
+			continue // a name that is no UTF-8: none of ours
+		}
+		empty.version = version
+		both.add(name, empty)
 	}
 	if len(both.byName) == len(r.view.clusters.byName) {
 		return
@@ -153,7 +158,7 @@ func (s *Server) clustersFor(target *Snapshot) set {
 	maps.Copy(both.byName, target.clusters.byName)
 	maps.Copy(both.versions, target.clusters.versions)
 	for name := range r.retired {
-		both.add(name, r.view.clusters.byName[name], r.view.clusters.versions[name])
+		both.add(name, r.view.clusters.byName[name])
 	}
 	both.seal()
 	return both
@@ -181,8 +186,7 @@ func (s *Server) advance() {
 func (s *Server) newNames() bool {
 	r := &s.rollout
 	for name, c := range r.target.clusters.byName {
-		_, had := r.before.clusters.byName[name]
-		if !had && c.(*clusterv3.Cluster).GetType() == clusterv3.Cluster_STRICT_DNS {
+		if _, had := r.before.clusters.byName[name]; !had && c.looksUp {
 			return true
 		}
 	}
@@ -267,11 +271,9 @@ func (s *Server) rollBack(rejectedType string) {
 	s.begin(s.proven)
 }
 
-// serve hands the view to the cache, which sends each Envoy what is new to it.
+// serve has each Envoy sent what is new to it in the view.
 func (s *Server) serve() {
-	if err := s.cache.SetSnapshot(context.Background(), everyNode, s.rollout.view); err != nil {
-		s.log.Error("pushing the configuration", "error", err)
-	}
+	s.publisher.serve(s.rollout.view)
 	s.notify()
 }
 

@@ -2,9 +2,9 @@ package xds
 
 import (
 	_ "embed"
-	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -34,59 +34,79 @@ var scopeScript string
 
 // endpoint is what the gateway has at a path and below it.
 type endpoint struct {
-	path   string
-	routes []*routev3.Route
+	path string
+	// made names what the routes are made of.
+	made   string
+	routes func() []*routev3.Route
 	// whole: no request at the path or below it goes past these routes.
 	whole bool
 }
 
-// scopes are all routes. In each, Envoy takes the first that matches: the gateway's own, then the services
-// from the longest path to the shortest, then what answers for all the rest. The version is not in them yet.
-func (b *builder) scopes(services []*service) []*routev3.ScopedRouteConfiguration {
-	own := []endpoint{
-		{path: VersionPath, routes: []*routev3.Route{b.beacon()}},
-		{path: b.gw.GetTokens().GetPath(), routes: b.tokenRoutes(), whole: true},
+// scope is one of the scopes that are being made.
+type scope struct {
+	key       string     // the segment in small letters
+	spellings []string   // the segment as it is spelled, sorted; key is among them
+	endpoints []endpoint // in the order of matching
+}
+
+// scopes are all scopes that are being made.
+type scopes struct {
+	b        *builder
+	clusters set // of those that routes may lead to
+	byKey    map[string]*scope
+	// rest answers for all paths that nobody has.
+	rest endpoint
+	// What every scope has, made once.
+	frame     func() map[string]*anypb.Any
+	malformed func() *routev3.Route
+}
+
+// scopes shares the services out among scopes. In each, Envoy takes the first route that matches: the gateway's own, then
+// the services from the longest path to the shortest, then what answers for all the rest.
+func (b *builder) scopes(services []*service, clusters set) *scopes {
+	s := &scopes{
+		b: b, clusters: clusters, byKey: map[string]*scope{},
+		frame: sync.OnceValue(b.frame), malformed: sync.OnceValue(b.dressedDots),
 	}
-	rest := b.catchAll()
-	bySegment := map[string][]endpoint{}       // :: first segment in small letters → in the order of matching
-	spellings := map[string][]string{"": {""}} // :: the same → as it is spelled
-	add := func(e endpoint) {
-		segment := firstSegment(e.path)
-		key := strings.ToLower(segment)
-		bySegment[key] = append(bySegment[key], e)
-		spellings[key] = append(spellings[key], segment, key)
-	}
-	for _, e := range own {
-		add(e)
-	}
-	for _, s := range services {
-		b.about = s.String()
-		routes := b.checked(b.surface(s.surface(b)))
-		if s.path == "/" {
-			rest = routes
+	s.rest = endpoint{made: b.common, routes: sync.OnceValue(b.catchAll)}
+	s.at("/")
+	s.add(endpoint{path: VersionPath, made: "the version", routes: func() []*routev3.Route { return []*routev3.Route{b.beacon()} }})
+	s.add(endpoint{path: b.gw.GetTokens().GetPath(), made: b.common, routes: b.tokenRoutes, whole: true})
+	for _, one := range services {
+		e := endpoint{path: one.path, made: one.made, routes: sync.OnceValue(func() []*routev3.Route { return b.serviceRoutes(one) }), whole: true}
+		if one.path == "/" {
+			s.rest = e
 			continue
 		}
-		add(endpoint{path: s.path, routes: routes, whole: true})
+		s.add(e)
 	}
-	frame, malformed := b.frame(), b.dressedDots()
-	var out []*routev3.ScopedRouteConfiguration
-	for _, key := range slices.Sorted(maps.Keys(spellings)) {
-		routes := []*routev3.Route{malformed}
-		covered := false
-		for _, e := range bySegment[key] {
-			routes = append(routes, e.routes...)
-			covered = covered || e.whole && strings.EqualFold(e.path, "/"+key)
-		}
-		if !covered {
-			routes = append(routes, rest...)
-		}
-		all := spellings[key]
-		slices.Sort(all)
-		for _, segment := range slices.Compact(all) {
-			out = append(out, b.scope(segment, frame, routes))
-		}
+	return s
+}
+
+// serviceRoutes are the routes of a service.
+func (b *builder) serviceRoutes(s *service) []*routev3.Route {
+	b.about = s.String()
+	return b.checked(b.surface(s.surface(b)))
+}
+
+// at is the scope of a path, spelled like this.
+func (s *scopes) at(path string) *scope {
+	segment := firstSegment(path)
+	key := strings.ToLower(segment)
+	one := s.byKey[key]
+	if one == nil {
+		one = &scope{key: key, spellings: []string{key}}
+		s.byKey[key] = one
 	}
-	return out
+	if at, there := slices.BinarySearch(one.spellings, segment); !there {
+		one.spellings = slices.Insert(one.spellings, at, segment)
+	}
+	return one
+}
+
+func (s *scopes) add(e endpoint) {
+	one := s.at(e.path)
+	one.endpoints = append(one.endpoints, e)
 }
 
 // firstSegment is what stands between the first slash of a path and the second.
@@ -95,38 +115,73 @@ func firstSegment(path string) string {
 	return segment
 }
 
+// all are the resources of all scopes.
+func (s *scopes) all() []named {
+	out := make([]named, 0, len(s.byKey))
+	for key := range s.byKey {
+		out = append(out, s.of(key)...)
+	}
+	return out
+}
+
+// of are the resources of one scope, one for each spelling: those of the last time where they would be the same.
+func (s *scopes) of(key string) []named {
+	one, b := s.byKey[key], s.b
+	endpoints := one.endpoints
+	if !slices.ContainsFunc(endpoints, func(e endpoint) bool { return e.whole && strings.EqualFold(e.path, "/"+key) }) {
+		endpoints = append(slices.Clone(endpoints), s.rest)
+	}
+	h := newHash()
+	for _, part := range append([]string{b.common, b.version}, one.spellings...) {
+		h.add(part)
+	}
+	for _, e := range endpoints {
+		h.add(e.made)
+	}
+	made := h.sum()
+	out, known := b.last.scopes[made]
+	if !known {
+		out = s.make(one, endpoints)
+	}
+	b.next.scopes[made] = out
+	return out
+}
+
+// make makes the resources of a scope.
+func (s *scopes) make(one *scope, endpoints []endpoint) (out []named) {
+	b := s.b
+	routes := []*routev3.Route{s.malformed()}
+	for _, e := range endpoints {
+		routes = append(routes, e.routes()...)
+	}
+	b.about = "routes for /" + one.key
+	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
+		b.fail(err)
+	}
+	vhost := &routev3.VirtualHost{Name: "/" + one.key, Domains: []string{"*"}, TypedPerFilterConfig: s.frame()}
+	config := &routev3.RouteConfiguration{Name: vhost.Name, VirtualHosts: []*routev3.VirtualHost{vhost}}
+	b.validate(config) // each route has been validated by itself, so that an error names the service
+	vhost.Routes = routes
+	for _, segment := range one.spellings {
+		name := "/" + segment
+		out = append(out, named{name, b.finish(&routev3.ScopedRouteConfiguration{
+			Name: name,
+			Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{
+				Type: &routev3.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: segment},
+			}}},
+			RouteConfiguration: config,
+		})})
+	}
+	return out
+}
+
 // frame is what all scopes say for all of their routes.
 func (b *builder) frame() map[string]*anypb.Any {
-	b.about = "routes"
 	return map[string]*anypb.Any{
 		filterStrip: b.strip(),
 		filterAuthz: b.pack(b.shared().Extensions()),
 		filterScope: b.pack(&routev3.FilterConfig{Disabled: true}),
 	}
-}
-
-// scope is the routes for the paths that begin with a segment.
-func (b *builder) scope(segment string, frame map[string]*anypb.Any, routes []*routev3.Route) *routev3.ScopedRouteConfiguration {
-	name := "/" + segment
-	scope := &routev3.ScopedRouteConfiguration{
-		Name: name,
-		Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{
-			Type: &routev3.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: segment},
-		}}},
-		RouteConfiguration: &routev3.RouteConfiguration{
-			Name:         name,
-			VirtualHosts: []*routev3.VirtualHost{{Name: name, Domains: []string{"*"}, TypedPerFilterConfig: frame}},
-		},
-	}
-	b.about = "routes for " + name
-	b.validate(scope) // each route has been validated by itself, so that an error names the service
-	scope.GetRouteConfiguration().GetVirtualHosts()[0].Routes = routes
-	return scope
-}
-
-// routesOf are the routes of a scope of ours.
-func routesOf(scope *routev3.ScopedRouteConfiguration) []*routev3.Route {
-	return scope.GetRouteConfiguration().GetVirtualHosts()[0].GetRoutes()
 }
 
 // scopedRoutes is how the listener comes to its routes.

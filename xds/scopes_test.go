@@ -8,6 +8,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
 	"gatepost/envoy/envoytest"
 )
@@ -152,7 +153,7 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 
 // TestEveryScopeTurnsItsFilterOff: a request that has a route does not pay for those that have none.
 func TestEveryScopeTurnsItsFilterOff(t *testing.T) {
-	for name, r := range build(t, strings.NewReplacer("LISTEN", "127.0.0.1:1", "SECURED", "http://a", "PUBLIC", "http://b", "ROOT", "").Replace(manyPaths)).routes.byName {
+	for name, r := range resourcesOf(build(t, strings.NewReplacer("LISTEN", "127.0.0.1:1", "SECURED", "http://a", "PUBLIC", "http://b", "ROOT", "").Replace(manyPaths)), resourcev3.ScopedRouteType) {
 		off := new(routev3.FilterConfig)
 		frame := r.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts()[0].GetTypedPerFilterConfig()
 		if err := frame[filterScope].UnmarshalTo(off); err != nil || !off.GetDisabled() {

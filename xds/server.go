@@ -8,9 +8,7 @@ import (
 	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	deltav3 "github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,23 +69,17 @@ func (r *Rejection) Error() string {
 // Is makes a Rejection an ErrRejected.
 func (r *Rejection) Is(target error) bool { return target == ErrRejected }
 
-// everyNode is the one node that there is to the cache: every Envoy is served the same, whatever it calls
-// itself. An Envoy with an id that nobody knows would else be served nothing, in silence.
-const everyNode = "gatepost"
-
-type sameForAll struct{}
-
-func (sameForAll) ID(*corev3.Node) string { return everyNode }
-
 // Server is the control plane: it serves one configuration at a time, the same to every Envoy, over delta ADS,
 // and keeps account of what each has made of it. It is safe for concurrent use.
 type Server struct {
 	opts    ServerOptions
 	log     *slog.Logger
 	metrics *metrics
-	cache   cachev3.SnapshotCache
 	delta   deltav3.Server
 	end     context.CancelFunc
+	// publisher serves every Envoy the same, whatever it calls itself: one with an id that nobody knows would else be
+	// served nothing, in silence.
+	publisher *publisher
 
 	mu      sync.Mutex
 	rollout rollout
@@ -107,16 +99,16 @@ type Server struct {
 func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Server {
 	ctx, end := context.WithCancel(context.Background())
 	s := &Server{
-		opts:     opts.withDefaults(),
-		log:      log,
-		metrics:  newMetrics(reg),
-		cache:    cachev3.NewSnapshotCache(true, sameForAll{}, nil),
-		end:      end,
-		envoys:   map[int64]*envoy{},
-		rejected: map[string]*Rejection{},
-		changed:  make(chan struct{}),
+		opts:      opts.withDefaults(),
+		log:       log,
+		metrics:   newMetrics(reg),
+		publisher: newPublisher(),
+		end:       end,
+		envoys:    map[int64]*envoy{},
+		rejected:  map[string]*Rejection{},
+		changed:   make(chan struct{}),
 	}
-	s.delta = deltav3.NewServer(ctx, s.cache, callbacks{s})
+	s.delta = deltav3.NewServer(ctx, s.publisher, callbacks{s})
 	return s
 }
 

@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -13,27 +14,20 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// service is one service of the definitions, with its upstreams understood.
+// service is one service of the definitions.
 type service struct {
 	def  *gatewayv1.Service
 	path string
-	base string // the path on the upstream that stands for the service's root: "" or "/base"
+	// made names what the service's parts are made of.
+	made string
 	// withheld: nothing leads to its upstreams.
 	withheld bool
-	targets  []upstream
+	// cluster is the name of its cluster.
+	cluster string
+	base    string // the path on the upstream that stands for the service's root: "" or "/base"
 }
 
 func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetName()) }
-
-// cluster is the name of the service's cluster. The base path is in it, because routes rewrite to it: a change
-// of the base is then another cluster, and old routes never meet the new one. A change of hosts alone is a
-// change of the same cluster, and Envoy keeps the old hosts until the new ones are ready.
-func (s *service) cluster() string {
-	if s.withheld {
-		return nowhere
-	}
-	return clusterOf + s.def.GetName() + s.base
-}
 
 // services reads the definitions' services, in the order in which they are matched.
 func (b *builder) services() []*service {
@@ -41,16 +35,25 @@ func (b *builder) services() []*service {
 	for _, def := range b.gw.GetServices() {
 		s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
 		b.about = s.String()
-		var err error
-		if s.targets, err = upstreams(def.GetUpstreams()); err != nil {
-			b.fail(err)
-			continue
-		}
-		s.base = s.targets[0].base
+		s.made = hash(b.common, b.digest(def), strconv.FormatBool(s.withheld))
+		// The others differ in host and port alone, and what is wrong is said where they are all read.
+		first, _ := parseUpstream(def.GetUpstreams()[0])
+		s.base = first.base
+		s.cluster = clusterName(s)
 		out = append(out, s)
 	}
 	slices.SortFunc(out, byPath)
 	return out
+}
+
+// clusterName has the base path in it, because routes rewrite to it: a change of the base is then another cluster, and
+// old routes never meet the new one. A change of hosts alone is a change of the same cluster, and Envoy keeps the old
+// hosts until the new ones are ready.
+func clusterName(s *service) string {
+	if s.withheld {
+		return nowhere
+	}
+	return clusterOf + s.def.GetName() + s.base
 }
 
 // surface is the service as clients see it.
@@ -85,7 +88,7 @@ func (s *service) longest() time.Duration {
 func (s *service) forwards(lifetime *durationpb.Duration) []forward {
 	timeout := s.def.GetTimeout().AsDuration()
 	to := func(rewrite string) *routev3.RouteAction {
-		action := forwardTo(s.cluster(), rewrite, timeout)
+		action := forwardTo(s.cluster, rewrite, timeout)
 		if s.def.GetWebsocket() {
 			s.upgrade(action, lifetime)
 		}

@@ -3,8 +3,6 @@ package xds
 import (
 	"slices"
 	"strings"
-
-	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
 // clusterOf is what the names of services' clusters begin with.
@@ -14,7 +12,7 @@ const clusterOf = "service/"
 // None: it is about something that all services share, or Envoy does not say.
 func (s *Snapshot) Blamed(r *Rejection) []string {
 	var blamed []string
-	for name := range s.Resources(resourcev3.ClusterType) {
+	for name := range s.clusters.byName {
 		service, isService := strings.CutPrefix(name, clusterOf)
 		if isService && names(r.Reason, name) {
 			service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash

@@ -3,15 +3,12 @@ package xds
 import (
 	"slices"
 	"testing"
-
-	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 )
 
 func TestBlamedAreTheServicesThatEnvoyNames(t *testing.T) {
-	s := &Snapshot{clusters: newSet()}
+	s := &Snapshot{view: view{clusters: newSet()}}
 	for _, name := range []string{"service/a", "service/ab", "service/a/base", "service/b-c", "service/b", "service/d/x/y", nowhere} {
-		s.clusters.byName[name] = types.Resource(&clusterv3.Cluster{Name: name})
+		s.clusters.add(name, &resource{})
 	}
 	for reason, want := range map[string][]string{
 		"Error adding/updating cluster(s) service/a: Failed to load certificate":      {"a"},

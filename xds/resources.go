@@ -1,0 +1,103 @@
+package xds
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	cachev3 "github.com/envoyproxy/go-control-plane/pkg/cache/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+// resource is one resource in the form in which Envoy is sent it: with ten thousand services the messages themselves
+// would take ten times the memory. It is never changed; snapshots share the ones that are the same.
+type resource struct {
+	raw     []byte
+	version string // a hash of raw
+	// looksUp: it is a cluster with names, which Envoy looks up before it can use it.
+	looksUp bool
+}
+
+// newResource marshals a finished message. Envoy tells the version when it comes back, and is then sent what differs.
+func newResource(m proto.Message) (*resource, error) {
+	raw, err := cachev3.MarshalResource(m)
+	if err != nil { // a string that is no UTF-8
+		return nil, err
+	}
+	cluster, _ := m.(*clusterv3.Cluster)
+	return &resource{raw: raw, version: cachev3.HashResource(raw), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}, nil
+}
+
+// set is all resources of one type. Its version is one of all names and versions: it says all that an Envoy that
+// acknowledged it has.
+type set struct {
+	version  string
+	byName   map[string]*resource
+	versions map[string]string
+}
+
+func newSet() set { return set{byName: map[string]*resource{}, versions: map[string]string{}} }
+
+func (s *set) add(name string, r *resource) { s.byName[name], s.versions[name] = r, r.version }
+
+// seal computes the version of the whole set; nothing is added afterwards.
+func (s *set) seal() {
+	h := newHash()
+	for _, name := range slices.Sorted(maps.Keys(s.versions)) {
+		h.add(name)
+		h.add(s.versions[name])
+	}
+	s.version = h.sum()
+}
+
+// messages are the resources of a set of a type, by name.
+func (s *set) messages(typeURL string) (map[string]proto.Message, error) {
+	out := make(map[string]proto.Message, len(s.byName))
+	for name, r := range s.byName {
+		var m proto.Message
+		switch typeURL {
+		case resourcev3.ListenerType:
+			m = new(listenerv3.Listener)
+		case resourcev3.ScopedRouteType:
+			m = new(routev3.ScopedRouteConfiguration)
+		default:
+			m = new(clusterv3.Cluster)
+		}
+		if err := proto.Unmarshal(r.raw, m); err != nil {
+			return nil, fmt.Errorf("reading the resource %q: %w", name, err)
+		}
+		out[name] = m
+	}
+	return out, nil
+}
+
+// hasher makes 64 bits of SHA-256 over parts that are told apart: enough to tell versions apart, which nobody
+// profits from forging.
+type hasher struct{ text []byte }
+
+func newHash() *hasher { return &hasher{} }
+
+func (h *hasher) add(part string) {
+	h.text = binary.AppendUvarint(h.text, uint64(len(part)))
+	h.text = append(h.text, part...)
+}
+
+func (h *hasher) sum() string {
+	sum := sha256.Sum256(h.text)
+	return hex.EncodeToString(sum[:8])
+}
+
+func hash(parts ...string) string {
+	h := newHash()
+	for _, p := range parts {
+		h.add(p)
+	}
+	return h.sum()
+}
