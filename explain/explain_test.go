@@ -245,15 +245,13 @@ func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
 		e := explainerOf(t, text, nil)
 		open := map[string]bool{} // :: path in lower case → some route lets requests through without a token
-		var routes []*routev3.Route
 		for _, scope := range e.scopes {
-			routes = append(routes, scope.GetRoutes()...)
-		}
-		for _, route := range routes {
-			leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)
-			if leads && !needsToken(t, route) {
-				path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix()
-				open[strings.ToLower(path[:max(1, len(strings.TrimSuffix(path, "/")))])] = true
+			for _, route := range scope.GetRoutes() {
+				leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)
+				if leads && !needsToken(t, scope, route) {
+					path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix()
+					open[strings.ToLower(path[:max(1, len(strings.TrimSuffix(path, "/")))])] = true
+				}
 			}
 		}
 		for _, p := range e.definitions.Public() {
@@ -268,10 +266,14 @@ func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 	}
 }
 
-func needsToken(t *testing.T, route *routev3.Route) bool {
+func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) bool {
 	t.Helper()
 	rule := new(extauthzv3.ExtAuthzPerRoute)
-	if there, err := settings(route, "envoy.filters.http.ext_authz", rule); err != nil || !there {
+	there, err := settings(route, "envoy.filters.http.ext_authz", rule)
+	if err == nil && !there {
+		there, err = settings(scope, "envoy.filters.http.ext_authz", rule)
+	}
+	if err != nil || !there {
 		t.Fatalf("the route %q has no rule: %v", route.GetName(), err)
 	}
 	return rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"

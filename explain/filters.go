@@ -63,18 +63,19 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 // cors is Envoy's CORS filter. It looks at requests that are to be forwarded and at no others.
 type cors struct{ name string }
 
-// policy is what the route says about CORS; nil: nothing. It is asked of the route alone, as xds sets it.
+// policy is what the route, or its scope, says about CORS; nil: nothing. xds has one of the two say it.
 func (f cors) policy(x *exchange) *corsv3.CorsPolicy {
-	policy := new(corsv3.CorsPolicy)
 	if x.route.GetRoute() == nil {
 		return nil
 	}
-	there, err := settings(x.route, f.name, policy)
-	if err != nil || !there {
-		x.err = err
-		return nil
+	for _, level := range []settingsHolder{x.route, x.vhost} {
+		policy := new(corsv3.CorsPolicy)
+		if there, err := settings(level, f.name, policy); err != nil || there {
+			x.err = err
+			return policy
+		}
 	}
-	return policy
+	return nil
 }
 
 func (f cors) request(x *exchange) {

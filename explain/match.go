@@ -10,21 +10,26 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// match finds the route that takes the request, and refuses a change of protocol that the route does not take. That is
-// decided by the route that is found at once: a request for which the filters find one later has none yet.
+// match finds the route that takes the request. A change of protocol is refused where the route that is found at once does
+// not take it, by Envoy, and where the filters find one later, by the one that does so.
 func (e *Explainer) match(x *exchange) {
-	if e.find(x); x.upgrade == "" {
+	if e.find(x); x.route != nil {
+		x.refuseUpgrade()
+	}
+}
+
+// refuseUpgrade refuses a change of protocol that the route does not take.
+func (x *exchange) refuseUpgrade() {
+	if x.upgrade == "" {
 		return
 	}
 	taken := slices.ContainsFunc(x.route.GetRoute().GetUpgradeConfigs(), func(c *routev3.RouteAction_UpgradeConfig) bool {
 		return strings.EqualFold(c.GetUpgradeType(), x.upgrade) && (c.GetEnabled() == nil || c.GetEnabled().GetValue())
 	})
-	if taken {
-		return
+	if !taken {
+		x.answer(403, "")
+		x.reason = "upgrade_refused"
 	}
-	x.answer(403, "")
-	x.reason = "upgrade_refused"
-	findScope{e}.request(x) // whose path it would have been
 }
 
 func matches(m *routev3.RouteMatch, x *exchange) bool {

@@ -50,15 +50,18 @@ func (e *Explainer) find(x *exchange) {
 type findScope struct{ e *Explainer }
 
 func (f findScope) request(x *exchange) {
+	if x.route != nil {
+		return
+	}
 	path, _, _ := strings.Cut(x.path, "?")
 	segment, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	for _, scope := range []string{lowerASCII(segment), ""} {
-		if x.route != nil {
-			return
-		}
 		x.header.set(f.e.scopeKey.GetName(), "/"+scope)
-		f.e.find(x)
+		if f.e.find(x); x.route != nil {
+			break
+		}
 	}
+	x.refuseUpgrade()
 }
 
 func (findScope) response(*exchange) {}

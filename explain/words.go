@@ -143,10 +143,6 @@ func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, c
 		if service == nil {
 			return "nothing here takes WebSockets", "ask for the path of a service that does"
 		}
-		if service.GetWebsocket() {
-			return fmt.Sprintf("a WebSocket of the service %q is found by its path as the definitions spell it, or in small letters", service.GetName()),
-				"ask for " + service.GetPath()
-		}
 		return fmt.Sprintf("the service %q takes no WebSockets", service.GetName()), fmt.Sprintf("set websocket: true at %s", e.at(service))
 	case "token_missing":
 		return fmt.Sprintf("the service %q needs a token", service.GetName()),

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -113,11 +114,24 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 func TestEveryRouteBearsARule(t *testing.T) {
 	for _, origins := range []string{"", "origins: [\"https://a.example\"]\n"} {
 		s := build(t, origins+`services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, authenticate: false, upstreams: ["http://b"]}]`)
-		for _, r := range allRoutes(s) {
-			rule := string(r.GetTypedPerFilterConfig()[filterAuthz].GetValue())
-			open := !strings.Contains(rule, "authenticate")
-			if want := r.GetName() == "version" || origins == "" && r.GetName() != "a"; open != want {
-				t.Errorf("origins %q: route %q is open: %v", origins, r.GetName(), open)
+		for name, scope := range resourcesOf(s, resourcev3.ScopedRouteType) {
+			frame := scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts()[0].GetTypedPerFilterConfig()
+			for _, r := range routesOf(scope) {
+				rule := r.GetTypedPerFilterConfig()[filterAuthz]
+				if rule == nil { // the scope's, which may only say that there is nothing to ask
+					rule = frame[filterAuthz]
+				}
+				says := new(extauthzv3.ExtAuthzPerRoute)
+				if err := rule.UnmarshalTo(says); err != nil {
+					t.Fatal(err)
+				}
+				open := says.GetDisabled()
+				if !open && says.GetCheckSettings().GetContextExtensions()["authenticate"] == "" {
+					t.Errorf("origins %q: %s: route %q bears no rule", origins, name, r.GetName())
+				}
+				if want := r.GetName() == "version" || origins == "" && r.GetName() != "a"; open != want {
+					t.Errorf("origins %q: %s: route %q is open: %v", origins, name, r.GetName(), open)
+				}
 			}
 		}
 	}

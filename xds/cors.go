@@ -12,8 +12,8 @@ import (
 )
 
 // corsPolicy is what the CORS filter does on a route: answer preflights, and tell a page of a good origin that
-// it may read the answer. It is set on routes and nowhere else: what a route's policy leaves out would be
-// taken from a policy of the virtual host.
+// it may read the answer. It is said by a route or by its scope, never by both: what a route's policy leaves out would be
+// taken from the scope's.
 func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	allowed, exposed := strings.Join(methods, ","), strings.Join(expose, ",")
 	key := allowed + "\n" + exposed

@@ -66,6 +66,7 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	}
 	all := []*hcmv3.HttpFilter{
 		filter(filterScope, b.findScope()),
+		filter(filterScope, b.findScope()),
 		filter(filterCORS, b.pack(&corsv3.Cors{})),
 		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
 	}

@@ -20,7 +20,7 @@ import (
 // would take ten times the memory. It is never changed; snapshots share the ones that are the same.
 type resource struct {
 	raw     []byte
-	version string // a hash of raw
+	version string // a hash of raw; short, since Envoy is sent it with the resource
 	// looksUp: it is a cluster with names, which Envoy looks up before it can use it.
 	looksUp bool
 }
@@ -32,7 +32,7 @@ func newResource(m proto.Message) (*resource, error) {
 		return nil, err
 	}
 	cluster, _ := m.(*clusterv3.Cluster)
-	return &resource{raw: raw, version: cachev3.HashResource(raw), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}, nil
+	return &resource{raw: raw, version: hash(string(raw)), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}, nil
 }
 
 // set is all resources of one type. Its version is one of all names and versions: it says all that an Envoy that

@@ -10,6 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
@@ -67,6 +68,7 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			Action:               &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig: perFilter,
 			RequestHeadersToAdd:  connection(f.to),
+			Metadata:             upgrades(f.to),
 			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
 			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
 		})
@@ -84,6 +86,16 @@ func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 	return []*corev3.HeaderValueOption{{
 		Header:       &corev3.HeaderValue{Key: "connection", Value: "upgrade"},
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS,
+	}}
+}
+
+// upgrades tells the filter of scope.lua that a route takes WebSockets.
+func upgrades(to *routev3.RouteAction) *corev3.Metadata {
+	if len(to.GetUpgradeConfigs()) == 0 {
+		return nil
+	}
+	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
+		filterScope: {Fields: map[string]*structpb.Value{"websocket": structpb.NewBoolValue(true)}},
 	}}
 }
 

@@ -2,6 +2,7 @@ package xds
 
 import (
 	_ "embed"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -11,16 +12,20 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"gatepost/authz"
 )
 
 // A scope is the routes of all paths that begin with the same segment. Envoy finds it by that segment in a hash table, so
 // that a request is held against the routes of one scope, however many services there are, and a change of a service
 // is sent as a change of its scope. (Envoy docs, "Scoped RDS".)
 //
-// Envoy compares the segment to the letter. A scope is therefore there in small letters and as the definitions spell it, and for
-// what is spelled in yet another way, or is nobody's path, the filter of scope.lua looks again.
+// Envoy compares the segment to the letter. A scope is therefore there in small letters and as the definitions spell it. What
+// is spelled in yet another way, and what no route of a scope takes, gets its route by the filter of scope.lua: in the
+// scope of the segment in small letters, else in that of all other paths, whose name is "/".
 
 // scopeHeader is the request header by which Envoy looks for the scope: the path without its query. It is written before
 // routes are looked for, over what a client says, and goes no further than the strip filter.
@@ -34,12 +39,9 @@ var scopeScript string
 
 // endpoint is what the gateway has at a path and below it.
 type endpoint struct {
-	path string
 	// made names what the routes are made of.
 	made   string
 	routes func() []*routev3.Route
-	// whole: no request at the path or below it goes past these routes.
-	whole bool
 }
 
 // scope is one of the scopes that are being made.
@@ -54,8 +56,6 @@ type scopes struct {
 	b        *builder
 	clusters set // of those that routes may lead to
 	byKey    map[string]*scope
-	// rest answers for all paths that nobody has.
-	rest endpoint
 	// What every scope has, made once.
 	frame     func() map[string]*anypb.Any
 	malformed func() *routev3.Route
@@ -68,18 +68,12 @@ func (b *builder) scopes(services []*service, clusters set) *scopes {
 		b: b, clusters: clusters, byKey: map[string]*scope{},
 		frame: sync.OnceValue(b.frame), malformed: sync.OnceValue(b.dressedDots),
 	}
-	s.rest = endpoint{made: b.common, routes: sync.OnceValue(b.catchAll)}
-	s.at("/")
-	s.add(endpoint{path: VersionPath, made: "the version", routes: func() []*routev3.Route { return []*routev3.Route{b.beacon()} }})
-	s.add(endpoint{path: b.gw.GetTokens().GetPath(), made: b.common, routes: b.tokenRoutes, whole: true})
+	s.add(VersionPath, b.common, func() []*routev3.Route { return []*routev3.Route{b.beacon()} })
+	s.add(b.gw.GetTokens().GetPath(), b.common, b.tokenRoutes)
 	for _, one := range services {
-		e := endpoint{path: one.path, made: one.made, routes: sync.OnceValue(func() []*routev3.Route { return b.serviceRoutes(one) }), whole: true}
-		if one.path == "/" {
-			s.rest = e
-			continue
-		}
-		s.add(e)
+		s.add(one.path, one.made, func() []*routev3.Route { return b.serviceRoutes(one) })
 	}
+	s.add("/", b.common, b.catchAll)
 	return s
 }
 
@@ -104,9 +98,9 @@ func (s *scopes) at(path string) *scope {
 	return one
 }
 
-func (s *scopes) add(e endpoint) {
-	one := s.at(e.path)
-	one.endpoints = append(one.endpoints, e)
+func (s *scopes) add(path, made string, routes func() []*routev3.Route) {
+	one := s.at(path)
+	one.endpoints = append(one.endpoints, endpoint{made, routes})
 }
 
 // firstSegment is what stands between the first slash of a path and the second.
@@ -127,41 +121,37 @@ func (s *scopes) all() []named {
 // of are the resources of one scope, one for each spelling: those of the last time where they would be the same.
 func (s *scopes) of(key string) []named {
 	one, b := s.byKey[key], s.b
-	endpoints := one.endpoints
-	if !slices.ContainsFunc(endpoints, func(e endpoint) bool { return e.whole && strings.EqualFold(e.path, "/"+key) }) {
-		endpoints = append(slices.Clone(endpoints), s.rest)
-	}
 	h := newHash()
 	for _, part := range append([]string{b.common, b.version}, one.spellings...) {
 		h.add(part)
 	}
-	for _, e := range endpoints {
+	for _, e := range one.endpoints {
 		h.add(e.made)
 	}
 	made := h.sum()
 	out, known := b.last.scopes[made]
 	if !known {
-		out = s.make(one, endpoints)
+		out = s.make(one)
 	}
 	b.next.scopes[made] = out
 	return out
 }
 
 // make makes the resources of a scope.
-func (s *scopes) make(one *scope, endpoints []endpoint) (out []named) {
+func (s *scopes) make(one *scope) (out []named) {
 	b := s.b
 	routes := []*routev3.Route{s.malformed()}
-	for _, e := range endpoints {
+	for _, e := range one.endpoints {
 		routes = append(routes, e.routes()...)
 	}
 	b.about = "routes for /" + one.key
 	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
 		b.fail(err)
 	}
-	vhost := &routev3.VirtualHost{Name: "/" + one.key, Domains: []string{"*"}, TypedPerFilterConfig: s.frame()}
+	vhost := &routev3.VirtualHost{Name: "/" + one.key, Domains: []string{"*"}, TypedPerFilterConfig: maps.Clone(s.frame())}
 	config := &routev3.RouteConfiguration{Name: vhost.Name, VirtualHosts: []*routev3.VirtualHost{vhost}}
 	b.validate(config) // each route has been validated by itself, so that an error names the service
-	vhost.Routes = routes
+	vhost.Routes = share(vhost.GetTypedPerFilterConfig(), routes, b.pack(authz.Unchecked()))
 	for _, segment := range one.spellings {
 		name := "/" + segment
 		out = append(out, named{name, b.finish(&routev3.ScopedRouteConfiguration{
@@ -171,6 +161,49 @@ func (s *scopes) make(one *scope, endpoints []endpoint) (out []named) {
 			}}},
 			RouteConfiguration: config,
 		})})
+	}
+	return out
+}
+
+// share has a scope say once what all of its routes say alike, and returns routes that do not say it. What a route says of
+// CORS counts only where it forwards.
+func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anypb.Any) []*routev3.Route {
+	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
+		if len(asked) == 0 {
+			return nil
+		}
+		first := asked[0].GetTypedPerFilterConfig()[filter]
+		for _, r := range asked[1:] {
+			if !proto.Equal(first, r.GetTypedPerFilterConfig()[filter]) {
+				return nil
+			}
+		}
+		return first
+	}
+	var forwarding []*routev3.Route
+	for _, r := range routes {
+		if r.GetRoute() != nil {
+			forwarding = append(forwarding, r)
+		}
+	}
+	shared := map[string]*anypb.Any{}
+	if cors := alike(filterCORS, forwarding); cors != nil {
+		shared[filterCORS] = cors
+	}
+	// A rule is merged with what the scope says of it; only that there is nothing to ask stands for itself.
+	if rule := alike(filterAuthz, routes); rule != nil && proto.Equal(rule, unchecked) {
+		shared[filterAuthz] = rule
+	}
+	maps.Copy(scope, shared)
+	out := make([]*routev3.Route, 0, len(routes))
+	for _, r := range routes {
+		own := maps.Clone(r.GetTypedPerFilterConfig())
+		for filter := range shared {
+			delete(own, filter)
+		}
+		r = proto.CloneOf(r)
+		r.TypedPerFilterConfig = own
+		out = append(out, r)
 	}
 	return out
 }

@@ -95,25 +95,29 @@ func TestNoClientNamesItsScope(t *testing.T) {
 	}
 }
 
-// TestAWebSocketIsFoundByItsSpellingAlone: Envoy asks whether a route takes WebSockets of the route that it finds at once.
-func TestAWebSocketIsFoundByItsSpellingAlone(t *testing.T) {
-	g := startGateway(t, strings.Replace(manyPaths, "ROOT", rootService, 1))
+// TestAnUpgradeIsTakenByServicesThatTakeIt: in whatever way the route was found.
+func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
+	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
+`
 	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
-	do := func(path string) int {
-		got := g.do("GET", path, upgrade...)
-		return got.Status
-	}
-	for _, path := range []string{"/chat/5", "/Chat/5"} {
-		if got := do(path); got != http.StatusOK || reached(g.public) == "" { // the upstream stays with HTTP
-			t.Errorf("%s: %d", path, got)
+	for root, c := range map[string]struct{ takes, refuses []string }{
+		rootService: {[]string{"/chat/5", "/Chat/5", "/CHAT", "/cHat/5"}, []string{"/SHOP/x", "/shop/x", "/AUTH", "/auth", "/nobody", "/", "/a/b", "/A/b/c"}},
+		open:        {[]string{"/chat/5", "/CHAT/5", "/", "/nobody", "/NOBODY/x", "/a/b"}, []string{"/SHOP/x", "/shop", "/AUTH", "/token/x/../../auth", "/A/B/C"}},
+		"":          {[]string{"/CHAT"}, []string{"/nobody", "/", "/shop", "/.gatepost/version", "/AUTH/token"}},
+	} {
+		g := startGateway(t, strings.Replace(manyPaths, "ROOT", root, 1))
+		for _, path := range c.takes {
+			if got := g.do("GET", path, upgrade...); got.Status != http.StatusOK || reached(g.public) == "" { // the upstream stays with HTTP
+				t.Errorf("%s: %d", path, got.Status)
+			}
 		}
-	}
-	for _, path := range []string{"/CHAT/5", "/SHOP/x", "/shop/x", "/AUTH", "/auth", "/nobody", "/"} {
-		if got := do(path); got != http.StatusForbidden {
-			t.Errorf("%s: %d", path, got)
-		}
-		if got := reached(g.public) + reached(g.secured); got != "" {
-			t.Errorf("%s: %s came through", path, got)
+		for _, path := range c.refuses {
+			if got := g.do("GET", path, upgrade...); got.Status != http.StatusForbidden {
+				t.Errorf("%s: %d", path, got.Status)
+			}
+			if got := reached(g.public) + reached(g.secured) + reached(g.tokens); got != "" {
+				t.Errorf("%s: %s came through", path, got)
+			}
 		}
 	}
 }
