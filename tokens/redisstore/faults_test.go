@@ -497,6 +497,17 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	if addrs, err := s.Masters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Fatalf("masters %v, %v", addrs, err)
 	}
+	// The second Sentinel is not there: who answers counts.
+	two := mustOpen(t, "redis://"+sentinel.Addr+","+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	defer two.Close()
+	if addrs, err := two.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
+		t.Errorf("named %v, %v", addrs, err)
+	}
+	none := mustOpen(t, "redis://"+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	defer none.Close()
+	if addrs, err := none.NamedMasters(t.Context()); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("nobody named %v, %v", addrs, err)
+	}
 	redistest.Eventually(t, "the session reaches the replica", func() bool {
 		return replica.Do("EXISTS", tokenKey(session.Hash)) == "1" && strings.Contains(sentinel.Do("SENTINEL", "MASTERS"), "num-slaves\n1")
 	})
