@@ -33,11 +33,11 @@ func TestThePromiseWhileSlotsMove(t *testing.T) {
 	nodes := redistest.StartCluster(t, 3)
 	gateways := twoGateways(t, "redis://"+nodes[0].Addr+"?cluster=true")
 	h := &history{start: time.Now()}
-	over, end := context.WithTimeout(t.Context(), *chaos)
+	over, end := context.WithCancel(t.Context())
 	defer end()
 	wait := h.traffic(t, over, gateways)
 	moved := 0
-	for over.Err() == nil {
+	for time.Since(h.start) < *chaos || moved < 20 { // fewer would show nothing, and a busy machine needs longer for them
 		// The slot of anything that is in use: a token, a user's index, a session's id.
 		name := nodes[rand.N(len(nodes))].Do("RANDOMKEY")
 		if name == "" {
@@ -52,11 +52,9 @@ func TestThePromiseWhileSlotsMove(t *testing.T) {
 			moved++
 		}
 	}
+	end()
 	wait()
 	t.Logf("%d slots moved", moved)
-	if moved < 20 {
-		t.Errorf("%d slots have moved: too few to show anything", moved)
-	}
 	h.showsSomething(t)
 	for _, g := range gateways {
 		g.awaitHeld()
@@ -96,15 +94,18 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 		})
 		if dies {
 			master.Kill()
+		} else {
+			h.apart.Store(true)
 		}
 		sentinel.Do("SENTINEL", "FAILOVER", "mymaster")
 		redistest.Eventually(t, "Sentinel to name the other", func() bool { return namedBy(sentinel) == replica.Addr })
 		if !dies {
 			master.Do("CLIENT", "UNPAUSE")
 		}
-		for _, g := range gateways {
-			g.awaitHeld()
-		}
+		redistest.Eventually(t, "gateways that are at the new master", func() bool {
+			return gateways[0].isTrackedAt(replica.Addr) && gateways[1].isTrackedAt(replica.Addr)
+		})
+		h.apart.Store(false)
 		await("uses that are accepted by the new master", h.accepted.Load)
 		if dies {
 			master.Restart()
@@ -250,6 +251,13 @@ func startReplicated(t *testing.T) (master, replica, sentinel *redistest.Server)
 			strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
 	})
 	return master, replica, sentinel
+}
+
+// isTrackedAt says whether the gateway holds its lease at the server, so that its look-ups go there too.
+func (g *gateway) isTrackedAt(addr string) bool {
+	g.tracker.mu.Lock()
+	defer g.tracker.mu.Unlock()
+	return g.Held() && len(g.tracker.conns) == 1 && g.tracker.conns[0].master.name == addr
 }
 
 // namedBy is the address of the master that a Sentinel names.
