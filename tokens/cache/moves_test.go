@@ -97,8 +97,7 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 		} else {
 			h.apart.Store(true)
 		}
-		sentinel.Do("SENTINEL", "FAILOVER", "mymaster")
-		redistest.Eventually(t, "Sentinel to name the other", func() bool { return namedBy(sentinel) == replica.Addr })
+		failOver(t, sentinel, replica)
 		if !dies {
 			master.Do("CLIENT", "UNPAUSE")
 		}
@@ -140,8 +139,7 @@ func TestNobodyListensToAMasterThatWasReplaced(t *testing.T) {
 		all = append(all, s)
 	}
 	redistest.Eventually(t, "a replica that has it all", func() bool { return master.Do("WAIT", "1", "100") == "1" })
-	sentinel.Do("SENTINEL", "FAILOVER", "mymaster")
-	redistest.Eventually(t, "Sentinel to name the other", func() bool { return namedBy(sentinel) == replica.Addr })
+	failOver(t, sentinel, replica)
 	redistest.Eventually(t, "a gateway that writes to the new master and is tracked", func() bool {
 		s := session("bob")
 		return a.Create(t.Context(), s, 0) == nil && replica.Do("EXISTS", key(s.Hash)) == "1" && a.Held()
@@ -258,6 +256,22 @@ func (g *gateway) isTrackedAt(addr string) bool {
 	g.tracker.mu.Lock()
 	defer g.tracker.mu.Unlock()
 	return g.Held() && len(g.tracker.conns) == 1 && g.tracker.conns[0].master.name == addr
+}
+
+// failOver has Sentinel make the replica the master, and waits until it names it. Until Sentinel has asked a replica how it
+// is, it does not take it for a suitable one.
+func failOver(t *testing.T, sentinel, replica *redistest.Server) {
+	t.Helper()
+	c := client(t, sentinel.Addr)
+	defer c.Close()
+	redistest.Eventually(t, "Sentinel to fail over", func() bool {
+		err := c.Do(t.Context(), "SENTINEL", "FAILOVER", "mymaster").Err()
+		if err != nil && !strings.HasPrefix(err.Error(), "NOGOODSLAVE") {
+			t.Fatalf("asking for a fail-over: %v", err)
+		}
+		return err == nil
+	})
+	redistest.Eventually(t, "Sentinel to name the other", func() bool { return namedBy(sentinel) == replica.Addr })
 }
 
 // namedBy is the address of the master that a Sentinel names.
