@@ -57,7 +57,7 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 	// Without a cache this gateway does not hear the others, nor they it: a decision that Envoy remembered would be unknown to them.
 	var tracker cache.Tracker = unleased{&cache.Alone{}}
 	if s.cache == "on" {
-		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
+		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Sentinels: store, Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
 		}
 	}

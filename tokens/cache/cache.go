@@ -6,9 +6,10 @@
 // A use of a token that begins after a revoke of it has returned (mode [Proven]) is refused by every gateway, whatever
 // happens to Redis, to a connection or to a gateway's process: killed, frozen, slow, cut off on one side or on both.
 // A use begins when [Cache.Lookup] is called, or where Envoy holds leases, when the request arrives in Envoy.
-// What one Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly) or a fail-over to a
-// replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), and, for as long as it takes to
-// depose it, a master that the others have replaced.
+// What Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly), or a fail-over to a
+// replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), which is also the lot of what a master takes
+// that was replaced already. Such a master is left behind Sentinel with the next heartbeat, or where none of the Sentinels
+// can be asked when it has been deposed; in a Cluster when the masters know of it from each other.
 //
 // # How it is kept
 //
@@ -21,6 +22,10 @@
 //   - an answer is kept only if nothing of its shard was called back (generation) and the lease was held without a gap
 //     (epoch) since before it was asked for. A data reply that arrives after the call-back of its key is not kept.
 //   - a look-up that is under way is joined by others on the same conditions only.
+//   - the lease vouches for the answers of the tracked server alone. A master that Sentinel has replaced goes on for seconds as
+//     if it were one. So the Sentinels are asked with each heartbeat, and all that answer must name the tracked
+//     server; and all data connections lead there while the lease is held: others are closed before it begins, and a new one that
+//     leads elsewhere ends it before it can be used ([led]).
 //   - a revoke makes the token refused here, then writes to the store, and after the store's answer it waits until no
 //     other gateway can hold an answer from before: L by the clock in any case.
 //
@@ -44,7 +49,7 @@
 // go-redis carries every other command. The tracking connection is read by a small reader of RESP3 of our own (resp.go):
 // go-redis reads pushes only when a command is read on that connection, logs and skips a push that it cannot
 // parse, and its PubSub reconnects unasked, each a call-back that may be lost unnoticed; here whatever is not
-// understood ends the connection and with it the lease. Dialling, TLS, Sentinel and credentials are go-redis's.
+// understood ends the connection and with it the lease. Dialling, TLS and credentials are go-redis's, and so is the way of look-ups by Sentinel.
 // The table is a map with a clock hand per shard: no cache library checks a generation under the lock that inserts.
 //
 // Unknown tokens and errors are not kept at all. Junk costs a look-up each; what it cannot do is to

@@ -33,6 +33,10 @@ type history struct {
 	start    time.Time
 
 	count, uses, accepted, refused, revoked atomic.Int64
+
+	// apart is set while one gateway may have been led to a new master and the other not yet, which then refuses what was minted there.
+	// That breaks no promise; all else is judged as ever.
+	apart atomic.Bool
 }
 
 func (h *history) now() int64 { return int64(time.Since(h.start)) + 1 }
@@ -58,7 +62,7 @@ func (h *history) any() *subject {
 func (h *history) use(t *testing.T, g *gateway, s *subject) {
 	ctx, cancel := context.WithTimeout(t.Context(), rand.N(800*time.Millisecond))
 	defer cancel()
-	ended, tried, began := s.ended.Load(), s.tried.Load(), time.Now()
+	ended, tried, apart, began := s.ended.Load(), s.tried.Load(), h.apart.Load(), time.Now()
 	envoy := g.EnvoyLease(began)
 	got, err := g.Lookup(ctx, s.session.Hash)
 	h.uses.Add(1)
@@ -78,7 +82,7 @@ func (h *history) use(t *testing.T, g *gateway, s *subject) {
 		}
 	case errors.Is(err, tokens.ErrUnknown):
 		h.refused.Add(1)
-		if !tried && !s.tried.Load() {
+		if !tried && !s.tried.Load() && !apart {
 			t.Errorf("a live token is unknown")
 		}
 	case !errors.Is(err, tokens.ErrUnavailable):

@@ -33,6 +33,8 @@ type conn struct {
 	// confirmed is when the last answered heartbeat was sent, and announced what it said of Envoy's lease. Under Redis.mu.
 	confirmed time.Time
 	announced time.Duration
+	// named is when the Sentinels were last asked and named this master. Under Redis.mu.
+	named time.Time
 }
 
 // request is commands to be written at once, and what is done with the reply of each.
@@ -76,6 +78,12 @@ func (r *Redis) connect(ctx context.Context, m master) (*conn, error) {
 	if err := c.greet(ctx); err != nil {
 		_ = nc.Close()
 		return nil, err
+	}
+	if m.led != nil {
+		if err := c.checkName(ctx); err != nil {
+			_ = nc.Close()
+			return nil, err
+		}
 	}
 	if !stop() {
 		_ = nc.Close()
@@ -161,16 +169,19 @@ func (c *conn) subscribe(channels ...string) error {
 	return nil
 }
 
-// run reads and writes until one of them fails or the context ends; it returns why.
+// run reads, writes and, behind Sentinel, asks for the master's name until one of them fails or the context ends; it returns why.
 func (c *conn) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stop := context.AfterFunc(ctx, func() { _ = c.net.Close() })
 	defer stop()
-	var both sync.WaitGroup
-	both.Go(func() { cancel(c.readLoop()) })
-	both.Go(func() { cancel(c.writeLoop(ctx)) })
-	both.Wait()
+	var all sync.WaitGroup
+	all.Go(func() { cancel(c.readLoop()) })
+	all.Go(func() { cancel(c.writeLoop(ctx)) })
+	if c.master.led != nil {
+		all.Go(func() { cancel(c.watchName(ctx)) })
+	}
+	all.Wait()
 	return context.Cause(ctx)
 }
 

@@ -169,6 +169,13 @@ func realStore(t testing.TB, url string) *redisstore.Store {
 	return redisstore.Open(options)
 }
 
+// openReal starts a gateway as users run it, on a store that it closes.
+func openReal(t testing.TB, url string) *gateway {
+	t.Helper()
+	store := realStore(t, url)
+	return openStore(t, store, store.Client(), Config{}, RedisConfig{Sentinels: store})
+}
+
 // start starts a gateway and waits until it holds its lease.
 func start(t testing.TB, data, tracking string) *gateway {
 	t.Helper()

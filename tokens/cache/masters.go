@@ -18,24 +18,41 @@ type master struct {
 	// peers are the ids of all masters of the cluster, itself included, as clusterMasters gives them.
 	peers string
 	// name is its address for the log.
-	name        string
-	dial        func(ctx context.Context) (net.Conn, error)
+	name string
+	dial func(ctx context.Context) (net.Conn, error)
+	// led is the data connections of a client that Sentinel leads, and nil elsewhere.
+	led         *led
 	credentials func(ctx context.Context) (user, password string, err error)
 }
 
 // findMasters returns a function that says which servers hold the keys now: the ones that client talks to, with
-// its way of dialling. A client that Sentinel leads finds the present master with each dial.
-func findMasters(client redis.UniversalClient) (func(context.Context) ([]master, error), error) {
+// its way of dialling. Where Sentinel leads the client, sentinels must name the master.
+func findMasters(client redis.UniversalClient, sentinels Sentinels) (func(context.Context) ([]master, error), error) {
 	switch client := client.(type) {
 	case *redis.Client:
 		o := client.Options()
 		if o.StreamingCredentialsProvider != nil {
 			return nil, errors.New("tracking Redis with streaming credentials is not supported")
 		}
+		credentials := credentials(o.Username, o.Password, o.CredentialsProvider, o.CredentialsProviderContext)
+		if o.Addr == failoverClient {
+			if sentinels == nil {
+				return nil, errors.New("tracking Redis behind Sentinel needs the Sentinels")
+			}
+			led := follow(client)
+			return func(ctx context.Context) ([]master, error) {
+				name, err := named(ctx, sentinels)
+				if err != nil {
+					return nil, err
+				}
+				dial := func(ctx context.Context) (net.Conn, error) { return sentinels.Dial(ctx, name) }
+				return []master{{name: name, dial: dial, led: led, credentials: credentials}}, nil
+			}, nil
+		}
 		one := []master{{
 			name:        o.Addr,
 			dial:        func(ctx context.Context) (net.Conn, error) { return o.Dialer(ctx, o.Network, o.Addr) },
-			credentials: credentials(o.Username, o.Password, o.CredentialsProvider, o.CredentialsProviderContext),
+			credentials: credentials,
 		}}
 		return func(context.Context) ([]master, error) { return one, nil }, nil
 	case *redis.ClusterClient:

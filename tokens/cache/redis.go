@@ -23,6 +23,9 @@ type RedisConfig struct {
 	Lease time.Duration
 	// Prefix is what the keys of sessions begin with; 64 hex digits follow. Empty: "gatepost:tok:".
 	Prefix string
+	// Sentinels are asked with each heartbeat for the master; needed where Sentinel leads the client. There is no
+	// lease while they do not answer.
+	Sentinels Sentinels
 	// Logger is told when the tracking begins and why it ended. Nil: nobody.
 	Logger *slog.Logger
 }
@@ -34,12 +37,13 @@ type RedisConfig struct {
 // of them names the same masters with each heartbeat: one that could be given a slot unheard ends it. While a master
 // is down, look-ups of the other shards ask Redis.
 type Redis struct {
-	id       string // of this gateway among the others
-	masters  func(context.Context) ([]master, error)
-	lease    time.Duration
-	prefix   string
-	log      *slog.Logger
-	listener Listener
+	id        string // of this gateway among the others
+	masters   func(context.Context) ([]master, error)
+	sentinels Sentinels
+	lease     time.Duration
+	prefix    string
+	log       *slog.Logger
+	listener  Listener
 
 	term    lease
 	envoy   envoyLease
@@ -58,9 +62,10 @@ type Redis struct {
 var _ Tracker = (*Redis)(nil)
 
 // Track returns a tracker of the Redis that client talks to: a single one, one behind Sentinel, or a cluster. Of the
-// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker.
+// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker. Where Sentinel leads it,
+// it must be the client of the look-ups, and not have been used yet.
 func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
-	masters, err := findMasters(client)
+	masters, err := findMasters(client, config.Sentinels)
 	if err != nil {
 		return nil, err
 	}
@@ -69,12 +74,13 @@ func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 		return nil, fmt.Errorf("reading random bytes: %w", err)
 	}
 	r := &Redis{
-		id:      hex.EncodeToString(id[:]),
-		masters: masters,
-		lease:   orDefault(config.Lease, time.Second),
-		prefix:  config.Prefix,
-		log:     config.Logger,
-		stopped: make(chan struct{}),
+		id:        hex.EncodeToString(id[:]),
+		masters:   masters,
+		sentinels: config.Sentinels,
+		lease:     orDefault(config.Lease, time.Second),
+		prefix:    config.Prefix,
+		log:       config.Logger,
+		stopped:   make(chan struct{}),
 	}
 	if r.prefix == "" {
 		r.prefix = "gatepost:tok:"
@@ -138,14 +144,26 @@ func (r *Redis) track(ctx context.Context) (began bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	first := conns[0] // the only one where Sentinel leads
+	led := first.master.led
+	if led != nil {
+		// After the lease has ended, and not before: while it may be held, no look-up can go elsewhere.
+		defer func() { led.unpin(errors.Is(err, errReplaced)) }()
+	}
 	r.mu.Lock()
 	r.conns = conns
 	r.mu.Unlock()
 	defer r.forget()
+	if led != nil {
+		led.pin(first.net.RemoteAddr().String(), func() {
+			r.forget()
+			cancel(fmt.Errorf("redis at %s: %w", first.master.name, errMoved))
+		})
+	}
 	r.log.Info("redis is tracked", "masters", len(conns))
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var all sync.WaitGroup
 	for _, c := range conns {
 		all.Go(func() {
@@ -215,10 +233,16 @@ func (r *Redis) confirm(c *conn, sent time.Time, envoy time.Duration) {
 		if other.confirmed.Before(oldest) {
 			oldest = other.confirmed
 		}
+		if other.master.led != nil && other.named.Before(oldest) {
+			oldest = other.named
+		}
 		granted = min(granted, other.announced)
 	}
 	// A lease that ran out, if for a moment only, is a gap: what was called back in it may be on its way still.
-	if !r.term.held(time.Now()) {
+	if now := time.Now(); !r.term.held(now) {
+		if !now.Before(oldest.Add(r.lease)) {
+			return // it could not be held now either
+		}
 		r.listener.CallAllBack()
 	}
 	r.granted.Store(int64(granted))

@@ -436,12 +436,7 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	redistest.Eventually(t, "a replica that Sentinel knows", func() bool {
 		return strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
 	})
-	c := redis.NewFailoverClient(&redis.FailoverOptions{
-		MasterName: "mymaster", SentinelAddrs: []string{sentinel.Addr},
-		DialTimeout: time.Second, ReadTimeout: time.Second, MaxRetries: -1,
-	})
-	t.Cleanup(func() { _ = c.Close() })
-	g := openWith(t, c, c, Config{}, RedisConfig{})
+	g := openReal(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	g.awaitHeld()
 	s := g.create("ann")
 	g.warm(s)

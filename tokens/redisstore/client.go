@@ -121,6 +121,11 @@ func (s *Store) NodeOptions(addr string) *redis.Options {
 	}
 }
 
+// Dial connects to the node at addr as the client does, for who speaks with it directly.
+func (s *Store) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	return dialer(s.options.tls)(ctx, "tcp", addr)
+}
+
 // Masters returns the addresses of the servers that hold tokens now, sorted: the one server, the master that the
 // Sentinels name, or all masters of the Cluster.
 func (s *Store) Masters(ctx context.Context) ([]string, error) {
@@ -138,22 +143,74 @@ func (s *Store) Masters(ctx context.Context) ([]string, error) {
 // sentinelMaster returns what the first Sentinel says that answers.
 func (s *Store) sentinelMaster(ctx context.Context) ([]string, error) {
 	var err error
-	for _, addr := range s.options.hosts {
-		options := s.NodeOptions(addr)
-		options.DB = 0
-		options.Username, options.Password = s.options.sentinelUser, s.options.sentinelPassword.reveal()
-		sentinel := redis.NewSentinelClient(options)
-		var master []string
-		master, err = sentinel.GetMasterAddrByName(ctx, s.options.master).Result()
-		_ = sentinel.Close()
-		if err == nil && len(master) == 2 {
-			return []string{net.JoinHostPort(master[0], master[1])}, nil
+	for _, sentinel := range s.askedSentinels() {
+		var master string
+		if master, err = s.ask(ctx, sentinel); err == nil {
+			return []string{master}, nil
 		}
 	}
-	if err == nil || isNil(err) {
-		return nil, unavailable(ctx, "asking the Sentinels", fmt.Errorf("none knows a master %q", s.options.master))
-	}
 	return nil, unavailable(ctx, "asking the Sentinels", err)
+}
+
+// NamedMasters returns every server that a Sentinel names as the master, sorted, once those of the address that answer have
+// been heard; an error where none does. While a fail-over is under way one Sentinel may know of it and another not yet.
+// Where no Sentinel leads it returns nothing.
+func (s *Store) NamedMasters(ctx context.Context) ([]string, error) {
+	if s.options.master == "" {
+		return nil, nil
+	}
+	type answer struct {
+		master string
+		err    error
+	}
+	answers := make(chan answer, len(s.options.hosts))
+	for _, sentinel := range s.askedSentinels() {
+		go func() {
+			master, err := s.ask(ctx, sentinel)
+			answers <- answer{master, err}
+		}()
+	}
+	var named []string
+	var err error
+	for range s.options.hosts {
+		a := <-answers
+		if a.err == nil {
+			named = append(named, a.master)
+		} else {
+			err = a.err
+		}
+	}
+	if len(named) == 0 {
+		return nil, unavailable(ctx, "asking the Sentinels", err)
+	}
+	return sortedSet(named), nil
+}
+
+// ask returns the address of the master that one Sentinel names.
+func (s *Store) ask(ctx context.Context, sentinel *redis.SentinelClient) (string, error) {
+	master, err := sentinel.GetMasterAddrByName(ctx, s.options.master).Result()
+	if isNil(err) || err == nil && len(master) != 2 {
+		return "", fmt.Errorf("it knows no master %q", s.options.master)
+	}
+	if err != nil {
+		return "", err
+	}
+	return net.JoinHostPort(master[0], master[1]), nil
+}
+
+// askedSentinels returns a client for each Sentinel of the address. They keep their connections: Sentinels are asked often.
+func (s *Store) askedSentinels() []*redis.SentinelClient {
+	s.sentinelsOnce.Do(func() {
+		quiet()
+		for _, addr := range s.options.hosts {
+			options := s.NodeOptions(addr)
+			options.DB, options.PoolSize, options.MaxRetries = 0, 2, 1
+			options.Username, options.Password = s.options.sentinelUser, s.options.sentinelPassword.reveal()
+			options.Dialer = dialer(s.options.tls)
+			s.sentinels = append(s.sentinels, redis.NewSentinelClient(options))
+		}
+	})
+	return s.sentinels
 }
 
 // clusterMasters asks the nodes, and not the client, which may be some seconds behind.

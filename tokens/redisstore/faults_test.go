@@ -247,7 +247,7 @@ func TestRedisLoadingIsAnOutage(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
-	for range 3 {
+	for range 8 { // Redis answers once for each KiB that it has loaded: it must be some, not just one
 		create(t, s, "ann")
 	}
 	server.Do("SAVE")
@@ -496,6 +496,17 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	session := create(t, s, "ann")
 	if addrs, err := s.Masters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Fatalf("masters %v, %v", addrs, err)
+	}
+	// The second Sentinel is not there: who answers counts.
+	two := mustOpen(t, "redis://"+sentinel.Addr+","+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	defer two.Close()
+	if addrs, err := two.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
+		t.Errorf("named %v, %v", addrs, err)
+	}
+	none := mustOpen(t, "redis://"+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	defer none.Close()
+	if addrs, err := none.NamedMasters(t.Context()); !errors.Is(err, tokens.ErrUnavailable) {
+		t.Errorf("nobody named %v, %v", addrs, err)
 	}
 	redistest.Eventually(t, "the session reaches the replica", func() bool {
 		return replica.Do("EXISTS", tokenKey(session.Hash)) == "1" && strings.Contains(sentinel.Do("SENTINEL", "MASTERS"), "num-slaves\n1")

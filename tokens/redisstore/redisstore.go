@@ -37,6 +37,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"gatepost/tokens"
@@ -60,6 +61,9 @@ const chunk = 500
 type Store struct {
 	options *Options
 	client  redis.UniversalClient
+
+	sentinelsOnce sync.Once
+	sentinels     []*redis.SentinelClient // in the order of options.hosts; made when they are first asked
 }
 
 var (
@@ -413,7 +417,12 @@ func (s *Store) eachMaster(ctx context.Context, ask func(context.Context, *redis
 
 // Close implements [tokens.Store].
 func (s *Store) Close() error {
-	if err := s.client.Close(); err != nil {
+	errs := []error{s.client.Close()}
+	s.sentinelsOnce.Do(func() {}) // none is made any more
+	for _, sentinel := range s.sentinels {
+		errs = append(errs, sentinel.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("closing Redis connections: %v", err)
 	}
 	return nil

@@ -39,7 +39,9 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 }
 
 // StartSentinel starts a Sentinel on its own that watches master under the name "mymaster" and takes it for down
-// after half a second.
+// after three seconds. Much less will not do: Sentinel sends its first PING to a new master after the lesser of that time and a
+// second and counts from before it, so with half a second it took each new master for down as soon as it had named it, and
+// went back to the old one where that had returned, with all that it had missed.
 func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t)}
@@ -47,8 +49,8 @@ func StartSentinel(t testing.TB, master *Server) *Server {
 	s.Addr = FreeAddr(t)
 	config := filepath.Join(s.Dir, "sentinel.conf")
 	text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nlogfile %s\nprotected-mode no\n"+
-		"sentinel monitor mymaster 127.0.0.1 %s 1\nsentinel down-after-milliseconds mymaster 500\n"+
-		"sentinel failover-timeout mymaster 3000\n", s.Port(), s.Dir, filepath.Join(s.Dir, "redis.log"), master.Port())
+		"sentinel monitor mymaster 127.0.0.1 %s 1\nsentinel down-after-milliseconds mymaster 3000\n"+
+		"sentinel failover-timeout mymaster 6000\n", s.Port(), s.Dir, filepath.Join(s.Dir, "redis.log"), master.Port())
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
