@@ -21,6 +21,9 @@ const (
 // onBothStores runs a test on a gateway with the embedded store, and on one with a real Redis.
 func onBothStores(t *testing.T, test func(t *testing.T, s setup)) {
 	t.Run("embedded", func(t *testing.T) { test(t, setup{}) })
+	if crowd > 0 {
+		return // the store does not know how many services there are
+	}
 	t.Run("redis", func(t *testing.T) { test(t, setup{Redis: redistest.Start(t).URL()}) })
 }
 
@@ -32,6 +35,11 @@ type shop struct {
 
 func startShop(t *testing.T, s setup, more ...string) *shop {
 	t.Helper()
+	others := make([]string, 0, crowd)
+	for i := range crowd {
+		others = append(others, fmt.Sprintf(`  - {name: crowd-%d, path: /crowd-%d, upstreams: ["http://127.0.0.1:1"]}`, i, i))
+	}
+	more = append(others, more...)
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, shop.definitions(more...), s)
 	return shop
@@ -55,6 +63,33 @@ services:
     allowed_methods: [GET]
     upstreams: ["%s"]
 `, s.users.URL(), s.orders.URL(), s.items.URL()) + strings.Join(more, "\n") + "\n"
+}
+
+// crowd is how many more services there are in every shop.
+var crowd int
+
+// TestTheRowsHoldAmongTenThousandServices: however many there are, nothing is otherwise.
+func TestTheRowsHoldAmongTenThousandServices(t *testing.T) {
+	if testing.Short() {
+		t.Skip("each gateway takes some seconds to start: run without -short")
+	}
+	crowd = 10_000
+	t.Cleanup(func() { crowd = 0 })
+	for _, row := range []struct {
+		what string
+		test func(*testing.T)
+	}{
+		{"the longest prefix", TestRow3LongestPrefixWinsAndEndsAtASegment},
+		{"the path of the upstream", TestRow4TheUpstreamSeesThePathWithoutItsPrefix},
+		{"unknown paths", TestRow5AnUnknownPathIs404},
+		{"methods", TestRow6AMethodOffTheListIs405BeforeAnyToken},
+		{"tokens", TestRow7ASecuredServiceWantsALiveToken},
+		{"origins", TestRow9OriginsAreExactWhateverThePath},
+		{"answers that a page can read", TestRow10EveryAnswerCanBeReadByThePageThatAsked},
+		{"preflights", TestRow10PreflightsAreAnsweredBeforeAnyToken},
+	} {
+		t.Run(row.what, row.test)
+	}
 }
 
 // only returns the one request that has reached the upstream since it was last asked.

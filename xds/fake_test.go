@@ -30,12 +30,12 @@ var quick = ServerOptions{Grace: time.Second, Patience: time.Minute, Warmup: tim
 // control is a Server on a connection in memory.
 type control struct {
 	*Server
-	t        *testing.T
+	t        testing.TB
 	listener *bufconn.Listener
 	registry *prometheus.Registry
 }
 
-func startControl(t *testing.T, opts ServerOptions) *control {
+func startControl(t testing.TB, opts ServerOptions) *control {
 	t.Helper()
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
 	c.Server = New(opts, slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry)
@@ -112,6 +112,7 @@ func (c *control) connect(node string, judge func(*discoveryv3.DeltaDiscoveryRes
 		e.has, e.bodies = b.has, b.bodies
 	}
 	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return c.listener.Dial() }))
 	if err != nil {
 		c.t.Fatal(err)
