@@ -102,6 +102,7 @@ func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
 	fast := c.connect("fast", acceptAll)
 	c.connect("slow", slow)
 	t.Cleanup(release)
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 })
 	c.serves(withServices(t, "a"))
 	fast.transcript()
 	next := withServices(t, "a", "b")
