@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -184,6 +185,52 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 		t.Fatal("no request was sent")
 	}
 	t.Logf("%d requests", sent.Load())
+}
+
+// TestNoPathIsOpenWhileItsScopeGoes: a path that needs a token before a change and after it needs one in between, also
+// while Envoy makes a thousand scopes anew.
+func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
+	var names []string
+	for i := range 1000 {
+		names = append(names, fmt.Sprintf("s%d", i))
+	}
+	var before, after *Snapshot
+	l := startLive(t, func(listen, upstream string) *Snapshot {
+		with := func(maxAge, more string) *Snapshot {
+			return build(t, "cors: {max_age: "+maxAge+"}\n"+openServices(listen, upstream, more, names...))
+		}
+		before = with("60s", fmt.Sprintf("  - {name: site, path: /, authenticate: false, upstreams: [%[1]q]}\n  - {name: admin, path: /Admin, upstreams: [%[1]q]}\n", upstream))
+		after = with("61s", fmt.Sprintf("  - {name: site, path: /, upstreams: [%q]}\n", upstream))
+		return before
+	})
+	stop, asked := make(chan struct{}), atomic.Int64{}
+	var load sync.WaitGroup
+	for _, path := range []string{"/admin/x", "/Admin/x", "/ADMIN"} {
+		client := envoytest.Client(t)
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				// There is nobody to ask about a token.
+				if code, _, err := l.get(client, path); err != nil || code != http.StatusServiceUnavailable {
+					t.Errorf("%s: %d %v", path, code, err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	for _, next := range []*Snapshot{after, before, after} {
+		l.serves(next)
+	}
+	close(stop)
+	load.Wait()
+	if got := l.upstream.Requests(); len(got) > 0 || asked.Load() == 0 {
+		t.Errorf("of %d requests %d came through", asked.Load(), len(got))
+	}
 }
 
 // TestAListenerMoves: the new address opens, without a restart.
