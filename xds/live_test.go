@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,13 +30,18 @@ type live struct {
 
 func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
+	return startLiveWith(t, quick, first)
+}
+
+func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream string) *Snapshot) *live {
+	t.Helper()
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
-	l.Server = New(quick, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
+	l.Server = New(opts, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	l.Register(server)
 	served := make(chan error, 1)
@@ -230,6 +236,32 @@ func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
 	load.Wait()
 	if got := l.upstream.Requests(); len(got) > 0 || asked.Load() == 0 {
 		t.Errorf("of %d requests %d came through", asked.Load(), len(got))
+	}
+}
+
+// TestAnEnvoyThatWasBusyRejectsNothing: routes that were sent without waiting any longer may come to it before their
+// clusters. They are 503 until those are there, and the version is not one that it refuses.
+func TestAnEnvoyThatWasBusyRejectsNothing(t *testing.T) {
+	impatient := quick
+	impatient.Patience = 500 * time.Millisecond
+	l := startLiveWith(t, impatient, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	pid := l.envoy.PID()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	l.publish(l.open("", "a", "b"))
+	time.Sleep(impatient.Patience / 2) // its clusters are out, and the Envoy has not answered
+	last := l.open("", "a", "b", "c")
+	l.publish(last)
+	time.Sleep(2 * impatient.Patience)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.proven(last); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, err := l.get(envoytest.Client(t), "/c"); err != nil || code != http.StatusOK {
+		t.Fatalf("%d %v", code, err)
 	}
 }
 
