@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"maps"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -38,7 +39,7 @@ type subscription struct {
 
 // sent is a response that waits for its answer.
 type sent struct {
-	version string    // of the set
+	version string    // of the set; "" where it is not the whole of it
 	target  *Snapshot // what it was a step to; nil where that was over when it was sent
 }
 
@@ -100,10 +101,14 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	if e == nil || !known {
 		return
 	}
-	out := sent{version: resp.GetSystemVersionInfo()}
+	version, half := strings.CutSuffix(resp.GetSystemVersionInfo(), lessWhatGoes)
+	out := sent{version: version}
 	of := resp.GetTypeUrl() == resourcev3.ClusterType || r.phase == routesOut // else it is still the old one's
-	if of && out.version == r.view.of(resp.GetTypeUrl()).version {
+	if of && version == r.view.of(resp.GetTypeUrl()).version {
 		out.target = r.target
+	}
+	if half {
+		out.version = ""
 	}
 	e.of(resp.GetTypeUrl()).pending[resp.GetNonce()] = out
 	c.s.metrics.pushes.WithLabelValues(name).Inc()

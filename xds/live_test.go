@@ -10,7 +10,9 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
@@ -28,13 +30,18 @@ type live struct {
 
 func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
+	return startLiveWith(t, quick, first)
+}
+
+func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream string) *Snapshot) *live {
+	t.Helper()
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
-	l.Server = New(quick, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
+	l.Server = New(opts, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	l.Register(server)
 	served := make(chan error, 1)
@@ -184,6 +191,78 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 		t.Fatal("no request was sent")
 	}
 	t.Logf("%d requests", sent.Load())
+}
+
+// TestNoPathIsOpenWhileItsScopeGoes: a path that needs a token before a change and after it needs one in between, also
+// while Envoy makes a thousand scopes anew.
+func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
+	var names []string
+	for i := range 1000 {
+		names = append(names, fmt.Sprintf("s%d", i))
+	}
+	var before, after *Snapshot
+	l := startLive(t, func(listen, upstream string) *Snapshot {
+		with := func(maxAge, more string) *Snapshot {
+			return build(t, "cors: {max_age: "+maxAge+"}\n"+openServices(listen, upstream, more, names...))
+		}
+		before = with("60s", fmt.Sprintf("  - {name: site, path: /, authenticate: false, upstreams: [%[1]q]}\n  - {name: admin, path: /Admin, upstreams: [%[1]q]}\n", upstream))
+		after = with("61s", fmt.Sprintf("  - {name: site, path: /, upstreams: [%q]}\n", upstream))
+		return before
+	})
+	stop, asked := make(chan struct{}), atomic.Int64{}
+	var load sync.WaitGroup
+	for _, path := range []string{"/admin/x", "/Admin/x", "/ADMIN"} {
+		client := envoytest.Client(t)
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				// There is nobody to ask about a token.
+				if code, _, err := l.get(client, path); err != nil || code != http.StatusServiceUnavailable {
+					t.Errorf("%s: %d %v", path, code, err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	for _, next := range []*Snapshot{after, before, after} {
+		l.serves(next)
+	}
+	close(stop)
+	load.Wait()
+	if got := l.upstream.Requests(); len(got) > 0 || asked.Load() == 0 {
+		t.Errorf("of %d requests %d came through", asked.Load(), len(got))
+	}
+}
+
+// TestAnEnvoyThatWasBusyRejectsNothing: routes that were sent without waiting any longer may come to it before their
+// clusters. They are 503 until those are there, and the version is not one that it refuses.
+func TestAnEnvoyThatWasBusyRejectsNothing(t *testing.T) {
+	impatient := quick
+	impatient.Patience = 500 * time.Millisecond
+	l := startLiveWith(t, impatient, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	pid := l.envoy.PID()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	l.publish(l.open("", "a", "b"))
+	time.Sleep(impatient.Patience / 2) // its clusters are out, and the Envoy has not answered
+	last := l.open("", "a", "b", "c")
+	l.publish(last)
+	time.Sleep(2 * impatient.Patience)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.proven(last); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, err := l.get(envoytest.Client(t), "/c"); err != nil || code != http.StatusOK {
+		t.Fatalf("%d %v", code, err)
+	}
 }
 
 // TestAListenerMoves: the new address opens, without a restart.

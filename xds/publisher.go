@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -72,23 +73,43 @@ func (p *publisher) CreateWatch(*cachev3.Request, cachev3.Subscription, chan cac
 }
 
 // answer sends what is new, and says whether it did so. The channel has room for an answer of each type.
+//
+// Of one answer Envoy first takes away the scopes that have gone, and only then makes those that have changed, which takes
+// it a while when there are many; and where it refuses the answer they have gone nevertheless. Meanwhile the requests
+// of a scope that has gone would be those of a service at /, by the rule that it had so far. So a scope goes in an
+// answer of its own, after the others have been taken.
 func (w *watch) answer(v view) bool {
 	part := v.of(w.request.GetTypeUrl())
 	if part == nil {
 		return false
 	}
+	had := w.subscription.ReturnedResources()[asWhole]
+	if had == part.version+lessWhatGoes && w.request.GetErrorDetail() != nil {
+		return false // the rest of what was refused
+	}
 	changed, removed := w.news(part)
-	// The first answer is sent even where there is nothing to tell: Envoy waits for it. (xDS protocol, "Wildcard".)
-	first := w.subscription.IsWildcard() && w.request.GetResponseNonce() == ""
-	if len(changed)+len(removed) == 0 && !first {
+	// The first answer is sent even where there is nothing to tell: Envoy waits for it. (xDS protocol, "Wildcard".) So is
+	// the one after half of a change: the version of the whole is still to be acknowledged.
+	awaited := w.subscription.IsWildcard() && w.request.GetResponseNonce() == "" || strings.HasSuffix(had, lessWhatGoes)
+	if len(changed)+len(removed) == 0 && !awaited {
 		return false
 	}
-	w.out <- &response{watch: w, part: part, changed: changed, removed: removed}
+	r := &response{watch: w, part: part, changed: changed, removed: removed}
+	if w.request.GetTypeUrl() == resourcev3.ScopedRouteType && len(changed) > 0 && len(removed) > 0 {
+		r.removed, r.goLater = nil, map[string]string{}
+		for _, name := range removed {
+			r.goLater[name] = w.subscription.ReturnedResources()[name]
+		}
+	}
+	w.out <- r
 	return true
 }
 
 // asWhole is, in what an Envoy has, the name by which the version of the whole set stands. No resource has it.
 const asWhole = ""
+
+// lessWhatGoes is what the version of a set ends in where what is not in the set has yet to go.
+const lessWhatGoes = " and more"
 
 // news are the names of what is new to the Envoy, and of what has gone, sorted.
 func (w *watch) news(part *set) (changed, removed []string) {
@@ -121,12 +142,21 @@ type response struct {
 	*watch
 	part             *set
 	changed, removed []string
+	goLater          map[string]string // what will be removed when this has been taken. :: name → version
+}
+
+// version is that of the whole set, with a mark where it is not the whole yet.
+func (r *response) version() string {
+	if len(r.goLater) > 0 {
+		return r.part.version + lessWhatGoes
+	}
+	return r.part.version
 }
 
 func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
 	typeURL := r.request.GetTypeUrl()
 	out := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl: typeURL, SystemVersionInfo: r.part.version, RemovedResources: r.removed,
+		TypeUrl: typeURL, SystemVersionInfo: r.version(), RemovedResources: r.removed,
 		Resources: make([]*discoveryv3.Resource, 0, len(r.changed)),
 	}
 	for _, name := range r.changed {
@@ -140,24 +170,27 @@ func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryRespo
 
 // GetReturnedResources is what the Envoy has when it has taken this. The server may change it.
 func (r *response) GetReturnedResources() map[string]string {
-	if r.subscription.IsWildcard() {
-		has := maps.Clone(r.part.versions)
-		has[asWhole] = r.part.version
-		return has
-	}
 	has := map[string]string{}
-	for name, version := range r.part.versions {
-		if r.wants(name) {
-			has[name] = version
+	if r.subscription.IsWildcard() {
+		has = maps.Clone(r.part.versions)
+	} else {
+		for name, version := range r.part.versions {
+			if r.wants(name) {
+				has[name] = version
+			}
 		}
 	}
+	if r.subscription.IsWildcard() || len(r.goLater) > 0 {
+		has[asWhole] = r.version()
+	}
+	maps.Copy(has, r.goLater)
 	return has
 }
 
 func (r *response) GetNextVersionMap() map[string]string   { return r.GetReturnedResources() }
 func (r *response) GetDeltaRequest() *cachev3.DeltaRequest { return r.request }
-func (r *response) GetSystemVersion() (string, error)      { return r.part.version, nil }
-func (r *response) GetResponseVersion() string             { return r.part.version }
+func (r *response) GetSystemVersion() (string, error)      { return r.version(), nil }
+func (r *response) GetResponseVersion() string             { return r.version() }
 func (r *response) GetContext() context.Context            { return context.Background() }
 
 var (

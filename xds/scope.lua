@@ -18,8 +18,10 @@ function envoy_on_request(handle)
   headers:replace(SCOPE, scope)
   handle:clearRouteCache()
   local says = handle:metadata() -- asks for the route
-  -- Envoy refuses an upgrade by the route that it finds first. Where it found none it has refused nothing.
-  if info:routeName() ~= "" and headers:get("upgrade") and not says:get("websocket") then
+  -- Envoy refuses an upgrade by the route that it finds first. Where it found none it has refused nothing, and no other
+  -- filter asks what the connection is to become: a route that takes WebSockets takes nothing else.
+  local upgrade = headers:get("upgrade")
+  if info:routeName() ~= "" and upgrade and not (says:get("websocket") and string.lower(upgrade) == "websocket") then
     handle:respond({ [":status"] = "403" }, nil)
   end
 end

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
 )
@@ -149,7 +150,11 @@ func (s *scopes) make(one *scope) (out []named) {
 		b.fail(err)
 	}
 	vhost := &routev3.VirtualHost{Name: "/" + one.key, Domains: []string{"*"}, TypedPerFilterConfig: maps.Clone(s.frame())}
-	config := &routev3.RouteConfiguration{Name: vhost.Name, VirtualHosts: []*routev3.VirtualHost{vhost}}
+	config := &routev3.RouteConfiguration{
+		Name: vhost.Name, VirtualHosts: []*routev3.VirtualHost{vhost},
+		// Else Envoy refuses all scopes where one route names a cluster that it does not have yet; so it answers 503 there.
+		ValidateClusters: wrapperspb.Bool(false),
+	}
 	b.validate(config) // each route has been validated by itself, so that an error names the service
 	vhost.Routes = share(vhost.GetTypedPerFilterConfig(), routes, b.pack(authz.Unchecked()))
 	for _, segment := range one.spellings {

@@ -122,6 +122,32 @@ func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
 	}
 }
 
+// TestNoOtherProtocolIsTaken: a route that takes WebSockets takes nothing else, in whatever way it was found. An upstream
+// that agreed to another protocol would have a connection past the gateway.
+func TestNoOtherProtocolIsTaken(t *testing.T) {
+	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
+`
+	g := startGateway(t, strings.Replace(manyPaths, "ROOT", open, 1))
+	for _, upgrade := range [][]string{
+		{"upgrade: foo"}, {"upgrade: TLS/1.0"}, {"upgrade: websocket, h2c"}, {"upgrade: h2c, websocket"}, {"upgrade: "},
+		{"upgrade: websocket", "upgrade: h2c"}, {"upgrade: websocket", "upgrade: websocket"}, {"upgrade: websocketx"},
+	} {
+		for _, path := range []string{"/chat/5", "/Chat", "/CHAT", "/cHat/5", "/", "/nobody", "/NOBODY/x", "/a/b"} {
+			if got := g.do("GET", path, append(upgrade, "connection: upgrade")...); got.Status != http.StatusForbidden {
+				t.Errorf("%s %q: %d", path, upgrade, got.Status)
+			}
+			if got := reached(g.public); got != "" {
+				t.Errorf("%s %q: %s came through", path, upgrade, got)
+			}
+		}
+	}
+	for _, path := range []string{"/chat/5", "/cHat/5", "/nobody"} { // the name of a protocol is in any case of letters (RFC 9110 §7.8)
+		if got := g.do("GET", path, "connection: upgrade", "upgrade: WebSocket"); got.Status != http.StatusOK {
+			t.Errorf("%s: %d", path, got.Status)
+		}
+	}
+}
+
 // TestAChangeOfAServiceIsAChangeOfItsScope: and of the scope that tells the version, and of no other.
 func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 	text := func(more string) string {

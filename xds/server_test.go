@@ -147,7 +147,7 @@ func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
 	c.serves(withServices(t, "a", "b"))
 	e.transcript()
 	c.serves(withServices(t, "a"))
-	expect(t, e, "ack route +/.gatepost -/b")
+	expect(t, e, "ack route +/.gatepost", "ack route -/b")
 	c.eventually("the cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
 	expect(t, e, "ack cluster -service/b")
 	if got := c.Status(); got.Proven != withServices(t, "a").Version {
@@ -203,7 +203,7 @@ func TestARejectionRollsBackAndIsNeverSentAgain(t *testing.T) {
 	}
 	c.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
 	c.eventually("the bad cluster goes", func(Status) bool { return len(e.clusters()) == 2 })
-	expect(t, e, "ack cluster +service/bad", "nack route +/.gatepost +/bad", "ack route +/.gatepost -/bad", "ack cluster -service/bad")
+	expect(t, e, "ack cluster +service/bad", "nack route +/.gatepost +/bad", "ack route +/.gatepost", "ack route -/bad", "ack cluster -service/bad")
 	if got := c.Status(); got.Rejected == nil || got.Rejected.Version != bad.Version || got.Proven != good.Version {
 		t.Fatalf("status %+v", got)
 	}
@@ -218,6 +218,54 @@ func TestARejectionRollsBackAndIsNeverSentAgain(t *testing.T) {
 	if got := c.Status(); got.Rejected != nil || got.Envoys[0].Nack != nil {
 		t.Fatalf("status %+v", got)
 	}
+}
+
+// TestNothingGoesWithAChangeThatIsRejected: the scopes that were to go stay, or their requests would be those of a service
+// at / in the meantime.
+func TestNothingGoesWithAChangeThatIsRejected(t *testing.T) {
+	c := startControl(t, quick)
+	good, bad := withServices(t, "a", "b"), withServices(t, "a", "bad")
+	e := c.connect("a", refusingVersion(bad, "no such thing"))
+	c.serves(good)
+	e.transcript()
+	c.publish(bad)
+	if err := c.proven(bad); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	c.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Envoys[0].Acked == good.Version })
+	c.eventually("the bad cluster goes", func(Status) bool { return len(e.clusters()) == 3 })
+	expect(t, e, "ack cluster +service/bad", "nack route +/.gatepost +/bad", "ack route +/.gatepost", "ack route -/bad", "ack cluster -service/bad")
+}
+
+// TestNothingGoesWithTheOnlyChangeThereIs: where nothing better is known than what was rejected, Envoy keeps what it has.
+func TestNothingGoesWithTheOnlyChangeThereIs(t *testing.T) {
+	c := startControl(t, quick)
+	old, bad, better := withServices(t, "a", "b"), withServices(t, "a", "bad"), withServices(t, "a", "c")
+	before := c.connect("a", acceptAll)
+	c.serves(old)
+	before.leave()
+
+	after := startControl(t, quick) // Gatepost comes back, with other definitions
+	after.publish(bad)
+	e := after.connect("a", refusingVersion(bad, "no such thing"), before)
+	if err := after.proven(bad); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	after.eventually("the rejection in the status", func(s Status) bool { return s.Envoys[0].Nack != nil })
+	e.mu.Lock()
+	_, kept := e.has[resourcev3.ScopedRouteType]["/b"]
+	e.mu.Unlock()
+	if !kept {
+		t.Fatalf("the scope has gone; the Envoy heard\n%s", e.transcript())
+	}
+	e.judges(acceptAll)
+	after.serves(better)
+	after.eventually("the scope goes", func(Status) bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		_, kept := e.has[resourcev3.ScopedRouteType]["/b"]
+		return !kept
+	})
 }
 
 func TestRejectedClustersNeverGetRoutes(t *testing.T) {
@@ -392,7 +440,7 @@ func TestAnEnvoyFromBeforeLosesItsRoutesBeforeItsClusters(t *testing.T) {
 	if err := after.proven(next); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, again, "ack cluster +service/b", "ack listener", "ack route +/.gatepost +/b -/old -/older")
+	expect(t, again, "ack cluster +service/b", "ack listener", "ack route +/.gatepost +/b", "ack route -/old -/older")
 	fresh := after.connect("b", acceptAll)
 	after.eventually("the old clusters go", func(s Status) bool {
 		return len(again.clusters()) == 3 && len(s.Envoys) == 2 && len(fresh.clusters()) == 3
