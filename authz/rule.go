@@ -3,6 +3,7 @@ package authz
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"time"
@@ -27,8 +28,7 @@ type Rule struct {
 	Longest time.Duration
 }
 
-// Shared is the part of the rule that is the same for every route. It travels with the virtual host, and
-// Envoy merges it with the route's own part (ExtAuthzPerRoute, "merged from less specific to more specific").
+// Shared is the part of the rule that is the same for every route.
 type Shared struct {
 	// Origins are the origins that may call; empty: all.
 	Origins []string
@@ -75,7 +75,15 @@ func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	return perRoute(ext)
 }
 
-// Extensions returns the shared part in the form in which the virtual host carries it.
+// With returns the rule with the shared part in it, so that a route carries all of it. Said at two levels, a virtual host's and a route's, Envoy
+// would copy and merge it anew for each check.
+func (r Rule) With(s Shared) *extauthzv3.ExtAuthzPerRoute {
+	all := s.Extensions()
+	maps.Copy(all.GetCheckSettings().GetContextExtensions(), r.Extensions().GetCheckSettings().GetContextExtensions())
+	return all
+}
+
+// Extensions returns the shared part in the form in which Envoy's configuration carries it.
 func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	ext := map[string]string{keyUserHeader: s.UserHeader}
 	if len(s.Origins) > 0 {

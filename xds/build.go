@@ -207,5 +207,5 @@ func (b *builder) gate(rule authz.Rule) *anypb.Any {
 	if !rule.Authenticate && len(b.gw.GetOrigins()) == 0 {
 		return b.pack(authz.Unchecked())
 	}
-	return b.pack(rule.Extensions())
+	return b.pack(rule.With(b.shared()))
 }

@@ -217,7 +217,6 @@ func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anyp
 func (b *builder) frame() map[string]*anypb.Any {
 	return map[string]*anypb.Any{
 		filterStrip: b.strip(),
-		filterAuthz: b.pack(b.shared().Extensions()),
 		filterScope: b.pack(&routev3.FilterConfig{Disabled: true}),
 	}
 }

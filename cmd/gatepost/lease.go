@@ -13,7 +13,7 @@ const longestLease = time.Second
 // so much less that a revoke answers within tokens.lease: it waits until the last decision has ended by whichever clock is
 // slower (a hundredth and 10 ms), and before that for the other gateways' word.
 func envoyLease(lease time.Duration) time.Duration {
-	const word = 10 * time.Millisecond
+	const word = 15 * time.Millisecond
 	granted := (lease - word - 10*time.Millisecond) * 100 / 101
 	return max(granted, lease/2, 0)
 }
