@@ -203,7 +203,7 @@ func describe(ctx context.Context, l *lab) []pair {
 			return "not there"
 		}
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		return line
+		return strings.TrimSpace(strings.TrimPrefix(line, program)) // some begin with their own path
 	}
 	return []pair{
 		{"CPU", fmt.Sprintf("%d × %s", runtime.NumCPU(), cpuModel())},

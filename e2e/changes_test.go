@@ -186,7 +186,7 @@ services:
 // TestChangesUnderLoad applies many changes in a row, each proven before the next, while clients use every service.
 // GATEPOST_CHANGES says how many.
 func TestChangesUnderLoad(t *testing.T) {
-	changes := 50
+	changes := 200
 	if more, err := strconv.Atoi(os.Getenv("GATEPOST_CHANGES")); err == nil {
 		changes = more
 	}
