@@ -163,15 +163,7 @@ func newChecks(authorizations []string) (checks, error) {
 }
 
 func checkRequest(authorization string) ([]byte, error) {
-	extensions := map[string]string{}
-	for _, part := range []map[string]string{
-		authz.Shared{UserHeader: "x-user-id"}.Extensions().GetCheckSettings().GetContextExtensions(),
-		authz.Rule{Service: "orders", Authenticate: true, Longest: 15 * time.Second}.Extensions().GetCheckSettings().GetContextExtensions(),
-	} {
-		for k, v := range part {
-			extensions[k] = v
-		}
-	}
+	rule := authz.Rule{Service: "orders", Authenticate: true, Longest: 15 * time.Second}.With(authz.Shared{UserHeader: "x-user-id"})
 	peer := func(port uint32) *authv3.AttributeContext_Peer {
 		return &authv3.AttributeContext_Peer{Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
@@ -186,7 +178,7 @@ func checkRequest(authorization string) ([]byte, error) {
 				Headers: map[string]string{"authorization": authorization, "x-request-id": "7a1f7f3e-7c4a-4b7e-9d0b-0d2a0f2b1c11"},
 			},
 		},
-		ContextExtensions: extensions,
+		ContextExtensions: rule.GetCheckSettings().GetContextExtensions(),
 		MetadataContext:   &corev3.Metadata{}, RouteMetadataContext: &corev3.Metadata{},
 	}})
 }

@@ -123,6 +123,10 @@ func (b *builder) snapshot() *Snapshot {
 	for _, c := range b.clusters(services) {
 		out.clusters.add(c.name, c.resource)
 	}
+	b.about = "clusters"
+	if err := checkNames(out.clusters, b.opts); err != nil {
+		b.fail(err)
+	}
 	scopes := b.scopes(services, out.clusters)
 	for _, s := range scopes.all() {
 		out.routes.add(s.name, s.resource)
@@ -149,16 +153,16 @@ func (b *builder) nameCommon() string {
 		}
 		return true
 	})
-	return hash(b.digest(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile)
+	return hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile).key()
 }
 
-// digest names a message by its content.
-func (b *builder) digest(m proto.Message) string {
+// content is all that a message says: the same for messages that say the same.
+func (b *builder) content(m proto.Message) string {
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil { // a string that is no UTF-8
 		b.fail(err)
 	}
-	return hash(string(raw))
+	return string(raw)
 }
 
 // finish makes of a message what Envoy is sent.

@@ -108,6 +108,12 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 	if _, err := Build(parse(t, "services: []"), Options{}); err == nil {
 		t.Error("without the clusters of Gatepost itself")
 	}
+	clash := testOptions
+	clash.HTTPCluster = "service/b"
+	_, err := Build(parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}]`), clash)
+	if err == nil || strings.Count(err.Error(), "also one of the bootstrap's") != 1 {
+		t.Errorf("a service's cluster with the name of Gatepost's own: %v", err)
+	}
 }
 
 // TestEveryRouteBearsARule: there is no way around ext_authz but to say so.

@@ -146,15 +146,21 @@ func listenAddress(listen string) (netip.AddrPort, error) {
 	return addr, nil
 }
 
-// checkRoutes follows every reference in finished routes. Envoy takes a route to a cluster that is not there, and
-// answers 503.
-func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
+// checkNames refuses a cluster that would take the place of one of the bootstrap's.
+func checkNames(clusters set, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
 		if clusters.byName[static] != nil {
 			errs = append(errs, fmt.Errorf("cluster %q is also one of the bootstrap's", static))
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// checkRoutes follows every reference in finished routes. Envoy takes a route to a cluster that is not there, and
+// answers 503.
+func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
+	var errs []error
 	for _, route := range routes {
 		to := route.GetRoute()
 		if to != nil && clusters.byName[to.GetCluster()] == nil && to.GetCluster() != opts.HTTPCluster {

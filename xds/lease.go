@@ -57,7 +57,7 @@ func unlessHit() *matcherv3.MetadataMatcher {
 // route, so a decision never outlives the rule that it was made by, and a change of anything else ends none.
 func (b *builder) leaseOn(rule authz.Rule) *anypb.Any {
 	context := map[string]any{
-		"rule":        b.digest(rule.With(b.shared())),
+		"rule":        hash(b.content(rule.With(b.shared()))),
 		"service":     rule.Service,
 		"user_header": b.gw.GetIdentity().GetUserHeader(),
 	}

@@ -94,10 +94,18 @@ func (h *hasher) sum() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-func hash(parts ...string) string {
+// key is the whole SHA-256: what was made of the same parts is taken over by it, so no two may ever share one.
+func (h *hasher) key() string {
+	sum := sha256.Sum256(h.text)
+	return string(sum[:])
+}
+
+func hashed(parts ...string) *hasher {
 	h := newHash()
 	for _, p := range parts {
 		h.add(p)
 	}
-	return h.sum()
+	return h
 }
+
+func hash(parts ...string) string { return hashed(parts...).sum() }

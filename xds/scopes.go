@@ -122,14 +122,11 @@ func (s *scopes) all() []named {
 // of are the resources of one scope, one for each spelling: those of the last time where they would be the same.
 func (s *scopes) of(key string) []named {
 	one, b := s.byKey[key], s.b
-	h := newHash()
-	for _, part := range append([]string{b.common, b.version}, one.spellings...) {
-		h.add(part)
-	}
+	h := hashed(append([]string{b.common, b.version}, one.spellings...)...)
 	for _, e := range one.endpoints {
 		h.add(e.made)
 	}
-	made := h.sum()
+	made := h.key()
 	out, known := b.last.scopes[made]
 	if !known {
 		out = s.make(one)

@@ -35,7 +35,7 @@ func (b *builder) services() []*service {
 	for _, def := range b.gw.GetServices() {
 		s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
 		b.about = s.String()
-		s.made = hash(b.common, b.digest(def), strconv.FormatBool(s.withheld))
+		s.made = hashed(b.common, b.content(def), strconv.FormatBool(s.withheld)).key()
 		// The others differ in host and port alone, and what is wrong is said where they are all read.
 		first, _ := parseUpstream(def.GetUpstreams()[0])
 		s.base = first.base
