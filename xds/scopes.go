@@ -138,7 +138,7 @@ func (s *scopes) of(key string) []named {
 // make makes the resources of a scope.
 func (s *scopes) make(one *scope) (out []named) {
 	b := s.b
-	routes := []*routev3.Route{s.malformed()}
+	routes := []*routev3.Route{proto.CloneOf(s.malformed())} // the others are of this scope alone
 	for _, e := range one.endpoints {
 		routes = append(routes, e.routes()...)
 	}
@@ -153,7 +153,8 @@ func (s *scopes) make(one *scope) (out []named) {
 		ValidateClusters: wrapperspb.Bool(false),
 	}
 	b.validate(config) // each route has been validated by itself, so that an error names the service
-	vhost.Routes = share(vhost.GetTypedPerFilterConfig(), routes, b.pack(authz.Unchecked()))
+	share(vhost.GetTypedPerFilterConfig(), routes, b.pack(authz.Unchecked()))
+	vhost.Routes = routes
 	for _, segment := range one.spellings {
 		name := "/" + segment
 		out = append(out, named{name, b.finish(&routev3.ScopedRouteConfiguration{
@@ -167,9 +168,9 @@ func (s *scopes) make(one *scope) (out []named) {
 	return out
 }
 
-// share has a scope say once what all of its routes say alike, and returns routes that do not say it. What a route says of
-// CORS counts only where it forwards.
-func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anypb.Any) []*routev3.Route {
+// share has a scope say once what all of its routes say alike, and takes it from them. What a route says of CORS counts only
+// where it forwards.
+func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anypb.Any) {
 	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
 		if len(asked) == 0 {
 			return nil
@@ -197,17 +198,11 @@ func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anyp
 		shared[filterAuthz] = rule
 	}
 	maps.Copy(scope, shared)
-	out := make([]*routev3.Route, 0, len(routes))
 	for _, r := range routes {
-		own := maps.Clone(r.GetTypedPerFilterConfig())
 		for filter := range shared {
-			delete(own, filter)
+			delete(r.GetTypedPerFilterConfig(), filter)
 		}
-		r = proto.CloneOf(r)
-		r.TypedPerFilterConfig = own
-		out = append(out, r)
 	}
-	return out
 }
 
 // frame is what all scopes say for all of their routes.
