@@ -3,7 +3,7 @@ package revisions
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"gatepost/tokens/redistest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }

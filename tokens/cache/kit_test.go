@@ -18,10 +18,9 @@ import (
 	"gatepost/tokens/redistest"
 
 	"github.com/redis/go-redis/v9"
-	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 // plain is the least store that Redis can be: it asks each time. A user's hashes are in a set.
 type plain struct{ redis.UniversalClient }

@@ -16,13 +16,13 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/redistest"
 	"gatepost/tokens/shield"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 // gateway is a handler under test on a real server, with what stands around it.
 type gateway struct {

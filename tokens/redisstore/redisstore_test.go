@@ -8,11 +8,9 @@ import (
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
 	"gatepost/tokens/storetest"
-
-	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 func mustOpen(t testing.TB, url string) *Store {
 	t.Helper()
