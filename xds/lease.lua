@@ -12,10 +12,12 @@ local MOST = 8192                               -- decisions in a generation, an
 local MOST_BYTES = 1024                         -- of a key
 local MOST_USER_BYTES = 256                     -- of a user's id
 local MOST_RULES = 65536
+local GARBAGE = 4096                            -- KiB that may come up before it is collected,
+local BARE, EACH = 64, 0.5                     -- where so much is in use, and so much for each decision or request that is kept
 
 -- A generation takes what comes in for LONGEST, and is there to be asked for as long again; then all in it has ended.
 -- So nothing is searched for what has ended, and memory is bounded whatever clients send.
-local young, old = {}, {}                       -- :: key -> decision
+local young, old = {}, {}                       -- :: rule -> key -> decision
 local kept = 0                                  -- in young
 local waiting, waited = {}, {}                  -- :: number -> request that Gatepost is asked about, in two generations as well
 local asking, asked = 0, 0                      -- how many are in them
@@ -50,6 +52,9 @@ local function forget()
 end
 
 local function next_generation(now)
+  -- Lua's own measure is to collect when what is in use has doubled; where that is little, it is an eighth of what a hit costs.
+  local used = BARE + EACH * (kept + asking + asked)
+  collectgarbage("setpause", math.max(200, 100 + 100 * GARBAGE / used))
   old, young, kept = young, {}, 0
   waited, waiting, asked, asking = waiting, {}, asking, 0
   turns = now + LONGEST
@@ -70,14 +75,37 @@ local function rule_of(name, context)
   return rule
 end
 
--- key_of returns all that the decision is made from: the rule, the credentials, and the other headers that count. No value of
--- a header has a line break in it.
-local function key_of(name, rule, headers, credentials)
-  local key = name .. "\n" .. credentials
+-- key_of returns what a decision is made from beside the rule: the credentials, and the other headers that count. No value
+-- of a header has a line break in it.
+local function key_of(rule, headers, credentials)
+  local key = credentials
   for _, header in ipairs(rule.inputs) do
     key = key .. "\n" .. (headers:get(header) or "")
   end
   return key
+end
+
+-- recall returns the decision that is kept of a rule and a key.
+local function recall(name, key)
+  local decisions = young[name]
+  local decision = decisions and decisions[key]
+  if decision then return decision end
+  decisions = old[name]
+  return decisions and decisions[key]
+end
+
+-- keep keeps a decision, where there is room.
+local function keep(name, key, decision)
+  local decisions = young[name]
+  if not decisions then
+    decisions = {}
+    young[name] = decisions
+  end
+  if not decisions[key] then
+    if kept >= MOST then return end
+    kept = kept + 1
+  end
+  decisions[key] = decision
 end
 
 function envoy_on_request(handle)
@@ -94,8 +122,8 @@ function envoy_on_request(handle)
   if now >= turns then next_generation(now) end
 
   local rule = rule_of(name, context)
-  local key = key_of(name, rule, headers, credentials)
-  local decision = young[key] or old[key]
+  local key = key_of(rule, headers, credentials)
+  local decision = recall(name, key)
   if decision and now < decision.ends and wall < decision.wall then
     -- The mark comes last: were anything before it to fail, Gatepost would be asked.
     headers:replace(rule.user_header, decision.user)
@@ -110,7 +138,7 @@ function envoy_on_request(handle)
 
   if asking >= MOST or #key > MOST_BYTES then return end
   number = number + 1
-  waiting[number] = { key = key, now = now, wall = wall }
+  waiting[number] = { rule = name, key = key, now = now, wall = wall }
   asking = asking + 1
   local ask = { number = number }
   if next(hits) then ask.hits, hits = hits, {} end
@@ -141,15 +169,11 @@ function envoy_on_response(handle)
   local answer = metadata:get(ANSWER) -- a denial has none
   local lease = answer and answer.lease
   if not lease or #answer.user > MOST_USER_BYTES then return end
-  if not young[request.key] then
-    if kept >= MOST then return end
-    kept = kept + 1
-  end
   lease = math.min(lease, LONGEST)
-  young[request.key] = {
+  keep(request.rule, request.key, {
     user = answer.user,
     ends = request.now + lease,
     wall = request.wall + lease,
     dies = answer.left and request.now + answer.left, -- the token; the router bounds the stream by it
-  }
+  })
 end
