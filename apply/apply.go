@@ -119,6 +119,7 @@ func (a *Applier) obey(now *applied) {
 
 // Changed is told of new definitions by the watcher.
 func (a *Applier) Changed(_ context.Context, d *definitions.Definitions) {
+	a.config.Log.Info("definitions read", "from", d.Name, "services", len(d.Gateway.GetServices()))
 	if err := a.Apply(d, savedAt(d.Name)); err != nil {
 		a.Failed(err)
 	}
