@@ -55,7 +55,7 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	for _, at := range s.at {
 		out = append(out,
 			preflight(s.name, at, cors, open),
-			b.answer(s.name+" 405", with(at, noneOf(s.methods)...), methodNotAllowed(s.methods), open))
+			answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if b.leases() && s.rule.Authenticate {
@@ -109,18 +109,20 @@ func preflight(name string, at *routev3.RouteMatch, cors, rule *anypb.Any) *rout
 	}
 }
 
-// answer is a route on which Envoy answers by itself.
-func (b *builder) answer(name string, at *routev3.RouteMatch, a answer, rule *anypb.Any) *routev3.Route {
+// answer is a route on which Envoy answers by itself. What it says and who may read it is the listener's (replies).
+func answer(name string, at *routev3.RouteMatch, status uint32, rule *anypb.Any, headers ...*corev3.HeaderValueOption) *routev3.Route {
 	return &routev3.Route{
-		Name:  name,
-		Match: at,
-		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-			Status: a.status,
-			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(a.text)}},
-		}},
-		ResponseHeadersToAdd: append(a.headers, b.readable()...),
+		Name:                 name,
+		Match:                at,
+		Action:               &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status}},
+		ResponseHeadersToAdd: headers,
 		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: rule},
 	}
+}
+
+// allowed lists the methods that are allowed (RFC 9110 §15.5.6).
+func allowed(methods []string) *corev3.HeaderValueOption {
+	return setHeader("allow", strings.Join(methods, ", "))
 }
 
 func toCluster(name string) *routev3.RouteAction {
