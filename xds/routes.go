@@ -63,17 +63,26 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	}
 	for _, f := range s.forward {
 		out = append(out, &routev3.Route{
-			Name:                 s.name,
-			Match:                f.at,
-			Action:               &routev3.Route_Route{Route: f.to},
-			TypedPerFilterConfig: perFilter,
-			RequestHeadersToAdd:  connection(f.to),
-			Metadata:             upgrades(f.to),
-			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
-			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
+			Name:                   s.name,
+			Match:                  f.at,
+			Action:                 &routev3.Route_Route{Route: f.to},
+			TypedPerFilterConfig:   perFilter,
+			RequestHeadersToAdd:    connection(f.to),
+			RequestHeadersToRemove: b.claims(s.rule),
+			Metadata:               upgrades(f.to),
 		})
 	}
 	return out
+}
+
+// claims are what a route takes out of requests: the client's own copy of the header that bears the user's id. Where a token
+// is needed the decision writes over it. It travels with the routes, as the rule does that names this header: a change
+// of the name is one step, with no moment in between.
+func (b *builder) claims(rule authz.Rule) []string {
+	if rule.Authenticate {
+		return nil
+	}
+	return []string{b.gw.GetIdentity().GetUserHeader()}
 }
 
 // connection keeps what a client says of the connection from the upstream of a route that takes upgrades. Of other

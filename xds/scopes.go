@@ -57,9 +57,9 @@ type scopes struct {
 	b        *builder
 	clusters set // of those that routes may lead to
 	byKey    map[string]*scope
-	// What every scope has, made once.
-	frame     func() map[string]*anypb.Any
+	// What every scope has, made once: the route for malformed paths, and what turns the filter of scope.lua off.
 	malformed func() *routev3.Route
+	found     func() *anypb.Any
 }
 
 // scopes shares the services out among scopes. In each, Envoy takes the first route that matches: the gateway's own, then
@@ -67,7 +67,7 @@ type scopes struct {
 func (b *builder) scopes(services []*service, clusters set) *scopes {
 	s := &scopes{
 		b: b, clusters: clusters, byKey: map[string]*scope{},
-		frame: sync.OnceValue(b.frame), malformed: sync.OnceValue(b.dressedDots),
+		malformed: sync.OnceValue(b.dressedDots), found: sync.OnceValue(b.found),
 	}
 	s.add(VersionPath, b.common, func() []*routev3.Route { return []*routev3.Route{b.beacon()} })
 	s.add(b.gw.GetTokens().GetPath(), b.common, b.tokenRoutes)
@@ -145,7 +145,10 @@ func (s *scopes) make(one *scope) (out []named) {
 	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
 	if one.key != firstSegment(ownPath) { // the beacon's scope has no more than it, for it is sent with each change
 		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
-		vhost.TypedPerFilterConfig = s.frame()
+		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
+		// What an upstream says of origins is not its to say: the CORS filter says it afterwards, and of what Envoy answers
+		// by itself the listener does.
+		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
 	}
 	b.about = "routes for /" + one.key
 	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
@@ -210,14 +213,6 @@ func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb
 	scope.TypedPerFilterConfig = shared
 }
 
-// frame is what the scopes say for all of their routes, but for the beacon's.
-func (b *builder) frame() map[string]*anypb.Any {
-	return map[string]*anypb.Any{
-		filterStrip: b.strip(),
-		filterScope: b.pack(&routev3.FilterConfig{Disabled: true}),
-	}
-}
-
 // scopedRoutes is how the listener comes to its routes.
 func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 	fromADS := &corev3.ConfigSource{
@@ -258,3 +253,6 @@ func (b *builder) findScope() *anypb.Any {
 		StatPrefix:        filterScope,
 	})
 }
+
+// found turns it off.
+func (b *builder) found() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }
