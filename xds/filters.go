@@ -23,9 +23,9 @@ import (
 
 // The filters' names; a route's own settings for a filter go by its name.
 const (
-	filterCORS   = "envoy.filters.http.cors"
+	filterCORS   = "cors"
 	filterStrip  = "strip"
-	filterAuthz  = "envoy.filters.http.ext_authz"
+	filterAuthz  = "authz"
 	filterRouter = "envoy.filters.http.router"
 )
 
