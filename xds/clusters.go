@@ -26,13 +26,10 @@ const (
 	upstreamIdle = 4 * time.Second
 )
 
-// The most that may be under way to one service at a time; what is beyond is 503 at once, so that one service
-// that hangs does not take the whole gateway with it.
-const (
-	maxConnections = 1024
-	maxPending     = 1024
-	maxRequests    = 4096
-)
+// maxRequests is the most that may be under way to one service at a time; what is beyond is 503 at once, so that one service
+// that hangs does not take the whole gateway with it. Of connections, and of requests that wait for one, it is 1024 each,
+// which is Envoy's default.
+const maxRequests = 4096
 
 // clusters makes one cluster for each service, and the one that leads nowhere.
 func (b *builder) clusters(services []*service) []named {
@@ -76,9 +73,7 @@ func (b *builder) cluster(s *service) *resource {
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
 		LoadAssignment:                endpoints(s.cluster, targets),
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxConnections:     wrapperspb.UInt32(maxConnections),
-			MaxPendingRequests: wrapperspb.UInt32(maxPending),
-			MaxRequests:        wrapperspb.UInt32(maxRequests),
+			MaxRequests: wrapperspb.UInt32(maxRequests),
 		}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(http1()),

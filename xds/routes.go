@@ -134,6 +134,9 @@ func allowed(methods []string) *corev3.HeaderValueOption {
 	return setHeader("allow", strings.Join(methods, ", "))
 }
 
+// envoysTimeout is the timeout of a route that says nothing of it.
+const envoysTimeout = 15 * time.Second
+
 func toCluster(name string) *routev3.RouteAction {
 	return &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}
 }
@@ -143,7 +146,9 @@ func toCluster(name string) *routev3.RouteAction {
 func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAction {
 	to := toCluster(cluster)
 	to.PrefixRewrite = rewrite
-	to.Timeout = durationpb.New(timeout)
+	if timeout != envoysTimeout {
+		to.Timeout = durationpb.New(timeout)
+	}
 	if timeout >= streamIdleTimeout {
 		// A slow upstream looks like an idle stream; the service's own timeout is to end it.
 		to.IdleTimeout = durationpb.New(timeout + 5*time.Second)
