@@ -249,7 +249,7 @@ func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 			for _, route := range scope.GetRoutes() {
 				leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)
 				if leads && !needsToken(t, scope, route) {
-					path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix()
+					path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix() + route.GetMatch().GetPathSeparatedPrefix()
 					open[strings.ToLower(path[:max(1, len(strings.TrimSuffix(path, "/")))])] = true
 				}
 			}

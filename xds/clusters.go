@@ -56,7 +56,7 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(connectTimeout),
-		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
+		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse},
 	}
 }
 
@@ -71,7 +71,7 @@ func (b *builder) cluster(s *service) *resource {
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
-		LoadAssignment:                endpoints(s.cluster, targets),
+		LoadAssignment:                endpoints(targets),
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
 			MaxRequests: wrapperspb.UInt32(maxRequests),
 		}}},
@@ -112,7 +112,10 @@ func http1() *upstreamhttpv3.HttpProtocolOptions {
 	}
 }
 
-func endpoints(cluster string, targets []upstream) *endpointv3.ClusterLoadAssignment {
+// ofNoUse is the name of the cluster as its own endpoints have it: required, and read of endpoints that come by themselves (EDS).
+const ofNoUse = "-"
+
+func endpoints(targets []upstream) *endpointv3.ClusterLoadAssignment {
 	group := &endpointv3.LocalityLbEndpoints{}
 	several := len(tlsHosts(targets)) > 1
 	for _, u := range targets {
@@ -127,7 +130,7 @@ func endpoints(cluster string, targets []upstream) *endpointv3.ClusterLoadAssign
 		}
 		group.LbEndpoints = append(group.LbEndpoints, e)
 	}
-	return &endpointv3.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
 }
 
 // upstream is one address of a service.
