@@ -136,7 +136,7 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 				forward.Removed = append(forward.Removed, h.Name)
 			}
 		}
-		o.Forward, o.Removed = &forward, x.route.GetResponseHeadersToRemove()
+		o.Forward, o.Removed = &forward, x.vhost.GetResponseHeadersToRemove()
 	}
 	o.Reason, o.Why, o.Change = e.words(x)
 	return o

@@ -249,7 +249,7 @@ func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 			for _, route := range scope.GetRoutes() {
 				leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)
 				if leads && !needsToken(t, scope, route) {
-					path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix()
+					path := route.GetMatch().GetPath() + route.GetMatch().GetPrefix() + route.GetMatch().GetPathSeparatedPrefix()
 					open[strings.ToLower(path[:max(1, len(strings.TrimSuffix(path, "/")))])] = true
 				}
 			}
@@ -269,9 +269,9 @@ func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
 func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) bool {
 	t.Helper()
 	rule := new(extauthzv3.ExtAuthzPerRoute)
-	there, err := settings(route, "envoy.filters.http.ext_authz", rule)
+	there, err := settings(route, "authz", rule)
 	if err == nil && !there {
-		there, err = settings(scope, "envoy.filters.http.ext_authz", rule)
+		there, err = settings(scope, "authz", rule)
 	}
 	if err != nil || !there {
 		t.Fatalf("the route %q has no rule: %v", route.GetName(), err)

@@ -206,7 +206,7 @@ func (f router) request(x *exchange) {
 	case *routev3.Route_DirectResponse:
 		r := x.answer(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
 		x.addHeaders(x.route.GetResponseHeadersToAdd())
-		for _, name := range x.route.GetResponseHeadersToRemove() {
+		for _, name := range x.vhost.GetResponseHeadersToRemove() {
 			r.header.remove(strings.ToLower(name))
 		}
 	case *routev3.Route_Route:
@@ -224,6 +224,9 @@ func (f router) request(x *exchange) {
 			path += "?" + query
 		}
 		x.header.remove(streamDuration)
+		for _, name := range x.route.GetRequestHeadersToRemove() {
+			x.header.remove(strings.ToLower(name))
+		}
 		for _, option := range x.route.GetRequestHeadersToAdd() {
 			put(&x.header, option, x.format(option.GetHeader().GetValue()))
 		}

@@ -52,8 +52,8 @@ var modelled = map[string]string{
 	"envoy.config.core.v3.Metadata":                      "*", // by which scope.lua knows which routes take WebSockets
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters",
-	"envoy.config.route.v3.VirtualHost":                  "name domains routes typed_per_filter_config",
-	"envoy.config.route.v3.Route": "name match route metadata direct_response request_headers_to_add response_headers_to_add response_headers_to_remove " +
+	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
+	"envoy.config.route.v3.Route": "name match route metadata direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",
 	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",

@@ -20,7 +20,7 @@ const (
 	listenerName = "gatepost"
 	// nowhere is a cluster without an endpoint. Preflight routes name it: the CORS filter answers before a
 	// cluster is asked for, and were it ever not to, nothing would reach an upstream.
-	nowhere = "gatepost-nowhere"
+	nowhere = "nowhere"
 )
 
 // VersionPath is where Envoy answers with the version of the routes that it serves, as a JSON string. It is
@@ -139,7 +139,7 @@ func (b *builder) snapshot() *Snapshot {
 	for _, s := range scopes.of(firstSegment(VersionPath)) {
 		out.routes.add(s.name, s.resource)
 	}
-	out.routes.version = hash(out.routes.version, out.Version)
+	out.routes.version = hashed(out.routes.version, out.Version).short()
 	return out
 }
 

@@ -274,3 +274,33 @@ func manyServices(b *testing.B, n int) *gatewayv1.Gateway {
 	}
 	return g
 }
+
+// TestNoRouteLeavesTheUsersIdToTheClient: where no decision writes over the header, the route takes it out.
+func TestNoRouteLeavesTheUsersIdToTheClient(t *testing.T) {
+	for _, more := range []string{"", `origins: ["https://a.example"]`, `tokens: {lease: 1s}`} {
+		s := build(t, more+`
+identity: {user_header: x-caller}
+services:
+  - {name: secured, path: /a, upstreams: ["http://a"]}
+  - {name: public, path: /a/b, authenticate: false, upstreams: ["http://b"]}
+  - {name: live, path: /live, authenticate: false, websocket: true, upstreams: ["http://c"]}
+  - {name: root, path: /, upstreams: ["http://d"]}
+`)
+		for _, r := range allRoutes(s) {
+			if r.GetRoute() == nil || r.GetRoute().GetCluster() == nowhere {
+				continue
+			}
+			rule := new(extauthzv3.ExtAuthzPerRoute)
+			if packed := r.GetTypedPerFilterConfig()[filterAuthz]; packed != nil {
+				if err := packed.UnmarshalTo(rule); err != nil {
+					t.Fatal(err)
+				}
+			}
+			decided := rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"
+			taken := slices.Contains(r.GetRequestHeadersToRemove(), "x-caller")
+			if decided == taken {
+				t.Errorf("%s %s: route %q: decided %v, taken out %v", more, r.GetMatch(), r.GetName(), decided, taken)
+			}
+		}
+	}
+}

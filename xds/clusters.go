@@ -26,13 +26,10 @@ const (
 	upstreamIdle = 4 * time.Second
 )
 
-// The most that may be under way to one service at a time; what is beyond is 503 at once, so that one service
-// that hangs does not take the whole gateway with it.
-const (
-	maxConnections = 1024
-	maxPending     = 1024
-	maxRequests    = 4096
-)
+// maxRequests is the most that may be under way to one service at a time; what is beyond is 503 at once, so that one service
+// that hangs does not take the whole gateway with it. Of connections, and of requests that wait for one, it is 1024 each,
+// which is Envoy's default.
+const maxRequests = 4096
 
 // clusters makes one cluster for each service, and the one that leads nowhere.
 func (b *builder) clusters(services []*service) []named {
@@ -59,7 +56,7 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(connectTimeout),
-		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
+		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse},
 	}
 }
 
@@ -74,11 +71,9 @@ func (b *builder) cluster(s *service) *resource {
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
-		LoadAssignment:                endpoints(s.cluster, targets),
+		LoadAssignment:                endpoints(targets),
 		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxConnections:     wrapperspb.UInt32(maxConnections),
-			MaxPendingRequests: wrapperspb.UInt32(maxPending),
-			MaxRequests:        wrapperspb.UInt32(maxRequests),
+			MaxRequests: wrapperspb.UInt32(maxRequests),
 		}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(http1()),
@@ -117,7 +112,10 @@ func http1() *upstreamhttpv3.HttpProtocolOptions {
 	}
 }
 
-func endpoints(cluster string, targets []upstream) *endpointv3.ClusterLoadAssignment {
+// ofNoUse is the name of the cluster as its own endpoints have it: required, and read of endpoints that come by themselves (EDS).
+const ofNoUse = "-"
+
+func endpoints(targets []upstream) *endpointv3.ClusterLoadAssignment {
 	group := &endpointv3.LocalityLbEndpoints{}
 	several := len(tlsHosts(targets)) > 1
 	for _, u := range targets {
@@ -132,7 +130,7 @@ func endpoints(cluster string, targets []upstream) *endpointv3.ClusterLoadAssign
 		}
 		group.LbEndpoints = append(group.LbEndpoints, e)
 	}
-	return &endpointv3.ClusterLoadAssignment{ClusterName: cluster, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
 }
 
 // upstream is one address of a service.

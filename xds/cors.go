@@ -21,26 +21,28 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 		return policy
 	}
 	cors := b.gw.GetCors()
-	policy := b.pack(&corsv3.CorsPolicy{
+	policy := &corsv3.CorsPolicy{
 		AllowOriginStringMatch: allowedOrigins(b.gw.GetOrigins()),
 		AllowMethods:           allowed,
 		AllowHeaders:           strings.Join(cors.GetAllowHeaders(), ","),
 		ExposeHeaders:          exposed,
 		MaxAge:                 strconv.FormatInt(cors.GetMaxAge().GetSeconds(), 10),
-		AllowCredentials:       wrapperspb.Bool(cors.GetAllowCredentials()),
 		// A preflight of another origin is answered too, without leave, and never forwarded.
 		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
-	})
-	b.policies[key] = policy
-	return policy
+	}
+	if cors.GetAllowCredentials() {
+		policy.AllowCredentials = wrapperspb.Bool(true)
+	}
+	packed := b.pack(policy)
+	b.policies[key] = packed
+	return packed
 }
 
-// allowedOrigins matches the listed origins and nothing else, or, without a list, every origin.
+// allowedOrigins matches the listed origins and nothing else, or, without a list, every origin: a matcher of the word * does
+// to the CORS filter, which answers with the origin itself. (Envoy keeps a regular expression, which does too, once for each route.)
 func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
 	if len(origins) == 0 {
-		return []*matcherv3.StringMatcher{{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
-			SafeRegex: &matcherv3.RegexMatcher{Regex: ".+"},
-		}}}
+		return []*matcherv3.StringMatcher{exact("*")}
 	}
 	return exactly(origins).GetPatterns()
 }

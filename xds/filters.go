@@ -23,9 +23,9 @@ import (
 
 // The filters' names; a route's own settings for a filter go by its name.
 const (
-	filterCORS   = "envoy.filters.http.cors"
+	filterCORS   = "cors"
 	filterStrip  = "strip"
-	filterAuthz  = "envoy.filters.http.ext_authz"
+	filterAuthz  = "authz"
 	filterRouter = "envoy.filters.http.router"
 )
 
@@ -51,7 +51,7 @@ func checkedHeaders(t *gatewayv1.Tokens) []string {
 const streamDuration = "x-envoy-upstream-stream-duration-ms"
 
 // stripped are request headers by which some upstream or other believes who calls, or for which path. None
-// comes from the client; the header that bears the user's id is stripped with them (see strip).
+// comes from the client; nor does the header that bears the user's id (see claims).
 var stripped = []string{
 	"x-forwarded-host", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-port",
 	"x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
@@ -150,14 +150,6 @@ func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 			nameScope(),
 		}}),
 	}}
-}
-
-// strip removes the client's own copy of the header that bears the user's id. It travels with the routes, as
-// the rule does that names this header: a change of the name is one step, with no moment in between.
-func (b *builder) strip() *anypb.Any {
-	return b.pack(&headermutationv3.HeaderMutationPerRoute{Mutations: &headermutationv3.Mutations{
-		RequestMutations: remove(b.gw.GetIdentity().GetUserHeader()),
-	}})
 }
 
 func remove(names ...string) []*mutationrulesv3.HeaderMutation {

@@ -80,7 +80,7 @@ func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route 
 	open := b.gate(authz.Rule{Service: name})
 	return []*routev3.Route{
 		preflight(name, at, b.corsPolicy(commonMethods, b.gw.GetCors().GetExposeHeaders()), open),
-		b.answer(name+" 404", at, notFound(), open),
+		answer(name+" 404", at, 404, open),
 	}
 }
 
@@ -93,8 +93,7 @@ func (b *builder) dressedDots() *routev3.Route {
 	at := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{ // of the path without its query
 		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*/\.\.?(;|%3[bB]).*`},
 	}}
-	malformed := answer{status: 400, text: "The request is malformed."}
-	return b.checked([]*routev3.Route{b.answer("malformed", at, malformed, b.gate(authz.Rule{Service: "malformed"}))})[0]
+	return b.checked([]*routev3.Route{answer("malformed", at, 400, b.gate(authz.Rule{Service: "malformed"}))})[0]
 }
 
 // beacon is the route that tells which version Envoy serves. It is asked about in no case: it must tell the
@@ -108,10 +107,6 @@ func (b *builder) beacon() *routev3.Route {
 			Status: 200,
 			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},
 		}},
-		ResponseHeadersToAdd: []*corev3.HeaderValueOption{
-			setHeader("content-type", "application/json"),
-			setHeader("cache-control", "no-store"),
-		},
 		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())},
 	}})[0]
 }

@@ -241,6 +241,18 @@ func TestListedOrigins(t *testing.T) {
 			t.Errorf("%s %s from a listed origin: %d %v", c[0], c[1], got.Status, got.Header)
 		}
 	}
+	g.public.Reset()
+	for _, path := range []string{"/items", "/ITEMS"} {
+		g.do("GET", path, fromShop, "x-user-id: mallory")
+	}
+	for _, r := range g.public.Requests() {
+		if ids := r.Header.Values("x-user-id"); len(ids) > 0 {
+			t.Errorf("a public service was told user %q", ids)
+		}
+	}
+	if n := len(g.public.Requests()); n != 2 {
+		t.Errorf("%d requests came through, want 2", n)
+	}
 	for _, origin := range []string{"https://evil.example", "null", "https://shop.example.evil.example", "HTTPS://SHOP.EXAMPLE", "*"} {
 		got := g.do("OPTIONS", "/items", "origin: "+origin, "access-control-request-method: GET")
 		if got.Header.Get("access-control-allow-origin") != "" {

@@ -14,24 +14,7 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// answer is what Envoy says by itself on a route.
-type answer struct {
-	status  uint32
-	text    string
-	headers []*corev3.HeaderValueOption
-}
-
-func notFound() answer {
-	return answer{status: 404, text: "Could not find any resources for given path."}
-}
-
-// methodNotAllowed lists the methods that are (RFC 9110 §15.5.6).
-func methodNotAllowed(allowed []string) answer {
-	return answer{status: 405, text: "Method not allowed",
-		headers: []*corev3.HeaderValueOption{setHeader("allow", strings.Join(allowed, ", "))}}
-}
-
-// reply is the text of an answer that Envoy makes when something goes wrong.
+// reply is what an answer of Envoy's own says: one to a request that goes wrong, or one of a route (see answer).
 type reply struct {
 	status uint32
 	flag   string // the response flag that tells this case from another of the same status
@@ -40,9 +23,11 @@ type reply struct {
 	retry  bool // whether the same request may well succeed in a moment
 }
 
-// replies are tried in order. 401, 403 and 429 are not among them: those are the sidecar's own words; nor 404
-// and 405, which are routes. They say nothing about an upstream but that it failed.
+// replies are tried in order. 401, 403 and 429 are not among them: those are the sidecar's own words. They say nothing
+// about an upstream but that it failed.
 var replies = []reply{
+	{404, "", "", "Could not find any resources for given path.", false},
+	{405, "", "", "Method not allowed", false},
 	// By ext_authz: Gatepost did not answer, or its store did not. It is not a "no".
 	{503, "UAEX", "", "The gateway cannot tell at the moment whether this request may pass. Please try again.", true},
 	// By the route to the token handler, which is away with the rest of Gatepost. (A service of which a path on the
@@ -63,7 +48,7 @@ var replies = []reply{
 	{501, "", "", "The gateway does not support a part of the request.", false},
 }
 
-// localReplies gives Envoy's own answers a JSON body. Where origins are listed, one for which an origin was
+// localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for which an origin was
 // sent that is on the list is told apart: a page of another origin is not to read it. Some of these answers
 // are made before any filter has seen the request, so that the CORS filter is of no help.
 func localReplies(gw *gatewayv1.Gateway) *hcmv3.LocalReplyConfig {
@@ -75,7 +60,16 @@ func localReplies(gw *gatewayv1.Gateway) *hcmv3.LocalReplyConfig {
 			config.Mappers = append(config.Mappers, r.mapper(nil, readable(gw)))
 		}
 	}
+	config.Mappers = append(config.Mappers, versionReply())
 	return config
+}
+
+// versionReply is about the one answer of Envoy's own that is a success: the beacon's, which brings its body along.
+func versionReply() *hcmv3.ResponseMapper {
+	return &hcmv3.ResponseMapper{
+		Filter:       statusIs(200),
+		HeadersToAdd: []*corev3.HeaderValueOption{setHeader("content-type", "application/json"), setHeader("cache-control", "no-store")},
+	}
 }
 
 func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.HeaderValueOption) *hcmv3.ResponseMapper {
@@ -117,10 +111,6 @@ func readable(gw *gatewayv1.Gateway) []*corev3.HeaderValueOption {
 		out = append(out, setHeader("access-control-allow-credentials", "true"))
 	}
 	return out
-}
-
-func (b *builder) readable() []*corev3.HeaderValueOption {
-	return append([]*corev3.HeaderValueOption{setHeader("content-type", "application/json")}, readable(b.gw)...)
 }
 
 // setHeader gives an answer a header once; the value is a format string to Envoy.

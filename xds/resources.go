@@ -2,6 +2,7 @@ package xds
 
 import (
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -32,7 +33,7 @@ func newResource(m proto.Message) (*resource, error) {
 		return nil, err
 	}
 	cluster, _ := m.(*clusterv3.Cluster)
-	return &resource{raw: raw, version: hash(string(raw)), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}, nil
+	return &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}, nil
 }
 
 // set is all resources of one type. Its version is one of all names and versions: it says all that an Envoy that
@@ -54,7 +55,7 @@ func (s *set) seal() {
 		h.add(name)
 		h.add(s.versions[name])
 	}
-	s.version = h.sum()
+	s.version = h.short()
 }
 
 // messages are the resources of a set of a type, by name.
@@ -92,6 +93,12 @@ func (h *hasher) add(part string) {
 func (h *hasher) sum() string {
 	sum := sha256.Sum256(h.text)
 	return hex.EncodeToString(sum[:8])
+}
+
+// short is sum in fewer characters, for what Envoy is sent with each change.
+func (h *hasher) short() string {
+	sum := sha256.Sum256(h.text)
+	return base64.RawURLEncoding.EncodeToString(sum[:8])
 }
 
 // key is the whole SHA-256: what was made of the same parts is taken over by it, so no two may ever share one.

@@ -55,7 +55,7 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	for _, at := range s.at {
 		out = append(out,
 			preflight(s.name, at, cors, open),
-			b.answer(s.name+" 405", with(at, noneOf(s.methods)...), methodNotAllowed(s.methods), open))
+			answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if b.leases() && s.rule.Authenticate {
@@ -63,17 +63,26 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	}
 	for _, f := range s.forward {
 		out = append(out, &routev3.Route{
-			Name:                 s.name,
-			Match:                f.at,
-			Action:               &routev3.Route_Route{Route: f.to},
-			TypedPerFilterConfig: perFilter,
-			RequestHeadersToAdd:  connection(f.to),
-			Metadata:             upgrades(f.to),
-			// What an upstream says of origins is not its to say: the CORS filter says it afterwards.
-			ResponseHeadersToRemove: []string{"access-control-allow-origin", "access-control-allow-credentials"},
+			Name:                   s.name,
+			Match:                  f.at,
+			Action:                 &routev3.Route_Route{Route: f.to},
+			TypedPerFilterConfig:   perFilter,
+			RequestHeadersToAdd:    connection(f.to),
+			RequestHeadersToRemove: b.claims(s.rule),
+			Metadata:               upgrades(f.to),
 		})
 	}
 	return out
+}
+
+// claims are what a route takes out of requests: the client's own copy of the header that bears the user's id. Where a token
+// is needed the decision writes over it. It travels with the routes, as the rule does that names this header: a change
+// of the name is one step, with no moment in between.
+func (b *builder) claims(rule authz.Rule) []string {
+	if rule.Authenticate {
+		return nil
+	}
+	return []string{b.gw.GetIdentity().GetUserHeader()}
 }
 
 // connection keeps what a client says of the connection from the upstream of a route that takes upgrades. Of other
@@ -109,19 +118,24 @@ func preflight(name string, at *routev3.RouteMatch, cors, rule *anypb.Any) *rout
 	}
 }
 
-// answer is a route on which Envoy answers by itself.
-func (b *builder) answer(name string, at *routev3.RouteMatch, a answer, rule *anypb.Any) *routev3.Route {
+// answer is a route on which Envoy answers by itself. What it says and who may read it is the listener's (replies).
+func answer(name string, at *routev3.RouteMatch, status uint32, rule *anypb.Any, headers ...*corev3.HeaderValueOption) *routev3.Route {
 	return &routev3.Route{
-		Name:  name,
-		Match: at,
-		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
-			Status: a.status,
-			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(a.text)}},
-		}},
-		ResponseHeadersToAdd: append(a.headers, b.readable()...),
+		Name:                 name,
+		Match:                at,
+		Action:               &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status}},
+		ResponseHeadersToAdd: headers,
 		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: rule},
 	}
 }
+
+// allowed lists the methods that are allowed (RFC 9110 §15.5.6).
+func allowed(methods []string) *corev3.HeaderValueOption {
+	return setHeader("allow", strings.Join(methods, ", "))
+}
+
+// envoysTimeout is the timeout of a route that says nothing of it.
+const envoysTimeout = 15 * time.Second
 
 func toCluster(name string) *routev3.RouteAction {
 	return &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}
@@ -132,7 +146,9 @@ func toCluster(name string) *routev3.RouteAction {
 func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAction {
 	to := toCluster(cluster)
 	to.PrefixRewrite = rewrite
-	to.Timeout = durationpb.New(timeout)
+	if timeout != envoysTimeout {
+		to.Timeout = durationpb.New(timeout)
+	}
 	if timeout >= streamIdleTimeout {
 		// A slow upstream looks like an idle stream; the service's own timeout is to end it.
 		to.IdleTimeout = durationpb.New(timeout + 5*time.Second)

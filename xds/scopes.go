@@ -57,9 +57,9 @@ type scopes struct {
 	b        *builder
 	clusters set // of those that routes may lead to
 	byKey    map[string]*scope
-	// What every scope has, made once.
-	frame     func() map[string]*anypb.Any
+	// What every scope has, made once: the route for malformed paths, and what turns the filter of scope.lua off.
 	malformed func() *routev3.Route
+	found     func() *anypb.Any
 }
 
 // scopes shares the services out among scopes. In each, Envoy takes the first route that matches: the gateway's own, then
@@ -67,7 +67,7 @@ type scopes struct {
 func (b *builder) scopes(services []*service, clusters set) *scopes {
 	s := &scopes{
 		b: b, clusters: clusters, byKey: map[string]*scope{},
-		frame: sync.OnceValue(b.frame), malformed: sync.OnceValue(b.dressedDots),
+		malformed: sync.OnceValue(b.dressedDots), found: sync.OnceValue(b.found),
 	}
 	s.add(VersionPath, b.common, func() []*routev3.Route { return []*routev3.Route{b.beacon()} })
 	s.add(b.gw.GetTokens().GetPath(), b.common, b.tokenRoutes)
@@ -138,22 +138,29 @@ func (s *scopes) of(key string) []named {
 // make makes the resources of a scope.
 func (s *scopes) make(one *scope) (out []named) {
 	b := s.b
-	routes := []*routev3.Route{proto.CloneOf(s.malformed())} // the others are of this scope alone
+	var routes []*routev3.Route
 	for _, e := range one.endpoints {
 		routes = append(routes, e.routes()...)
+	}
+	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
+	if one.key != firstSegment(ownPath) { // the beacon's scope has no more than it, for it is sent with each change
+		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
+		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
+		// What an upstream says of origins is not its to say: the CORS filter says it afterwards, and of what Envoy answers
+		// by itself the listener does.
+		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
 	}
 	b.about = "routes for /" + one.key
 	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
 		b.fail(err)
 	}
-	vhost := &routev3.VirtualHost{Name: "/" + one.key, Domains: []string{"*"}, TypedPerFilterConfig: maps.Clone(s.frame())}
 	config := &routev3.RouteConfiguration{
-		Name: vhost.Name, VirtualHosts: []*routev3.VirtualHost{vhost},
+		VirtualHosts: []*routev3.VirtualHost{vhost},
 		// Else Envoy refuses all scopes where one route names a cluster that it does not have yet; so it answers 503 there.
 		ValidateClusters: wrapperspb.Bool(false),
 	}
 	b.validate(config) // each route has been validated by itself, so that an error names the service
-	share(vhost.GetTypedPerFilterConfig(), routes, b.pack(authz.Unchecked()))
+	share(vhost, routes, b.pack(authz.Unchecked()))
 	vhost.Routes = routes
 	for _, segment := range one.spellings {
 		name := "/" + segment
@@ -170,7 +177,7 @@ func (s *scopes) make(one *scope) (out []named) {
 
 // share has a scope say once what all of its routes say alike, and takes it from them. What a route says of CORS counts only
 // where it forwards.
-func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anypb.Any) {
+func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb.Any) {
 	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
 		if len(asked) == 0 {
 			return nil
@@ -197,20 +204,13 @@ func share(scope map[string]*anypb.Any, routes []*routev3.Route, unchecked *anyp
 	if rule := alike(filterAuthz, routes); rule != nil && proto.Equal(rule, unchecked) {
 		shared[filterAuthz] = rule
 	}
-	maps.Copy(scope, shared)
 	for _, r := range routes {
 		for filter := range shared {
 			delete(r.GetTypedPerFilterConfig(), filter)
 		}
 	}
-}
-
-// frame is what all scopes say for all of their routes.
-func (b *builder) frame() map[string]*anypb.Any {
-	return map[string]*anypb.Any{
-		filterStrip: b.strip(),
-		filterScope: b.pack(&routev3.FilterConfig{Disabled: true}),
-	}
+	maps.Copy(shared, scope.GetTypedPerFilterConfig())
+	scope.TypedPerFilterConfig = shared
 }
 
 // scopedRoutes is how the listener comes to its routes.
@@ -245,7 +245,7 @@ func nameScope() *mutationrulesv3.HeaderMutation {
 	}}}
 }
 
-// findScope is the filter in the listener. Every scope turns it off, so only a request without a route passes it. It comes
+// findScope is the filter in the listener. Every scope but the beacon's turns it off, so a request with a route passes by. It comes
 // before all that decides anything, so that nothing is decided by another route than the one that is taken.
 func (b *builder) findScope() *anypb.Any {
 	return b.pack(&luav3.Lua{
@@ -253,3 +253,6 @@ func (b *builder) findScope() *anypb.Any {
 		StatPrefix:        filterScope,
 	})
 }
+
+// found turns it off.
+func (b *builder) found() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }

@@ -83,8 +83,8 @@ func (s *service) longest() time.Duration {
 	return requestTimeout + s.def.GetTimeout().AsDuration()
 }
 
-// forwards gives the two routes that a prefix needs, to come off cleanly: `/orders` alone, and `/orders/` with
-// what follows. One route with the prefix `/orders` would also take `/ordersfoo`, and send `//5` for `/orders/5`.
+// forwards gives the routes that a prefix needs, to come off cleanly: where nothing comes in its place two, `/orders` alone,
+// and `/orders/` with what follows. One route with the prefix `/orders` would send `//5` for `/orders/5`.
 func (s *service) forwards(lifetime *durationpb.Duration) []forward {
 	timeout := s.def.GetTimeout().AsDuration()
 	to := func(rewrite string) *routev3.RouteAction {
@@ -94,16 +94,19 @@ func (s *service) forwards(lifetime *durationpb.Duration) []forward {
 		}
 		return action
 	}
-	if s.path == "/" {
-		return []forward{{prefix("/"), to(s.base + "/")}}
-	}
 	root := s.base
-	if s.def.GetKeepPrefix() {
+	if s.def.GetKeepPrefix() && s.path != "/" {
 		root += s.path
 	}
+	switch {
+	case s.path == "/":
+		return []forward{{prefix("/"), to(root + "/")}}
+	case root != "":
+		return []forward{{atAndBelow(s.path), to(root)}}
+	}
 	return []forward{
-		{exactPath(s.path), to(orRoot(root))},
-		{prefix(s.path + "/"), to(root + "/")},
+		{exactPath(s.path), to("/")},
+		{prefix(s.path + "/"), to("/")},
 	}
 }
 
@@ -116,13 +119,6 @@ func (s *service) upgrade(action *routev3.RouteAction, lifetime *durationpb.Dura
 	if s.def.GetAuthenticate() {
 		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: lifetime}
 	}
-}
-
-func orRoot(path string) string {
-	if path == "" {
-		return "/"
-	}
-	return path
 }
 
 // timeoutOf is the time that the login may take: what the user service gets, and some for the rest.
