@@ -5,7 +5,7 @@
 //
 // A use of a token that begins after a revoke of it has returned (mode [Proven]) is refused by every gateway, whatever
 // happens to Redis, to a connection or to a gateway's process: killed, frozen, slow, cut off on one side or on both.
-// A use begins when [Cache.Lookup] is called, or where Envoy holds leases, when the request arrives in Envoy.
+// A use begins when [Cache.Holder] is called, or where Envoy holds leases, when the request arrives in Envoy.
 // What Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly), or a fail-over to a
 // replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), which is also the lot of what a master takes
 // that was replaced already. Such a master is left behind Sentinel with the next heartbeat, or where none of the Sentinels
@@ -81,9 +81,9 @@ const (
 
 // Config bounds the cache. The zero Config is a good one.
 type Config struct {
-	// MaxEntries is how many sessions are kept at most. 0: 100,000.
+	// MaxEntries is how many tokens are kept at most. 0: 100,000.
 	MaxEntries int
-	// MaxBytes is how much memory the kept sessions take at most, as estimated. 0: 32 MiB.
+	// MaxBytes is how much memory the kept tokens take at most, as estimated. 0: 32 MiB.
 	MaxBytes int
 	// LookupTimeout bounds one look-up in the store. 0: 1 s.
 	LookupTimeout time.Duration
@@ -188,8 +188,8 @@ func (c *Cache) SetRevocation(r Revocation) { c.revocation.Store(int32(r)) }
 // SetEnvoyLease says for how long Envoys are to be allowed to remember a decision; 0 not at all.
 func (c *Cache) SetEnvoyLease(d time.Duration) { c.tracker.SetEnvoyLease(d) }
 
-// EnvoyLease is for how long an Envoy may remember a decision that follows from a Lookup made at or after the time now, counted
-// from the request's arrival there. It is asked for *before* the Lookup.
+// EnvoyLease is for how long an Envoy may remember a decision that follows from a Holder asked for at or after the time now, counted
+// from the request's arrival there. It is asked for *before* the Holder.
 func (c *Cache) EnvoyLease(now time.Time) time.Duration { return c.tracker.EnvoyLease(now) }
 
 // Held says whether look-ups are answered from memory at present.
@@ -227,9 +227,9 @@ func (c *Cache) Sessions(ctx context.Context, user string) ([]*tokens.Session, e
 }
 
 // Touch is the inner store's, and nothing where that is no tokens.Toucher.
-func (c *Cache) Touch(ctx context.Context, s *tokens.Session, at time.Time, address string) error {
+func (c *Cache) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
 	if inner, ok := c.store.(tokens.Toucher); ok {
-		return inner.Touch(ctx, s, at, address)
+		return inner.Touch(ctx, of, at, address)
 	}
 	return nil
 }

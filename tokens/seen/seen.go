@@ -69,7 +69,7 @@ type part uint64
 type milliseconds int64
 
 type sample struct {
-	session *tokens.Session
+	holder  tokens.Holder
 	at      time.Time
 	address string
 }
@@ -99,13 +99,13 @@ func New(c Config) (*Sampler, error) {
 
 // Seen takes down a use of a session from an address, where it is time for it. It never waits for the store, and
 // keeps a copy of the address alone.
-func (s *Sampler) Seen(session *tokens.Session, address string) {
-	now := time.Now()
-	switch due, room := s.shards[session.Hash[1]%shards].due(session.Hash, now, s.every); {
+func (s *Sampler) Seen(holder tokens.Holder, address string) {
+	now, hash := time.Now(), holder.Hash()
+	switch due, room := s.shards[hash[1]%shards].due(hash, now, s.every); {
 	case !room:
 		s.leftOut.Inc()
 	case due:
-		s.send(sample{session, now, strings.Clone(address)})
+		s.send(sample{holder, now, strings.Clone(address)})
 	}
 }
 
@@ -153,7 +153,7 @@ func (s *Sampler) write(ctx context.Context) {
 			return
 		}
 		bounded, cancel := context.WithTimeout(ctx, writeTimeout)
-		err := s.store.Touch(bounded, one.session, one.at, one.address)
+		err := s.store.Touch(bounded, one.holder, one.at, one.address)
 		cancel()
 		if err != nil {
 			s.failed.Inc() // the store's own metrics say what of it failed
