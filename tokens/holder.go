@@ -125,6 +125,9 @@ func (h Holder) String() string { return h.Hash().String() }
 // Format prints what String returns, whatever the verb.
 func (h Holder) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(h.String())) }
 
+// MarshalText is what String returns, for JSON and whatever else asks for text.
+func (h Holder) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+
 // LogValue is what String returns.
 func (h Holder) LogValue() slog.Value { return slog.StringValue(h.String()) }
 

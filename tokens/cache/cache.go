@@ -50,7 +50,8 @@
 // go-redis reads pushes only when a command is read on that connection, logs and skips a push that it cannot
 // parse, and its PubSub reconnects unasked, each a call-back that may be lost unnoticed; here whatever is not
 // understood ends the connection and with it the lease. Dialling, TLS and credentials are go-redis's, and so is the way of look-ups by Sentinel.
-// The table is a map with a clock hand per shard: no cache library checks a generation under the lock that inserts.
+// The table is an index of four bytes a token and a clock hand per shard: no cache library checks a generation under the lock that inserts,
+// and in a map of Go the hashes alone would take half as much as the holders.
 //
 // Unknown tokens and errors are not kept at all. Junk costs a look-up each; what it cannot do is to
 // push live sessions out of memory.
@@ -158,7 +159,7 @@ func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
 		store:      store,
 		tracker:    tracker,
 		timeout:    orDefault(config.LookupTimeout, time.Second),
-		maxEntries: max(1, orDefault(config.MaxEntries, 100_000)/shards),
+		maxEntries: min(max(1, orDefault(config.MaxEntries, 100_000)/shards), maxPlaces-1),
 		maxBytes:   orDefault(config.MaxBytes, 32<<20) / shards,
 		slots:      make(chan struct{}, orDefault(config.MaxLookups, 1024)),
 	}

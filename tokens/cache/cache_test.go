@@ -242,8 +242,8 @@ func TestBytesAreBoundedToo(t *testing.T) {
 			t.Fatalf("%d bytes", s.bytes)
 		}
 	}
-	if len(s.ring) == 0 || len(s.ring) != len(s.places) {
-		t.Fatalf("%d in the ring, %d in the map", len(s.ring), len(s.places))
+	if len(s.ring) == 0 || len(s.ring) != s.places.n {
+		t.Fatalf("%d in the ring, %d in the map", len(s.ring), s.places.n)
 	}
 	s.put(holder(randomHash(), string(make([]byte, 20_000))), 0, 1000, 10_000)
 	if s.bytes > 10_000 || len(s.ring) == 0 {

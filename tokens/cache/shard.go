@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"encoding/binary"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -10,15 +9,15 @@ import (
 )
 
 // shard holds the holders of a part of the tokens, no more than its bounds. A kept holder is its string, a place in
-// the ring and a cell in the map: a session with all that is known of it would be four times that.
+// the ring and one in the index: a session with all that is known of it would be four times that.
 type shard struct {
 	mu sync.RWMutex
 	// generation counts what was called back in this shard. What was asked for in an older one is not kept.
 	generation uint64
 	// epoch is the one in which all that is kept was asked for.
 	epoch uint64
-	// places says where in the ring a token is, by a part of its hash.
-	places map[part]int32
+	// places says where in the ring a token is.
+	places index
 	// ring is who is kept, in the order of the clock's hand.
 	ring  []tokens.Holder
 	hand  int
@@ -34,12 +33,6 @@ type shard struct {
 
 	_ [64]byte // so that two shards share no cache line
 }
-
-// part is eight bytes of a hash after the one that chooses the shard. Of two tokens that have it in common only the one that
-// was asked for last is kept; who is found by it is compared by the whole hash.
-type part uint64
-
-func partOf(h tokens.Hash) part { return part(binary.LittleEndian.Uint64(h[1:])) }
 
 func newShard() *shard {
 	s := &shard{
@@ -66,9 +59,11 @@ func (s *shard) get(h tokens.Hash) (tokens.Holder, uint64) {
 
 // find returns the place of a token. The lock is held.
 func (s *shard) find(h tokens.Hash) (at int, ok bool) {
-	place, ok := s.places[partOf(h)]
-	return int(place), ok && s.ring[place].Has(h)
+	return s.places.find(partOf(h), func(at int) bool { return s.ring[at].Has(h) })
 }
+
+// part is the one of the token at a place. The lock is held.
+func (s *shard) part(at int) part { return partOf(s.ring[at].Hash()) }
 
 // put keeps a holder that was asked for in an epoch, and evicts what was not used lately where the bounds ask for it. The lock is held.
 func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int) {
@@ -80,14 +75,17 @@ func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int
 		s.forget()
 		s.epoch = epoch
 	}
-	key := partOf(holder.Hash())
-	if old, ok := s.places[key]; ok {
-		s.drop(int(old))
+	hash := holder.Hash()
+	if old, ok := s.find(hash); ok {
+		s.drop(old)
 	}
 	for len(s.ring) >= maxEntries || s.bytes+size > maxBytes {
 		s.evict()
 	}
-	s.places[key] = int32(len(s.ring))
+	if n := len(s.ring); n == cap(s.ring) && n >= maxEntries/2 { // it will hardly be larger than that: append would make room for more
+		s.ring = append(make([]tokens.Holder, 0, maxEntries), s.ring...)
+	}
+	s.places.add(partOf(hash), len(s.ring), s.part)
 	s.ring = append(s.ring, holder)
 	s.used = append(s.used, atomic.Bool{})
 	s.bytes += size
@@ -112,12 +110,12 @@ func (s *shard) evict() {
 // drop forgets who is at a place; the last takes it. The lock is held.
 func (s *shard) drop(at int) {
 	s.bytes -= sizeOf(s.ring[at])
-	delete(s.places, partOf(s.ring[at].Hash()))
+	s.places.drop(s.part(at), at, s.part)
 	last := len(s.ring) - 1
 	if at != last {
 		s.ring[at] = s.ring[last]
 		s.used[at].Store(s.used[last].Load())
-		s.places[partOf(s.ring[at].Hash())] = int32(at)
+		s.places.move(s.part(at), last, at)
 	}
 	s.ring[last] = tokens.Holder{}
 	s.ring, s.used = s.ring[:last], s.used[:last]
@@ -148,7 +146,7 @@ func (s *shard) clear() {
 
 // forget forgets everybody. The lock is held.
 func (s *shard) forget() {
-	s.places = make(map[part]int32)
+	s.places = index{}
 	s.ring, s.used, s.hand, s.bytes = nil, nil, 0, 0
 }
 
@@ -159,9 +157,8 @@ func (s *shard) sizes() (entries, bytes int) {
 	return len(s.ring), s.bytes
 }
 
-// overhead is what keeping a holder costs beside its string: 17 bytes in the ring, which is a quarter larger than
-// what is in it on average when it grows, and as many in the map, at the load that a growing map has on average.
-const overhead = 48
+// overhead is what keeping a holder costs beside its string: 17 bytes in the ring and 4 in the index, of which some are empty.
+const overhead = 26
 
 // sizeOf estimates the memory that keeping a holder takes, in bytes. Strings are allocated in steps of 16.
 func sizeOf(h tokens.Holder) int { return overhead + (h.Size()+15)&^15 }
