@@ -21,21 +21,20 @@ import (
 // (2 s), so that a slow store is told apart from a slow Gatepost: the client gets 503 with a reason in the log.
 const LookupTimeout = time.Second
 
-// Sessions tells whose a token is. [tokens.Store] is one.
+// Sessions tells whose a token is. The Lookup of a [tokens.Store] is one, as [tokens.LookupFunc].
 type Sessions interface {
-	// Lookup returns the live session of a token, or an error: [tokens.ErrUnknown] where there is none, any
-	// other where that cannot be told. It keeps to the context's deadline, and the session that it returns is
-	// never changed afterwards. It is called from many goroutines at once.
-	Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error)
+	// Holder returns who holds a token that is live, or an error: [tokens.ErrUnknown] where it is none, any
+	// other where that cannot be told. It keeps to the context's deadline. It is called from many goroutines at once.
+	Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error)
 }
 
 // Config is what a Server needs.
 type Config struct {
 	// Sessions tells whose a token is. Required.
 	Sessions Sessions
-	// Seen is told of each use of a session: the session and the client's address, which it must copy to keep. It is
+	// Seen is told of each use of a session: whose it is and the client's address, which it must copy to keep. It is
 	// called on the request's path, from many goroutines at once. Nil: nobody is.
-	Seen func(s *tokens.Session, address string)
+	Seen func(holder tokens.Holder, address string)
 	// Lease is for how long Envoy may remember a decision by a look-up that begins after the call, from when the request
 	// arrived in Envoy. It is called before the look-up, from many goroutines at once. Nil: none is remembered.
 	Lease func() time.Duration
@@ -50,7 +49,7 @@ type Config struct {
 // Server answers Envoy's checks. Its methods may be called from many goroutines at once.
 type Server struct {
 	sessions Sessions
-	seen     func(*tokens.Session, string)
+	seen     func(tokens.Holder, string)
 	lease    func() time.Duration
 	logger   *slog.Logger
 	now      func() time.Time
@@ -101,15 +100,15 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 	v, ask := q.judge()
 	if ask {
 		lease := s.mayLease(q) // before the look-up: what is revoked after this is waited for
-		session, err := s.lookup(ctx, v.token)
+		holder, err := s.lookup(ctx, v.token)
 		now := s.now()
-		v.settle(session, err, now)
-		v.remember(lease, session, now)
+		v.settle(holder, err, now)
+		v.remember(lease, holder, now)
 		if v.reason == storeDown && ctx.Err() != nil {
 			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
 		}
 		if v.reason == tokenKnown && s.seen != nil {
-			s.seen(session, q.client)
+			s.seen(holder, q.client)
 		}
 	}
 	s.counts.add(v.rule.service, v.reason)
@@ -120,8 +119,8 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 	return v
 }
 
-func (s *Server) lookup(ctx context.Context, token tokens.Hash) (*tokens.Session, error) {
+func (s *Server) lookup(ctx context.Context, token tokens.Hash) (tokens.Holder, error) {
 	bounded := withTimeout(ctx, LookupTimeout)
 	defer bounded.done()
-	return s.sessions.Lookup(bounded, token)
+	return s.sessions.Holder(bounded, token)
 }

@@ -56,7 +56,7 @@ func benchGate() *Server {
 		panic(err)
 	}
 	live := map[tokens.Hash]*tokens.Session{token.Hash(): {Hash: token.Hash(), User: "4711", Expires: time.Now().Add(time.Hour)}}
-	s, err := New(Config{Sessions: &sessions{live: live}})
+	s, err := New(Config{Sessions: tokens.LookupFunc((&sessions{live: live}).Lookup)})
 	if err != nil {
 		panic(err)
 	}

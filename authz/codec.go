@@ -75,7 +75,12 @@ func (s *Server) checkBytes(ctx context.Context, q *request) (a any, err error) 
 	return newAnswer(&v)
 }
 
-// codec is gRPC's codec for protobuf, but for the two types of Check.
+// pieced is a message that is kept in pieces, which need not be put together to be sent. They are not changed any more.
+type pieced interface {
+	Pieces() (mem.BufferSlice, error)
+}
+
+// codec is gRPC's codec for protobuf, but for the two types of Check and for what is pieced.
 type codec struct{ proto encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
@@ -104,6 +109,8 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 		if err := soundResponse(r); err != nil {
 			return nil, err
 		}
+	case pieced:
+		return r.Pieces()
 	}
 	return c.proto.Marshal(v)
 }

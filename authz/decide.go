@@ -2,7 +2,6 @@ package authz
 
 import (
 	"errors"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -119,23 +118,23 @@ func (q *request) judge() (v verdict, ask bool) {
 var errMixedUp = errors.New("the store answered with the session of another token")
 
 // settle ends a decision with what the store said about the token, at the time now.
-func (v *verdict) settle(s *tokens.Session, err error, now time.Time) {
+func (v *verdict) settle(h tokens.Holder, err error, now time.Time) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
 		v.reason = tokenUnknown
 	case err != nil: // not a word about the token: never 401
 		v.reason, v.cause = storeDown, err
-	case s == nil || s.Hash != v.token: // never another user's identity
+	case !h.Has(v.token): // never another user's identity
 		v.reason, v.cause = storeDown, errMixedUp
-	case !s.Live(now):
+	case !h.Live(now):
 		v.reason = tokenUnknown
-	case !holds(s.Scopes, v.rule.scopes):
+	case !holds(h, v.rule.scopes):
 		v.reason = scopeMissing
-	case !presentable(s.User):
+	case !presentable(h.User()):
 		v.reason, v.cause = badUser, errors.New("the user's id cannot be put in a header")
 	default:
-		v.reason, v.user = tokenKnown, s.User
-		if left := s.Expires.Sub(now); v.rule.longest == 0 || left < v.rule.longest {
+		v.reason, v.user = tokenKnown, h.User()
+		if left := h.Expires().Sub(now); v.rule.longest == 0 || left < v.rule.longest {
 			v.left = left
 		}
 	}
@@ -155,13 +154,13 @@ func listed(list, origin string) bool {
 	return false
 }
 
-// holds says whether a session with the scopes has has every scope of the list needed.
-func holds(has []string, needed string) bool {
+// holds says whether a session has every scope of the list needed.
+func holds(h tokens.Holder, needed string) bool {
 	if needed == "" {
 		return true
 	}
 	for one := range strings.SplitSeq(needed, " ") {
-		if one != "" && !slices.Contains(has, one) {
+		if one != "" && !h.HasScope(one) {
 			return false
 		}
 	}

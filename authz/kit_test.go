@@ -78,7 +78,7 @@ func newGate(t testing.TB) *gate {
 		registry: prometheus.NewPedanticRegistry(),
 	}
 	server, err := New(Config{
-		Sessions:   g.store,
+		Sessions:   tokens.LookupFunc(g.store.Lookup),
 		Logger:     slog.New(slog.NewJSONHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Registerer: g.registry,
 	})

@@ -118,13 +118,14 @@ func (s *Server) mayLease(q *request) time.Duration {
 
 // remember lets Envoy remember the verdict for as long as the lease, where the same request would be answered alike until
 // it ends: an allow for a token in Authorization, with nothing of another header changed.
-func (v *verdict) remember(lease time.Duration, s *tokens.Session, now time.Time) {
+func (v *verdict) remember(lease time.Duration, h tokens.Holder, now time.Time) {
 	if lease <= 0 || v.reason != tokenKnown || v.shown != (shown{}) {
 		return
 	}
-	lease = min(lease, s.Expires.Sub(now))
+	left := h.Expires().Sub(now)
+	lease = min(lease, left)
 	if v.left == 0 { // and the request is not told when the token ends: nor need be the last one that is let pass
-		lease = min(lease, s.Expires.Sub(now)-v.rule.longest)
+		lease = min(lease, left-v.rule.longest)
 	}
 	v.lease = max(lease.Truncate(time.Millisecond), 0)
 }

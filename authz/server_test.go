@@ -360,7 +360,7 @@ func TestDecisionsAreCounted(t *testing.T) {
 			t.Errorf("%v: %v, want %v", labels, got, want)
 		}
 	}
-	if _, err := New(Config{Sessions: g.store, Registerer: g.registry}); err == nil {
+	if _, err := New(Config{Sessions: tokens.LookupFunc(g.store.Lookup), Registerer: g.registry}); err == nil {
 		t.Error("a second server registered the same metrics")
 	}
 	if problems, err := testutil.GatherAndLint(g.registry); err != nil || len(problems) > 0 {
@@ -387,7 +387,7 @@ func TestEachUseOfASessionIsTold(t *testing.T) {
 	g := newGate(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
 	var told []string
-	g.seen = func(s *tokens.Session, address string) { told = append(told, s.User+" "+address) }
+	g.seen = func(h tokens.Holder, address string) { told = append(told, h.User()+" "+address) }
 	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"b"}}
 	for _, r := range []*authv3.CheckRequest{
 		asking(shop, secured, authorization(token)), asking(shop, secured, authorization(token)),

@@ -35,6 +35,7 @@ const (
 var (
 	defaultAllowHeaders = []string{"Authorization", "Content-Type", "Accept"}
 	defaultMethods      = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
+	sharedTimeout       = durationpb.New(defaultTimeout)
 )
 
 // emptyDefaults are the defaults that stand in for a value which a message cannot tell from a missing one: an
@@ -94,7 +95,9 @@ func fillService(s *gatewayv1.Service) {
 		s.Authenticate = new(true) // secure unless it says otherwise
 	}
 	s.AllowedMethods = withHead(s.GetAllowedMethods())
-	s.Timeout = duration(s.GetTimeout(), defaultTimeout)
+	if s.Timeout == nil {
+		s.Timeout = sharedTimeout
+	}
 	for i, u := range s.GetUpstreams() {
 		s.Upstreams[i] = canonicalUpstream(u)
 	}
@@ -103,7 +106,7 @@ func fillService(s *gatewayv1.Service) {
 // withHead returns the methods with HEAD behind GET (RFC 9110 §9.3.2: HEAD is GET without the content).
 func withHead(methods []string) []string {
 	if len(methods) == 0 {
-		return slices.Clone(defaultMethods)
+		return defaultMethods // shared by all: definitions are never changed
 	}
 	if get := slices.Index(methods, "GET"); get >= 0 && !slices.Contains(methods, "HEAD") {
 		return slices.Insert(methods, get+1, "HEAD")

@@ -161,9 +161,9 @@ type watchedSessions struct {
 	token string
 }
 
-func (w *watchedSessions) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+func (w *watchedSessions) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
 	w.asked, w.token = true, h.String()
-	return w.Sessions.Lookup(ctx, h)
+	return w.Sessions.Holder(ctx, h)
 }
 
 // someone stands for the id of the token's user, where nobody was asked for it.
@@ -172,13 +172,14 @@ const someone = "(the id of the token's user)"
 // liveSession knows every token, as one with these scopes.
 type liveSession struct{ scopes []string }
 
-func (l liveSession) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
-	return &tokens.Session{Hash: h, User: someone, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}, nil
+func (l liveSession) Holder(_ context.Context, h tokens.Hash) (tokens.Holder, error) {
+	s := &tokens.Session{Hash: h, User: someone, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}
+	return s.Holder(), nil
 }
 
 // noSession knows no token.
 type noSession struct{}
 
-func (noSession) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
-	return nil, tokens.ErrUnknown
+func (noSession) Holder(context.Context, tokens.Hash) (tokens.Holder, error) {
+	return tokens.Holder{}, tokens.ErrUnknown
 }

@@ -138,8 +138,8 @@ func TestWithoutAStoreEachEndIsTold(t *testing.T) {
 
 type downSessions struct{}
 
-func (downSessions) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
-	return nil, tokens.ErrUnavailable
+func (downSessions) Holder(context.Context, tokens.Hash) (tokens.Holder, error) {
+	return tokens.Holder{}, tokens.ErrUnavailable
 }
 
 func TestAStoreThatIsDownIsNoWordAboutTheToken(t *testing.T) {

@@ -44,11 +44,11 @@ type world struct {
 // sessions is a store in memory. It is not changed after it is made.
 type sessions map[tokens.Hash]*tokens.Session
 
-func (s sessions) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+func (s sessions) Holder(_ context.Context, h tokens.Hash) (tokens.Holder, error) {
 	if found := s[h]; found != nil {
-		return found, nil
+		return found.Holder(), nil
 	}
-	return nil, tokens.ErrUnknown
+	return tokens.Holder{}, tokens.ErrUnknown
 }
 
 // open keeps a session and returns its token's text.

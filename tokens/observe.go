@@ -140,13 +140,13 @@ func (o *observed) Ping(ctx context.Context) error {
 }
 
 // Touch is the inner store's, and nothing where that is no [Toucher].
-func (o *observed) Touch(ctx context.Context, s *Session, at time.Time, address string) error {
+func (o *observed) Touch(ctx context.Context, of Holder, at time.Time, address string) error {
 	inner, ok := o.Store.(Toucher)
 	if !ok {
 		return nil
 	}
 	start := time.Now()
-	err := inner.Touch(ctx, s, at, address)
+	err := inner.Touch(ctx, of, at, address)
 	o.touch.done(start, err)
 	return err
 }

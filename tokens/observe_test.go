@@ -15,23 +15,23 @@ import (
 // answering is a store whose calls all end in err.
 type answering struct{ err error }
 
-func (a answering) Create(context.Context, *Session, int) error              { return a.err }
-func (a answering) Lookup(context.Context, Hash) (*Session, error)           { return nil, a.err }
-func (a answering) Rotate(context.Context, Hash, *Session) error             { return a.err }
-func (a answering) Revoke(context.Context, Hash) error                       { return a.err }
-func (a answering) Sessions(context.Context, string) ([]*Session, error)     { return nil, a.err }
-func (a answering) RevokeSession(context.Context, string, string) error      { return a.err }
-func (a answering) RevokeUser(context.Context, string) (int, error)          { return 0, a.err }
-func (a answering) Ping(context.Context) error                               { return a.err }
-func (a answering) Touch(context.Context, *Session, time.Time, string) error { return a.err }
-func (a answering) Close() error                                             { return a.err }
+func (a answering) Create(context.Context, *Session, int) error            { return a.err }
+func (a answering) Lookup(context.Context, Hash) (*Session, error)         { return nil, a.err }
+func (a answering) Rotate(context.Context, Hash, *Session) error           { return a.err }
+func (a answering) Revoke(context.Context, Hash) error                     { return a.err }
+func (a answering) Sessions(context.Context, string) ([]*Session, error)   { return nil, a.err }
+func (a answering) RevokeSession(context.Context, string, string) error    { return a.err }
+func (a answering) RevokeUser(context.Context, string) (int, error)        { return 0, a.err }
+func (a answering) Ping(context.Context) error                             { return a.err }
+func (a answering) Touch(context.Context, Holder, time.Time, string) error { return a.err }
+func (a answering) Close() error                                           { return a.err }
 
 func callAll(ctx context.Context, s Store) error {
 	var h Hash
 	_, lookup := s.Lookup(ctx, h)
 	_, list := s.Sessions(ctx, "ann")
 	_, user := s.RevokeUser(ctx, "ann")
-	touch := s.(Toucher).Touch(ctx, nil, time.Time{}, "")
+	touch := s.(Toucher).Touch(ctx, Holder{}, time.Time{}, "")
 	return errors.Join(touch, s.Create(ctx, nil, 0), lookup, s.Rotate(ctx, h, nil), s.Revoke(ctx, h), list,
 		s.RevokeSession(ctx, "ann", "x"), user, s.Ping(ctx))
 }

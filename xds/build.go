@@ -58,8 +58,9 @@ func Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
 // same: with ten thousand services and a change of one, all but that one. The zero Builder is ready. It is safe for
 // concurrent use.
 type Builder struct {
-	mu   sync.Mutex
-	last parts
+	mu    sync.Mutex
+	last  parts
+	shelf shelf // goes from one to the next
 }
 
 // Build is [Build]. Where it fails, the Builder is as it was before.
@@ -72,7 +73,7 @@ func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) 
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	one := &builder{gw: gw, opts: opts, last: b.last, next: newParts(), policies: map[string]*anypb.Any{}}
+	one := &builder{gw: gw, opts: opts, last: b.last, shelf: &b.shelf, next: newParts(), policies: map[string]*anypb.Any{}}
 	snapshot := one.snapshot()
 	if len(one.errs) > 0 {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(one.errs...))
@@ -90,6 +91,7 @@ type builder struct {
 	// common names all that is the same for every service: what a part was made of beside the service.
 	common     string
 	last, next parts
+	shelf      *shelf
 	// about is what is being built, for errors.
 	about string
 	errs  []error
@@ -167,7 +169,7 @@ func (b *builder) content(m proto.Message) string {
 
 // finish makes of a message what Envoy is sent.
 func (b *builder) finish(m proto.Message) *resource {
-	r, err := newResource(m)
+	r, err := b.shelf.resource(m)
 	if err != nil {
 		b.fail(err)
 		return &resource{}

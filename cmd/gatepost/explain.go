@@ -76,7 +76,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		}
 		store := redisstore.Open(options)
 		defer store.Close()
-		sessions = store
+		sessions = tokens.LookupFunc(store.Lookup)
 	}
 	whose := &tokensOfGateway{settings: s}
 	gateway, err := s.runningGateway(ctx, whose)
@@ -129,10 +129,10 @@ type tokensOfGateway struct {
 }
 
 // Lookup sends the token's hash, in a body: the token itself stays here.
-func (g *tokensOfGateway) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+func (g *tokensOfGateway) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
 	question, err := json.Marshal(admin.Question{TokenHash: h.Hex()})
 	if err != nil {
-		return nil, err
+		return tokens.Holder{}, err
 	}
 	var found admin.Found
 	body, err := g.tell(ctx, http.MethodPost, "/api/v1/lookup", question)
@@ -142,15 +142,15 @@ func (g *tokensOfGateway) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Se
 	var refused *refusal
 	switch {
 	case errors.As(err, &refused) && refused.code == http.StatusServiceUnavailable:
-		return nil, tokens.ErrUnavailable
+		return tokens.Holder{}, tokens.ErrUnavailable
 	case err != nil:
 		g.failed = fmt.Errorf("asking whose the token is: %w", err)
-		return nil, g.failed
+		return tokens.Holder{}, g.failed
 	case found.Session == nil:
-		return nil, tokens.ErrUnknown
+		return tokens.Holder{}, tokens.ErrUnknown
 	}
-	s := found.Session
-	return &tokens.Session{Hash: h, ID: s.ID, User: s.User, Scopes: s.Scopes, Issued: s.Issued, Expires: s.Expires, Ends: s.Ends}, nil
+	s := tokens.Session{Hash: h, ID: found.Session.ID, User: found.Session.User, Scopes: found.Session.Scopes, Expires: found.Session.Expires, Ends: found.Session.Ends}
+	return s.Holder(), nil
 }
 
 // currentDefinitions are those of the file that --config names, or the newest revision in Redis.

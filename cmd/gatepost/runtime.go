@@ -1,27 +1,38 @@
 package main
 
 import (
+	"context"
 	"io"
 	"log"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"time"
 )
 
 // How far the heap may grow beyond what is live before it is collected. Where a few megabytes are live, which is
 // how a gateway mostly is, the runtime's own measure would collect after each few megabytes more: to let it grow to
-// five times that is a tenth of the CPU of a check. Where much is live, five times is much memory for nothing:
-// headroom is enough there, as long as it is not so little that the gateway does nothing but collect.
+// five times that is a tenth of the CPU of a check. Where much is live, it grows by what is allocated in a while: no more memory than
+// is worth a collection, and no collection after the other under load.
 const (
-	mostPercent  = 400
-	leastPercent = 50
-	headroom     = 24 << 20
+	mostPercent = 400
+	anyway      = 32 << 20               // to which the heap may grow in any case, less what is live once more
+	interval    = 100 * time.Millisecond // what is allocated in that time
+	liveAtOnce  = 32 << 20               // with twice as much live a collection takes twice as long, and so does the interval
+	leastGrowth = 4 << 20
+	leastOfLive = 8 // an eighth: else a heap of which much is live would do nothing but collect
+	mostGrowth  = 24 << 20
+	mostOfLive  = 2
 )
 
-// gcPercent is GOGC where so many bytes are live.
-func gcPercent(live uint64) int {
-	return int(min(max(headroom*100/max(live, 1), leastPercent), mostPercent))
+// gcPercent is GOGC where so many bytes are live and so many are allocated in a second.
+func gcPercent(live, perSecond uint64) int {
+	most := max(mostGrowth, live/mostOfLive)
+	growth := min(perSecond/uint64(time.Second/interval), most)
+	growth = growth * max(live>>20, liveAtOnce>>20) / (liveAtOnce >> 20)
+	growth = max(growth, leastGrowth, live/leastOfLive, anyway-min(2*live, anyway))
+	return int(min(min(growth, most)*100/max(live, 1), mostPercent))
 }
 
 // tuneRuntime sets what the runtime cannot know; GOGC says otherwise where it is set. GOMEMLIMIT is the runtime's own,
@@ -29,10 +40,13 @@ func gcPercent(live uint64) int {
 func tuneRuntime() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(mostPercent)
-		set := mostPercent
+		set, before, then := mostPercent, uint64(0), time.Now()
 		afterEachCollection(func() {
+			use, now := readHeap(), time.Now()
+			perSecond := float64(use.allocated-before) / max(now.Sub(then), time.Millisecond).Seconds()
+			before, then = use.allocated, now
 			// A change stops the world for a moment, so a small one is not worth it.
-			if percent := gcPercent(liveBytes()); percent < set*9/10 || percent > set*11/10 {
+			if percent := gcPercent(use.live, uint64(perSecond)); percent < set*9/10 || percent > set*11/10 {
 				debug.SetGCPercent(percent)
 				set = percent
 			}
@@ -52,12 +66,72 @@ func afterEachCollection(f func()) {
 	}, f)
 }
 
-// liveBytes is what the last collection has found to be in use.
-func liveBytes() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	metrics.Read(sample)
-	if sample[0].Value.Kind() != metrics.KindUint64 {
-		return 0
+// heapUse is what the last collection has found to be in use, and what was ever allocated, in bytes.
+type heapUse struct{ live, allocated uint64 }
+
+func readHeap() heapUse {
+	samples := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	metrics.Read(samples)
+	var use heapUse
+	for i, to := range []*uint64{&use.live, &use.allocated} {
+		if samples[i].Value.Kind() == metrics.KindUint64 {
+			*to = samples[i].Value.Uint64()
+		}
 	}
-	return sample[0].Value.Uint64()
+	return use
+}
+
+// giveBack gives the system all the memory that is not needed now. It takes some milliseconds, and what is needed again
+// is a moment slower then.
+func giveBack() {
+	runtime.GC() // a pool keeps what it has over one collection
+	debug.FreeOSMemory()
+	releaseProgram()
+}
+
+// lull says when there is nothing to do and memory to be given back: after definitions were read, after a wave of requests.
+type lull struct{ allocated, given uint64 }
+
+const (
+	lullLength = 250 * time.Millisecond
+	// idleBytes are what some hundred requests in a second allocate in that time: giving back costs such a gateway
+	// less than a hundredth of a CPU.
+	idleBytes = 512 << 10
+	// worthGiving is how much must have been allocated since memory was given back last.
+	worthGiving = 8 << 20
+)
+
+// now is told each lullLength of what was ever allocated.
+func (l *lull) now(allocated uint64) bool {
+	idle := allocated-l.allocated < idleBytes
+	l.allocated = allocated
+	if !idle || allocated-l.given < worthGiving {
+		return false
+	}
+	l.given = allocated
+	return true
+}
+
+// programAge is for how long at most what was used of the program's pages stays: one that is busy from its start on has no lull.
+// To take them in again is a millisecond.
+const programAge = 15 * time.Second
+
+// giveBackInLulls gives memory back whenever there is a lull, until ctx ends.
+func giveBackInLulls(ctx context.Context) {
+	var l lull
+	lulls, ages := time.NewTicker(lullLength), time.NewTicker(programAge)
+	defer lulls.Stop()
+	defer ages.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-lulls.C:
+			if l.now(readHeap().allocated) {
+				giveBack()
+			}
+		case <-ages.C:
+			releaseProgram()
+		}
+	}
 }

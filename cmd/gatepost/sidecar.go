@@ -114,6 +114,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
 	})
 	side.adminSrv = newHTTPServer(side.admin)
+	giveBack() // what only the start has needed
 	return side, nil
 }
 
@@ -186,6 +187,7 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
 	group.Go(func() error { return s.applier.Run(ctx) })
+	group.Go(func() error { giveBackInLulls(ctx); return nil })
 	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil
 }

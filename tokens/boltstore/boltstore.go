@@ -275,12 +275,13 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 }
 
 // Touch implements [tokens.Toucher].
-func (s *Store) Touch(ctx context.Context, session *tokens.Session, at time.Time, address string) error {
+func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
 	return s.update(ctx, "keeping when a session was seen", func(t *change) error {
-		if t.tx.Bucket(idsBucket).Get([]byte(session.ID)) == nil {
+		id := []byte(of.ID())
+		if t.tx.Bucket(idsBucket).Get(id) == nil {
 			return errUnchanged
 		}
-		return t.tx.Bucket(seenBucket).Put([]byte(session.ID), formatSeen(at, address))
+		return t.tx.Bucket(seenBucket).Put(id, formatSeen(at, address))
 	})
 }
 

@@ -238,7 +238,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 			if err := s.Rotate(t.Context(), short.Hash, next); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Touch(t.Context(), next, now, "192.0.2.1"); err != nil {
+			if err := s.Touch(t.Context(), next.Holder(), now, "192.0.2.1"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -5,7 +5,7 @@
 //
 // A use of a token that begins after a revoke of it has returned (mode [Proven]) is refused by every gateway, whatever
 // happens to Redis, to a connection or to a gateway's process: killed, frozen, slow, cut off on one side or on both.
-// A use begins when [Cache.Lookup] is called, or where Envoy holds leases, when the request arrives in Envoy.
+// A use begins when [Cache.Holder] is called, or where Envoy holds leases, when the request arrives in Envoy.
 // What Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly), or a fail-over to a
 // replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), which is also the lot of what a master takes
 // that was replaced already. Such a master is left behind Sentinel with the next heartbeat, or where none of the Sentinels
@@ -50,7 +50,8 @@
 // go-redis reads pushes only when a command is read on that connection, logs and skips a push that it cannot
 // parse, and its PubSub reconnects unasked, each a call-back that may be lost unnoticed; here whatever is not
 // understood ends the connection and with it the lease. Dialling, TLS and credentials are go-redis's, and so is the way of look-ups by Sentinel.
-// The table is a map with a clock hand per shard: no cache library checks a generation under the lock that inserts.
+// The table is an index of four bytes a token and a clock hand per shard: no cache library checks a generation under the lock that inserts,
+// and in a map of Go the hashes alone would take half as much as the holders.
 //
 // Unknown tokens and errors are not kept at all. Junk costs a look-up each; what it cannot do is to
 // push live sessions out of memory.
@@ -81,9 +82,9 @@ const (
 
 // Config bounds the cache. The zero Config is a good one.
 type Config struct {
-	// MaxEntries is how many sessions are kept at most. 0: 100,000.
+	// MaxEntries is how many tokens are kept at most. 0: 100,000.
 	MaxEntries int
-	// MaxBytes is how much memory the kept sessions take at most, as estimated. 0: 32 MiB.
+	// MaxBytes is how much memory the kept tokens take at most, as estimated. 0: 32 MiB.
 	MaxBytes int
 	// LookupTimeout bounds one look-up in the store. 0: 1 s.
 	LookupTimeout time.Duration
@@ -158,7 +159,7 @@ func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
 		store:      store,
 		tracker:    tracker,
 		timeout:    orDefault(config.LookupTimeout, time.Second),
-		maxEntries: max(1, orDefault(config.MaxEntries, 100_000)/shards),
+		maxEntries: min(max(1, orDefault(config.MaxEntries, 100_000)/shards), maxPlaces-1),
 		maxBytes:   orDefault(config.MaxBytes, 32<<20) / shards,
 		slots:      make(chan struct{}, orDefault(config.MaxLookups, 1024)),
 	}
@@ -188,8 +189,8 @@ func (c *Cache) SetRevocation(r Revocation) { c.revocation.Store(int32(r)) }
 // SetEnvoyLease says for how long Envoys are to be allowed to remember a decision; 0 not at all.
 func (c *Cache) SetEnvoyLease(d time.Duration) { c.tracker.SetEnvoyLease(d) }
 
-// EnvoyLease is for how long an Envoy may remember a decision that follows from a Lookup made at or after the time now, counted
-// from the request's arrival there. It is asked for *before* the Lookup.
+// EnvoyLease is for how long an Envoy may remember a decision that follows from a Holder asked for at or after the time now, counted
+// from the request's arrival there. It is asked for *before* the Holder.
 func (c *Cache) EnvoyLease(now time.Time) time.Duration { return c.tracker.EnvoyLease(now) }
 
 // Held says whether look-ups are answered from memory at present.
@@ -227,9 +228,9 @@ func (c *Cache) Sessions(ctx context.Context, user string) ([]*tokens.Session, e
 }
 
 // Touch is the inner store's, and nothing where that is no tokens.Toucher.
-func (c *Cache) Touch(ctx context.Context, s *tokens.Session, at time.Time, address string) error {
+func (c *Cache) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
 	if inner, ok := c.store.(tokens.Toucher); ok {
-		return inner.Touch(ctx, s, at, address)
+		return inner.Touch(ctx, of, at, address)
 	}
 	return nil
 }

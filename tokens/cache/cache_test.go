@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -33,7 +34,7 @@ func TestConcurrentMissesOfOneTokenAreOneLookup(t *testing.T) {
 	var all sync.WaitGroup
 	for range 50 {
 		all.Go(func() {
-			if s, err := c.Lookup(t.Context(), h); err != nil || s.Hash != h {
+			if s, err := c.Holder(t.Context(), h); err != nil || !s.Has(h) {
 				t.Errorf("looking up: %v, %v", s, err)
 			}
 		})
@@ -60,13 +61,13 @@ func TestWhoAskedFirstMayGoAwayWithoutTheOthers(t *testing.T) {
 	first, leave := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if _, err := c.Lookup(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		if _, err := c.Holder(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 			t.Errorf("the one who left: %v", err)
 		}
 	})
 	redistest.Eventually(t, "the first who asks", func() bool { return c.Stats().Misses == 1 })
 	all.Go(func() {
-		if _, err := c.Lookup(t.Context(), h); err != nil {
+		if _, err := c.Holder(t.Context(), h); err != nil {
 			t.Errorf("the one who stayed: %v", err)
 		}
 	})
@@ -92,9 +93,9 @@ func TestLookupsNeverMixTokens(t *testing.T) {
 			for range 2000 {
 				h := hashes[rand.N(len(hashes))]
 				ctx, cancel := context.WithTimeout(t.Context(), rand.N(500*time.Microsecond))
-				s, err := c.Lookup(ctx, h)
+				s, err := c.Holder(ctx, h)
 				cancel()
-				if err == nil && s.User != h.Hex() {
+				if err == nil && s.User() != h.Hex() {
 					t.Errorf("the session of another token")
 				} else if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
 					t.Errorf("looking up: %v", err)
@@ -113,7 +114,7 @@ func (s *swapped) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) 
 
 func TestASessionOfAnotherTokenIsNoAnswer(t *testing.T) {
 	c := newCache(t, &swapped{}, Config{})
-	if s, err := c.Lookup(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+	if s, err := c.Holder(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
 		t.Fatalf("a store that mixes tokens is believed: %v, %v", s, err)
 	}
 }
@@ -128,13 +129,13 @@ func TestErrorsAndUnknownTokensAreNotKept(t *testing.T) {
 			return nil
 		}}, Config{})
 		h := randomHash()
-		_, err := c.Lookup(t.Context(), h)
+		_, err := c.Holder(t.Context(), h)
 		if errors.Is(answer, tokens.ErrUnknown) != errors.Is(err, tokens.ErrUnknown) ||
 			errors.Is(err, tokens.ErrUnknown) == errors.Is(err, tokens.ErrUnavailable) {
 			t.Fatalf("the store answered %v, the cache %v", answer, err)
 		}
 		fail = false
-		if _, err := c.Lookup(t.Context(), h); err != nil {
+		if _, err := c.Holder(t.Context(), h); err != nil {
 			t.Fatalf("after %v the token lives: %v", answer, err)
 		}
 	}
@@ -144,8 +145,8 @@ func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
 	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { return tokens.ErrUnknown }}, Config{})
 	h := randomHash()
 	s := c.shard(h)
-	s.put(&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}, c.epoch.Load(), 10, 1<<20)
-	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	s.put((&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}).Holder(), c.epoch.Load(), 10, 1<<20)
+	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Fatalf("an expired session: %v", err)
 	}
 	if entries, bytes := s.sizes(); entries != 0 || bytes != 0 {
@@ -159,7 +160,7 @@ func TestAnEntryOfAnotherEpochIsNotBelieved(t *testing.T) {
 	c := newCache(t, store, Config{})
 	h := randomHash()
 	for range 2 {
-		if _, err := c.Lookup(t.Context(), h); err != nil {
+		if _, err := c.Holder(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 		c.epoch.Add(1)
@@ -179,7 +180,7 @@ func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for i := range 250_000 {
-				if _, err := c.Lookup(t.Context(), randomHash()); err != nil {
+				if _, err := c.Holder(t.Context(), randomHash()); err != nil {
 					t.Errorf("looking up: %v", err)
 					return
 				}
@@ -205,19 +206,46 @@ func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
 	runtime.KeepAlive(c)
 }
 
+// What the bound in bytes goes by is the memory that is really taken.
+func TestTheEstimateIsNearTheMemoryTaken(t *testing.T) {
+	for _, user := range []string{"user-4711", strings.Repeat("u", 500)} {
+		heap := func() int {
+			runtime.GC()
+			var stats runtime.MemStats
+			runtime.ReadMemStats(&stats)
+			return int(stats.HeapAlloc)
+		}
+		before, estimate := heap(), 0
+		kept := make([]*shard, 16)
+		for i := range kept {
+			kept[i] = newShard()
+			for range 400 {
+				kept[i].put(holder(randomHash(), user), 0, 400, 1<<20)
+			}
+			estimate += kept[i].bytes
+		}
+		if taken := heap() - before; taken > estimate*5/4 || taken < estimate*3/4 {
+			t.Errorf("an estimate of %d bytes for %d, by %d a token", estimate, taken, taken/len(kept)/400)
+		} else {
+			t.Logf("%d bytes a token, %d as estimated", taken/len(kept)/400, estimate/len(kept)/400)
+		}
+		runtime.KeepAlive(kept)
+	}
+}
+
 func TestBytesAreBoundedToo(t *testing.T) {
 	s := newShard()
 	long := make([]byte, 1000)
 	for range 100 {
-		s.put(&tokens.Session{Hash: randomHash(), User: string(long)}, 0, 1000, 10_000)
+		s.put(holder(randomHash(), string(long)), 0, 1000, 10_000)
 		if s.bytes > 10_000 {
 			t.Fatalf("%d bytes", s.bytes)
 		}
 	}
-	if len(s.ring) == 0 || len(s.ring) != len(s.entries) {
-		t.Fatalf("%d in the ring, %d in the map", len(s.ring), len(s.entries))
+	if len(s.ring) == 0 || len(s.ring) != s.places.n {
+		t.Fatalf("%d in the ring, %d in the map", len(s.ring), s.places.n)
 	}
-	s.put(&tokens.Session{Hash: randomHash(), User: string(make([]byte, 20_000))}, 0, 1000, 10_000)
+	s.put(holder(randomHash(), string(make([]byte, 20_000))), 0, 1000, 10_000)
 	if s.bytes > 10_000 || len(s.ring) == 0 {
 		t.Fatalf("a session larger than the shard: %d bytes, %d entries", s.bytes, len(s.ring))
 	}
@@ -226,14 +254,12 @@ func TestBytesAreBoundedToo(t *testing.T) {
 func TestWhatIsUsedOutlivesWhatIsNot(t *testing.T) {
 	s := newShard()
 	hot := randomHash()
-	s.put(&tokens.Session{Hash: hot}, 0, 10, 1<<20)
+	s.put(holder(hot, "ann"), 0, 10, 1<<20)
 	for range 1000 {
-		e := s.get(hot)
-		if e == nil {
+		if got, _ := s.get(hot); got.IsZero() {
 			t.Fatal("a token in use was evicted before those that are not")
 		}
-		e.used.Store(true)
-		s.put(&tokens.Session{Hash: randomHash()}, 0, 10, 1<<20)
+		s.put(holder(randomHash(), "bob"), 0, 10, 1<<20)
 	}
 }
 
@@ -242,12 +268,12 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { <-release; return nil }}, Config{MaxLookups: 5})
 	var all sync.WaitGroup
 	for range 5 {
-		all.Go(func() { _, _ = c.Lookup(t.Context(), randomHash()) })
+		all.Go(func() { _, _ = c.Holder(t.Context(), randomHash()) })
 	}
 	redistest.Eventually(t, "five look-ups", func() bool { return len(c.slots) == 5 })
 	before := runtime.NumGoroutine()
 	for range 1000 {
-		if _, err := c.Lookup(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+		if _, err := c.Holder(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
 			t.Fatalf("a look-up beyond the bound: %v", err)
 		}
 	}
@@ -266,7 +292,7 @@ func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
 	}
 	h := randomHash()
 	for range 3 {
-		if _, err := c.Lookup(t.Context(), h); err != nil {
+		if _, err := c.Holder(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -281,7 +307,7 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 	inRevoke := make(chan struct{})
 	store := &slowRevoke{entered: inRevoke, release: make(chan struct{})}
 	c = newCache(t, store, Config{})
-	if _, err := c.Lookup(t.Context(), h); err != nil {
+	if _, err := c.Holder(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
@@ -291,12 +317,12 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 		}
 	})
 	<-inRevoke
-	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("a token that is being revoked: %v", err)
 	}
 	close(store.release)
 	all.Wait()
-	if _, err := c.Lookup(t.Context(), h); err != nil {
+	if _, err := c.Holder(t.Context(), h); err != nil {
 		t.Errorf("a token whose revoke failed is as the store says: %v", err)
 	}
 }
@@ -327,7 +353,7 @@ func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
 				return nil
 			}
 			c := newCache(t, store, Config{})
-			use := func() error { _, err := c.Lookup(t.Context(), h); return err }
+			use := func() error { _, err := c.Holder(t.Context(), h); return err }
 			if err := use(); err != nil {
 				t.Fatal(err)
 			}
@@ -376,18 +402,18 @@ func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {
 		return nil
 	}}, Config{LookupTimeout: time.Minute})
 	var all sync.WaitGroup
-	all.Go(func() { _, _ = c.Lookup(t.Context(), h) }) // began before the revoke: either answer is right
+	all.Go(func() { _, _ = c.Holder(t.Context(), h) }) // began before the revoke: either answer is right
 	redistest.Eventually(t, "a look-up under way", func() bool { return len(c.slots) == 1 })
 	dead.Store(h, true)
 	if err := c.Revoke(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("after the revoke, before the late answer: %v", err)
 	}
 	close(release)
 	all.Wait()
-	if _, err := c.Lookup(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("after the revoke and the late answer: %v", err)
 	}
 }
@@ -397,7 +423,7 @@ func TestMetricsSayWhatTheCacheDid(t *testing.T) {
 	c := newCache(t, &everything{}, Config{Registerer: registry})
 	h := randomHash()
 	for range 3 {
-		if _, err := c.Lookup(t.Context(), h); err != nil {
+		if _, err := c.Holder(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -64,13 +64,13 @@ func (h *history) use(t *testing.T, g *gateway, s *subject) {
 	defer cancel()
 	ended, tried, apart, began := s.ended.Load(), s.tried.Load(), h.apart.Load(), time.Now()
 	envoy := g.EnvoyLease(began)
-	got, err := g.Lookup(ctx, s.session.Hash)
+	got, err := g.Holder(ctx, s.session.Hash)
 	h.uses.Add(1)
 	switch {
 	case err == nil:
 		h.accepted.Add(1)
-		if got.Hash != s.session.Hash || got.User != s.session.User {
-			t.Errorf("the token of %s is taken for %s's", s.session.User, got.User)
+		if !got.Has(s.session.Hash) || got.User() != s.session.User {
+			t.Errorf("the token of %s is taken for %s's", s.session.User, got.User())
 		}
 		if ended != 0 {
 			t.Errorf("a use that began %v after the revoke returned was accepted", time.Duration(h.now()-ended))

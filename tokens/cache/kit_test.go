@@ -220,10 +220,10 @@ func (g *gateway) create(user string) *tokens.Session {
 }
 
 // answer looks the token up until the store can tell.
-func (g *gateway) answer(s *tokens.Session) (got *tokens.Session, err error) {
+func (g *gateway) answer(s *tokens.Session) (got tokens.Holder, err error) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a store that can tell", func() bool {
-		got, err = g.Lookup(g.t.Context(), s.Hash)
+		got, err = g.Holder(g.t.Context(), s.Hash)
 		return !errors.Is(err, tokens.ErrUnavailable)
 	})
 	return got, err
@@ -235,8 +235,8 @@ func (g *gateway) allow(s *tokens.Session) {
 	if err != nil {
 		g.t.Fatalf("looking up a live token: %v", err)
 	}
-	if got.Hash != s.Hash || got.User != s.User {
-		g.t.Fatalf("looking up %v's token: it is %v's", s.User, got.User)
+	if !got.Has(s.Hash) || got.User() != s.User {
+		g.t.Fatalf("looking up %v's token: it is %v's", s.User, got.User())
 	}
 }
 
@@ -251,13 +251,16 @@ func (g *gateway) deny(s *tokens.Session) {
 func (g *gateway) warm(s *tokens.Session) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a token in memory", func() bool {
-		_, _ = g.Lookup(g.t.Context(), s.Hash)
+		_, _ = g.Holder(g.t.Context(), s.Hash)
 		return g.keeps(s)
 	})
 }
 
 // keeps says whether the session is in memory, believed or not.
-func (g *gateway) keeps(s *tokens.Session) bool { return g.shard(s.Hash).get(s.Hash) != nil }
+func (g *gateway) keeps(s *tokens.Session) bool {
+	kept, _ := g.shard(s.Hash).get(s.Hash)
+	return kept.Has(s.Hash)
+}
 
 func (g *gateway) revoke(s *tokens.Session) {
 	g.t.Helper()
@@ -295,6 +298,12 @@ func (*everything) Close() error                              { return nil }
 type always struct{ Alone }
 
 func (*always) Held(time.Time) bool { return true }
+
+// holder is who holds a token for an hour.
+func holder(h tokens.Hash, user string) tokens.Holder {
+	s := tokens.Session{Hash: h, User: user, Expires: time.Now().Add(time.Hour)}
+	return s.Holder()
+}
 
 func randomHash() (h tokens.Hash) {
 	for i := range h {

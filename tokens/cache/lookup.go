@@ -14,23 +14,36 @@ var (
 	errMixed = fmt.Errorf("%w: it answered with another token's session", tokens.ErrUnavailable)
 )
 
-// Lookup returns the live session of a token, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
+// Lookup returns the live session of a token as the store has it, or tokens.ErrUnknown, or tokens.ErrUnavailable.
+// From memory [Cache.Holder] answers: of all that is known of a session, that is what is kept.
 func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	s := c.shard(h)
+	if s.isEnding(h) {
+		return nil, tokens.ErrUnknown
+	}
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return nil, errBusy
+	}
+	defer func() { <-c.slots }()
+	return c.lookup(ctx, s, h)
+}
+
+// Holder returns who holds a token that is live, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
+func (c *Cache) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
 	// The order matters: the time first, then the lease, then the epoch. Where the lease ended and began again
 	// after the time was read, the epoch has been counted up before, and is seen here.
 	now := time.Now()
 	held := c.tracker.Held(now)
 	s := c.shard(h)
 	if held {
-		if e := s.get(h); e != nil && e.epoch == c.epoch.Load() && e.session.Hash == h {
-			if e.session.Live(now) {
-				if !e.used.Load() {
-					e.used.Store(true)
-				}
+		if holder, epoch := s.get(h); !holder.IsZero() && epoch == c.epoch.Load() {
+			if holder.Live(now) {
 				s.hits.Add(1)
-				return e.session, nil
+				return holder, nil
 			}
-			s.dropExpired(e, now)
+			s.dropExpired(h, now)
 		}
 	}
 	s.misses.Add(1)
@@ -39,20 +52,20 @@ func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 
 // flight is one look-up in the store on behalf of all who ask for the token meanwhile.
 type flight struct {
-	done    chan struct{} // closed when the two below are set
-	session *tokens.Session
-	err     error
+	done   chan struct{} // closed when the two below are set
+	holder tokens.Holder
+	err    error
 
 	generation, epoch uint64 // when it was sent
 }
 
 // ask asks the store. Where no lease is held, nobody could say how old the answer of another's look-up is:
 // then each asks for itself, and keeps nothing.
-func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (*tokens.Session, error) {
+func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (tokens.Holder, error) {
 	s.mu.Lock()
 	if s.ending[h] > 0 {
 		s.mu.Unlock()
-		return nil, tokens.ErrUnknown
+		return tokens.Holder{}, tokens.ErrUnknown
 	}
 	epoch := c.epoch.Load()
 	f := s.flights[h]
@@ -64,12 +77,12 @@ func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (*t
 	case c.slots <- struct{}{}:
 	default:
 		s.mu.Unlock()
-		return nil, errBusy
+		return tokens.Holder{}, errBusy
 	}
 	if !held {
 		s.mu.Unlock()
 		defer func() { <-c.slots }()
-		return c.lookup(ctx, s, h)
+		return c.holder(ctx, s, h)
 	}
 	f = &flight{done: make(chan struct{}), generation: s.generation, epoch: epoch}
 	s.flights[h] = f
@@ -79,28 +92,37 @@ func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (*t
 	return f.wait(ctx)
 }
 
-func (f *flight) wait(ctx context.Context) (*tokens.Session, error) {
+func (f *flight) wait(ctx context.Context) (tokens.Holder, error) {
 	select {
 	case <-f.done:
-		return f.session, f.err
+		return f.holder, f.err
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", tokens.ErrUnavailable, ctx.Err())
+		return tokens.Holder{}, fmt.Errorf("%w: %w", tokens.ErrUnavailable, ctx.Err())
 	}
 }
 
 func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
 	defer func() { <-c.slots }()
-	f.session, f.err = c.lookup(ctx, s, h)
+	f.holder, f.err = c.holder(ctx, s, h)
 	s.mu.Lock()
 	if s.flights[h] == f {
 		delete(s.flights, h)
 	}
 	now := time.Now()
 	if f.err == nil && c.tracker.Held(now) && f.generation == s.generation && f.epoch == c.epoch.Load() {
-		s.put(f.session, f.epoch, c.maxEntries, c.maxBytes)
+		s.put(f.holder, f.epoch, c.maxEntries, c.maxBytes)
 	}
 	s.mu.Unlock()
 	close(f.done)
+}
+
+// holder makes one look-up in the store, and takes of its answer what is kept.
+func (c *Cache) holder(ctx context.Context, s *shard, h tokens.Hash) (tokens.Holder, error) {
+	session, err := c.lookup(ctx, s, h)
+	if err != nil {
+		return tokens.Holder{}, err
+	}
+	return session.Holder(), nil
 }
 
 // lookup makes one look-up in the store, whose answer is the token's or an error of package tokens.

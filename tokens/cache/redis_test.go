@@ -63,7 +63,7 @@ func TestWhatRedisForgetsIsRefused(t *testing.T) {
 		g.warm(s)
 		do(s)
 		redistest.Eventually(t, "a token refused that was "+what, func() bool {
-			_, err := g.Lookup(t.Context(), s.Hash)
+			_, err := g.Holder(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
@@ -77,7 +77,7 @@ func TestWhatRedisEvictsIsRefused(t *testing.T) {
 	server.Do("CONFIG", "SET", "maxmemory", "1")
 	redistest.Eventually(t, "an evicted token refused", func() bool {
 		_ = client(t, server.Addr).Set(t.Context(), "other", "value", 0).Err() // makes Redis look for room
-		_, err := g.Lookup(t.Context(), s.Hash)
+		_, err := g.Holder(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 }
@@ -116,7 +116,7 @@ func TestAnAnswerThatItsCallBackOvertookIsNotKept(t *testing.T) {
 	data.Hold(faultproxy.Down)
 	var late sync.WaitGroup
 	late.Go(func() {
-		_, _ = g.Lookup(t.Context(), s.Hash) // it began before the token ended: either answer is right
+		_, _ = g.Holder(t.Context(), s.Hash) // it began before the token ended: either answer is right
 	})
 	redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
 	server.Do("DEL", key(s.Hash))
@@ -137,7 +137,7 @@ func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
 	g.warm(s)
 	server.Freeze()
 	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
-		_, err := g.Lookup(t.Context(), s.Hash)
+		_, err := g.Holder(t.Context(), s.Hash)
 		if errors.Is(err, tokens.ErrUnknown) {
 			t.Fatal("a live token is unknown while Redis cannot be asked")
 		}
@@ -148,7 +148,7 @@ func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
 	}
 	server.Thaw()
 	redistest.Eventually(t, "an answer when Redis goes on", func() bool {
-		_, err := g.Lookup(t.Context(), s.Hash)
+		_, err := g.Holder(t.Context(), s.Hash)
 		return err == nil
 	})
 	g.awaitHeld()
@@ -162,7 +162,7 @@ func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
 	g.warm(ended)
 	server.Kill()
 	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
-		_, err := g.Lookup(t.Context(), s.Hash)
+		_, err := g.Holder(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnavailable)
 	})
 	server.Restart()
@@ -170,7 +170,7 @@ func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
 	redistest.Eventually(t, "a lease that is held", g.Held)
 	g.deny(ended)
 	redistest.Eventually(t, "a token that lives", func() bool {
-		_, err := g.Lookup(t.Context(), s.Hash)
+		_, err := g.Holder(t.Context(), s.Hash)
 		return err == nil
 	})
 }
@@ -204,7 +204,7 @@ func TestTheTrackingIsKilledByRedis(t *testing.T) {
 		redistest.Eventually(t, "a lease that was lost and is held", func() bool { return g.Stats().EpochDrops > drops && g.Held() })
 		server.Do("DEL", key(s.Hash))
 		redistest.Eventually(t, "a token refused", func() bool {
-			_, err := g.Lookup(t.Context(), s.Hash)
+			_, err := g.Holder(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
@@ -219,10 +219,10 @@ func TestOnlyTheDataIsCut(t *testing.T) {
 	data.Refuse()
 	data.Cut()
 	drops := g.Stats().EpochDrops
-	if _, err := g.Lookup(t.Context(), s.Hash); err != nil && g.Stats().EpochDrops == drops {
+	if _, err := g.Holder(t.Context(), s.Hash); err != nil && g.Stats().EpochDrops == drops {
 		t.Errorf("a kept token, while the lease is held: %v", err)
 	}
-	if _, err := g.Lookup(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+	if _, err := g.Holder(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
 		t.Errorf("a token that is not kept: %v", err)
 	}
 	if err := g.Revoke(t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
@@ -230,7 +230,7 @@ func TestOnlyTheDataIsCut(t *testing.T) {
 	}
 	data.Heal()
 	redistest.Eventually(t, "a token that lives", func() bool {
-		_, err := g.Lookup(t.Context(), cold.Hash)
+		_, err := g.Holder(t.Context(), cold.Hash)
 		return err == nil
 	})
 }
@@ -245,7 +245,7 @@ func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
 		tracking.Swallow(d)
 		server.Do("DEL", key(s.Hash))
 		redistest.Eventually(t, "a token refused", func() bool {
-			_, err := g.Lookup(t.Context(), s.Hash)
+			_, err := g.Holder(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 		tracking.Heal()
@@ -336,10 +336,10 @@ func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
 			for i := range 400 {
 				s := all[(i*31+w*7)%len(all)]
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%4)*time.Millisecond)
-				got, err := g.Lookup(ctx, s.Hash)
+				got, err := g.Holder(ctx, s.Hash)
 				cancel()
-				if err == nil && got.User != s.User {
-					t.Errorf("%s is taken for %s", s.User, got.User)
+				if err == nil && got.User() != s.User {
+					t.Errorf("%s is taken for %s", s.User, got.User())
 				}
 				if errors.Is(err, tokens.ErrUnknown) {
 					t.Errorf("a live token is unknown")
@@ -447,7 +447,7 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 		return err == nil && role[0] == "master" && g.Held()
 	})
 	redistest.Eventually(t, "a token in memory again", func() bool {
-		_, _ = g.Lookup(t.Context(), s.Hash)
+		_, _ = g.Holder(t.Context(), s.Hash)
 		return g.keeps(s)
 	})
 	g.revoke(s)
@@ -476,7 +476,7 @@ func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
 			t.Fatal(err)
 		}
 		redistest.Eventually(t, "a token refused that was deleted by hand", func() bool {
-			_, err := b.Lookup(t.Context(), s.Hash)
+			_, err := b.Holder(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}

@@ -4,21 +4,26 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"gatepost/tokens"
 )
 
-// shard holds the sessions of a part of the hashes, no more than its bounds.
+// shard holds the holders of a part of the tokens, no more than its bounds. A kept holder is its string, a place in
+// the ring and one in the index: a session with all that is known of it would be four times that.
 type shard struct {
 	mu sync.RWMutex
 	// generation counts what was called back in this shard. What was asked for in an older one is not kept.
 	generation uint64
-	entries    map[tokens.Hash]*entry
-	// ring is the same entries in the order of the clock's hand.
-	ring  []*entry
+	// epoch is the one in which all that is kept was asked for.
+	epoch uint64
+	// places says where in the ring a token is.
+	places index
+	// ring is who is kept, in the order of the clock's hand.
+	ring  []tokens.Holder
 	hand  int
 	bytes int
+	// used says of each place in the ring whether it was asked for since the hand passed it. It is set under the lock for reading.
+	used []atomic.Bool
 	// flights are the look-ups that are under way.
 	flights map[tokens.Hash]*flight
 	// ending are the tokens that this gateway is revoking, with how often: they open nothing here, whatever the store says.
@@ -27,15 +32,6 @@ type shard struct {
 	hits, misses, evictions atomic.Uint64
 
 	_ [64]byte // so that two shards share no cache line
-}
-
-// entry is a kept session. All but used is never changed.
-type entry struct {
-	session *tokens.Session
-	epoch   uint64
-	bytes   int
-	at      int // its place in the ring; under the shard's lock
-	used    atomic.Bool
 }
 
 func newShard() *shard {
@@ -47,42 +43,63 @@ func newShard() *shard {
 	return s
 }
 
-// get returns the kept entry of a token, or nil.
-func (s *shard) get(h tokens.Hash) *entry {
+// get returns the kept holder of a token and the epoch in which it was asked for, or nobody. It counts as a use.
+func (s *shard) get(h tokens.Hash) (tokens.Holder, uint64) {
 	s.mu.RLock()
-	e := s.entries[h]
-	s.mu.RUnlock()
-	return e
+	defer s.mu.RUnlock()
+	at, ok := s.find(h)
+	if !ok {
+		return tokens.Holder{}, 0
+	}
+	if used := &s.used[at]; !used.Load() {
+		used.Store(true)
+	}
+	return s.ring[at], s.epoch
 }
 
-// put keeps a session, and evicts what was not used lately where the bounds ask for it. The lock is held.
-func (s *shard) put(session *tokens.Session, epoch uint64, maxEntries, maxBytes int) {
-	e := &entry{session: session, epoch: epoch, bytes: sizeOf(session)}
-	if e.bytes > maxBytes {
+// find returns the place of a token. The lock is held.
+func (s *shard) find(h tokens.Hash) (at int, ok bool) {
+	return s.places.find(partOf(h), func(at int) bool { return s.ring[at].Has(h) })
+}
+
+// part is the one of the token at a place. The lock is held.
+func (s *shard) part(at int) part { return partOf(s.ring[at].Hash()) }
+
+// put keeps a holder that was asked for in an epoch, and evicts what was not used lately where the bounds ask for it. The lock is held.
+func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int) {
+	size := sizeOf(holder)
+	if size > maxBytes {
 		return
 	}
-	if old := s.entries[session.Hash]; old != nil {
+	if s.epoch != epoch {
+		s.forget()
+		s.epoch = epoch
+	}
+	hash := holder.Hash()
+	if old, ok := s.find(hash); ok {
 		s.drop(old)
 	}
-	for len(s.ring) >= maxEntries || s.bytes+e.bytes > maxBytes {
+	for len(s.ring) >= maxEntries || s.bytes+size > maxBytes {
 		s.evict()
 	}
-	e.at = len(s.ring)
-	s.ring = append(s.ring, e)
-	s.entries[session.Hash] = e
-	s.bytes += e.bytes
+	if n := len(s.ring); n == cap(s.ring) && n >= maxEntries/2 { // it will hardly be larger than that: append would make room for more
+		s.ring = append(make([]tokens.Holder, 0, maxEntries), s.ring...)
+	}
+	s.places.add(partOf(hash), len(s.ring), s.part)
+	s.ring = append(s.ring, holder)
+	s.used = append(s.used, atomic.Bool{})
+	s.bytes += size
 }
 
-// evict drops the first entry under the hand that was not used since the hand passed it (the CLOCK algorithm). The
-// lock is held, and there is an entry.
+// evict drops the first under the hand that was not used since the hand passed it (the CLOCK algorithm). The
+// lock is held, and somebody is kept.
 func (s *shard) evict() {
 	for {
 		if s.hand >= len(s.ring) {
 			s.hand = 0
 		}
-		e := s.ring[s.hand]
-		if !e.used.Swap(false) {
-			s.drop(e)
+		if !s.used[s.hand].Swap(false) {
+			s.drop(s.hand)
 			s.evictions.Add(1)
 			return
 		}
@@ -90,39 +107,47 @@ func (s *shard) evict() {
 	}
 }
 
-// drop forgets an entry of the shard. The lock is held.
-func (s *shard) drop(e *entry) {
-	delete(s.entries, e.session.Hash)
+// drop forgets who is at a place; the last takes it. The lock is held.
+func (s *shard) drop(at int) {
+	s.bytes -= sizeOf(s.ring[at])
+	s.places.drop(s.part(at), at, s.part)
 	last := len(s.ring) - 1
-	s.ring[e.at] = s.ring[last]
-	s.ring[e.at].at = e.at
-	s.ring[last] = nil
-	s.ring = s.ring[:last]
-	s.bytes -= e.bytes
+	if at != last {
+		s.ring[at] = s.ring[last]
+		s.used[at].Store(s.used[last].Load())
+		s.places.move(s.part(at), last, at)
+	}
+	s.ring[last] = tokens.Holder{}
+	s.ring, s.used = s.ring[:last], s.used[:last]
 }
 
 // callBack forgets a token and every look-up of the shard that was sent before. The lock is held.
 func (s *shard) callBack(h tokens.Hash) {
 	s.generation++
-	if e := s.entries[h]; e != nil {
-		s.drop(e)
+	if at, ok := s.find(h); ok {
+		s.drop(at)
 	}
 }
 
-// dropExpired forgets the entry unless it was replaced.
-func (s *shard) dropExpired(e *entry, now time.Time) {
+// dropExpired forgets a token unless it was replaced by one that lives.
+func (s *shard) dropExpired(h tokens.Hash, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.entries[e.session.Hash] == e && !e.session.Live(now) {
-		s.drop(e)
+	if at, ok := s.find(h); ok && !s.ring[at].Live(now) {
+		s.drop(at)
 	}
 }
 
-// clear forgets every entry. The lock is held, or the shard is new.
+// clear forgets everybody and every look-up that was sent before. The lock is held, or the shard is new.
 func (s *shard) clear() {
 	s.generation++
-	s.entries = make(map[tokens.Hash]*entry)
-	s.ring, s.hand, s.bytes = nil, 0, 0
+	s.forget()
+}
+
+// forget forgets everybody. The lock is held.
+func (s *shard) forget() {
+	s.places = index{}
+	s.ring, s.used, s.hand, s.bytes = nil, nil, 0, 0
 }
 
 // sizes returns how much is kept.
@@ -132,15 +157,8 @@ func (s *shard) sizes() (entries, bytes int) {
 	return len(s.ring), s.bytes
 }
 
-// overhead is what an entry costs beside its strings: the structs, a map cell (key, pointer, control byte, at the
-// load that a growing map has on average) and the place in the ring.
-const overhead = int(unsafe.Sizeof(entry{})+unsafe.Sizeof(tokens.Session{})) + 96
+// overhead is what keeping a holder costs beside its string: 17 bytes in the ring and 4 in the index, of which some are empty.
+const overhead = 26
 
-// sizeOf estimates the memory that keeping a session takes, in bytes.
-func sizeOf(s *tokens.Session) int {
-	n := overhead + len(s.ID) + len(s.User) + len(s.ClientAddress) + len(s.UserAgent) + len(s.LastAddress)
-	for _, scope := range s.Scopes {
-		n += int(unsafe.Sizeof(scope)) + len(scope)
-	}
-	return n
-}
+// sizeOf estimates the memory that keeping a holder takes, in bytes. Strings are allocated in steps of 16.
+func sizeOf(h tokens.Holder) int { return overhead + (h.Size()+15)&^15 }

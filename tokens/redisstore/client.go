@@ -21,6 +21,9 @@ const (
 	callTimeout  = 1500 * time.Millisecond
 )
 
+// connBuffer is how much of what is read and written one connection keeps, in bytes.
+const connBuffer = 4 << 10
+
 // quiet stops the client library from writing to standard error: what it has to tell is in the errors.
 var quiet = sync.OnceFunc(logging.Disable)
 
@@ -55,7 +58,10 @@ func newClient(o *Options) redis.UniversalClient {
 
 		PoolSize:         max(16, 8*runtime.GOMAXPROCS(0)),
 		PipelinePoolSize: -1, // the same pool: pipelines are rare here
-		ConnMaxIdleTime:  5 * time.Minute,
+		// A record is some hundred bytes; with the library's 32 KiB the pool would take a megabyte.
+		ReadBufferSize:  connBuffer,
+		WriteBufferSize: connBuffer,
+		ConnMaxIdleTime: 5 * time.Minute,
 
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},

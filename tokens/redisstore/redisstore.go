@@ -383,10 +383,10 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 }
 
 // Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
-func (s *Store) Touch(ctx context.Context, session *tokens.Session, at time.Time, address string) error {
+func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := s.client.Set(ctx, seenKey(session.ID), formatSeen(at, address), untilPositive(session.Ends)).Err()
+	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()
 	if err != nil {
 		return unavailable(ctx, "keeping when a session was seen", err)
 	}

@@ -33,9 +33,9 @@ const (
 	// queued is how many samples wait for their write.
 	queued = 1024
 	// shards and perShard bound what is remembered: 64 Ki tokens within the time between two samples. Of those
-	// beyond, no use is kept.
-	shards   = 64
-	perShard = 1024
+	// beyond, no use is kept. So many fill a map of Go, and one more would make it twice as large.
+	shards   = 74
+	perShard = 896
 )
 
 // Sampler takes samples. Its methods may be called from many goroutines at once.
@@ -62,14 +62,16 @@ type shard struct {
 	began      time.Time             // the young generation
 }
 
-// part is eight bytes of a hash after the one that chooses the shard: so much that two tokens are hardly ever taken for one; where they are, a use is left out.
-type part uint64
+// part is four bytes of a hash after the two that choose the shard: among the thousand of a shard two tokens are hardly ever
+// taken for one (one in four million); where they are, a use is left out.
+type part uint32
 
-// milliseconds since 1970. With both, what is remembered of a token is a quarter of its hash and a time.Time.
-type milliseconds int64
+// milliseconds since 1970, of which the lowest bits are enough to tell how long ago within two generations. With both, what is remembered
+// of a token is eight bytes.
+type milliseconds uint32
 
 type sample struct {
-	session *tokens.Session
+	holder  tokens.Holder
 	at      time.Time
 	address string
 }
@@ -99,15 +101,17 @@ func New(c Config) (*Sampler, error) {
 
 // Seen takes down a use of a session from an address, where it is time for it. It never waits for the store, and
 // keeps a copy of the address alone.
-func (s *Sampler) Seen(session *tokens.Session, address string) {
-	now := time.Now()
-	switch due, room := s.shards[session.Hash[1]%shards].due(session.Hash, now, s.every); {
+func (s *Sampler) Seen(holder tokens.Holder, address string) {
+	now, hash := time.Now(), holder.Hash()
+	switch due, room := s.shards[shardOf(hash)].due(hash, now, s.every); {
 	case !room:
 		s.leftOut.Inc()
 	case due:
-		s.send(sample{session, now, strings.Clone(address)})
+		s.send(sample{holder, now, strings.Clone(address)})
 	}
 }
+
+func shardOf(h tokens.Hash) int { return int(binary.LittleEndian.Uint16(h[:])) % shards }
 
 // due says whether the token has not been sampled for so long, and has it sampled now. Without room for one more
 // it says so, and nothing is remembered.
@@ -117,7 +121,7 @@ func (s *shard) due(h tokens.Hash, now time.Time, every time.Duration) (due, roo
 	if s.young == nil || now.Sub(s.began) >= every {
 		s.old, s.young, s.began = s.young, map[part]milliseconds{}, now
 	}
-	key, at := part(binary.LittleEndian.Uint64(h[2:])), milliseconds(now.UnixMilli())
+	key, at := part(binary.LittleEndian.Uint32(h[2:])), milliseconds(now.UnixMilli())
 	last, known := s.young[key]
 	if !known {
 		last, known = s.old[key]
@@ -153,7 +157,7 @@ func (s *Sampler) write(ctx context.Context) {
 			return
 		}
 		bounded, cancel := context.WithTimeout(ctx, writeTimeout)
-		err := s.store.Touch(bounded, one.session, one.at, one.address)
+		err := s.store.Touch(bounded, one.holder, one.at, one.address)
 		cancel()
 		if err != nil {
 			s.failed.Inc() // the store's own metrics say what of it failed

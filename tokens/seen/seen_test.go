@@ -27,11 +27,11 @@ type store struct {
 	err     error
 }
 
-func (s *store) Touch(ctx context.Context, session *tokens.Session, at time.Time, address string) error {
+func (s *store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
 	s.mu.Lock()
 	held, err := s.held, s.err
 	if !held && err == nil {
-		s.touches = append(s.touches, session.User+" "+at.UTC().Format("15:04:05")+" "+address)
+		s.touches = append(s.touches, of.User()+" "+at.UTC().Format("15:04:05")+" "+address)
 	}
 	s.mu.Unlock()
 	if held {
@@ -59,10 +59,10 @@ func sampler(t *testing.T, s *store) *Sampler {
 	return made
 }
 
-func session(n uint32, user string) *tokens.Session {
+func session(n uint32, user string) tokens.Holder {
 	s := &tokens.Session{User: user}
 	binary.BigEndian.PutUint32(s.Hash[2:], n)
-	return s
+	return s.Holder()
 }
 
 func TestASessionIsSampledOnceAMinute(t *testing.T) {
