@@ -1,11 +1,14 @@
 package definitions
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
+	"buf.build/go/protovalidate"
 	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -54,23 +57,37 @@ func readDecodeError(err error) (place position, what string) {
 	return position{line, column}, m[3]
 }
 
+// validator holds the rules of the model, made ready once: that takes longer than most files.
+var validator = sync.OnceValues(func() (protovalidate.Validator, error) {
+	return protovalidate.New(protovalidate.WithMessages(&gatewayv1.Gateway{}))
+})
+
 // checkRules finds what breaks a rule that stands in the model at the field.
 func checkRules(f *findings, g *gatewayv1.Gateway) {
 	defer f.spoil()
-	rules, err := model()
-	if err != nil { // a rule that cannot be asked is one that does not hold
-		f.at(f.root, "", faultf("", "the rules of the model cannot be checked: %v", err))
-		return
+	v, err := validator()
+	if err == nil {
+		err = v.Validate(g)
 	}
-	rules.check(g.ProtoReflect(), "", func(v violation) { addViolation(f, v) })
+	var broken *protovalidate.ValidationError
+	switch {
+	case err == nil:
+	case errors.As(err, &broken):
+		for _, violation := range broken.Violations {
+			addViolation(f, violation)
+		}
+	default: // a rule that cannot be asked is one that does not hold
+		f.at(f.root, "", faultf("", "the rules of the model cannot be checked: %v", err))
+	}
 }
 
-func addViolation(f *findings, v violation) {
-	if v.id == "repeated.unique" {
-		addTwins(f, v.field)
+func addViolation(f *findings, v *protovalidate.Violation) {
+	field := protovalidate.FieldPathString(v.Proto.GetField())
+	if v.Proto.GetRuleId() == "repeated.unique" {
+		addTwins(f, field)
 		return
 	}
-	f.add(v.field, violationFault(f, v))
+	f.add(field, violationFault(f, field, v))
 }
 
 // addTwins adds a problem for each item of a list that it has before.
@@ -105,14 +122,14 @@ var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 	"gatepost.v1.Gateway.origins":             {"an origin", "write it as a browser sends it, such as https://shop.example"},
 }
 
-func violationFault(f *findings, v violation) *fault {
-	known := words[fullName(v.field)]
-	node, there := f.locate(v.field)
-	if !there || v.id == "repeated.min_items" {
+func violationFault(f *findings, field string, v *protovalidate.Violation) *fault {
+	known := words[fullName(field)]
+	if _, there := f.locate(field); !there || v.Proto.GetRuleId() == "repeated.min_items" {
 		return faultf(known.remedy, "is missing")
 	}
-	limit := v.limit.String()
-	switch _, rule, _ := strings.Cut(v.id, "."); rule {
+	node, _ := f.locate(field)
+	limit := v.RuleValue.String()
+	switch kind, rule, _ := strings.Cut(v.Proto.GetRuleId(), "."); rule {
 	case "in":
 		return choiceFault(node, v)
 	case "max_len":
@@ -123,9 +140,12 @@ func violationFault(f *findings, v violation) *fault {
 		return faultf(known.remedy, "is empty")
 	case "pattern", "not_in":
 		return patternFault(node, known.noun, known.remedy)
-	default: // of a number
-		return faultf(v.says, "%s is out of range", node.Value)
+	default:
+		if kind == "duration" || kind == "uint32" {
+			return faultf(v.Proto.GetMessage(), "%s is out of range", node.Value)
+		}
 	}
+	return faultf(known.remedy, "%s", v.Proto.GetMessage())
 }
 
 func patternFault(node *yaml.Node, noun, remedy string) *fault {
@@ -137,10 +157,10 @@ func patternFault(node *yaml.Node, noun, remedy string) *fault {
 }
 
 // choiceFault speaks of a text that is none of those that there are.
-func choiceFault(node *yaml.Node, v violation) *fault {
+func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
 	var choices []string
-	for i := range v.limit.List().Len() {
-		if choice := v.limit.List().Get(i).String(); choice != "" {
+	for i := range v.RuleValue.List().Len() {
+		if choice := v.RuleValue.List().Get(i).String(); choice != "" {
 			choices = append(choices, choice)
 		}
 	}

@@ -112,16 +112,11 @@ func (l *lull) now(allocated uint64) bool {
 	return true
 }
 
-// programAge is for how long at most what was used of the program's pages stays: one that is busy from its start on has no lull.
-// To take them in again is a millisecond.
-const programAge = 15 * time.Second
-
 // giveBackInLulls gives memory back whenever there is a lull, until ctx ends.
 func giveBackInLulls(ctx context.Context) {
 	var l lull
-	lulls, ages := time.NewTicker(lullLength), time.NewTicker(programAge)
+	lulls := time.NewTicker(lullLength)
 	defer lulls.Stop()
-	defer ages.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -130,8 +125,6 @@ func giveBackInLulls(ctx context.Context) {
 			if l.now(readHeap().allocated) {
 				giveBack()
 			}
-		case <-ages.C:
-			releaseProgram()
 		}
 	}
 }
