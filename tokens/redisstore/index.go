@@ -37,19 +37,20 @@ const grace = 60_000
 // time alike, whatever the clocks of several Gateposts say. Redis writes a number that it is given to the last digit.
 const (
 	// prelude defines the time, and how entries are marked, entered and dropped once they have expired. The index is
-	// given some time beyond its last entry's, so that not each login has to lengthen it.
+	// given some time beyond its last entry's, so that a busy user's is lengthened, and looked through, once in a minute.
 	prelude = `
 local key = KEYS[1]
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function mark(m, score) redis.call('ZADD', key, 'XX', -score, m) end
 local function enter(m, ttl, grace)
+  redis.call('ZADD', key, 'NX', now + ttl, m)
+  if redis.call('PTTL', key) >= ttl + grace then return end
+  redis.call('PEXPIRE', key, ttl + 2 * grace)
   if redis.call('ZCOUNT', key, '-inf', now - grace) > 0 then
     redis.call('ZREMRANGEBYSCORE', key, '(0', now - grace)
     redis.call('ZREMRANGEBYSCORE', key, grace - now, '(0')
   end
-  redis.call('ZADD', key, 'NX', now + ttl, m)
-  if redis.call('PTTL', key) < ttl + grace then redis.call('PEXPIRE', key, ttl + 2 * grace) end
 end
 `
 	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that it marked because there were
