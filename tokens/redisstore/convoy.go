@@ -3,21 +3,35 @@ package redisstore
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// convoyLength is how many commands go together at most, and so how many callers feel that a connection breaks.
-const convoyLength = 64
+const (
+	// convoyLength is how many commands go together at most, and so how many callers feel that a connection breaks.
+	convoyLength = 64
+	// convoyPatience is how long a pipeline may take before it is taken for one that hangs, and convoyPipelines how
+	// many there may be at once then.
+	convoyPatience  = 100 * time.Millisecond
+	convoyPipelines = 8
+)
 
-// convoy sends the commands of many callers together: what comes while one pipeline is under way goes with the next, in
-// one write and one read for all of them. Who comes alone is sent at once. It may be used by many goroutines.
+// convoy sends the commands of many callers together: what comes while a pipeline is under way goes with the next, in
+// one write and one read for all of them. Who comes alone is sent at once, and who comes while a pipeline hangs does not
+// wait for that. It may be used by many goroutines.
 type convoy struct {
-	client redis.UniversalClient
+	client   redis.UniversalClient
+	patience time.Duration
 
 	mu       sync.Mutex
 	waiting  []*passenger
-	underway bool // a pipeline
+	underway int       // pipelines
+	sent     time.Time // when the last of them was
+}
+
+func newConvoy(client redis.UniversalClient) *convoy {
+	return &convoy{client: client, patience: convoyPatience}
 }
 
 // passenger is one caller's command.
@@ -33,8 +47,11 @@ func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
 	p := &passenger{ctx: ctx, cmd: cmd, done: make(chan struct{})}
 	c.mu.Lock()
 	c.waiting = append(c.waiting, p)
-	start := !c.underway
-	c.underway = true
+	start := c.underway == 0 || c.underway < convoyPipelines && time.Since(c.sent) > c.patience
+	if start {
+		c.underway++
+		c.sent = time.Now()
+	}
 	c.mu.Unlock()
 	if start {
 		go c.run()
@@ -63,7 +80,10 @@ func (c *convoy) next() []*passenger {
 	if len(c.waiting) == 0 {
 		c.waiting = nil // what has been sent is not kept by it
 	}
-	c.underway = n > 0
+	c.sent = time.Now()
+	if n == 0 {
+		c.underway--
+	}
 	return next
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
@@ -17,15 +18,18 @@ import (
 
 // pipelines counts those that a client sends, and can hold them up.
 type pipelines struct {
-	sent atomic.Int64
-	held sync.RWMutex // by who holds them up
+	sent  atomic.Int64
+	held  sync.RWMutex  // by who holds them up
+	stuck chan struct{} // :: closed when the first that comes may go on; nil: it may
 }
 
 func (p *pipelines) DialHook(next redis.DialHook) redis.DialHook          { return next }
 func (p *pipelines) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 func (p *pipelines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		p.sent.Add(1)
+		if p.sent.Add(1) == 1 && p.stuck != nil {
+			<-p.stuck
+		}
 		p.held.RLock()
 		defer p.held.RUnlock()
 		return next(ctx, cmds)
@@ -50,6 +54,7 @@ func counted(t *testing.T) (*Store, *pipelines) {
 	s := open(t, redistest.Start(t))
 	sent := new(pipelines)
 	s.client.AddHook(sent)
+	s.logins.patience = time.Hour // a busy machine does not look like a pipeline that hangs
 	return s, sent
 }
 
@@ -89,6 +94,20 @@ func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
 	if n := sent.sent.Load(); n != 3 { // the first, and the others in two
 		t.Errorf("%d pipelines were sent", n)
 	}
+}
+
+func TestAPipelineThatHangsHoldsUpNobodyWhoComesLater(t *testing.T) {
+	s, sent := counted(t)
+	s.logins.patience = 0
+	sent.stuck = make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { echo(t, s, "first") })
+	sent.await(t, 1)
+	for range 3 {
+		echo(t, s, "later")
+	}
+	close(sent.stuck)
+	wg.Wait()
 }
 
 func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {

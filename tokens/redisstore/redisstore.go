@@ -78,7 +78,7 @@ var (
 // down now is no error.
 func Open(options *Options) *Store {
 	client := newClient(options)
-	return &Store{options: options, client: client, logins: &convoy{client: client}}
+	return &Store{options: options, client: client, logins: newConvoy(client)}
 }
 
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
