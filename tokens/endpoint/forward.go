@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -22,6 +23,9 @@ const (
 	// maxAnswer and maxAnswerHeader bound what the user service may answer.
 	maxAnswer       = 1 << 20
 	maxAnswerHeader = 64 << 10
+
+	// maxKept is the largest buffer that is kept for the next answer.
+	maxKept = 64 << 10
 
 	// idleTimeout is how long an idle connection to the user service is kept: less than the servers do that
 	// close them soonest (gunicorn after 2s, Node.js after 5s), for a login that meets one being closed is
@@ -59,7 +63,16 @@ type answer struct {
 	body   *bytes.Buffer
 }
 
-func (a *answer) release() { release(a.body) }
+// buffers holds the memory of answers. What grew large is not kept, and no token is.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+func (a *answer) release() {
+	if a.body.Cap() <= maxKept {
+		clear(a.body.Bytes())
+		a.body.Reset()
+		buffers.Put(a.body)
+	}
+}
 
 // forward sends a login to the user service as it came and returns the whole answer, or errUnreachable,
 // errSlow, errAnswer, or the error of the client's body. The answer is read to its end before anything is

@@ -63,7 +63,6 @@ func (l *login) run() outcome {
 	if err != nil {
 		return l.badRequest(err)
 	}
-	defer b.close()
 	user, err := a.userName(l.r, b)
 	if err != nil {
 		return l.badRequest(err)

@@ -33,7 +33,7 @@ func (a *Authenticator) userName(r *http.Request, b *body) (string, error) {
 	}
 	n := namer{field: a.UserField}
 	n.form(r.URL.RawQuery) // where many frameworks look for form fields too
-	n.body(r.Header.Get("Content-Type"), b.head.Bytes())
+	n.body(r.Header.Get("Content-Type"), b.head)
 	return n.name, n.err
 }
 

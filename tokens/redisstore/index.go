@@ -33,30 +33,39 @@ func splitMember(m string) (id string, h tokens.Hash, ok bool) {
 // grace is how long an entry outlives its token, in milliseconds, so that a slow login is not taken for an ended one.
 const grace = 60_000
 
-// Each script changes one key, KEYS[1], an index. They take the time from Redis: entries and records then expire
-// by elapsed time alike, whatever the clocks of several Gateposts say.
+// Each script changes one index, KEYS[1]. They take the time from Redis: entries and records then expire by elapsed
+// time alike, whatever the clocks of several Gateposts say. Redis writes a number that it is given to the last digit.
 const (
-	// prelude defines the time, and how entries are marked, entered and dropped once they have expired.
+	// prelude defines the time, and how entries are marked, entered and dropped once they have expired. The index is
+	// given some time beyond its last entry's, so that a busy user's is lengthened, and looked through, once in a minute.
 	prelude = `
 local key = KEYS[1]
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-local function exactly(n) return string.format('%.0f', n) end
-local function mark(m, score) redis.call('ZADD', key, 'XX', exactly(-score), m) end
+local function mark(m, score) redis.call('ZADD', key, 'XX', -score, m) end
 local function enter(m, ttl, grace)
-  redis.call('ZREMRANGEBYSCORE', key, '(0', exactly(now - grace))
-  redis.call('ZREMRANGEBYSCORE', key, exactly(grace - now), '(0')
-  redis.call('ZADD', key, 'NX', exactly(now + ttl), m)
-  if redis.call('PTTL', key) < ttl + grace then redis.call('PEXPIRE', key, exactly(ttl + grace)) end
+  redis.call('ZADD', key, 'NX', now + ttl, m)
+  if redis.call('PTTL', key) >= ttl + grace then return end
+  redis.call('PEXPIRE', key, ttl + 2 * grace)
+  if redis.call('ZCOUNT', key, '-inf', now - grace) > 0 then
+    redis.call('ZREMRANGEBYSCORE', key, '(0', now - grace)
+    redis.call('ZREMRANGEBYSCORE', key, grace - now, '(0')
+  end
 end
 `
 	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that it marked because there were
-	// more than limit: those that expire first, and never the new one.
+	// more than limit: those that expire first, and never the new one. Where one server has all keys the session is
+	// kept in the same step: KEYS then name its id and its record too, and ARGV the index by its digest, the
+	// session's lifetime, and the record.
 	enterScript = prelude + `
 local limit = tonumber(ARGV[4])
 enter(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
-if limit <= 0 or redis.call('ZCOUNT', key, exactly(now), '+inf') <= limit then return {} end
-local live = redis.call('ZRANGEBYSCORE', key, exactly(now), '+inf', 'WITHSCORES')
+if KEYS[2] then
+  redis.call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])
+  redis.call('SET', KEYS[3], ARGV[7], 'PX', ARGV[2])
+end
+if limit <= 0 or redis.call('ZCOUNT', key, now, '+inf') <= limit then return {} end
+local live = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES')
 local own = string.sub(ARGV[1], 1, 16)
 local order, known, count = {}, {[own] = true}, 1
 for i = 1, #live, 2 do
@@ -117,6 +126,31 @@ func (s *Store) enter(ctx context.Context, index, member string, lifetime time.D
 	over, err := enterOne.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), grace, limit).StringSlice()
 	if err != nil {
 		return nil, unavailable(ctx, "entering a session in its user's index", err)
+	}
+	return over, nil
+}
+
+// enterWhole enters a token in an index and keeps its session, in one step, and returns the members of sessions that
+// were marked to make room. It is sent once, and where Redis has lost the script, as after a restart, once more with it:
+// then nothing was done before.
+func (s *Store) enterWhole(ctx context.Context, index string, session *tokens.Session, record []byte, limit int) ([]string, error) {
+	command := func(name, script string) once {
+		return once{redis.NewCmd(ctx, name, script, 3, index, sessionKey(session.ID), tokenKey(session.Hash),
+			member(session), milliseconds(time.Until(session.Expires)), grace, limit,
+			digest(session.User), milliseconds(time.Until(session.Ends)), record)}
+	}
+	cmd := command("evalsha", enterOne.Hash())
+	err := s.logins.process(ctx, cmd)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		cmd = command("eval", enterScript)
+		err = s.logins.process(ctx, cmd)
+	}
+	if err != nil {
+		return nil, unavailable(ctx, "keeping a session", err)
+	}
+	over, err := cmd.StringSlice()
+	if err != nil {
+		return nil, unavailable(ctx, "keeping a session", err)
 	}
 	return over, nil
 }

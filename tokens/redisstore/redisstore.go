@@ -7,11 +7,13 @@
 //	gatepost:usr:<sha-256 of the user>    the index: a sorted set of the user's tokens, scored by expiry
 //	gatepost:ses:<public id>              the name of that index, for ending a session by its id
 //
-// and a fourth, gatepost:seen:<public id>, tells when it was last used. In a Cluster they lie on different servers, so
-// nothing here relies on two keys changing together. What it relies on is the order in which they change:
+// and a fourth, gatepost:seen:<public id>, tells when it was last used. Where one server has them all, a login changes
+// them in one step, by one command; the commands of logins that come at once are sent together ([convoy]). In a Cluster
+// they lie on different servers, so nothing else here relies on two keys changing together. What it relies on is the
+// order in which they change:
 //
 //  1. A token is entered in the index before its record is written, and handed out only after the index has been
-//     seen to hold it still, unmarked, once the record was written.
+//     seen to hold it still, unmarked, once the record was written. (A login in one step is all of that.)
 //  2. Whoever ends sessions marks their index entries first, then deletes the records, then the entries.
 //
 // So a record that is written after an end deleted it is seen by its own writer to be marked or gone, and is never
@@ -61,6 +63,7 @@ const chunk = 500
 type Store struct {
 	options *Options
 	client  redis.UniversalClient
+	logins  *convoy // of a single server
 
 	sentinelsOnce sync.Once
 	sentinels     []*redis.SentinelClient // in the order of options.hosts; made when they are first asked
@@ -74,7 +77,8 @@ var (
 // Open returns a store in the Redis that options name. It connects when it is first asked, so a Redis that is
 // down now is no error.
 func Open(options *Options) *Store {
-	return &Store{options: options, client: newClient(options)}
+	client := newClient(options)
+	return &Store{options: options, client: client, logins: newConvoy(client)}
 }
 
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
@@ -100,8 +104,25 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	if !session.Live(time.Now()) {
 		return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
 	}
+	if s.options.cluster {
+		return s.createApart(ctx, session, record, limit)
+	}
+	// One server: an end comes before the login as a whole or after it.
 	index := userKey(session.User)
-	self := member(session)
+	over, err := s.enterWhole(ctx, index, session, record, limit)
+	if err != nil {
+		return err
+	}
+	if _, err := s.deleteMarked(ctx, index, over); err != nil {
+		s.undo(ctx, session)
+		return err
+	}
+	return nil
+}
+
+// createApart keeps a session whose keys lie on servers that keep no order among each other: each is waited for.
+func (s *Store) createApart(ctx context.Context, session *tokens.Session, record []byte, limit int) error {
+	index, self := userKey(session.User), member(session)
 	over, err := s.enter(ctx, index, self, time.Until(session.Expires), limit)
 	if err != nil {
 		return err
@@ -109,7 +130,14 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	if _, err := s.deleteMarked(ctx, index, over); err != nil {
 		return err
 	}
-	kept, err := s.keep(ctx, session, record, index, self)
+	err = s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
+	if err != nil {
+		return unavailable(ctx, "keeping the session's id", err)
+	}
+	if err := s.write(ctx, session, record); err != nil {
+		return err
+	}
+	kept, err := s.entered(ctx, index, self)
 	if err != nil {
 		return err
 	}
@@ -120,46 +148,13 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	return nil
 }
 
-// keep writes what belongs to a session whose token has been entered, and says whether the index holds it still. One
-// server carries out a connection's commands in their order, so they need one round trip; the servers of a Cluster
-// keep no order among each other, and are waited for.
-func (s *Store) keep(ctx context.Context, session *tokens.Session, record []byte, index, self string) (bool, error) {
-	if s.options.cluster {
-		err := s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
-		if err != nil {
-			return false, unavailable(ctx, "keeping the session's id", err)
-		}
-		if err := s.write(ctx, session, record); err != nil {
-			return false, err
-		}
-		return s.entered(ctx, index, self)
-	}
-	pipe := s.client.Pipeline()
-	id := pipe.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends))
-	written := writing(ctx, session, record) // with it in the pipeline, none of the pipeline is sent twice
-	_ = pipe.Process(ctx, written)
-	score := pipe.ZScore(ctx, index, self)
-	_, _ = pipe.Exec(ctx) // each has its own error
-	if err := id.Err(); err != nil {
-		return false, unavailable(ctx, "keeping the session's id", err)
-	}
-	if err := written.Err(); err != nil {
-		return false, unavailable(ctx, "keeping a session", err)
-	}
-	return unmarked(ctx, score)
-}
-
 // write writes a token's record, once.
 func (s *Store) write(ctx context.Context, session *tokens.Session, record []byte) error {
-	if err := s.client.Process(ctx, writing(ctx, session, record)); err != nil {
+	cmd := redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", milliseconds(time.Until(session.Expires)))
+	if err := s.client.Process(ctx, once{cmd}); err != nil {
 		return unavailable(ctx, "keeping a session", err)
 	}
 	return nil
-}
-
-// writing is the command that writes a token's record.
-func writing(ctx context.Context, session *tokens.Session, record []byte) once {
-	return once{redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", milliseconds(time.Until(session.Expires)))}
 }
 
 // undo deletes a record whose token will not be handed out. Where that fails the record opens nothing for anyone,

@@ -1,0 +1,106 @@
+package redisstore
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// convoyLength is how many commands go together at most, and so how many callers feel that a connection breaks.
+	convoyLength = 64
+	// convoyPatience is how long a pipeline may take before it is taken for one that hangs, and convoyPipelines how
+	// many there may be at once then.
+	convoyPatience  = 100 * time.Millisecond
+	convoyPipelines = 8
+)
+
+// convoy sends the commands of many callers together: what comes while a pipeline is under way goes with the next, in
+// one write and one read for all of them. Who comes alone is sent at once, and who comes while a pipeline hangs does not
+// wait for that. It may be used by many goroutines.
+type convoy struct {
+	client   redis.UniversalClient
+	patience time.Duration
+
+	mu       sync.Mutex
+	waiting  []*passenger
+	underway int       // pipelines
+	sent     time.Time // when the last of them was
+}
+
+func newConvoy(client redis.UniversalClient) *convoy {
+	return &convoy{client: client, patience: convoyPatience}
+}
+
+// passenger is one caller's command.
+type passenger struct {
+	ctx  context.Context
+	cmd  redis.Cmder
+	done chan struct{} // :: closed when cmd has its answer or its error
+}
+
+// process has Redis carry out a command, and returns its error, or the context's where that ends before; then the
+// command may be carried out yet, and must not be looked at.
+func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
+	p := &passenger{ctx: ctx, cmd: cmd, done: make(chan struct{})}
+	c.mu.Lock()
+	c.waiting = append(c.waiting, p)
+	start := c.underway == 0 || c.underway < convoyPipelines && time.Since(c.sent) > c.patience
+	if start {
+		c.underway++
+		c.sent = time.Now()
+	}
+	c.mu.Unlock()
+	if start {
+		go c.run()
+	}
+	select {
+	case <-p.done:
+		return cmd.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run sends one pipeline after another until nobody waits.
+func (c *convoy) run() {
+	for next := c.next(); len(next) > 0; next = c.next() {
+		c.send(next)
+	}
+}
+
+func (c *convoy) next() []*passenger {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := min(len(c.waiting), convoyLength)
+	next := c.waiting[:n:n]
+	c.waiting = c.waiting[n:]
+	if len(c.waiting) == 0 {
+		c.waiting = nil // what has been sent is not kept by it
+	}
+	c.sent = time.Now()
+	if n == 0 {
+		c.underway--
+	}
+	return next
+}
+
+// send sends one pipeline. The deadlines of those in it are not its own: who cannot wait any longer has gone by then.
+func (c *convoy) send(together []*passenger) {
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	defer cancel()
+	pipe := c.client.Pipeline()
+	for _, p := range together {
+		if over := p.ctx.Err(); over != nil {
+			p.cmd.SetErr(over) // nobody is there for what it would bring about
+			continue
+		}
+		_ = pipe.Process(ctx, p.cmd)
+	}
+	_, _ = pipe.Exec(ctx) // each has its own error
+	for _, p := range together {
+		close(p.done)
+	}
+}

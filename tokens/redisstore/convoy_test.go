@@ -1,0 +1,161 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// pipelines counts those that a client sends, and can hold them up.
+type pipelines struct {
+	sent  atomic.Int64
+	held  sync.RWMutex  // by who holds them up
+	stuck chan struct{} // :: closed when the first that comes may go on; nil: it may
+}
+
+func (p *pipelines) DialHook(next redis.DialHook) redis.DialHook          { return next }
+func (p *pipelines) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (p *pipelines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if p.sent.Add(1) == 1 && p.stuck != nil {
+			<-p.stuck
+		}
+		p.held.RLock()
+		defer p.held.RUnlock()
+		return next(ctx, cmds)
+	}
+}
+
+// hold holds up what is sent from now on, and counts anew.
+func (p *pipelines) hold() {
+	p.held.Lock()
+	p.sent.Store(0)
+}
+
+// await waits until so many have been sent, or held up.
+func (p *pipelines) await(t *testing.T, n int64) {
+	t.Helper()
+	redistest.Eventually(t, "a pipeline", func() bool { return p.sent.Load() == n })
+}
+
+// counted is a store whose pipelines are counted.
+func counted(t *testing.T) (*Store, *pipelines) {
+	t.Helper()
+	s := open(t, redistest.Start(t))
+	sent := new(pipelines)
+	s.client.AddHook(sent)
+	s.logins.patience = time.Hour // a busy machine does not look like a pipeline that hangs
+	return s, sent
+}
+
+// echo asks for a text of the caller's own.
+func echo(t *testing.T, s *Store, text string) {
+	t.Helper()
+	cmd := redis.NewCmd(t.Context(), "echo", text)
+	if err := s.logins.process(t.Context(), cmd); err != nil || cmd.Val() != text {
+		t.Errorf("asked for %q: %v, %v", text, cmd.Val(), err)
+	}
+}
+
+// waiting waits until so many callers wait for the next pipeline.
+func waiting(t *testing.T, s *Store, n int) {
+	t.Helper()
+	redistest.Eventually(t, strconv.Itoa(n)+" callers wait", func() bool {
+		s.logins.mu.Lock()
+		defer s.logins.mu.Unlock()
+		return len(s.logins.waiting) == n
+	})
+}
+
+func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
+	s, sent := counted(t)
+	echo(t, s, "alone")
+	sent.hold()
+	var wg sync.WaitGroup
+	wg.Go(func() { echo(t, s, "first") })
+	sent.await(t, 1)
+	const others = convoyLength + 10
+	for i := range others {
+		wg.Go(func() { echo(t, s, strconv.Itoa(i)) })
+	}
+	waiting(t, s, others)
+	sent.held.Unlock()
+	wg.Wait()
+	if n := sent.sent.Load(); n != 3 { // the first, and the others in two
+		t.Errorf("%d pipelines were sent", n)
+	}
+}
+
+func TestAPipelineThatHangsHoldsUpNobodyWhoComesLater(t *testing.T) {
+	s, sent := counted(t)
+	s.logins.patience = 0
+	sent.stuck = make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { echo(t, s, "first") })
+	sent.await(t, 1)
+	for range 3 {
+		echo(t, s, "later")
+	}
+	close(sent.stuck)
+	wg.Wait()
+}
+
+func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {
+	s, sent := counted(t)
+	create(t, s, "ann")
+	sent.hold()
+	var wg sync.WaitGroup
+	wg.Go(func() { create(t, s, "bob") })
+	sent.await(t, 1)
+	gone := storetest.New(t, "carl")
+	ctx, hangUp := context.WithCancel(t.Context())
+	wg.Go(func() {
+		if err := s.Create(ctx, gone, 0); !errors.Is(err, tokens.ErrUnavailable) {
+			t.Errorf("the login of one who hung up: %v", err)
+		}
+	})
+	waiting(t, s, 1)
+	hangUp()
+	sent.held.Unlock()
+	wg.Wait()
+	create(t, s, "dora") // after what has waited
+	if _, err := s.Lookup(t.Context(), gone.Hash); !errors.Is(err, tokens.ErrUnknown) {
+		t.Errorf("its token: %v", err)
+	}
+	if list, err := s.Sessions(t.Context(), "carl"); len(list) != 0 || err != nil {
+		t.Errorf("its session: %v, %v", list, err)
+	}
+}
+
+func TestALoginBringsTheScriptThatRedisHasLost(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	create(t, s, "ann")
+	server.Do("SCRIPT", "FLUSH")
+	works(t, s, create(t, s, "ann"))
+	if n := server.Do("ZCARD", userKey("ann")); n != "2" {
+		t.Errorf("%s sessions", n)
+	}
+}
+
+func TestALoginAsksRedisOnce(t *testing.T) {
+	s, sent := counted(t)
+	create(t, s, "ann")
+	sent.sent.Store(0)
+	for range 10 {
+		create(t, s, "ann")
+	}
+	if n := sent.sent.Load(); n != 10 {
+		t.Errorf("10 logins took %d round trips", n)
+	}
+}
