@@ -78,11 +78,11 @@ func each(ctx context.Context, n int, f func(int) error) error {
 }
 
 // footprint is the memory of a sidecar in MiB: right after its work, and when it has been idle for a while.
-type footprint struct{ busy, idle, anonymous float64 }
+type footprint struct{ busy, busyAnonymous, idle, idleAnonymous float64 }
 
 // memory reads the memory of a gateway's sidecar; its Envoy's is not in it.
 func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
-	busy, _, err := residentKiB(g.pid())
+	busy, busyAnonymous, err := residentKiB(g.pid())
 	if err != nil {
 		return footprint{}, err
 	}
@@ -91,14 +91,15 @@ func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
 		return footprint{}, ctx.Err()
 	case <-time.After(settling):
 	}
-	idle, anonymous, err := residentKiB(g.pid())
-	return footprint{float64(busy) / 1024, float64(idle) / 1024, float64(anonymous) / 1024}, err
+	idle, idleAnonymous, err := residentKiB(g.pid())
+	return footprint{float64(busy) / 1024, float64(busyAnonymous) / 1024, float64(idle) / 1024, float64(idleAnonymous) / 1024}, err
 }
 
 // finding goes by the greater of the two.
 func (f footprint) finding(what string, most float64) finding {
 	return finding{
 		Goal: "G12", What: what, Unit: "MiB", Bound: atMost(most), Value: max(f.busy, f.idle),
-		Note: fmt.Sprintf("resident %.1f MiB at the end of the work, %.1f MiB %v later, of which %.1f MiB are no file's", f.busy, f.idle, settling, f.anonymous),
+		Note: fmt.Sprintf("resident %.1f MiB at the end of the work, of which %.1f MiB are no file's; %v later %.1f MiB, of which %.1f MiB are no file's",
+			f.busy, f.busyAnonymous, settling, f.idle, f.idleAnonymous),
 	}
 }

@@ -6,7 +6,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
+	"weak"
 
 	"buf.build/go/protovalidate"
 	"buf.build/go/protoyaml"
@@ -57,10 +58,27 @@ func readDecodeError(err error) (place position, what string) {
 	return position{line, column}, m[3]
 }
 
-// validator holds the rules of the model, made ready once: that takes longer than most files.
-var validator = sync.OnceValues(func() (protovalidate.Validator, error) {
-	return protovalidate.New(protovalidate.WithMessages(&gatewayv1.Gateway{}))
-})
+// validator returns what knows the rules of the model. To make it takes some ten milliseconds, and it holds megabytes, a third of what
+// an idle gateway does: so it is kept no longer than until the next collection of garbage.
+func validator() (*modelRules, error) {
+	if last := lastValidator.Load(); last != nil {
+		if v := last.Value(); v != nil {
+			return v, nil
+		}
+	}
+	v, err := protovalidate.New(protovalidate.WithMessages(&gatewayv1.Gateway{}))
+	if err != nil {
+		return nil, err
+	}
+	rules := &modelRules{v}
+	last := weak.Make(rules)
+	lastValidator.Store(&last)
+	return rules, nil
+}
+
+type modelRules struct{ protovalidate.Validator }
+
+var lastValidator atomic.Pointer[weak.Pointer[modelRules]]
 
 // checkRules finds what breaks a rule that stands in the model at the field.
 func checkRules(f *findings, g *gatewayv1.Gateway) {
