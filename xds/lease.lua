@@ -12,8 +12,8 @@ local MOST = 8192                               -- decisions in a generation, an
 local MOST_BYTES = 1024                         -- of a key
 local MOST_USER_BYTES = 256                     -- of a user's id
 local MOST_RULES = 65536
-local GARBAGE = 4096                            -- KiB that may come up before it is collected,
-local BARE, EACH = 64, 0.5                     -- where so much is in use, and so much for each decision or request that is kept
+local GARBAGE = 4096                            -- KiB that may come up before it is collected, but no more than nine times what is in use,
+local BARE, EACH = 64, 0.5                      -- which is so much, and so much for each decision, request or rule that is kept
 
 -- A generation takes what comes in for LONGEST, and is there to be asked for as long again; then all in it has ended.
 -- So nothing is searched for what has ended, and memory is bounded whatever clients send.
@@ -53,8 +53,8 @@ end
 
 local function next_generation(now)
   -- Lua's own measure is to collect when what is in use has doubled; where that is little, it is an eighth of what a hit costs.
-  local used = BARE + EACH * (kept + asking + asked)
-  collectgarbage("setpause", math.max(200, 100 + 100 * GARBAGE / used))
+  local used = BARE + EACH * (kept + asking + asked + ruled)
+  collectgarbage("setpause", math.max(200, math.min(1000, 100 + 100 * GARBAGE / used)))
   old, young, kept = young, {}, 0
   waited, waiting, asked, asking = waiting, {}, asking, 0
   turns = now + LONGEST
@@ -97,13 +97,13 @@ end
 -- keep keeps a decision, where there is room.
 local function keep(name, key, decision)
   local decisions = young[name]
+  if not decisions or not decisions[key] then
+    if kept >= MOST then return end
+    kept = kept + 1
+  end
   if not decisions then
     decisions = {}
     young[name] = decisions
-  end
-  if not decisions[key] then
-    if kept >= MOST then return end
-    kept = kept + 1
   end
   decisions[key] = decision
 end

@@ -128,7 +128,7 @@ type tokensOfGateway struct {
 	failed error // why it could not be asked: that is neither a word about the token nor one of its store's
 }
 
-// Lookup sends the token's hash, in a body: the token itself stays here.
+// Holder sends the token's hash, in a body: the token itself stays here.
 func (g *tokensOfGateway) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
 	question, err := json.Marshal(admin.Question{TokenHash: h.Hex()})
 	if err != nil {

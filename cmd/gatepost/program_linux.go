@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// releaseProgram has the system take back the pages of the program itself, code and constants, into which they come again
-// from its cache when they are used. A start goes through most of them, and what goes on uses a fraction.
+// releaseProgram takes the pages of the program itself, code and constants, out of the process; they are in the system's cache, and
+// come again when they are used. A start goes through most of them, and what goes on uses a fraction.
 func releaseProgram() {
 	path, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -31,24 +31,26 @@ func releaseProgram() {
 type mapping struct{ from, to uintptr }
 
 // programMappings are the mappings of the file at path in smaps (proc(5)) that are as the file is: those that nobody may write,
-// and nobody has written, as a loader does where a program is relocated, or a debugger.
+// and nobody has written, as a loader does where a program is relocated, or a debugger. What was written is resident or swapped out.
 func programMappings(smaps io.Reader, path string) []mapping {
 	var all []mapping
-	var last *mapping
+	var last mapping
+	ours, clean := false, 0
 	for lines := bufio.NewScanner(smaps); lines.Scan(); {
 		line := lines.Text()
 		var m mapping
 		var mode string
 		if n, _ := fmt.Sscanf(line, "%x-%x %s", &m.from, &m.to, &mode); n == 3 {
-			last = nil
-			if strings.HasSuffix(line, " "+path) && (mode == "r-xp" || mode == "r--p") {
-				last = &m
-			}
+			last, clean = m, 0
+			ours = strings.HasSuffix(line, " "+path) && (mode == "r-xp" || mode == "r--p")
 			continue
 		}
 		name, value, _ := strings.Cut(line, ":")
-		if last != nil && name == "Anonymous" && strings.TrimSpace(value) == "0 kB" {
-			all = append(all, *last)
+		if (name == "Anonymous" || name == "Swap") && strings.TrimSpace(value) == "0 kB" {
+			clean++
+		}
+		if ours && clean == 2 {
+			all, ours = append(all, last), false
 		}
 	}
 	return all

@@ -57,9 +57,14 @@ func TestMemoryIsGivenBackOnceInEachLullAfterWork(t *testing.T) {
 		{0, false}, // too little to be worth it
 	} {
 		allocated += step.allocates
-		if got := l.now(allocated); got != step.want {
+		if got := l.now(heapUse{live: 1 << 20, allocated: allocated}); got != step.want {
 			t.Errorf("after %d more bytes: %v", step.allocates, got)
 		}
+	}
+	much := heapUse{live: 400 << 20, allocated: allocated + 20<<20}
+	l.now(much)
+	if l.now(much) {
+		t.Error("a collection of 400 MiB for 20")
 	}
 }
 
@@ -67,6 +72,7 @@ func TestMemoryIsGivenBackOnceInEachLullAfterWork(t *testing.T) {
 func TestNothingIsLostWhenMemoryIsGivenBack(t *testing.T) {
 	for range 3 {
 		giveBack()
+		releaseProgram()
 		if text := strings.ToUpper("still there"); text != "STILL THERE" || gcPercent(0, 0) != mostPercent {
 			t.Fatal(text)
 		}

@@ -27,7 +27,7 @@ import (
 )
 
 // Deadline is how long this kit waits for what must happen. It is generous: a loaded machine is no bug.
-const Deadline = 30 * time.Second
+const Deadline = 2 * time.Minute
 
 // Options say which Envoy a test needs.
 type Options struct {

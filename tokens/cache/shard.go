@@ -160,5 +160,5 @@ func (s *shard) sizes() (entries, bytes int) {
 // overhead is what keeping a holder costs beside its string: 17 bytes in the ring and 4 in the index, of which some are empty.
 const overhead = 26
 
-// sizeOf estimates the memory that keeping a holder takes, in bytes. Strings are allocated in steps of 16.
+// sizeOf estimates the memory that keeping a holder takes, in bytes. Short strings are allocated in steps of 16.
 func sizeOf(h tokens.Holder) int { return overhead + (h.Size()+15)&^15 }

@@ -57,7 +57,7 @@ func newClient(o *Options) redis.UniversalClient {
 		MaxRetryBackoff: 20 * time.Millisecond,
 
 		PoolSize:         max(16, 8*runtime.GOMAXPROCS(0)),
-		PipelinePoolSize: -1, // the same pool: pipelines are rare here
+		PipelinePoolSize: -1, // the same pool: pipelines are few, however many logins they carry
 		// A record is some hundred bytes; with the library's 32 KiB the pool would take a megabyte.
 		ReadBufferSize:  connBuffer,
 		WriteBufferSize: connBuffer,

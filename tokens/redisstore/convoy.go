@@ -11,23 +11,22 @@ import (
 const (
 	// convoyLength is how many commands go together at most, and so how many callers feel that a connection breaks.
 	convoyLength = 64
-	// convoyPatience is how long a pipeline may take before it is taken for one that hangs, and convoyPipelines how
-	// many there may be at once then.
+	// convoyPatience is how long a command waits for the pipelines before it. Then they are taken for ones that hang, and
+	// another is begun beside them, convoyPipelines at most.
 	convoyPatience  = 100 * time.Millisecond
 	convoyPipelines = 8
 )
 
 // convoy sends the commands of many callers together: what comes while a pipeline is under way goes with the next, in
-// one write and one read for all of them. Who comes alone is sent at once, and who comes while a pipeline hangs does not
-// wait for that. It may be used by many goroutines.
+// one write and one read for all of them. Who comes alone is sent at once, and who comes while a pipeline hangs waits
+// for convoyPatience at most, as long as not all hang. It may be used by many goroutines.
 type convoy struct {
 	client   redis.UniversalClient
 	patience time.Duration
 
 	mu       sync.Mutex
 	waiting  []*passenger
-	underway int       // pipelines
-	sent     time.Time // when the last of them was
+	underway int // goroutines that send pipelines
 }
 
 func newConvoy(client redis.UniversalClient) *convoy {
@@ -38,6 +37,7 @@ func newConvoy(client redis.UniversalClient) *convoy {
 type passenger struct {
 	ctx  context.Context
 	cmd  redis.Cmder
+	gone bool          // it waits no longer; under the convoy's lock
 	done chan struct{} // :: closed when cmd has its answer or its error
 }
 
@@ -47,21 +47,32 @@ func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
 	p := &passenger{ctx: ctx, cmd: cmd, done: make(chan struct{})}
 	c.mu.Lock()
 	c.waiting = append(c.waiting, p)
-	start := c.underway == 0 || c.underway < convoyPipelines && time.Since(c.sent) > c.patience
-	if start {
-		c.underway++
-		c.sent = time.Now()
+	if c.underway == 0 {
+		c.begin()
 	}
 	c.mu.Unlock()
-	if start {
-		go c.run()
+	patience := time.NewTimer(c.patience)
+	defer patience.Stop()
+	for {
+		select {
+		case <-p.done:
+			return cmd.Err()
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-patience.C:
+			c.mu.Lock()
+			if !p.gone && c.underway < convoyPipelines {
+				c.begin()
+			}
+			c.mu.Unlock()
+		}
 	}
-	select {
-	case <-p.done:
-		return cmd.Err()
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+}
+
+// begin has one goroutine more send pipelines. The lock is held.
+func (c *convoy) begin() {
+	c.underway++
+	go c.run()
 }
 
 // run sends one pipeline after another until nobody waits.
@@ -80,7 +91,9 @@ func (c *convoy) next() []*passenger {
 	if len(c.waiting) == 0 {
 		c.waiting = nil // what has been sent is not kept by it
 	}
-	c.sent = time.Now()
+	for _, p := range next {
+		p.gone = true
+	}
 	if n == 0 {
 		c.underway--
 	}

@@ -96,16 +96,24 @@ func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
 	}
 }
 
-func TestAPipelineThatHangsHoldsUpNobodyWhoComesLater(t *testing.T) {
+func TestAPipelineThatHangsHoldsUpNobodyElse(t *testing.T) {
 	s, sent := counted(t)
-	s.logins.patience = 0
+	s.logins.patience = time.Millisecond
 	sent.stuck = make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { echo(t, s, "first") })
 	sent.await(t, 1)
-	for range 3 {
+	for range 3 { // each comes to a convoy of which one pipeline hangs
 		echo(t, s, "later")
 	}
+	for range 3 { // and so do these, at once
+		wg.Go(func() { echo(t, s, "together") })
+	}
+	redistest.Eventually(t, "they have gone", func() bool {
+		s.logins.mu.Lock()
+		defer s.logins.mu.Unlock()
+		return len(s.logins.waiting) == 0 && s.logins.underway == 1
+	})
 	close(sent.stuck)
 	wg.Wait()
 }

@@ -36,8 +36,8 @@ const grace = 60_000
 // Each script changes one index, KEYS[1]. They take the time from Redis: entries and records then expire by elapsed
 // time alike, whatever the clocks of several Gateposts say. Redis writes a number that it is given to the last digit.
 const (
-	// prelude defines the time, and how entries are marked, entered and dropped once they have expired. The index is
-	// given some time beyond its last entry's, so that a busy user's is lengthened, and looked through, once in a minute.
+	// prelude defines the time, and how entries are marked, entered and dropped once they have expired: scores of marked ones are
+	// below zero. A busy user's index is lengthened once in a minute, and what has expired is dropped together.
 	prelude = `
 local key = KEYS[1]
 local t = redis.call('TIME')
@@ -45,16 +45,15 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function mark(m, score) redis.call('ZADD', key, 'XX', -score, m) end
 local function enter(m, ttl, grace)
   redis.call('ZADD', key, 'NX', now + ttl, m)
-  if redis.call('PTTL', key) >= ttl + grace then return end
-  redis.call('PEXPIRE', key, ttl + 2 * grace)
-  if redis.call('ZCOUNT', key, '-inf', now - grace) > 0 then
-    redis.call('ZREMRANGEBYSCORE', key, '(0', now - grace)
-    redis.call('ZREMRANGEBYSCORE', key, grace - now, '(0')
+  if redis.call('PTTL', key) < ttl + grace then redis.call('PEXPIRE', key, ttl + 2 * grace) end
+  if redis.call('ZCOUNT', key, 2 * grace - now, now - 2 * grace) > 0 then
+    redis.call('ZREMRANGEBYSCORE', key, grace - now, now - grace)
   end
 end
 `
-	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that it marked because there were
-	// more than limit: those that expire first, and never the new one. Where one server has all keys the session is
+	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that are marked: by it, because there were
+	// more than limit (those that expire first, and never the new one), or before, by a login that did not live to delete
+	// their records. Where one server has all keys the session is
 	// kept in the same step: KEYS then name its id and its record too, and ARGV the index by its digest, the
 	// session's lifetime, and the record.
 	enterScript = prelude + `
@@ -64,7 +63,9 @@ if KEYS[2] then
   redis.call('SET', KEYS[2], ARGV[5], 'PX', ARGV[6])
   redis.call('SET', KEYS[3], ARGV[7], 'PX', ARGV[2])
 end
-if limit <= 0 or redis.call('ZCOUNT', key, now, '+inf') <= limit then return {} end
+if limit <= 0 then return {} end
+local ended = redis.call('ZRANGEBYSCORE', key, '-inf', -now)
+if redis.call('ZCOUNT', key, now, '+inf') <= limit then return ended end
 local live = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES')
 local own = string.sub(ARGV[1], 1, 16)
 local order, known, count = {}, {[own] = true}, 1
@@ -72,7 +73,7 @@ for i = 1, #live, 2 do
   local id = string.sub(live[i], 1, 16)
   if not known[id] then known[id] = true; count = count + 1; order[#order + 1] = id end
 end
-local over, ended = {}, {}
+local over = {}
 for i = 1, count - limit do if order[i] then over[order[i]] = true end end
 for i = 1, #live, 2 do
   if over[string.sub(live[i], 1, 16)] then mark(live[i], tonumber(live[i + 1])); ended[#ended + 1] = live[i] end
