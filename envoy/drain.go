@@ -29,13 +29,15 @@ func drain(ctx context.Context, adminSocket string) error {
 	}
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
-	for {
+	for active := 0; ; {
 		stats, err := ask(ctx, admin, http.MethodGet, "/stats?filter="+activeFilter)
+		if err != nil && ctx.Err() != nil && active > 0 { // the time has ended while it was being asked
+			return unended(active)
+		}
 		if err != nil {
 			return err
 		}
-		active, err := sumActive(stats)
-		if err != nil {
+		if active, err = sumActive(stats); err != nil {
 			return err
 		}
 		if active == 0 {
@@ -43,11 +45,13 @@ func drain(ctx context.Context, adminSocket string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d requests did not end in time", active)
+			return unended(active)
 		case <-tick.C:
 		}
 	}
 }
+
+func unended(active int) error { return fmt.Errorf("%d requests did not end in time", active) }
 
 // adminClient speaks HTTP to an admin interface on a unix socket; the host of a URL does not matter.
 func adminClient(socket string) *http.Client {

@@ -2,5 +2,8 @@ package redistest
 
 import "syscall"
 
-// endsWithParent makes a server die with the test's process, however that ends.
-func endsWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// ofItsOwn puts a server into a process group of its own, with the children that it forks to save, and makes it die with
+// the test's process, however that ends.
+func ofItsOwn() *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+}

@@ -4,5 +4,5 @@ package redistest
 
 import "syscall"
 
-// endsWithParent makes no promise here: only Linux kills a child with its parent.
-func endsWithParent() *syscall.SysProcAttr { return nil }
+// ofItsOwn puts a server into a process group of its own. Only Linux kills a child with its parent.
+func ofItsOwn() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -115,7 +115,7 @@ func (s *Server) command() []string {
 // launch starts the process and waits until it answers as ready wants.
 func (s *Server) launch(ready func() bool) error {
 	cmd := exec.Command(s.program, s.args...)
-	cmd.SysProcAttr = endsWithParent()
+	cmd.SysProcAttr = ofItsOwn()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -195,9 +195,14 @@ func (s *Server) Kill() {
 	if s.process == nil {
 		return
 	}
-	_ = s.process.cmd.Process.Kill()
+	group := -s.process.cmd.Process.Pid
+	_ = syscall.Kill(group, syscall.SIGKILL)
 	<-s.process.done
 	s.process = nil
+	// A child that was saving goes on writing until it has gone too. (Where nobody reaps it, it stays as a zombie.)
+	for end := time.Now().Add(2 * time.Second); syscall.Kill(group, 0) == nil && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // Shutdown ends the server with SIGTERM, as an operator would, and waits until it is gone.
