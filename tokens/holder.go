@@ -3,11 +3,12 @@ package tokens
 import (
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"math"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // Holder is who holds a token: of a [Session] what a decision about a request needs, in as little memory as it can be
@@ -31,7 +32,10 @@ const (
 func (s *Session) Holder() Holder {
 	var most [256]byte // enough for most: what is allocated is the string alone
 	b := append(most[:0], s.Hash[:]...)
-	id := packID(s.ID)
+	id := uuid.Nil
+	if canonicalUUID(s.ID) {
+		id = uuid.MustParse(s.ID)
+	}
 	b = append(b, id[:]...)
 	b = binary.BigEndian.AppendUint64(b, nanoseconds(s.Expires))
 	b = binary.BigEndian.AppendUint64(b, nanoseconds(s.Ends))
@@ -58,11 +62,14 @@ func (h Holder) Has(hash Hash) bool {
 
 // ID is the session's public id; empty where it has none.
 func (h Holder) ID() string {
-	if h.IsZero() || h.packed[packedID:packedExpires] == string(make([]byte, 16)) {
+	var id uuid.UUID
+	if !h.IsZero() {
+		copy(id[:], h.packed[packedID:])
+	}
+	if id == uuid.Nil {
 		return ""
 	}
-	id := []byte(h.packed[packedID:packedExpires])
-	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	return id.String()
 }
 
 // Expires is when the token ends, Ends when the session does.
@@ -130,25 +137,6 @@ func (h Holder) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // LogValue is what String returns.
 func (h Holder) LogValue() slog.Value { return slog.StringValue(h.String()) }
-
-// packID returns the bytes of a UUID in lower case; zero for any other text.
-func packID(text string) (id [16]byte) {
-	if !canonicalUUID(text) {
-		return id
-	}
-	var digits [32]byte
-	n := 0
-	for i := range len(text) {
-		if text[i] != '-' {
-			digits[n] = text[i]
-			n++
-		}
-	}
-	if _, err := hex.Decode(id[:], digits[:]); err != nil {
-		return [16]byte{}
-	}
-	return id
-}
 
 func appendText(b []byte, text string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))), text...)

@@ -114,7 +114,6 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
 	})
 	side.adminSrv = newHTTPServer(side.admin)
-	giveBack() // what only the start has needed
 	return side, nil
 }
 

@@ -21,14 +21,24 @@ func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 	if s.isEnding(h) {
 		return nil, tokens.ErrUnknown
 	}
-	select {
-	case c.slots <- struct{}{}:
-	default:
+	if !c.takeSlot() {
 		return nil, errBusy
 	}
-	defer func() { <-c.slots }()
+	defer c.freeSlot()
 	return c.lookup(ctx, s, h)
 }
+
+// takeSlot says whether one more look-up may be under way; who took a slot frees it.
+func (c *Cache) takeSlot() bool {
+	select {
+	case c.slots <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+func (c *Cache) freeSlot() { <-c.slots }
 
 // Holder returns who holds a token that is live, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
 func (c *Cache) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
@@ -73,15 +83,13 @@ func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (to
 		s.mu.Unlock()
 		return f.wait(ctx)
 	}
-	select {
-	case c.slots <- struct{}{}:
-	default:
+	if !c.takeSlot() {
 		s.mu.Unlock()
 		return tokens.Holder{}, errBusy
 	}
 	if !held {
 		s.mu.Unlock()
-		defer func() { <-c.slots }()
+		defer c.freeSlot()
 		return c.holder(ctx, s, h)
 	}
 	f = &flight{done: make(chan struct{}), generation: s.generation, epoch: epoch}
@@ -102,7 +110,7 @@ func (f *flight) wait(ctx context.Context) (tokens.Holder, error) {
 }
 
 func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
-	defer func() { <-c.slots }()
+	defer c.freeSlot()
 	f.holder, f.err = c.holder(ctx, s, h)
 	s.mu.Lock()
 	if s.flights[h] == f {
