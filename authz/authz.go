@@ -100,15 +100,12 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 	v, ask := q.judge()
 	if ask {
 		lease := s.mayLease(q) // before the look-up: what is revoked after this is waited for
-		holder, err := s.lookup(ctx, v.token)
-		now := s.now()
-		v.settle(holder, err, now)
-		v.remember(lease, holder, now)
+		s.lookup(ctx, q, &v, lease)
 		if v.reason == storeDown && ctx.Err() != nil {
 			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
 		}
-		if v.reason == tokenKnown && s.seen != nil {
-			s.seen(holder, q.client)
+		if v.lease > 0 {
+			v.renewed = s.renew(ctx, q, lease)
 		}
 	}
 	s.counts.add(v.rule.service, v.reason)
@@ -119,8 +116,15 @@ func (s *Server) decide(ctx context.Context, q *request) verdict {
 	return v
 }
 
-func (s *Server) lookup(ctx context.Context, token tokens.Hash) (tokens.Holder, error) {
+// lookup ends a decision for which the token has to be looked up. For so long it may be remembered, at the longest.
+func (s *Server) lookup(ctx context.Context, q *request, v *verdict, lease time.Duration) {
 	bounded := withTimeout(ctx, LookupTimeout)
 	defer bounded.done()
-	return s.sessions.Holder(bounded, token)
+	holder, err := s.sessions.Holder(bounded, v.token)
+	now := s.now()
+	v.settle(holder, err, now)
+	v.remember(lease, holder, now)
+	if v.reason == tokenKnown && s.seen != nil {
+		s.seen(holder, q.client)
+	}
 }

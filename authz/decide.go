@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	"gatepost/tokens"
 )
 
@@ -80,6 +82,8 @@ type verdict struct {
 	left time.Duration
 	// lease is for how long Envoy may let the same request pass without asking again, from when this one arrived there.
 	lease time.Duration
+	// renewed is what of the same kind was decided beside it; nil: nothing was asked.
+	renewed *structpb.ListValue
 	// cause is what hindered the decision, where something did.
 	cause error
 }

@@ -26,6 +26,7 @@ const LeaseNamespace = "gatepost.lease"
 const (
 	fieldAsk   = "ask"   // the question, a structure
 	fieldHits  = "hits"  // in it, the requests that it let pass since it last asked, by service
+	fieldRenew = "renew" // and the decisions of the same rule that it wants to go on with (see renew.go)
 	fieldLease = "lease" // the answer: for how many milliseconds
 	fieldUser  = "user"  // whose requests they are
 	fieldLeft  = "left"  // and in how many milliseconds the token ends, where a request could outlast it
@@ -54,6 +55,7 @@ func (s Shared) LeaseInputs() []string {
 type leaseQuestion struct {
 	asked bool
 	hits  string // as writeHits gives them; a request is compared with ==
+	renew string // as writeRenewals gives them
 	raw   string // the metadata before it was read
 }
 
@@ -62,6 +64,7 @@ func (l *leaseQuestion) read(m *corev3.Metadata) {
 	ask := m.GetFilterMetadata()[LeaseNamespace].GetFields()[fieldAsk].GetStructValue()
 	l.asked = ask != nil
 	l.hits = writeHits(ask.GetFields()[fieldHits].GetStructValue())
+	l.renew = writeRenewals(ask.GetFields()[fieldRenew].GetListValue())
 }
 
 // readBytes reads the metadata that is in raw. There is any for a request that was no hit alone.
@@ -142,6 +145,9 @@ func (v *verdict) leaseMetadata() *structpb.Struct {
 	if v.left > 0 {
 		fields[fieldLeft] = structpb.NewNumberValue(float64(milliseconds(v.left)))
 	}
+	if v.renewed != nil {
+		fields[fieldRenewed] = structpb.NewListValue(v.renewed)
+	}
 	return &structpb.Struct{Fields: fields}
 }
 
@@ -165,6 +171,8 @@ func (v *verdict) appendLease(b []byte) []byte {
 	if v.left > 0 {
 		size += sizeMessage(fieldFields, sizeEntry(fieldLeft, sizeNumber))
 	}
+	renewed := v.renewedBytes()
+	size += len(renewed)
 	b = protowire.AppendTag(b, fieldDynamicMetadata, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(size))
 	b = appendNumber(b, fieldLease, float64(v.lease.Milliseconds()))
@@ -173,7 +181,7 @@ func (v *verdict) appendLease(b []byte) []byte {
 	if v.left > 0 {
 		b = appendNumber(b, fieldLeft, float64(milliseconds(v.left)))
 	}
-	return b
+	return append(b, renewed...)
 }
 
 var sizeNumber = protowire.SizeTag(fieldNumber) + protowire.SizeFixed64()

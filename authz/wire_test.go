@@ -89,6 +89,10 @@ func oddRequests(t testing.TB) map[string][]byte {
 		}
 		return lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, wire{}.str(1, "hits").msg(2, wire{}.msg(5, fields))))))
 	}
+	renew := func(inner wire) wire { // ask.renew
+		return attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, wire{}.str(1, "renew").msg(2, inner)))))))
+	}
+	text := func(s string) wire { return wire{}.str(3, s) }
 	hit := func(service string, n float64) wire { return wire{}.str(1, service).msg(2, number(n)) }
 	return map[string][]byte{
 		"a lease asked for":           attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, nil))))),
@@ -99,6 +103,10 @@ func oddRequests(t testing.TB) map[string][]byte {
 		"hits that are no counts":     attributesOf(wire{}.msg(11, ask(hit("a", math.NaN()), hit("b", -1), hit("c", math.Inf(1)), hit("d", 0.5), hit("e\n1 f", 1), hit("", 1)))),
 		"an ask that is a number":     attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, number(1))))),
 		"hits that are a number":      attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, hit("hits", 1))))))),
+		"renewals":                    renew(wire{}.msg(6, wire{}.msg(1, text("192.0.2.1\nBearer a")).msg(1, text("192.0.2.2\nBearer b")))),
+		"renewals of odd types":       renew(wire{}.msg(6, wire{}.msg(1, number(1)).msg(1, text("\x00")).msg(1, nil))),
+		"renewals that are no list":   renew(text("192.0.2.1\nBearer a")),
+		"no renewals":                 renew(wire{}.msg(6, nil)),
 		"metadata of odd type":        attributesOf(wire{}.num(11, 1)),
 		"metadata that is none":       attributesOf(wire{}.msg(11, wire{}.str(1, "\xff"))),
 		"whole":                       full,
@@ -242,7 +250,9 @@ func verdicts() []verdict {
 					all = append(all, v)
 					v.left = 0
 					all = append(all, v)
-					v.lease = 0
+					v.renewed = &structpb.ListValue{Values: []*structpb.Value{structpb.NewStructValue(v.leaseMetadata()), structpb.NewStructValue(&structpb.Struct{})}}
+					all = append(all, v)
+					v.lease, v.renewed = 0, nil
 				}
 				v.shown = shown{cookie: rest{changed: true}, subprotocols: rest{changed: true}, marked: true}
 				all = append(all, v)

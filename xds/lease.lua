@@ -1,6 +1,6 @@
 -- Leases: each worker of Envoy remembers a decision of Gatepost's for as long as Gatepost said, and lets a request of
--- which everything that the decision was made from is the same pass by it. This text is the same in every gateway;
--- what differs from route to route comes as the route's context.
+-- which everything that the decision was made from is the same pass by it. This text is the same in every gateway; what
+-- differs from route to route comes with the route: its name, in which the rule is named, and its context.
 --
 -- What must hold: a decision is used no later than the time that it was given for, counted from the moment at which the
 -- request that it was made for had arrived here. Whatever is in doubt is left to Gatepost.
@@ -12,6 +12,9 @@ local MOST = 8192                               -- decisions in a generation, an
 local MOST_BYTES = 1024                         -- of a key
 local MOST_USER_BYTES = 256                     -- of a user's id
 local MOST_RULES = 65536
+local MOST_RENEWED, MOST_RENEWED_BYTES = 128, 8192 -- decisions that one question is about beside its own, and what is said of them
+local MOST_LOOKED, LOOK_EVERY = 512, 50         -- decisions of a rule and a generation that are looked at for them, and how often, in milliseconds
+local SPREAD = 0.25                             -- of a lease: what is renewed together does not end together
 local GARBAGE = 4096                            -- KiB that may come up before it is collected, but no more than nine times what is in use,
 local BARE, EACH = 64, 0.5                      -- which is so much, and so much for each decision, request or rule that is kept
 
@@ -23,7 +26,7 @@ local waiting, waited = {}, {}                  -- :: number -> request that Gat
 local asking, asked = 0, 0                      -- how many are in them
 local turns = 0                                 -- when the next generation begins
 local number = 0
-local rules, ruled = {}, 0                      -- :: rule -> what its routes say
+local rules, ruled = {}, 0                      -- :: rule -> what its routes say, and when its decisions are looked through again
 local hits = {}                                 -- :: service -> hits that Gatepost has not been told of
 local latest = 0                                -- what the wall clock last showed
 
@@ -60,16 +63,18 @@ local function next_generation(now)
   turns = now + LONGEST
 end
 
--- rule_of returns what the routes with a rule say. The rule names its content, so it is read once.
-local function rule_of(name, context)
+-- rule_of returns what the routes with a rule say. A route's name names the content of its rule, so it is read once.
+local function rule_of(name, handle)
   local rule = rules[name]
   if rule then return rule end
   if ruled >= MOST_RULES then rules, ruled = {}, 0 end
+  local context = handle:filterContext()
   rule = {
     service = context:get("service"),
     user_header = context:get("user_header"),
     forward_token = context:get("forward_token"),
     inputs = context:get("inputs") or {},
+    look = 0,
   }
   rules[name], ruled = rule, ruled + 1
   return rule
@@ -108,10 +113,37 @@ local function keep(name, key, decision)
   decisions[key] = decision
 end
 
+-- renewable returns what else a question about a rule is to be about: decisions by which a request has passed and half of
+-- whose time is over, and what Gatepost is told of each. So a worker asks for all of them once, not once for each.
+local function renewable(name, rule, now)
+  if now < rule.look then return end
+  rule.look = now + LOOK_EVERY
+  local decisions, said, bytes = {}, {}, 0
+  for _, generation in ipairs { old, young } do
+    local looked = 0
+    for key, decision in pairs(generation[name] or {}) do
+      if looked >= MOST_LOOKED or #said >= MOST_RENEWED or bytes >= MOST_RENEWED_BYTES then break end
+      looked = looked + 1
+      if decision.used and now >= decision.half and now < decision.ends and recall(name, key) == decision then
+        decision.used = false
+        decisions[#decisions + 1] = decision
+        said[#said + 1] = decision.from .. "\n" .. key
+        bytes = bytes + #said[#said]
+      end
+    end
+  end
+  if #said > 0 then return decisions, said end
+end
+
+-- address returns from where the client of a request calls, without the port.
+local function address(info)
+  local direct = info:downstreamDirectRemoteAddress()
+  return string.match(direct, "^%[?(.-)%]?:%d+$") or direct
+end
+
 function envoy_on_request(handle)
-  local context = handle:filterContext()
-  local name = context:get("rule")
-  if not name then return end
+  local info = handle:streamInfo()
+  local name = info:routeName()
   local headers = handle:headers()
   local credentials = headers:get("authorization")
   if not credentials or credentials == "" then return end
@@ -121,7 +153,7 @@ function envoy_on_request(handle)
   latest = wall
   if now >= turns then next_generation(now) end
 
-  local rule = rule_of(name, context)
+  local rule = rule_of(name, handle)
   local key = key_of(rule, headers, credentials)
   local decision = recall(name, key)
   if decision and now < decision.ends and wall < decision.wall then
@@ -131,18 +163,19 @@ function envoy_on_request(handle)
     if decision.dies then
       headers:replace("x-envoy-upstream-stream-duration-ms", string.format("%d", math.ceil(decision.dies - now)))
     end
-    handle:streamInfo():dynamicMetadata():set(NAMESPACE, "hit", true)
+    info:dynamicMetadata():set(NAMESPACE, "hit", true)
+    decision.used = true
     hits[rule.service] = (hits[rule.service] or 0) + 1
     return
   end
 
   if asking >= MOST or #key > MOST_BYTES then return end
   number = number + 1
-  waiting[number] = { rule = name, key = key, now = now, wall = wall }
-  asking = asking + 1
-  local ask = { number = number }
+  local request, ask = { rule = name, key = key, now = now, wall = wall, from = address(info) }, { number = number }
+  request.renew, ask.renew = renewable(name, rule, now)
+  waiting[number], asking = request, asking + 1
   if next(hits) then ask.hits, hits = hits, {} end
-  handle:streamInfo():dynamicMetadata():set(NAMESPACE, "ask", ask)
+  info:dynamicMetadata():set(NAMESPACE, "ask", ask)
 end
 
 -- take returns the request of a number, once.
@@ -159,6 +192,22 @@ local function take(n)
   return request
 end
 
+-- remember keeps what Gatepost has said with the answer to a request: of it, or of another decision of its rule. That is used for a
+-- part of its lease, or all of it.
+local function remember(request, of, said, part)
+  if not said or not said.lease or #said.user > MOST_USER_BYTES then return end
+  local lease = math.min(said.lease, LONGEST) * part
+  keep(request.rule, of.key, {
+    key = of.key,
+    from = of.from,
+    user = said.user,
+    half = request.now + lease / 2,
+    ends = request.now + lease,
+    wall = request.wall + lease,
+    dies = said.left and request.now + said.left, -- the token; the router bounds the stream by it
+  })
+end
+
 function envoy_on_response(handle)
   if asking + asked == 0 then return end
   local metadata = handle:streamInfo():dynamicMetadata()
@@ -167,13 +216,10 @@ function envoy_on_response(handle)
   local request = take(mine.ask.number)
   if not request then return end
   local answer = metadata:get(ANSWER) -- a denial has none
-  local lease = answer and answer.lease
-  if not lease or #answer.user > MOST_USER_BYTES then return end
-  lease = math.min(lease, LONGEST)
-  keep(request.rule, request.key, {
-    user = answer.user,
-    ends = request.now + lease,
-    wall = request.wall + lease,
-    dies = answer.left and request.now + answer.left, -- the token; the router bounds the stream by it
-  })
+  if not answer then return end
+  remember(request, request, answer, 1)
+  if not request.renew or not answer.renewed then return end
+  for i, decision in ipairs(request.renew) do
+    remember(request, decision, answer.renewed[i], 1 - SPREAD * i / #request.renew)
+  end
 end

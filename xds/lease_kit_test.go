@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -132,6 +133,49 @@ func granting(milliseconds float64, user string) func(*authv3.AttributeContext) 
 		return r
 	}
 }
+
+// renewing allows as granting does, and renews for so many milliseconds what a question names beside the request, for the user that
+// users says of what is said of it; not where it says none.
+func renewing(milliseconds float64, users map[string]string) func(*authv3.AttributeContext) *authv3.CheckResponse {
+	return func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r := granting(900, "ada")(a)
+		said := renewsOf(a)
+		if said == nil {
+			return r
+		}
+		renewed := &structpb.ListValue{}
+		for _, one := range said {
+			fields := map[string]*structpb.Value{}
+			if user := users[one]; user != "" {
+				fields["lease"], fields["user"] = structpb.NewNumberValue(milliseconds), structpb.NewStringValue(user)
+			}
+			renewed.Values = append(renewed.Values, structpb.NewStructValue(&structpb.Struct{Fields: fields}))
+		}
+		r.DynamicMetadata.Fields["renewed"] = structpb.NewListValue(renewed)
+		return r
+	}
+}
+
+// renewsOf is what a question names beside its request.
+func renewsOf(a *authv3.AttributeContext) []string {
+	var all []string
+	ask := a.GetMetadataContext().GetFilterMetadata()[authz.LeaseNamespace].GetFields()["ask"].GetStructValue()
+	for _, one := range ask.GetFields()["renew"].GetListValue().GetValues() {
+		all = append(all, one.GetStringValue())
+	}
+	slices.Sort(all)
+	return all
+}
+
+// renews is what the last question names beside its request.
+func (l *leasing) renews() []string {
+	l.t.Helper()
+	all := l.asked()
+	return renewsOf(all[len(all)-1])
+}
+
+// said is what a question says of a request whose headers that count have these values.
+func said(headers ...string) string { return "127.0.0.1\n" + strings.Join(headers, "\n") }
 
 // get sends a request at the times, in milliseconds after the start of the test, and says whether it was a hit. It must be let pass.
 func (l *leasing) get(path string, now, wall float64, headers ...string) bool {

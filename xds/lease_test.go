@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -15,7 +17,9 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
+	"gatepost/authz"
 	"gatepost/envoy/envoytest"
+	"gatepost/tokens"
 )
 
 // TestADecisionIsRememberedUntilItsLeaseEnds: to the millisecond, and no longer than a second whatever is said.
@@ -435,6 +439,195 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 	}
 }
 
+// TestOneQuestionRenewsWhatEndsSoon: of the same rule, what a request has passed by, and of which half is over.
+func TestOneQuestionRenewsWhatEndsSoon(t *testing.T) {
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+	bearer := func(name string) string { return "authorization: Bearer " + name }
+	for i, name := range []string{"first", "used", "unused"} {
+		g.get("/orders/5", float64(i), float64(i), bearer(name))
+	}
+	g.get("/parts/5", 3, 3, bearer("used"))
+	g.get("/parts/5", 4, 4, bearer("used"))
+	g.get("/orders/5", 4, 4, bearer("used"))
+	g.get("/orders/5", 450.5, 450.5, bearer("young"))
+	g.get("/orders/5", 451, 451, bearer("young"))
+	if got := g.renews(); got != nil {
+		t.Errorf("with nothing that ends soon %q is to be renewed", got)
+	}
+	g.answers(renewing(900, map[string]string{said("Bearer used"): "bob"}))
+	g.secured.Reset()
+	g.get("/orders/5", 900, 900, bearer("first"))
+	if got := g.renews(); !slices.Equal(got, []string{said("Bearer used")}) {
+		t.Errorf("to be renewed is %q", got)
+	}
+	g.get("/orders/5", 900, 900, bearer("new"))
+	if got := g.renews(); got != nil {
+		t.Errorf("at once again %q is to be renewed", got)
+	}
+	for _, c := range []struct {
+		at   float64
+		name string
+		hit  bool
+	}{{901, "used", true}, {1574.9, "used", true}, {1575, "used", false}, {1576, "unused", false}} {
+		g.secured.Reset()
+		if hit := g.get("/orders/5", c.at, c.at, bearer(c.name)); hit != c.hit {
+			t.Errorf("%s after %v ms: hit %v, want %v", c.name, c.at, hit, c.hit)
+		}
+		if user := g.secured.Requests()[0].Header.Get("x-user-id"); c.hit && user != "bob" {
+			t.Errorf("%s after %v ms: the upstream is told of %q", c.name, c.at, user)
+		}
+	}
+}
+
+// TestWhatIsNotRenewedEnds: at its time, whatever else the answer says.
+func TestWhatIsNotRenewedEnds(t *testing.T) {
+	for name, answers := range map[string]func(*authv3.AttributeContext) *authv3.CheckResponse{
+		"not told of it":          granting(900, "ada"),
+		"told that it is not":     renewing(900, nil),
+		"a denial":                deny(401, `"no"`),
+		"a long user":             renewing(900, map[string]string{said("Bearer other"): strings.Repeat("u", 257)}),
+		"less than what was left": renewing(4, map[string]string{said("Bearer other"): "ada"}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+			const other = "authorization: Bearer other"
+			g.get("/orders/5", 0, 0, token)
+			g.get("/orders/5", 5, 5, other)
+			g.get("/orders/5", 6, 6, other)
+			g.answers(answers)
+			g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
+			if got := g.renews(); !slices.Equal(got, []string{said("Bearer other")}) {
+				t.Fatalf("to be renewed is %q", got)
+			}
+			g.answers(granting(900, "ada"))
+			if g.get("/orders/5", 905, 905, other) {
+				t.Error("a hit after its end")
+			}
+		})
+	}
+}
+
+// TestARenewalIsCountedFromTheArrivalOfTheQuestion: by either clock, and is no longer than a second whatever is said.
+func TestARenewalIsCountedFromTheArrivalOfTheQuestion(t *testing.T) {
+	const other = "authorization: Bearer other"
+	for _, c := range []struct {
+		name             string
+		lease, now, wall float64
+		hit              bool
+	}{
+		{"within it", 900, 1574, 1574, true},
+		{"after it", 900, 1575, 1574, false},
+		{"after it by the wall clock", 900, 1574, 1575, false},
+		{"within a second", 60_000, 1649, 1649, true},
+		{"after a second", 60_000, 1650, 1650, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+			g.get("/orders/5", 0, 0, token)
+			g.get("/orders/5", 5, 5, other)
+			g.get("/orders/5", 6, 6, other)
+			g.answers(renewing(c.lease, map[string]string{said("Bearer other"): "ada"}))
+			arrived, goOn := make(chan bool), make(chan bool)
+			g.secured.SetHandler(func(_ http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					arrived <- true
+					<-goOn
+				}
+			})
+			answered := make(chan bool)
+			go func() {
+				g.do("GET", "/orders/slow", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
+				answered <- true
+			}()
+			<-arrived
+			g.answers(granting(900, "ada"))
+			g.get("/parts/5", 1500, 1500, token)
+			goOn <- true
+			<-answered
+			if hit := g.get("/orders/5", c.now, c.wall, other); hit != c.hit {
+				t.Errorf("hit %v, want %v", hit, c.hit)
+			}
+		})
+	}
+}
+
+// TestWhatAQuestionRenewsIsBounded: in number and in bytes.
+func TestWhatAQuestionRenewsIsBounded(t *testing.T) {
+	for bound, replace := range map[string][]string{
+		"number":    {"MOST_RENEWED, MOST_RENEWED_BYTES = 128", "MOST_RENEWED, MOST_RENEWED_BYTES = 3"},
+		"bytes":     {"MOST_RENEWED_BYTES = 128, 8192", "MOST_RENEWED_BYTES = 128, 60"},
+		"looked at": {"MOST_LOOKED, LOOK_EVERY = 512", "MOST_LOOKED, LOOK_EVERY = 3"},
+	} {
+		t.Run(bound, func(t *testing.T) {
+			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest, replace: replace})
+			g.get("/orders/5", 0, 0, token)
+			for i := range 8 {
+				for range 2 {
+					g.get("/orders/5", 1, 1, fmt.Sprintf("authorization: Bearer one-%d", i))
+				}
+			}
+			g.get("/orders/5", 900, 900, token)
+			if got := g.renews(); len(got) != 3 && !(bound == "looked at" && len(got) == 2) { // the token's own may be one of those
+				t.Errorf("to be renewed is %q", got)
+			}
+		})
+	}
+}
+
+// TestTheSidecarUnderstandsWhatIsToBeRenewed: with every input that there can be, and renews what it would allow alone.
+func TestTheSidecarUnderstandsWhatIsToBeRenewed(t *testing.T) {
+	g := startLeasing(t, strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1)+"origins: [\"https://shop.example\"]\n", leaseSetup{append: clocksOfTheTest})
+	live := map[tokens.Hash]*tokens.Session{}
+	login := func(user string) tokens.Token {
+		token, err := tokens.Mint(tokens.FormatUUID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends := time.Now().Add(time.Hour)
+		live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: user, User: user, Expires: ends, Ends: ends}
+		return token
+	}
+	sidecar, err := authz.New(authz.Config{
+		Sessions: tokens.LookupFunc(func(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+			if s := live[h]; s != nil {
+				return s, nil
+			}
+			return nil, tokens.ErrUnknown
+		}),
+		Lease: func() time.Duration { return 900 * time.Millisecond },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r, err := sidecar.Check(t.Context(), &authv3.CheckRequest{Attributes: a})
+		if err != nil {
+			t.Error(err)
+		}
+		return r
+	})
+	ann, bob, eve := login("ann"), login("bob"), login("eve")
+	with := func(token tokens.Token) []string {
+		return []string{fromShop, "authorization: Bearer " + token.Reveal(), "cookie: a=b; c=d"}
+	}
+	g.get("/orders/5", 0, 0, with(ann)...)
+	for _, token := range []tokens.Token{bob, bob, eve, eve} {
+		g.get("/orders/5", 5, 5, with(token)...)
+	}
+	delete(live, eve.Hash())
+	g.get("/orders/5", 900, 900, with(ann)...)
+	if got := g.renews(); len(got) != 2 {
+		t.Fatalf("to be renewed is %q", got)
+	}
+	g.secured.Reset()
+	if !g.get("/orders/5", 1500, 1500, with(bob)...) || g.secured.Requests()[0].Header.Get("x-user-id") != "bob" {
+		t.Error("a session that is live is not renewed")
+	}
+	if got := g.do("GET", "/orders/5", with(eve)...); got.Status != 401 {
+		t.Errorf("a session that has ended: %d", got.Status)
+	}
+}
+
 // TestHitsAreTold: to the sidecar by service, with the next question that a worker has.
 func TestHitsAreTold(t *testing.T) {
 	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
@@ -584,7 +777,8 @@ func leaseRules(t testing.TB, text string) map[string]string {
 		if config := r.GetTypedPerFilterConfig()[filterLease]; config == nil || config.UnmarshalTo(on) != nil {
 			continue
 		}
-		rules[r.GetName()] = on.GetFilterContext().GetFields()["rule"].GetStringValue()
+		service, rule, _ := strings.Cut(r.GetName(), "#")
+		rules[service] = rule
 	}
 	return rules
 }

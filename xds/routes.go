@@ -57,13 +57,13 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			preflight(s.name, at, cors, open),
 			answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)))
 	}
-	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
+	name, perFilter := s.name, map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if b.leases() && s.rule.Authenticate {
-		perFilter[filterLease] = b.leaseOn(s.rule)
+		name, perFilter[filterLease] = b.leaseName(s.name, s.rule), b.leaseOn(s.rule)
 	}
 	for _, f := range s.forward {
 		out = append(out, &routev3.Route{
-			Name:                   s.name,
+			Name:                   name,
 			Match:                  f.at,
 			Action:                 &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig:   perFilter,
