@@ -15,7 +15,7 @@ local MOST_RULES = 65536
 local MOST_RENEWED, MOST_RENEWED_BYTES = 128, 8192 -- decisions that one question is about beside its own, and what is said of them
 local MOST_LOOKED, LOOK_EVERY = 512, 50         -- decisions of a rule and a generation that are looked at for them, and how often, in milliseconds
 local SPREAD = 0.25                             -- of a lease: what is renewed together does not end together
-local GARBAGE = 4096                            -- KiB that may come up before it is collected, but no more than nine times what is in use,
+local GARBAGE = 1024                            -- KiB that may come up before it is collected, but no more than nine times what is in use,
 local BARE, EACH = 64, 0.5                      -- which is so much, and so much for each decision, request or rule that is kept
 
 -- A generation takes what comes in for LONGEST, and is there to be asked for as long again; then all in it has ended.
