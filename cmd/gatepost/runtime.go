@@ -112,14 +112,14 @@ func (l *lull) now(use heapUse) bool {
 	return true
 }
 
-// giveBackInLulls gives memory back whenever there is a lull, until ctx ends; after the first, when the start is over, the program's
-// pages too. Where GOGC is set, it decides alone.
+// giveBackInLulls gives memory back whenever there is a lull, until ctx ends, and once, when the start is over, the program's pages:
+// under load too, of which a gateway that starts again may have hours without a lull. Where GOGC is set, it decides alone.
 func giveBackInLulls(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return
 	}
 	var l lull
-	started := sync.OnceFunc(releaseProgram)
+	startIsOver := sync.OnceFunc(releaseProgram)
 	lulls := time.NewTicker(lullLength)
 	defer lulls.Stop()
 	for {
@@ -127,9 +127,9 @@ func giveBackInLulls(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-lulls.C:
+			startIsOver()
 			if l.now(readHeap()) {
 				giveBack()
-				started()
 			}
 		}
 	}

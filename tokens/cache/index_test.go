@@ -47,8 +47,40 @@ func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
 				t.Fatalf("step %d: in the ring: %v, found: %v", step, there[h], kept)
 			}
 		}
-		if s.places.n != len(s.ring) || len(there) != len(s.ring) || len(s.used) != len(s.ring) {
+		if s.places.n != len(s.ring) || len(there) != len(s.ring) {
 			t.Fatalf("step %d: %d in the index, %d in the ring, %d of them different", step, s.places.n, len(s.ring), len(there))
+		}
+	}
+}
+
+// TestAUseIsOfATokenAndNotOfAPlace: who is moved to another place takes along that it was used, and who comes to a place where another
+// was has not been used.
+func TestAUseIsOfATokenAndNotOfAPlace(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	s := newShard()
+	used := map[tokens.Hash]bool{} // of those that are kept
+	for step := range 5_000 {
+		h := tokens.Hash{1: byte(r.IntN(200))}
+		switch r.IntN(3) {
+		case 0:
+			s.callBack(h)
+			delete(used, h)
+		case 1:
+			s.put(holder(h, "ann"), 0, 300, 1<<20)
+			used[h] = false
+		default:
+			if kept, _ := s.get(h); !kept.IsZero() {
+				used[h] = true
+			}
+		}
+		for at, one := range s.ring {
+			marked := s.used.unmark(at)
+			if marked != used[one.Hash()] {
+				t.Fatalf("step %d: a token was used: %v, and counts as used: %v", step, used[one.Hash()], marked)
+			}
+			if marked {
+				s.used.mark(at)
+			}
 		}
 	}
 }

@@ -22,8 +22,8 @@ type shard struct {
 	ring  []tokens.Holder
 	hand  int
 	bytes int
-	// used says of each place in the ring whether it was asked for since the hand passed it. It is set under the lock for reading.
-	used []atomic.Bool
+	// used are the places in the ring that were asked for since the hand passed them. They are marked under the lock for reading.
+	used marks
 	// flights are the look-ups that are under way.
 	flights map[tokens.Hash]*flight
 	// ending are the tokens that this gateway is revoking, with how often: they open nothing here, whatever the store says.
@@ -51,9 +51,7 @@ func (s *shard) get(h tokens.Hash) (tokens.Holder, uint64) {
 	if !ok {
 		return tokens.Holder{}, 0
 	}
-	if used := &s.used[at]; !used.Load() {
-		used.Store(true)
-	}
+	s.used.mark(at)
 	return s.ring[at], s.epoch
 }
 
@@ -87,7 +85,7 @@ func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int
 	}
 	s.places.add(partOf(hash), len(s.ring), s.part)
 	s.ring = append(s.ring, holder)
-	s.used = append(s.used, atomic.Bool{})
+	s.used.reach(len(s.ring))
 	s.bytes += size
 }
 
@@ -98,7 +96,7 @@ func (s *shard) evict() {
 		if s.hand >= len(s.ring) {
 			s.hand = 0
 		}
-		if !s.used[s.hand].Swap(false) {
+		if !s.used.unmark(s.hand) {
 			s.drop(s.hand)
 			s.evictions.Add(1)
 			return
@@ -112,13 +110,16 @@ func (s *shard) drop(at int) {
 	s.bytes -= sizeOf(s.ring[at])
 	s.places.drop(s.part(at), at, s.part)
 	last := len(s.ring) - 1
+	s.used.unmark(at)
 	if at != last {
 		s.ring[at] = s.ring[last]
-		s.used[at].Store(s.used[last].Load())
+		if s.used.unmark(last) {
+			s.used.mark(at)
+		}
 		s.places.move(s.part(at), last, at)
 	}
 	s.ring[last] = tokens.Holder{}
-	s.ring, s.used = s.ring[:last], s.used[:last]
+	s.ring = s.ring[:last]
 }
 
 // callBack forgets a token and every look-up of the shard that was sent before. The lock is held.
@@ -157,8 +158,34 @@ func (s *shard) sizes() (entries, bytes int) {
 	return len(s.ring), s.bytes
 }
 
-// overhead is what keeping a holder costs beside its string: 17 bytes in the ring and 4 in the index, of which some are empty.
-const overhead = 26
+// marks says of places whether they are marked, in a bit each.
+type marks []uint64
+
+// reach makes room for so many places. Those that are new are not marked.
+func (m *marks) reach(places int) {
+	if places > 64*len(*m) {
+		*m = append(*m, 0)
+	}
+}
+
+// mark may be called by many goroutines at once; most find what they would write.
+func (m marks) mark(at int) {
+	word, bit := &m[at/64], uint64(1)<<(at%64)
+	if atomic.LoadUint64(word)&bit == 0 {
+		atomic.OrUint64(word, bit)
+	}
+}
+
+// unmark says whether the place was marked. Nothing else may be called meanwhile.
+func (m marks) unmark(at int) (was bool) {
+	word, bit := &m[at/64], uint64(1)<<(at%64)
+	was = *word&bit != 0
+	*word &^= bit
+	return was
+}
+
+// overhead is what keeping a holder costs beside its string: 16 bytes in the ring and 4 in the index, of which some are empty.
+const overhead = 22
 
 // sizeOf estimates the memory that keeping a holder takes, in bytes. Short strings are allocated in steps of 16.
 func sizeOf(h tokens.Holder) int { return overhead + (h.Size()+15)&^15 }

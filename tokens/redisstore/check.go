@@ -26,7 +26,7 @@ const oldest = 6
 // Check looks at the settings of each server that holds tokens, and returns what is wrong with them, sorted by server.
 // It is for the start: where Redis is out of reach it returns [tokens.ErrUnavailable], and nothing else depends on it.
 func (s *Store) Check(ctx context.Context) ([]Warning, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	var mu sync.Mutex
 	found := map[string][]Warning{}

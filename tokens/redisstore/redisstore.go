@@ -95,7 +95,7 @@ func milliseconds(d time.Duration) int64 {
 
 // Create implements [tokens.Store].
 func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(session)
 	if err != nil {
@@ -166,7 +166,7 @@ func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 
 // Lookup implements [tokens.Store].
 func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	session, retired, _, err := s.read(ctx, h)
 	if err != nil {
@@ -196,7 +196,7 @@ func (s *Store) read(ctx context.Context, h tokens.Hash) (session *tokens.Sessio
 // that only one caller can make; so an end that comes at any time finds both in the index, and a failure before
 // that step leaves the old token as it was.
 func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(next)
 	if err != nil {
@@ -264,7 +264,7 @@ func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
 
 // Revoke implements [tokens.Store]. What is no record of the token is deleted too.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	session, retired, _, err := s.read(ctx, h)
 	if errors.Is(err, tokens.ErrUnknown) {
@@ -289,7 +289,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 
 // Sessions implements [tokens.Store].
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	members, err := s.client.ZRange(ctx, userKey(user), 0, -1).Result()
 	if err != nil {
@@ -347,7 +347,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 
 // RevokeSession implements [tokens.Store].
 func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	index := userKey(user)
 	if user == "" {
@@ -372,14 +372,14 @@ func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
 
 // RevokeUser implements [tokens.Store].
 func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	return s.end(ctx, userKey(user), "")
 }
 
 // Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
 func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()
 	if err != nil {
@@ -390,7 +390,7 @@ func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, addre
 
 // Ping implements [tokens.Store]. In a Cluster it asks every master: each holds tokens.
 func (s *Store) Ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := bounded(ctx)
 	defer cancel()
 	err := s.eachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
 	if err != nil {

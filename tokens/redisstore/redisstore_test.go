@@ -1,9 +1,11 @@
 package redisstore
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
@@ -55,4 +57,25 @@ func TestRedisClusterIsATokenStore(t *testing.T) {
 		}
 		return mustOpen(t, "redis://"+nodes[0].Addr+","+nodes[1].Addr+"/?cluster=true")
 	})
+}
+
+// A call has no more time than its own, and no more than the caller's.
+func TestACallIsBoundedByTheEarlierDeadline(t *testing.T) {
+	for _, left := range []time.Duration{0, callTimeout / 2, 2 * callTimeout, -1} {
+		caller, cancel := t.Context(), context.CancelFunc(func() {})
+		if left >= 0 {
+			caller, cancel = context.WithTimeout(caller, left)
+		}
+		before := time.Now()
+		call, done := bounded(caller)
+		end, bound := call.Deadline()
+		if !bound || end.After(time.Now().Add(callTimeout)) {
+			t.Errorf("with %v left a call may take until %v, from %v", left, end, before)
+		}
+		if theirs, ok := caller.Deadline(); ok && (end.After(theirs) || left < callTimeout && call != caller) {
+			t.Errorf("with %v left a call may take until %v, its caller until %v", left, end, theirs)
+		}
+		done()
+		cancel()
+	}
 }
