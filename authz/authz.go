@@ -55,6 +55,7 @@ type Server struct {
 	now      func() time.Time
 	counts   *counts
 	failures failures
+	renewals prometheus.Counter
 	denials  *denials
 
 	authv3.UnimplementedAuthorizationServer
@@ -73,6 +74,7 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{sessions: c.Sessions, seen: c.Seen, lease: c.Lease, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
 	s.counts, s.failures = newCounts()
+	s.renewals = newRenewals()
 	if c.Registerer != nil {
 		if err := s.register(c.Registerer); err != nil {
 			return nil, err

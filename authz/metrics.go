@@ -51,8 +51,15 @@ func newCounts() (*counts, failures) {
 	}
 }
 
+func newRenewals() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "gatepost_lease_renewals_total",
+		Help: "Leases that were renewed with the answer to another request.",
+	})
+}
+
 func (s *Server) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.counts.decisions, s.failures.vec, s.denials.leftOutTotal} {
+	for _, c := range []prometheus.Collector{s.counts.decisions, s.failures.vec, s.renewals, s.denials.leftOutTotal} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("registering authz metrics: %w", err)
 		}

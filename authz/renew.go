@@ -27,16 +27,19 @@ const (
 	renewTimeout = 10 * time.Millisecond
 )
 
-// writeRenewals writes what is said of requests, one after another.
+// writeRenewals writes what is said of requests, one after another; nothing where one of them is not what the filter says.
 func writeRenewals(said *structpb.ListValue) string {
 	var all []string
-	for _, one := range said.GetValues()[:min(len(said.GetValues()), mostRenewals)] {
+	for _, one := range said.GetValues() {
 		all = append(all, one.GetStringValue())
+		if len(all) > mostRenewals || strings.Contains(one.GetStringValue(), renewalEnd) { // else the answers could be taken for others'
+			return ""
+		}
 	}
 	return strings.Join(all, renewalEnd)
 }
 
-// renewalEnd stands between two of them. No header's value has it.
+// renewalEnd stands between two of them. No header's value has it (RFC 9110 §5.5).
 const renewalEnd = "\x00"
 
 // eachRenewal reads what writeRenewals has written: the requests, each as if it had come in the place of q; ok says whether
@@ -90,6 +93,7 @@ func (s *Server) renew(ctx context.Context, q *request, lease time.Duration) *st
 			if v, ask := other.judge(); ask {
 				if s.lookup(bounded, &other, &v, lease); v.lease > 0 {
 					said = v.leaseMetadata()
+					s.renewals.Inc()
 				}
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"gatepost/tokens"
@@ -116,6 +117,10 @@ func TestARenewalIsAUse(t *testing.T) {
 	if denials := g.Recent(); len(denials) != 0 {
 		t.Errorf("denials %v", denials)
 	}
+	known := testutil.ToFloat64(g.counts.decisions.WithLabelValues("orders", "allow", "token_known"))
+	if n := testutil.ToFloat64(g.renewals); n != 1 || known != 1 {
+		t.Errorf("%v renewals and %v decisions are counted, want one of each", n, known)
+	}
 }
 
 // TestAnUnreachableStoreRenewsNothing: and the request that asked waits no longer than a moment for others' look-ups.
@@ -151,7 +156,10 @@ func TestWhatIsRenewedIsBounded(t *testing.T) {
 	for i := range said {
 		said[i] = "192.0.2.1\nmalformed"
 	}
-	if got := g.check(t, renewing(t, asking(shop, secured, authorization(ann)), said...)); len(renewed(got)) > mostRenewals {
-		t.Errorf("%d were decided about", len(renewed(got)))
+	if got := g.check(t, renewing(t, asking(shop, secured, authorization(ann)), said...)); leaseOf(got) != 1000 || len(renewed(got)) != 0 {
+		t.Errorf("a lease of %v, and %d were decided about", leaseOf(got), len(renewed(got)))
+	}
+	if got := g.check(t, renewing(t, asking(shop, secured, authorization(ann)), "192.0.2.1\n"+ann, "192.0.2.1\nx\x00192.0.2.1\n"+ann)); len(renewed(got)) != 0 {
+		t.Errorf("two requests in one: %q", renewed(got))
 	}
 }

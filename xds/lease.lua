@@ -114,7 +114,8 @@ local function keep(name, key, decision)
 end
 
 -- renewable returns what else a question about a rule is to be about: decisions by which a request has passed and half of
--- whose time is over, and what Gatepost is told of each. So a worker asks for all of them once, not once for each.
+-- whose time is over, and what Gatepost is told of each: from where that request came, and the key. So a worker asks for all
+-- of them once, not once for each.
 local function renewable(name, rule, now)
   if now < rule.look then return end
   rule.look = now + LOOK_EVERY
@@ -125,9 +126,10 @@ local function renewable(name, rule, now)
       if looked >= MOST_LOOKED or #said >= MOST_RENEWED or bytes >= MOST_RENEWED_BYTES then break end
       looked = looked + 1
       if decision.used and now >= decision.half and now < decision.ends and recall(name, key) == decision then
-        decision.used = false
+        local from = decision.used
+        decision.used = nil
         decisions[#decisions + 1] = decision
-        said[#said + 1] = decision.from .. "\n" .. key
+        said[#said + 1] = from .. "\n" .. key
         bytes = bytes + #said[#said]
       end
     end
@@ -164,15 +166,16 @@ function envoy_on_request(handle)
       headers:replace("x-envoy-upstream-stream-duration-ms", string.format("%d", math.ceil(decision.dies - now)))
     end
     info:dynamicMetadata():set(NAMESPACE, "hit", true)
-    decision.used = true
+    if decision.plain and not decision.used then decision.used = address(info) end -- to be renewed, and as a use from there
     hits[rule.service] = (hits[rule.service] or 0) + 1
     return
   end
 
   if asking >= MOST or #key > MOST_BYTES then return end
   number = number + 1
-  local request, ask = { rule = name, key = key, now = now, wall = wall, from = address(info) }, { number = number }
-  request.renew, ask.renew = renewable(name, rule, now)
+  local request, ask = { rule = name, key = key, now = now, wall = wall }, { number = number }
+  -- Only who was let pass a moment ago asks for others: a stranger is told nothing of them, and takes nobody's turn.
+  if decision then request.renew, ask.renew = renewable(name, rule, now) end
   waiting[number], asking = request, asking + 1
   if next(hits) then ask.hits, hits = hits, {} end
   info:dynamicMetadata():set(NAMESPACE, "ask", ask)
@@ -199,7 +202,7 @@ local function remember(request, of, said, part)
   local lease = math.min(said.lease, LONGEST) * part
   keep(request.rule, of.key, {
     key = of.key,
-    from = of.from,
+    plain = not string.find(of.key, "[^\t\n -~]"), -- what is no UTF-8 would make the question unreadable that it is named in
     user = said.user,
     half = request.now + lease / 2,
     ends = request.now + lease,
@@ -218,7 +221,10 @@ function envoy_on_response(handle)
   local answer = metadata:get(ANSWER) -- a denial has none
   if not answer then return end
   remember(request, request, answer, 1)
-  if not request.renew or not answer.renewed then return end
+  if not request.renew then return end
+  metadata:set(NAMESPACE, "ask", true) -- others' tokens stay no longer than they must: a stream may last for hours
+  if not answer.renewed then return end
+  metadata:set(ANSWER, "renewed", true)
   for i, decision in ipairs(request.renew) do
     remember(request, decision, answer.renewed[i], 1 - SPREAD * i / #request.renew)
   end

@@ -1,11 +1,13 @@
 package xds
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -18,6 +20,7 @@ import (
 
 	"gatepost/authz"
 	"gatepost/envoy/envoytest"
+	"gatepost/tokens"
 )
 
 // clocksOfTheTest has the two clocks show what the last request that names them says, in milliseconds. Nothing else
@@ -163,15 +166,60 @@ func renewsOf(a *authv3.AttributeContext) []string {
 	for _, one := range ask.GetFields()["renew"].GetListValue().GetValues() {
 		all = append(all, one.GetStringValue())
 	}
-	slices.Sort(all)
 	return all
 }
 
-// renews is what the last question names beside its request.
+// renews is what the last question names beside its request, sorted.
 func (l *leasing) renews() []string {
 	l.t.Helper()
 	all := l.asked()
-	return renewsOf(all[len(all)-1])
+	return slices.Sorted(slices.Values(renewsOf(all[len(all)-1])))
+}
+
+// sidecar decides as the real one does, about tokens in memory, with leases of 900 ms.
+type sidecar struct {
+	t    testing.TB
+	live map[tokens.Hash]*tokens.Session
+	uses []string // of which users, and from where
+}
+
+// decides puts a sidecar in the place of the stand-in.
+func (l *leasing) decides() *sidecar {
+	l.t.Helper()
+	s := &sidecar{t: l.t, live: map[tokens.Hash]*tokens.Session{}}
+	server, err := authz.New(authz.Config{
+		Sessions: tokens.LookupFunc(func(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+			if session := s.live[h]; session != nil {
+				return session, nil
+			}
+			return nil, tokens.ErrUnknown
+		}),
+		Seen:  func(h tokens.Holder, address string) { s.uses = append(s.uses, h.User()+" "+address) },
+		Lease: func() time.Duration { return 900 * time.Millisecond },
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r, err := server.Check(context.Background(), &authv3.CheckRequest{Attributes: a})
+		if err != nil {
+			l.t.Error(err)
+		}
+		return r
+	})
+	return s
+}
+
+// login returns the token of a new session.
+func (s *sidecar) login(user string) tokens.Token {
+	s.t.Helper()
+	token, err := tokens.Mint(tokens.FormatUUID)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ends := time.Now().Add(time.Hour)
+	s.live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: user, User: user, Expires: ends, Ends: ends}
+	return token
 }
 
 // said is what a question says of a request whose headers that count have these values.

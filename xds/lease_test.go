@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -17,7 +15,6 @@ import (
 
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"gatepost/authz"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens"
 )
@@ -577,36 +574,8 @@ func TestWhatAQuestionRenewsIsBounded(t *testing.T) {
 // TestTheSidecarUnderstandsWhatIsToBeRenewed: with every input that there can be, and renews what it would allow alone.
 func TestTheSidecarUnderstandsWhatIsToBeRenewed(t *testing.T) {
 	g := startLeasing(t, strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1)+"origins: [\"https://shop.example\"]\n", leaseSetup{append: clocksOfTheTest})
-	live := map[tokens.Hash]*tokens.Session{}
-	login := func(user string) tokens.Token {
-		token, err := tokens.Mint(tokens.FormatUUID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ends := time.Now().Add(time.Hour)
-		live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: user, User: user, Expires: ends, Ends: ends}
-		return token
-	}
-	sidecar, err := authz.New(authz.Config{
-		Sessions: tokens.LookupFunc(func(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
-			if s := live[h]; s != nil {
-				return s, nil
-			}
-			return nil, tokens.ErrUnknown
-		}),
-		Lease: func() time.Duration { return 900 * time.Millisecond },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
-		r, err := sidecar.Check(t.Context(), &authv3.CheckRequest{Attributes: a})
-		if err != nil {
-			t.Error(err)
-		}
-		return r
-	})
-	ann, bob, eve := login("ann"), login("bob"), login("eve")
+	sidecar := g.decides()
+	ann, bob, eve := sidecar.login("ann"), sidecar.login("bob"), sidecar.login("eve")
 	with := func(token tokens.Token) []string {
 		return []string{fromShop, "authorization: Bearer " + token.Reveal(), "cookie: a=b; c=d"}
 	}
@@ -614,7 +583,7 @@ func TestTheSidecarUnderstandsWhatIsToBeRenewed(t *testing.T) {
 	for _, token := range []tokens.Token{bob, bob, eve, eve} {
 		g.get("/orders/5", 5, 5, with(token)...)
 	}
-	delete(live, eve.Hash())
+	delete(sidecar.live, eve.Hash())
 	g.get("/orders/5", 900, 900, with(ann)...)
 	if got := g.renews(); len(got) != 2 {
 		t.Fatalf("to be renewed is %q", got)
@@ -625,6 +594,118 @@ func TestTheSidecarUnderstandsWhatIsToBeRenewed(t *testing.T) {
 	}
 	if got := g.do("GET", "/orders/5", with(eve)...); got.Status != 401 {
 		t.Errorf("a session that has ended: %d", got.Status)
+	}
+}
+
+// TestEachRenewalIsItsOwn: of a hundred users at once, none gets another's identity.
+func TestEachRenewalIsItsOwn(t *testing.T) {
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+	sidecar := g.decides()
+	bearer := func(user string) string { return "authorization: Bearer " + sidecar.login(user).Reveal() }
+	asker, users := bearer("asker"), make([]string, 100)
+	g.get("/orders/5", 0, 0, asker)
+	for i := range users {
+		users[i] = bearer(fmt.Sprint("user-", i))
+		g.get("/orders/5", 1, 1, users[i])
+		g.get("/orders/5", 1, 1, users[i])
+	}
+	g.get("/orders/5", 900, 900, asker)
+	if n := len(g.renews()); n != len(users) {
+		t.Errorf("%d are to be renewed", n)
+	}
+	for i, user := range users {
+		g.secured.Reset()
+		hit := g.get("/orders/5", 902, 902, user)
+		if told := g.secured.Requests()[0].Header.Get("x-user-id"); !hit || told != fmt.Sprint("user-", i) {
+			t.Errorf("user %d: hit %v, and the upstream is told of %q", i, hit, told)
+		}
+	}
+}
+
+// TestARenewalTellsFromWhereASessionIsUsed: from where the first request came that passed by the decision, not the one that it was made for.
+func TestARenewalTellsFromWhereASessionIsUsed(t *testing.T) {
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+	sidecar := g.decides()
+	asker, user := "authorization: Bearer "+sidecar.login("asker").Reveal(), "authorization: Bearer "+sidecar.login("user").Reveal()
+	g.get("/orders/5", 0, 0, asker)
+	g.get("/orders/5", 1, 1, user)
+	const from = "127.0.0.2"
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.Dial("tcp", g.addr)
+	if err != nil {
+		t.Skipf("no second loopback address here: %v", err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "GET /orders/5 HTTP/1.1\r\nhost: h\r\n%s\r\n\r\n", user)
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	g.get("/orders/5", 600, 600, user) // a hit that comes later
+	sidecar.uses = nil
+	g.get("/orders/5", 900, 900, asker)
+	if want := []string{"asker 127.0.0.1", "user " + from}; !slices.Equal(sidecar.uses, want) {
+		t.Errorf("uses %q, want %q", sidecar.uses, want)
+	}
+}
+
+// TestOneUsersHeadersSpoilNoOthersRequest: what cannot be said in a question is not renewed.
+func TestOneUsersHeadersSpoilNoOthersRequest(t *testing.T) {
+	g := startLeasing(t, strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1)+"origins: [\"https://shop.example\"]\n",
+		leaseSetup{append: clocksOfTheTest})
+	for _, value := range []string{"a=\xff\xfe", "a=ä"} {
+		g.get("/orders/5", 0, 0, token, fromShop)
+		odd := []string{otherToken, fromShop, "cookie: " + value}
+		g.get("/orders/5", 1, 1, odd...)
+		if !g.get("/orders/5", 2, 2, odd...) {
+			t.Errorf("%q: no hit", value)
+		}
+		g.get("/orders/5", 900, 900, token, fromShop) // 200, or it fails the test
+		if got := g.renews(); got != nil {
+			t.Errorf("to be renewed is %q", got)
+		}
+		g.get("/orders/5", 5000, 5000, token, fromShop)
+	}
+}
+
+// TestAStrangerRenewsNothing: it is told of nobody's tokens, and takes nobody's turn to ask.
+func TestAStrangerRenewsNothing(t *testing.T) {
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
+	const other = "authorization: Bearer other"
+	g.get("/orders/5", 0, 0, token)
+	g.get("/orders/5", 5, 5, other)
+	g.get("/orders/5", 6, 6, other)
+	g.answers(deny(401, `"no"`))
+	g.do("GET", "/orders/5", "authorization: stranger", fmt.Sprintf("x-test-now: %d", noon+890), fmt.Sprintf("x-test-wall: %d", wallNoon+890))
+	if got := g.renews(); got != nil {
+		t.Errorf("a stranger's question names %q", got)
+	}
+	g.answers(granting(900, "ada"))
+	g.get("/orders/5", 900, 900, token)
+	if got := g.renews(); !slices.Equal(got, []string{said("Bearer other")}) {
+		t.Errorf("to be renewed is %q", got)
+	}
+}
+
+// TestOthersTokensDoNotStayWithAStream: they are gone from its metadata when they have been read.
+func TestOthersTokensDoNotStayWithAStream(t *testing.T) {
+	const tell = `
+local on_response = envoy_on_response
+function envoy_on_response(handle)
+  on_response(handle)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local mine, answer = metadata:get(NAMESPACE), metadata:get(ANSWER)
+  handle:headers():add("x-test-left", type(mine and mine.ask) .. " " .. type(answer and answer.renewed))
+end
+`
+	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest + tell})
+	const other = "authorization: Bearer other"
+	g.get("/orders/5", 0, 0, token)
+	g.get("/orders/5", 5, 5, other)
+	g.get("/orders/5", 6, 6, other)
+	g.answers(renewing(900, map[string]string{said("Bearer other"): "ada"}))
+	got := g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
+	if left := got.Header.Get("x-test-left"); left != "boolean boolean" || len(g.renews()) != 1 {
+		t.Errorf("what is left is %q, after a question about %q", left, g.renews())
 	}
 }
 
