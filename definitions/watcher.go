@@ -44,9 +44,10 @@ type Watcher struct {
 	config WatcherConfig
 	reload chan struct{}
 
-	seen    string    // the state that was last reported
-	pending string    // a state that is not it, and waits to settle
-	since   time.Time // since when
+	last    *Definitions // the last that were good; nil: none yet
+	seen    string       // the state that was last reported
+	pending string       // a state that is not it, and waits to settle
+	since   time.Time    // since when
 	dir     os.FileInfo
 }
 
@@ -66,7 +67,7 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	}
 	w := &Watcher{config: config, reload: make(chan struct{}, 1)}
 	if config.Current != nil {
-		w.seen = stateOf(config.Current.Text, nil)
+		w.last, w.seen = config.Current, stateOf(config.Current.Text, nil)
 	}
 	return w
 }
@@ -139,12 +140,14 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	w.seen, w.pending = state, ""
 	var d *Definitions
 	if err == nil {
-		d, err = Parse(w.config.Path, text)
+		d, err = w.last.Next(w.config.Path, text)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		w.config.OnError(err)
-	case !unchanged:
+		return 0
+	}
+	w.last = d
+	if !unchanged {
 		w.config.OnChange(ctx, d)
 	}
 	return 0
