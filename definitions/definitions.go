@@ -115,6 +115,9 @@ func readFile(path string) ([]byte, error) {
 	}
 	defer file.Close()
 	var text bytes.Buffer
+	if info, err := file.Stat(); err == nil {
+		text.Grow(int(min(info.Size(), MaxSize)) + bytes.MinRead)
+	}
 	if _, err := text.ReadFrom(io.LimitReader(file, MaxSize+1)); err != nil {
 		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
