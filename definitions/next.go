@@ -55,35 +55,47 @@ func unchanged(former, present []*gatewayv1.Service) []*gatewayv1.Service {
 // two texts that are the same up to the beginning of an item, and from the beginning of an item on, are read the same
 // there, and what lies between can be read as a list by itself.
 func (d *Definitions) edited(name string, text []byte) *Definitions {
-	items := d.offsets()
-	same := commonPrefix(d.Text, text)
-	alike := commonSuffix(d.Text[same:], text[same:])
-	// The items [first, last) of d have given way to what is between from and to.
-	first := sort.Search(len(items)-1, func(i int) bool { return items[i]+d.places[i].column-1 > same }) - 1
-	last := sort.SearchInts(items, len(d.Text)-alike)
-	if first < 0 || last == len(items) || len(text) > MaxSize {
+	e, ok := d.edit(text)
+	if !ok || len(text) > MaxSize {
 		return nil
 	}
-	from, to := items[first], len(text)-(len(d.Text)-items[last])
-	if to < len(text) && text[to-1] != '\n' {
-		return nil
-	}
-	between := d.readItems(name, text[from:to])
+	between := d.readItems(name, e.now)
 	if between == nil {
 		return nil
 	}
 	former := d.Gateway.GetServices()
-	now := unchanged(former[first:last], between.Gateway.GetServices())
-	next := &Definitions{Name: name, Text: text, Gateway: withServices(d.Gateway, slices.Concat(former[:first], now, former[last:]))}
+	now := unchanged(former[e.first:e.last], between.Gateway.GetServices())
+	next := &Definitions{Name: name, Text: text, Gateway: withServices(d.Gateway, slices.Concat(former[:e.first], now, former[e.last:])), end: d.end}
 	if !goodTogether(next.Gateway.GetServices()) {
 		return nil
 	}
-	shift := bytes.Count(text[from:to], newline) - bytes.Count(d.Text[from:items[last]], newline)
-	next.places = slices.Concat(d.places[:first], below(between.places, d.places[first].line-1), below(d.places[last:], shift))
-	if next.end = d.end; next.end.line > 0 {
-		next.end.line += shift
+	more := bytes.Count(e.now, newline) - bytes.Count(e.former, newline)
+	next.places = slices.Concat(d.places[:e.first], below(between.places, d.places[e.first].line-1), below(d.places[e.last:], more))
+	if next.end.line > 0 {
+		next.end.line += more
 	}
 	return next
+}
+
+// edit is what differs between two texts: the services [first, last) of the former, which stood in other lines.
+type edit struct {
+	first, last int
+	former, now []byte
+}
+
+// edit finds it; false where it is more than services, or cannot be told.
+func (d *Definitions) edit(text []byte) (e edit, ok bool) {
+	items := d.offsets()
+	same := commonPrefix(d.Text, text)
+	alike := commonSuffix(d.Text[same:], text[same:])
+	e.first = sort.Search(len(items)-1, func(i int) bool { return items[i]+d.places[i].column-1 > same }) - 1
+	e.last = sort.SearchInts(items, len(d.Text)-alike)
+	if e.first < 0 || e.last == len(items) {
+		return e, false
+	}
+	from, to := items[e.first], len(text)-(len(d.Text)-items[e.last])
+	e.former, e.now = d.Text[from:items[e.last]], text[from:to]
+	return e, to == len(text) || text[to-1] == '\n'
 }
 
 var newline = []byte("\n")
