@@ -14,6 +14,7 @@ import (
 	"os"
 
 	"buf.build/go/protoyaml"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
@@ -35,6 +36,7 @@ type Definitions struct {
 	Gateway *gatewayv1.Gateway
 
 	places []position // :: index of the service → where it begins
+	end    position   // where the field after the services begins; zero: they are the last
 }
 
 // Parse reads the definitions in text. An error is a [Problems] with all that is wrong, sorted by position, or
@@ -53,7 +55,9 @@ func Parse(name string, text []byte) (*Definitions, error) {
 		return nil, f.sorted()
 	}
 	fillDefaults(g)
-	return &Definitions{Name: name, Text: text, Gateway: g, places: servicePlaces(f)}, nil
+	d := &Definitions{Name: name, Text: text, Gateway: g}
+	d.places, d.end = servicePlaces(root)
+	return d, nil
 }
 
 // Load reads the definitions file at path. Beside what [Parse] returns, an error says why the file could not be
@@ -111,20 +115,28 @@ func readFile(path string) ([]byte, error) {
 	}
 	defer file.Close()
 	var text bytes.Buffer
+	if info, err := file.Stat(); err == nil {
+		text.Grow(int(min(info.Size(), MaxSize)) + bytes.MinRead)
+	}
 	if _, err := text.ReadFrom(io.LimitReader(file, MaxSize+1)); err != nil {
 		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
 	return text.Bytes(), nil
 }
 
-func servicePlaces(f *findings) []position {
-	list, ok := f.locate("services")
-	if !ok {
-		return nil
+// servicePlaces returns where each service begins, and the field after them.
+func servicePlaces(root *yaml.Node) (places []position, end position) {
+	at := func(node *yaml.Node) position { return position{node.Line, node.Column} }
+	for i := 0; i < len(root.Content); i += 2 {
+		if root.Content[i].Value != "services" {
+			continue
+		}
+		for _, service := range root.Content[i+1].Content {
+			places = append(places, at(service))
+		}
+		if i+2 < len(root.Content) {
+			end = at(root.Content[i+2])
+		}
 	}
-	places := make([]position, len(list.Content))
-	for i, service := range list.Content {
-		places[i] = position{service.Line, service.Column}
-	}
-	return places
+	return places, end
 }

@@ -170,7 +170,7 @@ func checkUpstreams(f *findings, texts []string, list string) {
 
 // checkAmongServices finds services of the same name or the same path.
 func checkAmongServices(f *findings, services []*gatewayv1.Service) {
-	names, paths := map[string]int{}, map[string]int{} // :: → index of the first service that has it
+	names, paths := make(map[string]int, len(services)), make(map[string]int, len(services)) // :: → index of the first service that has it
 	for i, s := range services {
 		if earlier, taken := names[s.GetName()]; taken {
 			f.add(fmt.Sprintf("services[%d].name", i), faultf("give each service a name of its own",

@@ -12,18 +12,21 @@ import (
 // none there, whose former path another service has now, or whose former form asks less of a request; these are left as
 // they are in d. It is for services that Envoy has refused: the others need not wait for them. before may be nil.
 func (d *Definitions) Restore(names []string, before *Definitions) (restored *Definitions, rest []string) {
-	g := proto.CloneOf(d.Gateway)
+	g := withServices(d.Gateway, slices.Clone(d.Gateway.GetServices()))
 	for i, s := range g.GetServices() {
 		if !slices.Contains(names, s.GetName()) {
 			continue
 		}
 		if former := before.service(s.GetName()); former != nil && !proto.Equal(former, s) && !weaker(former, s) {
-			g.Services[i] = proto.CloneOf(former)
+			g.Services[i] = former
 		} else {
 			rest = append(rest, s.GetName())
 		}
 	}
-	restored, err := FromGateway(d.Name, g)
+	text, err := Marshal(g)
+	if err == nil {
+		restored, err = d.Next(d.Name, text)
+	}
 	if err != nil { // a former path is another's now
 		return d, names
 	}

@@ -44,9 +44,11 @@ type Watcher struct {
 	config WatcherConfig
 	reload chan struct{}
 
-	seen    string    // the state that was last reported
-	pending string    // a state that is not it, and waits to settle
-	since   time.Time // since when
+	last    *Definitions // the last that were good; nil: none yet
+	seen    string       // the state that was last reported
+	pending string       // a state that is not it, and waits to settle
+	since   time.Time    // since when
+	file    os.FileInfo  // the file that was last read; nil: there was none
 	dir     os.FileInfo
 }
 
@@ -66,7 +68,7 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	}
 	w := &Watcher{config: config, reload: make(chan struct{}, 1)}
 	if config.Current != nil {
-		w.seen = stateOf(config.Current.Text, nil)
+		w.last, w.seen = config.Current, stateOf(config.Current.Text, nil)
 	}
 	return w
 }
@@ -102,6 +104,9 @@ func (w *Watcher) Run(ctx context.Context) {
 		case <-w.reload:
 			w.look(ctx, true)
 		case <-events: // any event: it may be a link on the way to the file that was swapped
+			if w.pending == "" && w.touched() {
+				lookIn(w.look(ctx, false))
+			}
 			lookIn(w.config.Settle)
 		case <-poll.C:
 			rewatch()
@@ -116,6 +121,7 @@ func (w *Watcher) Run(ctx context.Context) {
 // look reads the file once. What differs from what was last reported is reported when it was the same for long
 // enough, or at once with force. It returns after which time to look again, or 0 for at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
+	w.file, _ = os.Stat(w.config.Path) // an error is that of reading it
 	text, err := readFile(w.config.Path)
 	state := stateOf(text, err)
 	if state == w.seen && !force {
@@ -139,15 +145,27 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	w.seen, w.pending = state, ""
 	var d *Definitions
 	if err == nil {
-		d, err = Parse(w.config.Path, text)
+		d, err = w.last.Next(w.config.Path, text)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		w.config.OnError(err)
-	case !unchanged:
+		return 0
+	}
+	w.last = d
+	if !unchanged {
 		w.config.OnChange(ctx, d)
 	}
 	return 0
+}
+
+// touched says whether there is a file that is another than the one that was last read, or was written to since, by what
+// the system tells of it without its being read.
+func (w *Watcher) touched() bool {
+	now, err := os.Stat(w.config.Path)
+	if err != nil || w.file == nil {
+		return err == nil
+	}
+	return !os.SameFile(now, w.file) || now.Size() != w.file.Size() || !now.ModTime().Equal(w.file.ModTime())
 }
 
 // stateOf names what was found at the path: some content, or none and why.

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"context"
-	"maps"
 	"strings"
 	"time"
 
@@ -158,7 +157,7 @@ func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	if req.GetTypeUrl() == resourcev3.ClusterType {
 		s.keep(has)
 	}
-	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && maps.Equal(has, serving.versions) {
+	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && serving.equals(has) {
 		e.of(req.GetTypeUrl()).acked = serving.version
 		s.advance()
 	}

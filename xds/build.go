@@ -55,12 +55,20 @@ func Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
 }
 
 // Builder builds one configuration after the other, each as [Build] does, and takes over from the last one what is the
-// same: with ten thousand services and a change of one, all but that one. The zero Builder is ready. It is safe for
-// concurrent use.
+// same. A service is the same where it is the same message: with ten thousand services and a change of one, only that one
+// is looked into. So definitions are not to be changed once they were given to a Builder. The zero Builder is ready. It is
+// safe for concurrent use.
 type Builder struct {
 	mu    sync.Mutex
-	last  parts
+	last  built
 	shelf shelf // goes from one to the next
+}
+
+// built is what a Build has made, and of what.
+type built struct {
+	common   string // names all that is the same for every service; empty: nothing was built yet
+	services []*gatewayv1.Service
+	view
 }
 
 // Build is [Build]. Where it fails, the Builder is as it was before.
@@ -68,17 +76,14 @@ func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) 
 	if opts.CAFile == "" {
 		opts.CAFile = DefaultCAFile
 	}
-	if err := checkDefinitions(gw, opts); err != nil {
-		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	one := &builder{gw: gw, opts: opts, last: b.last, shelf: &b.shelf, next: newParts(), policies: map[string]*anypb.Any{}}
-	snapshot := one.snapshot()
-	if len(one.errs) > 0 {
-		return nil, fmt.Errorf("building the Envoy configuration: %w", errors.Join(one.errs...))
+	one := &builder{gw: gw, opts: opts, shelf: &b.shelf, policies: map[string]*anypb.Any{}}
+	snapshot, err := one.snapshot(b.last)
+	if err != nil {
+		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
 	}
-	b.last = one.next
+	b.last = built{one.common, gw.GetServices(), snapshot.view}
 	return snapshot, nil
 }
 
@@ -86,12 +91,11 @@ func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) 
 type builder struct {
 	gw   *gatewayv1.Gateway
 	opts Options
+	// common names all that is the same for every service.
+	common string
 	// version is the one that the beacon tells; empty until it is known.
 	version string
-	// common names all that is the same for every service: what a part was made of beside the service.
-	common     string
-	last, next parts
-	shelf      *shelf
+	shelf   *shelf
 	// about is what is being built, for errors.
 	about string
 	errs  []error
@@ -99,50 +103,82 @@ type builder struct {
 	policies map[string]*anypb.Any // :: methods and exposed headers → policy
 }
 
-// parts are finished resources by the name of all that they were made of.
-type parts struct {
-	clusters map[string]named
-	scopes   map[string][]named
-}
-
-// named is a resource and its name.
-type named struct {
-	name string
-	*resource
-}
-
-func newParts() parts { return parts{clusters: map[string]named{}, scopes: map[string][]named{}} }
-
-// snapshot makes all resources and names them by their content. The version also stands in the beacon; it is hashed without itself.
-func (b *builder) snapshot() *Snapshot {
+// snapshot makes what differs from what was built last.
+func (b *builder) snapshot(last built) (*Snapshot, error) {
 	b.common = b.nameCommon()
-	services := b.services()
-	out := &Snapshot{view: view{listeners: newSet(), routes: newSet(), clusters: newSet()}}
-	b.about = "listener"
-	if l := b.listener(); l != nil {
-		out.listeners.add(l.GetName(), b.finish(l))
+	if last.common != b.common {
+		last = built{}
 	}
-	for _, c := range b.clusters(services) {
-		out.clusters.add(c.name, c.resource)
+	gone, come := difference(last.services, b.gw.GetServices())
+	if err := checkDefinitions(b.gw, come, b.opts); err != nil {
+		return nil, err
 	}
+	if last.common == "" {
+		last.view = b.frame()
+	}
+	next := last.view
+	next.clusters = next.clusters.with(b.clusters(gone, come))
+	next.clusters.seal()
 	b.about = "clusters"
-	if err := checkNames(out.clusters, b.opts); err != nil {
+	if err := checkNames(next.clusters, b.opts); err != nil {
 		b.fail(err)
 	}
-	scopes := b.scopes(services, out.clusters)
-	for _, s := range scopes.all() {
-		out.routes.add(s.name, s.resource)
-	}
-	for _, part := range []*set{&out.listeners, &out.clusters, &out.routes} {
-		part.seal()
-	}
-	out.Version = hash(out.listeners.version, out.clusters.version, out.routes.version)
-	b.version = out.Version
-	for _, s := range scopes.of(firstSegment(VersionPath)) {
-		out.routes.add(s.name, s.resource)
-	}
-	out.routes.version = hashed(out.routes.version, out.Version).short()
+	scopes := b.scopes(next.clusters)
+	next.routes = next.routes.with(scopes.changed(gone, come))
+	next.routes.seal()
+	out := &Snapshot{Version: hash(next.listeners.version, next.clusters.version, next.routes.version), view: next}
+	out.routes = b.tell(out.Version, next.routes, scopes)
+	return out, errors.Join(b.errs...)
+}
+
+// tell is the routes with the version of the whole in the beacon. It is hashed without itself.
+func (b *builder) tell(version string, routes set, scopes *scopes) set {
+	b.version = version
+	out := routes.with(scopes.of(scopeOf(VersionPath), nil))
+	out.version = hashed(routes.version, version).short()
 	return out
+}
+
+// frame is what there is whatever the services are.
+func (b *builder) frame() view {
+	v := view{}
+	b.about = "listener"
+	if l := b.listener(); l != nil {
+		v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
+		v.listeners.seal()
+	}
+	b.about = "clusters"
+	v.clusters = v.clusters.with(map[string]*resource{nowhere: b.finish(withoutEndpoint(nowhere))})
+	scopes := b.scopes(v.clusters)
+	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.GetTokens().GetPath()), nil)).with(scopes.of(scopeOf("/"), nil))
+	return v
+}
+
+// difference is which of the former services are there no more, and which of the present ones were not there. Mostly they
+// are many, and only some in the middle differ.
+func difference(former, present []*gatewayv1.Service) (gone, come []*gatewayv1.Service) {
+	for len(former) > 0 && len(present) > 0 && former[0] == present[0] {
+		former, present = former[1:], present[1:]
+	}
+	for len(former) > 0 && len(present) > 0 && former[len(former)-1] == present[len(present)-1] {
+		former, present = former[:len(former)-1], present[:len(present)-1]
+	}
+	had := make(map[*gatewayv1.Service]bool, len(former))
+	for _, s := range former {
+		had[s] = true
+	}
+	for _, s := range present {
+		if !had[s] {
+			come = append(come, s)
+		}
+		delete(had, s)
+	}
+	for _, s := range former {
+		if had[s] {
+			gone = append(gone, s)
+		}
+	}
+	return gone, come
 }
 
 // nameCommon names all that the services share: whatever the definitions say beside the services, and the options.
@@ -155,7 +191,11 @@ func (b *builder) nameCommon() string {
 		}
 		return true
 	})
-	return hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile).key()
+	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile)
+	for _, withheld := range b.opts.Withheld {
+		named.add(withheld)
+	}
+	return named.key()
 }
 
 // content is all that a message says: the same for messages that say the same.

@@ -1,11 +1,13 @@
 package xds
 
 import (
+	"bytes"
 	"fmt"
-	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
@@ -27,7 +29,8 @@ func breakRoutes(t testing.TB, s *Snapshot, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.routes.add(name, broken)
+	s.routes = s.routes.with(map[string]*resource{name: broken})
+	s.routes.seal()
 }
 
 func TestTheSameDefinitionsMakeTheSameVersion(t *testing.T) {
@@ -195,55 +198,131 @@ func BenchmarkBuild(b *testing.B) {
 	}
 }
 
-// TestABuilderMakesWhatBuildMakes: whatever it built before, and it takes over what is the same.
+// TestABuilderMakesWhatBuildMakes: byte for byte, whatever it built before, and though it takes over what is the same.
 func TestABuilderMakesWhatBuildMakes(t *testing.T) {
-	const one, two = `{name: a, path: /a, upstreams: ["http://a"]}`, `{name: b, path: /B/c, upstreams: ["http://b/base"]}`
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(0, uint64(seed)))
 	var b Builder
-	for _, text := range []string{
-		"services: [" + one + "]", "services: [" + one + "," + two + "]", "services: [" + two + "," + one + "]",
-		`services: [{name: a, path: /a, authenticate: false, upstreams: ["http://a"]},` + two + "]",
-		`services: [` + one + `,{name: b, path: /B/c, upstreams: ["http://b/other"]}]`,
-		`services: [` + one + `,` + two + `,{name: root, path: /, upstreams: ["http://r"]}]`,
-		`{origins: ["https://a.example"], services: [` + one + "," + two + "]}",
-		`{origins: ["https://a.example"], tokens: {lease: 1s}, services: [` + one + "," + two + "]}",
-		`{identity: {user_header: x-uid}, services: [` + one + "," + two + "]}",
-		"services: [" + two + "]", "services: []", "services: [" + one + "," + two + "]",
-	} {
-		got, err := b.Build(parse(t, text), testOptions)
-		if err != nil {
-			t.Fatal(err)
+	g, opts := parse(t, "services: []"), testOptions
+	refused := 0
+	for range 1000 {
+		before := g
+		g = &gatewayv1.Gateway{
+			Listen: g.Listen, Origins: g.Origins, Cors: g.Cors, Tokens: g.Tokens, Identity: g.Identity, Services: slices.Clone(g.Services),
 		}
-		want := build(t, text)
-		if got.Version != want.Version {
-			t.Errorf("%s: version %s, want %s", text, got.Version, want.Version)
+		for range 1 + random.IntN(3) {
+			anotherEdit(t, random, g, &opts)
 		}
-		for _, typeURL := range order {
-			if !maps.Equal(got.of(typeURL).versions, want.of(typeURL).versions) || got.of(typeURL).version != want.of(typeURL).version {
-				t.Errorf("%s: %s differ", text, typeURL)
-			}
+		got, err := b.Build(g, opts)
+		want, wantErr := Build(g, opts)
+		if (err == nil) != (wantErr == nil) {
+			t.Fatalf("%v: error %v, want %v", g, err, wantErr)
+		}
+		if err != nil { // and the next one is built as if this had not been
+			refused++
+			g = before
+			continue
+		}
+		if !sameSnapshot(got, want) {
+			t.Fatalf("%v becomes another than from nothing", g)
 		}
 	}
-	alone, err := b.Build(parse(t, "services: ["+one+"]"), testOptions)
+	t.Logf("%d refused; the last with %d services", refused, len(g.Services))
+}
+
+// anotherEdit does to definitions what their author might, mistakes included. What it does not change stays the same message.
+func anotherEdit(t *testing.T, random *rand.Rand, g *gatewayv1.Gateway, opts *Options) {
+	pick := func(from ...string) string { return from[random.IntN(len(from))] }
+	path := func() string { return pick("/", "/a", "/A", "/b", "/B/c", "/b/C", "/a/b/c", "/auth/x", "/token") }
+	fresh := func() *gatewayv1.Service {
+		name := fmt.Sprint("s", random.IntN(50))
+		base := pick("", "", "/base")
+		return parse(t, fmt.Sprintf("services: [{name: %s, path: /x, upstreams: [%q]}]", name, "http://"+pick("10.0.0.1", "host")+base)).Services[0]
+	}
+	at := 0
+	if len(g.Services) > 0 {
+		at = random.IntN(len(g.Services))
+	}
+	switch what := random.IntN(24); {
+	case what == 0:
+		g.Origins = [][]string{nil, {"https://a.example"}}[random.IntN(2)]
+	case what == 1:
+		g.Tokens = proto.CloneOf(g.Tokens)
+		g.Tokens.Path = pick("/token", "/auth/token", "/Auth")
+	case what == 2:
+		g.Identity = &gatewayv1.Identity{UserHeader: pick("x-user-id", "x-uid")}
+	case what == 3:
+		opts.Withheld = [][]string{nil, {"s1"}, {"s2", "s3"}}[random.IntN(3)]
+	case what < 10 || len(g.Services) == 0:
+		s := fresh()
+		s.Path = path() + pick("", "/d", "/"+s.Name, "/"+s.Name, "/"+s.Name)
+		s.Path = "/" + strings.TrimLeft(s.Path, "/")
+		g.Services = slices.Insert(g.Services, at, s)
+	case what < 13:
+		g.Services = slices.Delete(g.Services, at, at+1)
+	case what < 16:
+		random.Shuffle(len(g.Services), func(i, j int) { g.Services[i], g.Services[j] = g.Services[j], g.Services[i] })
+	case what == 16: // the same in another message
+		g.Services[at] = proto.CloneOf(g.Services[at])
+	default:
+		s, other := proto.CloneOf(g.Services[at]), fresh()
+		switch random.IntN(4) {
+		case 0:
+			s.Name = other.Name
+		case 1:
+			s.Path = path()
+		case 2:
+			s.Upstreams = other.Upstreams
+		default:
+			s.Authenticate = new(!s.GetAuthenticate())
+		}
+		g.Services[at] = s
+	}
+}
+
+func sameSnapshot(one, other *Snapshot) bool {
+	same := one.Version == other.Version
+	for _, typeURL := range order {
+		a, b := one.of(typeURL), other.of(typeURL)
+		same = same && a.version == b.version && slices.EqualFunc(a.all, b.all, func(a, b named) bool {
+			return a.name == b.name && a.version == b.version && a.looksUp == b.looksUp && bytes.Equal(a.raw, b.raw)
+		})
+	}
+	return same
+}
+
+// TestWhatIsTheSameIsTakenOver: it is not even made, to see that it is.
+func TestWhatIsTheSameIsTakenOver(t *testing.T) {
+	g := parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}]`)
+	var b Builder
+	both, err := b.Build(g, testOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
-	both, err := b.Build(parse(t, "services: ["+two+","+one+"]"), testOptions)
-	if err != nil || both.clusters.byName["service/a"] != alone.clusters.byName["service/a"] || both.routes.byName["/a"] != alone.routes.byName["/a"] {
-		t.Errorf("what is the same was made anew: %v", err)
-	}
-	bad := parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}]`)
+	bad := proto.CloneOf(g)
 	bad.Services[0].Upstreams = []string{"ftp://x"}
 	if _, err := b.Build(bad, testOptions); err == nil {
 		t.Fatal("a bad service is built")
 	}
-	withheld := testOptions
-	withheld.Withheld = []string{"a"}
-	got, err := b.Build(parse(t, "services: ["+one+"]"), withheld)
-	if err != nil || got.clusters.byName["service/a"] != nil {
-		t.Fatalf("a withheld service has its cluster: %v", err)
+	g = &gatewayv1.Gateway{Listen: g.Listen, Cors: g.Cors, Tokens: g.Tokens, Identity: g.Identity, Services: g.Services[:1]}
+	alone, err := b.Build(g, testOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, sets := range map[string][2]set{
+		"service/a": {both.clusters, alone.clusters}, "/a": {both.routes, alone.routes}, "/token": {both.routes, alone.routes}, listenerName: {both.listeners, alone.listeners},
+	} {
+		if sets[0].get(name) == nil || sets[0].get(name) != sets[1].get(name) {
+			t.Errorf("%s was made anew", name)
+		}
+	}
+	if alone.clusters.get("service/b") != nil || alone.routes.get("/b") != nil {
+		t.Error("what has gone is there still")
 	}
 }
 
+// BenchmarkBuildAgain: to so many services one is added.
 func BenchmarkBuildAgain(b *testing.B) {
 	for _, n := range []int{10, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
@@ -254,13 +333,21 @@ func BenchmarkBuildAgain(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
-				g.Services[n/2].Path = fmt.Sprint("/moved", i)
+				addOne(g, i)
 				if _, err := builder.Build(g, testOptions); err != nil {
 					b.Fatal(err)
 				}
 			}
 		})
 	}
+}
+
+// addOne adds a service in the middle, as reading a changed file does.
+func addOne(g *gatewayv1.Gateway, i int) {
+	at := len(g.Services) / 2
+	added := proto.CloneOf(g.Services[0])
+	added.Name, added.Path = fmt.Sprint("added", i), fmt.Sprint("/added", i)
+	g.Services = slices.Insert(slices.Clone(g.Services), at, added)
 }
 
 func manyServices(b *testing.B, n int) *gatewayv1.Gateway {

@@ -14,9 +14,10 @@ import (
 )
 
 // checkDefinitions refuses what the definitions' own checks should have refused before: configuration that
-// would be ambiguous, or that would open what is to be closed, is never built.
-func checkDefinitions(gw *gatewayv1.Gateway, opts Options) error {
-	return errors.Join(checkGateway(gw, opts), checkServices(gw))
+// would be ambiguous, or that would open what is to be closed, is never built. Of the services, come are those that were not
+// checked before.
+func checkDefinitions(gw *gatewayv1.Gateway, come []*gatewayv1.Service, opts Options) error {
+	return errors.Join(checkGateway(gw, opts), checkServices(gw, come))
 }
 
 func checkGateway(gw *gatewayv1.Gateway, opts Options) error {
@@ -49,30 +50,43 @@ func checkGateway(gw *gatewayv1.Gateway, opts Options) error {
 	return errors.Join(errs...)
 }
 
-func checkServices(gw *gatewayv1.Gateway) error {
+func checkServices(gw *gatewayv1.Gateway, come []*gatewayv1.Service) error {
 	var errs []error
-	names, paths := map[string]bool{}, map[string]string{}
-	for _, s := range gw.GetServices() {
-		name, key := s.GetName(), strings.ToLower(s.GetPath())
-		switch {
-		case name == "":
-			errs = append(errs, fmt.Errorf("a service at %q has no name", s.GetPath()))
-		case names[name]:
-			errs = append(errs, fmt.Errorf("service %q: there are two of this name", name))
-		case paths[key] != "":
-			errs = append(errs, fmt.Errorf("service %q: its path %q is that of service %q", name, s.GetPath(), paths[key]))
-		default:
-			if err := checkService(s, gw.GetTokens().GetPath()); err != nil {
-				errs = append(errs, fmt.Errorf("service %q: %w", name, err))
-			}
+	taken := make(map[string]bool, len(come)) // :: name of one that has come → whether a service has it that was looked at
+	for _, s := range come {
+		taken[s.GetName()] = false
+		if err := checkService(s, gw.GetTokens().GetPath()); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", s.GetName(), err))
 		}
-		names[name], paths[key] = true, name
+	}
+	for _, s := range gw.GetServices() {
+		name := s.GetName()
+		already, asked := taken[name]
+		if already {
+			errs = append(errs, fmt.Errorf("service %q: there are two of this name", name))
+		}
+		if asked {
+			taken[name] = true
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkPaths refuses services at the same path. They are sorted by it.
+func checkPaths(services []*service) error {
+	var errs []error
+	for i := 1; i < len(services); i++ {
+		if one, other := services[i], services[i-1]; strings.EqualFold(one.path, other.path) {
+			errs = append(errs, fmt.Errorf("%v: its path %q is that of %v", one, one.path, other))
+		}
 	}
 	return errors.Join(errs...)
 }
 
 func checkService(s *gatewayv1.Service, tokens string) error {
 	switch path := s.GetPath(); {
+	case s.GetName() == "", strings.Contains(s.GetName(), "/"): // after a slash a cluster's name has the base path
+		return errors.New("the name cannot be used")
 	case !plainPath(path):
 		return fmt.Errorf("the path %q cannot be used", path)
 	case within(path, tokens), within(path, ownPath):
@@ -150,7 +164,7 @@ func listenAddress(listen string) (netip.AddrPort, error) {
 func checkNames(clusters set, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
-		if clusters.byName[static] != nil {
+		if clusters.get(static) != nil {
 			errs = append(errs, fmt.Errorf("cluster %q is also one of the bootstrap's", static))
 		}
 	}
@@ -163,7 +177,7 @@ func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
 	var errs []error
 	for _, route := range routes {
 		to := route.GetRoute()
-		if to != nil && clusters.byName[to.GetCluster()] == nil && to.GetCluster() != opts.HTTPCluster {
+		if to != nil && clusters.get(to.GetCluster()) == nil && to.GetCluster() != opts.HTTPCluster {
 			errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
 		}
 		if route.GetTypedPerFilterConfig()[filterAuthz] == nil {

@@ -17,6 +17,8 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 const (
@@ -31,21 +33,19 @@ const (
 // which is Envoy's default.
 const maxRequests = 4096
 
-// clusters makes one cluster for each service, and the one that leads nowhere.
-func (b *builder) clusters(services []*service) []named {
-	b.about = "clusters"
-	out := []named{{nowhere, b.finish(withoutEndpoint(nowhere))}}
-	for _, s := range services {
-		if s.withheld {
-			continue
+// clusters makes one cluster for each service that has come. Those of the services that have gone are nil, by name.
+func (b *builder) clusters(gone, come []*gatewayv1.Service) map[string]*resource {
+	out := make(map[string]*resource, len(gone)+len(come))
+	for _, def := range gone {
+		if s := b.service(def); !s.withheld {
+			out[s.cluster] = nil
 		}
-		made, known := b.last.clusters[s.made]
-		if !known {
+	}
+	for _, def := range come {
+		if s := b.service(def); !s.withheld {
 			b.about = s.String()
-			made = named{s.cluster, b.cluster(s)}
+			out[s.cluster] = b.cluster(s)
 		}
-		b.next.clusters[s.made] = made
-		out = append(out, made)
 	}
 	return out
 }

@@ -272,7 +272,7 @@ func refusing(typeURL, name, reason string) func(*discoveryv3.DeltaDiscoveryResp
 func refusingVersion(s *Snapshot, reason string) func(*discoveryv3.DeltaDiscoveryResponse) string {
 	return func(resp *discoveryv3.DeltaDiscoveryResponse) string {
 		for _, r := range resp.GetResources() {
-			if r.GetVersion() == s.routes.versions[ownPath] {
+			if r.GetVersion() == s.routes.get(ownPath).version {
 				return reason
 			}
 		}

@@ -14,7 +14,7 @@ func BenchmarkOneServiceAdded(b *testing.B) {
 			g := manyServices(b, n)
 			var builder Builder
 			next := func(i int) *Snapshot {
-				g.Services[n/2].Path = fmt.Sprint("/moved", i)
+				addOne(g, i)
 				s, err := builder.Build(g, testOptions)
 				if err != nil {
 					b.Fatal(err)

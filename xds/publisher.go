@@ -3,7 +3,6 @@ package xds
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -16,17 +15,29 @@ import (
 
 // publisher sends each Envoy what is new to it. To go-control-plane, which speaks the protocol, it is the cache. The
 // SnapshotCache that comes with it compares and copies all resources at each step of a change and at each answer to it.
-// With ten thousand services that is most of what a change costs; here the whole is looked through once for each step.
+// With ten thousand services that is most of what a change costs; here two views are compared once for each step, whoever
+// is served, and an answer costs as much as there is in it.
 type publisher struct {
-	mu   sync.Mutex
-	view *view // nil: nothing is served yet, and who asks waits
-	open map[*watch]struct{}
+	mu    sync.Mutex
+	view  *view            // nil: nothing is served yet, and who asks waits
+	steps map[string]*step // :: type → how the view's part came to be what it is
+	open  map[*watch]struct{}
 }
 
-func newPublisher() *publisher { return &publisher{open: map[*watch]struct{}{}} }
+// step is what is new to an Envoy that has the set of a version.
+type step struct {
+	from    string
+	changed []named
+	removed []string
+}
+
+func newPublisher() *publisher {
+	return &publisher{steps: map[string]*step{}, open: map[*watch]struct{}{}}
+}
 
 // watch is one Envoy that waits for what is new of one type. It is answered once; then the Envoy asks anew.
 type watch struct {
+	of           *publisher
 	request      *cachev3.DeltaRequest
 	subscription cachev3.Subscription
 	out          chan<- cachev3.DeltaResponse
@@ -39,22 +50,34 @@ var order = []string{resourcev3.ClusterType, resourcev3.ListenerType, resourcev3
 func (p *publisher) serve(v view) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	former := p.view
 	p.view = &v
 	for _, typeURL := range order {
+		if former != nil {
+			p.compare(typeURL, former.of(typeURL), v.of(typeURL))
+		}
 		for w := range p.open {
-			if w.request.GetTypeUrl() == typeURL && w.answer(v) {
+			if w.request.GetTypeUrl() == typeURL && w.answer() {
 				delete(p.open, w)
 			}
 		}
 	}
 }
 
+// compare notes the step from a former set to the one that is served.
+func (p *publisher) compare(typeURL string, former, now *set) {
+	if former.version != now.version {
+		changed, removed := now.since(*former)
+		p.steps[typeURL] = &step{former.version, changed, removed}
+	}
+}
+
 // CreateDeltaWatch answers at once where there is something new, else later. What it returns takes the watch back.
 func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription cachev3.Subscription, out chan cachev3.DeltaResponse) (func(), error) {
-	w := &watch{request, subscription, out}
+	w := &watch{p, request, subscription, out}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.view != nil && w.answer(*p.view) {
+	if p.view != nil && w.answer() {
 		return nil, nil //nolint:nilnil // there is nothing to take back
 	}
 	p.open[w] = struct{}{}
@@ -72,14 +95,14 @@ func (p *publisher) CreateWatch(*cachev3.Request, cachev3.Subscription, chan cac
 	return nil, errStateOfTheWorld
 }
 
-// answer sends what is new, and says whether it did so. The channel has room for an answer of each type.
+// answer sends what is new in the view, and says whether it did so. The channel has room for an answer of each type.
 //
 // Of one answer Envoy first takes away the scopes that have gone, and only then makes those that have changed, which takes
 // it a while when there are many; and where it refuses the answer they have gone nevertheless. Meanwhile the requests
 // of a scope that has gone would be those of a service at /, by the rule that it had so far. So a scope goes in an
 // answer of its own, after the others have been taken.
-func (w *watch) answer(v view) bool {
-	part := v.of(w.request.GetTypeUrl())
+func (w *watch) answer() bool {
+	part := w.of.view.of(w.request.GetTypeUrl())
 	if part == nil {
 		return false
 	}
@@ -94,12 +117,9 @@ func (w *watch) answer(v view) bool {
 	if len(changed)+len(removed) == 0 && !awaited {
 		return false
 	}
-	r := &response{watch: w, part: part, changed: changed, removed: removed}
+	r := &response{watch: w, version: part.version, changed: changed, removed: removed}
 	if w.request.GetTypeUrl() == resourcev3.ScopedRouteType && len(changed) > 0 && len(removed) > 0 {
-		r.removed, r.goLater = nil, map[string]string{}
-		for _, name := range removed {
-			r.goLater[name] = w.subscription.ReturnedResources()[name]
-		}
+		r.version, r.removed = part.version+lessWhatGoes, nil
 	}
 	w.out <- r
 	return true
@@ -111,23 +131,28 @@ const asWhole = ""
 // lessWhatGoes is what the version of a set ends in where what is not in the set has yet to go.
 const lessWhatGoes = " and more"
 
-// news are the names of what is new to the Envoy, and of what has gone, sorted.
-func (w *watch) news(part *set) (changed, removed []string) {
+// news are what is new to the Envoy, and the names of what has gone, sorted.
+func (w *watch) news(part *set) (changed []named, removed []string) {
 	has := w.subscription.ReturnedResources()
-	if has[asWhole] == part.version && len(w.request.GetResourceNamesUnsubscribe()) == 0 {
-		return nil, nil
+	if whole := has[asWhole]; whole != "" && len(w.request.GetResourceNamesUnsubscribe()) == 0 {
+		last := w.of.steps[w.request.GetTypeUrl()]
+		switch {
+		case whole == part.version:
+			return nil, nil
+		case last != nil && whole == last.from && w.subscription.IsWildcard():
+			return last.changed, last.removed
+		}
 	}
-	for name, version := range part.versions {
-		if had, ok := has[name]; (!ok || had != version) && w.wants(name) {
-			changed = append(changed, name)
+	for _, one := range part.all {
+		if had, ok := has[one.name]; (!ok || had != one.version) && w.wants(one.name) {
+			changed = append(changed, one)
 		}
 	}
 	for name := range has {
-		if _, there := part.versions[name]; !there && name != asWhole {
+		if name != asWhole && part.get(name) == nil {
 			removed = append(removed, name)
 		}
 	}
-	slices.Sort(changed)
 	slices.Sort(removed)
 	return changed, removed
 }
@@ -140,57 +165,48 @@ func (w *watch) wants(name string) bool {
 // response is what an Envoy is sent.
 type response struct {
 	*watch
-	part             *set
-	changed, removed []string
-	goLater          map[string]string // what will be removed when this has been taken. :: name → version
-}
-
-// version is that of the whole set, with a mark where it is not the whole yet.
-func (r *response) version() string {
-	if len(r.goLater) > 0 {
-		return r.part.version + lessWhatGoes
-	}
-	return r.part.version
+	version string // that of the whole set, with a mark where it is not the whole yet
+	changed []named
+	removed []string
 }
 
 func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
 	typeURL := r.request.GetTypeUrl()
 	out := &discoveryv3.DeltaDiscoveryResponse{
-		TypeUrl: typeURL, SystemVersionInfo: r.version(), RemovedResources: r.removed,
+		TypeUrl: typeURL, SystemVersionInfo: r.version, RemovedResources: r.removed,
 		Resources: make([]*discoveryv3.Resource, 0, len(r.changed)),
 	}
-	for _, name := range r.changed {
-		one := r.part.byName[name]
+	for _, one := range r.changed {
 		out.Resources = append(out.Resources, &discoveryv3.Resource{
-			Name: name, Version: one.version, Resource: &anypb.Any{TypeUrl: typeURL, Value: one.raw},
+			Name: one.name, Version: one.version, Resource: &anypb.Any{TypeUrl: typeURL, Value: one.raw},
 		})
 	}
 	return out, nil
 }
 
-// GetReturnedResources is what the Envoy has when it has taken this. The server may change it.
+// GetReturnedResources is what the Envoy has when it has taken this. It is what it had, brought up to date: the server
+// asks when it has sent this, and gives the map to the next watch.
 func (r *response) GetReturnedResources() map[string]string {
-	has := map[string]string{}
-	if r.subscription.IsWildcard() {
-		has = maps.Clone(r.part.versions)
-	} else {
-		for name, version := range r.part.versions {
-			if r.wants(name) {
-				has[name] = version
-			}
-		}
+	r.of.mu.Lock() // an Envoy that asks twice may have a watch open
+	defer r.of.mu.Unlock()
+	has := r.subscription.ReturnedResources()
+	for _, one := range r.changed {
+		has[one.name] = one.version
 	}
-	if r.subscription.IsWildcard() || len(r.goLater) > 0 {
-		has[asWhole] = r.version()
+	for _, name := range r.removed {
+		delete(has, name)
 	}
-	maps.Copy(has, r.goLater)
+	delete(has, asWhole)
+	if r.subscription.IsWildcard() || strings.HasSuffix(r.version, lessWhatGoes) {
+		has[asWhole] = r.version
+	}
 	return has
 }
 
 func (r *response) GetNextVersionMap() map[string]string   { return r.GetReturnedResources() }
 func (r *response) GetDeltaRequest() *cachev3.DeltaRequest { return r.request }
-func (r *response) GetSystemVersion() (string, error)      { return r.version(), nil }
-func (r *response) GetResponseVersion() string             { return r.version() }
+func (r *response) GetSystemVersion() (string, error)      { return r.version, nil }
+func (r *response) GetResponseVersion() string             { return r.version }
 func (r *response) GetContext() context.Context            { return context.Background() }
 
 var (

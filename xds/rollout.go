@@ -1,7 +1,7 @@
 package xds
 
 import (
-	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -88,11 +88,11 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 	mark := "-" + strconv.Itoa(s.resent)
 	out := *snapshot
 	for _, part := range []*set{&out.listeners, &out.routes, &out.clusters} {
-		marked := newSet()
-		for name, r := range part.byName {
-			again := *r
+		marked := set{all: slices.Clone(part.all)}
+		for i, one := range marked.all {
+			again := *one.resource
 			again.version += mark
-			marked.add(name, &again)
+			marked.all[i].resource = &again
 		}
 		marked.seal()
 		*part = marked
@@ -104,10 +104,8 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 func (s *Server) retire(target *Snapshot) {
 	r := &s.rollout
 	retired := map[string]time.Time{}
-	for name := range r.view.clusters.byName {
-		if _, wanted := target.clusters.byName[name]; wanted {
-			continue
-		}
+	_, gone := target.clusters.since(r.view.clusters)
+	for _, name := range gone {
 		since, known := r.retired[name]
 		if !known {
 			since = time.Now()
@@ -122,11 +120,9 @@ func (s *Server) retire(target *Snapshot) {
 // is not sent to an Envoy that has them, and to any other no route leads there.
 func (s *Server) keep(has map[string]string) {
 	r := &s.rollout
-	both := newSet()
-	maps.Copy(both.byName, r.view.clusters.byName)
-	maps.Copy(both.versions, r.view.clusters.versions)
+	unknown := map[string]*resource{}
 	for name, version := range has {
-		if _, known := both.byName[name]; known || r.target == nil {
+		if r.target == nil || r.view.clusters.get(name) != nil {
 			continue
 		}
 		if r.retired == nil {
@@ -138,13 +134,13 @@ func (s *Server) keep(has map[string]string) {
 			continue // a name that is no UTF-8: none of ours
 		}
 		empty.version = version
-		both.add(name, empty)
+		unknown[name] = empty
 	}
-	if len(both.byName) == len(r.view.clusters.byName) {
+	if len(unknown) == 0 {
 		return
 	}
-	both.seal()
-	r.view.clusters = both
+	r.view.clusters = r.view.clusters.with(unknown)
+	r.view.clusters.seal()
 	s.serve()
 }
 
@@ -154,12 +150,11 @@ func (s *Server) clustersFor(target *Snapshot) set {
 	if len(r.retired) == 0 {
 		return target.clusters
 	}
-	both := newSet()
-	maps.Copy(both.byName, target.clusters.byName)
-	maps.Copy(both.versions, target.clusters.versions)
+	retired := make(map[string]*resource, len(r.retired))
 	for name := range r.retired {
-		both.add(name, r.view.clusters.byName[name])
+		retired[name] = r.view.clusters.get(name)
 	}
+	both := target.clusters.with(retired)
 	both.seal()
 	return both
 }
@@ -185,12 +180,8 @@ func (s *Server) advance() {
 // cluster is answered 503. (A cluster that is changed keeps its old hosts until then.)
 func (s *Server) newNames() bool {
 	r := &s.rollout
-	for name, c := range r.target.clusters.byName {
-		if _, had := r.before.clusters.byName[name]; !had && c.looksUp {
-			return true
-		}
-	}
-	return false
+	changed, _ := r.target.clusters.since(r.before.clusters)
+	return slices.ContainsFunc(changed, func(c named) bool { return c.looksUp && r.before.clusters.get(c.name) == nil })
 }
 
 // toRoutes sends the routes and the listener.

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // A scope is the routes of all paths that begin with the same segment. Envoy finds it by that segment in a hash table, so
@@ -38,70 +39,17 @@ const filterScope = "scope"
 //go:embed scope.lua
 var scopeScript string
 
-// endpoint is what the gateway has at a path and below it.
-type endpoint struct {
-	// made names what the routes are made of.
-	made   string
-	routes func() []*routev3.Route
-}
-
-// scope is one of the scopes that are being made.
-type scope struct {
-	key       string     // the segment in small letters
-	spellings []string   // the segment as it is spelled, sorted; key is among them
-	endpoints []endpoint // in the order of matching
-}
-
-// scopes are all scopes that are being made.
+// scopes makes scopes.
 type scopes struct {
 	b        *builder
-	clusters set // of those that routes may lead to
-	byKey    map[string]*scope
+	clusters set // those that routes may lead to
 	// What every scope has, made once: the route for malformed paths, and what turns the filter of scope.lua off.
 	malformed func() *routev3.Route
 	found     func() *anypb.Any
 }
 
-// scopes shares the services out among scopes. In each, Envoy takes the first route that matches: the gateway's own, then
-// the services from the longest path to the shortest, then what answers for all the rest.
-func (b *builder) scopes(services []*service, clusters set) *scopes {
-	s := &scopes{
-		b: b, clusters: clusters, byKey: map[string]*scope{},
-		malformed: sync.OnceValue(b.dressedDots), found: sync.OnceValue(b.found),
-	}
-	s.add(VersionPath, b.common, func() []*routev3.Route { return []*routev3.Route{b.beacon()} })
-	s.add(b.gw.GetTokens().GetPath(), b.common, b.tokenRoutes)
-	for _, one := range services {
-		s.add(one.path, one.made, func() []*routev3.Route { return b.serviceRoutes(one) })
-	}
-	s.add("/", b.common, b.catchAll)
-	return s
-}
-
-// serviceRoutes are the routes of a service.
-func (b *builder) serviceRoutes(s *service) []*routev3.Route {
-	b.about = s.String()
-	return b.checked(b.surface(s.surface(b)))
-}
-
-// at is the scope of a path, spelled like this.
-func (s *scopes) at(path string) *scope {
-	segment := firstSegment(path)
-	key := strings.ToLower(segment)
-	one := s.byKey[key]
-	if one == nil {
-		one = &scope{key: key, spellings: []string{key}}
-		s.byKey[key] = one
-	}
-	if at, there := slices.BinarySearch(one.spellings, segment); !there {
-		one.spellings = slices.Insert(one.spellings, at, segment)
-	}
-	return one
-}
-
-func (s *scopes) add(path, made string, routes func() []*routev3.Route) {
-	one := s.at(path)
-	one.endpoints = append(one.endpoints, endpoint{made, routes})
+func (b *builder) scopes(clusters set) *scopes {
+	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.dressedDots), found: sync.OnceValue(b.found)}
 }
 
 // firstSegment is what stands between the first slash of a path and the second.
@@ -110,47 +58,77 @@ func firstSegment(path string) string {
 	return segment
 }
 
-// all are the resources of all scopes.
-func (s *scopes) all() []named {
-	out := make([]named, 0, len(s.byKey))
-	for key := range s.byKey {
-		out = append(out, s.of(key)...)
+// scopeOf is the scope of a path: its first segment in small letters.
+func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
+
+// changed makes each scope from which a service has gone or to which one has come. Resources that are no more are nil, by
+// name. The beacon's is among them, and tells no version yet.
+func (s *scopes) changed(gone, come []*gatewayv1.Service) map[string]*resource {
+	out := s.of(scopeOf(VersionPath), nil)
+	services := map[string][]*service{} // :: scope → all services in it
+	for _, def := range slices.Concat(gone, come) {
+		services[scopeOf(def.GetPath())] = nil
+		out["/"+firstSegment(def.GetPath())], out["/"+scopeOf(def.GetPath())] = nil, nil
+	}
+	for _, def := range s.b.gw.GetServices() {
+		scope := scopeOf(def.GetPath())
+		if those, asked := services[scope]; asked {
+			services[scope] = append(those, s.b.service(def))
+		}
+	}
+	for _, scope := range slices.Sorted(maps.Keys(services)) { // what is wrong is told in order
+		maps.Copy(out, s.of(scope, services[scope]))
 	}
 	return out
 }
 
-// of are the resources of one scope, one for each spelling: those of the last time where they would be the same.
-func (s *scopes) of(key string) []named {
-	one, b := s.byKey[key], s.b
-	h := hashed(append([]string{b.common, b.version}, one.spellings...)...)
-	for _, e := range one.endpoints {
-		h.add(e.made)
-	}
-	made := h.key()
-	out, known := b.last.scopes[made]
-	if !known {
-		out = s.make(one)
-	}
-	b.next.scopes[made] = out
-	return out
-}
-
-// make makes the resources of a scope.
-func (s *scopes) make(one *scope) (out []named) {
+// routes are the routes of a scope, in the order of matching, and the ways in which its segment is spelled. Envoy takes the
+// first route that matches: the gateway's own, then the services from the longest path to the shortest, then what answers
+// for all the rest.
+func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Route, spellings []string) {
 	b := s.b
-	var routes []*routev3.Route
-	for _, e := range one.endpoints {
-		routes = append(routes, e.routes()...)
+	slices.SortStableFunc(services, byPath)
+	if err := checkPaths(services); err != nil {
+		b.errs = append(b.errs, err)
+	}
+	add := func(path string, more func() []*routev3.Route) {
+		if scopeOf(path) == scope {
+			spellings = append(spellings, firstSegment(path), scope)
+			routes = append(routes, more()...)
+		}
+	}
+	add(VersionPath, b.beacon)
+	add(b.gw.GetTokens().GetPath(), b.tokenRoutes)
+	for _, one := range services {
+		add(one.path, func() []*routev3.Route { return b.serviceRoutes(one) })
+	}
+	add("/", b.catchAll)
+	slices.Sort(spellings)
+	return routes, slices.Compact(spellings)
+}
+
+// serviceRoutes are the routes of a service.
+func (b *builder) serviceRoutes(s *service) []*routev3.Route {
+	b.about = s.String()
+	return b.checked(b.surface(s.surface(b)))
+}
+
+// of makes the resources of a scope with these services, one for each spelling, by name; none where nothing is there.
+func (s *scopes) of(scope string, services []*service) map[string]*resource {
+	b := s.b
+	routes, spellings := s.routes(scope, services)
+	if len(routes) == 0 {
+		return nil
 	}
 	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
-	if one.key != firstSegment(ownPath) { // the beacon's scope has no more than it, for it is sent with each change
+	if scope != firstSegment(ownPath) { // the beacon's scope has no more than it, for it is sent with each change
 		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
 		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
 		// What an upstream says of origins is not its to say: the CORS filter says it afterwards, and of what Envoy answers
 		// by itself the listener does.
 		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
 	}
-	b.about = "routes for /" + one.key
+	b.about = "routes for /" + scope
 	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
 		b.fail(err)
 	}
@@ -162,15 +140,16 @@ func (s *scopes) make(one *scope) (out []named) {
 	b.validate(config) // each route has been validated by itself, so that an error names the service
 	share(vhost, routes, b.pack(authz.Unchecked()))
 	vhost.Routes = routes
-	for _, segment := range one.spellings {
+	out := make(map[string]*resource, len(spellings))
+	for _, segment := range spellings {
 		name := "/" + segment
-		out = append(out, named{name, b.finish(&routev3.ScopedRouteConfiguration{
+		out[name] = b.finish(&routev3.ScopedRouteConfiguration{
 			Name: name,
 			Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{
 				Type: &routev3.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: segment},
 			}}},
 			RouteConfiguration: config,
-		})})
+		})
 	}
 	return out
 }

@@ -155,17 +155,13 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 	}
 	base := build(t, text(""))
 	changed := func(s *Snapshot) (names []string) {
-		for name, version := range s.routes.versions {
-			if base.routes.versions[name] != version {
-				names = append(names, name)
-			}
+		changed, gone := s.routes.since(base.routes)
+		for _, one := range changed {
+			names = append(names, one.name)
 		}
-		for name := range base.routes.versions {
-			if s.routes.byName[name] == nil {
-				names = append(names, "no "+name)
-			}
+		for _, name := range gone {
+			names = append(names, "no "+name)
 		}
-		slices.Sort(names)
 		return names
 	}
 	for more, want := range map[string][]string{

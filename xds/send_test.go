@@ -18,8 +18,8 @@ func TestAnAnswerInPiecesSaysTheSame(t *testing.T) {
 	}
 	for _, part := range []set{snapshot.listeners, snapshot.clusters, snapshot.routes} {
 		answer := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: "t", Nonce: "8"}
-		for name, one := range part.byName {
-			answer.Resources = append(answer.Resources, &discoveryv3.Resource{Name: name, Version: one.version, Resource: &anypb.Any{TypeUrl: "t", Value: one.raw}})
+		for _, one := range part.all {
+			answer.Resources = append(answer.Resources, &discoveryv3.Resource{Name: one.name, Version: one.version, Resource: &anypb.Any{TypeUrl: "t", Value: one.raw}})
 		}
 		answers = append(answers, answer)
 	}

@@ -3,10 +3,13 @@ package xds
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -15,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // withServices makes definitions with services of these names, each at the path of its name.
@@ -558,4 +563,53 @@ func TestPushesAndAnswersAreCounted(t *testing.T) {
 	if n := testutil.ToFloat64(c.metrics.pushes.WithLabelValues("route")); n != 4 {
 		t.Fatalf("%v pushes of routes, want 4", n)
 	}
+}
+
+// TestAnEnvoyHasWhatIsServed: whatever was published before, also while it had not answered, and whenever it came.
+func TestAnEnvoyHasWhatIsServed(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(0, uint64(seed)))
+	c := startControl(t, ServerOptions{Grace: time.Millisecond, Patience: time.Minute, Warmup: time.Millisecond})
+	envoys := []*fakeEnvoy{c.connect("first", acceptAll), c.connect("second", acceptAll)}
+	var b Builder
+	g, opts := parse(t, "services: []"), testOptions
+	for range 60 {
+		var last *Snapshot
+		for range 1 + random.IntN(4) {
+			g = &gatewayv1.Gateway{
+				Listen: g.Listen, Origins: g.Origins, Cors: g.Cors, Tokens: g.Tokens, Identity: g.Identity, Services: slices.Clone(g.Services),
+			}
+			anotherEdit(t, random, g, &opts)
+			next, err := b.Build(g, opts)
+			if err != nil {
+				g.Services = nil
+				continue
+			}
+			last = next
+			c.publish(last)
+			time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
+		}
+		if last == nil {
+			continue
+		}
+		if random.IntN(10) == 0 { // with what it had
+			envoys[1].leave()
+			envoys[1] = c.connect("second", acceptAll, envoys[1])
+		}
+		c.eventually("what is served", func(Status) bool {
+			return !slices.ContainsFunc(envoys, func(e *fakeEnvoy) bool { return !e.hasAllOf(last) })
+		})
+	}
+}
+
+func (e *fakeEnvoy) hasAllOf(s *Snapshot) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, typeURL := range order {
+		if !s.of(typeURL).equals(e.has[typeURL]) {
+			return false
+		}
+	}
+	return true
 }

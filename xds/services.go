@@ -2,8 +2,6 @@ package xds
 
 import (
 	"fmt"
-	"slices"
-	"strconv"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -18,8 +16,6 @@ import (
 type service struct {
 	def  *gatewayv1.Service
 	path string
-	// made names what the service's parts are made of.
-	made string
 	// withheld: nothing leads to its upstreams.
 	withheld bool
 	// cluster is the name of its cluster.
@@ -29,21 +25,14 @@ type service struct {
 
 func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetName()) }
 
-// services reads the definitions' services, in the order in which they are matched.
-func (b *builder) services() []*service {
-	out := make([]*service, 0, len(b.gw.GetServices()))
-	for _, def := range b.gw.GetServices() {
-		s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
-		b.about = s.String()
-		s.made = hashed(b.common, b.content(def), strconv.FormatBool(s.withheld)).key()
-		// The others differ in host and port alone, and what is wrong is said where they are all read.
-		first, _ := parseUpstream(def.GetUpstreams()[0])
-		s.base = first.base
-		s.cluster = clusterName(s)
-		out = append(out, s)
-	}
-	slices.SortFunc(out, byPath)
-	return out
+// service reads a service of the definitions.
+func (b *builder) service(def *gatewayv1.Service) *service {
+	s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
+	// The other upstreams differ in host and port alone, and what is wrong is said where they are all read.
+	first, _ := parseUpstream(def.GetUpstreams()[0])
+	s.base = first.base
+	s.cluster = clusterName(s)
+	return s
 }
 
 // clusterName has the base path in it, because routes rewrite to it: a change of the base is then another cluster, and

@@ -43,5 +43,5 @@ func (s *Snapshot) Resources(typeURL string) (map[string]proto.Message, error) {
 
 // empty says whether there is nothing that could be served: such a snapshot would make Envoy close its port.
 func (s *Snapshot) empty() bool {
-	return s == nil || s.Version == "" || len(s.listeners.byName) == 0 || len(s.routes.byName) == 0
+	return s == nil || s.Version == "" || len(s.listeners.all) == 0 || len(s.routes.all) == 0
 }

@@ -12,9 +12,9 @@ const clusterOf = "service/"
 // None: it is about something that all services share, or Envoy does not say.
 func (s *Snapshot) Blamed(r *Rejection) []string {
 	var blamed []string
-	for name := range s.clusters.byName {
-		service, isService := strings.CutPrefix(name, clusterOf)
-		if isService && names(r.Reason, name) {
+	for _, cluster := range s.clusters.all {
+		service, isService := strings.CutPrefix(cluster.name, clusterOf)
+		if isService && names(r.Reason, cluster.name) {
 			service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
 			blamed = append(blamed, service)
 		}

@@ -6,10 +6,11 @@ import (
 )
 
 func TestBlamedAreTheServicesThatEnvoyNames(t *testing.T) {
-	s := &Snapshot{view: view{clusters: newSet()}}
+	clusters := map[string]*resource{}
 	for _, name := range []string{"service/a", "service/ab", "service/a/base", "service/b-c", "service/b", "service/d/x/y", nowhere} {
-		s.clusters.add(name, &resource{})
+		clusters[name] = &resource{}
 	}
+	s := &Snapshot{view: view{clusters: set{}.with(clusters)}}
 	for reason, want := range map[string][]string{
 		"Error adding/updating cluster(s) service/a: Failed to load certificate":      {"a"},
 		"Error adding/updating cluster(s) service/a/base: x, service/b-c: y":          {"a", "b-c"},

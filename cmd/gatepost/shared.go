@@ -41,7 +41,8 @@ type shared struct {
 	store      *revisions.Store
 	closeStore func() error
 	id, name   string
-	first      *revisions.Revision // what it started with; nil: nothing out of Redis itself
+	first      *revisions.Revision      // what it started with; nil: nothing out of Redis itself
+	read       *definitions.Definitions // what that says
 	follower   *revisions.Follower
 	news       chan struct{} // :: one while there is something to report
 
@@ -72,7 +73,7 @@ func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood)
 	if wrong == nil {
 		s.note(newest.Mark(), nil)
 		if first, wrong = s.store.Load(ctx, newest); wrong == nil {
-			s.first = &newest
+			s.first, s.read = &newest, first
 			return first, nil
 		}
 		s.note(newest.Mark(), wrong)
@@ -91,7 +92,7 @@ func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood)
 // Follow makes the follower, once there is an applier that hears it.
 func (s *shared) Follow() {
 	s.follower = revisions.NewFollower(revisions.FollowerConfig{
-		Store: s.store, Current: s.first, OnChange: s.changed, OnError: s.failed, Log: s.side.logger,
+		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Log: s.side.logger,
 	})
 }
 

@@ -16,6 +16,8 @@ type FollowerConfig struct {
 	Store *Store
 	// Current is the revision that was read before, which is not reported again; nil where none was.
 	Current *Revision
+	// Read is what was read of it; nil where that is not known.
+	Read *definitions.Definitions
 	// OnChange is given each revision that is the newest and good, and the same once more when it is so again after an
 	// error. Required. It is called by one goroutine.
 	OnChange func(context.Context, Revision, *definitions.Definitions)
@@ -35,9 +37,10 @@ type Follower struct {
 	config FollowerConfig
 	reload chan struct{}
 
-	current *Revision // the last that was read
-	trouble string    // the reason that was last told; empty: none since
-	bad     Revision  // the last that is not valid here, and why: it is not read again
+	current *Revision                // the last that was read
+	last    *definitions.Definitions // what the last one that was good says; nil: not known
+	trouble string                   // the reason that was last told; empty: none since
+	bad     Revision                 // the last that is not valid here, and why: it is not read again
 	badWhy  error
 	since   time.Time // since when Redis is away or empty; zero: it is not
 }
@@ -53,7 +56,7 @@ func NewFollower(config FollowerConfig) *Follower {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{config: config, reload: make(chan struct{}, 1), current: config.Current}
+	return &Follower{config: config, reload: make(chan struct{}, 1), current: config.Current, last: config.Read}
 }
 
 // Reload has the store asked now; what is wrong is told though it was before. It may be called from anywhere, also
@@ -117,7 +120,10 @@ func (f *Follower) read(ctx context.Context) (Revision, *definitions.Definitions
 	if r == f.bad {
 		return r, nil, f.badWhy
 	}
-	d, err := f.config.Store.Load(ctx, r)
+	d, err := f.config.Store.next(ctx, f.last, r)
+	if err == nil {
+		f.last = d
+	}
 	if problems := (definitions.Problems)(nil); errors.As(err, &problems) {
 		f.bad, f.badWhy = r, err
 	}

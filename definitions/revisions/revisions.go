@@ -160,11 +160,16 @@ func (s *Store) Text(ctx context.Context, r Revision) ([]byte, error) {
 // Load returns the definitions of a revision, by the name that [Name] gives them. An error is also a
 // definitions.Problems where they break a rule of this gatepost.
 func (s *Store) Load(ctx context.Context, r Revision) (*definitions.Definitions, error) {
+	return s.next(ctx, nil, r)
+}
+
+// next is Load where other definitions, which may be nil, were read before.
+func (s *Store) next(ctx context.Context, before *definitions.Definitions, r Revision) (*definitions.Definitions, error) {
 	text, err := s.Text(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	d, err := definitions.Parse(Name(r.Number), text)
+	d, err := before.Next(Name(r.Number), text)
 	if err != nil {
 		return nil, fmt.Errorf("reading revision %d:\n%w", r.Number, err)
 	}
