@@ -121,7 +121,11 @@ func (g *gate) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse
 	return resp
 }
 
-var shop = Shared{UserHeader: "x-user-id"}
+var (
+	shop = Shared{UserHeader: "x-user-id"}
+	// everywhere is what is shared where a decision depends on every header that it can.
+	everywhere = Shared{UserHeader: "x-user-id", Origins: []string{"https://shop.example"}, Cookie: "__Host-s", Subprotocol: "gatepost.bearer"}
+)
 
 // asking is a CheckRequest as Envoy sends it for a route with the rule, on a virtual host with the shared part.
 func asking(shared Shared, rule Rule, headers map[string]string) *authv3.CheckRequest {

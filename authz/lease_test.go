@@ -45,7 +45,6 @@ func TestOnlyAPlainAllowMayBeRemembered(t *testing.T) {
 	g := newLeasing(t)
 	text := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
 	stranger, _ := tokens.Mint(tokens.FormatUUID)
-	everywhere := Shared{UserHeader: "x-user-id", Origins: []string{"https://shop.example"}, Cookie: "__Host-s", Subprotocol: "gatepost.bearer"}
 	with := func(headers ...string) map[string]string {
 		h := map[string]string{"origin": "https://shop.example"}
 		for i := 0; i < len(headers); i += 2 {

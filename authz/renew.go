@@ -2,7 +2,6 @@ package authz
 
 import (
 	"context"
-	"iter"
 	"strings"
 	"time"
 
@@ -42,32 +41,18 @@ func writeRenewals(said *structpb.ListValue) string {
 // renewalEnd stands between two of them. No header's value has it (RFC 9110 §5.5).
 const renewalEnd = "\x00"
 
-// eachRenewal reads what writeRenewals has written: the requests, each as if it had come in the place of q; ok says whether
-// it could be read.
-func (q *request) eachRenewal() iter.Seq2[request, bool] {
-	return func(yield func(request, bool) bool) {
-		if q.lease.renew == "" {
-			return
-		}
-		inputs := q.carried.inputs()
-		for said := range strings.SplitSeq(q.lease.renew, renewalEnd) {
-			if !yield(q.again(strings.Split(said, "\n"), inputs)) {
-				return
-			}
-		}
+// again is the request of which this is said, as if it had come in the place of q: from the client's address, with Authorization
+// and the inputs, a line each. Where that cannot be read it is the zero request, which has no rule and is not let pass.
+func (q *request) again(said string, inputs []string) request {
+	lines := strings.Split(said, "\n")
+	if len(lines) != 2+len(inputs) {
+		return request{}
 	}
-}
-
-// again is the request of which these values are said: the client's address, Authorization, and the inputs.
-func (q *request) again(said, inputs []string) (request, bool) {
-	if len(said) != 2+len(inputs) {
-		return request{}, false
-	}
-	other := request{carried: q.carried, client: said[0], authorization: said[1]}
+	other := request{carried: q.carried, client: lines[0], authorization: lines[1]}
 	for i, name := range inputs {
-		other.setHeader(name, said[2+i])
+		other.setHeader(name, lines[2+i])
 	}
-	return other, true
+	return other
 }
 
 // inputs are the [Shared.LeaseInputs] of the rule.
@@ -83,23 +68,28 @@ func (s *Server) renew(ctx context.Context, q *request, lease time.Duration) *st
 	}
 	bounded := withTimeout(ctx, renewTimeout)
 	defer bounded.done()
-	renewed := &structpb.ListValue{}
-	for other, ok := range q.eachRenewal() {
+	inputs, renewed := q.carried.inputs(), &structpb.ListValue{}
+	for said := range strings.SplitSeq(q.lease.renew, renewalEnd) {
 		if bounded.Err() != nil {
 			break
 		}
-		said := &structpb.Struct{}
-		if ok {
-			if v, ask := other.judge(); ask {
-				if s.lookup(bounded, &other, &v, lease); v.lease > 0 {
-					said = v.leaseMetadata()
-					s.renewals.Inc()
-				}
-			}
-		}
-		renewed.Values = append(renewed.Values, structpb.NewStructValue(said))
+		other := q.again(said, inputs)
+		renewed.Values = append(renewed.Values, structpb.NewStructValue(s.renewal(bounded, &other, lease)))
 	}
 	return renewed
+}
+
+// renewal is what may be remembered of one of them; empty: nothing.
+func (s *Server) renewal(ctx context.Context, q *request, lease time.Duration) *structpb.Struct {
+	v, ask := q.judge()
+	if ask {
+		s.lookup(ctx, q, &v, lease)
+	}
+	if v.lease <= 0 {
+		return &structpb.Struct{}
+	}
+	s.renewals.Inc()
+	return v.leaseMetadata()
 }
 
 // renewedBytes are the entry of leaseMetadata for what was renewed, as bytes.

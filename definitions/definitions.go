@@ -70,16 +70,6 @@ func Load(path string) (*Definitions, error) {
 	return Parse(path, text)
 }
 
-// FromGateway returns the definitions that g says, as if they had been read from a file of that name. It is for
-// what was put together from other definitions; their [Definitions.Text] is what [Marshal] makes of g.
-func FromGateway(name string, g *gatewayv1.Gateway) (*Definitions, error) {
-	text, err := Marshal(g)
-	if err != nil {
-		return nil, err
-	}
-	return Parse(name, text)
-}
-
 // Marshal returns g as a definitions file that [Parse] takes, with snake_case names.
 func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
 	const none = "services: []\n" // what an empty set is called; YAML leaves an empty list out

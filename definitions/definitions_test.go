@@ -66,7 +66,7 @@ func TestServicesKeepTheFilesOrderAndKnowTheirLines(t *testing.T) {
 func TestGatewayIsTheSameAfterBeingWrittenAndReadAgain(t *testing.T) {
 	for _, path := range archives(t, "testdata/good") {
 		d := mustParse(t, string(readArchive(t, path).Files[0].Data))
-		again, err := FromGateway("again.yaml", d.Gateway)
+		again, err := fromGateway("again.yaml", d.Gateway)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -78,7 +78,7 @@ func TestGatewayIsTheSameAfterBeingWrittenAndReadAgain(t *testing.T) {
 
 func TestNoServicesAreWrittenInAFormThatIsReadAgain(t *testing.T) {
 	for _, g := range []*gatewayv1.Gateway{{}, {Listen: "127.0.0.1:80"}} {
-		d, err := FromGateway("none.yaml", g)
+		d, err := fromGateway("none.yaml", g)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +89,7 @@ func TestNoServicesAreWrittenInAFormThatIsReadAgain(t *testing.T) {
 }
 
 func TestWrongGatewayIsRefusedWhereverItComesFrom(t *testing.T) {
-	_, err := FromGateway("redis", &gatewayv1.Gateway{Services: []*gatewayv1.Service{{Name: "a", Path: "/a/../b", Upstreams: []string{"http://a"}}}})
+	_, err := fromGateway("redis", &gatewayv1.Gateway{Services: []*gatewayv1.Service{{Name: "a", Path: "/a/../b", Upstreams: []string{"http://a"}}}})
 	var problems Problems
 	if !errors.As(err, &problems) || problems[0].Field != "services[0].path" {
 		t.Errorf("got %v, want a problem of services[0].path", err)
@@ -189,4 +189,13 @@ func BenchmarkParse(b *testing.B) {
 			}
 		})
 	}
+}
+
+// fromGateway reads what Marshal makes of g.
+func fromGateway(name string, g *gatewayv1.Gateway) (*Definitions, error) {
+	text, err := Marshal(g)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(name, text)
 }

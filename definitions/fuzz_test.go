@@ -33,7 +33,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again, err := FromGateway("again.yaml", d.Gateway)
+		again, err := fromGateway("again.yaml", d.Gateway)
 		if err != nil {
 			t.Fatalf("is taken once and not twice: %v\n%v", err, d.Gateway)
 		}

@@ -225,12 +225,26 @@ func (s *sidecar) login(user string) tokens.Token {
 // said is what a question says of a request whose headers that count have these values.
 func said(headers ...string) string { return "127.0.0.1\n" + strings.Join(headers, "\n") }
 
-// get sends a request at the times, in milliseconds after the start of the test, and says whether it was a hit. It must be let pass.
+// visit sends a request at the times, in milliseconds after the start of the test.
+func (l *leasing) visit(path string, now, wall float64, headers ...string) envoytest.Response {
+	l.t.Helper()
+	headers = append(headers, fmt.Sprintf("x-test-now: %f", noon+now), fmt.Sprintf("x-test-wall: %f", wallNoon+wall))
+	return l.do("GET", path, headers...)
+}
+
+// twoInUse has a token and another one remembered from 0 and 5 ms on, and the other one used.
+func (l *leasing) twoInUse() {
+	l.t.Helper()
+	l.get("/orders/5", 0, 0, token)
+	l.get("/orders/5", 5, 5, otherToken)
+	l.get("/orders/5", 6, 6, otherToken)
+}
+
+// get visits, and says whether it was a hit. It must be let pass.
 func (l *leasing) get(path string, now, wall float64, headers ...string) bool {
 	l.t.Helper()
 	before, hits := len(l.asked()), l.hits()
-	headers = append(headers, fmt.Sprintf("x-test-now: %f", noon+now), fmt.Sprintf("x-test-wall: %f", wallNoon+wall))
-	if got := l.do("GET", path, headers...); got.Status != 200 {
+	if got := l.visit(path, now, wall, headers...); got.Status != 200 {
 		l.t.Fatalf("%s %q: %d %s", path, headers, got.Status, got.Body)
 	}
 	asked, hit := len(l.asked())-before, l.hits()-hits
@@ -259,7 +273,10 @@ func (l *leasing) asks() map[string]float64 {
 	return hits
 }
 
-const token, otherToken = "authorization: Bearer 6e1c0000-0000-4000-8000-00000000000a", "authorization: Bearer 6e1c0000-0000-4000-8000-00000000000b"
+const (
+	token, otherToken = "authorization: Bearer 6e1c0000-0000-4000-8000-00000000000a", "authorization: " + bearerOther
+	bearerOther       = "Bearer 6e1c0000-0000-4000-8000-00000000000b"
+)
 
 const leasingShop = `
 listen: LISTEN
@@ -271,6 +288,9 @@ services:
   - {name: items, path: /items, authenticate: false, upstreams: ["PUBLIC"]}
   - {name: live, path: /live, websocket: true, upstreams: ["SECURED"]}
 `
+
+// cookieShop is leasingShop where a cookie may bear the token, and one origin may call.
+var cookieShop = strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1) + "origins: [\"https://shop.example\"]\n"
 
 var requestID = regexp.MustCompile(`(?m)^x-request-id: [0-9a-f-]{36}\r$`)
 

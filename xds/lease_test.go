@@ -430,7 +430,7 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 	hung := make(chan bool)
 	g.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })
 	defer close(hung)
-	got := g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+10_899), fmt.Sprintf("x-test-wall: %d", wallNoon+10_899))
+	got := g.visit("/orders/5", 10_899, 10_899, token)
 	if got.Status != 504 || !strings.Contains(got.Body, "The token ended") || g.hits() != 3 {
 		t.Errorf("a token that ends in 2 ms, and an upstream that never answers: %d %s, %d hits", got.Status, got.Body, g.hits())
 	}
@@ -482,22 +482,19 @@ func TestWhatIsNotRenewedEnds(t *testing.T) {
 		"not told of it":          granting(900, "ada"),
 		"told that it is not":     renewing(900, nil),
 		"a denial":                deny(401, `"no"`),
-		"a long user":             renewing(900, map[string]string{said("Bearer other"): strings.Repeat("u", 257)}),
-		"less than what was left": renewing(4, map[string]string{said("Bearer other"): "ada"}),
+		"a long user":             renewing(900, map[string]string{said(bearerOther): strings.Repeat("u", 257)}),
+		"less than what was left": renewing(4, map[string]string{said(bearerOther): "ada"}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
-			const other = "authorization: Bearer other"
-			g.get("/orders/5", 0, 0, token)
-			g.get("/orders/5", 5, 5, other)
-			g.get("/orders/5", 6, 6, other)
+			g.twoInUse()
 			g.answers(answers)
-			g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
-			if got := g.renews(); !slices.Equal(got, []string{said("Bearer other")}) {
+			g.visit("/orders/5", 900, 900, token)
+			if got := g.renews(); !slices.Equal(got, []string{said(bearerOther)}) {
 				t.Fatalf("to be renewed is %q", got)
 			}
 			g.answers(granting(900, "ada"))
-			if g.get("/orders/5", 905, 905, other) {
+			if g.get("/orders/5", 905, 905, otherToken) {
 				t.Error("a hit after its end")
 			}
 		})
@@ -506,7 +503,6 @@ func TestWhatIsNotRenewedEnds(t *testing.T) {
 
 // TestARenewalIsCountedFromTheArrivalOfTheQuestion: by either clock, and is no longer than a second whatever is said.
 func TestARenewalIsCountedFromTheArrivalOfTheQuestion(t *testing.T) {
-	const other = "authorization: Bearer other"
 	for _, c := range []struct {
 		name             string
 		lease, now, wall float64
@@ -520,10 +516,8 @@ func TestARenewalIsCountedFromTheArrivalOfTheQuestion(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
-			g.get("/orders/5", 0, 0, token)
-			g.get("/orders/5", 5, 5, other)
-			g.get("/orders/5", 6, 6, other)
-			g.answers(renewing(c.lease, map[string]string{said("Bearer other"): "ada"}))
+			g.twoInUse()
+			g.answers(renewing(c.lease, map[string]string{said(bearerOther): "ada"}))
 			arrived, goOn := make(chan bool), make(chan bool)
 			g.secured.SetHandler(func(_ http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/slow" {
@@ -533,7 +527,7 @@ func TestARenewalIsCountedFromTheArrivalOfTheQuestion(t *testing.T) {
 			})
 			answered := make(chan bool)
 			go func() {
-				g.do("GET", "/orders/slow", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
+				g.visit("/orders/slow", 900, 900, token)
 				answered <- true
 			}()
 			<-arrived
@@ -541,7 +535,7 @@ func TestARenewalIsCountedFromTheArrivalOfTheQuestion(t *testing.T) {
 			g.get("/parts/5", 1500, 1500, token)
 			goOn <- true
 			<-answered
-			if hit := g.get("/orders/5", c.now, c.wall, other); hit != c.hit {
+			if hit := g.get("/orders/5", c.now, c.wall, otherToken); hit != c.hit {
 				t.Errorf("hit %v, want %v", hit, c.hit)
 			}
 		})
@@ -573,7 +567,7 @@ func TestWhatAQuestionRenewsIsBounded(t *testing.T) {
 
 // TestTheSidecarUnderstandsWhatIsToBeRenewed: with every input that there can be, and renews what it would allow alone.
 func TestTheSidecarUnderstandsWhatIsToBeRenewed(t *testing.T) {
-	g := startLeasing(t, strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1)+"origins: [\"https://shop.example\"]\n", leaseSetup{append: clocksOfTheTest})
+	g := startLeasing(t, cookieShop, leaseSetup{append: clocksOfTheTest})
 	sidecar := g.decides()
 	ann, bob, eve := sidecar.login("ann"), sidecar.login("bob"), sidecar.login("eve")
 	with := func(token tokens.Token) []string {
@@ -650,8 +644,7 @@ func TestARenewalTellsFromWhereASessionIsUsed(t *testing.T) {
 
 // TestOneUsersHeadersSpoilNoOthersRequest: what cannot be said in a question is not renewed.
 func TestOneUsersHeadersSpoilNoOthersRequest(t *testing.T) {
-	g := startLeasing(t, strings.Replace(leasingShop, "{lease: 1s,", "{lease: 1s, cookie: __Host-s,", 1)+"origins: [\"https://shop.example\"]\n",
-		leaseSetup{append: clocksOfTheTest})
+	g := startLeasing(t, cookieShop, leaseSetup{append: clocksOfTheTest})
 	for _, value := range []string{"a=\xff\xfe", "a=ä"} {
 		g.get("/orders/5", 0, 0, token, fromShop)
 		odd := []string{otherToken, fromShop, "cookie: " + value}
@@ -670,18 +663,15 @@ func TestOneUsersHeadersSpoilNoOthersRequest(t *testing.T) {
 // TestAStrangerRenewsNothing: it is told of nobody's tokens, and takes nobody's turn to ask.
 func TestAStrangerRenewsNothing(t *testing.T) {
 	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest})
-	const other = "authorization: Bearer other"
-	g.get("/orders/5", 0, 0, token)
-	g.get("/orders/5", 5, 5, other)
-	g.get("/orders/5", 6, 6, other)
+	g.twoInUse()
 	g.answers(deny(401, `"no"`))
-	g.do("GET", "/orders/5", "authorization: stranger", fmt.Sprintf("x-test-now: %d", noon+890), fmt.Sprintf("x-test-wall: %d", wallNoon+890))
+	g.visit("/orders/5", 890, 890, "authorization: stranger")
 	if got := g.renews(); got != nil {
 		t.Errorf("a stranger's question names %q", got)
 	}
 	g.answers(granting(900, "ada"))
 	g.get("/orders/5", 900, 900, token)
-	if got := g.renews(); !slices.Equal(got, []string{said("Bearer other")}) {
+	if got := g.renews(); !slices.Equal(got, []string{said(bearerOther)}) {
 		t.Errorf("to be renewed is %q", got)
 	}
 }
@@ -698,12 +688,9 @@ function envoy_on_response(handle)
 end
 `
 	g := startLeasing(t, leasingShop, leaseSetup{append: clocksOfTheTest + tell})
-	const other = "authorization: Bearer other"
-	g.get("/orders/5", 0, 0, token)
-	g.get("/orders/5", 5, 5, other)
-	g.get("/orders/5", 6, 6, other)
-	g.answers(renewing(900, map[string]string{said("Bearer other"): "ada"}))
-	got := g.do("GET", "/orders/5", token, fmt.Sprintf("x-test-now: %d", noon+900), fmt.Sprintf("x-test-wall: %d", wallNoon+900))
+	g.twoInUse()
+	g.answers(renewing(900, map[string]string{said(bearerOther): "ada"}))
+	got := g.visit("/orders/5", 900, 900, token)
 	if left := got.Header.Get("x-test-left"); left != "boolean boolean" || len(g.renews()) != 1 {
 		t.Errorf("what is left is %q, after a question about %q", left, g.renews())
 	}
