@@ -98,6 +98,7 @@ func (d *Definitions) edit(text []byte) (e edit, ok bool) {
 	return e, to == len(text) || text[to-1] == '\n'
 }
 
+// newline is the one end of a line that there is in a text: the others that YAML knows are refused (checkText).
 var newline = []byte("\n")
 
 // offsets is where in the text the line of each service begins, and as the last one where their list ends; empty where they

@@ -5,6 +5,7 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -83,7 +84,7 @@ func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) 
 	if err != nil {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
 	}
-	b.last = built{one.common, gw.GetServices(), snapshot.view}
+	b.last = built{one.common, slices.Clone(gw.GetServices()), snapshot.view} // whoever exchanges one in the list is heard
 	return snapshot, nil
 }
 

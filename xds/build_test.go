@@ -320,6 +320,12 @@ func TestWhatIsTheSameIsTakenOver(t *testing.T) {
 	if alone.clusters.get("service/b") != nil || alone.routes.get("/b") != nil {
 		t.Error("what has gone is there still")
 	}
+	g.Services[0] = proto.CloneOf(g.Services[0])
+	g.Services[0].Scopes = []string{"admin"}
+	stricter, err := b.Build(g, testOptions)
+	if err != nil || stricter.routes.get("/a") == alone.routes.get("/a") {
+		t.Errorf("another service in the same list is not seen: %v", err)
+	}
 }
 
 // BenchmarkBuildAgain: to so many services one is added.
