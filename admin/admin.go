@@ -2,8 +2,8 @@
 // readiness, metrics, what each Envoy has made of its configuration, and users' sessions.
 //
 // It is served on an address of its own that no client of the gateway reaches. It has no password, so that
-// address is loopback unless the operator says otherwise; what changes something is refused to pages of other
-// origins, because a browser on the operator's own machine reaches loopback too.
+// address is loopback unless the operator says otherwise. A browser on the operator's machine reaches loopback too:
+// guard refuses every request of a page of another origin.
 package admin
 
 import (
@@ -11,10 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +45,9 @@ type Sessions interface {
 
 // Config is what the admin address shows.
 type Config struct {
+	// Hosts are the names, without a port, that requests may have in Host beside IP addresses, localhost and
+	// single-label names.
+	Hosts []string
 	// Checks must all hold for /readyz to answer 200.
 	Checks []Check
 	// Status returns what is served and by which Envoys.
@@ -80,9 +80,8 @@ func New(config Config) *Server {
 	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
 	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
 	api.HandleFunc("POST /api/v1/lookup", s.lookup)
-	mux.Handle("/api/", local(api))
-	// A page on another origin can send a simple request to loopback: refuse what it could change.
-	s.handler = http.NewCrossOriginProtection().Handler(mux)
+	mux.Handle("/api/", notThroughEnvoy(api))
+	s.handler = newGuard(config.Hosts, mux)
 	return s
 }
 
@@ -91,34 +90,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 
 // Drain makes /readyz answer 503 from now on: Gatepost is about to end.
 func (s *Server) Drain() { s.draining.Store(true) }
-
-// local refuses requests for a name that the public DNS could have: a page can have its own name lead to
-// loopback (DNS rebinding), and would then be of the same origin as the API. An address, localhost and the single
-// name of a container cannot be had that way. It also refuses what came through the gateway.
-func local(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, _, err := net.SplitHostPort(r.Host)
-		if err != nil {
-			host = r.Host
-		}
-		if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err != nil && strings.Contains(host, ".") {
-			answer(w, http.StatusMisdirectedRequest, map[string]string{"error": "ask for the API by address, by localhost or by a single name"})
-			return
-		}
-		if throughEnvoy(r) {
-			answer(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// throughEnvoy says whether a request came through the gateway: a service whose upstream is, by whatever name, the
-// admin address would let every client list and end sessions. Envoy sets one of the two on each request that it takes at
-// the edge, and a client can take neither away (Envoy docs, "HTTP header manipulation", use_remote_address).
-func throughEnvoy(r *http.Request) bool {
-	return r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != ""
-}
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, map[string]string{"status": "ok"})

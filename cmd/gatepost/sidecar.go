@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +113,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	side.grpc = newGRPCServer(side.checker, side.control)
 	side.http = newHTTPServer(side.endpoint)
 	side.admin = admin.New(admin.Config{
+		Hosts:  adminHosts(s.admin),
 		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
 	})
 	side.adminSrv = newHTTPServer(side.admin)
@@ -162,6 +165,18 @@ func (s *sidecar) checks() []admin.Check {
 		{Name: "store", Ready: s.store.Ping},
 		{Name: "envoy", Ready: s.applier.Acked},
 	}
+}
+
+// adminHosts are the names by which scrapers may reach the admin address: the host of --admin, and this machine's.
+func adminHosts(address string) []string {
+	var hosts []string
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		hosts = append(hosts, host)
+	}
+	if host, err := os.Hostname(); err == nil {
+		hosts = append(hosts, host)
+	}
+	return hosts
 }
 
 // serve listens on every address and serves until ctx ends; what goes on runs in group.

@@ -1,0 +1,73 @@
+package admin
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// guard refuses requests that a web page can send from the operator's browser. Two checks are needed, because each
+// misses what the other finds:
+//
+//   - A page of another origin: the browser names it in Sec-Fetch-Site, or in Origin. Reads are refused as well as
+//     writes. Scrapers and probes send neither header.
+//   - DNS rebinding: a page makes its own name resolve to this address, and is then of the same origin. Over plain
+//     HTTP the browser sends no Sec-Fetch-Site for such a name, so the name in Host decides.
+type guard struct {
+	hosts     []string // lower case
+	crossSite *http.CrossOriginProtection
+	next      http.Handler
+}
+
+func newGuard(hosts []string, next http.Handler) *guard {
+	g := &guard{crossSite: http.NewCrossOriginProtection(), next: next}
+	for _, host := range hosts {
+		g.hosts = append(g.hosts, strings.ToLower(host))
+	}
+	return g
+}
+
+// ServeHTTP implements http.Handler.
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !g.hostAllowed(r.Host) {
+		answer(w, http.StatusMisdirectedRequest, map[string]string{"error": "the host name in this request is not allowed on the admin address; " +
+			"use an IP address, localhost, a single-label name, or the host name that Gatepost was given in --admin"})
+		return
+	}
+	asWrite := *r // the check exempts GET, HEAD and OPTIONS
+	asWrite.Method = http.MethodPost
+	if err := g.crossSite.Check(&asWrite); err != nil {
+		answer(w, http.StatusForbidden, map[string]string{"error": "requests of web pages of other origins are not allowed on the admin address"})
+		return
+	}
+	g.next.ServeHTTP(w, r)
+}
+
+// hostAllowed reports whether no page can have the host as its own name: it is an IP address, localhost, a single
+// label, which the public DNS does not resolve, or one of the configured names.
+func (g *guard) hostAllowed(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		host = hostPort
+	}
+	if !strings.Contains(host, ".") || slices.Contains(g.hosts, strings.ToLower(host)) {
+		return true
+	}
+	_, err = netip.ParseAddr(strings.Trim(host, "[]"))
+	return err == nil
+}
+
+// notThroughEnvoy refuses requests that came through the gateway: a service whose upstream is, by whatever name, the
+// admin address would let every client list and end sessions. Envoy sets one of the two headers on each request that
+// it accepts at the edge, and a client can remove neither (Envoy docs, "HTTP header manipulation", use_remote_address).
+func notThroughEnvoy(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != "" {
+			answer(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
