@@ -1,7 +1,7 @@
 # Everything a developer does here. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build run demo test lint generate race soak fuzz bench tools clean
+.PHONY: help build tools run unit test lint generate fuzz soak bench clean
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
@@ -26,13 +26,14 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 	@tools/fetch envoy
 	@examples/demo/run
 
-demo: ## the same by Docker
-	docker compose up --build --wait
+unit: tools ## the tests that need no root and no Docker: all packages but e2e, in under a minute
+	go test -short $$(go list ./... | grep -v /e2e)
 
 test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
 	go test $(RACE) -shuffle=on -timeout 40m ./...
+	go test -C bench $(RACE) ./...
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
 	@tools/lint
@@ -47,7 +48,7 @@ soak: tools ## the checker of the tokens for ten minutes under faults
 	GATEPOST_SOAK=10m go test -timeout 30m -run 'TestRevokedMeansRefused' ./e2e/...
 
 bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some)
-	go run ./bench $(if $(ONLY),-only $(ONLY))
+	go run -C bench . $(if $(ONLY),-only $(ONLY))
 
 clean: ## what make put here
 	rm -rf bin .tools gatepost-data

@@ -36,8 +36,11 @@ type lab struct {
 	stack stack
 }
 
-// programs are what the bench builds: gatepost as it is shipped, and those of its peers that are written in Go.
-var programs = []string{"gatepost/cmd/gatepost", "gatepost/bench/peers/alwaysok", "gatepost/bench/peers/redisget", "gatepost/bench/peers/oneroute"}
+// programs are what the bench builds, by the folder of their module: gatepost as it is shipped, and its peers in Go.
+var programs = map[string][]string{
+	".":     {"./cmd/gatepost"},
+	"bench": {"./peers/alwaysok", "./peers/redisget", "./peers/oneroute"},
+}
 
 // needs are the programs that the bench does not bring, and how to come by them on Debian and Ubuntu.
 var needs = []struct{ program, remedy string }{
@@ -73,10 +76,12 @@ func (l *lab) open(ctx context.Context) error {
 	if err := os.Mkdir(l.bin, 0o755); err != nil {
 		return err
 	}
-	build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace", "-o", l.bin + string(filepath.Separator)}, programs...)...)
-	build.Dir, build.Env = l.root, append(os.Environ(), "CGO_ENABLED=0") // as the Makefile and the image do
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building: %w\n%s", err, out)
+	for module, packages := range programs {
+		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace", "-o", l.bin + string(filepath.Separator)}, packages...)...)
+		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as the Makefile and the image do
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)
+		}
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
 // Command bench measures Gatepost beside its peers, and says of each of the project's goals for speed whether it is
-// reached: `make bench`, or `go run ./bench -only G1,G3`. It builds and starts everything by itself, on loopback.
+// reached: `make bench`, or `go run -C bench . -only G1,G3`. It builds and starts everything by itself, on loopback.
 //
 // It keeps the rules of measuring by itself. Designs are measured in turn, in at least five rounds, each other round
 // in reverse; a goal is the median of the rounds' ratios. CPU time is that of the processes' own accounts. Nothing is
