@@ -41,6 +41,37 @@ func rawUsers(t testing.TB, f func(net.Conn)) string {
 	return "http://" + listener.Addr().String() + "/users/authenticate"
 }
 
+// keptUsers is a user service that keeps its connections and passes each request on one to f.
+func keptUsers(t testing.TB, f func(net.Conn, *http.Request)) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var open sync.WaitGroup
+	open.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			open.Go(func() {
+				defer conn.Close()
+				for in := bufio.NewReader(conn); ; {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
+					_, _ = io.Copy(io.Discard, r.Body)
+					f(conn, r)
+				}
+			})
+		}
+	})
+	t.Cleanup(func() { _ = listener.Close(); open.Wait() })
+	return "http://" + listener.Addr().String() + "/users/authenticate"
+}
+
 // says is a user service that answers with some bytes and closes the connection.
 func says(answer string) func(net.Conn) {
 	return func(c net.Conn) { _, _ = io.WriteString(c, answer) }
@@ -183,6 +214,34 @@ func TestAClosedConnectionIsReplaced(t *testing.T) {
 	}
 }
 
+// The user service may have counted a login that it did not answer. net/http repeats a request that has an idempotency
+// key if a kept connection breaks; a login is sent once.
+func TestALoginIsNeverReplayed(t *testing.T) {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		for _, body := range []string{"", "password=x"} {
+			t.Run(name+" with the body "+body, func(t *testing.T) {
+				keys := make(chan string, 10)
+				g := newGateway(t, keptUsers(t, func(c net.Conn, r *http.Request) {
+					keys <- r.Header.Get(name)
+					if r.Header.Get(name) == "" { // the second login breaks the connection instead
+						_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n")
+						return
+					}
+					_ = c.Close()
+				}))
+				g.call("POST", "/token", body).is(t, 200)
+				g.call("POST", "/token", body, name, "k1").says(t, 503, textNoUsers)
+				if first, second := <-keys, <-keys; first != "" || second != "k1" {
+					t.Errorf("the user service got the keys %q and %q", first, second)
+				}
+				if len(keys) > 0 {
+					t.Error("the login was sent twice")
+				}
+			})
+		}
+	}
+}
+
 func TestConnectionsToTheUserServiceAreKept(t *testing.T) {
 	var mu sync.Mutex
 	ports := map[string]bool{}
@@ -244,21 +303,21 @@ func TestWrongPasswordsAreSlowedDown(t *testing.T) {
 
 func TestAnAddressIsSlowedDownWithoutAName(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Query().Get("good") == "" {
+		if r.Header.Get("X-Good") == "" {
 			w.WriteHeader(403)
 			return
 		}
 		ann(w, r)
 	}))
 	g.settings.Shield.Address = shield.Limit{Failures: 10, Forgive: time.Hour, Base: time.Minute, Cap: time.Hour}
-	from := func(address, query string) answerOf {
-		return g.call("POST", "/token"+query, "x", "X-Forwarded-For", "203.0.113.9, "+address)
+	from := func(address, good string) answerOf {
+		return g.call("POST", "/token", "x", "X-Forwarded-For", "203.0.113.9, "+address, "X-Good", good)
 	}
 	for range 11 {
 		from("192.0.2.1", "").is(t, 403)
 	}
-	from("192.0.2.1", "?good=1").says(t, 429, textTooMany)
-	from("192.0.2.2", "?good=1").is(t, 200)
+	from("192.0.2.1", "yes").says(t, 429, textTooMany)
+	from("192.0.2.2", "yes").is(t, 200)
 	if n := g.counted("gatepost_logins_total", "throttled"); n != 1 {
 		t.Errorf("%v counted", n)
 	}

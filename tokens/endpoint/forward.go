@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/textproto"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -138,18 +137,20 @@ func forwardError(ctx context.Context, b *body, kind, err error) error {
 	return fmt.Errorf("%w: it is not the HTTP that was expected", errAnswer)
 }
 
-// outbound is the request as it goes on: method, header, body and query as sent, hop-by-hop fields and Host aside.
+// outbound returns the request for the user service: method, header and body as the client sent them, without hop-by-hop
+// fields. The URL is the configured one. The client's query is dropped: it could override a parameter of that URL.
 func outbound(r *http.Request, a *Authenticator, b *body) *http.Request {
 	dropHopByHop(r.Header)
-	// Length and expectation are said anew: the body is here already. The address of the user service is Host.
+	// net/http writes the length of the body that was read, and Host from the URL.
 	delete(r.Header, "Content-Length")
 	delete(r.Header, "Expect")
 	if _, ok := r.Header["User-Agent"]; !ok {
 		r.Header["User-Agent"] = nil // net/http would name itself
 	}
+	forbidReplay(r.Header)
 	out := &http.Request{
 		Method:        r.Method,
-		URL:           target(a.URL, r.URL.RawQuery),
+		URL:           a.URL,
 		Proto:         "HTTP/1.1",
 		ProtoMajor:    1,
 		ProtoMinor:    1,
@@ -159,22 +160,22 @@ func outbound(r *http.Request, a *Authenticator, b *body) *http.Request {
 	if b.length != 0 {
 		out.Body = b.reader()
 	}
-	if b.length != 0 && b.rest == nil { // then one that found its connection closed can be sent on another
+	if b.length != 0 && b.rest == nil { // a login of which no byte was written to a stale connection is sent on a new one
 		out.GetBody = func() (io.ReadCloser, error) { return b.reader(), nil }
 	}
 	return out
 }
 
-func target(u *url.URL, query string) *url.URL {
-	if query == "" {
-		return u
+// forbidReplay keeps net/http from sending a login twice. Its Transport repeats a POST on a new connection if the header
+// map has an entry Idempotency-Key or X-Idempotency-Key (package net/http, type Transport). It looks for the canonical
+// spelling only, and field names are case-insensitive on the wire, so the user service still gets the fields.
+func forbidReplay(header http.Header) {
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := header[name]; ok {
+			delete(header, name)
+			header[strings.ToLower(name)] = values
+		}
 	}
-	out := *u
-	if out.RawQuery != "" {
-		query = out.RawQuery + "&" + query
-	}
-	out.RawQuery = query
-	return &out
 }
 
 // hopByHop are the fields that are about one connection (RFC 9110 §7.6.1 and its predecessors).
