@@ -117,6 +117,9 @@ func syntaxProblem(name string, text []byte, err error) Problem {
 	if bytes.HasPrefix(bytes.TrimLeft(first, " "), []byte("\t")) {
 		remedy = "indent with spaces, not with tabs"
 	}
+	if variable.Match(first) {
+		remedy = "variables are not replaced, and in brackets YAML takes the { of one for its own: " + variableRemedy("")
+	}
 	return Problem{File: name, Line: line, Column: column, What: "this is no YAML: " + what, Remedy: remedy}
 }
 

@@ -57,6 +57,9 @@ func linesAbout(t *testing.T, file txtar.File) []string {
 	d, err := Parse(file.Name, file.Data)
 	if err == nil {
 		lines := []string{file.Name + ": good"}
+		for _, warning := range d.Warnings() {
+			lines = append(lines, "warning: "+warning.String())
+		}
 		for _, note := range d.Notes() {
 			lines = append(lines, "note: "+note.String())
 		}

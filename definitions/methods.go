@@ -12,3 +12,14 @@ var http1Methods = []string{
 
 // TakenOverHTTP1 says whether Envoy takes requests of this method over HTTP/1.1.
 func TakenOverHTTP1(method string) bool { return slices.Contains(http1Methods, method) }
+
+// knownMethods are the methods of the IANA registry that a service can have (RFC 9110 §16.1.1), and others in wide
+// use: PURGE and BAN of caches, QUERY, and those of UPnP and Icecast. The most common come first, so that they win
+// when a misspelt method is as near to another.
+var knownMethods = []string{
+	"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "PURGE",
+	"ACL", "BAN", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "M-SEARCH", "MERGE",
+	"MKACTIVITY", "MKCALENDAR", "MKCOL", "MKREDIRECTREF", "MKWORKSPACE", "MOVE", "MSEARCH", "NOTIFY", "ORDERPATCH",
+	"PROPFIND", "PROPPATCH", "REBIND", "REPORT", "SEARCH", "SOURCE", "SUBSCRIBE", "UNBIND", "UNCHECKOUT", "UNLINK",
+	"UNLOCK", "UNSUBSCRIBE", "UPDATE", "UPDATEREDIRECTREF", "VERSION-CONTROL",
+}

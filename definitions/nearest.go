@@ -11,7 +11,7 @@ func nearest(name string, names []string) string {
 	plain := strings.NewReplacer("_", "", "-", "")
 	best, bestDistance := "", 0
 	for _, candidate := range names {
-		a, b := plain.Replace(strings.ToLower(name)), plain.Replace(candidate)
+		a, b := plain.Replace(strings.ToLower(name)), plain.Replace(strings.ToLower(candidate))
 		d := distance(a, b)
 		if d > max(1, len(b)/3) || best != "" && d >= bestDistance {
 			continue

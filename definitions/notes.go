@@ -91,7 +91,7 @@ func leads(s *gatewayv1.Service) []upstream {
 	return to
 }
 
-// methodNotes tells of methods that Envoy takes over HTTP/2 alone.
+// methodNotes lists methods that Envoy accepts over HTTP/2 only.
 func (d *Definitions) methodNotes(i int, s *gatewayv1.Service) Problems {
 	var odd []string
 	for _, m := range s.GetAllowedMethods() {

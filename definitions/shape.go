@@ -2,6 +2,7 @@ package definitions
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -75,7 +76,14 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 		names[i] = string(message.Fields().Get(i).Name())
 	}
 	remedy := "the fields are " + strings.Join(names, ", ")
-	if meant := nearest(key.Value, names); meant != "" {
+	other, isForeign := foreign(message, key.Value)
+	switch meant := nearest(key.Value, names); {
+	case isForeign:
+		remedy = other.remedy
+		if other.field != "" {
+			f.spoilAlso(join(path, string(other.field))) // it is not missing, it is named otherwise
+		}
+	case meant != "":
 		remedy = "did you mean " + meant + "?"
 		f.spoilAlso(join(path, meant)) // it is not missing, it is misspelt
 	}
@@ -101,7 +109,7 @@ func checkField(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 	}
 	switch {
 	case node.Kind != yaml.SequenceNode:
-		f.at(node, field, wantList(node))
+		f.at(node, field, wantList(node, fd))
 		return
 	case len(node.Content) == 0 && defaultOf(fd) != "":
 		f.at(node, field, isEmpty(fd, "list"))
@@ -111,11 +119,25 @@ func checkField(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 	}
 }
 
-func wantList(node *yaml.Node) *fault {
+func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
+	if node.Kind == yaml.MappingNode && len(node.Content) > 0 && fd.Message() != nil {
+		return listOfFields(node, fd.Message())
+	}
 	if node.Kind == yaml.ScalarNode && node.Tag != "!!null" {
 		return faultf("write ["+shown(node.Value)+"]", "is %s, not a list", kindOf(node))
 	}
 	return faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
+}
+
+// listOfFields is about a mapping where a list of sets of fields must be: one item without its dash, or one set of
+// fields for each name, as in docker-compose.
+func listOfFields(node *yaml.Node, message protoreflect.MessageDescriptor) *fault {
+	first := node.Content[0]
+	if fieldOf(first, message) != nil {
+		return faultf("put a dash before the first field of each: `- "+first.Value+": …`", "is a set of fields, not a list")
+	}
+	remedy := "write a list, each entry with a dash and its name: `- name: " + printable(first.Value) + "`"
+	return faultf(remedy, "is a set of fields by name, not a list")
 }
 
 func isEmpty(fd protoreflect.FieldDescriptor, kind string) *fault {
@@ -142,11 +164,24 @@ func checkValue(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 		f.at(node, field, faultf("give it one, or remove the line", "has no value"))
 	case node.Kind != yaml.ScalarNode:
 		f.at(node, field, faultf("write a single value", "is %s", kindOf(node)))
+	case variable.MatchString(node.Value):
+		f.at(node, field, faultf(variableRemedy(field), "%s has a variable, and variables are not replaced", shown(node.Value)))
 	default:
 		if fault := scalarFault(node, fd); fault != nil {
 			f.at(node, field, fault)
 		}
 	}
+}
+
+// variable matches what shells, docker-compose and envsubst replace by the value of an environment variable.
+var variable = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*([:?+=-][^}]*)?\}`)
+
+func variableRemedy(field string) string {
+	remedy := "write the value, or run the file through a tool such as envsubst first"
+	if field == "listen" {
+		remedy += "; --listen sets the address of one gateway"
+	}
+	return remedy
 }
 
 func scalarFault(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {

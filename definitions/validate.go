@@ -13,6 +13,8 @@ type Report struct {
 	OK       bool     `json:"ok"`
 	Services int      `json:"services"`
 	Problems Problems `json:"problems"`
+	// Warnings are probable mistakes in a good file. With Validation.Strict they are problems.
+	Warnings Problems `json:"warnings"`
 	// Notes are what a reader may have missed in a good file.
 	Notes Problems `json:"notes"`
 	// Envoy is what Envoy says; nil where nobody asked, as of a file that has problems.
@@ -33,12 +35,14 @@ type Verdict struct {
 
 // Validation says how files are looked at.
 type Validation struct {
-	// Format is "text": a line for each problem and each note, and one for each file that is good; or "json": one
+	// Format is "text": a line for each problem, each warning and each note, and one for each file that is good; or "json": one
 	// object with `ok` and `files`.
 	Format string
 	// Public asks for what can be reached without a token. As text it is then all that is written about a good
 	// file, to be kept and compared.
 	Public bool
+	// Strict refuses files with warnings.
+	Strict bool
 	// Envoy, if set, has an Envoy look at good definitions.
 	Envoy func(*Definitions) Verdict
 }
@@ -47,7 +51,7 @@ type Validation struct {
 func Check(path string) Report { return Validation{}.check(path) }
 
 func (v Validation) check(path string) Report {
-	report := Report{File: path, Problems: Problems{}, Notes: Problems{}}
+	report := Report{File: path, Problems: Problems{}, Warnings: Problems{}, Notes: Problems{}}
 	d, err := Load(path)
 	if err != nil {
 		if !errors.As(err, &report.Problems) {
@@ -57,6 +61,7 @@ func (v Validation) check(path string) Report {
 	}
 	report.OK = true
 	report.Services = len(d.Gateway.GetServices())
+	report.Warnings = append(report.Warnings, d.Warnings()...)
 	report.Notes = append(report.Notes, d.Notes()...)
 	if v.Public {
 		report.Public = d.Public()
@@ -64,6 +69,9 @@ func (v Validation) check(path string) Report {
 	if v.Envoy != nil {
 		verdict := v.Envoy(d)
 		report.Envoy, report.OK = &verdict, verdict.Refused == ""
+	}
+	if v.Strict && len(report.Warnings) > 0 {
+		report.OK = false
 	}
 	return report
 }
@@ -108,7 +116,7 @@ func (v Validation) writeText(w io.Writer, reports []Report) error {
 			}
 			continue
 		}
-		lines = append(lines, r.lines()...)
+		lines = append(lines, r.lines(v.Strict)...)
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(w, line); err != nil {
@@ -118,11 +126,15 @@ func (v Validation) writeText(w io.Writer, reports []Report) error {
 	return nil
 }
 
-// lines are all that there is to say about a file.
-func (r Report) lines() []string {
+// lines are all that there is to say about a file. If strict is true, its warnings refuse it.
+func (r Report) lines(strict bool) []string {
 	var lines []string
 	for _, p := range r.Problems {
 		lines = append(lines, p.String())
+	}
+	for _, w := range r.Warnings {
+		w.What = "warning: " + w.What
+		lines = append(lines, w.String())
 	}
 	for _, n := range r.Notes {
 		n.What = "note: " + n.What
@@ -130,6 +142,8 @@ func (r Report) lines() []string {
 	}
 	switch {
 	case len(r.Problems) > 0:
+	case strict && len(r.Warnings) > 0:
+		lines = append(lines, fmt.Sprintf("%s: refused, %s (--strict)", r.File, count(len(r.Warnings), "warning")))
 	case r.Envoy == nil:
 		lines = append(lines, fmt.Sprintf("%s: good, %s", r.File, count(r.Services, "service")))
 	case r.Envoy.Refused != "":

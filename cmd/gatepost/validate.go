@@ -24,7 +24,8 @@ func validateCommand(s *settings) *cobra.Command {
 		Short: "Exit 0 where the definitions may be served, else say every mistake as file:line:column",
 		Long: "Exit 0 where the definitions may be served, else say every mistake as file:line:column. Where there is an Envoy\n" +
 			"(--envoy, or as `gatepost run` finds it) it is asked too. With --public all that is written about a good file is\n" +
-			"what can be reached without a token, one line for each path: keep it in a repository and compare it in CI.",
+			"what can be reached without a token, one line for each path: keep it in a repository and compare it in CI. With\n" +
+			"--strict a warning, such as a method that HTTP does not know, is a mistake too.",
 		Args: usage(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if validation.Format != "text" && validation.Format != "json" {
@@ -47,6 +48,7 @@ func validateCommand(s *settings) *cobra.Command {
 	}
 	command.Flags().StringVar(&validation.Format, "format", "text", "text or json")
 	command.Flags().BoolVar(&validation.Public, "public", false, "list every path and method that can be reached without a token")
+	command.Flags().BoolVar(&validation.Strict, "strict", false, "exit 1 for warnings too")
 	command.Flags().BoolVar(&noEnvoy, "no-envoy", false, "do not ask an Envoy")
 	return command
 }

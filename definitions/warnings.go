@@ -1,0 +1,42 @@
+package definitions
+
+import (
+	"fmt"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Warnings returns values that are served as they are written and are probably mistakes, sorted by position.
+// `gatepost validate --strict` refuses them.
+func (d *Definitions) Warnings() Problems {
+	root, problems := readDocument(d.Name, d.Text)
+	if len(problems) > 0 {
+		return nil // not reached: the same text was read before
+	}
+	f := &findings{file: d.Name, root: root}
+	for i, s := range d.Gateway.GetServices() {
+		for _, method := range s.GetAllowedMethods() {
+			if !slices.Contains(knownMethods, method) {
+				f.add(f.item(fmt.Sprintf("services[%d].allowed_methods", i), method), methodFault(method))
+			}
+		}
+	}
+	return f.sorted()
+}
+
+func methodFault(method string) *fault {
+	remedy := "check the spelling"
+	if meant := nearest(method, knownMethods); meant != "" {
+		remedy = "did you mean " + meant + "?"
+	}
+	return faultf(remedy, "%s is not a known HTTP method", shown(method))
+}
+
+// item returns the field of the list item that has the value. Its index in the model may be another, because HEAD
+// is added behind GET.
+func (f *findings) item(list, value string) string {
+	node, _ := f.locate(list)
+	i := slices.IndexFunc(node.Content, func(item *yaml.Node) bool { return item.Value == value })
+	return fmt.Sprintf("%s[%d]", list, i)
+}
