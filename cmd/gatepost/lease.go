@@ -1,10 +1,6 @@
 package main
 
-import (
-	"time"
-
-	"gatepost/tokens/cache"
-)
+import "time"
 
 // longestLease is the longest tokens.lease that there is.
 const longestLease = time.Second
@@ -17,15 +13,6 @@ func envoyLease(lease time.Duration) time.Duration {
 	granted := (lease - word - 10*time.Millisecond) * 100 / 101
 	return max(granted, lease/2, 0)
 }
-
-// unleased is a tracker that lets no Envoy remember anything.
-type unleased struct{ cache.Tracker }
-
-// SetEnvoyLease does nothing.
-func (unleased) SetEnvoyLease(time.Duration) {}
-
-// EnvoyLease returns 0.
-func (unleased) EnvoyLease(time.Time) time.Duration { return 0 }
 
 // assumeLeases has revokes wait for what Envoys may remember that were there before this process: another one may
 // have granted it. The definitions to start with say what comes after.

@@ -3,8 +3,6 @@ package main
 import (
 	"testing"
 	"time"
-
-	"gatepost/tokens/cache"
 )
 
 // TestEnvoyIsAllowedLessThanTheLease: so that a revoke, which waits longer than what was allowed, answers within it.
@@ -21,17 +19,5 @@ func TestEnvoyIsAllowedLessThanTheLease(t *testing.T) {
 	}
 	if got := envoyLease(longestLease); got < 950*time.Millisecond {
 		t.Errorf("tokens.lease %v: Envoy is allowed %v", longestLease, got)
-	}
-}
-
-// TestNothingIsRememberedWhereTheGatewaysDoNotHearEachOther: whatever the definitions say.
-func TestNothingIsRememberedWhereTheGatewaysDoNotHearEachOther(t *testing.T) {
-	var tracker cache.Tracker = unleased{&cache.Alone{}}
-	tracker.SetEnvoyLease(time.Second)
-	if got := tracker.EnvoyLease(time.Now()); got != 0 {
-		t.Errorf("Envoy is allowed %v", got)
-	}
-	if err := tracker.Settle(t.Context()); err != nil {
-		t.Error(err)
 	}
 }

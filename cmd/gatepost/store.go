@@ -54,8 +54,9 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 	store := redisstore.Open(options)
 	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
 	warn(ctx, store, logger)
-	// Without a cache this gateway does not hear the others, nor they it: a decision that Envoy remembered would be unknown to them.
-	var tracker cache.Tracker = unleased{&cache.Alone{}}
+	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
+	// that any of them may accept a token from memory.
+	var tracker cache.Tracker = cache.Outside{}
 	if s.cache == "on" {
 		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Sentinels: store, Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
@@ -64,8 +65,8 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 	return withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
 }
 
-// withCache puts the cache and the measuring in front of a store. Where look-ups ask the store each time the cache
-// still makes a revoke wait for what Envoys may remember.
+// withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks
+// the store; a revoke waits as the tracker says in any case.
 func withCache(store tokens.Store, name string, tracker cache.Tracker, shared shield.Shared, registry prometheus.Registerer) (*tokenStore, error) {
 	observed, err := tokens.Observed(store, registry, name)
 	if err != nil {

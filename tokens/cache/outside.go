@@ -8,9 +8,9 @@ import (
 // longestEnvoyLease is the longest for which definitions allow an Envoy to remember a decision (tokens.lease).
 const longestEnvoyLease = time.Second
 
-// Outside is the tracker of who is no gateway and changes the store of gateways, as a command does. It hears nobody,
-// so it holds no lease, and after a revoke it waits for the longest that any gateway, and any Envoy after it, may
-// believe what was so before.
+// Outside is the tracker of a process that changes the store of gateways without tracking it: a command, or a gateway
+// that runs without a cache. It receives nothing from the gateways, so it holds no lease, and after a revoke it waits
+// for the longest that any gateway, and any Envoy after it, may accept the token from memory.
 type Outside struct {
 	// Lease is the gateways' own. 0: 1 s.
 	Lease time.Duration
