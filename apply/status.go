@@ -41,7 +41,7 @@ func (a *Applier) listen() string {
 	if a.newest == nil {
 		return ""
 	}
-	return a.newest.definitions.Gateway.GetListen()
+	return a.config.Options.ListenAddress(a.newest.definitions.Gateway)
 }
 
 // Serving tells what was last published, how far the Envoys have proven it, and why newer definitions were rejected

@@ -1,6 +1,7 @@
 package definitions
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -40,6 +41,15 @@ func listenFault(listen string) *fault {
 		return faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
 	}
 	return nil
+}
+
+// ParseListen returns an address to listen on in the form that Gateway.listen has once it was parsed: ip:port.
+// An empty address stays empty.
+func ParseListen(text string) (string, error) {
+	if fault := listenFault(text); fault != nil {
+		return "", fmt.Errorf("%s (%s)", fault.what, fault.remedy)
+	}
+	return canonicalListen(text), nil
 }
 
 // isPort says whether text is a port from 1 to 65535 as it is usually written.

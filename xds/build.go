@@ -3,6 +3,7 @@
 package xds
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -40,10 +41,16 @@ type Options struct {
 	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
 	// Empty: DefaultCAFile.
 	CAFile string
+	// Listen is an address, as ip:port, that Envoy listens on instead of the one in the definitions, so that several
+	// gateways on a machine can share definitions. Empty: the one in the definitions.
+	Listen string
 	// Withheld are the names of services whose upstreams Envoy has refused: their paths answer 503 to whoever
 	// may pass, and no cluster is made for them.
 	Withheld []string
 }
+
+// ListenAddress returns the address on which an Envoy with these options takes requests, as ip:port.
+func (o Options) ListenAddress(gw *gatewayv1.Gateway) string { return cmp.Or(o.Listen, gw.GetListen()) }
 
 // DefaultCAFile is where Debian, Ubuntu, Alpine and the official Envoy images keep the system's roots.
 const DefaultCAFile = "/etc/ssl/certs/ca-certificates.crt"
@@ -192,7 +199,7 @@ func (b *builder) nameCommon() string {
 		}
 		return true
 	})
-	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile)
+	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile, b.opts.Listen)
 	for _, withheld := range b.opts.Withheld {
 		named.add(withheld)
 	}

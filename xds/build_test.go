@@ -254,6 +254,7 @@ func anotherEdit(t *testing.T, random *rand.Rand, g *gatewayv1.Gateway, opts *Op
 		g.Identity = &gatewayv1.Identity{UserHeader: pick("x-user-id", "x-uid")}
 	case what == 3:
 		opts.Withheld = [][]string{nil, {"s1"}, {"s2", "s3"}}[random.IntN(3)]
+		opts.Listen = pick("", "127.0.0.1:5501")
 	case what < 10 || len(g.Services) == 0:
 		s := fresh()
 		s.Path = path() + pick("", "/d", "/"+s.Name, "/"+s.Name, "/"+s.Name)

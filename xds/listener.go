@@ -26,7 +26,7 @@ const (
 // there are leases: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
-	addr, err := listenAddress(b.gw.GetListen())
+	addr, err := listenAddress(b.opts.ListenAddress(b.gw))
 	if err != nil {
 		b.fail(err)
 		return nil

@@ -172,7 +172,7 @@ func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definit
 
 // xdsOptions are what a gateway with these settings builds Envoy's configuration with.
 func (s *settings) xdsOptions() xds.Options {
-	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile}
+	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile, Listen: s.listen}
 }
 
 var errHeader = errors.New("reading --header: want 'Name: value'")

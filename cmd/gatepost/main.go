@@ -73,14 +73,17 @@ func newRoot() *cobra.Command {
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			s.adminNamed = c.Flags().Changed("admin")
-			return s.fromEnvironment(c.Flags(), os.LookupEnv)
+			if err := s.fromEnvironment(c.Flags(), os.LookupEnv); err != nil {
+				return err
+			}
+			return s.readListen()
 		},
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	s.register(root.PersistentFlags())
 	root.AddCommand(
 		runCommand(s), serveCommand(s), validateCommand(s), explainCommand(s), schemaCommand(), bootstrapCommand(s),
-		applyCommand(s), diffCommand(s), historyCommand(s), rollbackCommand(s),
+		applyCommand(s), diffCommand(s), showCommand(s), historyCommand(s), rollbackCommand(s),
 		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
 	)
 	return root

@@ -67,9 +67,9 @@ func rollbackCommand(s *settings) *cobra.Command {
 		Short: "Store what an earlier revision said as a new one, and wait as apply does",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			number, err := strconv.ParseInt(args[0], 10, 64)
-			if err != nil || number < 1 {
-				return usageError{fmt.Errorf("reading the revision %q: want a number, as `gatepost history` shows them", args[0])}
+			number, err := readRevision(args[0])
+			if err != nil {
+				return err
 			}
 			if a.message == "" {
 				a.message = fmt.Sprintf("rollback to revision %d", number)
@@ -92,6 +92,15 @@ func rollbackCommand(s *settings) *cobra.Command {
 	}
 	a.register(command)
 	return command
+}
+
+// readRevision reads the number of a revision.
+func readRevision(text string) (int64, error) {
+	number, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || number < 1 {
+		return 0, usageError{fmt.Errorf("reading the revision %q: want a number, as `gatepost history` shows them", text)}
+	}
+	return number, nil
 }
 
 // run stores definitions as the newest revision and waits until it is proven.
@@ -224,6 +233,42 @@ func diffCommand(s *settings) *cobra.Command {
 				return err
 			}
 			return errSaid
+		},
+	}
+}
+
+func showCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show [REVISION]",
+		Short: "Print the file of a revision in Redis as it was applied (none: the newest)",
+		Args:  usage(cobra.MaximumNArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			var number int64 // 0: the newest
+			if len(args) == 1 {
+				var err error
+				if number, err = readRevision(args[0]); err != nil {
+					return err
+				}
+			}
+			store, closeStore, err := s.openRevisions()
+			if err != nil {
+				return err
+			}
+			defer closeStore()
+			find := store.Newest
+			if number != 0 {
+				find = func(ctx context.Context) (revisions.Revision, error) { return store.About(ctx, number) }
+			}
+			r, err := find(c.Context())
+			if err != nil {
+				return err
+			}
+			text, err := store.Text(c.Context(), r)
+			if err != nil {
+				return err
+			}
+			_, err = c.OutOrStdout().Write(text)
+			return err
 		},
 	}
 }

@@ -75,7 +75,7 @@ func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
 		return err
 	}
 	if first, _, _, _ := side.applier.Serving(); first != nil {
-		if err := awaitFree(c.Context(), first.Gateway.GetListen()); err != nil {
+		if err := awaitFree(c.Context(), s.xdsOptions().ListenAddress(first.Gateway)); err != nil {
 			side.close()
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"gatepost/definitions"
 	"gatepost/xds"
 )
 
@@ -19,6 +20,7 @@ import (
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	cache, caFile                                 string
+	listen                                        string // as ip:port; empty: as the definitions say
 	logLevel, logFormat                           string
 	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
 	ownEnvoy bool
@@ -36,6 +38,7 @@ const (
 
 func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.config, "config", "", "the definitions `FILE` (redis: those in Redis)")
+	flags.StringVar(&s.listen, "listen", "", "the `ADDR` on which Envoy takes requests, as ip:port (none: `listen` of the definitions)")
 	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens and definitions (none: the embedded store in --data)")
 	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last proven definitions")
 	flags.StringVar(&s.grpc, "grpc", defaultGRPC, "the `ADDR` of ext_authz and xDS (unix:/path too)")
@@ -73,6 +76,14 @@ func (s *settings) fromEnvironment(flags *pflag.FlagSet, lookup func(string) (st
 		}
 	})
 	return failed
+}
+
+// readListen gives --listen the form that listen has in definitions.
+func (s *settings) readListen() (err error) {
+	if s.listen, err = definitions.ParseListen(s.listen); err != nil {
+		return usageError{fmt.Errorf("reading --listen: %w", err)}
+	}
+	return nil
 }
 
 // logger returns the logger that the settings ask for, writing to w.

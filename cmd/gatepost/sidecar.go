@@ -18,7 +18,6 @@ import (
 	"gatepost/apply"
 	"gatepost/authz"
 	"gatepost/definitions"
-	"gatepost/envoy"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
@@ -96,7 +95,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
 	side.applier = apply.New(apply.Config{
 		Control:  side.control,
-		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile},
+		Options:  s.xdsOptions(),
 		LastGood: lastGood, Obey: side.obey, Log: logger, Registerer: side.registry,
 	})
 	if first != nil {
