@@ -39,7 +39,7 @@ var quiet = sync.OnceFunc(logging.Disable)
 // newClient returns a client that connects when it is first used.
 func newClient(o *Options) redis.UniversalClient {
 	quiet()
-	return redis.NewUniversalClient(&redis.UniversalOptions{
+	client := redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs:            o.hosts,
 		DB:               o.db,
 		Username:         o.user,
@@ -76,6 +76,8 @@ func newClient(o *Options) redis.UniversalClient {
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		FailingTimeoutSeconds:    1,
 	})
+	reloadSlots(client)
+	return client
 }
 
 // dialer returns what opens connections for the client. Where nobody answers it returns a connection that fails on

@@ -18,12 +18,11 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	t.Helper()
 	nodes := make([]*Server, n)
 	for i := range nodes {
-		_, bus, _ := net.SplitHostPort(FreeAddr(t))
-		nodes[i] = Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000"}, args...)...)
+		nodes[i] = startNode(t, args...)
 		nodes[i].Do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
 		nodes[i].Do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(slots*i/n), strconv.Itoa(slots*(i+1)/n-1))
 		if i > 0 {
-			nodes[0].Do("CLUSTER", "MEET", "127.0.0.1", nodes[i].Port(), bus)
+			nodes[0].Do("CLUSTER", "MEET", "127.0.0.1", nodes[i].Port(), nodes[i].busPort)
 		}
 	}
 	Eventually(t, "a cluster whose nodes all know one another", func() bool {
@@ -36,6 +35,15 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 		return true
 	})
 	return nodes
+}
+
+// startNode starts one server that may join a cluster.
+func startNode(t testing.TB, args ...string) *Server {
+	t.Helper()
+	_, bus, _ := net.SplitHostPort(FreeAddr(t))
+	node := Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000"}, args...)...)
+	node.busPort = bus
+	return node
 }
 
 // StartSentinel starts a Sentinel on its own that watches master under the name "mymaster" and takes it for down

@@ -35,6 +35,7 @@ type Server struct {
 	program string
 	args    []string
 	tls     *tls.Config // nil: plain TCP
+	busPort string      // of a node of a cluster
 	process *process    // nil: killed
 }
 
@@ -284,24 +285,32 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 // a line. A reply that is an error fails the test.
 func (s *Server) Do(args ...string) string {
 	s.t.Helper()
-	conn, err := s.dial()
+	reply, err := s.try(args...)
 	if err != nil {
 		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
 	}
+	return reply
+}
+
+// try is Do with the error for the caller.
+func (s *Server) try(args ...string) (string, error) {
+	conn, err := s.dial()
+	if err != nil {
+		return "", err
+	}
 	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(deadline)); err != nil {
+		return "", err
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(args))
 	for _, a := range args {
 		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(a), a)
 	}
 	if _, err := io.WriteString(conn, b.String()); err != nil {
-		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
+		return "", err
 	}
-	reply, err := read(bufio.NewReader(conn))
-	if err != nil {
-		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
-	}
-	return reply
+	return read(bufio.NewReader(conn))
 }
 
 // read reads one RESP2 reply.

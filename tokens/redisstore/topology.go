@@ -1,0 +1,59 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// slotReloader has the client of a Cluster read the slots again after an error that may mean that they have moved. The
+// client itself does so on MOVED, ASK and READONLY, and else once a minute; a master that fails sends none of these.
+// The reload is asynchronous, and one at a time; the client's next attempt, a few milliseconds later, uses it.
+type slotReloader struct{ client *redis.ClusterClient }
+
+// reloadSlots adds a slotReloader to each node of the client, which must not have been used yet.
+func reloadSlots(client redis.UniversalClient) {
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		cluster.OnNewNode(func(node *redis.Client) { node.AddHook(slotReloader{cluster}) })
+	}
+}
+
+// DialHook changes nothing: an error of dialling is the error of the command that needs the connection.
+func (r slotReloader) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessHook reloads the slots if the command failed.
+func (r slotReloader) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		// The reload's own commands are excluded: one that fails would cause the next reload.
+		if mayHaveMoved(err) && cmd.Name() != "cluster" {
+			r.client.ReloadState(ctx)
+		}
+		return err
+	}
+}
+
+// ProcessPipelineHook reloads the slots if the pipeline failed.
+func (r slotReloader) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		if mayHaveMoved(err) {
+			r.client.ReloadState(ctx)
+		}
+		return err
+	}
+}
+
+// mayHaveMoved reports whether an error of a node may mean that its slots are another node's now: the node did not
+// reply, or replied that it cannot serve them.
+func mayHaveMoved(err error) bool {
+	var reply redis.Error
+	switch {
+	case err == nil, errors.Is(err, context.Canceled):
+		return false
+	case errors.As(err, &reply):
+		return redis.IsClusterDownError(err) || redis.IsMasterDownError(err) || redis.IsLoadingError(err)
+	}
+	return true
+}

@@ -1,0 +1,79 @@
+package redisstore
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"gatepost/tokens"
+	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
+)
+
+// A master that fails sends no MOVED. Its tokens, and logins that belong to its slots, must be served as soon as its
+// replica is the master, without a call that reads the topology anyway (Ping, Check).
+func TestTokensOfAFailedMasterAreServedByItsReplica(t *testing.T) {
+	for name, fail := range map[string]func(master *redistest.Server){
+		"killed": (*redistest.Server).Kill,
+		"frozen": (*redistest.Server).Freeze,
+	} {
+		t.Run(name, func(t *testing.T) {
+			masters, replicas := redistest.StartReplicatedCluster(t, 3)
+			s := mustOpen(t, "redis://"+masters[0].Addr+","+masters[1].Addr+","+masters[2].Addr+"/?cluster=true")
+			defer s.Close()
+			sessions := createOnAll(t, s, masters)
+			redistest.AwaitInStep(t, masters[0], replicas[0])
+			fail(masters[0])
+			redistest.FailOver(t, replicas[0], redistest.Forced)
+			servesAll(t, s, sessions)
+		})
+	}
+}
+
+func TestTokensAreServedAfterAFailOverByAgreement(t *testing.T) {
+	masters, replicas := redistest.StartReplicatedCluster(t, 3)
+	s := mustOpen(t, "redis://"+masters[0].Addr+"/?cluster=true")
+	defer s.Close()
+	sessions := createOnAll(t, s, masters)
+	for i := range masters {
+		redistest.FailOver(t, replicas[i], redistest.Agreed)
+		redistest.AwaitReplica(t, masters[i], replicas[i])
+	}
+	servesAll(t, s, sessions)
+	for i := range masters { // and the former masters are not needed any more
+		masters[i].Kill()
+	}
+	servesAll(t, s, sessions)
+}
+
+// createOnAll creates sessions until each master holds some of the tokens.
+func createOnAll(t *testing.T, s *Store, masters []*redistest.Server) (sessions []*tokens.Session) {
+	t.Helper()
+	redistest.Eventually(t, "tokens on each master", func() bool {
+		sessions = append(sessions, create(t, s, fmt.Sprintf("user-%d", len(sessions))))
+		for _, master := range masters {
+			if master.Do("SCAN", "0", "MATCH", TokenPrefix+"*", "COUNT", "1000") == "0\n" {
+				return false
+			}
+		}
+		return len(sessions) >= 20
+	})
+	return sessions
+}
+
+// servesAll waits until each token is accepted, and until a login is possible for each of its users.
+func servesAll(t *testing.T, s *Store, sessions []*tokens.Session) {
+	t.Helper()
+	for _, session := range sessions {
+		redistest.Eventually(t, "a token that is accepted", func() bool {
+			got, err := s.Lookup(t.Context(), session.Hash)
+			if errors.Is(err, tokens.ErrUnknown) {
+				t.Fatalf("a live token is unknown")
+			}
+			return err == nil && got.User == session.User
+		})
+		redistest.Eventually(t, "a login", func() bool {
+			return s.Create(t.Context(), storetest.New(t, session.User), 0) == nil
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package redistest
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// StartReplicatedCluster starts a Redis Cluster of n masters with one replica each: replicas[i] is in step with
+// masters[i]. A replica is promoted only by [FailOver], so a busy machine causes no fail-over that the test does not
+// know of.
+func StartReplicatedCluster(t testing.TB, n int, args ...string) (masters, replicas []*Server) {
+	t.Helper()
+	args = append([]string{"--cluster-replica-no-failover", "yes", "--repl-diskless-sync-delay", "0"}, args...)
+	masters = StartCluster(t, n, args...)
+	for _, master := range masters {
+		replica := startNode(t, args...)
+		masters[0].Do("CLUSTER", "MEET", "127.0.0.1", replica.Port(), replica.busPort)
+		id := master.Do("CLUSTER", "MYID")
+		Eventually(t, "a replica that knows its master", func() bool {
+			return strings.Contains(replica.Do("CLUSTER", "NODES"), id) && reply(replica, "CLUSTER REPLICATE "+id) == "+OK"
+		})
+		replicas = append(replicas, replica)
+	}
+	for i := range masters {
+		AwaitInStep(t, masters[i], replicas[i])
+	}
+	awaitAgreement(t, append(masters, replicas...))
+	return masters, replicas
+}
+
+// A Promotion is a way to make a replica of a Cluster the master.
+type Promotion string
+
+const (
+	// Agreed is CLUSTER FAILOVER: the master hands over, and loses nothing.
+	Agreed Promotion = ""
+	// Forced is CLUSTER FAILOVER FORCE: the other masters elect the replica without the master, as if it had failed.
+	Forced Promotion = " FORCE"
+)
+
+// FailOver promotes the replica, and returns as soon as the replica is a master. Other nodes may not know it yet.
+func FailOver(t testing.TB, replica *Server, how Promotion) {
+	t.Helper()
+	for end := time.Now().Add(deadline); !isMaster(replica); {
+		// An attempt expires after some seconds, for instance if the election was lost: then the next one is made.
+		_ = reply(replica, "CLUSTER FAILOVER"+string(how))
+		for retry := time.Now().Add(6 * time.Second); !isMaster(replica) && time.Now().Before(retry); {
+			time.Sleep(time.Millisecond)
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s was not promoted\n%s", replica.Addr, replica.log())
+		}
+	}
+}
+
+// AwaitInStep waits until the replica has all that its master has written. If the master still takes writes it may
+// fall behind again.
+func AwaitInStep(t testing.TB, master, replica *Server) {
+	t.Helper()
+	Eventually(t, "a replica in step with its master", func() bool {
+		info := replication(replica)
+		return info["master_link_status"] == "up" && info["master_port"] == master.Port() &&
+			info["slave_repl_offset"] == replication(master)["master_repl_offset"]
+	})
+}
+
+// AwaitReplica waits until a node that was a master follows the other.
+func AwaitReplica(t testing.TB, replica, master *Server) {
+	t.Helper()
+	Eventually(t, "a former master that follows the new one", func() bool {
+		info := replication(replica)
+		return info["role"] == "slave" && info["master_link_status"] == "up" && info["master_port"] == master.Port()
+	})
+}
+
+// awaitAgreement waits until the nodes know one another and all slots are served.
+func awaitAgreement(t testing.TB, nodes []*Server) {
+	t.Helper()
+	Eventually(t, "a cluster whose nodes agree", func() bool {
+		for _, node := range nodes {
+			var ids int
+			for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
+				if fields := strings.Fields(line); len(fields) >= 8 && fields[7] == "connected" && !strings.Contains(fields[2], "handshake") {
+					ids++
+				}
+			}
+			if ids != len(nodes) || !strings.Contains(node.Do("CLUSTER", "INFO"), "cluster_state:ok") {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func isMaster(s *Server) bool { return replication(s)["role"] == "master" }
+
+// replication is what a server reports of its part in the replication, or nothing if it does not answer.
+func replication(s *Server) map[string]string {
+	fields := map[string]string{}
+	info, err := s.try("INFO", "replication")
+	if err != nil {
+		return fields
+	}
+	for line := range strings.Lines(info) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			fields[name] = value
+		}
+	}
+	return fields
+}
+
+// reply is the first line of what a server replies to a command, errors included.
+func reply(s *Server, command string) string {
+	line, err := s.raw(command)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(line)
+}
