@@ -136,7 +136,8 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 				forward.Removed = append(forward.Removed, h.Name)
 			}
 		}
-		o.Forward, o.Removed = &forward, x.vhost.GetResponseHeadersToRemove()
+		o.Forward = &forward
+		o.Removed = slices.Concat(x.vhost.GetResponseHeadersToRemove(), x.route.GetResponseHeadersToRemove())
 	}
 	o.Reason, o.Why, o.Change = e.words(x)
 	return o

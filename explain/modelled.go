@@ -31,7 +31,7 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes":     "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config disabled",
 	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig": "mappers",
-	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":   "filter headers_to_add body_format_override",
+	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":   "filter status_code headers_to_add body_format_override",
 	"envoy.config.core.v3.HttpProtocolOptions":                                     "idle_timeout max_connection_duration max_headers_count headers_with_underscores_action",
 	"envoy.config.core.v3.Http2ProtocolOptions":                                    "*",
 	"envoy.config.core.v3.SubstitutionFormatString":                                "text_format_source content_type",
@@ -54,7 +54,7 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route metadata direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
-		"typed_per_filter_config",
+		"response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",
 	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",
 	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs",

@@ -24,6 +24,9 @@ func (e *Explainer) rewrite(x *exchange) {
 			continue
 		}
 		x.addHeaders(mapper.GetHeadersToAdd())
+		if as := mapper.GetStatusCode(); as != nil {
+			x.reply.status = int(as.GetValue())
+		}
 		if format := mapper.GetBodyFormatOverride(); format != nil {
 			body, contentType = x.format(format.GetTextFormatSource().GetInlineString()), format.GetContentType()
 		}

@@ -10,7 +10,6 @@ import (
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -49,13 +48,6 @@ func checkedHeaders(t *gatewayv1.Tokens) []string {
 // streamDuration is the header by which a decision bounds the life of a stream: the router obeys it and takes it
 // out. (Envoy docs, "Router", x-envoy-upstream-stream-duration-ms.)
 const streamDuration = "x-envoy-upstream-stream-duration-ms"
-
-// stripped are request headers by which some upstream or other believes who calls, or for which path. None
-// comes from the client; nor does the header that bears the user's id (see claims).
-var stripped = []string{
-	"x-forwarded-host", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-port",
-	"x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
-}
 
 // httpFilters are the filters in the order in which a request passes them. First it gets its route, if it has none. CORS is
 // before all that may refuse it, so that it answers preflights before a token is asked for and makes every later refusal
@@ -121,41 +113,4 @@ func exactly(values []string) *matcherv3.ListStringMatcher {
 
 func exact(value string) *matcherv3.StringMatcher {
 	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}}
-}
-
-// stripAll is what the strip filter does on every route: the request loses the headers of that list, and every
-// answer says that it depends on the origin (the CORS filter does not).
-func stripAll() *headermutationv3.Mutations {
-	return &headermutationv3.Mutations{
-		RequestMutations: remove(append([]string{scopeHeader}, stripped...)...),
-		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
-			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-				Header:       &corev3.HeaderValue{Key: "vary", Value: "origin"},
-				AppendAction: corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD,
-			}},
-		}},
-	}
-}
-
-// stripEarly removes what only an Envoy says, all of x-envoy-*, before this Envoy says any of it. By itself it
-// removes the ones that it reads, and lets those pass that it or another Envoy would tell an upstream: how often
-// a request was tried, or whose it is (x-envoy-peer-metadata).
-func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
-	return []*corev3.TypedExtensionConfig{{
-		Name: filterStrip,
-		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{
-			{Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{
-				KeyMatcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "x-envoy-"}},
-			}}},
-			nameScope(),
-		}}),
-	}}
-}
-
-func remove(names ...string) []*mutationrulesv3.HeaderMutation {
-	out := make([]*mutationrulesv3.HeaderMutation, 0, len(names))
-	for _, name := range names {
-		out = append(out, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Remove{Remove: name}})
-	}
-	return out
 }

@@ -112,10 +112,16 @@ func startGateway(t testing.TB, text string) *gateway {
 	return g
 }
 
-// do sends a request; headers are "name: value". The answer to a HEAD is not read.
+// do sends a request over a connection that it closes; headers are "name: value". The answer to a HEAD is not read.
 func (g *gateway) do(method, path string, headers ...string) envoytest.Response {
 	g.t.Helper()
-	req := fmt.Sprintf("%s %s HTTP/1.1\r\nhost: gate.example:5500\r\nconnection: close\r\n", method, path)
+	return g.raw(method, path, append([]string{"connection: close"}, headers...)...)
+}
+
+// raw is do without a Connection header.
+func (g *gateway) raw(method, path string, headers ...string) envoytest.Response {
+	g.t.Helper()
+	req := fmt.Sprintf("%s %s HTTP/1.1\r\nhost: gate.example:5500\r\n", method, path)
 	for _, h := range headers {
 		req += h + "\r\n"
 	}

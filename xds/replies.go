@@ -10,6 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
@@ -19,34 +20,45 @@ type reply struct {
 	status uint32
 	flag   string // the response flag that tells this case from another of the same status
 	path   string // the start of the path, as the route has rewritten it, that does so
+	header string // the request header that does so by being there
 	text   string
-	retry  bool // whether the same request may well succeed in a moment
+	retry  bool   // whether the same request may well succeed in a moment
+	as     uint32 // the status that the client gets; 0: the same
 }
 
-// replies are tried in order. 401, 403 and 429 are not among them: those are the sidecar's own words. They say nothing
-// about an upstream but that it failed.
+// replies are tried in order. 401 and 429 are not among them: only the sidecar makes those, with a body of its own. They
+// contain nothing about an upstream except that it failed.
 var replies = []reply{
-	{404, "", "", "Could not find any resources for given path.", false},
-	{405, "", "", "Method not allowed", false},
+	// Gatepost's own 403 keeps its body.
+	{status: 403, flag: "UAEX"},
+	{status: 403, header: "upgrade", text: "The connection cannot be upgraded here."},
+	{status: 403, text: "A URL with https needs a connection with TLS."},
+	{status: 404, text: "Could not find any resources for given path."},
+	{status: 405, text: "Method not allowed"},
 	// By ext_authz: Gatepost did not answer, or its store did not. It is not a "no".
-	{503, "UAEX", "", "The gateway cannot tell at the moment whether this request may pass. Please try again.", true},
+	{status: 503, flag: "UAEX", text: "The gateway cannot tell at the moment whether this request may pass. Please try again.", retry: true},
 	// By the route to the token handler, which is away with the rest of Gatepost. (A service of which a path on the
 	// upstream begins like this is told to try again too.)
-	{503, "", handlerLogin, "The service cannot be reached at the moment.", true},
-	{503, "", "", "The service cannot be reached at the moment.", false},
+	{status: 503, path: handlerLogin, text: "The service cannot be reached at the moment.", retry: true},
+	{status: 503, text: "The service cannot be reached at the moment."},
 	// The token's time was over, or would have been, before the answer was whole.
-	{504, "UMSDR", "", "The token ended before the service had answered.", false},
-	{408, "UMSDR", "", "The token ended before the service had answered.", false},
-	{504, "", "", "The service took too long to answer.", false},
-	{502, "", "", "The service gave an answer that cannot be delivered.", false},
-	{400, "", "", "The request is malformed.", false},
-	{408, "", "", "The request took too long to arrive.", false},
-	{413, "", "", "The request is too large.", false},
-	{426, "", "", "The request needs HTTP/1.1 or newer.", false},
-	{431, "", "", "The headers of the request are too large.", false},
-	{500, "", "", "The gateway could not handle the request.", false},
-	{501, "", "", "The gateway does not support a part of the request.", false},
+	{status: 504, flag: "UMSDR", text: "The token ended before the service had answered."},
+	{status: 408, flag: "UMSDR", text: "The token ended before the service had answered."},
+	{status: 504, text: "The service took too long to answer."},
+	{status: 502, text: "The service gave an answer that cannot be delivered."},
+	{status: 400, text: "The request is malformed."},
+	{status: 408, text: "The request took too long to arrive."},
+	{status: 413, text: "The request is too large."},
+	{status: 426, text: "The request needs HTTP/1.1 or newer."},
+	{status: 431, text: tooLargeHeaders},
+	// ext_authz counts the headers again after Gatepost has allowed the request and set some: there are too many now. (It
+	// answers the same to a header that it cannot set. Package authz sends none.)
+	{status: 500, flag: "UAEX", as: 431, text: tooLargeHeaders},
+	{status: 500, text: "The gateway could not handle the request."},
+	{status: 501, text: "The gateway does not support a part of the request."},
 }
+
+const tooLargeHeaders = "The headers of the request are too large."
 
 // localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for which an origin was
 // sent that is on the list is told apart: a page of another origin is not to read it. Some of these answers
@@ -54,6 +66,10 @@ var replies = []reply{
 func localReplies(gw *gatewayv1.Gateway) *hcmv3.LocalReplyConfig {
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {
+		if r.text == "" {
+			config.Mappers = append(config.Mappers, r.unchanged())
+			continue
+		}
 		if listed := fromOneOf(gw.GetOrigins()); listed != nil {
 			config.Mappers = append(config.Mappers, r.mapper(listed, readable(gw)), r.mapper(nil, nil))
 		} else {
@@ -72,7 +88,13 @@ func versionReply() *hcmv3.ResponseMapper {
 	}
 }
 
-func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.HeaderValueOption) *hcmv3.ResponseMapper {
+// unchanged keeps later mappers from a response.
+func (r reply) unchanged() *hcmv3.ResponseMapper {
+	return &hcmv3.ResponseMapper{Filter: allOf(r.filters())}
+}
+
+// filters match the case.
+func (r reply) filters() []*accesslogv3.AccessLogFilter {
 	filters := []*accesslogv3.AccessLogFilter{statusIs(r.status)}
 	if r.flag != "" {
 		filters = append(filters, flagIs(r.flag))
@@ -80,6 +102,14 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 	if r.path != "" {
 		filters = append(filters, pathBegins(r.path))
 	}
+	if r.header != "" {
+		filters = append(filters, requestHas(r.header))
+	}
+	return filters
+}
+
+func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.HeaderValueOption) *hcmv3.ResponseMapper {
+	filters := r.filters()
 	if origin != nil {
 		filters = append(filters, origin)
 	}
@@ -90,7 +120,7 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 			AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
 		})
 	}
-	return &hcmv3.ResponseMapper{
+	mapper := &hcmv3.ResponseMapper{
 		Filter:       allOf(filters),
 		HeadersToAdd: headers,
 		BodyFormatOverride: &corev3.SubstitutionFormatString{
@@ -100,6 +130,10 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 			ContentType: "application/json",
 		},
 	}
+	if r.as != 0 {
+		mapper.StatusCode = wrapperspb.UInt32(r.as)
+	}
+	return mapper
 }
 
 // readable makes an answer of Envoy's own one that the page that asked may read. Without an Origin in the
@@ -151,13 +185,19 @@ func flagIs(flag string) *accesslogv3.AccessLogFilter {
 }
 
 func pathBegins(path string) *accesslogv3.AccessLogFilter {
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
-		HeaderFilter: &accesslogv3.HeaderFilter{Header: &routev3.HeaderMatcher{
-			Name: ":path",
-			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
-				MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: path},
-			}},
+	return byHeader(&routev3.HeaderMatcher{
+		Name: ":path",
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: path},
 		}},
+	})
+}
+
+func requestHas(header string) *accesslogv3.AccessLogFilter { return byHeader(notEmpty(header)) }
+
+func byHeader(m *routev3.HeaderMatcher) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
+		HeaderFilter: &accesslogv3.HeaderFilter{Header: m},
 	}}
 }
 
@@ -165,12 +205,10 @@ func pathBegins(path string) *accesslogv3.AccessLogFilter {
 func fromOneOf(origins []string) *accesslogv3.AccessLogFilter {
 	filters := make([]*accesslogv3.AccessLogFilter, 0, len(origins))
 	for _, o := range origins {
-		filters = append(filters, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
-			HeaderFilter: &accesslogv3.HeaderFilter{Header: &routev3.HeaderMatcher{
-				Name:                 "origin",
-				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: exact(o)},
-			}},
-		}})
+		filters = append(filters, byHeader(&routev3.HeaderMatcher{
+			Name:                 "origin",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: exact(o)},
+		}))
 	}
 	switch len(filters) {
 	case 0:

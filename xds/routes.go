@@ -36,6 +36,7 @@ type surface struct {
 	at      []*routev3.RouteMatch // the paths where it answers preflights and refuses other methods
 	methods []string
 	expose  []string // answer headers that a page may read
+	hide    []string // answer headers that no client gets
 	rule    authz.Rule
 	forward []forward
 }
@@ -63,13 +64,14 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	}
 	for _, f := range s.forward {
 		out = append(out, &routev3.Route{
-			Name:                   name,
-			Match:                  f.at,
-			Action:                 &routev3.Route_Route{Route: f.to},
-			TypedPerFilterConfig:   perFilter,
-			RequestHeadersToAdd:    connection(f.to),
-			RequestHeadersToRemove: b.claims(s.rule),
-			Metadata:               upgrades(f.to),
+			Name:                    name,
+			Match:                   f.at,
+			Action:                  &routev3.Route_Route{Route: f.to},
+			TypedPerFilterConfig:    perFilter,
+			RequestHeadersToAdd:     connection(f.to),
+			RequestHeadersToRemove:  b.claims(s.rule),
+			ResponseHeadersToRemove: s.hide,
+			Metadata:                upgrades(f.to),
 		})
 	}
 	return out

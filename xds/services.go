@@ -52,6 +52,7 @@ func (s *service) surface(b *builder) surface {
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.GetAllowedMethods(),
 		expose:  b.gw.GetCors().GetExposeHeaders(),
+		hide:    []string{b.gw.GetIdentity().GetUserHeader()}, // an upstream that echoes its request would return the id
 		rule: authz.Rule{
 			Service:      s.def.GetName(),
 			Authenticate: s.def.GetAuthenticate(),

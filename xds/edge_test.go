@@ -1,0 +1,133 @@
+package xds
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"gatepost/envoy/envoytest"
+)
+
+// TestMethodOverridesAndNamedUsersReachNoUpstream: nor does any other header of the list, on no kind of route.
+func TestMethodOverridesAndNamedUsersReachNoUpstream(t *testing.T) {
+	g := startGateway(t, shop)
+	var sent []string
+	for _, name := range []string{
+		"X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method", "X-Forwarded-Method", "X-Original-Method",
+		"X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
+		"X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Anything", "Remote-User", "X-Remote-User",
+		"X-Original-URI", "X-Original-Host", "True-Client-IP", "Proxy",
+	} {
+		sent = append(sent, name+": mallory")
+	}
+	for _, c := range []struct {
+		method, path string
+		upstream     *envoytest.Recorder
+	}{{"GET", "/items", g.public}, {"GET", "/ITEMS/x", g.public}, {"GET", "/orders", g.secured}, {"POST", "/token", g.tokens}} {
+		g.do(c.method, c.path, append(slices.Clone(sent), "x-kept: yes")...)
+		got := c.upstream.Requests()
+		if len(got) != 1 || got[0].Header.Get("x-kept") != "yes" {
+			t.Fatalf("%s: the upstream got %v", c.path, got)
+		}
+		c.upstream.Reset()
+		for name, values := range got[0].Header {
+			if slices.Contains(values, "mallory") {
+				t.Errorf("%s: %s reached the upstream", c.path, name)
+			}
+		}
+	}
+}
+
+// TestAnUpstreamsAnswerNamesNoUser: an answer header with the name of the identity header is removed, on public and
+// secured services. The login's own header of that name is not.
+func TestAnUpstreamsAnswerNamesNoUser(t *testing.T) {
+	g := startGateway(t, "identity: {user_header: userid}\n"+shop)
+	names := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("userid", "ada")
+		w.Header().Set("x-kept", "yes")
+	}
+	for path, upstream := range map[string]*envoytest.Recorder{"/orders": g.secured, "/ORDERS": g.secured, "/items": g.public} {
+		upstream.SetHandler(names)
+		got := g.do("GET", path)
+		if v := got.Header.Values("userid"); len(v) > 0 || got.Header.Get("x-kept") != "yes" {
+			t.Errorf("%s: the client got %v", path, got.Header)
+		}
+	}
+	g.tokens.SetHandler(names)
+	if got := g.do("POST", "/token"); got.Header.Get("userid") != "ada" {
+		t.Errorf("the login: the client got %v", got.Header)
+	}
+}
+
+// TestNearTheLimitsARequestIsTooLarge: ext_authz counts again with the headers that Envoy and Gatepost have added. The
+// status is 431 there too.
+func TestNearTheLimitsARequestIsTooLarge(t *testing.T) {
+	g := startGateway(t, shop)
+	many := func(n int) (lines []string) {
+		for i := range n {
+			lines = append(lines, fmt.Sprintf("x-%d: y", i))
+		}
+		return lines
+	}
+	refused := 0
+	check := func(what, path string, lines ...string) {
+		t.Helper()
+		got := g.do("GET", path, lines...)
+		switch {
+		case got.Status == 200:
+		case got.Status == 431 && got.Body == `"The headers of the request are too large."` && got.Header.Get("content-type") == "application/json":
+			refused++
+		default:
+			t.Errorf("%s: answered %d %s", what, got.Status, got.Body)
+		}
+		if reached(g.secured) != "" && got.Status != 200 {
+			t.Errorf("%s: it reached the upstream", what)
+		}
+	}
+	for n := 50; n <= maxHeaders; n++ {
+		check(fmt.Sprintf("%d more headers", n), "/orders", many(n)...)
+	}
+	for size := 15_800; size <= maxHeadersKiB<<10; size += 50 {
+		check(fmt.Sprintf("a header of %d bytes", size), "/orders", "x-large: "+strings.Repeat("x", size))
+		check(fmt.Sprintf("a path of %d bytes", size), "/orders/"+strings.Repeat("x", size))
+		check(fmt.Sprintf("a query of %d bytes", size), "/orders?"+strings.Repeat("x", size))
+	}
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
+}
+
+// TestEnvoysOwn403sAreJSON, and those of the sidecar stay its own.
+func TestEnvoysOwn403sAreJSON(t *testing.T) {
+	g := startGateway(t, shop)
+	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
+	for _, c := range []struct {
+		name, path, body string
+		headers          []string
+	}{
+		{"an upgrade", "/items", `"The connection cannot be upgraded here."`, upgrade},
+		{"an upgrade on a path in other letters", "/ITEMS", `"The connection cannot be upgraded here."`, upgrade},
+		{"a whole https URL", "https://gate.example/items", `"A URL with https needs a connection with TLS."`, nil},
+	} {
+		for _, origin := range []string{"", "https://shop.example"} {
+			headers := c.headers
+			if origin != "" {
+				headers = append(slices.Clone(headers), "origin: "+origin)
+			}
+			if c.headers == nil { // refused while the request line is read: Envoy does not know the origin yet
+				origin = ""
+			}
+			got := g.raw("GET", c.path, headers...)
+			if got.Status != 403 || got.Body != c.body || got.Header.Get("content-type") != "application/json" ||
+				got.Header.Get("access-control-allow-origin") != origin {
+				t.Errorf("%s: answered %d %s %v", c.name, got.Status, got.Body, got.Header)
+			}
+		}
+	}
+	g.answers(deny(403, `"its own"`, setHeader("content-type", "application/json"), setHeader("www-authenticate", "Bearer")))
+	if got := g.do("GET", "/orders"); got.Status != 403 || got.Body != `"its own"` || got.Header.Get("www-authenticate") != "Bearer" {
+		t.Errorf("the sidecar's own: %d %s %v", got.Status, got.Body, got.Header)
+	}
+}
