@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"buf.build/go/protoyaml"
 )
@@ -41,6 +42,8 @@ type BootstrapOptions struct {
 	Admin string
 	// NodeID is the name by which this Envoy shows itself to Gatepost. Empty: DefaultNodeID.
 	NodeID string
+	// Metadata is sent to Gatepost with the node id.
+	Metadata map[string]string
 	// MaxConnections is how many clients may be connected at once; above it, new ones are closed at once.
 	// Zero: DefaultMaxConnections. Envoy must be allowed about twice as many files (one more for the upstream).
 	MaxConnections int64
@@ -65,7 +68,7 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 		return nil, err
 	}
 	b := &bootstrapv3.Bootstrap{
-		Node:             &corev3.Node{Id: orDefault(opts.NodeID, DefaultNodeID), Cluster: nodeCluster},
+		Node:             node(opts),
 		Admin:            admin,
 		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: static},
 		DynamicResources: fromGatepost(),
@@ -78,6 +81,17 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 		return nil, fmt.Errorf("building Envoy's bootstrap: %w", err)
 	}
 	return b, nil
+}
+
+func node(opts BootstrapOptions) *corev3.Node {
+	out := &corev3.Node{Id: orDefault(opts.NodeID, DefaultNodeID), Cluster: nodeCluster}
+	if len(opts.Metadata) > 0 {
+		out.Metadata = &structpb.Struct{Fields: make(map[string]*structpb.Value, len(opts.Metadata))}
+		for key, value := range opts.Metadata {
+			out.Metadata.Fields[key] = structpb.NewStringValue(value)
+		}
+	}
+	return out
 }
 
 func staticClusters(opts BootstrapOptions) ([]*clusterv3.Cluster, error) {

@@ -53,9 +53,9 @@ func Ask(ctx context.Context, address string) (string, error) {
 // errElsewhere says that an Envoy listens where only its own machine comes.
 var errElsewhere = errors.New("it listens on the loopback of another machine")
 
-// beacon is the address at which an Envoy that listens on listen, and whose stream comes from peer, can be asked.
-// An address that is not one of IP is a Unix socket, and then the Envoy is on this machine.
-func beacon(listen, peer string) (string, error) {
+// beacon returns the address at which an Envoy whose listener is on listen can be asked. If the Envoy names no
+// host, that follows from the address of its stream: one that is not an IP address is a Unix socket on this machine.
+func beacon(listen string, e xds.EnvoyStatus) (string, error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return "", fmt.Errorf("reading the address to listen on: %w", err)
@@ -64,7 +64,10 @@ func beacon(listen, peer string) (string, error) {
 	if err != nil {
 		at = netip.IPv4Unspecified() // :5500 is every address
 	}
-	from, remote := remoteOf(peer)
+	if e.Host != "" {
+		return net.JoinHostPort(e.Host, port), nil
+	}
+	from, remote := remoteOf(e.Address)
 	switch {
 	case at.IsLoopback() && remote:
 		return "", errElsewhere

@@ -222,7 +222,7 @@ func (p *Prover) ask(ctx context.Context, asking *sync.WaitGroup, status xds.Sta
 
 // question asks one Envoy once, and notes what it answers.
 func (p *Prover) question(ctx context.Context, listen string, e xds.EnvoyStatus, a *answers) {
-	address, err := beacon(listen, e.Address)
+	address, err := beacon(listen, e)
 	var serving string
 	if err == nil {
 		serving, err = p.config.Ask(ctx, address)

@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 )
 
@@ -22,6 +23,8 @@ var typeNames = map[string]string{
 type envoy struct {
 	node    string
 	address string
+	trusted bool   // it is connected by a Unix socket or a client certificate
+	host    string // the host of its listener, if it named one and is trusted
 	since   time.Time
 	types   map[string]*subscription // :: type → what it has of it
 
@@ -72,7 +75,7 @@ type callbacks struct{ s *Server }
 func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) error {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	c.s.envoys[id] = &envoy{address: peerAddress(ctx), since: time.Now(), types: map[string]*subscription{}}
+	c.s.envoys[id] = &envoy{address: peerAddress(ctx), trusted: trustedPeer(ctx), since: time.Now(), types: map[string]*subscription{}}
 	c.s.metrics.connected.Set(float64(len(c.s.envoys)))
 	c.s.notify()
 	return nil
@@ -124,6 +127,9 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	}
 	if e.node == "" && req.GetNode() != nil {
 		e.node = req.GetNode().GetId()
+		if e.trusted {
+			e.host = hostOf(req.GetNode())
+		}
 		c.s.log.Info("an Envoy has connected", "node", e.node, "address", e.address)
 		c.s.notify()
 	}
@@ -201,6 +207,31 @@ func (s *Server) reject(r *Rejection) {
 		}
 	}
 	delete(s.rejected, oldest.Version)
+}
+
+// trustedPeer reports whether a peer is connected by a Unix socket or has shown a valid client certificate.
+func trustedPeer(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok || p.Addr == nil {
+		return false
+	}
+	secured, isTLS := p.AuthInfo.(credentials.TLSInfo)
+	return p.Addr.Network() == "unix" || isTLS && len(secured.State.VerifiedChains) > 0
+}
+
+// HostMetadata is the key of the node metadata that names the host of an Envoy's listener. Gatepost sends requests
+// there, so it is read only from peers on a Unix socket or with a client certificate.
+const HostMetadata = "gatepost.host"
+
+// maxHost is the longest host name of DNS.
+const maxHost = 253
+
+func hostOf(node *corev3.Node) string {
+	host := node.GetMetadata().GetFields()[HostMetadata].GetStringValue()
+	if len(host) > maxHost {
+		return ""
+	}
+	return host
 }
 
 func peerAddress(ctx context.Context) string {

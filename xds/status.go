@@ -22,8 +22,10 @@ type Status struct {
 // EnvoyStatus is one connected Envoy.
 type EnvoyStatus struct {
 	// Node is the id in its bootstrap, Address where its stream comes from, Connected since when.
-	Node      string
-	Address   string
+	Node    string
+	Address string
+	// Host is the host of its listener, if it is trusted and its bootstrap names one.
+	Host      string
 	Connected time.Time
 	// Acked is the version that it last acknowledged in full, every type of it, and AckedAt when. Empty: none.
 	Acked   string
@@ -42,7 +44,7 @@ func (s *Server) Status() Status {
 	}
 	for _, e := range s.envoys {
 		out.Envoys = append(out.Envoys, EnvoyStatus{
-			Node: e.node, Address: e.address, Connected: e.since, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
+			Node: e.node, Address: e.address, Host: e.host, Connected: e.since, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
 		})
 	}
 	slices.SortFunc(out.Envoys, func(a, b EnvoyStatus) int {

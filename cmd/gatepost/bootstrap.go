@@ -2,26 +2,37 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"net"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"gatepost/envoy"
+	"gatepost/xds"
 )
 
 func bootstrapCommand(s *settings) *cobra.Command {
-	var format, node, envoyAdmin string
+	var format, node, host, envoyAdmin string
 	command := &cobra.Command{
 		Use:   "bootstrap",
 		Short: "Print the bootstrap of an Envoy that `gatepost serve` feeds",
 		Long: "Print the bootstrap of an Envoy that `gatepost serve` feeds. --grpc and --http are the addresses by which\n" +
-			"that Envoy reaches Gatepost, such as gatepost:18000 and gatepost:18001 in a compose file.",
+			"that Envoy reaches Gatepost, such as unix:/run/gatepost/grpc.sock and unix:/run/gatepost/http.sock in a compose file.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format != "yaml" && format != "json" {
 				return usageError{errors.New("reading --format: want yaml or json")}
 			}
-			built, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, Admin: envoyAdmin, NodeID: node})
+			if _, _, err := net.SplitHostPort(host); err == nil || strings.ContainsAny(host, "/@?# ") {
+				return usageError{fmt.Errorf("reading --envoy-host %q: want a host name or an IP address, without a port", host)}
+			}
+			options := envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, Admin: envoyAdmin, NodeID: node}
+			if host != "" {
+				options.Metadata = map[string]string{xds.HostMetadata: host}
+			}
+			built, err := envoy.Bootstrap(options)
 			if err != nil {
 				return err
 			}
@@ -39,6 +50,7 @@ func bootstrapCommand(s *settings) *cobra.Command {
 	}
 	command.Flags().StringVar(&format, "format", "yaml", "yaml or json")
 	command.Flags().StringVar(&node, "node-id", envoy.DefaultNodeID, "the `NAME` by which this Envoy shows itself")
+	command.Flags().StringVar(&host, "envoy-host", "", "the `HOST` at which Gatepost reaches this Envoy's listener to verify changes (none: where its connection comes from)")
 	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "where this Envoy's own admin interface listens: a loopback `ADDR` or unix:/path (none: nowhere)")
 	return command
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -29,7 +30,8 @@ const (
 )
 
 // listen listens on an address of the flags: host:port or unix:/path. A socket that a Gatepost before this one
-// left behind is replaced; nobody but this user may connect to one.
+// left behind is replaced. Only this user may connect to a socket, or its group too if the folder gives its
+// own group to what is made in it (set-group-ID): that is how a folder is shared with another user's Envoy.
 func listen(address string) (net.Listener, error) {
 	path, isSocket := strings.CutPrefix(address, "unix:")
 	if !isSocket {
@@ -44,7 +46,11 @@ func listen(address string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	mode := os.FileMode(0o600)
+	if folder, err := os.Stat(filepath.Dir(path)); err == nil && folder.Mode()&os.ModeSetgid != 0 {
+		mode = 0o660
+	}
+	if err := os.Chmod(path, mode); err != nil {
 		listener.Close()
 		return nil, fmt.Errorf("closing the socket to others: %w", err)
 	}

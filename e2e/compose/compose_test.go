@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -30,6 +31,8 @@ func TestComposeFile(t *testing.T) {
 		}{
 			{"the session of the README", func(t *testing.T) { testSession(t, g, token) }},
 			{"only Envoy can be reached, on loopback", func(t *testing.T) { testReach(t, p) }},
+			{"upstreams cannot reach Gatepost", func(t *testing.T) { testNoStrangers(t, p) }},
+			{"Gatepost verifies what Envoy serves", func(t *testing.T) { testVerified(t, p) }},
 			{"no container has a right that it does not need", func(t *testing.T) { testHardened(t, p) }},
 			{"an edit of the definitions is picked up", func(t *testing.T) { testEdit(t, p, g) }},
 			{"a broken edit changes nothing", func(t *testing.T) { testBrokenEdit(t, p, g) }},
@@ -125,6 +128,25 @@ func testReach(t *testing.T, p *project) {
 			t.Errorf("the network %s is not internal", network)
 		}
 	}
+}
+
+// testNoStrangers connects from an upstream's network: who can reach --grpc can act as an Envoy, and who can reach
+// --http can log in past Envoy.
+func testNoStrangers(t *testing.T, p *project) {
+	for _, port := range []string{"18000", "18001", "18002"} {
+		command := p.command(t.Context(), "exec", "-T", "items", "/shop", "-check=http://gatepost:"+port)
+		if out, err := command.CombinedOutput(); err == nil || !strings.Contains(string(out), "connection refused") {
+			t.Errorf("connecting to gatepost:%s from an upstream: %v, want a refused connection\n%s", port, err, out)
+		}
+	}
+}
+
+var verified = regexp.MustCompile(`"proven":\s*true`)
+
+func testVerified(t *testing.T, p *project) {
+	eventually(t, "a verified version", func() bool {
+		return verified.MatchString(p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--format=json"))
+	})
 }
 
 func testHardened(t *testing.T, p *project) {

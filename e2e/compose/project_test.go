@@ -211,10 +211,10 @@ func copyTree(t *testing.T, to string) {
 		if err != nil {
 			return err
 		}
-		if slices.Contains(leftOut, name) {
-			return fs.SkipDir
-		}
 		switch {
+		case slices.Contains(leftOut, name) && entry.IsDir():
+			return fs.SkipDir
+		case slices.Contains(leftOut, name): // a file, as .git is in a worktree
 		case entry.IsDir():
 			return os.MkdirAll(filepath.Join(to, name), 0o755)
 		case entry.Type().IsRegular():
