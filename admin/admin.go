@@ -33,6 +33,8 @@ type Check struct {
 	Name string
 	// Ready returns nil where it holds, else what is missing.
 	Ready func(context.Context) error
+	// Degraded returns what is wrong although the gateway is ready; empty if nothing is. Nil: nothing ever is.
+	Degraded func() string
 }
 
 // Sessions is the part of a store that looks up, lists and ends sessions.
@@ -104,12 +106,26 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 		code, report["draining"] = http.StatusServiceUnavailable, "the gateway is ending"
 	}
 	for _, check := range s.config.Checks {
-		report[check.Name] = "ok"
-		if err := check.Ready(ctx); err != nil {
-			code, report[check.Name] = http.StatusServiceUnavailable, err.Error()
+		err := check.Ready(ctx)
+		report[check.Name] = check.describe(err)
+		if err != nil {
+			code = http.StatusServiceUnavailable
 		}
 	}
 	answer(w, code, report)
+}
+
+// describe returns what /readyz reports of a check that returned err.
+func (c Check) describe(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	if c.Degraded != nil {
+		if wrong := c.Degraded(); wrong != "" {
+			return wrong
+		}
+	}
+	return "ok"
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {

@@ -23,7 +23,9 @@ type kit struct {
 	*Server
 	store   *boltstore.Store
 	missing error
-	log     strings.Builder
+	// degraded is what is wrong although the same check holds.
+	degraded string
+	log      strings.Builder
 }
 
 func newKit(t *testing.T) *kit {
@@ -35,8 +37,11 @@ func newKit(t *testing.T) *kit {
 	t.Cleanup(func() { _ = store.Close() })
 	k := &kit{store: store}
 	k.Server = New(Config{
-		Hosts:  []string{"GW-1.prod.example"},
-		Checks: []Check{{Name: "store", Ready: store.Ping}, {Name: "envoy", Ready: func(context.Context) error { return k.missing }}},
+		Hosts: []string{"GW-1.prod.example"},
+		Checks: []Check{
+			{Name: "store", Ready: store.Ping},
+			{Name: "envoy", Ready: func(context.Context) error { return k.missing }, Degraded: func() string { return k.degraded }},
+		},
 		Status: func() *gatewayv1.Status {
 			return &gatewayv1.Status{Version: "v1", Envoys: []*gatewayv1.EnvoyStatus{{Node: "n"}}}
 		},
@@ -85,6 +90,16 @@ func (k *kit) want(t *testing.T, method, path string, code int, contains string,
 	if got.Code != code || !strings.Contains(got.Body.String(), contains) {
 		t.Errorf("%s %s: %d %s, want %d and %q in it", method, path, got.Code, got.Body, code, contains)
 	}
+}
+
+func TestReadyReportsTroubleThatDoesNotMakeItUnready(t *testing.T) {
+	k := newKit(t)
+	k.degraded = "serving the previous version: why"
+	k.want(t, "GET", "/readyz", 200, `"envoy": "serving the previous version: why"`)
+	k.missing = errors.New("no Envoy")
+	k.want(t, "GET", "/readyz", 503, `"envoy": "no Envoy"`)
+	k.missing, k.degraded = nil, ""
+	k.want(t, "GET", "/readyz", 200, `"envoy": "ok"`)
 }
 
 func TestReadyIsEveryCheckAndSaysWhichOneFails(t *testing.T) {

@@ -27,8 +27,8 @@ type Config struct {
 	Control *xds.Server
 	// Options is what the Envoys' configuration needs to know of its surroundings; none are withheld.
 	Options xds.Options
-	// LastGood keeps the definitions that were last proven. Required.
-	LastGood definitions.LastGood
+	// LastGood keeps the definitions that were last proven. It may block. Required.
+	LastGood LastGood
 	// Obey has Gatepost's own parts do what the definitions that are now in force say. Required. It must not block.
 	Obey func(login *endpoint.Settings, tokens *gatewayv1.Tokens)
 	// Log is told of each change of what is in force. Required.
@@ -37,11 +37,18 @@ type Config struct {
 	Registerer prometheus.Registerer
 }
 
+// LastGood saves definitions for the next start; see [definitions.LastGood].
+type LastGood interface {
+	Save(d *definitions.Definitions) error
+	Load() (*definitions.Definitions, error)
+}
+
 // Applier takes definitions to where they are obeyed. Its methods may be called from many goroutines at once.
 type Applier struct {
 	config  Config
 	builder xds.Builder
 	prover  *proven.Prover
+	saver   *saver
 	metrics metrics
 
 	mu     sync.Mutex
@@ -67,7 +74,8 @@ type applied struct {
 
 // New returns an applier with nothing in force yet.
 func New(config Config) *Applier {
-	a := &Applier{config: config, metrics: newMetrics(config.Registerer), published: map[string]*applied{}}
+	a := &Applier{config: config, published: map[string]*applied{}, saver: newSaver(config.LastGood, config.Log)}
+	a.metrics = newMetrics(config.Registerer, a)
 	a.prover = proven.New(proven.Config{Control: config.Control, Listen: a.listen, Log: config.Log})
 	return a
 }

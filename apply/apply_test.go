@@ -34,8 +34,23 @@ type kit struct {
 	*Applier
 	t        *testing.T
 	addr     string
-	lastGood definitions.LastGood
+	lastGood *disk
+	registry *prometheus.Registry
 	obeyed   atomic.Pointer[endpoint.Settings]
+}
+
+// disk is a real LastGood on a disk that can hang: Save blocks while the lock is held.
+type disk struct {
+	definitions.LastGood
+	sync.Mutex
+	saves atomic.Int64
+}
+
+func (d *disk) Save(what *definitions.Definitions) error {
+	d.saves.Add(1)
+	d.Lock()
+	defer d.Unlock()
+	return d.LastGood.Save(what)
 }
 
 // newKit starts one that keeps what is proven in dir, and listens on addr where the definitions say so.
@@ -43,7 +58,7 @@ func newKit(t *testing.T, addr, dir string) *kit {
 	t.Helper()
 	envoytest.Require(t)
 	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
-	k := &kit{t: t, addr: addr, lastGood: definitions.LastGood{Dir: dir}}
+	k := &kit{t: t, addr: addr, lastGood: &disk{LastGood: definitions.LastGood{Dir: dir}}, registry: registry}
 	control := xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond}, log, registry)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -132,6 +147,42 @@ func (k *kit) obeys(lifetime time.Duration) {
 	}
 }
 
+// isDegraded fails the test if readiness does not report this, or if the gauges do not count it.
+func (k *kit) isDegraded(want string, withheld float64) {
+	k.t.Helper()
+	if got := k.Degraded(); !strings.Contains(got, want) {
+		k.t.Errorf("degraded: %q, want %q in it", got, want)
+	}
+	if current, n := k.gauge("gatepost_definitions_current"), k.gauge("gatepost_services_withheld"); current != 0 || n != withheld {
+		k.t.Errorf("definitions current %v, services withheld %v; want 0 and %v", current, n, withheld)
+	}
+}
+
+func (k *kit) isCurrent() {
+	k.t.Helper()
+	if got := k.Degraded(); got != "" {
+		k.t.Errorf("degraded: %q, want nothing", got)
+	}
+	if current, n := k.gauge("gatepost_definitions_current"), k.gauge("gatepost_services_withheld"); current != 1 || n != 0 {
+		k.t.Errorf("definitions current %v, services withheld %v; want 1 and 0", current, n)
+	}
+}
+
+func (k *kit) gauge(name string) float64 {
+	k.t.Helper()
+	families, err := k.registry.Gather()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == name {
+			return family.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	k.t.Fatalf("no metric %s", name)
+	return 0
+}
+
 // names are the services that are served in their former form.
 func names(services []*gatewayv1.Service) []string {
 	var out []string
@@ -158,6 +209,32 @@ func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
 	}
 }
 
+// A disk that hangs while definitions are saved delays neither readiness nor the status nor the next change.
+func TestADiskThatHangsHoldsUpNothing(t *testing.T) {
+	k := newKit(t, envoytest.Addr(t), t.TempDir())
+	hung := sync.OnceFunc(k.lastGood.Unlock)
+	k.lastGood.Lock()
+	t.Cleanup(hung)
+	k.apply(define(t, k.addr, "100s", service("a", taken)))
+	envoytest.Eventually(t, "the disk to hang", func() bool { return k.lastGood.saves.Load() == 1 })
+
+	second := define(t, k.addr, "200s", service("a", taken), service("b", taken))
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		k.apply(second)
+		k.awaits("the next definitions", func(*gatewayv1.Status) bool { return k.Loaded(t.Context()) == nil && k.Degraded() == "" })
+	}()
+	select {
+	case <-served:
+	case <-time.After(envoytest.Deadline):
+		hung() // or the test could not end
+		t.Fatal("the applier waits for the disk")
+	}
+	hung()
+	k.keeps(second)
+}
+
 func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k := newKit(t, envoytest.Addr(t), t.TempDir())
 	first := define(t, k.addr, "100s", service("a", taken))
@@ -171,6 +248,9 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	}
 	k.obeys(100 * time.Second)
 	k.keeps(first)
+	k.isDegraded("serving the previous version: building Envoy's configuration", 0)
+	k.serves(first)
+	k.isCurrent()
 }
 
 func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
@@ -189,6 +269,7 @@ func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
 	k.awaits("the definitions before", func(s *gatewayv1.Status) bool { return s.GetVersion() == before && s.GetRejected() != "" })
 	envoytest.Eventually(t, "the token handler to go back too", func() bool { return k.obeyed.Load().Lifetime == 100*time.Second })
 	k.keeps(first)
+	k.isDegraded("serving the previous version: rejected by Envoy", 0)
 
 	if err := inTheWay.Close(); err != nil {
 		t.Fatal(err)
@@ -197,6 +278,7 @@ func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
 	k.awaits("what was refused", func(s *gatewayv1.Status) bool { return s.GetVersion() != before && s.GetRejected() == "" })
 	k.obeys(200 * time.Second)
 	k.keeps(moved)
+	k.isCurrent()
 }
 
 func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
@@ -218,6 +300,7 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 	if told := status.GetRejected(); !strings.Contains(told, "not as defined: closes, fresh, moves") {
 		t.Errorf("rejected: %q, want all three by name", told)
 	}
+	k.isDegraded("serving some services not as defined: closes, fresh, moves", 2)
 	k.obeys(200 * time.Second)
 	serving, _, _, _ := k.Serving()
 	if got := serving.Gateway.GetServices()[2].GetTimeout().AsDuration(); got != 7*time.Second {
@@ -226,6 +309,7 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 
 	mended := define(t, k.addr, "300s", service("moves", taken), service("stays", taken))
 	k.serves(mended)
+	k.isCurrent()
 	if s := k.Status(); len(s.GetWithheld())+len(s.GetFormer()) > 0 {
 		t.Errorf("after the file was mended: %v, %v", s.GetWithheld(), s.GetFormer())
 	}

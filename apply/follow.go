@@ -9,10 +9,19 @@ import (
 
 	"gatepost/definitions/revisions"
 	"gatepost/proven"
+	"gatepost/xds"
 )
 
 // Run asks the Envoys for what they serve, and does what follows from it, until ctx ends.
 func (a *Applier) Run(ctx context.Context) error {
+	saved := make(chan struct{}) // closed when nothing is left to save
+	defer a.saver.await(saved)
+	following, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	go func() {
+		defer close(saved)
+		a.saver.run(following)
+	}()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { a.prover.Run(ctx); return nil })
 	group.Go(func() error { a.follow(ctx); return nil })
@@ -44,9 +53,7 @@ func (a *Applier) Settle() {
 	case status.Version == a.newest.version && status.Applied():
 		a.proven = a.newest
 		a.tellApplied(status)
-		if err := a.config.LastGood.Save(a.newest.definitions); err != nil {
-			a.config.Log.Error("keeping the proven definitions", "error", err)
-		}
+		a.saver.save(a.newest.definitions)
 	case status.Rejected != nil && status.Rejected.Version == a.newest.version && status.Version != a.newest.version:
 		before := a.published[status.Version]
 		if before == nil {
@@ -66,16 +73,22 @@ func (a *Applier) Settle() {
 // was proven since.
 func (a *Applier) fallBack() {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	status, rejected := a.prover.Status(), a.newest
-	if rejected == nil || a.proven != nil || status.Rejected == nil || status.Rejected.Version != rejected.version {
+	_, why := a.rejectedAtStart()
+	a.mu.Unlock()
+	if why == nil {
 		return
 	}
-	kept, err := a.config.LastGood.Load()
-	if err == nil && !sameSource(kept.Name, rejected.definitions.Name) {
+	kept, err := a.config.LastGood.Load() // without the lock: a disk may hang
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	rejected, why := a.rejectedAtStart()
+	if why == nil {
+		return
+	}
+	if err != nil || !sameSource(kept.Name, rejected.definitions.Name) {
 		kept = nil
 	}
-	if a.withhold(rejected, kept, status.Rejected) || kept == nil || kept.Hash() == rejected.definitions.Hash() {
+	if a.withhold(rejected, kept, why) || kept == nil || kept.Hash() == rejected.definitions.Hash() {
 		return
 	}
 	next, err := a.build(kept, time.Time{})
@@ -86,8 +99,18 @@ func (a *Applier) fallBack() {
 		a.config.Log.Error("the definitions that were last proven cannot be served", "source", kept.Name, "error", err)
 		return
 	}
-	a.failed, a.rejectedLast = status.Rejected, rejected
-	a.config.Log.Warn("serving the definitions that were last proven", "source", kept.Name, "error", status.Rejected)
+	a.failed, a.rejectedLast = why, rejected
+	a.config.Log.Warn("serving the definitions that were last proven", "source", kept.Name, "error", why)
+}
+
+// rejectedAtStart returns what the gateway started with and why an Envoy has rejected it, or nil and nil if it has
+// not, or if something was proven since. It is called with mu held.
+func (a *Applier) rejectedAtStart() (*applied, *xds.Rejection) {
+	why := a.prover.Status().Rejected
+	if a.newest == nil || a.proven != nil || why == nil || why.Version != a.newest.version {
+		return nil, nil
+	}
+	return a.newest, why
 }
 
 // sameSource says whether definitions of two names come from the same place: one file, or Redis.

@@ -7,7 +7,7 @@ type metrics struct {
 	applied prometheus.Histogram
 }
 
-func newMetrics(registry prometheus.Registerer) metrics {
+func newMetrics(registry prometheus.Registerer, a *Applier) metrics {
 	m := metrics{
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_definitions_failed_total", Help: "Definitions that could not be served as they are; what was served before stayed.",
@@ -17,6 +17,17 @@ func newMetrics(registry prometheus.Registerer) metrics {
 			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30},
 		}),
 	}
-	registry.MustRegister(m.failed, m.applied)
+	current := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "gatepost_definitions_current", Help: "1 if the newest definitions are served, all of them; else 0.",
+	}, func() float64 {
+		if a.isCurrent() {
+			return 1
+		}
+		return 0
+	})
+	withheld := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "gatepost_services_withheld", Help: "Services that answer 503 because Envoy rejects their definition.",
+	}, func() float64 { return float64(a.withheldServices()) })
+	registry.MustRegister(m.failed, m.applied, current, withheld)
 	return m
 }

@@ -24,6 +24,37 @@ func (a *Applier) Loaded(context.Context) error {
 	return nil
 }
 
+// Degraded returns how what is served differs from the newest definitions, and why; empty if it does not.
+func (a *Applier) Degraded() string {
+	status := a.prover.Status()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.failed == nil && status.Rejected == nil:
+		return ""
+	case a.failed == nil:
+		return status.Rejected.Error()
+	case a.newest != nil && len(a.newest.withheld)+len(a.newest.former) > 0:
+		return "serving some services " + a.failed.Error()
+	}
+	return "serving the previous version: " + a.failed.Error()
+}
+
+// withheldServices counts the services that are served without their upstreams.
+func (a *Applier) withheldServices() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.newest == nil {
+		return 0
+	}
+	return len(a.newest.withheld)
+}
+
+// isCurrent reports whether the newest definitions are served, all of them.
+func (a *Applier) isCurrent() bool {
+	return a.Loaded(context.Background()) == nil && a.Degraded() == ""
+}
+
 // Acked returns nil where an Envoy that is connected has acknowledged a configuration in full.
 func (a *Applier) Acked(context.Context) error {
 	for _, one := range a.config.Control.Status().Envoys {

@@ -160,7 +160,7 @@ func (s *sidecar) follow(inFile *definitions.Definitions) {
 // checks are what must hold before the gateway is ready.
 func (s *sidecar) checks() []admin.Check {
 	return []admin.Check{
-		{Name: "definitions", Ready: s.applier.Loaded},
+		{Name: "definitions", Ready: s.applier.Loaded, Degraded: s.applier.Degraded},
 		{Name: "store", Ready: s.store.Ping},
 		{Name: "envoy", Ready: s.applier.Acked},
 	}
