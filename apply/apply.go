@@ -98,6 +98,11 @@ func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ..
 		return nil, fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
 	}
 	options := a.config.Options
+	if options.Listen != "" {
+		if err := d.CheckListen(options.Listen); err != nil {
+			return nil, err
+		}
+	}
 	options.Withheld = withheld
 	snapshot, err := a.builder.Build(d.Gateway, options)
 	if err != nil {

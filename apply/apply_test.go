@@ -253,6 +253,16 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k.isCurrent()
 }
 
+// TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked against.
+func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
+	a := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: "127.0.0.1:5501"},
+		Control: xds.New(xds.ServerOptions{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), Registerer: prometheus.NewRegistry()})
+	err := a.Apply(define(t, "127.0.0.1:5500", "100s", service("a", taken), service("b", "http://127.0.0.1:5501")), time.Now())
+	if err == nil || err.Error() != `gateway.yaml:5:5: services[1].upstreams: "http://127.0.0.1:5501" is the address on which this gateway listens (write where the service runs)` {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
 	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
 	if err != nil {

@@ -88,6 +88,31 @@ func parseUpstream(text string) (upstream, *fault) {
 	return upstream{u.Scheme, strings.ToLower(u.Hostname()), port, base}, nil
 }
 
+// ownAddressFault says that an upstream is the address on which the gateway listens. Such a request would come back until a
+// limit ends it. Names other than localhost are not resolved: they may mean another machine where the gateway runs.
+func ownAddressFault(text, listen string) *fault {
+	u, fault := parseUpstream(text)
+	at, err := netip.ParseAddrPort(listen)
+	if fault != nil || err != nil || u.port != strconv.Itoa(int(at.Port())) || !reaches(u.host, at.Addr()) {
+		return nil
+	}
+	return faultf("write where the service runs", "%s is the address on which this gateway listens", shown(text))
+}
+
+// reaches reports whether a connection to host comes to a socket that listens on addr.
+func reaches(host string, addr netip.Addr) bool {
+	name := strings.TrimSuffix(host, ".")
+	if name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761 §6.3
+		return addr.IsLoopback() || addr.IsUnspecified()
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	ip = ip.Unmap()
+	return ip == addr || ip.IsLoopback() && addr.IsUnspecified() && (ip.Is4() || addr.Is6()) // [::] takes IPv4 too
+}
+
 // afterScheme is what stands before a host where "http://" should.
 var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
 

@@ -25,8 +25,12 @@ func checkMeaning(f *findings, g *gatewayv1.Gateway) {
 	}
 	f.add("identity.user_header", identityHeaderFault(g.GetIdentity().GetUserHeader()))
 	tokensPath := cmp.Or(g.GetTokens().GetPath(), defaultTokensPath)
+	listen := canonicalListen(cmp.Or(g.GetListen(), defaultListen))
 	for i, s := range g.GetServices() {
 		checkService(f, s, fmt.Sprintf("services[%d]", i), tokensPath)
+		for j, upstream := range s.GetUpstreams() {
+			f.add(fmt.Sprintf("services[%d].upstreams[%d]", i, j), ownAddressFault(upstream, listen))
+		}
 	}
 	checkAmongServices(f, g.GetServices())
 }

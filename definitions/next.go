@@ -137,7 +137,7 @@ func (d *Definitions) readItems(name string, items []byte) *Definitions {
 		return nil // the document may end there
 	}
 	// All that a service is held against beside other services.
-	head := fmt.Appendf(nil, "tokens: {path: %q}\nservices:\n", d.Gateway.GetTokens().GetPath())
+	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nservices:\n", d.Gateway.GetListen(), d.Gateway.GetTokens().GetPath())
 	part, err := Parse(name, append(head, items...))
 	if err != nil || part.end.line > 0 {
 		return nil

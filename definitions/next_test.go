@@ -117,6 +117,7 @@ services: []
 tokens:
   - {name: s5, path: /s5, upstreams: ["http://h5"]}
   - {name: s6, path: /s6, upstreams: ["http://h6"], description: x}
+  - {name: s3, path: /s3, upstreams: ["http://localhost:1234"]}
   - {name: S1, path: /S1, upstreams: ["http://h1"]}
   - {name: s7, path: /s1/x, upstreams: *x}
   - <<: {name: s8}
@@ -162,6 +163,11 @@ func TestOneServiceMoreIsReadByItself(t *testing.T) {
 	}
 	if _, err := checkNext(t, before, "listen: :1\n"+shop(names...)); err != nil {
 		t.Error(err)
+	}
+	own := strings.Replace(shop(names...), "services:", "listen: :1\nservices:", 1)
+	before = mustParse(t, own)
+	if _, err := checkNext(t, before, own+"  - {name: own, path: /own, upstreams: [\"http://localhost:1\"]}\n"); err == nil {
+		t.Error("an upstream that is the gateway's own address is taken")
 	}
 }
 

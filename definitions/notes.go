@@ -2,7 +2,6 @@ package definitions
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -10,8 +9,8 @@ import (
 )
 
 // Notes returns what is no mistake but what a reader may have missed: a public service below the path of a secured
-// one, or with the same upstream, services that nobody can reach, an upstream that is the gateway itself. They are sorted by position, and keep
-// nothing from being served.
+// one, or with the same upstream, and services that nobody can reach. They are sorted by position, and keep nothing from
+// being served.
 func (d *Definitions) Notes() Problems {
 	byPath := d.byPath()
 	doors := d.openDoors()
@@ -28,12 +27,6 @@ func (d *Definitions) Notes() Problems {
 				d.Gateway.GetServices()[door].GetName(), d.Line(door), s.GetName()), "see that this is meant, or give each an upstream or a base path of its own"))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
-		for _, u := range s.GetUpstreams() {
-			if leadsTo(u, d.Gateway.GetListen()) {
-				notes = append(notes, d.note(i, "upstreams", fmt.Sprintf("%s is where this gateway listens: requests would go round", shown(u)),
-					"write where the service runs"))
-			}
-		}
 	}
 	notes = append(notes, d.tokenNotes()...)
 	notes.sort()
@@ -129,18 +122,21 @@ func (d *Definitions) tokenNotes() Problems {
 	return notes
 }
 
-// leadsTo says whether an upstream is the address that the gateway listens on.
-func leadsTo(text, listen string) bool {
-	u, fault := parseUpstream(text)
-	at, err := netip.ParseAddrPort(listen)
-	if fault != nil || err != nil || u.port != fmt.Sprint(at.Port()) {
-		return false
+// CheckListen returns the problems of d on a gateway that listens on an address, as ip:port, other than Gateway.listen:
+// upstreams that are this address.
+func (d *Definitions) CheckListen(listen string) error {
+	var problems Problems
+	for i, s := range d.Gateway.GetServices() {
+		for _, upstream := range s.GetUpstreams() {
+			if fault := ownAddressFault(upstream, listen); fault != nil {
+				problems = append(problems, d.note(i, "upstreams", fault.what, fault.remedy))
+			}
+		}
 	}
-	if u.host == "localhost" {
-		return at.Addr().IsLoopback() || at.Addr().IsUnspecified()
+	if len(problems) > 0 {
+		return problems
 	}
-	host, err := netip.ParseAddr(u.host)
-	return err == nil && (host == at.Addr() || host.IsLoopback() && at.Addr().IsUnspecified())
+	return nil
 }
 
 func (d *Definitions) byPath() map[string]int { // :: path in lower case → index
