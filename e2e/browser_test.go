@@ -207,8 +207,20 @@ services:
 	})
 	t.Run("refusals are read as such", func(t *testing.T) {
 		orders.Reset()
-		reads(t, "no token", b.Fetch(g.URL+"/orders", nil), http.StatusUnauthorized, notAllowed)
-		reads(t, "a wrong token", b.Fetch(g.URL+"/orders", with("GET", other(token))), http.StatusUnauthorized, notAllowed)
+		// The challenge tells a page whether it has to log in or its token has ended.
+		for what, one := range map[string]struct {
+			options   map[string]any
+			challenge string
+		}{
+			"no token":      {nil, `Bearer realm="gatepost"`},
+			"a wrong token": {with("GET", other(token)), `Bearer realm="gatepost", error="invalid_token"`},
+		} {
+			got := b.Fetch(g.URL+"/orders", one.options)
+			reads(t, what, got, http.StatusUnauthorized, notAllowed)
+			if got.Headers["www-authenticate"] != one.challenge {
+				t.Errorf("%s: the page reads the headers %v, want the challenge %s", what, got.Headers, one.challenge)
+			}
+		}
 		reads(t, "an unknown path", b.Fetch(g.URL+"/nothing", with("GET", token)), http.StatusNotFound, notFound)
 		// Of a method that it may not send a page learns by the preflight, unless it is one that needs none.
 		reads(t, "a method", b.Fetch(g.URL+"/items", map[string]any{"method": "POST", "body": "x"}), http.StatusMethodNotAllowed, methodNotAllowed)

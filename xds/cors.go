@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -36,6 +37,21 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	packed := b.pack(policy)
 	b.policies[key] = packed
 	return packed
+}
+
+// challengeHeader tells a page why its request got 401: no token, or one that is not valid (RFC 6750 §3). Browsers
+// keep it from pages unless it is exposed.
+const challengeHeader = "www-authenticate"
+
+// exposed returns the answer headers that a page may read: the given ones and those of the definitions, each once.
+func (b *builder) exposed(own ...string) []string {
+	var out []string
+	for _, h := range slices.Concat(own, b.gw.GetCors().GetExposeHeaders()) {
+		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
+			out = append(out, h)
+		}
+	}
+	return out
 }
 
 // allowedOrigins matches the listed origins and nothing else, or, without a list, every origin: a matcher of the word * does

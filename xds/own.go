@@ -1,8 +1,6 @@
 package xds
 
 import (
-	"slices"
-	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -41,7 +39,7 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			name:    name,
 			at:      []*routev3.RouteMatch{at},
 			methods: methods,
-			expose:  b.tokenHeaders(),
+			expose:  b.exposed("token", "expires_in", b.gw.GetTokens().GetAuthenticator().GetUserHeader(), challengeHeader),
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
 		})...)
@@ -54,19 +52,6 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 	add("token", exactPath(path), handlerLogin, login, "POST")
 	add("token", exactPath(path+"/"), handlerLogin, login, "POST")
 	return b.checked(append(out, b.nothing("token", atAndBelow(path))...))
-}
-
-// tokenHeaders are the answer headers of the token handler that a page may read: the old gateway's three, and
-// those of the definitions.
-func (b *builder) tokenHeaders() []string {
-	out := []string{"token", "expires_in"}
-	listed := append([]string{b.gw.GetTokens().GetAuthenticator().GetUserHeader()}, b.gw.GetCors().GetExposeHeaders()...)
-	for _, h := range listed {
-		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
-			out = append(out, h)
-		}
-	}
-	return out
 }
 
 // catchAll answers for every path that nobody has.

@@ -47,11 +47,15 @@ func clusterName(s *service) string {
 
 // surface is the service as clients see it.
 func (s *service) surface(b *builder) surface {
+	expose := b.exposed()
+	if s.def.GetAuthenticate() {
+		expose = b.exposed(challengeHeader)
+	}
 	return surface{
 		name:    s.def.GetName(),
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.GetAllowedMethods(),
-		expose:  b.gw.GetCors().GetExposeHeaders(),
+		expose:  expose,
 		hide:    []string{b.gw.GetIdentity().GetUserHeader()}, // an upstream that echoes its request would return the id
 		rule: authz.Rule{
 			Service:      s.def.GetName(),
