@@ -7,6 +7,8 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG VERSION=unknown
+# The module for Envoy, by the C compiler of this image; it is embedded in the program.
+RUN tools/module build
 # The tag is explained in the Makefile.
 RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /out/gatepost ./cmd/gatepost && mkdir /out/data
 

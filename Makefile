@@ -17,6 +17,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 build: ## the binary, into bin/
+	@tools/module build
 	CGO_ENABLED=0 go build -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/gatepost ./cmd/gatepost
 
 tools: ## the pinned Envoy and protoc, into .tools/

@@ -1,0 +1,172 @@
+//go:build ignore
+
+// The unit driver: module.c without Envoy. It stands for one stream of Envoy and has a clock of its own, so the tests of package
+// table can say what time it is. It reads a command per line and answers with a line:
+//
+//     clock BOOT WALL              nanoseconds that the clocks show from now on           ok
+//     config PATH                  the listener's configuration                           ok | refused
+//     route TEXT                   the route's configuration                              ok | refused
+//     request NAME=HEX...          a request with these headers, values in hex            hit | miss [hits=N], then NAME=HEX...
+//     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
+//
+// It is also what the sanitizers, valgrind and the fuzz target run.
+#define GP_CLOCK driver_clock
+#define _GNU_SOURCE
+#include <inttypes.h>
+#include <time.h>
+static int driver_clock(clockid_t clock, struct timespec *t);
+#include "module.c"
+
+#define MOST_HEADERS 16
+
+static struct { char name[64]; char *value; size_t length; } headers[MOST_HEADERS];
+static size_t count;
+static int64_t boot, wall;
+static bool marked;
+static double reported;
+static const void *config, *route;
+
+static int driver_clock(clockid_t clock, struct timespec *t) {
+  int64_t ns = clock == CLOCK_BOOTTIME ? boot : wall;
+  t->tv_sec = ns / 1000000000, t->tv_nsec = ns % 1000000000;
+  return 0;
+}
+
+// ---- Envoy's half ----
+
+const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *filter) { return route; }
+
+bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value, size_t index,
+                                                   size_t *total) {
+  *total = 0, *value = (struct buffer){NULL, 0};
+  for (size_t i = 0; i < count; i++)
+    if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0 && (*total)++ == index)
+      *value = (struct buffer){headers[i].value, headers[i].length};
+  return *total > index;
+}
+
+bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value) {
+  size_t kept = 0;
+  for (size_t i = 0; i < count; i++) {
+    if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0) free(headers[i].value);
+    else headers[kept++] = headers[i];
+  }
+  count = kept;
+  if (!value.ptr) return true;
+  if (count == MOST_HEADERS || name.length >= sizeof headers->name) abort();
+  memcpy(headers[count].name, name.ptr, name.length);
+  headers[count].name[name.length] = 0;
+  headers[count].value = malloc(value.length ? value.length : 1);
+  if (!headers[count].value) abort();
+  memcpy(headers[count].value, value.ptr, value.length);
+  headers[count++].length = value.length;
+  return true;
+}
+
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(void *filter, struct buffer space, struct buffer key, bool value) {
+  marked = value;
+}
+
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *filter, struct buffer space, struct buffer key, double value) {
+  reported = value;
+}
+
+// ---- Commands ----
+
+// unhex writes what a hex text means over it, and returns its length.
+static size_t unhex(char *text) {
+  size_t n = 0;
+  unsigned byte;
+  for (; sscanf(text + 2 * n, "%2x", &byte) == 1; n++) text[n] = (char)byte;
+  return n;
+}
+
+static void print_hex(const char *bytes, size_t n) {
+  for (size_t i = 0; i < n; i++) printf("%02x", (unsigned char)bytes[i]);
+}
+
+// exactly is a copy that ends where the text ends, so that the sanitizers see a read beyond it.
+static struct buffer exactly(const char *text, size_t length) {
+  char *copy = malloc(length ? length : 1);
+  if (!copy) abort();
+  memcpy(copy, text, length);
+  return (struct buffer){copy, length};
+}
+
+static void clear_headers(void) {
+  while (count > 0) free(headers[--count].value);
+}
+
+static void request(char *fields) {
+  clear_headers();
+  marked = false, reported = 0;
+  for (char *field = strtok(fields, " "); field && count < MOST_HEADERS / 2; field = strtok(NULL, " ")) {
+    char *value = strchr(field, '=');
+    if (!value || (size_t)(value - field) >= sizeof headers->name) continue;
+    *value++ = 0;
+    strcpy(headers[count].name, field);
+    headers[count].length = unhex(value);
+    headers[count].value = (char *)exactly(value, headers[count].length).ptr;
+    count++;
+  }
+  const void *filter = envoy_dynamic_module_on_http_filter_new(config, NULL);
+  envoy_dynamic_module_on_http_filter_request_headers(NULL, filter, true);
+  envoy_dynamic_module_on_http_filter_stream_complete(NULL, filter);
+  envoy_dynamic_module_on_http_filter_destroy(filter);
+  printf(marked ? "hit" : "miss");
+  if (reported > 0) printf(" hits=%.0f", reported);
+  for (size_t i = 0; i < count; i++) {
+    printf(" %s=", headers[i].name);
+    print_hex(headers[i].value, headers[i].length);
+  }
+  printf("\n");
+}
+
+static void configure(const char *path) {
+  if (config) envoy_dynamic_module_on_http_filter_config_destroy(config);
+  struct buffer text = exactly(path, strlen(path));
+  config = envoy_dynamic_module_on_http_filter_config_new(NULL, TEXT("gatepost"), text);
+  free((void *)text.ptr);
+  printf(config ? "ok\n" : "refused\n");
+}
+
+// set_route makes the new route before the old one goes, as Envoy does.
+static void set_route(const char *line) {
+  struct buffer text = exactly(line, strlen(line));
+  const void *next = envoy_dynamic_module_on_http_filter_per_route_config_new(TEXT("gatepost"), text);
+  free((void *)text.ptr);
+  if (route) envoy_dynamic_module_on_http_filter_per_route_config_destroy(route);
+  route = next;
+  printf(route ? "ok\n" : "refused\n");
+}
+
+static void print_siphash(char *hex) {
+  const uint64_t key[2] = {0x0706050403020100, 0x0f0e0d0c0b0a0908};
+  uint64_t tag[2];
+  gp_siphash(key, (const uint8_t *)hex, unhex(hex), tag);
+  print_hex((const char *)tag, sizeof tag);
+  printf("\n");
+}
+
+int main(void) {
+  char *line = NULL;
+  size_t room = 0;
+  while (getline(&line, &room, stdin) > 0) {
+    line[strcspn(line, "\n")] = 0;
+    char *rest = strchr(line, ' ');
+    rest = rest ? rest + 1 : line + strlen(line);
+    if (strncmp(line, "clock ", 6) == 0) printf(sscanf(rest, "%" SCNd64 " %" SCNd64, &boot, &wall) == 2 ? "ok\n" : "refused\n");
+    else if (strncmp(line, "config ", 7) == 0) configure(rest);
+    else if (strncmp(line, "route ", 6) == 0) set_route(rest);
+    else if (strncmp(line, "request", 7) == 0 && config) request(rest);
+    else if (strncmp(line, "siphash", 7) == 0) print_siphash(rest);
+    else printf("refused\n");
+    fflush(stdout);
+  }
+  clear_headers();
+  free(line);
+  if (route) envoy_dynamic_module_on_http_filter_per_route_config_destroy(route);
+  if (config) envoy_dynamic_module_on_http_filter_config_destroy(config);
+  unmap();
+  return 0;
+}

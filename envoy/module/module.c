@@ -1,0 +1,399 @@
+//go:build ignore
+
+// The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h).
+// On a hit it makes the same changes to the request that Gatepost's answer would make, and marks the request in
+// dynamic metadata; ext_authz passes by a marked request. On a miss it changes nothing, so Gatepost is asked. It has no
+// rules of its own, and whatever is in doubt is a miss.
+//
+// Each worker thread maps the table by itself (struct view, thread-local), so that it can drop an old table without
+// asking whether another thread is reading it. A new table is looked for if the lease of the mapped one has ended.
+//
+// Nothing that the table or the configuration says is trusted: sizes come from fstat and are compared with the header once,
+// and each field is checked for its bounds where it is used. What cannot be checked is a file that shrinks while it is mapped
+// (SIGBUS); Gatepost never truncates one, and nobody else may write to the folder.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "table.h"
+
+#ifndef GP_CLOCK // the unit driver has its own
+#define GP_CLOCK clock_gettime
+#endif
+
+// Envoy's side of the interface, as of Envoy 1.40 (docs: "Dynamic modules"): the functions that this module calls.
+// An enum is an int. HTTP_REQUEST_HEADERS is the request's headers; CONTINUE lets the stream go on.
+struct buffer { const char *ptr; size_t length; };
+enum { HTTP_REQUEST_HEADERS = 0, CONTINUE = 0 };
+const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *filter);
+bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value,
+                                                   size_t index, size_t *count);
+bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value);
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(void *filter, struct buffer space, struct buffer key,
+                                                                  bool value);
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *filter, struct buffer space, struct buffer key,
+                                                                    double value);
+
+#define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
+#define NAMESPACE TEXT("gatepost.module")
+#define HOOK __attribute__((visibility("default")))
+
+typedef const _Atomic uint64_t *words;
+
+static const struct buffer inputs[GP_INPUTS] = {
+    {"authorization", 13}, {"origin", 6}, {"cookie", 6}, {"sec-websocket-protocol", 22}};
+
+// ---- SipHash-2-4-128 (Aumasson and Bernstein, 2012) ----
+
+static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
+
+static void sip_round(uint64_t v[4]) {
+  v[0] += v[1]; v[1] = rotate(v[1], 13) ^ v[0]; v[0] = rotate(v[0], 32);
+  v[2] += v[3]; v[3] = rotate(v[3], 16) ^ v[2];
+  v[0] += v[3]; v[3] = rotate(v[3], 21) ^ v[0];
+  v[2] += v[1]; v[1] = rotate(v[1], 17) ^ v[2]; v[2] = rotate(v[2], 32);
+}
+
+static uint64_t little_endian(const uint8_t *bytes, size_t n) {
+  uint64_t x = 0;
+  for (size_t i = 0; i < n; i++) x |= (uint64_t)bytes[i] << (8 * i);
+  return x;
+}
+
+void gp_siphash(const uint64_t key[2], const uint8_t *message, size_t length, uint64_t tag[2]) {
+  uint64_t v[4] = {0x736f6d6570736575 ^ key[0], 0x646f72616e646f6d ^ key[1] ^ 0xee, 0x6c7967656e657261 ^ key[0],
+                   0x7465646279746573 ^ key[1]};
+  for (size_t at = 0;; at += 8) {
+    bool last = length - at < 8;
+    uint64_t m = last ? little_endian(message + at, length - at) | (uint64_t)length << 56 : little_endian(message + at, 8);
+    v[3] ^= m;
+    sip_round(v); sip_round(v);
+    v[0] ^= m;
+    if (last) break;
+  }
+  v[2] ^= 0xee;
+  for (int half = 0; half < 2; half++) {
+    for (int i = 0; i < 4; i++) sip_round(v);
+    tag[half] = v[0] ^ v[1] ^ v[2] ^ v[3];
+    v[1] ^= 0xdd;
+  }
+}
+
+// ---- Configuration ----
+
+struct config { char path[PATH_MAX]; };
+
+// A service's hits since Gatepost was last told of them. The routes of a service share it, and it outlives a change of them.
+struct service {
+  struct service *next;
+  size_t routes, length;
+  _Atomic uint64_t hits;
+  char name[];
+};
+
+#define SERVICE_CHAINS 1024
+static struct service *services[SERVICE_CHAINS];
+static pthread_mutex_t services_lock = PTHREAD_MUTEX_INITIALIZER;
+
+struct route {
+  struct service *service;
+  uint64_t longest; // nanoseconds that a request of the route lasts at most; 0: no bound
+  uint8_t rule[GP_RULE_BYTES];
+  bool uses[GP_INPUTS];
+  bool forward_token;
+  char user_header[128];
+};
+
+static struct service **service_place(const char *name, size_t length) {
+  size_t h = 5381;
+  for (size_t i = 0; i < length; i++) h = h * 33 + (unsigned char)name[i];
+  struct service **at = &services[h % (SERVICE_CHAINS)];
+  while (*at && ((*at)->length != length || memcmp((*at)->name, name, length) != 0)) at = &(*at)->next;
+  return at;
+}
+
+static struct service *service_acquire(const char *name, size_t length) {
+  pthread_mutex_lock(&services_lock);
+  struct service **at = service_place(name, length), *s = *at;
+  if (!s && (s = calloc(1, sizeof *s + length))) {
+    s->length = length;
+    memcpy(s->name, name, length);
+    *at = s;
+  }
+  if (s) s->routes++;
+  pthread_mutex_unlock(&services_lock);
+  return s;
+}
+
+static void service_release(struct service *s) {
+  pthread_mutex_lock(&services_lock);
+  if (--s->routes == 0) {
+    *service_place(s->name, s->length) = s->next;
+    free(s);
+  }
+  pthread_mutex_unlock(&services_lock);
+}
+
+// parse_route reads what package xds writes: "1 RULE LONGEST FLAGS HEADER SERVICE". RULE is in hex, LONGEST in milliseconds;
+// FLAGS are "-" or of f (the token is forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs).
+static bool parse_route(struct buffer config, struct route *r) {
+  char text[1024], again[1024], rule[2 * GP_RULE_BYTES + 1], flags[8];
+  unsigned long long longest;
+  int end = 0;
+  if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
+  memcpy(text, config.ptr, config.length);
+  text[config.length] = 0;
+  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focs-] %127[!-~] %n", rule, &longest, flags, r->user_header, &end) != 4) return false;
+  if (strlen(rule) != sizeof rule - 1 || end == 0 || text[end] == 0 || longest > UINT64_MAX / 1000000) return false;
+  if (snprintf(again, sizeof again, "1 %s %llu %s %s %s", rule, longest, flags, r->user_header, text + end) < 0 ||
+      strcmp(again, text) != 0) return false;
+  for (size_t i = 0; i < GP_RULE_BYTES; i++)
+    if (sscanf(rule + 2 * i, "%2hhx", &r->rule[i]) != 1) return false;
+  r->longest = longest * 1000000;
+  r->forward_token = strchr(flags, 'f');
+  r->uses[0] = true;
+  r->uses[1] = strchr(flags, 'o');
+  r->uses[2] = strchr(flags, 'c');
+  r->uses[3] = strchr(flags, 's');
+  r->service = service_acquire(text + end, strlen(text + end));
+  return r->service;
+}
+
+// ---- The table ----
+
+static _Thread_local struct view {
+  char path[PATH_MAX];
+  words table; // NULL: none is mapped
+  size_t bytes;
+  uint64_t buckets, dev, ino;
+  int64_t looked; // when a new table was last looked for
+} view;
+
+// now returns the time of a clock in nanoseconds, or -1. The clocks of interest are past 0.
+static int64_t now(clockid_t clock) {
+  struct timespec t;
+  if (GP_CLOCK(clock, &t) != 0 || t.tv_sec < 0 || t.tv_sec > INT64_MAX / 1000000000 - 1) return -1;
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static uint64_t load(words w) { return atomic_load_explicit(w, memory_order_relaxed); }
+
+// begin loads a sequence before the words that it guards are read; unchanged says whether they may be used.
+static uint64_t begin(words seq) { return atomic_load_explicit(seq, memory_order_acquire); }
+static bool unchanged(words seq, uint64_t before) {
+  atomic_thread_fence(memory_order_acquire);
+  return before % 2 == 0 && load(seq) == before;
+}
+
+static void unmap(void) {
+  if (view.table) munmap((void *)view.table, view.bytes);
+  view.table = NULL;
+}
+
+// map maps the table at the view's path if it is another file than the mapped one, and says whether it did.
+static bool map(int fd) {
+  struct statx s; // fstat needs a newer libc than Envoy does
+  const size_t word = sizeof(uint64_t), header = word * GP_HEADER_WORDS, bucket = word * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &s) != 0 || !S_ISREG(s.stx_mode)) return false;
+  uint64_t dev = (uint64_t)s.stx_dev_major << 32 | s.stx_dev_minor;
+  if (view.table && dev == view.dev && s.stx_ino == view.ino) return false;
+  if (s.stx_size < header + bucket || s.stx_size > header + bucket * GP_MAX_BUCKETS) return false;
+  size_t bytes = s.stx_size;
+  void *table = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+  if (table == MAP_FAILED) return false;
+  uint64_t buckets = load((words)table + GP_HEADER_BUCKETS);
+  if (load((words)table + GP_HEADER_MAGIC) != GP_MAGIC || buckets > GP_MAX_BUCKETS || bytes != header + bucket * buckets) {
+    munmap(table, bytes);
+    return false;
+  }
+  unmap();
+  view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s.stx_ino;
+  return true;
+}
+
+// refresh looks for a new table, at most every 20 ms, and says whether there is one.
+static bool refresh(void) {
+  int64_t t = now(CLOCK_BOOTTIME);
+  if (t < 0 || (view.looked && t - view.looked < 20000000)) return false;
+  view.looked = t;
+  int fd = open(view.path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  bool mapped = fd >= 0 && map(fd);
+  if (fd >= 0) close(fd);
+  return mapped;
+}
+
+struct decision {
+  int64_t left; // nanoseconds until the token expires
+  uint8_t user_length;
+  char user[GP_USER_BYTES];
+};
+
+enum answer { MISS, HIT, STALE };
+
+// read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared with the clocks yet.
+static bool read_slot(words slot, const uint64_t tag[2], uint64_t *expires, uint64_t *until, struct decision *d) {
+  uint64_t before = begin(slot + GP_SLOT_SEQ), user[GP_SLOT_WORDS - GP_SLOT_USER];
+  if (load(slot + GP_SLOT_TAG0) != tag[0] || load(slot + GP_SLOT_TAG1) != tag[1]) return false;
+  *expires = load(slot + GP_SLOT_EXPIRES);
+  *until = load(slot + GP_SLOT_UNTIL);
+  for (size_t i = 0; i < GP_SLOT_WORDS - GP_SLOT_USER; i++) user[i] = load(slot + GP_SLOT_USER + i);
+  if (!unchanged(slot + GP_SLOT_SEQ, before)) return false;
+  _Static_assert(sizeof user == 1 + GP_USER_BYTES, "the user's id fills the slot");
+  memcpy(&d->user_length, user, 1);
+  memcpy(d->user, (const char *)user + 1, GP_USER_BYTES);
+  return true;
+}
+
+// valid_user says whether a user's id can be a header's value as it is.
+static bool valid_user(const struct decision *d) {
+  if (d->user_length == 0 || d->user_length > GP_USER_BYTES) return false;
+  for (int i = 0; i < d->user_length; i++)
+    if ((unsigned char)d->user[i] < ' ' || d->user[i] == 0x7f) return false;
+  return true;
+}
+
+// look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between, the
+// decision has ended. The lease is compared once more at the end, so the decision was in force after its slot was read.
+static enum answer look_up(const uint8_t *message, size_t length, struct decision *d) {
+  words t = view.table;
+  uint64_t lease = begin(t + GP_HEADER_SEQ), tag[2];
+  uint64_t key[2] = {load(t + GP_HEADER_KEY0), load(t + GP_HEADER_KEY1)};
+  uint64_t lease_boot = load(t + GP_HEADER_UNTIL_BOOT), lease_wall = load(t + GP_HEADER_UNTIL_WALL);
+  if (!unchanged(t + GP_HEADER_SEQ, lease)) return MISS;
+  gp_siphash(key, message, length, tag);
+  words bucket = t + GP_HEADER_WORDS + ((tag[0] >> 32) * view.buckets >> 32) * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
+  uint64_t expires = 0, until = 0;
+  bool found = false;
+  for (size_t i = 0; i < GP_BUCKET_SLOTS && !found; i++) found = read_slot(bucket + i * GP_SLOT_WORDS, tag, &expires, &until, d);
+  int64_t boot = now(CLOCK_BOOTTIME), wall = now(CLOCK_REALTIME);
+  if (boot < 0 || wall < 0) return MISS;
+  if (lease_boot <= (uint64_t)boot || lease_boot - (uint64_t)boot > GP_MAX_LEASE || lease_wall <= (uint64_t)wall) return STALE;
+  if (!found || until <= (uint64_t)boot || until - (uint64_t)boot > GP_MAX_DECISION) return MISS;
+  if (expires > INT64_MAX || expires <= (uint64_t)wall || !valid_user(d)) return MISS;
+  d->left = (int64_t)expires - wall;
+  return unchanged(t + GP_HEADER_SEQ, lease) ? HIT : MISS;
+}
+
+static bool find(const struct config *c, const uint8_t *message, size_t length, struct decision *d) {
+  if (strcmp(view.path, c->path) != 0) {
+    unmap();
+    view.looked = 0;
+    memcpy(view.path, c->path, sizeof view.path);
+  }
+  enum answer a = view.table ? look_up(message, length, d) : STALE;
+  if (a == STALE && refresh()) a = look_up(message, length, d);
+  return a == HIT;
+}
+
+// ---- The request ----
+
+// write_message writes what the tag is computed from, and returns its length, or 0 if the request is not one to look up:
+// it has no Authorization, a header more than once, or too much.
+static size_t write_message(void *filter, const struct route *r, uint8_t message[GP_MAX_MESSAGE]) {
+  size_t length = GP_RULE_BYTES;
+  memcpy(message, r->rule, GP_RULE_BYTES);
+  for (size_t i = 0; i < GP_INPUTS; i++) {
+    struct buffer value = {NULL, 0};
+    size_t count = 0;
+    if (r->uses[i] && !envoy_dynamic_module_callback_http_get_header(filter, HTTP_REQUEST_HEADERS, inputs[i], &value, 0, &count))
+      value.length = 0;
+    if (count > 1 || (i == 0 && value.length == 0) || value.length > GP_MAX_MESSAGE - 2 * GP_INPUTS - length) return 0;
+    message[length++] = (uint8_t)value.length;
+    message[length++] = (uint8_t)(value.length >> 8);
+    if (value.length > 0) memcpy(message + length, value.ptr, value.length);
+    length += value.length;
+  }
+  return length;
+}
+
+static bool set(void *filter, struct buffer name, struct buffer value) {
+  return envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value);
+}
+
+// let_pass changes the request as Gatepost's answer would (authz/changes.go). The mark comes last: if something before
+// it fails, Gatepost is asked.
+static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
+  struct buffer header = {r->user_header, strlen(r->user_header)}, user = {d->user, d->user_length};
+  if (!set(filter, header, user)) return false;
+  if (r->longest == 0 || (uint64_t)d->left < r->longest) {
+    char text[24];
+    int n = snprintf(text, sizeof text, "%" PRId64, (d->left - 1) / 1000000 + 1);
+    if (!set(filter, TEXT("x-envoy-upstream-stream-duration-ms"), (struct buffer){text, (size_t)n})) return false;
+  }
+  if (!r->forward_token && !set(filter, inputs[0], (struct buffer){NULL, 0})) return false;
+  envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(filter, NAMESPACE, TEXT("hit"), true);
+  return true;
+}
+
+HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const void *config, bool end) {
+  const struct route *r = envoy_dynamic_module_callback_get_most_specific_route_config(filter);
+  if (!r) return CONTINUE;
+  uint8_t message[GP_MAX_MESSAGE];
+  struct decision d;
+  size_t length = write_message(filter, r, message);
+  if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, &d)) {
+    atomic_fetch_add_explicit(&r->service->hits, 1, memory_order_relaxed);
+    return CONTINUE;
+  }
+  // Gatepost is asked about this request, and counts the hits before it.
+  if (atomic_load_explicit(&r->service->hits, memory_order_relaxed) > 0) {
+    uint64_t hits = atomic_exchange_explicit(&r->service->hits, 0, memory_order_relaxed);
+    envoy_dynamic_module_callback_http_set_dynamic_metadata_number(filter, NAMESPACE, TEXT("hits"), (double)hits);
+  }
+  return CONTINUE;
+}
+
+// ---- The other hooks that Envoy asks for ----
+
+HOOK const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
+
+HOOK const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, struct buffer name, struct buffer path) {
+  struct config *c = NULL;
+  if (path.length == 0 || path.length >= sizeof c->path || path.ptr[0] != '/' || memchr(path.ptr, 0, path.length)) return NULL;
+  if ((c = calloc(1, sizeof *c))) memcpy(c->path, path.ptr, path.length);
+  return c;
+}
+HOOK void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { free((void *)config); }
+
+HOOK const void *envoy_dynamic_module_on_http_filter_per_route_config_new(struct buffer name, struct buffer config) {
+  struct route *r = calloc(1, sizeof *r);
+  if (r && parse_route(config, r)) return r;
+  free(r);
+  return NULL;
+}
+
+HOOK void envoy_dynamic_module_on_http_filter_per_route_config_destroy(const void *route) {
+  service_release(((const struct route *)route)->service);
+  free((void *)route);
+}
+
+// A filter has no state: it is its configuration.
+HOOK const void *envoy_dynamic_module_on_http_filter_new(const void *config, void *filter) { return config; }
+HOOK void envoy_dynamic_module_on_http_filter_destroy(const void *filter) {}
+
+#define PASS(hook, ...) \
+  HOOK int envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
+PASS(request_body, , bool end) PASS(request_trailers)
+PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
+
+// Envoy looks these up when it loads the module. It calls only stream_complete and the two about the buffer.
+#define IGNORE(hook, ...) HOOK void envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) {}
+IGNORE(stream_complete)
+IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
+IGNORE(scheduled, , uint64_t id) IGNORE(http_stream_complete, , uint64_t id) IGNORE(http_stream_reset, , uint64_t id, int reason)
+IGNORE(http_callout_done, , uint64_t id, int result, void *headers, size_t count, void *body, size_t chunks)
+IGNORE(http_stream_headers, , uint64_t id, void *headers, size_t count, bool end)
+IGNORE(http_stream_data, , uint64_t id, const void *data, size_t count, bool end)
+IGNORE(http_stream_trailers, , uint64_t id, void *trailers, size_t count)

@@ -1,0 +1,73 @@
+// Package module decides which module Envoy can load to check tokens by itself, and puts it where Envoy finds it. The module is
+// written in C in this folder: table.h describes the table of decisions that it reads, module.c is the filter, driver.c
+// runs it without Envoy for tests. tools/module compiles it into build, from where it is embedded; Go compiles none of the C
+// (its files have a build constraint), so a build without a C compiler succeeds and has no module. Package tokens/cache/table
+// writes the table.
+package module
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+//go:embed all:build
+var built embed.FS
+
+// ErrNotBuilt says that the program was built without a module for this machine.
+var ErrNotBuilt = errors.New("this program was built without the module for " + runtime.GOOS + "/" + runtime.GOARCH +
+	" (make build needs a C compiler)")
+
+// library returns the module for this machine.
+func library() ([]byte, error) {
+	raw, err := built.ReadFile("build/libgatepost_" + runtime.GOARCH + ".so")
+	if runtime.GOOS != "linux" || errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotBuilt
+	}
+	return raw, err
+}
+
+// Install puts the module into dir and returns its path. The name has a hash of the content, because an Envoy that has loaded a
+// path keeps what it loaded, and the file appears as a whole, because a mapped file that changes ends the process.
+func Install(dir string) (path string, err error) {
+	raw, err := library()
+	if err != nil {
+		return "", err
+	}
+	return install(dir, raw)
+}
+
+func install(dir string, raw []byte) (path string, err error) {
+	sum := sha256.Sum256(raw)
+	path = filepath.Join(dir, "libgatepost-"+hex.EncodeToString(sum[:8])+".so")
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, raw) {
+		return path, nil
+	}
+	if err := writeBeside(path, raw); err != nil {
+		return "", fmt.Errorf("installing the module for Envoy: %w", err)
+	}
+	return path, nil
+}
+
+func writeBeside(path string, raw []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(raw)
+	err = errors.Join(err, f.Chmod(0o755), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
+}

@@ -1,0 +1,16 @@
+//go:build !linux
+
+package table
+
+import (
+	"errors"
+	"time"
+)
+
+type mapping []uint64
+
+func createFile(string, int) (mapping, func() error, error) { return nil, nil, errors.ErrUnsupported }
+
+func (mapping) unmap() error { return nil }
+
+func boottime() time.Duration { return 0 }

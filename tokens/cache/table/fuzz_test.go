@@ -1,0 +1,55 @@
+package table_test
+
+import (
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// FuzzModule gives the module, under ASan and UBSan, any table, any route and any request. Whatever they are it must end with an
+// answer; and a hit needs a table whose header and slot are in order, with a user that can be a header's value.
+func FuzzModule(f *testing.F) {
+	r := newRig(f)
+	r.table.Put(r.entry())
+	good, err := os.ReadFile(r.path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	good = good[:128+8*96] // one bucket
+	plain := strings.TrimPrefix(route(5*time.Minute, "-"), "route ")
+	f.Add(good, uint64(1), plain, "Bearer alice-token", "")
+	f.Add(good, uint64(2), plain, "Bearer alice-token", "")
+	f.Add(good[:130], uint64(1), plain, "x", "y")
+	f.Add([]byte{}, uint64(1), strings.TrimPrefix(route(0, "focs"), "route "), strings.Repeat("t", 5000), "\xff\x00")
+	n := 0
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, table []byte, buckets uint64, route, authorization, cookie string) {
+		n++
+		path := filepath.Join(dir, fmt.Sprint(n))
+		if len(table) >= 16 {
+			table = append([]byte{}, table...)
+			copy(table, good[:8])                                                                      // the magic
+			copy(table[8:16], []byte{byte(buckets), byte(buckets >> 8), byte(buckets >> 16), 0, 0, 0}) // else hardly any is mapped
+		}
+		if err := os.WriteFile(path, table, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		defer os.Remove(path)
+		r.must("config %s", path)
+		if strings.ContainsAny(route, "\n\x00") || r.do("route %s", route) != "ok" {
+			r.must("route %s", plain)
+		}
+		answer := r.do("request authorization=%s cookie=%s", hex.EncodeToString([]byte(authorization)), hex.EncodeToString([]byte(cookie)))
+		for field := range strings.FieldsSeq(answer) {
+			name, value, _ := strings.Cut(field, "=")
+			raw, _ := hex.DecodeString(value)
+			if strings.HasPrefix(answer, "hit") && name == "x-user-id" && (len(raw) == 0 || strings.ContainsAny(string(raw), "\r\n\x00")) {
+				t.Errorf("a user of %q", raw)
+			}
+		}
+	})
+}

@@ -1,0 +1,68 @@
+package table
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"testing"
+)
+
+// TestLayoutIsTheHeaders compares every number of envoy/module/table.h with the writer's.
+func TestLayoutIsTheHeaders(t *testing.T) {
+	ours := map[string]uint64{
+		"MAGIC": magic, "HEADER_WORDS": headerWords, "HEADER_MAGIC": headerMagic, "HEADER_BUCKETS": headerBuckets,
+		"HEADER_SEQ": headerSeq, "HEADER_KEY0": headerKey0, "HEADER_KEY1": headerKey1, "HEADER_UNTIL_BOOT": headerUntilBoot,
+		"HEADER_UNTIL_WALL": headerUntilWall, "BUCKET_SLOTS": bucketSlots, "MAX_BUCKETS": maxBuckets, "SLOT_WORDS": slotWords,
+		"SLOT_SEQ": slotSeq, "SLOT_TAG0": slotTag0, "SLOT_TAG1": slotTag1, "SLOT_EXPIRES": slotExpires, "SLOT_UNTIL": slotUntil,
+		"SLOT_USER": slotUser, "USER_BYTES": userBytes, "RULE_BYTES": ruleBytes, "INPUTS": inputs, "MAX_MESSAGE": maxMessage,
+		"MAX_LEASE": maxLease, "MAX_DECISION": maxDecision,
+	}
+	text, err := os.ReadFile("../../../envoy/module/table.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, define := range regexp.MustCompile(`(?m)^#define GP_(\w+) (\S+)$`).FindAllStringSubmatch(string(text), -1) {
+		theirs, err := strconv.ParseUint(define[2], 0, 64)
+		if err != nil {
+			t.Errorf("GP_%s is no number: %v", define[1], err)
+		}
+		if mine, known := ours[define[1]]; !known || mine != theirs {
+			t.Errorf("GP_%s is %s in table.h, and %d here (known: %v)", define[1], define[2], mine, known)
+		}
+		delete(ours, define[1])
+	}
+	for name := range ours {
+		t.Errorf("GP_%s is not in table.h", name)
+	}
+}
+
+// TestSipHash holds the writer to the reference vectors of SipHash-2-4-128 (key and message 00 01 02 …); TestSipHashOfTheModule
+// holds the module to the writer.
+func TestSipHash(t *testing.T) {
+	key := [2]uint64{0x0706050403020100, 0x0f0e0d0c0b0a0908}
+	for n, want := range []tag{
+		{0xe6a825ba047f81a3, 0x930255c71472f66d}, {0x44af996bd8c187da, 0x45fc229b11597634}, {0xc75da4a48d227781, 0xe4ff0af6de8ba3fc},
+	} {
+		if got := siphash(key, []byte{0, 1, 2}[:n]); got != want {
+			t.Errorf("%d bytes: %x, want %x", n, got, want)
+		}
+	}
+}
+
+// TestSizeOfTheDefault holds the table to what it may take.
+func TestSizeOfTheDefault(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "table")
+	made, err := Create(path, Decisions, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer made.Close()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() >= 16<<20 || len(made.owner) < 150_000 {
+		t.Errorf("%d bytes for %d decisions", info.Size(), len(made.owner))
+	}
+}

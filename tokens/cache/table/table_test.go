@@ -1,0 +1,412 @@
+package table_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/tokens/cache/table"
+)
+
+func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
+	r := newRig(t)
+	r.table.Put(r.entry())
+	for _, test := range []struct {
+		name, flags string
+		longest     time.Duration
+		headers     []string
+		want        string
+	}{
+		{"token taken out, user put in", "-", 5 * time.Minute, []string{alice, "accept=x"}, "hit accept=x x-user-id=alice"},
+		{"the client's own header is replaced", "-", 5 * time.Minute, []string{alice, "x-user-id=bob", "x-user-id=eve"}, "hit x-user-id=alice"},
+		{"token forwarded", "f", 5 * time.Minute, []string{alice}, "hit " + alice + " x-user-id=alice"},
+		{"a request that could outlast the token ends with it", "-", 2 * time.Hour, []string{alice}, "hit x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice"},
+		{"a WebSocket ends with the token", "-", 0, []string{alice}, "hit x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice"},
+		{"another token", "-", 5 * time.Minute, []string{"authorization=Bearer bob-token"}, "miss authorization=Bearer bob-token"},
+		{"the same token, written otherwise", "-", 5 * time.Minute, []string{"authorization=alice-token"}, "miss authorization=alice-token"},
+		{"no token", "-", 5 * time.Minute, []string{"x-user-id=bob"}, "miss x-user-id=bob"},
+		{"an empty token", "-", 5 * time.Minute, []string{"authorization="}, "miss authorization="},
+		{"two tokens", "-", 5 * time.Minute, []string{alice, alice}, "miss " + alice + " " + alice},
+		{"an input that the decision was made without", "o", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "miss " + alice + " origin=https://a.example"},
+		{"an empty input is an absent one", "ocs", 5 * time.Minute, []string{alice, "cookie="}, "hit cookie= x-user-id=alice"},
+		{"a header that is no input", "-", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "hit origin=https://a.example x-user-id=alice"},
+		{"more than is hashed", "c", 5 * time.Minute, []string{alice, "cookie=" + strings.Repeat("c", 4096)}, "miss " + alice + " cookie=" + strings.Repeat("c", 4096)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r.must("%s", route(test.longest, test.flags))
+			got := r.request(test.headers...)
+			got = strings.Replace(got, " "+hitsOf(got), "", 1)
+			if got != test.want {
+				t.Errorf("got  %q\nwant %q", got, test.want)
+			}
+		})
+	}
+}
+
+// hitsOf returns the field by which a miss reports hits.
+func hitsOf(answer string) string {
+	for f := range strings.FieldsSeq(answer) {
+		if strings.HasPrefix(f, "hits=") {
+			return f
+		}
+	}
+	return "\x00"
+}
+
+func TestInputsAreAllOfTheRules(t *testing.T) {
+	r := newRig(t)
+	e := r.entry()
+	e.Inputs = [4]string{"Bearer alice-token", "https://a.example", "a=1", "chat"}
+	r.table.Put(e)
+	r.must("%s", route(time.Minute, "ocs"))
+	same := []string{alice, "origin=https://a.example", "cookie=a=1", "sec-websocket-protocol=chat"}
+	if got := r.request(same...); !strings.HasPrefix(got, "hit ") {
+		t.Errorf("the same request: %s", got)
+	}
+	for i, other := range []string{"authorization=Bearer alice-tokem", "origin=https://b.example", "cookie=a=2", "sec-websocket-protocol=chatt"} {
+		changed := append([]string{}, same...)
+		changed[i] = other
+		if got := r.request(changed...); !strings.HasPrefix(got, "miss") {
+			t.Errorf("with %s: %s", other, got)
+		}
+		changed = append(append([]string{}, same[:i]...), same[i+1:]...)
+		if got := r.request(changed...); !strings.HasPrefix(got, "miss") {
+			t.Errorf("without %s: %s", same[i], got)
+		}
+		if got := r.request(append(changed, same[i], other)...); !strings.HasPrefix(got, "miss") {
+			t.Errorf("with both %s and %s: %s", same[i], other, got)
+		}
+	}
+	// The end of one value must not be taken for the beginning of the next.
+	if got := r.request(alice, "origin=https://a.examplea", "cookie==1", "sec-websocket-protocol=chat"); !strings.HasPrefix(got, "miss") {
+		t.Errorf("the same bytes, divided otherwise: %s", got)
+	}
+}
+
+func TestDecisionEnds(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(r *rig)
+	}{
+		{"token dropped", func(r *rig) { r.table.Drop(hash("alice-token")) }},
+		{"all invalidated", func(r *rig) { r.table.Reset(1); r.extend() }},
+		{"table closed", func(r *rig) { _ = r.table.Close() }},
+		{"asked again within a minute", func(r *rig) { r.advance(time.Minute) }},
+		{"token expired", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Hour); r.advance(0) }},
+		{"lease not held", func(r *rig) { r.clock.Instant = r.clock.Add(time.Second); r.at(r.clock.Instant) }},
+		{"lease ended by the wall clock, of a machine that was held", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.at(r.clock.Instant) }},
+		{"lease further ahead than any", func(r *rig) { r.table.Extend(r.clock.Add(time.Hour)) }},
+		{"clocks of another start of the machine", func(r *rig) { r.clock.Boot = time.Second; r.at(r.clock.Instant) }},
+		{"another rule", func(r *rig) { r.must("route 1 %032x 300000 - x-user-id orders", 1) }},
+		{"table replaced", func(r *rig) { _ = r.table.Close(); r.create(); r.advance(20 * time.Millisecond) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t)
+			r.table.Put(r.entry())
+			if got := r.request(alice); got != "hit x-user-id=alice" {
+				t.Fatalf("before: %s", got)
+			}
+			test.end(r)
+			if got := r.request(alice); got != "miss "+alice+" hits=1" {
+				t.Errorf("after: %s", got)
+			}
+		})
+	}
+}
+
+func TestOtherDecisionsStay(t *testing.T) {
+	r := newRig(t)
+	r.table.Put(r.entry())
+	bob := r.entry()
+	bob.Inputs[0], bob.Token, bob.User = "Bearer bob-token", hash("bob-token"), "bob"
+	r.table.Put(bob)
+	second := r.entry()
+	second.Rule[1] = 1
+	r.table.Put(second)
+	r.table.Drop(hash("alice-token"))
+	if got := r.request("authorization=Bearer bob-token"); got != "hit x-user-id=bob" {
+		t.Errorf("bob: %s", got)
+	}
+	r.must("route 1 %x 300000 - x-user-id items", second.Rule)
+	if got := r.request(alice); !strings.HasPrefix(got, "miss") {
+		t.Errorf("alice at another service: %s", got)
+	}
+}
+
+func TestWhatIsNotWritten(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*table.Entry)
+	}{
+		{"user longer than a slot", func(e *table.Entry) { e.User = strings.Repeat("u", 56) }},
+		{"no user", func(e *table.Entry) { e.User = "" }},
+		{"no Authorization", func(e *table.Entry) { e.Inputs[0] = "" }},
+		{"another epoch", func(e *table.Entry) { e.Epoch = 7 }},
+		{"a user that is no header value", func(e *table.Entry) { e.User = "alice\r\nx-admin: 1" }},
+		{"expired", func(e *table.Entry) { e.Expires = e.Expires.Add(-time.Hour) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t)
+			e := r.entry()
+			test.change(e)
+			r.table.Put(e)
+			if got := r.request(alice); got != "miss "+alice {
+				t.Error(got)
+			}
+		})
+	}
+	t.Run("the longest user", func(t *testing.T) {
+		r := newRig(t)
+		e := r.entry()
+		e.User = strings.Repeat("u", 55)
+		r.table.Put(e)
+		if got := r.request(alice); got != "hit x-user-id="+e.User {
+			t.Error(got)
+		}
+	})
+}
+
+// TestEntryOfAnOlderEpoch is the race of a look-up with the loss of the tracking connection: the entry comes after the Reset.
+func TestEntryOfAnOlderEpoch(t *testing.T) {
+	r := newRig(t)
+	e := r.entry() // looked up in epoch 0
+	r.table.Reset(1)
+	r.extend()
+	r.table.Put(e)
+	if got := r.request(alice); got != "miss "+alice {
+		t.Errorf("an entry of the epoch before: %s", got)
+	}
+	e.Epoch = 1
+	r.table.Put(e)
+	if got := r.request(alice); got != "hit x-user-id=alice" {
+		t.Errorf("one of this epoch: %s", got)
+	}
+}
+
+// TestFullBucket puts far more decisions than there is room for: each is either found with its user or not found, the newest
+// is found, and every token can still be dropped.
+func TestFullBucket(t *testing.T) {
+	r := newRig(t)
+	const many = 3000
+	for i := range many {
+		e := r.entry()
+		e.Inputs[0], e.Token, e.User = fmt.Sprintf("t%d", i), hash(fmt.Sprintf("t%d", i)), fmt.Sprintf("u%d", i)
+		r.table.Put(e)
+		if i%97 == 0 {
+			if got := r.request("authorization=" + e.Inputs[0]); got != "hit x-user-id="+e.User {
+				t.Fatalf("%d, just written: %s", i, got)
+			}
+		}
+	}
+	found := 0
+	for i := range many {
+		got := r.request(fmt.Sprintf("authorization=t%d", i))
+		switch {
+		case got == fmt.Sprintf("hit x-user-id=u%d", i):
+			found++
+		case strings.HasPrefix(got, "hit"):
+			t.Fatalf("t%d: %s", i, got)
+		}
+	}
+	if found < 900 || found > 1024 {
+		t.Errorf("%d decisions are found of a table of 1024", found)
+	}
+	for i := range many {
+		r.table.Drop(hash(fmt.Sprintf("t%d", i)))
+	}
+	for i := range many {
+		if got := r.request(fmt.Sprintf("authorization=t%d", i)); strings.HasPrefix(got, "hit") {
+			t.Fatalf("t%d was dropped: %s", i, got)
+		}
+	}
+}
+
+func TestHitsAreReportedOnceByService(t *testing.T) {
+	r := newRig(t)
+	r.table.Put(r.entry())
+	for range 3 {
+		r.request(alice)
+	}
+	r.must("%s", route(time.Minute, "-")) // a change of the route loses none
+	if got := r.request("authorization=x"); got != "miss authorization=x hits=3" {
+		t.Error(got)
+	}
+	if got := r.request("authorization=x"); got != "miss authorization=x" {
+		t.Error(got)
+	}
+	r.request(alice)
+	r.must("route 1 %x 300000 - x-user-id items", rule)
+	if got := r.request("authorization=x"); got != "miss authorization=x" {
+		t.Errorf("another service: %s", got)
+	}
+}
+
+// TestSipHashOfTheModule holds the module to the writer, by decisions whose message has each length modulo eight.
+func TestSipHashOfTheModule(t *testing.T) {
+	r := newRig(t)
+	for n := range 20 {
+		e := r.entry()
+		e.Inputs[0] = strings.Repeat("x", n+1)
+		r.table.Put(e)
+		if got := r.request("authorization=" + e.Inputs[0]); got != "hit x-user-id=alice" {
+			t.Errorf("%d bytes: %s", n+1, got)
+		}
+	}
+}
+
+func TestConfigurationIsRefused(t *testing.T) {
+	d := startDriver(t)
+	for _, line := range []string{
+		"config relative/path", "config /" + strings.Repeat("p", 4096),
+		"route ", "route 2 " + strings.Repeat("ab", 16) + " 1 - x-user-id orders",
+		"route 1 " + strings.Repeat("ab", 15) + " 1 - x-user-id orders", "route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id",
+		"route 1 " + strings.Repeat("ab", 16) + " -1 - x-user-id orders", "route 1 " + strings.Repeat("ab", 16) + " 1 x x-user-id orders",
+		"route 1 " + strings.Repeat("ab", 16) + " 1 - " + strings.Repeat("h", 128) + " orders",
+		"route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id " + strings.Repeat("s", 1024),
+	} {
+		if got := d.do("%s", line); got != "refused" {
+			t.Errorf("%.60s: %s", line, got)
+		}
+	}
+}
+
+// TestTornWritesAreMisses stops the writer, in effect, in the middle of a write: a sequence is odd.
+func TestTornWritesAreMisses(t *testing.T) {
+	for name, seqAt := range map[string]func(file []byte) int{
+		"lease": func([]byte) int { return 8 * 8 },
+		"slot": func(file []byte) int {
+			for at := 16 * 8; at < len(file); at += 12 * 8 {
+				if binary.NativeEndian.Uint64(file[at+8:]) != 0 {
+					return at
+				}
+			}
+			t.Fatal("no slot is in use")
+			return 0
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.table.Put(r.entry())
+			flip := func() {
+				file, err := os.ReadFile(r.path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				at := seqAt(file)
+				f, err := os.OpenFile(r.path, os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if _, err := f.WriteAt([]byte{file[at] ^ 1}, int64(at)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			flip()
+			if got := r.request(alice); got != "miss "+alice {
+				t.Errorf("while it is written: %s", got)
+			}
+			flip()
+			if got := r.request(alice); got != "hit x-user-id=alice" {
+				t.Errorf("afterwards: %s", got)
+			}
+		})
+	}
+}
+
+// TestReadersWhileWriting writes one slot with two users by turns while the module reads: no answer is a mixture.
+func TestReadersWhileWriting(t *testing.T) {
+	r := newRig(t)
+	users := [2]string{strings.Repeat("a", 55), strings.Repeat("b", 55)}
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		e := r.entry()
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			e.User = users[i%2]
+			r.table.Put(e)
+			if i%7 == 0 {
+				r.table.Drop(e.Token)
+			}
+		}
+	})
+	hits := 0
+	for range 20_000 {
+		switch got := r.request(alice); got {
+		case "hit x-user-id=" + users[0], "hit x-user-id=" + users[1]:
+			hits++
+		default:
+			if !strings.HasPrefix(got, "miss") {
+				t.Fatalf("a mixture: %s", got)
+			}
+		}
+	}
+	close(stop)
+	writer.Wait()
+	if hits == 0 {
+		t.Error("no hit: nothing was tried")
+	}
+}
+
+// TestBadTables gives the module files that are no tables. None may be read beyond its end (the driver runs under ASan).
+func TestBadTables(t *testing.T) {
+	good := func(r *rig) []byte {
+		file, err := os.ReadFile(r.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	for name, spoil := range map[string]func(file []byte) []byte{
+		"empty":                  func([]byte) []byte { return nil },
+		"cut short":              func(f []byte) []byte { return f[:len(f)-1] },
+		"a header alone":         func(f []byte) []byte { return f[:128] },
+		"too long":               func(f []byte) []byte { return append(f, 0) },
+		"another magic":          func(f []byte) []byte { f[0] ^= 1; return f },
+		"more buckets than said": func(f []byte) []byte { f[8]++; return f },
+		"no bucket":              func(f []byte) []byte { clear(f[8:16]); return f },
+		"most buckets":           func(f []byte) []byte { copy(f[8:16], "\xff\xff\xff\xff\xff\xff\xff\xff"); return f },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.table.Put(r.entry())
+			file := spoil(good(r))
+			path := r.path + ".bad"
+			if err := os.WriteFile(path, file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			r.must("config %s", path)
+			if got := r.request(alice); got != "miss "+alice {
+				t.Error(got)
+			}
+		})
+	}
+	for name, make := range map[string]func(path string) error{
+		"absent":           func(string) error { return nil },
+		"a directory":      func(path string) error { return os.Mkdir(path, 0o700) },
+		"a symbolic link":  func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"a device":         func(path string) error { return os.Symlink("/dev/zero", path) },
+		"unreadable bytes": func(path string) error { return os.WriteFile(path, []byte("not a table"), 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			path := r.path + ".bad"
+			if err := make(path); err != nil {
+				t.Fatal(err)
+			}
+			r.must("config %s", path)
+			if got := r.request(alice); got != "miss "+alice {
+				t.Error(got)
+			}
+		})
+	}
+}
