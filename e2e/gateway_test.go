@@ -28,6 +28,7 @@ type gateway struct {
 	t       testing.TB
 	args    []string
 	env     []string
+	stderr  *os.File // nil: log
 	command *exec.Cmd
 	exited  chan struct{}
 	log     *logBuffer
@@ -41,6 +42,8 @@ type setup struct {
 	Args []string
 	// Env are further environment variables, NAME=value.
 	Env []string
+	// Stderr is the standard error of the process. If it is nil, the test reads it as the log.
+	Stderr *os.File
 }
 
 // start writes the definitions, with a free address to listen on put before them, and runs a gateway on them. It
@@ -73,7 +76,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 		g.args = append(g.args, "--redis", s.Redis)
 	}
 	g.args = append(g.args, s.Args...)
-	g.env = append(os.Environ(), s.Env...)
+	g.env, g.stderr = append(os.Environ(), s.Env...), s.Stderr
 	t.Cleanup(func() {
 		g.Stop()
 		if t.Failed() {
@@ -108,6 +111,9 @@ func (g *gateway) Run() {
 	g.command = exec.Command(binary, g.args...)
 	g.command.Env = g.env
 	g.command.Stdout, g.command.Stderr = g.log, g.log
+	if g.stderr != nil {
+		g.command.Stderr = g.stderr
+	}
 	if err := g.command.Start(); err != nil {
 		g.t.Fatalf("starting gatepost: %v", err)
 	}

@@ -46,12 +46,19 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	case errors.Is(err, errSaid):
 		return exitFailed
 	case errors.As(err, &usage):
-		fmt.Fprintf(stderr, "gatepost: %v\nSee 'gatepost --help'.\n", err)
+		printError(stderr, "gatepost: %v\nSee 'gatepost --help'.\n", err)
 		return exitUsage
 	default:
-		fmt.Fprintf(stderr, "gatepost: %v\n", err)
+		printError(stderr, "gatepost: %v\n", err)
 		return exitFailed
 	}
+}
+
+// printError prints why a command failed. A standard error that nobody reads does not keep the process from ending.
+func printError(stderr io.Writer, format string, args ...any) {
+	queue := newLogQueue(stderr)
+	fmt.Fprintf(queue, format, args...)
+	_ = queue.Close()
 }
 
 // errSaid ends a command that has already told what is wrong.

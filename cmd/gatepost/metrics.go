@@ -20,7 +20,7 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-func newProcessMetrics(registry prometheus.Registerer) *processMetrics {
+func newProcessMetrics(registry prometheus.Registerer, logs *logQueue) *processMetrics {
 	m := &processMetrics{
 		envoyStarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_envoy_starts_total", Help: "Starts of the Envoy that `gatepost run` keeps running.",
@@ -29,7 +29,10 @@ func newProcessMetrics(registry prometheus.Registerer) *processMetrics {
 			Name: "gatepost_envoy_deaths_total", Help: "Ends of that Envoy which nobody asked for.",
 		}),
 	}
-	registry.MustRegister(m.envoyStarts, m.envoyDeaths)
+	logDropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "gatepost_log_lines_dropped_total", Help: "Log lines that were not written, because standard error was not read fast enough or failed.",
+	}, func() float64 { return float64(logs.dropped.Load()) })
+	registry.MustRegister(m.envoyStarts, m.envoyDeaths, logDropped)
 	return m
 }
 

@@ -20,11 +20,12 @@ func serveCommand(s *settings) *cobra.Command {
 		Short: "Run the sidecar alone, for an Envoy that is started by something else",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			logger, err := s.logger(c.ErrOrStderr())
+			logger, logs, err := s.startLog(c.ErrOrStderr())
 			if err != nil {
 				return err
 			}
-			side, err := newSidecar(c.Context(), s, logger)
+			defer logs.Close()
+			side, err := newSidecar(c.Context(), s, logger, logs)
 			if err != nil {
 				return err
 			}
@@ -49,10 +50,11 @@ func runCommand(s *settings) *cobra.Command {
 
 // runWithEnvoy runs the sidecar and, as its child, an Envoy that talks to it over Unix sockets in a private folder.
 func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
-	logger, err := s.logger(c.ErrOrStderr())
+	logger, logs, err := s.startLog(c.ErrOrStderr())
 	if err != nil {
 		return err
 	}
+	defer logs.Close()
 	if err := s.requireConfig(); err != nil {
 		return err // before an Envoy is asked for: this mistake is the caller's
 	}
@@ -70,7 +72,7 @@ func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
 	if err != nil {
 		return err
 	}
-	side, err := newSidecar(c.Context(), s, logger)
+	side, err := newSidecar(c.Context(), s, logger, logs)
 	if err != nil {
 		return err
 	}

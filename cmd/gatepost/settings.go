@@ -86,23 +86,27 @@ func (s *settings) readListen() (err error) {
 	return nil
 }
 
-// logger returns the logger that the settings ask for, writing to w.
-func (s *settings) logger(w io.Writer) (*slog.Logger, error) {
+// startLog returns the logger that the settings ask for, and the queue through which it writes to out. The caller closes
+// the queue when nothing is logged any more.
+func (s *settings) startLog(out io.Writer) (*slog.Logger, *logQueue, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
-		return nil, usageError{fmt.Errorf("reading --log-level %q: want debug, info, warn or error", s.logLevel)}
+		return nil, nil, usageError{fmt.Errorf("reading --log-level %q: want debug, info, warn or error", s.logLevel)}
 	}
-	options := &slog.HandlerOptions{Level: level}
-	switch s.logFormat {
-	case "text":
-		return slog.New(slog.NewTextHandler(w, options)), nil
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, options)), nil
-	case "auto":
-		if file, isFile := w.(*os.File); isFile && term.IsTerminal(int(file.Fd())) {
-			return slog.New(slog.NewTextHandler(w, options)), nil
+	format := s.logFormat
+	if format == "auto" {
+		format = "json"
+		if file, isFile := out.(*os.File); isFile && term.IsTerminal(int(file.Fd())) {
+			format = "text"
 		}
-		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
-	return nil, usageError{fmt.Errorf("reading --log-format %q: want text, json or auto", s.logFormat)}
+	if format != "text" && format != "json" {
+		return nil, nil, usageError{fmt.Errorf("reading --log-format %q: want text, json or auto", s.logFormat)}
+	}
+	surviveBrokenLog()
+	queue, options := newLogQueue(out), &slog.HandlerOptions{Level: level}
+	if format == "text" {
+		return slog.New(slog.NewTextHandler(queue, options)), queue, nil
+	}
+	return slog.New(slog.NewJSONHandler(queue, options)), queue, nil
 }

@@ -55,8 +55,8 @@ type follower interface {
 }
 
 // newSidecar makes every part, reads the definitions and publishes them to the Envoys that will connect. Nothing
-// listens yet. ctx bounds the making alone.
-func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidecar, err error) {
+// listens yet. ctx bounds the making alone. logs is the queue that logger writes to.
+func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *logQueue) (_ *sidecar, err error) {
 	if err := s.requireConfig(); err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger) (_ *sidec
 			side.close()
 		}
 	}()
-	side.metrics = newProcessMetrics(side.registry)
+	side.metrics = newProcessMetrics(side.registry, logs)
 
 	// The definitions before the store: a broken file is told before anything is made for it.
 	lastGood := definitions.LastGood{Dir: s.data}

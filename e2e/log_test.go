@@ -1,0 +1,71 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"testing"
+	"time"
+
+	"gatepost/envoy/envoytest"
+)
+
+// fullPipe returns the two ends of a pipe that takes no more bytes.
+func fullPipe(t *testing.T) (reader, writer *os.File) {
+	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { reader.Close(); writer.Close() })
+	for block := make([]byte, 4096); err == nil; {
+		if err = writer.SetWriteDeadline(time.Now().Add(10 * time.Millisecond)); err == nil {
+			_, err = writer.Write(block)
+		}
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("filling a pipe: %v", err)
+	}
+	return reader, writer
+}
+
+func TestALogThatNobodyReadsStopsNoTraffic(t *testing.T) {
+	t.Run("a full pipe", func(t *testing.T) {
+		_, stderr := fullPipe(t)
+		shop := startShop(t, setup{Stderr: stderr})
+		trafficGoesOn(t, shop)
+		ends(t, shop)
+	})
+	t.Run("a pipe that nobody can read any more", func(t *testing.T) {
+		reader, stderr, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer stderr.Close()
+		reader.Close()
+		shop := startShop(t, setup{Stderr: stderr})
+		trafficGoesOn(t, shop)
+		envoytest.Eventually(t, "the lost lines to be counted", func() bool { return shop.Metric("gatepost_log_lines_dropped_total") > 0 })
+		ends(t, shop)
+	})
+}
+
+// trafficGoesOn makes requests of which each writes a log line.
+func trafficGoesOn(t *testing.T, shop *shop) {
+	t.Helper()
+	for i := range 50 {
+		want(t, fmt.Sprint("denied request ", i), shop.Do("GET", "/orders", ""), http.StatusUnauthorized, notAllowed)
+	}
+	token := shop.Login("alice")
+	want(t, "a request", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusOK, "")
+}
+
+// ends stops the gateway, which must end by itself.
+func ends(t *testing.T, shop *shop) {
+	t.Helper()
+	shop.Stop()
+	if code := shop.ExitCode(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+}
