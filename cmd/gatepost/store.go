@@ -53,7 +53,6 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 	}
 	store := redisstore.Open(options)
 	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
-	warn(ctx, store, logger)
 	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
 	// that any of them may accept a token from memory.
 	var tracker cache.Tracker = cache.Outside{}
@@ -62,6 +61,7 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
 		}
 	}
+	warn(ctx, store, logger)
 	return withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
 }
 

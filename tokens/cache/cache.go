@@ -25,7 +25,8 @@
 //   - the lease vouches for the answers of the tracked server alone. A master that Sentinel has replaced goes on for seconds as
 //     if it were one. So the Sentinels are asked with each heartbeat, and all that answer must name the tracked
 //     server; and all data connections lead there while the lease is held: others are closed before it begins, and a new one that
-//     leads elsewhere ends it before it can be used ([led]).
+//     leads elsewhere ends it before it can be used ([led]). In a Cluster the first reply about a token from a node that is
+//     not tracked ends the lease before the reply is used, and a revoke there waits for L ([routes]).
 //   - a revoke makes the token refused here, then writes to the store, and after the store's answer it waits until no
 //     other gateway can hold an answer from before: L by the clock in any case.
 //

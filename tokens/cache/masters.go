@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -21,13 +19,16 @@ type master struct {
 	name string
 	dial func(ctx context.Context) (net.Conn, error)
 	// led is the data connections of a client that Sentinel leads, and nil elsewhere.
-	led         *led
+	led *led
+	// routes is where the client of a cluster sends its commands, and nil elsewhere.
+	routes      *routes
 	credentials func(ctx context.Context) (user, password string, err error)
 }
 
 // findMasters returns a function that says which servers hold the keys now: the ones that client talks to, with
-// its way of dialling. Where Sentinel leads the client, sentinels must name the master.
-func findMasters(client redis.UniversalClient, sentinels Sentinels) (func(context.Context) ([]master, error), error) {
+// its way of dialling. Where Sentinel leads the client, sentinels must name the master. prefix is what the keys of
+// tokens begin with.
+func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix string) (func(context.Context) ([]master, error), error) {
 	switch client := client.(type) {
 	case *redis.Client:
 		o := client.Options()
@@ -56,7 +57,8 @@ func findMasters(client redis.UniversalClient, sentinels Sentinels) (func(contex
 		}}
 		return func(context.Context) ([]master, error) { return one, nil }, nil
 	case *redis.ClusterClient:
-		return func(ctx context.Context) ([]master, error) { return findClusterMasters(ctx, client) }, nil
+		routes := watchRoutes(client, prefix)
+		return func(ctx context.Context) ([]master, error) { return findClusterMasters(ctx, client, routes) }, nil
 	}
 	return nil, fmt.Errorf("tracking Redis through a %T is not supported", client)
 }
@@ -75,74 +77,4 @@ func credentials(user, password string, provide func() (string, string),
 		}
 		return user, password, nil
 	}
-}
-
-func findClusterMasters(ctx context.Context, client *redis.ClusterClient) ([]master, error) {
-	nodes, err := client.ClusterNodes(ctx).Result()
-	if err != nil {
-		return nil, fmt.Errorf("asking for the masters (CLUSTER NODES): %w", err)
-	}
-	o := client.Options()
-	dial := o.Dialer
-	if dial == nil {
-		dial = redis.NewDialer(&redis.Options{DialTimeout: o.DialTimeout, TLSConfig: o.TLSConfig})
-	}
-	peers, _ := clusterMasters(nodes)
-	var masters []master
-	for node := range clusterNodes(nodes) {
-		address := node.address
-		masters = append(masters, master{
-			node:        node.id,
-			peers:       peers,
-			name:        address,
-			dial:        func(ctx context.Context) (net.Conn, error) { return dial(ctx, "tcp", address) },
-			credentials: credentials(o.Username, o.Password, o.CredentialsProvider, o.CredentialsProviderContext),
-		})
-	}
-	if len(masters) == 0 {
-		return nil, errors.New("the cluster has no master")
-	}
-	return masters, nil
-}
-
-type clusterNode struct{ id, address string }
-
-// clusterNodes yields the masters of the answer to CLUSTER NODES (redis.io/commands/cluster-nodes) that are not
-// known to be gone. Masters without slots are among them: they can be given some at any moment.
-func clusterNodes(nodes string) func(yield func(clusterNode) bool) {
-	return func(yield func(clusterNode) bool) {
-		for line := range strings.Lines(nodes) {
-			fields := strings.Fields(line)
-			if len(fields) < 8 {
-				continue
-			}
-			flags := strings.Split(fields[2], ",")
-			gone := slices.ContainsFunc(flags, func(f string) bool { return f == "fail" || f == "noaddr" || f == "handshake" })
-			if gone || !slices.Contains(flags, "master") {
-				continue
-			}
-			// ip:port@bus[,hostname[,…]]
-			address, _, _ := strings.Cut(fields[1], "@")
-			if !yield(clusterNode{fields[0], address}) {
-				return
-			}
-		}
-	}
-}
-
-// clusterMasters returns the ids of the masters in one text that is the same for the same masters, and the id of
-// the answering node where it is one.
-func clusterMasters(nodes string) (ids, myself string) {
-	var all []string
-	for node := range clusterNodes(nodes) {
-		all = append(all, node.id)
-	}
-	for line := range strings.Lines(nodes) {
-		fields := strings.Fields(line)
-		if len(fields) > 2 && slices.Contains(strings.Split(fields[2], ","), "myself") {
-			myself = fields[0]
-		}
-	}
-	slices.Sort(all)
-	return strings.Join(all, " "), myself
 }

@@ -78,12 +78,8 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 	defer end()
 	wait := h.traffic(t, over, gateways)
 	for round, dies := range []bool{true, false} {
-		await := func(what string, count func() int64) {
-			before := count()
-			redistest.Eventually(t, what, func() bool { return count() > before+20 })
-		}
-		await("uses that are accepted", h.accepted.Load)
-		await("uses that are refused", h.refused.Load)
+		h.await(t, "uses that are accepted", &h.accepted)
+		h.await(t, "uses that are refused", &h.refused)
 		if !dies {
 			master.Do("CONFIG", "SET", "min-replicas-to-write", "1")
 		}
@@ -105,7 +101,7 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 			return gateways[0].isTrackedAt(replica.Addr) && gateways[1].isTrackedAt(replica.Addr)
 		})
 		h.apart.Store(false)
-		await("uses that are accepted by the new master", h.accepted.Load)
+		h.await(t, "uses that are accepted by the new master", &h.accepted)
 		if dies {
 			master.Restart()
 		}
@@ -116,8 +112,8 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 		if epoch := failovers(t, sentinel); epoch != round+1 {
 			t.Fatalf("Sentinel has failed over %d times, the test %d times: what was lost meanwhile is not known", epoch, round+1)
 		}
-		await("uses that are accepted in the end", h.accepted.Load)
-		await("uses that are refused in the end", h.refused.Load)
+		h.await(t, "uses that are accepted in the end", &h.accepted)
+		h.await(t, "uses that are refused in the end", &h.refused)
 		master, replica = replica, master
 	}
 	end()

@@ -62,10 +62,13 @@ type Redis struct {
 var _ Tracker = (*Redis)(nil)
 
 // Track returns a tracker of the Redis that client talks to: a single one, one behind Sentinel, or a cluster. Of the
-// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker. Where Sentinel leads it,
-// it must be the client of the look-ups, and not have been used yet.
+// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker. Behind Sentinel
+// and in a cluster it must be the client of the look-ups, and not have been used yet.
 func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
-	masters, err := findMasters(client, config.Sentinels)
+	if config.Prefix == "" {
+		config.Prefix = "gatepost:tok:"
+	}
+	masters, err := findMasters(client, config.Sentinels, config.Prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -81,9 +84,6 @@ func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 		prefix:    config.Prefix,
 		log:       config.Logger,
 		stopped:   make(chan struct{}),
-	}
-	if r.prefix == "" {
-		r.prefix = "gatepost:tok:"
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.NewTextHandler(io.Discard, nil))
@@ -147,20 +147,27 @@ func (r *Redis) track(ctx context.Context) (began bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	first := conns[0] // the only one where Sentinel leads
-	led := first.master.led
+	led, routes := first.master.led, first.master.routes
+	// Unpinned after the lease has ended, and not before: while it may be held, no look-up can go elsewhere.
 	if led != nil {
-		// After the lease has ended, and not before: while it may be held, no look-up can go elsewhere.
 		defer func() { led.unpin(errors.Is(err, errReplaced)) }()
+	}
+	if routes != nil {
+		defer routes.unpin()
 	}
 	r.mu.Lock()
 	r.conns = conns
 	r.mu.Unlock()
 	defer r.forget()
+	moved := func() {
+		r.forget()
+		cancel(errMoved)
+	}
 	if led != nil {
-		led.pin(first.net.RemoteAddr().String(), func() {
-			r.forget()
-			cancel(fmt.Errorf("redis at %s: %w", first.master.name, errMoved))
-		})
+		led.pin(first.net.RemoteAddr().String(), moved)
+	}
+	if routes != nil {
+		routes.pin(conns, moved)
 	}
 	r.log.Info("redis is tracked", "masters", len(conns))
 

@@ -27,7 +27,7 @@ const failoverClient = "FailoverClient"
 var (
 	errReplaced = errors.New("sentinel names another master")
 	errDisagree = errors.New("the Sentinels name different masters")
-	errMoved    = errors.New("the look-ups went to another server")
+	errMoved    = errors.New("the look-ups went to a server that is not tracked")
 )
 
 // nameTimeout is how long a Sentinel may take to say who the master is. Those that are not heard by then do not count.

@@ -1,6 +1,8 @@
 package redistest
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,22 +76,25 @@ func AwaitReplica(t testing.TB, replica, master *Server) {
 	})
 }
 
-// awaitAgreement waits until the nodes know one another and all slots are served.
+// awaitAgreement waits until the nodes agree on who is a master and who a replica, and all slots are served.
 func awaitAgreement(t testing.TB, nodes []*Server) {
 	t.Helper()
 	Eventually(t, "a cluster whose nodes agree", func() bool {
+		views := map[string]bool{}
 		for _, node := range nodes {
-			var ids int
-			for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
-				if fields := strings.Fields(line); len(fields) >= 8 && fields[7] == "connected" && !strings.Contains(fields[2], "handshake") {
-					ids++
-				}
-			}
-			if ids != len(nodes) || !strings.Contains(node.Do("CLUSTER", "INFO"), "cluster_state:ok") {
+			if !strings.Contains(node.Do("CLUSTER", "INFO"), "cluster_state:ok") {
 				return false
 			}
+			var view []string
+			for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
+				if fields := strings.Fields(line); len(fields) >= 4 {
+					view = append(view, strings.Join([]string{fields[0], strings.TrimPrefix(fields[2], "myself,"), fields[3]}, " "))
+				}
+			}
+			slices.Sort(view)
+			views[strings.Join(view, "\n")] = len(view) == len(nodes)
 		}
-		return true
+		return len(views) == 1 && !strings.Contains(fmt.Sprint(views), "handshake")
 	})
 }
 

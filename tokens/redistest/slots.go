@@ -64,3 +64,10 @@ func ownerOf(t testing.TB, nodes []*Server, slot int) int {
 	t.Fatalf("no node holds slot %d", slot)
 	return -1
 }
+
+// Holds reports whether the node of a cluster has the key, and is the master of it.
+func (s *Server) Holds(key string) bool {
+	s.t.Helper()
+	found, err := s.try("EXISTS", key)
+	return err == nil && found == "1"
+}
