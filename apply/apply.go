@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -122,6 +123,8 @@ func (a *Applier) publish(next *applied) error {
 	a.newest, a.failed, a.rejectedLast = next, nil, nil
 	a.published[next.version] = next
 	a.obey(a.newest)
+	// Reading and building a large configuration leaves several times its size as garbage, which an idle runtime keeps.
+	go debug.FreeOSMemory()
 	return nil
 }
 

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"maps"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -54,6 +55,7 @@ func (a *Applier) Settle() {
 		a.proven = a.newest
 		a.tellApplied(status)
 		a.saver.save(a.newest.definitions)
+		go debug.FreeOSMemory() // the garbage of sending it
 	case status.Rejected != nil && status.Rejected.Version == a.newest.version && status.Version != a.newest.version:
 		before := a.published[status.Version]
 		if before == nil {

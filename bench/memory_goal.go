@@ -56,7 +56,7 @@ func tokensMemoryGoal(ctx context.Context, l *lab, wanted func(string) bool) ([]
 	if err := l.stack.redis.client(dbOther).FlushDB(ctx).Err(); err != nil {
 		return nil, fmt.Errorf("forgetting the tokens: %w", err)
 	}
-	return []finding{memory.finding("sidecar's memory with 100,000 tokens, each issued and shown once", 50)}, nil
+	return []finding{memory.finding("sidecar's memory with 100,000 tokens, each issued and shown once", 80)}, nil
 }
 
 // each calls f for 0 to n-1, by several callers at once, until one fails.

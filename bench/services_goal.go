@@ -43,7 +43,7 @@ func servicesGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 		if err != nil {
 			return nil, err
 		}
-		findings = append(findings, memory.finding("sidecar's memory with 10,000 services", 60))
+		findings = append(findings, memory.finding("sidecar's memory with 10,000 services", 80))
 	}
 	if wanted("G9") {
 		found, err := l.lastService(ctx, few, many)

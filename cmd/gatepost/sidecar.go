@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -60,7 +62,8 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	if err := s.requireConfig(); err != nil {
 		return nil, err
 	}
-	tuneRuntime()
+	// net/http reports protocol errors of peers to the standard logger and quotes their bytes, which may hold secrets.
+	log.SetOutput(io.Discard)
 	side := &sidecar{settings: s, logger: logger, registry: newRegistry()}
 	defer func() {
 		if err != nil {
@@ -200,7 +203,6 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
 	group.Go(func() error { return s.applier.Run(ctx) })
-	group.Go(func() error { giveBackInLulls(ctx); return nil })
 	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil
 }
