@@ -175,7 +175,7 @@ func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended)
+	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "client", r.RemoteAddr)
 	answer(w, http.StatusOK, map[string]int{"revoked": ended})
 }
 
@@ -184,7 +184,7 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("session revoked", "session", r.PathValue("id"))
+	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "client", r.RemoteAddr)
 	answer(w, http.StatusOK, map[string]int{"revoked": 1})
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/admin"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
 )
@@ -103,6 +104,10 @@ func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 	}
 	tokens["bob"] = shop.Login("bob")
 
+	envoytest.Eventually(t, "the gateway to follow revokes", func() bool {
+		return strings.Contains(redis.Do("PUBSUB", "NUMSUB", "gatepost:gateways:revokes"), "1")
+	})
+
 	said, code := gatepost(t, nil, "tokens", "list", "--user", "alice", "--redis", redis.URL())
 	if code != 0 || strings.Count(said, "\n") != 4 || !strings.Contains(said, "Go-http-client") {
 		t.Errorf("tokens list: %d\n%s", code, said)
@@ -129,8 +134,34 @@ func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 	if said, code := gatepost(t, nil, "tokens", "revoke", first, "--redis", redis.URL()); code != 1 || !strings.Contains(said, "there is no such session") {
 		t.Errorf("revoking it once more: %d %s", code, said)
 	}
-	if said, code := gatepost(t, nil, "tokens", "revoke", "--user", "alice", "--redis", redis.URL()); code != 0 || said != "revoked 2\n" {
+	if said, code := gatepost(t, nil, "tokens", "revoke", "--user", "alice", "--redis", redis.URL(), "--format", "json"); code != 0 || said != "{\n  \"revoked\": 2\n}\n" {
 		t.Errorf("tokens revoke --user: %d %s", code, said)
+	}
+	for _, args := range [][]string{{"--redis", redis.URL()}, {"--admin", shop.Admin}} {
+		revoke := append([]string{"tokens", "revoke", "--user", "al"}, args...)
+		if said, code := gatepost(t, nil, revoke...); code != 1 || !strings.Contains(said, `user "al" has no session`) || !strings.Contains(said, "header `userid`") {
+			t.Errorf("tokens revoke of a user that there is not, %v: %d %s", args, code, said)
+		}
+		list := append([]string{"tokens", "list", "--user", "al"}, args...)
+		if said, code := gatepost(t, nil, list...); code != 0 || !strings.Contains(said, `user "al" has no session`) || !strings.Contains(said, "header `userid`") {
+			t.Errorf("tokens list of a user that there is not, %v: %d %s", args, code, said)
+		}
+	}
+	var listed []admin.Session
+	said, code = gatepost(t, nil, "tokens", "list", "--user", "bob", "--redis", redis.URL(), "--format", "json")
+	if err := json.Unmarshal([]byte(said), &listed); err != nil || code != 0 || len(listed) != 1 || listed[0].User != "bob" {
+		t.Errorf("tokens list --format json: %d %v %s", code, err, said)
+	}
+	// The gateway's log names who revoked what, past it.
+	for _, want := range []string{`"session":"` + first + `"`, `"user":"alice"`} {
+		envoytest.Eventually(t, "the gateway to log "+want, func() bool {
+			for line := range strings.Lines(shop.Log()) {
+				if strings.Contains(line, "sessions revoked directly in Redis") && strings.Contains(line, want) && strings.Contains(line, `"by":"`) && strings.Contains(line, `"at":"`) {
+					return true
+				}
+			}
+			return false
+		})
 	}
 	for name, status := range map[string]int{"second": 401, "third": 401, "bob": 200} {
 		if got := uses(name); got != status {

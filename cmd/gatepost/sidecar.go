@@ -23,6 +23,7 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
+	"gatepost/tokens/redisstore"
 	"gatepost/tokens/seen"
 	"gatepost/tokens/shield"
 	"gatepost/xds"
@@ -201,10 +202,25 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveGRPC(ctx, s.grpc, grpcListener) })
 	group.Go(func() error { return serveHTTP(ctx, s.http, httpListener) })
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
+	if s.store.redis != nil {
+		group.Go(func() error { s.store.redis.FollowRevokes(ctx, s.logRevoke); return nil })
+	}
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
 	group.Go(func() error { return s.applier.Run(ctx) })
 	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil
+}
+
+// logRevoke logs a revoke that `gatepost tokens` made directly in Redis, so that every revoke is in the gateways' logs.
+func (s *sidecar) logRevoke(r redisstore.Revoke) {
+	attributes := []any{"by", printable(r.Who), "at", r.When, "sessions", r.Ended}
+	if r.User != "" {
+		attributes = append(attributes, "user", printable(r.User))
+	}
+	if r.Session != "" {
+		attributes = append(attributes, "session", printable(r.Session))
+	}
+	s.logger.Info("sessions revoked directly in Redis", attributes...)
 }
 
 // close gives up what newSidecar made; what it had not come to is left alone.

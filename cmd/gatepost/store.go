@@ -21,6 +21,8 @@ type tokenStore struct {
 	*cache.Cache
 	// shared is where gateways tell each other of failed logins; nil where there is no other.
 	shared shield.Shared
+	// redis is the Redis that has the sessions; nil: they are in the embedded store.
+	redis *redisstore.Store
 }
 
 // warnTimeout bounds the look at Redis' settings; it may be down, which is no reason not to start.
@@ -62,7 +64,12 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 		}
 	}
 	warn(ctx, store, logger)
-	return withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
+	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
+	if err != nil {
+		return nil, err
+	}
+	cached.redis = store
+	return cached, nil
 }
 
 // withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks

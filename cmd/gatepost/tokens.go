@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -32,48 +33,76 @@ func tokensCommand(s *settings) *cobra.Command {
 }
 
 func listCommand(s *settings) *cobra.Command {
-	var user string
+	var user, format string
 	command := &cobra.Command{
 		Use:   "list --user ID",
 		Short: "List a user's sessions, the newest first",
+		Long:  "List a user's sessions, the newest first. " + whatIsUserID,
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if user == "" {
 				return usageError{errors.New("give the user whose sessions to list: --user ID")}
 			}
+			if format != "text" && format != "json" {
+				return usageError{errFormat}
+			}
 			var sessions []admin.Session
-			err := s.withSessions(c.Context(), func(ctx context.Context, on sessionsSomewhere) (err error) {
+			err := s.withSessions(c, func(ctx context.Context, on sessionsSomewhere) (err error) {
 				sessions, err = on.list(ctx, user)
 				return err
 			})
 			if err != nil {
 				return err
 			}
-			table := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tLAST SEEN\tFROM\tCLIENT")
-			for _, one := range sessions {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.ID, moment(one.Issued), moment(one.Expires),
-					orNone(one.Address), moment(one.LastSeen), orNone(one.LastAddress), orNone(printable(one.UserAgent)))
+			if len(sessions) == 0 {
+				fmt.Fprintf(c.ErrOrStderr(), "gatepost: user %q has no session. %s\n", user, whatIsUserID)
 			}
-			return table.Flush()
+			if format == "json" {
+				return writeJSON(c.OutOrStdout(), sessions)
+			}
+			return printSessions(c.OutOrStdout(), sessions)
 		},
 	}
 	command.Flags().StringVar(&user, "user", "", "the user's `ID`")
+	command.Flags().StringVar(&format, "format", "text", "text or json")
 	return command
 }
 
+// whatIsUserID explains --user. In an incident the login name is at hand, and the id is not.
+const whatIsUserID = "The ID of a user is not the login name: it is the value of the header `userid` " +
+	"(tokens.authenticator.user_header) in the user service's reply to a login."
+
+func printSessions(w io.Writer, sessions []admin.Session) error {
+	if len(sessions) == 0 {
+		return nil
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tLAST SEEN\tFROM\tCLIENT")
+	for _, one := range sessions {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.ID, moment(one.Issued), moment(one.Expires),
+			orNone(one.Address), moment(one.LastSeen), orNone(one.LastAddress), orNone(printable(one.UserAgent)))
+	}
+	return table.Flush()
+}
+
 func revokeCommand(s *settings) *cobra.Command {
-	var user string
+	var user, format string
 	command := &cobra.Command{
 		Use:   "revoke (ID | --user ID)",
 		Short: "End one session by its public id, or all of a user's; returns when no gateway accepts them any more",
-		Args:  usage(cobra.MaximumNArgs(1)),
+		Long: "End one session by its public id, as `gatepost tokens list` shows it, or all of a user's. Returns when no gateway\n" +
+			"accepts them any more. Exit 1 if there was nothing to revoke. With --redis the gateways log who has revoked what.\n" +
+			whatIsUserID,
+		Args: usage(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if (len(args) == 1) == (user != "") {
 				return usageError{fmt.Errorf("give a session's ID, or --user ID for all of a user's")}
 			}
+			if format != "text" && format != "json" {
+				return usageError{errFormat}
+			}
 			ended := 0
-			err := s.withSessions(c.Context(), func(ctx context.Context, on sessionsSomewhere) (err error) {
+			err := s.withSessions(c, func(ctx context.Context, on sessionsSomewhere) (err error) {
 				if len(args) == 1 {
 					ended, err = 1, on.revoke(ctx, args[0])
 					return err
@@ -84,12 +113,26 @@ func revokeCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(c.OutOrStdout(), "revoked %d\n", ended)
-			return err
+			if err := printRevoked(c.OutOrStdout(), format, ended); err != nil {
+				return err
+			}
+			if ended == 0 {
+				return fmt.Errorf("nothing was revoked: user %q has no session. %s", user, whatIsUserID)
+			}
+			return nil
 		},
 	}
 	command.Flags().StringVar(&user, "user", "", "end all sessions of the user with this `ID`")
+	command.Flags().StringVar(&format, "format", "text", "text or json")
 	return command
+}
+
+func printRevoked(w io.Writer, format string, ended int) error {
+	if format == "json" {
+		return writeJSON(w, map[string]int{"revoked": ended})
+	}
+	_, err := fmt.Fprintf(w, "revoked %d\n", ended)
+	return err
 }
 
 // moment is a time as it is listed.
@@ -120,8 +163,8 @@ type sessionsSomewhere interface {
 
 // withSessions calls do with the sessions in the Redis that is named, else with those of a running gateway. Neither may
 // take longer than askTimeout.
-func (s *settings) withSessions(ctx context.Context, do func(context.Context, sessionsSomewhere) error) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessionsSomewhere) error) error {
+	ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
 	defer cancel()
 	if s.redis == "" {
 		return do(ctx, sessionsOfGateway{s})
@@ -130,15 +173,25 @@ func (s *settings) withSessions(ctx context.Context, do func(context.Context, se
 	if err != nil {
 		return usageError{fmt.Errorf("reading --redis: %w", err)}
 	}
-	store, err := cache.New(redisstore.Open(options), cache.Outside{}, cache.Config{})
+	redis := redisstore.Open(options)
+	store, err := cache.New(redis, cache.Outside{}, cache.Config{})
 	if err != nil {
 		return fmt.Errorf("opening the token store: %w", err)
 	}
-	return errors.Join(do(ctx, sessionsInRedis{store}), store.Close())
+	notify := func(notice redisstore.Revoke) {
+		notice.Who, notice.When = whoami(), time.Now().UTC().Truncate(time.Second)
+		if err := redis.PublishRevoke(ctx, notice); err != nil {
+			fmt.Fprintf(c.ErrOrStderr(), "gatepost: the gateways' logs will not show this revoke: %v\n", err)
+		}
+	}
+	return errors.Join(do(ctx, sessionsInRedis{store, notify}), store.Close())
 }
 
-// sessionsInRedis needs no gateway: those that run hear of what ends from Redis.
-type sessionsInRedis struct{ store tokens.Store }
+// sessionsInRedis needs no gateway: those that run receive invalidations from Redis, and a notice for their logs.
+type sessionsInRedis struct {
+	store  tokens.Store
+	notify func(redisstore.Revoke)
+}
 
 func (r sessionsInRedis) list(ctx context.Context, user string) ([]admin.Session, error) {
 	found, err := r.store.Sessions(ctx, user)
@@ -155,15 +208,19 @@ func (r sessionsInRedis) revoke(ctx context.Context, id string) error {
 	case err != nil:
 		return fmt.Errorf("revoking a session: %w", err)
 	}
+	r.notify(redisstore.Revoke{Session: id, Ended: 1})
 	return nil
 }
 
 func (r sessionsInRedis) revokeUser(ctx context.Context, user string) (int, error) {
 	n, err := r.store.RevokeUser(ctx, user)
 	if err != nil {
-		return n, fmt.Errorf("revoking a user's sessions: %w", err)
+		err = fmt.Errorf("revoking a user's sessions: %w", err)
 	}
-	return n, nil
+	if n > 0 {
+		r.notify(redisstore.Revoke{User: user, Ended: n})
+	}
+	return n, err
 }
 
 // sessionsOfGateway asks a running gateway on its admin address.

@@ -482,6 +482,8 @@ func TestUserWithFewPermissionsIsEnough(t *testing.T) {
 	if warnings, err := s.Check(t.Context()); err != nil || len(warnings) != 1 {
 		t.Errorf("%v, %v", warnings, err)
 	}
+	server.Do("ACL", "SETUSER", "gatepost", "&gatepost:gateway*", "+publish", "+subscribe")
+	revokesAreFollowed(t, server, s, s)
 }
 
 func TestSentinelLeadsToTheNewMaster(t *testing.T) {

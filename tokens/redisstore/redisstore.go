@@ -28,7 +28,8 @@
 // Where Redis' memory is full, nothing new is kept, and sessions can be looked up and ended still, from Redis 7 on.
 // Redis must not evict keys, and must keep what it acknowledges: [Store.Check] tells. A user of Redis' ACL needs
 // ~gatepost:* and +@connection +get +set +del +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount
-// +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too.
+// +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too. Notices of revokes need
+// &gatepost:gateway* +publish +subscribe, as package cache does.
 package redisstore
 
 import (
