@@ -258,7 +258,7 @@ tokens:
   shield: {address: {failures: 30}, user: {failures: 5}}
 services: []
 `, service.URL()), setup{})
-	spellings := []string{"alice", "Alice", "ALICE", " alice", "alice ", `aLiCe\t`, "\uff41lice", `\u0061lice`}
+	spellings := []string{"alice", "Alice", "ALICE", " alice", "alice ", `aLiCe\u00a0`, `a\u0301lice`, "\uff41lice", `\u0061lice`}
 	for _, c := range []struct {
 		what string
 		name func(n int) string

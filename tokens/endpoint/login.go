@@ -146,13 +146,14 @@ func (l *login) fault(err error) outcome {
 
 // badRequest answers for a login that cannot be sent on.
 func (l *login) badRequest(err error) outcome {
+	var ambiguous ambiguousError
 	switch {
 	case errors.Is(err, errTooLarge):
 		reply(l.w, http.StatusRequestEntityTooLarge, textTooLarge)
 		return tooLarge
-	case errors.Is(err, errNoUser):
-		reply(l.w, http.StatusBadRequest, textNoUser)
-		return l.because(unreadable, err.Error())
+	case errors.As(err, &ambiguous):
+		reply(l.w, http.StatusBadRequest, textAmbiguous+ambiguous.Error())
+		return l.because(unreadable, "ambiguous user name: "+ambiguous.Error())
 	}
 	reply(l.w, http.StatusBadRequest, textUnreadable)
 	return unreadable

@@ -21,7 +21,7 @@ const (
 	textTooLarge     = "The request is too large."
 	textNotAForm     = "The request's body is not a form (application/x-www-form-urlencoded)."
 	textUnreadable   = "The request's body cannot be read."
-	textNoUser       = "It cannot be made out which user logs in."
+	textAmbiguous    = "The login does not name its user in one way: " // and what to change
 )
 
 // challenge is the WWW-Authenticate of a 401 where no token was shown, and invalidToken of one where it was

@@ -3,112 +3,184 @@ package endpoint
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"gatepost/tokens/shield"
 )
 
-// errNoUser says that it cannot be made out which user logs in.
-var errNoUser = errors.New("the user name cannot be read")
+// ambiguousError says why a login could be read as another user's than the one whose failures it would count for. It
+// quotes nothing of the login.
+type ambiguousError string
 
-func noUserName(why string) error { return fmt.Errorf("%w: %s", errNoUser, why) }
+func (e ambiguousError) Error() string { return string(e) }
 
-// userName reads the user name of a login, in a top-level field of a JSON object or in a form, without
-// changing what is sent on. A login without such a field names nobody, and the empty name is returned. One that
-// could be read in two ways, the user service's and ours, is errNoUser: names that are given twice, or in a
-// spelling that some libraries take for the same field, or in a body that is neither JSON nor a form.
+const errMedia = ambiguousError("send Content-Type application/json or application/x-www-form-urlencoded, in UTF-8")
+
+// userName returns the user that a login names in its field UserField, or "" if it names none. It changes nothing that is
+// sent on.
+//
+// The limit for a user holds only if the user service reads the same name. So the media type alone chooses the parser, and
+// what parsers are known to read differently is an ambiguousError. That includes a body in which the parser of the other
+// media type would find a name, because many services ignore the media type.
 func (a *Authenticator) userName(r *http.Request, b *body) (string, error) {
-	if a.UserField == "" {
+	switch {
+	case a.UserField == "":
 		return "", nil
-	}
-	if b.rest != nil {
+	case b.rest != nil:
 		return "", errTooLarge
-	}
-	if r.Header.Get("Content-Encoding") != "" {
-		return "", noUserName("the body is encoded")
+	case len(b.head) == 0:
+		return "", nil
+	case len(r.Header["Content-Encoding"]) > 0:
+		return "", ambiguousError("send the body without Content-Encoding")
+	case !utf8.Valid(b.head):
+		return "", ambiguousError("send the body in UTF-8")
 	}
 	n := namer{field: a.UserField}
-	n.form(r.URL.RawQuery) // where many frameworks look for form fields too
-	n.body(r.Header.Get("Content-Type"), b.head)
-	return n.name, n.err
+	err := error(errMedia)
+	switch mediaType(r.Header) {
+	case "application/json":
+		err = n.json(b.head)
+	case "application/x-www-form-urlencoded":
+		err = n.form(string(b.head))
+	}
+	return n.name, err
 }
 
-// namer collects the values of one field.
+// mediaType returns the media type in lower case, or "" if it is missing, repeated, or has a parameter other than the
+// charset UTF-8: some services search the whole value for the word json.
+func mediaType(header http.Header) string {
+	values := header["Content-Type"]
+	if len(values) != 1 {
+		return ""
+	}
+	media, parameter, _ := strings.Cut(strings.ToLower(values[0]), ";")
+	switch strings.Trim(parameter, " \t") {
+	case "", "charset=utf-8", `charset="utf-8"`, "charset=utf8":
+		return strings.Trim(media, " \t")
+	}
+	return ""
+}
+
+// namer reads the value of one field.
 type namer struct {
 	field string
 	found bool
 	name  string
-	err   error
 }
 
-func (n *namer) take(value string) {
-	if n.found {
-		n.err = noUserName("it is given more than once")
+func (n *namer) take(value string) error {
+	switch {
+	case n.found:
+		return ambiguousError("give the user's field once")
+	case !legible(value):
+		return ambiguousError("send a user name without control characters")
 	}
 	n.found, n.name = true, value
+	return nil
 }
 
-// is says whether a field's name may be taken for the one that is looked for.
-func (n *namer) is(name string) bool { return strings.EqualFold(strings.TrimSpace(name), n.field) }
+// legible reports whether all parsers agree on a text: it has no control characters, which some cut off, and nothing that
+// is not Unicode, for which some put U+FFFD.
+func legible(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool {
+		return unicode.IsControl(r) || r == utf8.RuneError
+	})
+}
 
-func (n *namer) body(contentType string, data []byte) {
-	data = bytes.TrimLeft(data, " \t\r\n")
-	if len(data) == 0 {
-		return
-	}
-	media, _, _ := mime.ParseMediaType(contentType)
+// is reports whether a field is the user's. It is an error if only some frameworks would say so.
+func (n *namer) is(name string) (bool, error) {
 	switch {
-	case data[0] == '{' || media == "application/json" || strings.HasSuffix(media, "+json"):
-		n.json(data) // some services look at the body alone
-	case media == "application/x-www-form-urlencoded":
-		n.form(string(data))
-	default:
-		n.err = noUserName("the body is neither JSON nor a form")
+	case strings.EqualFold(name, n.field): // as package json matches
+		return true, nil
+	case !legible(name):
+		return false, ambiguousError("send field names without control characters")
+	case n.resembles(name):
+		return false, ambiguousError("spell the user's field as the user service does")
 	}
+	return false, nil
 }
 
-func (n *namer) form(query string) {
-	for pair := range strings.SplitSeq(query, "&") {
+// underscores makes of a field's name what PHP makes of it, and what remains of it elsewhere without the marks of arrays,
+// objects and defaults: [username], username[] (qs), !username, _username (Spring).
+var underscores = strings.NewReplacer(" ", "_", ".", "_", "[", "_", "]", "_", "!", "_")
+
+// resembles reports whether some frameworks take a name for the user's field or for a part of it, such as username[0].
+// Object.assign in JavaScript takes over the fields of __proto__.
+func (n *namer) resembles(name string) bool {
+	name, field := shield.Normalise(name), shield.Normalise(n.field)
+	flat := func(s string) string { return strings.Trim(underscores.Replace(s), "_") }
+	part, isPart := strings.CutPrefix(strings.TrimLeft(name, "[!"), field)
+	return flat(name) == flat(field) || isPart && strings.IndexAny(part, "[].") == 0 || name == "__proto__"
+}
+
+func (n *namer) form(text string) error {
+	if strings.Contains(text, ";") { // a separator to older parsers
+		return ambiguousError("send ; in a form as %3B")
+	}
+	for pair := range strings.SplitSeq(text, "&") {
 		name, value, _ := strings.Cut(pair, "=")
 		name, err := url.QueryUnescape(name)
 		if err != nil {
-			n.err = noUserName("the form is malformed")
-			return
+			return ambiguousError("the form is malformed")
 		}
-		if !n.is(name) {
+		if strings.HasPrefix(strings.TrimLeft(name, "\ufeff \t\r\n"), "{") {
+			return ambiguousError("the body looks like JSON: send Content-Type application/json")
+		}
+		if is, err := n.is(name); err != nil {
+			return err
+		} else if !is {
 			continue
 		}
-		value, err = url.QueryUnescape(value)
-		if err != nil {
-			n.err = noUserName("the form is malformed")
-			return
+		if value, err = url.QueryUnescape(value); err != nil {
+			return ambiguousError("the form is malformed")
 		}
-		n.take(value)
+		if err := n.take(value); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
-func (n *namer) json(data []byte) {
+func (n *namer) json(data []byte) error {
+	if err := n.notInForm(string(data)); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
 	if err := n.object(d); err != nil {
-		n.err = err
-		return
+		return err
 	}
 	if _, err := d.Token(); err != io.EOF {
-		n.err = noUserName("the JSON goes on after its end")
+		return ambiguousError("the JSON has something after its end")
 	}
+	return nil
+}
+
+// notInForm is an error if a service that reads a JSON body as a form finds the user's field in it.
+func (n *namer) notInForm(text string) error {
+	for pair := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '&' || r == ';' }) {
+		name, _, _ := strings.Cut(pair, "=")
+		if decoded, err := url.QueryUnescape(name); err == nil {
+			name = decoded
+		}
+		if strings.EqualFold(name, n.field) || n.resembles(name) {
+			return ambiguousError("the JSON can be read as a form: escape & and ; in it")
+		}
+	}
+	return nil
 }
 
 func (n *namer) object(d *json.Decoder) error {
-	malformed := noUserName("the JSON is malformed")
+	const malformed = ambiguousError("the JSON is malformed")
 	if t, err := d.Token(); err != nil {
 		return malformed
 	} else if t != json.Delim('{') {
-		return noUserName("the JSON is no object")
+		return ambiguousError("the JSON is not an object")
 	}
 	for d.More() {
 		key, err := d.Token()
@@ -120,14 +192,18 @@ func (n *namer) object(d *json.Decoder) error {
 			return malformed
 		}
 		name, _ := key.(string)
-		if !n.is(name) {
+		if is, err := n.is(name); err != nil {
+			return err
+		} else if !is {
 			continue
 		}
 		text, err := scalar(value)
 		if err != nil {
 			return err
 		}
-		n.take(text)
+		if err := n.take(text); err != nil {
+			return err
+		}
 	}
 	if _, err := d.Token(); err != nil { // the closing brace
 		return malformed
@@ -135,15 +211,18 @@ func (n *namer) object(d *json.Decoder) error {
 	return nil
 }
 
-// scalar returns a string's or a number's text, and nothing for null.
+// wholeNumber is a number that has one spelling and is exact in every language: it has no sign, fraction or exponent, and
+// is less than 2^53.
+var wholeNumber = regexp.MustCompile(`^(0|[1-9][0-9]{0,14})$`)
+
+// scalar returns the text of a string or of a whole number, and "" for null.
 func scalar(value json.RawMessage) (string, error) {
 	var text string
-	var number json.Number
 	switch {
 	case json.Unmarshal(value, &text) == nil: // null leaves it empty
 		return text, nil
-	case json.Unmarshal(value, &number) == nil:
-		return number.String(), nil
+	case wholeNumber.Match(value):
+		return string(value), nil
 	}
-	return "", noUserName("it is no string")
+	return "", ambiguousError("send the user name as a string")
 }

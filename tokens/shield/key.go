@@ -10,6 +10,7 @@ import (
 	"golang.org/x/text/cases"
 	"golang.org/x/text/runes"
 	"golang.org/x/text/unicode/norm"
+	"golang.org/x/text/unicode/rangetable"
 )
 
 // Key names an address or a user in a table. It is a hash, so what strangers send has neither length nor
@@ -30,15 +31,23 @@ func AddressKey(a netip.Addr) Key {
 	return hash('a', bytes[:])
 }
 
-// UserKey is the key of a user name. Names that a user service may well take for the same one have the same key.
+// UserKey is the key of a user name. Names that a user service may take for the same one have the same key.
 func UserKey(name string) Key { return hash('u', []byte(Normalise(name))) }
 
-// Normalise returns the form in which user names are compared: compatibility forms and letters' case folded
-// away (NFKC, as NFKC_Casefold in Unicode 3.13 does), invisible format characters and outer space dropped.
+// Normalise returns the form in which user names are counted. It is the only place that decides which spellings are one
+// name. A user service may compare names by any of these rules, so all of them apply: compatibility forms (NFKD),
+// upper and lower case, accents and other marks (MySQL's collations), invisible characters, runs of space (LDAP, RFC 4518
+// §2.6.1). Two users whose names become the same share one limit, and nothing else.
 func Normalise(name string) string {
-	name = runes.Remove(runes.In(unicode.Cf)).String(norm.NFKC.String(name))
-	return strings.TrimSpace(norm.NFKC.String(cases.Fold().String(name)))
+	name = bare(name)
+	name = bare(cases.Fold().String(strings.ToUpper(name))) // upper case first: the dotless ı becomes I, and then i
+	return strings.Join(strings.Fields(name), " ")
 }
+
+// ignored are the characters that names are compared without.
+var ignored = runes.In(rangetable.Merge(unicode.Cf, unicode.Mn, unicode.Me, unicode.Other_Default_Ignorable_Code_Point))
+
+func bare(name string) string { return runes.Remove(ignored).String(norm.NFKD.String(name)) }
 
 func hash(kind byte, data []byte) Key {
 	sum := sha256.Sum256(append([]byte{kind, 0}, data...))

@@ -135,14 +135,18 @@ func TestAnAddressIsNotLockedOutForLong(t *testing.T) {
 }
 
 func TestNamesThatMeanOneUserAreOne(t *testing.T) {
-	for _, name := range []string{"ann", "ANN", " Ann\t", "ａｎｎ", "a\u200dnn", "\ufeffann", "ᴬnn"} {
+	for _, name := range []string{"ann", "ANN", " Ann\t", "ａｎｎ", "a\u200dnn", "\ufeffann", "ᴬnn", "änn", "a\u034fnn", "an\u3164n"} {
 		if UserKey(name) != UserKey("ann") {
 			t.Errorf("%q is not ann", name)
 		}
 	}
-	for _, pair := range [][2]string{{"Straße", "STRASSE"}, {"e\u0301va", "Éva"}, {"ΣΊΣΥΦΟΣ", "σίσυφοσ"}} {
+	for _, pair := range [][2]string{{"Straße", "STRASSE"}, {"e\u0301va", "Éva"}, {"ΣΊΣΥΦΟΣ", "σίσυφοσ"},
+		{"Mıke", "MIKE"}, {"İrem", "irem"}, {"ann \u00a0 lee", "Ann Lee"}} {
 		if UserKey(pair[0]) != UserKey(pair[1]) {
 			t.Errorf("%q is not %q", pair[0], pair[1])
+		}
+		if once := Normalise(pair[0]); Normalise(once) != once {
+			t.Errorf("%q is not normal yet", once)
 		}
 	}
 	if UserKey("ann") == UserKey("anna") || UserKey("192.0.2.1") == AddressKey(home) {

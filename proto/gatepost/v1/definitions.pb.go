@@ -346,8 +346,9 @@ type Authenticator struct {
 	UserHeader string `protobuf:"bytes,3,opt,name=user_header,json=userHeader,proto3" json:"user_header,omitempty"`
 	// The header of its 200 that bears the session's scopes, separated by spaces. Default: scopes.
 	ScopesHeader string `protobuf:"bytes,4,opt,name=scopes_header,json=scopesHeader,proto3" json:"scopes_header,omitempty"`
-	// The field of a login, JSON or form, that names the user, such as username. Set: failed logins are also counted
-	// per user. Empty: per client address alone.
+	// The field of a login, JSON or form, that names the user, such as username. If it is set, failed logins are also
+	// counted per user, a login must have the media type application/json or application/x-www-form-urlencoded, and one
+	// that parsers could read as different users is refused. A login without the field is counted per client address alone.
 	UserField     string `protobuf:"bytes,5,opt,name=user_field,json=userField,proto3" json:"user_field,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
