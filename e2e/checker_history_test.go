@@ -21,6 +21,7 @@ type history struct {
 	uses   []use
 	ends   []ending
 	calm   []span
+	apart  []span
 }
 
 // span is from when a client began a call to when it had the answer, counted from the start of the history. What
@@ -112,6 +113,18 @@ func (h *history) wasCalm(s span) {
 	h.calm = append(h.calm, s)
 }
 
+// wasApart notes a time in which a master of a Cluster may not have known yet that it was replaced. It may refuse a
+// token that the new master has minted; it must not accept one that was revoked.
+func (h *history) wasApart(s span) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.apart = append(h.apart, s)
+}
+
+func (h *history) wasApartDuring(s span) bool {
+	return slices.ContainsFunc(h.apart, func(apart span) bool { return apart.From <= s.To && s.From <= apart.To })
+}
+
 // fate is what may be known of a token's end.
 type fate struct {
 	// doubtful is when it may have ended at the earliest; dead is from when on it has for certain. forever: never.
@@ -197,7 +210,7 @@ func (h *history) judge(u use, f fate) string {
 		return fmt.Sprintf("taken for %q", u.Identity)
 	case u.Verdict == accepted && u.From > f.dead:
 		return fmt.Sprintf("accepted though it began %v after the end (%s)", u.From-f.dead, f.by)
-	case u.Verdict == refused && u.To < f.doubtful:
+	case u.Verdict == refused && u.To < f.doubtful && !h.wasApartDuring(u.span):
 		return "refused though it lives"
 	case u.Verdict == odd:
 		return "answered " + u.Answer

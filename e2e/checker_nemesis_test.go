@@ -127,6 +127,8 @@ type nemesis struct {
 	// redis and the lines to it: nil where the gateways keep their tokens themselves.
 	redis *redistest.Server
 	lines []*line
+	// shards: nil where Redis is no Cluster.
+	shards *shards
 
 	done []string // what was done, and when
 }
@@ -178,11 +180,24 @@ func (n *nemesis) any() fault {
 		all := n.ofRedis()
 		places = append(places, all, all)
 	}
+	if n.shards != nil {
+		all := n.ofShards()
+		places = append(places, all, all)
+	}
 	place := places[n.random.IntN(len(places))]
 	return place[n.random.IntN(len(place))]
 }
 
 func nothing() {}
+
+// servers are all Redis servers.
+func (n *nemesis) servers() []*redistest.Server {
+	all := n.shards.all()
+	if n.redis != nil {
+		all = append(all, n.redis)
+	}
+	return all
+}
 
 func (n *nemesis) ofRedis() []fault {
 	slow := func(d time.Duration) func() {

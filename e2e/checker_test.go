@@ -27,6 +27,7 @@ import (
 func TestRevokedMeansRefused(t *testing.T) {
 	lasts, seed := soak(t), seed(t)
 	t.Run("asked each time", func(t *testing.T) { twoGateways(t, "0s", lasts/2, seed) })
+	t.Run("one without a cache", func(t *testing.T) { twoGateways(t, "0s", lasts/2, seed+2, "--cache", "off") })
 	t.Run("with leases in Envoy", func(t *testing.T) { twoGateways(t, "500ms", lasts/2, seed+1) })
 }
 
@@ -60,15 +61,16 @@ func seed(t *testing.T) uint64 {
 	return seed
 }
 
-// twoGateways is the checker on two gateways at one Redis that forgets nothing, each by a line of its own.
-func twoGateways(t *testing.T, lease string, lasts time.Duration, seed uint64) {
+// twoGateways is the checker on two gateways at one Redis that forgets nothing, each by a line of its own. args are
+// further arguments of the second one.
+func twoGateways(t *testing.T, lease string, lasts time.Duration, seed uint64, args ...string) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	lines := []*line{startLine(t, redis.Addr), startLine(t, redis.Addr)}
 	check(t, campaign{
 		lasts: lasts, seed: seed, lease: lease, redis: redis, lines: lines,
 		setups: []setup{
 			{Redis: "redis://" + lines[0].Addr, Args: []string{"--log-level", "debug"}},
-			{Redis: "redis://" + lines[1].Addr},
+			{Redis: "redis://" + lines[1].Addr, Args: args},
 		},
 	})
 }
@@ -87,6 +89,7 @@ type campaign struct {
 	setups []setup // one for each gateway
 	redis  *redistest.Server
 	lines  []*line
+	shards *shards
 }
 
 // lifetime of the tokens: short, so that some expire under way, and long enough for those that are minted at the end of the
@@ -116,6 +119,7 @@ services:
 	h.wasCalm(h.since(calm))
 	n := &nemesis{
 		t: t, random: rand.New(rand.NewPCG(c.seed, 0)), history: h, gateways: gateways, redis: c.redis, lines: c.lines,
+		shards: c.shards,
 	}
 	n.rage(h.start.Add(calm + c.lasts))
 	for _, g := range gateways {
@@ -187,9 +191,9 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 			t.Errorf("gateway %d has hardly been used: the history shows nothing", i)
 		}
 	}
-	if n.redis != nil {
-		files, err := filepath.Glob(filepath.Join(n.redis.Dir, "*", "*"))
-		if logs, _ := filepath.Glob(filepath.Join(n.redis.Dir, "*.log")); err == nil {
+	for _, server := range n.servers() {
+		files, err := filepath.Glob(filepath.Join(server.Dir, "*", "*"))
+		if logs, _ := filepath.Glob(filepath.Join(server.Dir, "*.log")); err == nil {
 			files = append(files, logs...)
 		}
 		if len(files) < 2 {
