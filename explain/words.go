@@ -76,6 +76,12 @@ func (e *Explainer) originStep(x *exchange, add func(part, format string, args .
 }
 
 func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ...any)) {
+	if unread := e.unreadTokenOf(x); unread != nil {
+		add("token", "%s", unread.step(e, x))
+		if x.reason == "token_missing" {
+			return
+		}
+	}
 	service := e.taker(x.route)
 	if service == nil || !service.GetAuthenticate() || !x.checked {
 		return
@@ -92,6 +98,9 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 	case "store_unavailable":
 		add("token", "%s has the right form; %s could not tell whose it is", x.token, e.store)
 	case "", "withheld":
+		if !x.asked { // the request was answered before its token was looked up
+			return
+		}
 		if e.sessions == nil {
 			add("token", "%s has the right form; whose it is was not asked (--redis URL or --admin ADDR asks)", x.token)
 			return
@@ -106,17 +115,20 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 	switch {
 	case x.refused != "":
 		return "malformed", "Envoy refuses the request: " + x.refused, "send it in the plain form"
-	case x.preflight && x.origin == "":
-		return "preflight", "a browser will not make the call: its origin is not on the list", e.listOrigin(x)
 	case x.preflight:
-		return "preflight", "the browser is told what it may send", ""
+		why, change = e.preflightWords(x, service)
+		return "preflight", why, change
 	case x.reason != "":
 		why, change = e.denialWords(x, service)
 		return x.reason, why, e.orMend(service, change)
 	case x.forward != nil && service == nil:
 		return "forwarded", "the token handler of Gatepost answers", ""
 	case x.forward != nil:
-		return "forwarded", fmt.Sprintf("the service %q answers", service.GetName()), ""
+		its := "its upstream responds"
+		if len(service.GetUpstreams()) > 1 {
+			its = "its upstreams respond"
+		}
+		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.GetName(), its), ""
 	case isVersion(x.route):
 		return "version", "this path tells which version Envoy serves", ""
 	case x.reply.status == 405:
@@ -145,8 +157,11 @@ func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, c
 		}
 		return fmt.Sprintf("the service %q takes no WebSockets", service.GetName()), fmt.Sprintf("set websocket: true at %s", e.at(service))
 	case "token_missing":
-		return fmt.Sprintf("the service %q needs a token", service.GetName()),
-			fmt.Sprintf("send Authorization: Bearer TOKEN with a token of POST %s, or set authenticate: false at %s", path, e.at(service))
+		why = fmt.Sprintf("the service %q needs a token", service.GetName())
+		if unread := e.unreadTokenOf(x); unread != nil {
+			return why, unread.change(e)
+		}
+		return why, fmt.Sprintf("send Authorization: Bearer TOKEN with a token of POST %s, or set authenticate: false at %s", path, e.at(service))
 	case "token_malformed":
 		return "what Authorization says cannot be a token of this gateway",
 			fmt.Sprintf("send the token by itself or after Bearer, as POST %s gave it", path)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,7 +31,8 @@ func explainCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "explain URL --config FILE",
 		Short: "Say which service and rule take a request, what answer it gets, and why",
-		Long: "Say which service and rule take a request, what answer it gets, and why. URL is a path (/orders/5) or whole.\n" +
+		Long: "Say which service and rule take a request, what answer it gets, and why. URL is a path (/orders/5) or whole; a ws or\n" +
+			"wss URL is the handshake of a WebSocket.\n" +
 			"The gateway on --admin is asked whose the token is that the request shows, and what it serves; it is told the token's\n" +
 			"hash alone. Without --admin that is done where a gateway is there and serves these very definitions. With --redis that\n" +
 			"Redis is asked about the token. Where nobody is asked, what follows in each case is told.",
@@ -178,13 +180,49 @@ func (s *settings) xdsOptions() xds.Options {
 var errHeader = errors.New("reading --header: want 'Name: value'")
 
 // readRequest makes a request of a command line. Of a whole URL the host goes into a header, as clients send it; the
-// path is taken as it is, for it is the path that may be what is asked about.
+// path is taken as it is, for it is the path that may be what is asked about. A ws or wss URL is a WebSocket handshake.
 func readRequest(method, target string, headers []string) (explain.Request, error) {
 	r := explain.Request{Method: method}
-	host := "localhost"
-	if scheme, rest, whole := strings.Cut(target, "://"); whole && !strings.HasPrefix(target, "/") {
-		if !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
-			return r, fmt.Errorf("reading the URL: the scheme %q is not http or https", scheme)
+	scheme, host, target, err := readURL(target)
+	if err != nil {
+		return r, err
+	}
+	r.Target = target
+	for _, h := range headers {
+		name, value, ok := strings.Cut(h, ":")
+		if !ok || name == "" {
+			return r, errHeader
+		}
+		r.Header = append(r.Header, explain.Field{Name: name, Value: strings.TrimSpace(value)})
+	}
+	added := []explain.Field{{Name: "Host", Value: host}}
+	if scheme == "ws" || scheme == "wss" {
+		if method != http.MethodGet {
+			return r, fmt.Errorf("reading the URL: a WebSocket begins with GET, not %s", method)
+		}
+		added = append(added, handshake...)
+	}
+	added = slices.DeleteFunc(added, func(f explain.Field) bool {
+		return slices.ContainsFunc(r.Header, func(given explain.Field) bool { return strings.EqualFold(given.Name, f.Name) })
+	})
+	r.Header = append(added, r.Header...)
+	return r, nil
+}
+
+// handshake are the headers of a WebSocket handshake (RFC 6455 §4.1); the key is that of its example.
+var handshake = []explain.Field{
+	{Name: "Connection", Value: "Upgrade"}, {Name: "Upgrade", Value: "websocket"},
+	{Name: "Sec-WebSocket-Version", Value: "13"}, {Name: "Sec-WebSocket-Key", Value: "dGhlIHNhbXBsZSBub25jZQ=="},
+}
+
+// readURL splits a URL, or a path, into its scheme in lower case, its host and the rest. Of a path the scheme is empty
+// and the host is localhost.
+func readURL(text string) (scheme, host, target string, err error) {
+	host, target = "localhost", text
+	if before, rest, whole := strings.Cut(text, "://"); whole && !strings.HasPrefix(text, "/") {
+		scheme = strings.ToLower(before)
+		if !slices.Contains([]string{"http", "https", "ws", "wss"}, scheme) {
+			return "", "", "", fmt.Errorf("reading the URL: the scheme %q is not http, https, ws or wss", before)
 		}
 		end := strings.IndexAny(rest, "/?#")
 		if end < 0 {
@@ -192,7 +230,7 @@ func readRequest(method, target string, headers []string) (explain.Request, erro
 		}
 		host, target = rest[:end], rest[end:]
 		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.User != nil {
-			return r, errors.New("reading the URL: it has no plain host")
+			return "", "", "", errors.New("reading the URL: it has no plain host")
 		}
 		target, _, _ = strings.Cut(target, "#") // a client keeps it to itself
 		if !strings.HasPrefix(target, "/") {
@@ -200,22 +238,9 @@ func readRequest(method, target string, headers []string) (explain.Request, erro
 		}
 	}
 	if !strings.HasPrefix(target, "/") && target != "*" {
-		return r, errors.New("reading the URL: want a path such as /orders/5, or a whole URL")
+		return "", "", "", errors.New("reading the URL: want a path such as /orders/5, or a whole URL")
 	}
-	r.Target = target
-	hasHost := false
-	for _, h := range headers {
-		name, value, ok := strings.Cut(h, ":")
-		if !ok || name == "" {
-			return r, errHeader
-		}
-		hasHost = hasHost || strings.EqualFold(name, "host")
-		r.Header = append(r.Header, explain.Field{Name: name, Value: strings.TrimSpace(value)})
-	}
-	if !hasHost {
-		r.Header = append([]explain.Field{{Name: "Host", Value: host}}, r.Header...)
-	}
-	return r, nil
+	return scheme, host, target, nil
 }
 
 func writeJSON(w io.Writer, value any) error {

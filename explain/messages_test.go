@@ -1,0 +1,114 @@
+package explain
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+)
+
+// explained returns what is printed about a request.
+func explained(t *testing.T, e *Explainer, line string) string {
+	t.Helper()
+	a, err := e.Explain(t.Context(), asked(line))
+	if err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	var out bytes.Buffer
+	if err := a.Print(&out); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// wants fails the test unless the output has each of the texts, or does not have it if it begins with a !.
+func wants(t *testing.T, what, out string, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		unwanted, not := strings.CutPrefix(text, "!")
+		if strings.Contains(out, unwanted) == not {
+			t.Errorf("%s: want %q in\n%s", what, text, out)
+		}
+	}
+}
+
+// A token that nobody looked up is neither live nor unknown: a method that is not allowed is refused before that.
+func TestNothingIsSaidOfATokenThatWasNotLookedUp(t *testing.T) {
+	sessions := sessions{}
+	alice := sessions.open(t, tokens.FormatUUID, "alice", time.Hour)
+	for _, given := range []string{shop, shop + origins} {
+		e := explainerOf(t, given, sessions)
+		for _, line := range []string{
+			"PROPFIND /orders [Origin: https://shop.example]",
+			"PROPFIND /orders [Origin: https://shop.example] [Authorization: " + alice + "]",
+			"DELETE /orders [Origin: https://shop.example] [Authorization: nonsense]",
+		} {
+			wants(t, line, explained(t, e, line), "answer     405", "!is live", "!the right form")
+		}
+	}
+}
+
+func TestAForwardedRequestSaysWhatWasNotChecked(t *testing.T) {
+	out := explained(t, explainerOf(t, shop, nil), "GET /items")
+	wants(t, "GET /items", out, `the request is sent to the service "items"`, "whether its upstream responds is not checked", "!answers")
+}
+
+func TestAPreflightThatTheBrowserRejects(t *testing.T) {
+	const preflight = "OPTIONS /orders [Origin: https://a.example] [Access-Control-Request-Method: "
+	e := explainerOf(t, shop, nil)
+	for line, texts := range map[string][]string{
+		preflight + "GET]": {"the browser is told what it may send", "!change"},
+		preflight + "GET] [Access-Control-Request-Headers: authorization, Content-Type]": {"the browser is told what it may send", "!change"},
+		preflight + "GET] [Access-Control-Request-Headers: authorization,x-other,x-more]": {
+			"answer     200", "a browser does not send the request: the headers x-other, x-more are not in cors.allow_headers", "add them to cors.allow_headers in gateway.yaml",
+		},
+		preflight + "GET] [Access-Control-Request-Headers: x-other]": {
+			"the header x-other is not in cors.allow_headers", "add it to cors.allow_headers in gateway.yaml",
+		},
+		preflight + "DELETE]": {
+			"a browser does not send the request: DELETE is not allowed here", `add DELETE to allowed_methods of "orders" at gateway.yaml:3`,
+		},
+		preflight + "DELETE] [Access-Control-Request-Headers: x-other]": {"DELETE is not allowed here", "the header x-other is not in cors.allow_headers"},
+		// Browsers send GET, HEAD and POST whatever a preflight says of methods (Fetch standard, CORS-safelisted method).
+		"OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: POST]": {
+			"the browser sends POST all the same, and gets 405", `add POST to allowed_methods of "items" at gateway.yaml:5`,
+		},
+		"OPTIONS /nothing [Origin: https://a.example] [Access-Control-Request-Method: GET]": {"the browser is told what it may send"},
+	} {
+		wants(t, line, explained(t, e, line), texts...)
+	}
+	listed := explainerOf(t, shop+origins, nil)
+	wants(t, "an unlisted origin", explained(t, listed, preflight+"GET] [Access-Control-Request-Headers: x-other]"), "its origin is not on the list")
+}
+
+func TestATokenInASubprotocolThatIsNotRead(t *testing.T) {
+	const token = "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
+	const upgrade = " [Connection: Upgrade] [Upgrade: websocket] [Sec-WebSocket-Protocol: "
+	websocket := strings.Replace(shop, "path: /orders,", "path: /orders, websocket: true,", 1)
+	unset := explainerOf(t, websocket, nil)
+	set := explainerOf(t, strings.Replace(websocket, "tokens: {", "tokens: {subprotocol: my.token, ", 1), nil)
+	for _, c := range []struct {
+		e     *Explainer
+		line  string
+		texts []string
+	}{
+		{unset, "GET /orders" + upgrade + "chat, gatepost.bearer." + token + "]", []string{
+			"answer     401", `a token (09743b17) is offered as a subprotocol after "gatepost.bearer." and is not read: tokens.subprotocol is not set`,
+			"set tokens.subprotocol: gatepost.bearer in gateway.yaml",
+		}},
+		{unset, "GET /live" + upgrade + "gatepost.bearer." + token + "]", []string{
+			"is not read: tokens.subprotocol is not set; the upstream receives it",
+		}},
+		{unset, "GET /orders" + upgrade + token + "]", []string{"is offered as a subprotocol by itself and is not read: tokens.subprotocol is not set"}},
+		{unset, "GET /orders" + upgrade + "chat]", []string{"the request shows none", "!offered"}},
+		{set, "GET /orders" + upgrade + "gatepost.bearer." + token + "]", []string{
+			`is not read: tokens.subprotocol is my.token`, "offer it as my.token.TOKEN",
+		}},
+		{set, "GET /orders" + upgrade + "my.token." + token + "]", []string{"09743b17 has the right form", "!offered"}},
+	} {
+		out := explained(t, c.e, c.line)
+		wants(t, c.line, out, append(c.texts, "!"+token)...)
+	}
+}
