@@ -11,7 +11,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"syscall"
 
 	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
@@ -97,21 +99,45 @@ func hash(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readFile reads the file at path, and not much more than MaxSize of it: the rest would be refused anyway.
+// readFile reads the file at path, and not much more than MaxSize of it: the rest would be refused anyway. It never opens
+// anything but a regular file: opening or reading a named pipe or a device may block for ever.
 func readFile(path string) ([]byte, error) {
-	file, err := os.Open(path)
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, notRegular(path, info.Mode())
+	}
+	// Non-blocking, because the file may have been replaced by a pipe since.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
 	defer file.Close()
-	var text bytes.Buffer
-	if info, err := file.Stat(); err == nil {
-		text.Grow(int(min(info.Size(), MaxSize)) + bytes.MinRead)
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
+	if !info.Mode().IsRegular() {
+		return nil, notRegular(path, info.Mode())
+	}
+	var text bytes.Buffer
+	text.Grow(int(min(info.Size(), MaxSize)) + bytes.MinRead)
 	if _, err := text.ReadFrom(io.LimitReader(file, MaxSize+1)); err != nil {
 		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
 	return text.Bytes(), nil
+}
+
+// notRegular is the error for a path that names something that must not be opened.
+func notRegular(path string, mode fs.FileMode) error {
+	kind := "a device"
+	switch {
+	case mode.IsDir():
+		kind = "a directory"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "a pipe"
+	case mode&fs.ModeSocket != 0:
+		kind = "a socket"
+	}
+	return fmt.Errorf("reading definitions: %s is %s, not a regular file; write the definitions to a file", path, kind)
 }
 
 // servicePlaces returns where each service begins, and the field after them.

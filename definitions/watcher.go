@@ -30,6 +30,8 @@ type WatcherConfig struct {
 	// Settle is how long the file must stay as it is before it counts, for a writer may be in the middle of it.
 	// Default: 100ms.
 	Settle time.Duration
+	// MaxWait bounds Settle: a file that changes all the time is read as it is after this time. Default: 50 × Settle.
+	MaxWait time.Duration
 	// Missing is how long the file may be away, or unreadable, before that is an error. Default: 1s.
 	Missing time.Duration
 	// Log hears that the system reports no changes, so that only the poll is left. Default: none.
@@ -48,6 +50,7 @@ type Watcher struct {
 	seen    string       // the state that was last reported
 	pending string       // a state that is not it, and waits to settle
 	since   time.Time    // since when
+	waiting time.Time    // when the first of the states that have not settled was seen
 	file    os.FileInfo  // the file that was last read; nil: there was none
 	dir     os.FileInfo
 }
@@ -59,6 +62,9 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	}
 	if config.Settle <= 0 {
 		config.Settle = 100 * time.Millisecond
+	}
+	if config.MaxWait <= 0 {
+		config.MaxWait = 50 * config.Settle
 	}
 	if config.Missing <= 0 {
 		config.Missing = time.Second
@@ -82,9 +88,10 @@ func (w *Watcher) Reload() {
 	}
 }
 
-// Run follows the file until ctx ends. It returns when all that it started has ended.
+// Run follows the file until ctx ends. It returns when all that it started has ended, but for a call of the file system
+// that hangs.
 func (w *Watcher) Run(ctx context.Context) {
-	events, rewatch, closeEvents := w.subscribe()
+	events, rewatch, closeEvents := w.subscribe(ctx)
 	defer closeEvents()
 	poll := time.NewTicker(w.config.Poll)
 	defer poll.Stop()
@@ -104,7 +111,7 @@ func (w *Watcher) Run(ctx context.Context) {
 		case <-w.reload:
 			w.look(ctx, true)
 		case <-events: // any event: it may be a link on the way to the file that was swapped
-			if w.pending == "" && w.touched() {
+			if w.pending == "" && w.touched(ctx) {
 				lookIn(w.look(ctx, false))
 			}
 			lookIn(w.config.Settle)
@@ -121,31 +128,30 @@ func (w *Watcher) Run(ctx context.Context) {
 // look reads the file once. What differs from what was last reported is reported when it was the same for long
 // enough, or at once with force. It returns after which time to look again, or 0 for at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
-	w.file, _ = os.Stat(w.config.Path) // an error is that of reading it
-	text, err := readFile(w.config.Path)
-	state := stateOf(text, err)
+	found, ok := await(ctx, func() (r reading) {
+		r.file, _ = os.Stat(w.config.Path) // an error is that of reading it
+		r.text, r.err = readFile(w.config.Path)
+		return r
+	})
+	if !ok {
+		return 0
+	}
+	w.file = found.file
+	state := stateOf(found.text, found.err)
 	if state == w.seen && !force {
 		w.pending = ""
 		return 0
 	}
-	wait := w.config.Settle
-	if err != nil {
-		wait = w.config.Missing
-	}
 	if !force {
-		if state != w.pending {
-			w.pending, w.since = state, time.Now()
-			return wait
-		}
-		if left := wait - time.Since(w.since); left > 0 {
+		if left := w.unsettled(state, found.err != nil, time.Now()); left > 0 {
 			return left
 		}
 	}
 	unchanged := state == w.seen
 	w.seen, w.pending = state, ""
-	var d *Definitions
+	d, err := (*Definitions)(nil), found.err
 	if err == nil {
-		d, err = w.last.Next(w.config.Path, text)
+		d, err = w.last.Next(w.config.Path, found.text)
 	}
 	if err != nil {
 		w.config.OnError(err)
@@ -158,14 +164,51 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	return 0
 }
 
+// reading is what one look at the path found.
+type reading struct {
+	file os.FileInfo // nil: there is none
+	text []byte
+	err  error
+}
+
+// unsettled returns how long a state that was seen now has to wait until it counts; 0 if it counts.
+func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Duration {
+	if w.pending == "" {
+		w.waiting = now
+	}
+	if state != w.pending {
+		w.pending, w.since = state, now
+	}
+	if missing {
+		return w.config.Missing - now.Sub(w.since)
+	}
+	return min(w.config.Settle-now.Sub(w.since), w.config.MaxWait-now.Sub(w.waiting))
+}
+
 // touched says whether there is a file that is another than the one that was last read, or was written to since, by what
 // the system tells of it without its being read.
-func (w *Watcher) touched() bool {
-	now, err := os.Stat(w.config.Path)
-	if err != nil || w.file == nil {
-		return err == nil
+func (w *Watcher) touched(ctx context.Context) bool {
+	now, _ := await(ctx, func() os.FileInfo {
+		info, _ := os.Stat(w.config.Path)
+		return info
+	})
+	if now == nil || w.file == nil {
+		return now != nil
 	}
 	return !os.SameFile(now, w.file) || now.Size() != w.file.Size() || !now.ModTime().Equal(w.file.ModTime())
+}
+
+// await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned: a
+// file system that hangs (a network mount without its server) does not keep the process from ending.
+func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
+	done := make(chan T, 1)
+	go func() { done <- f() }()
+	select {
+	case result = <-done:
+		return result, true
+	case <-ctx.Done():
+		return result, false
+	}
 }
 
 // stateOf names what was found at the path: some content, or none and why.
@@ -178,14 +221,16 @@ func stateOf(text []byte, err error) string {
 
 // subscribe asks the system to report changes in the file's directory. Where it does not, the poll has to do.
 // rewatch is to be called now and then: it asks again after the directory itself was replaced.
-func (w *Watcher) subscribe() (events <-chan struct{}, rewatch, closeEvents func()) {
+func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatch, closeEvents func()) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		w.config.Log.Warn("following definitions by reading them alone", "poll", w.config.Poll, "error", err)
 		return nil, func() {}, func() {}
 	}
 	dir := filepath.Dir(w.config.Path)
-	rewatch = func() { w.watchDir(watcher, dir) }
+	rewatch = func() {
+		await(ctx, func() struct{} { w.watchDir(watcher, dir); return struct{}{} })
+	}
 	rewatch()
 
 	changed, done := make(chan struct{}, 1), make(chan struct{})
