@@ -20,6 +20,7 @@ import (
 	"gatepost/envoy"
 	"gatepost/explain"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/redisstore"
 	"gatepost/xds"
@@ -72,11 +73,11 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	}
 	var sessions authz.Sessions
 	if s.redis != "" {
-		options, err := redisstore.ParseURL(s.redis)
+		options, err := redisconn.ParseURL(s.redis)
 		if err != nil {
 			return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
 		}
-		store := redisstore.Open(options)
+		store := redisstore.New(redisconn.Open(options))
 		defer store.Close()
 		sessions = tokens.LookupFunc(store.Lookup)
 	}

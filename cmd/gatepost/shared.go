@@ -13,7 +13,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
 	"gatepost/proven"
-	"gatepost/tokens/redisstore"
+	"gatepost/redisconn"
 )
 
 // configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
@@ -27,11 +27,11 @@ func (s *settings) openRevisions() (store *revisions.Store, closeStore func() er
 	if s.redis == "" {
 		return nil, nil, usageError{errors.New("no Redis: give --redis URL or set GATEPOST_REDIS")}
 	}
-	options, err := redisstore.ParseURL(s.redis)
+	options, err := redisconn.ParseURL(s.redis)
 	if err != nil {
 		return nil, nil, usageError{fmt.Errorf("reading --redis: %w", err)}
 	}
-	client := redisstore.Open(options).Client()
+	client := redisconn.Open(options).Client()
 	return revisions.New(client), client.Close, nil
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
 	"gatepost/tokens/cache"
@@ -49,22 +50,23 @@ func openEmbedded(s *settings, logger *slog.Logger, registry prometheus.Register
 }
 
 func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
-	options, err := redisstore.ParseURL(s.redis)
+	options, err := redisconn.ParseURL(s.redis)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
 	}
-	store := redisstore.Open(options)
+	conn := redisconn.Open(options)
+	store := redisstore.New(conn)
 	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
 	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
 	// that any of them may accept a token from memory.
 	var tracker cache.Tracker = cache.Outside{}
 	if s.cache == "on" {
-		if tracker, err = cache.Track(store.Client(), cache.RedisConfig{Sentinels: store, Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
+		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
 		}
 	}
-	warn(ctx, store, logger)
-	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: store.Client()}, registry)
+	warn(ctx, conn, logger)
+	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: conn.Client()}, registry)
 	if err != nil {
 		return nil, err
 	}
@@ -87,10 +89,10 @@ func withCache(store tokens.Store, name string, tracker cache.Tracker, shared sh
 }
 
 // warn says what about Redis' settings breaks a promise sooner or later.
-func warn(ctx context.Context, store *redisstore.Store, logger *slog.Logger) {
+func warn(ctx context.Context, conn *redisconn.Conn, logger *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, warnTimeout)
 	defer cancel()
-	warnings, err := store.Check(ctx)
+	warnings, err := conn.Check(ctx)
 	if err != nil {
 		logger.Warn("Redis' settings could not be looked at", "error", err)
 	}

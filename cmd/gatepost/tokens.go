@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gatepost/admin"
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/redisstore"
@@ -169,11 +170,11 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 	if s.redis == "" {
 		return do(ctx, sessionsOfGateway{s})
 	}
-	options, err := redisstore.ParseURL(s.redis)
+	options, err := redisconn.ParseURL(s.redis)
 	if err != nil {
 		return usageError{fmt.Errorf("reading --redis: %w", err)}
 	}
-	redis := redisstore.Open(options)
+	redis := redisstore.New(redisconn.Open(options))
 	store, err := cache.New(redis, cache.Outside{}, cache.Config{})
 	if err != nil {
 		return fmt.Errorf("opening the token store: %w", err)

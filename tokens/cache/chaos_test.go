@@ -13,6 +13,7 @@ import (
 
 	"gatepost/tokens"
 	"gatepost/tokens/faultproxy"
+	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 )
 
@@ -120,7 +121,7 @@ func TestThePromiseUnderFaults(t *testing.T) {
 	for range 2 {
 		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 		proxies = append(proxies, data, tracking)
-		g := openStore(t, realStore(t, "redis://"+data.Addr), client(t, tracking.Addr), Config{}, RedisConfig{})
+		g := openStore(t, redisstore.New(realConn(t, "redis://"+data.Addr)), client(t, tracking.Addr), Config{}, RedisConfig{})
 		g.awaitHeld()
 		gateways = append(gateways, g)
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
@@ -158,21 +159,21 @@ func client(t testing.TB, addr string) *redis.Client {
 	return c
 }
 
-// realStore is the store as users run it.
-func realStore(t testing.TB, url string) *redisstore.Store {
+// realConn is a connection as users configure it. The store that is made with it closes it.
+func realConn(t testing.TB, url string) *redisconn.Conn {
 	t.Helper()
-	options, err := redisstore.ParseURL(url)
+	options, err := redisconn.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return redisstore.Open(options)
+	return redisconn.Open(options)
 }
 
 // openReal starts a gateway as users run it, on a store that it closes.
 func openReal(t testing.TB, url string) *gateway {
 	t.Helper()
-	store := realStore(t, url)
-	return openStore(t, store, store.Client(), Config{}, RedisConfig{Sentinels: store})
+	conn := realConn(t, url)
+	return openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: conn})
 }
 
 // start starts a gateway and waits until it holds its lease.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 )
 
@@ -149,9 +150,9 @@ func TestNobodyListensToAMasterThatWasReplaced(t *testing.T) {
 // What some Sentinel says may be old. Until all that answer say the same, or where none does, look-ups ask the store.
 func TestThereIsNoLeaseWhileTheSentinelsDoNotNameOneMaster(t *testing.T) {
 	master, _, sentinel := startReplicated(t)
-	store := realStore(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
-	sentinels := &sentinelsThatSay{Sentinels: store}
-	g := openStore(t, store, store.Client(), Config{}, RedisConfig{Sentinels: sentinels})
+	conn := realConn(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
+	sentinels := &sentinelsThatSay{Sentinels: conn}
+	g := openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
 	g.awaitHeld()
 	s := g.create("ann")
 	for _, said := range [][]string{{master.Addr, "127.0.0.1:1"}, {"127.0.0.1:1"}, {}} {

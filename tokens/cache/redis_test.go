@@ -12,6 +12,7 @@ import (
 
 	"gatepost/tokens"
 	"gatepost/tokens/faultproxy"
+	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 	"gatepost/tokens/storetest"
 
@@ -22,8 +23,8 @@ func TestACacheOnRedisIsATokenStore(t *testing.T) {
 	server := redistest.Start(t)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
-		store := realStore(t, server.URL())
-		g := openStore(t, store, store.Client(), Config{}, RedisConfig{Lease: 200 * time.Millisecond})
+		conn := realConn(t, server.URL())
+		g := openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Lease: 200 * time.Millisecond})
 		g.awaitHeld()
 		return settled{g}
 	})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"testing"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
 	"gatepost/tokens/redisstore"
@@ -21,11 +22,11 @@ func TestALifeOfTokensInTheRealStores(t *testing.T) {
 			return store
 		},
 		"Redis": func(t *testing.T) tokens.Store {
-			options, err := redisstore.ParseURL(redistest.Start(t).URL())
+			options, err := redisconn.ParseURL(redistest.Start(t).URL())
 			if err != nil {
 				t.Fatal(err)
 			}
-			return redisstore.Open(options)
+			return redisstore.New(redisconn.Open(options))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"time"
 
+	"gatepost/redisconn"
+
 	"github.com/redis/go-redis/v9"
 )
 
@@ -102,7 +104,7 @@ func (c *convoy) next() []*passenger {
 
 // send sends one pipeline. The deadlines of those in it are not its own: who cannot wait any longer has gone by then.
 func (c *convoy) send(together []*passenger) {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), redisconn.CallTimeout)
 	defer cancel()
 	pipe := c.client.Pipeline()
 	for _, p := range together {

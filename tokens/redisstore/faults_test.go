@@ -7,10 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
@@ -43,7 +46,13 @@ func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(cont
 		"revoke user":    func(ctx context.Context) error { _, err := s.RevokeUser(ctx, "ann"); return err },
 		"touch":          func(ctx context.Context) error { return s.Touch(ctx, session.Holder(), time.Now(), "192.0.2.1") },
 		"ping":           s.Ping,
-		"check":          func(ctx context.Context) error { _, err := s.Check(ctx); return err },
+		"check": func(ctx context.Context) error { // of the connection, which knows no errors of tokens
+			_, err := s.conn.Check(ctx)
+			if err != nil {
+				err = unavailable(ctx, "checking", err)
+			}
+			return err
+		},
 	}
 }
 
@@ -479,7 +488,7 @@ func TestUserWithFewPermissionsIsEnough(t *testing.T) {
 	})
 	s := mustOpen(t, "redis://gatepost:secret@"+server.Addr)
 	defer s.Close()
-	if warnings, err := s.Check(t.Context()); err != nil || len(warnings) != 1 {
+	if warnings, err := s.conn.Check(t.Context()); err != nil || len(warnings) != 1 {
 		t.Errorf("%v, %v", warnings, err)
 	}
 	server.Do("ACL", "SETUSER", "gatepost", "&gatepost:gateway*", "+publish", "+subscribe")
@@ -496,18 +505,18 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	s := mustOpen(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	defer s.Close()
 	session := create(t, s, "ann")
-	if addrs, err := s.Masters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
+	if addrs, err := s.conn.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Fatalf("masters %v, %v", addrs, err)
 	}
 	// The second Sentinel is not there: who answers counts.
 	two := mustOpen(t, "redis://"+sentinel.Addr+","+redistest.FreeAddr(t)+"?sentinel=mymaster")
 	defer two.Close()
-	if addrs, err := two.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
+	if addrs, err := two.conn.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Errorf("named %v, %v", addrs, err)
 	}
 	none := mustOpen(t, "redis://"+redistest.FreeAddr(t)+"?sentinel=mymaster")
 	defer none.Close()
-	if addrs, err := none.NamedMasters(t.Context()); !errors.Is(err, tokens.ErrUnavailable) {
+	if addrs, err := none.conn.NamedMasters(t.Context()); err == nil {
 		t.Errorf("nobody named %v, %v", addrs, err)
 	}
 	redistest.Eventually(t, "the session reaches the replica", func() bool {
@@ -515,7 +524,7 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 	})
 	master.Kill()
 	redistest.Eventually(t, "the replica is the master", func() bool {
-		addrs, err := s.Masters(t.Context())
+		addrs, err := s.conn.NamedMasters(t.Context())
 		return err == nil && addrs[0] == replica.Addr
 	})
 	redistest.Eventually(t, "the store asks the new master", func() bool {
@@ -536,11 +545,20 @@ func TestMastersOfACluster(t *testing.T) {
 	for _, node := range nodes {
 		want = append(want, node.Addr)
 	}
-	addrs, err := s.Masters(t.Context())
-	if err != nil || strings.Join(addrs, " ") != strings.Join(sortedSet(want), " ") {
+	var mu sync.Mutex
+	addrs := []string{}
+	err := s.conn.EachMaster(t.Context(), func(_ context.Context, node *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		addrs = append(addrs, node.Options().Addr)
+		return nil
+	})
+	slices.Sort(addrs)
+	slices.Sort(want)
+	if err != nil || !slices.Equal(addrs, want) {
 		t.Errorf("masters %v, %v; not %v", addrs, err, want)
 	}
-	if _, err := s.Check(t.Context()); err != nil {
+	if _, err := s.conn.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
 	session := create(t, s, "ann")
@@ -550,46 +568,6 @@ func TestMastersOfACluster(t *testing.T) {
 	}
 	if _, err := s.Lookup(t.Context(), session.Hash); err != nil && !errors.Is(err, tokens.ErrUnavailable) {
 		t.Errorf("lookup with a master down: %v", err)
-	}
-}
-
-func TestCheckNamesWhatIsWrongAndTheRemedy(t *testing.T) {
-	server := redistest.Start(t)
-	s := open(t, server)
-	names := func() (all []string) {
-		warnings, err := s.Check(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, w := range warnings {
-			all = append(all, w.Name)
-			if !strings.Contains(w.Text, server.Addr) || !strings.Contains(w.Text, ": ") {
-				t.Errorf("%s: %s", w.Name, w.Text)
-			}
-		}
-		return all
-	}
-	if got := fmt.Sprint(names()); got != "[persistence]" {
-		t.Errorf("warned of %s", got)
-	}
-	server.Do("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-	if got := fmt.Sprint(names()); got != "[eviction persistence]" {
-		t.Errorf("warned of %s", got)
-	}
-	server.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
-	server.Do("CONFIG", "SET", "appendonly", "yes")
-	if got := names(); len(got) != 0 {
-		t.Errorf("a sound Redis is warned of: %v", got)
-	}
-	for info, want := range map[string]string{
-		"":                                  "unchecked",
-		"redis_version:5.0.14\r\n":          "version",
-		"redis_version:2.8.1\r\nrole:slave": "replica",
-		"redis_version:x\r\n":               "version",
-	} {
-		if got := fmt.Sprint(judge("r:1", info)); !strings.Contains(got, want+": ") {
-			t.Errorf("INFO %q: %s", info, got)
-		}
 	}
 }
 

@@ -26,7 +26,7 @@
 // has.
 //
 // Where Redis' memory is full, nothing new is kept, and sessions can be looked up and ended still, from Redis 7 on.
-// Redis must not evict keys, and must keep what it acknowledges: [Store.Check] tells. A user of Redis' ACL needs
+// Redis must not evict keys, and must keep what it acknowledges: [redisconn.Conn.Check] warns if it does not. A user of Redis' ACL needs
 // ~gatepost:* and +@connection +get +set +del +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount
 // +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too. Notices of revokes need
 // &gatepost:gateway* +publish +subscribe, as package cache does.
@@ -40,9 +40,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 
 	"github.com/redis/go-redis/v9"
@@ -62,12 +62,9 @@ const chunk = 500
 // Store is a [tokens.Store] in Redis. Each of its calls ends within 1.5 seconds, or by the context's deadline
 // where that is earlier, however Redis fails.
 type Store struct {
-	options *Options
-	client  redis.UniversalClient
-	logins  *convoy // of a single server
-
-	sentinelsOnce sync.Once
-	sentinels     []*redis.SentinelClient // in the order of options.hosts; made when they are first asked
+	conn   *redisconn.Conn
+	client redis.UniversalClient // of conn
+	logins *convoy               // of a single server
 }
 
 var (
@@ -75,11 +72,9 @@ var (
 	_ tokens.Toucher = (*Store)(nil)
 )
 
-// Open returns a store in the Redis that options name. It connects when it is first asked, so a Redis that is
-// down now is no error.
-func Open(options *Options) *Store {
-	client := newClient(options)
-	return &Store{options: options, client: client, logins: newConvoy(client)}
+// New returns a store in the Redis of conn. [Store.Close] closes conn.
+func New(conn *redisconn.Conn) *Store {
+	return &Store{conn: conn, client: conn.Client(), logins: newConvoy(conn.Client())}
 }
 
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
@@ -96,7 +91,7 @@ func milliseconds(d time.Duration) int64 {
 
 // Create implements [tokens.Store].
 func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(session)
 	if err != nil {
@@ -105,7 +100,7 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	if !session.Live(time.Now()) {
 		return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
 	}
-	if s.options.cluster {
+	if s.conn.IsCluster() {
 		return s.createApart(ctx, session, record, limit)
 	}
 	// One server: an end comes before the login as a whole or after it.
@@ -167,7 +162,7 @@ func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 
 // Lookup implements [tokens.Store].
 func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	session, retired, _, err := s.read(ctx, h)
 	if err != nil {
@@ -197,7 +192,7 @@ func (s *Store) read(ctx context.Context, h tokens.Hash) (session *tokens.Sessio
 // that only one caller can make; so an end that comes at any time finds both in the index, and a failure before
 // that step leaves the old token as it was.
 func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(next)
 	if err != nil {
@@ -265,7 +260,7 @@ func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
 
 // Revoke implements [tokens.Store]. What is no record of the token is deleted too.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	session, retired, _, err := s.read(ctx, h)
 	if errors.Is(err, tokens.ErrUnknown) {
@@ -290,7 +285,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 
 // Sessions implements [tokens.Store].
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	members, err := s.client.ZRange(ctx, userKey(user), 0, -1).Result()
 	if err != nil {
@@ -348,7 +343,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 
 // RevokeSession implements [tokens.Store].
 func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	index := userKey(user)
 	if user == "" {
@@ -373,14 +368,14 @@ func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
 
 // RevokeUser implements [tokens.Store].
 func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	return s.end(ctx, userKey(user), "")
 }
 
 // Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
 func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
 	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()
 	if err != nil {
@@ -391,38 +386,23 @@ func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, addre
 
 // Ping implements [tokens.Store]. In a Cluster it asks every master: each holds tokens.
 func (s *Store) Ping(ctx context.Context) error {
-	ctx, cancel := bounded(ctx)
+	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
-	err := s.eachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
+	err := s.conn.EachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
 	if err != nil {
 		return unavailable(ctx, "asking Redis whether it is there", err)
 	}
 	return nil
 }
 
-// eachMaster calls ask for each server that holds tokens, one after another or at once.
-func (s *Store) eachMaster(ctx context.Context, ask func(context.Context, *redis.Client) error) error {
-	switch client := s.client.(type) {
-	case *redis.ClusterClient:
-		return client.ForEachMaster(ctx, ask)
-	case *redis.Client:
-		return ask(ctx, client)
-	}
-	return fmt.Errorf("no way to ask a %T", s.client)
-}
-
 // Close implements [tokens.Store].
-func (s *Store) Close() error {
-	errs := []error{s.client.Close()}
-	s.sentinelsOnce.Do(func() {}) // none is made any more
-	for _, sentinel := range s.sentinels {
-		errs = append(errs, sentinel.Close())
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("closing Redis connections: %v", err)
-	}
-	return nil
-}
+func (s *Store) Close() error { return s.conn.Close() }
+
+// once is a command that is sent to Redis at most once. A command whose reply was lost may have been carried out,
+// or may be yet: carried out a second time, later, it could bring back what was revoked in between.
+type once struct{ *redis.Cmd }
+
+func (once) NoRetry() bool { return true }
 
 func isNil(err error) bool { return errors.Is(err, redis.Nil) }
 
@@ -442,11 +422,6 @@ func newestFirst(sessions []*tokens.Session) []*tokens.Session {
 		return cmp.Or(b.Issued.Compare(a.Issued), cmp.Compare(a.ID, b.ID), b.Expires.Compare(a.Expires))
 	})
 	return slices.CompactFunc(sessions, func(a, b *tokens.Session) bool { return a.ID == b.ID })
-}
-
-func sortedSet(names []string) []string {
-	slices.Sort(names)
-	return slices.Compact(names)
 }
 
 // untilPositive is the time until then, as a lifetime that Redis takes.

@@ -1,12 +1,11 @@
 package redisstore
 
 import (
-	"context"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
 	"gatepost/tokens/storetest"
@@ -16,11 +15,11 @@ func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 func mustOpen(t testing.TB, url string) *Store {
 	t.Helper()
-	options, err := ParseURL(url)
+	options, err := redisconn.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Open(options)
+	return New(redisconn.Open(options))
 }
 
 // permissions are those of the package comment, which is read here, so that it is true.
@@ -57,25 +56,4 @@ func TestRedisClusterIsATokenStore(t *testing.T) {
 		}
 		return mustOpen(t, "redis://"+nodes[0].Addr+","+nodes[1].Addr+"/?cluster=true")
 	})
-}
-
-// A call has no more time than its own, and no more than the caller's.
-func TestACallIsBoundedByTheEarlierDeadline(t *testing.T) {
-	for _, left := range []time.Duration{0, callTimeout / 2, 2 * callTimeout, -1} {
-		caller, cancel := t.Context(), context.CancelFunc(func() {})
-		if left >= 0 {
-			caller, cancel = context.WithTimeout(caller, left)
-		}
-		before := time.Now()
-		call, done := bounded(caller)
-		end, bound := call.Deadline()
-		if !bound || end.After(time.Now().Add(callTimeout)) {
-			t.Errorf("with %v left a call may take until %v, from %v", left, end, before)
-		}
-		if theirs, ok := caller.Deadline(); ok && (end.After(theirs) || left < callTimeout && call != caller) {
-			t.Errorf("with %v left a call may take until %v, its caller until %v", left, end, theirs)
-		}
-		done()
-		cancel()
-	}
 }

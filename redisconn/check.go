@@ -1,4 +1,4 @@
-package redisstore
+package redisconn
 
 import (
 	"context"
@@ -10,27 +10,27 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Warning is something about a Redis that breaks a promise of the token store, sooner or later.
+// Warning is a setting of a Redis that breaks a promise of Gatepost, sooner or later.
 type Warning struct {
 	// Name is one word for it: version, eviction, persistence, replica, or unchecked.
 	Name string
-	// Text says which server it is, what is wrong, what that leads to and what to do.
+	// Text names the server, the setting, its consequence and the remedy.
 	Text string
 }
 
 func (w Warning) String() string { return w.Name + ": " + w.Text }
 
-// oldest is the first major version of Redis that tells its clients of changes (CLIENT TRACKING).
+// oldest is the first major version of Redis with CLIENT TRACKING, which reports changed keys to clients.
 const oldest = 6
 
-// Check looks at the settings of each server that holds tokens, and returns what is wrong with them, sorted by server.
-// It is for the start: where Redis is out of reach it returns [tokens.ErrUnavailable], and nothing else depends on it.
-func (s *Store) Check(ctx context.Context) ([]Warning, error) {
-	ctx, cancel := bounded(ctx)
+// Check reads the settings of each server that holds keys and returns a warning for each bad one, sorted by server.
+// It is called at the start. An error means that the settings could not be read; nothing else depends on them.
+func (c *Conn) Check(ctx context.Context) ([]Warning, error) {
+	ctx, cancel := Bound(ctx)
 	defer cancel()
 	var mu sync.Mutex
 	found := map[string][]Warning{}
-	err := s.eachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
+	err := c.EachMaster(ctx, func(ctx context.Context, node *redis.Client) error {
 		addr := node.Options().Addr
 		info, err := node.Info(ctx).Result()
 		if err != nil && strings.HasPrefix(err.Error(), "NOPERM") {
@@ -38,11 +38,11 @@ func (s *Store) Check(ctx context.Context) ([]Warning, error) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		found[addr] = judge(addr, info)
+		found[addr] = warningsFor(addr, info)
 		return err
 	})
 	if err != nil {
-		return nil, unavailable(ctx, "checking the settings of Redis", err)
+		return nil, fmt.Errorf("checking the settings of Redis: %w", err)
 	}
 	var warnings []Warning
 	addrs := []string{}
@@ -55,8 +55,8 @@ func (s *Store) Check(ctx context.Context) ([]Warning, error) {
 	return warnings, nil
 }
 
-// judge decides what is wrong with the server that gave this answer to INFO; none where it gave none.
-func judge(addr, info string) []Warning {
+// warningsFor returns the warnings for a server by its reply to INFO. If the reply is empty, INFO was not permitted.
+func warningsFor(addr, info string) []Warning {
 	has := fields(info)
 	if len(has) == 0 {
 		return []Warning{{"unchecked", fmt.Sprintf("Redis %s does not let this user run INFO, so its settings are not checked: "+
@@ -69,7 +69,7 @@ func judge(addr, info string) []Warning {
 	version := has["redis_version"]
 	major, _, _ := strings.Cut(version, ".")
 	if n, err := strconv.Atoi(major); err != nil || n < oldest {
-		warn("version", "is version %s, which cannot tell its clients of revoked tokens: use %d.0 or newer, or run with --cache=off", version, oldest)
+		warn("version", "is version %s, which cannot report revoked tokens to its clients: use %d.0 or newer, or run with --cache=off", version, oldest)
 	}
 	if policy := has["maxmemory_policy"]; policy != "" && policy != "noeviction" {
 		warn("eviction", "has maxmemory-policy %s: short of memory it drops sessions, and users are logged out without a trace: "+

@@ -1,0 +1,97 @@
+// Package redisconn decides how Redis is reached: the URL, TLS, Sentinel or Cluster, the time limits of a call, and
+// which settings of a server break a promise of Gatepost. The token store, the shield, the cache's tracking and the
+// definitions in Redis take their connection from here.
+package redisconn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// CallTimeout limits one call: all commands and retries of one operation. A caller's earlier deadline counts.
+const CallTimeout = 1500 * time.Millisecond
+
+// Bound returns ctx limited to [CallTimeout]. If the caller leaves less time, it returns ctx itself: a second, later
+// deadline would decide nothing and cost half a kilobyte of garbage per look-up.
+func Bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) <= CallTimeout {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, CallTimeout)
+}
+
+// Conn is a pool of connections to one Redis: a server, the master behind Sentinels, or a Cluster. Its methods may be
+// called from many goroutines at once.
+type Conn struct {
+	options *Options
+	client  redis.UniversalClient
+
+	sentinelsOnce sync.Once
+	sentinels     []*redis.SentinelClient // in the order of options.hosts; made on first use
+}
+
+// Open returns a pool for the Redis that options name. It connects on first use, so a Redis that is down is no error.
+func Open(options *Options) *Conn {
+	return &Conn{options: options, client: newClient(options)}
+}
+
+// Client returns the client of the pool. [Conn.Close] closes it.
+func (c *Conn) Client() redis.UniversalClient { return c.client }
+
+// IsCluster reports whether the keys are spread over the masters of a Redis Cluster.
+func (c *Conn) IsCluster() bool { return c.options.cluster }
+
+// NodeOptions returns the options for a client of the single node at addr. User, password, database, TLS and time
+// limits are set; everything else is the caller's to set.
+func (c *Conn) NodeOptions(addr string) *redis.Options {
+	o := c.options
+	return &redis.Options{
+		Addr:                     addr,
+		DB:                       o.db,
+		Username:                 o.user,
+		Password:                 o.password.reveal(),
+		TLSConfig:                o.tls,
+		DialTimeout:              dialTimeout,
+		ReadTimeout:              replyTimeout,
+		WriteTimeout:             replyTimeout,
+		ContextTimeoutEnabled:    true,
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	}
+}
+
+// Dial opens a connection to the node at addr, for callers that speak the protocol themselves.
+func (c *Conn) Dial(ctx context.Context, addr string) (net.Conn, error) {
+	return dialer(c.options.tls)(ctx, "tcp", addr)
+}
+
+// EachMaster calls do with a client for each server that holds keys: in a Cluster all masters, concurrently.
+func (c *Conn) EachMaster(ctx context.Context, do func(context.Context, *redis.Client) error) error {
+	switch client := c.client.(type) {
+	case *redis.ClusterClient:
+		return client.ForEachMaster(ctx, do)
+	case *redis.Client:
+		return do(ctx, client)
+	}
+	return fmt.Errorf("calling each master: unexpected client %T", c.client)
+}
+
+// Close closes all connections of the pool.
+func (c *Conn) Close() error {
+	errs := []error{c.client.Close()}
+	c.sentinelsOnce.Do(func() {}) // no Sentinel client is made any more
+	for _, sentinel := range c.sentinels {
+		errs = append(errs, sentinel.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("closing Redis connections: %w", err)
+	}
+	return nil
+}
