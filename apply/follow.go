@@ -35,6 +35,7 @@ func (a *Applier) follow(ctx context.Context) {
 		changed := a.prover.Changed()
 		a.Settle()
 		a.fallBack()
+		a.retryForgotten(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -103,6 +104,16 @@ func (a *Applier) fallBack() {
 	}
 	a.failed, a.rejectedLast = why, rejected
 	a.config.Log.Warn("serving the definitions that were last proven", "source", kept.Name, "error", why)
+}
+
+// retryForgotten applies again what was rejected if the control plane has forgotten the rejection: who sent it is gone.
+func (a *Applier) retryForgotten(ctx context.Context) {
+	a.mu.Lock()
+	again := a.rejectedLast
+	a.mu.Unlock()
+	if again != nil && !a.config.Control.Rejects(again.version) {
+		a.Changed(ctx, again.definitions)
+	}
 }
 
 // rejectedAtStart returns what the gateway started with and why an Envoy has rejected it, or nil and nil if it has

@@ -55,15 +55,8 @@ func (a *Applier) isCurrent() bool {
 	return a.Loaded(context.Background()) == nil && a.Degraded() == ""
 }
 
-// Acked returns nil where an Envoy that is connected has acknowledged a configuration in full.
-func (a *Applier) Acked(context.Context) error {
-	for _, one := range a.config.Control.Status().Envoys {
-		if one.Acked != "" {
-			return nil
-		}
-	}
-	return errors.New("no connected Envoy has acknowledged a configuration yet")
-}
+// Acked returns nil if an Envoy that counts has acknowledged a configuration in full.
+func (a *Applier) Acked(context.Context) error { return a.prover.Status().Missing() }
 
 // listen is where Envoys take requests, by the newest definitions.
 func (a *Applier) listen() string {

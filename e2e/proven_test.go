@@ -131,10 +131,38 @@ func acknowledging(t *testing.T, addr, node string) {
 	})
 }
 
-func TestAnEnvoyThatCannotBeAskedIsAcknowledgedAndNoMore(t *testing.T) {
+// Whoever reaches --grpc can acknowledge; over TCP nothing else says that an Envoy serves anything.
+func TestAnAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
 	g := prepareServed(t, "services: []\n", setup{}, overTCP)
 	g.Run()
 	envoytest.Eventually(t, "gatepost to listen", func() bool { return envoytest.Accepts(g.GRPC) })
+	acknowledging(t, g.GRPC, "stranger")
+	envoytest.Eventually(t, "it to be told that the stranger cannot be asked", func() bool {
+		return len(lines(g.Log(), `"level":"WARN"`, "cannot be asked", "stranger", "does not count")) == 1
+	})
+	out, code := gatepost(t, os.Environ(), "health", "--admin", g.Admin)
+	if code != 1 || len(lines(out, `"envoy"`, "Envoy stranger has acknowledged", "connection refused")) == 0 {
+		t.Errorf("gatepost health exits %d and says:\n%s", code, out)
+	}
+	if text := g.kept(); text != "" || len(lines(g.Log(), `"msg":"applied"`)) != 0 {
+		t.Errorf("the definitions count as applied; kept are %q", text)
+	}
+
+	g.StartEnvoy(envoytest.Options{})
+	g.AwaitReady()
+	envoytest.Eventually(t, "the definitions to be proven", func() bool { return g.kept() != "" })
+}
+
+func TestAnEnvoyThatCannotBeAskedIsAcknowledgedAndNoMore(t *testing.T) {
+	g := prepareServed(t, "services: []\n", setup{}, overSockets)
+	g.Run()
+	envoytest.Eventually(t, "gatepost to listen", func() bool {
+		conn, err := net.Dial("unix", strings.TrimPrefix(g.GRPC, "unix:"))
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
 	acknowledging(t, g.GRPC, "behind-a-wall")
 	g.AwaitReady()
 	if text := g.kept(); text != "" {

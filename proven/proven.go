@@ -2,12 +2,15 @@
 // acknowledgement says that Envoy's main thread has taken it; so each Envoy is also asked, as a client would ask
 // it, for the version that answers at xds.VersionPath.
 //
-// An Envoy that gatepost cannot reach, because it is behind a proxy or a firewall or listens on another machine's
-// loopback, cannot be asked. Nothing waits for it: its acknowledgement stands, and the status says that it is no more.
+// An Envoy that Gatepost cannot reach, because it is behind a proxy or a firewall or listens on another machine's
+// loopback, cannot be asked. If it is connected by a Unix socket or a client certificate, its acknowledgement stands, and
+// the status says that it is no more. Any other peer that has only acknowledged may be anybody and does not count.
 package proven
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -109,21 +112,46 @@ func New(config Config) *Prover {
 	return &Prover{config: config, answers: map[stream]*answers{}, changed: make(chan struct{})}
 }
 
-// Applied says whether what is published is what every connected Envoy serves, as far as each can be asked: all of
+// Counts reports whether the i-th Envoy has a say: it has acknowledged a configuration, and it is trusted or has
+// answered. An acknowledgement alone may come from anybody who can connect.
+func (s Status) Counts(i int) bool {
+	return s.Envoys[i].Acked != "" && (s.Envoys[i].Trusted || s.Answers[i].Serving != "")
+}
+
+// Missing returns nil if an Envoy that counts is connected, else what is missing.
+func (s Status) Missing() error {
+	missing := errNoEnvoy
+	for i, e := range s.Envoys {
+		switch {
+		case s.Counts(i):
+			return nil
+		case e.Nack != nil:
+			missing = fmt.Errorf("Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
+		case e.Acked != "" && s.Answers[i].Doubt != "":
+			missing = fmt.Errorf("Envoy %s has acknowledged a configuration, but that it serves it cannot be verified: %s; "+
+				"let Gatepost reach its listener, or connect it by a Unix socket or with a client certificate", e.Node, s.Answers[i].Doubt)
+		}
+	}
+	return missing
+}
+
+var errNoEnvoy = errors.New("no connected Envoy has acknowledged a configuration yet")
+
+// Applied reports whether what is published is what every Envoy that counts serves, as far as each can be asked: all of
 // them, and at least one, have acknowledged it in full, and none that can be asked answers with anything else.
 func (s Status) Applied() bool {
 	for i, e := range s.Envoys {
-		if s.Version == "" || e.Acked != s.Version || s.Answers[i].waitedFor {
+		if s.Counts(i) && (e.Acked != s.Version || s.Answers[i].waitedFor) {
 			return false
 		}
 	}
-	return len(s.Envoys) > 0
+	return s.Version != "" && s.Missing() == nil
 }
 
-// Answered says whether it is Applied, and every connected Envoy has been asked and has answered with it.
+// Answered reports whether it is Applied, and every Envoy that counts has been asked and has answered with it.
 func (s Status) Answered() bool {
-	for _, a := range s.Answers {
-		if !a.Proven {
+	for i, a := range s.Answers {
+		if s.Counts(i) && !a.Proven {
 			return false
 		}
 	}
@@ -257,8 +285,11 @@ func (p *Prover) tell(e xds.EnvoyStatus, a *answers) {
 	}
 	a.told = true
 	text := "an Envoy does not serve the version that it has acknowledged"
-	if a.silent {
+	switch {
+	case a.silent && e.Trusted:
 		text = "an Envoy cannot be asked which version it serves; its acknowledgement has to do"
+	case a.silent:
+		text = "an Envoy cannot be asked which version it serves, and it is connected by TCP without a client certificate; it does not count"
 	}
 	p.config.Log.Warn(text, "node", e.Node, "address", e.Address, "acked", e.Acked, "why", a.doubt)
 }

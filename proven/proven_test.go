@@ -25,6 +25,7 @@ type control struct {
 	mu      sync.Mutex
 	status  xds.Status
 	changed chan struct{}
+	trusted bool
 }
 
 func (c *control) Status() xds.Status {
@@ -39,6 +40,13 @@ func (c *control) Changed() <-chan struct{} {
 	return c.changed
 }
 
+// trust makes the Envoys of all that is published from now on trusted ones.
+func (c *control) trust() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.trusted = true
+}
+
 // publishes has a version published, while the Envoys of these nodes have acknowledged another or the same.
 func (c *control) publishes(version, acked string, nodes ...string) {
 	c.mu.Lock()
@@ -46,7 +54,7 @@ func (c *control) publishes(version, acked string, nodes ...string) {
 	c.status = xds.Status{Version: version}
 	for i, node := range nodes {
 		c.status.Envoys = append(c.status.Envoys, xds.EnvoyStatus{
-			Node: node, Address: "127.0.0.1:1", Connected: start.Add(time.Duration(i)), Acked: acked,
+			Node: node, Address: "127.0.0.1:1", Connected: start.Add(time.Duration(i)), Acked: acked, Trusted: c.trusted,
 		})
 	}
 	close(c.changed)
@@ -148,8 +156,9 @@ func TestAnAcknowledgementAloneIsNotEnough(t *testing.T) {
 	})
 }
 
-func TestAnEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
+func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder) {
+		c.trust()
 		e.say("", errors.New("no route to host"))
 		c.publishes("v1", "v1", "a")
 		wait(patience / 2)
@@ -179,6 +188,36 @@ func TestAnEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 		wait(lastAgain)
 		if got := p.Status(); !got.Answered() {
 			t.Fatalf("when it answers after all: %+v", got)
+		}
+	})
+}
+
+// Whoever can connect to --grpc can send an acknowledgement.
+func TestAnAcknowledgementOfAStrangerIsNone(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		e.say("", errors.New("connection refused"))
+		c.publishes("v1", "v1", "stranger")
+		wait(time.Hour)
+		got := p.Status()
+		if err := got.Missing(); got.Applied() || err == nil || !strings.Contains(err.Error(), "stranger") || !strings.Contains(err.Error(), "connection refused") {
+			t.Fatalf("with a stranger alone: applied %v, missing %v", got.Applied(), err)
+		}
+	})
+}
+
+func TestAStrangerHoldsUpNobody(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		calls := 0
+		e.answers = func() (string, error) {
+			if calls++; calls == 1 {
+				return "v1", nil
+			}
+			return "", errors.New("connection refused")
+		}
+		c.publishes("v1", "v1", "a", "stranger")
+		synctest.Wait()
+		if got := p.Status(); !got.Applied() || got.Missing() != nil {
+			t.Fatalf("an Envoy that answers and a stranger: %+v", got)
 		}
 	})
 }

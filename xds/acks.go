@@ -8,8 +8,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // typeNames are the types that Gatepost serves, as they are called in metrics and messages.
@@ -23,14 +23,36 @@ var typeNames = map[string]string{
 type envoy struct {
 	node    string
 	address string
+	peer    string // address without the port; the same for all on Unix sockets
 	trusted bool   // it is connected by a Unix socket or a client certificate
 	host    string // the host of its listener, if it named one and is trusted
 	since   time.Time
 	types   map[string]*subscription // :: type → what it has of it
 
-	acked   string // the version of the snapshot that it last acknowledged in full
+	acked   string // the version of the snapshot that it last acknowledged in full; "": never any
 	ackedAt time.Time
 	nack    *Rejection // the last one since then
+	// rejected are the rejections that counted.
+	rejected []*Rejection
+	// lagging: it is not waited for, because it has not replied within Patience. An ACK of a whole version ends that.
+	lagging bool
+}
+
+// active reports whether an Envoy has ever acknowledged a whole version on this stream. Whoever can connect can send
+// a NACK or nothing at all, so what such a stream does concerns the others only if it has served something.
+func (e *envoy) active() bool { return e.acked != "" }
+
+// hasAckedPart reports whether it has acknowledged something on the way to a snapshot that it has not rejected.
+func (e *envoy) hasAckedPart(of *Snapshot) bool {
+	if e.nack != nil && e.nack.Version == of.Version {
+		return false
+	}
+	for _, sub := range e.types {
+		if sub.acked != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // subscription is what one Envoy has of one type.
@@ -75,7 +97,10 @@ type callbacks struct{ s *Server }
 func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) error {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	c.s.envoys[id] = &envoy{address: peerAddress(ctx), trusted: trustedPeer(ctx), since: time.Now(), types: map[string]*subscription{}}
+	if c.s.streamsOf(peerHost(ctx)) >= maxStreams {
+		return status.Errorf(codes.ResourceExhausted, "this peer has %d streams already", maxStreams)
+	}
+	c.s.envoys[id] = &envoy{address: peerAddress(ctx), peer: peerHost(ctx), trusted: trustedPeer(ctx), since: time.Now(), types: map[string]*subscription{}}
 	c.s.metrics.connected.Set(float64(len(c.s.envoys)))
 	c.s.notify()
 	return nil
@@ -85,10 +110,15 @@ func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) er
 func (c callbacks) OnDeltaStreamClosed(id int64, _ *corev3.Node) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if e := c.s.envoys[id]; e != nil {
-		c.s.log.Info("an Envoy has gone", "node", e.node, "address", e.address)
+	e := c.s.envoys[id]
+	if e == nil {
+		return
 	}
+	c.s.logged(e, func() { c.s.log.Info("an Envoy has disconnected", "node", e.node, "address", e.address) })
 	delete(c.s.envoys, id)
+	if !e.active() {
+		c.s.forget(e)
+	}
 	c.s.metrics.connected.Set(float64(len(c.s.envoys)))
 	c.s.notify()
 	c.s.advance()
@@ -126,15 +156,15 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 		return nil
 	}
 	if e.node == "" && req.GetNode() != nil {
-		e.node = req.GetNode().GetId()
+		e.node = bounded(req.GetNode().GetId(), maxNode)
 		if e.trusted {
 			e.host = hostOf(req.GetNode())
 		}
-		c.s.log.Info("an Envoy has connected", "node", e.node, "address", e.address)
+		c.s.logged(e, func() { c.s.log.Info("an Envoy has connected", "node", e.node, "address", e.address) })
 		c.s.notify()
 	}
 	if _, known := typeNames[req.GetTypeUrl()]; !known {
-		return nil
+		return status.Error(codes.InvalidArgument, "Gatepost serves no resources of this type")
 	}
 	if req.GetResponseNonce() == "" {
 		c.s.subscribed(e, req)
@@ -160,7 +190,7 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 // and so nothing will be acknowledged.
 func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	has := req.GetInitialResourceVersions()
-	if req.GetTypeUrl() == resourcev3.ClusterType {
+	if req.GetTypeUrl() == resourcev3.ClusterType && (e.trusted || len(s.activeEnvoys()) == 0) {
 		s.keep(has)
 	}
 	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && serving.equals(has) {
@@ -169,26 +199,56 @@ func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	}
 }
 
-// nacked hears a rejection: it is told once, and the version that it belongs to is never sent again.
+// nacked records a rejection. If it counts, its version is never sent again.
 func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answered sent) {
 	name := typeNames[req.GetTypeUrl()]
 	e.of(req.GetTypeUrl()).acked = "" // some of what was sent may have been taken
-	e.nack = &Rejection{Type: name, Node: e.node, Reason: req.GetErrorDetail().GetMessage(), At: time.Now()}
+	e.nack = &Rejection{Type: name, Node: e.node, Reason: bounded(req.GetErrorDetail().GetMessage(), maxReason), At: time.Now()}
 	if answered.target != nil {
 		e.nack.Version = answered.target.Version
 	}
 	s.metrics.nacks.WithLabelValues(name).Inc()
-	s.log.Error("an Envoy has rejected the configuration", "node", e.node, "address", e.address,
-		"type", name, "version", e.nack.Version, "reason", e.nack.Reason)
 	defer s.notify()
-	if answered.target == nil || answered.target == s.proven {
-		return // over already, or the best that there is
+	counts := answered.target == nil || s.mayReject(e, answered.target)
+	s.logged(e, func() {
+		s.log.Error("an Envoy has rejected the configuration", "node", e.node, "address", e.address, "type", name,
+			"version", e.nack.Version, "reason", e.nack.Reason, "counts", counts)
+	})
+	if answered.target == nil || answered.target == s.proven || !counts {
+		return // superseded, or the best that there is, or no reason to take it from others
 	}
+	e.rejected = append(e.rejected, e.nack)
 	s.reject(e.nack)
 	if answered.target == s.rollout.target {
 		s.refusal = e.nack
 		s.rollout.stop()
 		s.rollBack(req.GetTypeUrl())
+	}
+}
+
+// mayReject reports whether the rejection of a snapshot by this Envoy is one for all: if it was active before, or if
+// no other is active and none that replies has taken any of it.
+func (s *Server) mayReject(e *envoy, snapshot *Snapshot) bool {
+	if e.active() {
+		return true
+	}
+	for _, other := range s.envoys {
+		if other != e && (other.active() || other.hasAckedPart(snapshot)) {
+			return false
+		}
+	}
+	return true
+}
+
+// forget forgets what an Envoy has rejected that never was active and is gone: another may take it.
+func (s *Server) forget(e *envoy) {
+	for _, r := range e.rejected {
+		if s.rejected[r.Version] == r {
+			delete(s.rejected, r.Version)
+		}
+		if s.refusal == r {
+			s.refusal = nil
+		}
 	}
 }
 
@@ -209,34 +269,47 @@ func (s *Server) reject(r *Rejection) {
 	delete(s.rejected, oldest.Version)
 }
 
-// trustedPeer reports whether a peer is connected by a Unix socket or has shown a valid client certificate.
-func trustedPeer(ctx context.Context) bool {
-	p, ok := peer.FromContext(ctx)
-	if !ok || p.Addr == nil {
-		return false
+// activeEnvoys returns the Envoys that are active and not lagging.
+func (s *Server) activeEnvoys() []*envoy {
+	var active []*envoy
+	for _, e := range s.envoys {
+		if e.active() && !e.lagging {
+			active = append(active, e)
+		}
 	}
-	secured, isTLS := p.AuthInfo.(credentials.TLSInfo)
-	return p.Addr.Network() == "unix" || isTLS && len(secured.State.VerifiedChains) > 0
+	return active
 }
 
-// HostMetadata is the key of the node metadata that names the host of an Envoy's listener. Gatepost sends requests
-// there, so it is read only from peers on a Unix socket or with a client certificate.
-const HostMetadata = "gatepost.host"
-
-// maxHost is the longest host name of DNS.
-const maxHost = 253
-
-func hostOf(node *corev3.Node) string {
-	host := node.GetMetadata().GetFields()[HostMetadata].GetStringValue()
-	if len(host) > maxHost {
-		return ""
+// awaited returns the Envoys that a change waits for: the active ones or, if there are none, all that are not lagging.
+func (s *Server) awaited() []*envoy {
+	if active := s.activeEnvoys(); len(active) > 0 {
+		return active
 	}
-	return host
+	var connected []*envoy
+	for _, e := range s.envoys {
+		if !e.lagging {
+			connected = append(connected, e)
+		}
+	}
+	return connected
 }
 
-func peerAddress(ctx context.Context) string {
-	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
-		return p.Addr.String()
+// logged runs a log call about an Envoy. Streams that never were active are many if a stranger makes them, so only some
+// of theirs are logged.
+func (s *Server) logged(e *envoy, log func()) {
+	if e.active() {
+		log()
+		return
 	}
-	return ""
+	s.strangers.Do(log)
+}
+
+func (s *Server) streamsOf(peer string) int {
+	count := 0
+	for _, e := range s.envoys {
+		if e.peer == peer {
+			count++
+		}
+	}
+	return count
 }

@@ -73,6 +73,15 @@ func (c *control) serves(s *Snapshot) {
 	}
 }
 
+// servesAll publishes a snapshot and waits until every connected Envoy has it.
+func (c *control) servesAll(s *Snapshot) {
+	c.t.Helper()
+	c.serves(s)
+	c.eventually("every Envoy has "+s.Version, func(now Status) bool {
+		return !slices.ContainsFunc(now.Envoys, func(e EnvoyStatus) bool { return e.Acked != s.Version })
+	})
+}
+
 func (c *control) eventually(what string, ok func(Status) bool) {
 	c.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
@@ -129,6 +138,22 @@ func (c *control) connect(node string, judge func(*discoveryv3.DeltaDiscoveryRes
 		conn.Close()
 	})
 	return e
+}
+
+// stream opens a stream that does nothing by itself.
+func (c *control) stream(t *testing.T) deltaClient {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return c.listener.Dial() }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
 }
 
 func (e *fakeEnvoy) leave() {

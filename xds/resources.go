@@ -25,6 +25,8 @@ type resource struct {
 	version string // a hash of raw; short, since Envoy is sent it with the resource
 	// looksUp: it is a cluster with names, which Envoy looks up before it can use it.
 	looksUp bool
+	// kept: it stands for a cluster that an Envoy has from before, and of which only name and version are known.
+	kept bool
 }
 
 // newResource marshals a finished message.

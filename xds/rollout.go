@@ -57,8 +57,8 @@ func (s *Server) begin(target *Snapshot) {
 	r.stop()
 	old := r.target
 	nothingServed := old != nil && s.rejected[old.Version] != nil && s.proven == nil
-	if nothingServed {
-		target = s.again(target) // what the two have in common may be what was rejected
+	if nothingServed || s.addsKept(target) {
+		target = s.again(target) // what the two have in common may be what was rejected, or what nobody was sent
 	}
 	r.target, r.since, r.before = target, time.Now(), r.view
 	if old == nil || nothingServed {
@@ -68,17 +68,28 @@ func (s *Server) begin(target *Snapshot) {
 	}
 	s.retire(target)
 	r.view.clusters = s.clustersFor(target)
-	if len(s.envoys) == 0 {
+	if len(s.awaited()) == 0 {
 		s.toRoutes()
 		return
 	}
 	r.phase = clustersFirst
 	s.serve()
 	s.after(s.opts.Patience, func() {
-		s.log.Warn("an Envoy has not acknowledged the new clusters in time; sending the routes", "version", target.Version)
+		s.stopWaiting(func(e *envoy) bool { return e.has(resourcev3.ClusterType, r.view) })
 		s.toRoutes()
 	})
 	s.advance()
+}
+
+// addsKept reports whether a snapshot has a cluster that is kept by its name and version alone.
+func (s *Server) addsKept(target *Snapshot) bool {
+	return slices.ContainsFunc(s.rollout.view.clusters.all, func(c named) bool {
+		if !c.kept {
+			return false
+		}
+		added := target.clusters.get(c.name)
+		return added != nil && added.version == c.version
+	})
 }
 
 // again is the same snapshot with other versions of its resources, so that all of it is sent: on a stream that goes
@@ -115,6 +126,9 @@ func (s *Server) retire(target *Snapshot) {
 	r.retired = retired
 }
 
+// maxKept bounds how many clusters from before are kept.
+const maxKept = 20_000
+
 // keep has an Envoy that comes from before this Server's time keep the clusters that it has, for as long as others
 // that are retired: gone at once, they would be gone before its old routes are. What is in them nobody knows here; it
 // is not sent to an Envoy that has them, and to any other no route leads there.
@@ -122,7 +136,7 @@ func (s *Server) keep(has map[string]string) {
 	r := &s.rollout
 	unknown := map[string]*resource{}
 	for name, version := range has {
-		if r.target == nil || r.view.clusters.get(name) != nil {
+		if r.target == nil || r.view.clusters.get(name) != nil || len(unknown) == maxKept {
 			continue
 		}
 		if r.retired == nil {
@@ -133,7 +147,7 @@ func (s *Server) keep(has map[string]string) {
 		if err != nil {
 			continue // a name that is no UTF-8: none of ours
 		}
-		empty.version = version
+		empty.version, empty.kept = version, true
 		unknown[name] = empty
 	}
 	if len(unknown) == 0 {
@@ -184,6 +198,20 @@ func (s *Server) newNames() bool {
 	return slices.ContainsFunc(changed, func(c named) bool { return c.looksUp && r.before.clusters.get(c.name) == nil })
 }
 
+// stopWaiting marks each Envoy that a change waits for and that has not done its part, so that the next change does not
+// wait for it.
+func (s *Server) stopWaiting(done func(*envoy) bool) {
+	for _, e := range s.awaited() {
+		if !done(e) {
+			e.lagging = true
+			s.logged(e, func() {
+				s.log.Warn("an Envoy has not acknowledged a change in time and is not waited for", "node", e.node,
+					"address", e.address, "version", s.rollout.version())
+			})
+		}
+	}
+}
+
 // toRoutes sends the routes and the listener.
 func (s *Server) toRoutes() {
 	r := &s.rollout
@@ -192,24 +220,30 @@ func (s *Server) toRoutes() {
 	r.phase = routesOut
 	s.serve()
 	s.settle()
+	if s.proven != r.target {
+		s.after(s.opts.Patience, func() {
+			s.stopWaiting(func(e *envoy) bool { return e.hasAll(r.view) })
+			s.settle()
+		})
+	}
 }
 
-// settle notes which Envoys have the target in full, and, where all have, that it is proven.
+// settle notes which Envoys have the target in full. If all have that a change waits for, it is proven.
 func (s *Server) settle() {
 	r := &s.rollout
-	everyone := len(s.envoys) > 0
 	for _, e := range s.envoys {
 		if !e.hasAll(r.view) {
-			everyone = false
 			continue
 		}
+		e.lagging = false
 		if e.acked != r.target.Version {
 			e.acked, e.ackedAt, e.nack = r.target.Version, time.Now(), nil
 			s.log.Info("an Envoy has acknowledged the configuration", "node", e.node, "address", e.address, "version", e.acked)
 			s.notify()
 		}
 	}
-	if !everyone {
+	awaited := s.awaited()
+	if len(awaited) == 0 || slices.ContainsFunc(awaited, func(e *envoy) bool { return !e.hasAll(r.view) }) {
 		return
 	}
 	if s.proven != r.target {
@@ -218,7 +252,7 @@ func (s *Server) settle() {
 		if s.refusal != nil && s.refusal.Version == r.target.Version {
 			s.refusal = nil
 		}
-		s.log.Info("the configuration is served by every connected Envoy", "version", r.target.Version, "envoys", len(s.envoys))
+		s.log.Info("the configuration is served by every Envoy", "version", r.target.Version, "envoys", len(awaited))
 		s.notify()
 	}
 	if len(r.retired) > 0 {
@@ -282,12 +316,7 @@ func (s *Server) after(d time.Duration, do func()) {
 	})
 }
 
-// all says whether every connected Envoy has what the view has of a type.
+// all reports whether every Envoy that a change waits for has what the view has of a type.
 func (s *Server) all(typeURL string) bool {
-	for _, e := range s.envoys {
-		if !e.has(typeURL, s.rollout.view) {
-			return false
-		}
-	}
-	return true
+	return !slices.ContainsFunc(s.awaited(), func(e *envoy) bool { return !e.has(typeURL, s.rollout.view) })
 }

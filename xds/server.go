@@ -12,6 +12,7 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	deltav3 "github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -84,13 +85,15 @@ type Server struct {
 	mu      sync.Mutex
 	rollout rollout
 	envoys  map[int64]*envoy // :: stream → the Envoy at its other end
-	// proven is the snapshot that every connected Envoy last had acknowledged in full.
+	// proven is the snapshot that all Envoys that a change waits for last had acknowledged in full.
 	proven *Snapshot
 	// rejected holds what no Envoy is to be sent again. :: version → why
 	rejected map[string]*Rejection
 	// refusal is why the newest definitions are not the ones that are served; nil where they are.
 	refusal *Rejection
 	changed chan struct{} // closed, and replaced, at each change of Status
+	// strangers limits how often streams that never were active are logged.
+	strangers rate.Sometimes
 	// resent counts how often something was sent that had been sent before.
 	resent int
 }
@@ -107,6 +110,7 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 		envoys:    map[int64]*envoy{},
 		rejected:  map[string]*Rejection{},
 		changed:   make(chan struct{}),
+		strangers: rate.Sometimes{First: 20, Interval: 10 * time.Second},
 	}
 	s.delta = deltav3.NewServer(ctx, s.publisher, callbacks{s})
 	return s
@@ -179,7 +183,14 @@ func (s *Server) Retry(version string) {
 	}
 }
 
-// Proven waits until every connected Envoy, and at least one, has acknowledged this version in full. It returns
+// Rejects reports whether a version is not to be sent because an Envoy has rejected it.
+func (s *Server) Rejects(version string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rejected[version] != nil
+}
+
+// Proven waits until every Envoy that a change waits for, and at least one, has acknowledged this version in full. It returns
 // ErrRejected with Envoy's words where one has refused it, ErrSuperseded where another version was published
 // meanwhile, and the context's error.
 func (s *Server) Proven(ctx context.Context, version string) error {

@@ -11,7 +11,7 @@ type Status struct {
 	// Version is the version that is being served, and Published since when. Empty: nothing yet.
 	Version   string
 	Published time.Time
-	// Proven is the version that every connected Envoy last had in full. Empty: none yet.
+	// Proven is the version that every Envoy that a change waits for last had in full. Empty: none yet.
 	Proven string
 	// Rejected is why the newest definitions are not the ones that are served; nil where they are.
 	Rejected *Rejection
@@ -24,6 +24,8 @@ type EnvoyStatus struct {
 	// Node is the id in its bootstrap, Address where its stream comes from, Connected since when.
 	Node    string
 	Address string
+	// Trusted: it is connected by a Unix socket or a client certificate, so that no stranger can be in its place.
+	Trusted bool
 	// Host is the host of its listener, if it is trusted and its bootstrap names one.
 	Host      string
 	Connected time.Time
@@ -44,7 +46,7 @@ func (s *Server) Status() Status {
 	}
 	for _, e := range s.envoys {
 		out.Envoys = append(out.Envoys, EnvoyStatus{
-			Node: e.node, Address: e.address, Host: e.host, Connected: e.since, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
+			Node: e.node, Address: e.address, Host: e.host, Trusted: e.trusted, Connected: e.since, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
 		})
 	}
 	slices.SortFunc(out.Envoys, func(a, b EnvoyStatus) int {

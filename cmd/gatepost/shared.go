@@ -195,8 +195,12 @@ func pending(status proven.Status) string {
 	if len(status.Envoys) == 0 {
 		return "no Envoy is connected to it"
 	}
+	if err := status.Missing(); err != nil {
+		return err.Error()
+	}
 	for i, e := range status.Envoys {
 		switch {
+		case !status.Counts(i):
 		case e.Nack != nil:
 			return fmt.Sprintf("Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
 		case e.Acked != status.Version:

@@ -1,0 +1,242 @@
+package xds
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// A stranger is whoever can connect to the gRPC server and is no Envoy of ours.
+
+func refuseAll(*discoveryv3.DeltaDiscoveryResponse) string { return "no" }
+
+func TestTheRejectionOfAStrangerCountsForNobodyElse(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("envoy", acceptAll)
+	first, next := withServices(t, "a"), withServices(t, "a", "b")
+	c.serves(first)
+	c.connect("stranger", refuseAll)
+	c.eventually("the stranger's rejection", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Nack != nil })
+	held, release := hold()
+	e.judges(func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
+	t.Cleanup(release)
+	c.publish(next)
+	c.eventually("its rejection of the next version", func(s Status) bool { return s.Envoys[1].Nack.Version == next.Version })
+	release()
+	if err := c.proven(next); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Status(); got.Version != next.Version || got.Rejected != nil || c.Rejects(next.Version) {
+		t.Fatalf("status %+v", got)
+	}
+	if err := e.dangling(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An Envoy that starts beside a stranger has taken a part of the version already.
+func TestTheRejectionOfAStrangerDoesNotCountAtTheStart(t *testing.T) {
+	c := startControl(t, quick)
+	held, release := hold()
+	c.connect("envoy", func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		if resp.GetTypeUrl() == resourcev3.ScopedRouteType {
+			<-held
+		}
+		return ""
+	})
+	t.Cleanup(release)
+	first := withServices(t, "a")
+	c.publish(first)
+	c.eventually("the Envoy has the clusters", func(Status) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, e := range c.envoys {
+			return e.hasAckedPart(first)
+		}
+		return false
+	})
+	c.connect("stranger", refuseAll)
+	c.eventually("the stranger's rejection", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Nack != nil })
+	if c.Rejects(first.Version) {
+		t.Fatal("the version counts as rejected")
+	}
+	release()
+	if err := c.proven(first); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhatAllEnvoysRejectAtTheStartIsRejected(t *testing.T) {
+	c := startControl(t, quick)
+	for _, node := range []string{"one", "two"} {
+		c.connect(node, refusing(resourcev3.ListenerType, listenerName, "port taken"))
+	}
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 })
+	only := withServices(t, "a")
+	c.publish(only)
+	if err := c.proven(only); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestARejectionIsForgottenWithAStranger(t *testing.T) {
+	c := startControl(t, quick)
+	only := withServices(t, "a")
+	c.publish(only)
+	stranger := c.connect("stranger", refuseAll)
+	if err := c.proven(only); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	stranger.leave()
+	c.eventually("the rejection is forgotten", func(s Status) bool { return s.Rejected == nil && !c.Rejects(only.Version) })
+	c.publish(only)
+	c.connect("envoy", acceptAll)
+	if err := c.proven(only); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASilentStrangerHoldsUpNothing(t *testing.T) {
+	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	held, release := hold()
+	e := c.connect("envoy", acceptAll)
+	c.serves(withServices(t, "a"))
+	c.connect("silent", func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
+	t.Cleanup(release)
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Node != "" })
+	c.serves(withServices(t, "a", "b"))
+	c.serves(withServices(t, "a", "c"))
+	if err := e.dangling(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An Envoy that comes back names the clusters that it has; those are kept for a while. A stranger can name any.
+func TestTheClustersOfAStrangerReachNobodyElse(t *testing.T) {
+	c := startControl(t, quick)
+	e := c.connect("envoy", acceptAll)
+	c.serves(withServices(t, "a"))
+	e.transcript()
+	stranger := &fakeEnvoy{bodies: map[string]*discoveryv3.Resource{}, has: map[string]map[string]string{resourcev3.ClusterType: {"service/b": withServices(t, "b").clusters.get("service/b").version}}}
+	c.connect("stranger", acceptAll, stranger)
+	c.eventually("the stranger has what is served", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Acked != "" })
+	c.serves(withServices(t, "a", "b"))
+	expect(t, e, "ack cluster +service/b", "ack route +/.gatepost +/b")
+}
+
+// The same at the start, when what comes first may be an Envoy from before: a cluster of that name and version that is
+// added meanwhile is sent to all.
+func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
+	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Minute, Warmup: time.Millisecond})
+	c.publish(withServices(t, "a"))
+	next := withServices(t, "a", "b")
+	stranger := &fakeEnvoy{bodies: map[string]*discoveryv3.Resource{}, has: map[string]map[string]string{resourcev3.ClusterType: {"service/b": next.clusters.get("service/b").version}}}
+	c.connect("stranger", acceptAll, stranger)
+	c.eventually("the stranger has what is served", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Acked != "" })
+	e := c.connect("envoy", acceptAll)
+	c.eventually("both have it", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[0].Acked != "" })
+	c.servesAll(next)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if got, want := string(e.bodies["cluster service/b"].GetResource().GetValue()), string(next.clusters.get("service/b").raw); got != want {
+		t.Fatalf("the cluster is %q, want %q", got, want)
+	}
+}
+
+func TestWhatAPeerSaysIsBounded(t *testing.T) {
+	var log lockedBuilder
+	c := startControl(t, quick)
+	c.log = slog.New(slog.NewTextHandler(&log, nil))
+	c.publish(withServices(t, "a"))
+	long := strings.Repeat("x", 3<<20)
+	stranger := c.connect(long, func(*discoveryv3.DeltaDiscoveryResponse) string { return long })
+	c.eventually("the rejection", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Nack != nil })
+	got := c.Status().Envoys[0]
+	if len(got.Node) > maxNode+4 || len(got.Nack.Reason) > maxReason+4 {
+		t.Errorf("a node id of %d bytes and a reason of %d", len(got.Node), len(got.Nack.Reason))
+	}
+	stranger.leave()
+	c.eventually("it is gone", func(s Status) bool { return len(s.Envoys) == 0 })
+	if n := log.len(); n > 2*maxReason {
+		t.Errorf("%d bytes are logged", n)
+	}
+}
+
+func TestStreamsOfOnePeerAreBounded(t *testing.T) {
+	c := startControl(t, quick)
+	for range maxStreams {
+		c.connect("stranger", acceptAll)
+	}
+	c.eventually("as many as are allowed", func(s Status) bool { return len(s.Envoys) == maxStreams })
+	stream := c.stream(t)
+	if _, err := stream.Recv(); status.Code(err) != codes.ResourceExhausted {
+		t.Fatalf("one stream more: %v", err)
+	}
+	if n := len(c.Status().Envoys); n != maxStreams {
+		t.Fatalf("%d streams, want %d", n, maxStreams)
+	}
+}
+
+func TestAnUnknownTypeEndsTheStream(t *testing.T) {
+	c := startControl(t, quick)
+	stream := c.stream(t)
+	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "x"}, TypeUrl: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("got %v", err)
+	}
+}
+
+// The log of connections that come and go again and again is bounded; that of an Envoy is complete.
+func TestStrangersDoNotFillTheLog(t *testing.T) {
+	var log lockedBuilder
+	c := startControl(t, quick)
+	c.log = slog.New(slog.NewTextHandler(&log, nil))
+	c.strangers.Interval = time.Hour
+	c.publish(withServices(t, "a"))
+	for range 40 {
+		c.connect("stranger", refuseAll).leave()
+	}
+	c.eventually("all are gone", func(s Status) bool { return len(s.Envoys) == 0 })
+	if n := strings.Count(log.String(), "stranger"); n > c.strangers.First {
+		t.Errorf("%d lines about strangers", n)
+	}
+	c.connect("envoy", acceptAll)
+	c.eventually("the Envoy is active", func(s Status) bool {
+		return slices.ContainsFunc(s.Envoys, func(e EnvoyStatus) bool { return e.Acked != "" })
+	})
+	if !strings.Contains(log.String(), "node=envoy") {
+		t.Error("the Envoy is not in the log")
+	}
+}
+
+// lockedBuilder is a strings.Builder for several goroutines.
+type lockedBuilder struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *lockedBuilder) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuilder) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func (b *lockedBuilder) len() int { return len(b.String()) }
