@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"gatepost/panics"
 )
 
 // ErrBadAnswer says that a CheckResponse is none of the two that this package gives. Envoy takes status 0 for a
@@ -43,7 +44,7 @@ func (s *Server) recovered(method string, err *error) {
 		return
 	}
 	s.failures.panicked.Inc()
-	s.logger.Error("panic", "method", method, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	s.logger.Error("panic", "method", method, "panic", panics.Text(p), "stack", panics.Stack())
 	*err = status.Error(codes.Internal, "internal error")
 }
 

@@ -8,6 +8,7 @@ import (
 // processMetrics counts what happens to the parts as a whole.
 type processMetrics struct {
 	envoyStarts, envoyDeaths prometheus.Counter
+	panics                   *prometheus.CounterVec // by handler: token or admin
 }
 
 func newRegistry() *prometheus.Registry {
@@ -28,11 +29,14 @@ func newProcessMetrics(registry prometheus.Registerer, logs *logQueue) *processM
 		envoyDeaths: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_envoy_deaths_total", Help: "Ends of that Envoy which nobody asked for.",
 		}),
+		panics: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gatepost_panics_total", Help: "Requests answered with 500 because of a panic, by handler (token, admin).",
+		}, []string{"handler"}),
 	}
 	logDropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "gatepost_log_lines_dropped_total", Help: "Log lines that were not written, because standard error was not read fast enough or failed.",
 	}, func() float64 { return float64(logs.dropped.Load()) })
-	registry.MustRegister(m.envoyStarts, m.envoyDeaths, logDropped)
+	registry.MustRegister(m.envoyStarts, m.envoyDeaths, m.panics, logDropped)
 	return m
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"gatepost/authz"
+	"gatepost/panics"
 	"gatepost/xds"
 )
 
@@ -114,10 +117,19 @@ func newGRPCServer(checker *authz.Server, control *xds.Server) *grpc.Server {
 	return server
 }
 
-// newHTTPServer bounds what a client of h can hold open (Envoy bounds clients of the gateway before).
-func newHTTPServer(h http.Handler) *http.Server {
+// What a client reads after a panic: a JSON string, as all answers of the token handler are, and an object as the admin
+// API's errors are.
+const (
+	tokenPanicked = `"The gateway failed, try again later."`
+	adminPanicked = `{"error": "internal error; see Gatepost's log"}`
+)
+
+// newHTTPServer bounds what a client of h can hold open (Envoy bounds clients of the gateway before). A panic of h is
+// logged, counted and answered with 500 and body.
+func newHTTPServer(h http.Handler, logger *slog.Logger, panicked prometheus.Counter, body string) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           panics.Handler(h, logger, panicked.Inc, body),
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       5 * time.Minute, // longer than Envoy keeps an idle connection to us
 		MaxHeaderBytes:    64 << 10,

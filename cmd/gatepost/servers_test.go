@@ -1,9 +1,21 @@
 package main
 
 import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"gatepost/admin"
+	"gatepost/tokens"
+	"gatepost/tokens/endpoint"
 )
 
 // A folder whose group is given to what is made in it is shared with another user's Envoy; any other is not.
@@ -32,5 +44,72 @@ func TestTheGroupMayConnectToASocketInASharedFolder(t *testing.T) {
 				t.Errorf("the socket has mode %v, want %v", got, c.socket)
 			}
 		})
+	}
+}
+
+// No methods: each call of this store is a nil pointer dereference.
+type noStore struct{ tokens.Store }
+
+func TestAPanicInAHandlerIsLoggedCountedAndAnswered500(t *testing.T) {
+	const token = "8fa5e23a-b272-40b0-8a36-974384357fa6"
+	for name, c := range map[string]struct {
+		handler            func(*slog.Logger) http.Handler
+		method, path, body string
+	}{
+		"token": {func(l *slog.Logger) http.Handler {
+			return endpoint.New(endpoint.Config{Store: noStore{}, Logger: l})
+		}, http.MethodPost, "/token/revoke", tokenPanicked},
+		"admin": {func(l *slog.Logger) http.Handler {
+			return admin.New(admin.Config{Sessions: noStore{}, Metrics: prometheus.NewRegistry(), Logger: l})
+		}, http.MethodGet, "/api/v1/users/ann/sessions", adminPanicked},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log strings.Builder
+			logger := slog.New(slog.NewTextHandler(&log, nil))
+			panicked := newProcessMetrics(prometheus.NewRegistry(), newLogQueue(io.Discard)).panics.WithLabelValues(name)
+			server := httptest.NewUnstartedServer(nil)
+			server.Config = newHTTPServer(c.handler(logger), logger, panicked, c.body)
+			server.Start()
+			for range 2 { // it goes on serving
+				r, _ := http.NewRequest(c.method, server.URL+c.path, nil)
+				r.Header.Set("Authorization", "Bearer "+token)
+				response, err := http.DefaultClient.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(response.Body)
+				response.Body.Close()
+				if response.StatusCode != http.StatusInternalServerError || string(body) != c.body {
+					t.Errorf("answered %d %s", response.StatusCode, body)
+				}
+			}
+			server.Close()
+			if n := testutil.ToFloat64(panicked); n != 2 {
+				t.Errorf("%v counted", n)
+			}
+			if strings.Count(log.String(), "\n") != 2 || strings.Count(log.String(), "nil pointer dereference") != 2 ||
+				!strings.Contains(log.String(), "servers_test.go") && !strings.Contains(log.String(), "noStore") || strings.Contains(log.String(), token) {
+				t.Errorf("the log is %s", &log)
+			}
+		})
+	}
+}
+
+func TestWhatTheHTTPServerReportsIsLogged(t *testing.T) {
+	var log strings.Builder
+	server := httptest.NewUnstartedServer(nil)
+	server.Config = newHTTPServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		w.WriteHeader(http.StatusOK)
+	}), slog.New(slog.NewTextHandler(&log, nil)), prometheus.NewCounter(prometheus.CounterOpts{}), "")
+	server.Start()
+	response, err := http.Get(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	server.Close()
+	if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "superfluous") {
+		t.Errorf("the log is %q", &log)
 	}
 }

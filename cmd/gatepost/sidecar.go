@@ -114,12 +114,12 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	}
 	side.follow(inFile)
 	side.grpc = newGRPCServer(side.checker, side.control)
-	side.http = newHTTPServer(side.endpoint)
+	side.http = newHTTPServer(side.endpoint, logger, side.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	side.admin = admin.New(admin.Config{
 		Hosts:  adminHosts(s.admin),
 		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
 	})
-	side.adminSrv = newHTTPServer(side.admin)
+	side.adminSrv = newHTTPServer(side.admin, logger, side.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return side, nil
 }
 

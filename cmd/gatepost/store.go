@@ -46,7 +46,7 @@ func openEmbedded(s *settings, logger *slog.Logger, registry prometheus.Register
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}
 	logger.Info("tokens are kept in the embedded store", "dir", s.data)
-	return withCache(store, "embedded", &cache.Alone{}, nil, registry)
+	return withCache(store, "embedded", &cache.Alone{}, nil, logger, registry)
 }
 
 func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
@@ -66,7 +66,7 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 		}
 	}
 	warn(ctx, conn, logger)
-	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: conn.Client()}, registry)
+	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: conn.Client()}, logger, registry)
 	if err != nil {
 		return nil, err
 	}
@@ -76,12 +76,12 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 
 // withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks
 // the store; a revoke waits as the tracker says in any case.
-func withCache(store tokens.Store, name string, tracker cache.Tracker, shared shield.Shared, registry prometheus.Registerer) (*tokenStore, error) {
+func withCache(store tokens.Store, name string, tracker cache.Tracker, shared shield.Shared, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	observed, err := tokens.Observed(store, registry, name)
 	if err != nil {
 		return nil, errors.Join(err, tracker.Close(), store.Close())
 	}
-	cached, err := cache.New(observed, tracker, cache.Config{Registerer: registry})
+	cached, err := cache.New(observed, tracker, cache.Config{Registerer: registry, Logger: logger})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making the cache: %w", err), observed.Close())
 	}

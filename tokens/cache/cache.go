@@ -59,9 +59,11 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -96,6 +98,8 @@ type Config struct {
 	Revocation Revocation
 	// Registerer takes the metrics. Nil: none.
 	Registerer prometheus.Registerer
+	// Logger takes panics of the store. Nil: slog.Default.
+	Logger *slog.Logger
 }
 
 // A Tracker hears what other gateways and operators change in the store, and knows what they may still believe.
@@ -138,6 +142,8 @@ const shards = 256
 type Cache struct {
 	store   tokens.Store
 	tracker Tracker
+	logger  *slog.Logger
+	panics  atomic.Uint64 // of the store, in a look-up that no caller would recover
 
 	timeout              time.Duration
 	maxEntries, maxBytes int // of a shard
@@ -159,6 +165,7 @@ func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
 	c := &Cache{
 		store:      store,
 		tracker:    tracker,
+		logger:     cmp.Or(config.Logger, slog.Default()),
 		timeout:    orDefault(config.LookupTimeout, time.Second),
 		maxEntries: min(max(1, orDefault(config.MaxEntries, 100_000)/shards), maxPlaces-1),
 		maxBytes:   orDefault(config.MaxBytes, 32<<20) / shards,

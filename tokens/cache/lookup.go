@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	"gatepost/panics"
 	"gatepost/tokens"
 )
 
 var (
+	errPanic = fmt.Errorf("%w: panic in a look-up", tokens.ErrUnavailable)
 	errBusy  = fmt.Errorf("%w: too many look-ups under way", tokens.ErrUnavailable)
 	errMixed = fmt.Errorf("%w: it answered with another token's session", tokens.ErrUnavailable)
 )
@@ -111,7 +113,7 @@ func (f *flight) wait(ctx context.Context) (tokens.Holder, error) {
 
 func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
 	defer c.freeSlot()
-	f.holder, f.err = c.holder(ctx, s, h)
+	f.holder, f.err = c.guardedHolder(ctx, s, h)
 	s.mu.Lock()
 	if s.flights[h] == f {
 		delete(s.flights, h)
@@ -122,6 +124,19 @@ func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
 	}
 	s.mu.Unlock()
 	close(f.done)
+}
+
+// guardedHolder is holder for a goroutine of the cache's own. A panic of the store would end the process there; it is
+// logged, and an error.
+func (c *Cache) guardedHolder(ctx context.Context, s *shard, h tokens.Hash) (holder tokens.Holder, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			c.panics.Add(1)
+			c.logger.Error("panic while a token was looked up", "panic", panics.Text(p), "stack", panics.Stack())
+			holder, err = tokens.Holder{}, errPanic
+		}
+	}()
+	return c.holder(ctx, s, h)
 }
 
 // holder makes one look-up in the store, and takes of its answer what is kept.

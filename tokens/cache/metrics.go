@@ -59,6 +59,8 @@ func (c *Cache) register(registerer prometheus.Registerer) error {
 			sum(func(s *shard) *atomic.Uint64 { return &s.evictions })),
 		counter("gatepost_cache_epoch_drops_total", "How often all kept sessions were dropped: the tracking began or was lost, or Redis was flushed.",
 			func() float64 { return float64(c.epoch.Load()) }),
+		counter("gatepost_cache_panics_total", "Look-ups that ended in a panic of the store.",
+			func() float64 { return float64(c.panics.Load()) }),
 		gauge("gatepost_cache_entries", "Sessions kept in memory.", func() float64 { return float64(c.Stats().Entries) }),
 		gauge("gatepost_cache_bytes", "Memory that the kept sessions take, estimated.", func() float64 { return float64(c.Stats().Bytes) }),
 		gauge("gatepost_cache_lease_held", "1 where look-ups may be answered from memory, 0 where each asks the store.", func() float64 {

@@ -2,12 +2,17 @@ package cache
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"gatepost/tokens"
 )
 
 func TestALeaseEndsByWhicheverClockIsAhead(t *testing.T) {
@@ -196,4 +201,42 @@ ggg 127.0.0.1:7006@17006 master,fail? - 0 0 5 connected 10923-16383
 			t.Errorf("the address with a hostname is %q", node.address)
 		}
 	}
+}
+
+// A look-up runs in a goroutine of the cache's own, which nothing else would recover.
+func TestAPanicInALookupIsAnErrorOfAllWhoWaitForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		release := make(chan bool)
+		var nobody *tokens.Session
+		store := &everything{before: func(context.Context, tokens.Hash) error {
+			<-release
+			nobody.User = "x"
+			return nil
+		}}
+		c, err := New(store, &always{}, Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), MaxLookups: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		h := randomHash()
+		errs := make(chan error, 2)
+		for range 2 {
+			go func() { _, err := c.Holder(t.Context(), h); errs <- err }()
+		}
+		synctest.Wait() // both wait for one look-up
+		close(release)
+		for range 2 {
+			if err := <-errs; !errors.Is(err, tokens.ErrUnavailable) {
+				t.Errorf("%v, want %v", err, tokens.ErrUnavailable)
+			}
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 || c.panics.Load() != 1 || !strings.Contains(log.String(), "parts_test.go") {
+			t.Errorf("%d counted, the log is %s", c.panics.Load(), &log)
+		}
+		nobody = new(tokens.Session)
+		if got, err := c.Holder(t.Context(), h); err != nil || got.IsZero() {
+			t.Errorf("after the panic: %v, %v", got, err)
+		}
+	})
 }
