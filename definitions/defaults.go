@@ -28,6 +28,7 @@ const (
 	defaultMaxAge          = 600 * time.Second
 	defaultLifetime        = 3600 * time.Second
 	defaultSessionLifetime = 30 * 24 * time.Hour
+	defaultRefreshGrace    = 10 * time.Second
 	defaultLoginTimeout    = 5 * time.Second
 	defaultTimeout         = 15 * time.Second
 )
@@ -82,6 +83,7 @@ func fillTokens(t *gatewayv1.Tokens) {
 	t.Lease = duration(t.GetLease(), 0)
 	t.Revocation = cmp.Or(t.GetRevocation(), defaultRevocation)
 	t.SessionLifetime = duration(t.GetSessionLifetime(), max(defaultSessionLifetime, t.GetLifetime().AsDuration()))
+	t.RefreshGrace = duration(t.GetRefreshGrace(), defaultRefreshGrace)
 	t.MaxSessions = cmp.Or(t.GetMaxSessions(), defaultMaxSessions)
 	if a := t.GetAuthenticator(); a != nil {
 		a.Timeout = duration(a.GetTimeout(), defaultLoginTimeout)

@@ -149,7 +149,7 @@ func (f *fortress) claims(t *testing.T) {
 	}
 }
 
-// endedSessions: what was revoked or refreshed opens nothing any more (CVE-2026-34454, CVE-2024-21492).
+// endedSessions: what was revoked, or refreshed twice, opens nothing any more (CVE-2026-34454, CVE-2024-21492).
 func (f *fortress) endedSessions(t *testing.T) {
 	revoked, refreshed := f.Login("carol"), f.Login("carol")
 	if revoked == refreshed || revoked == f.token {
@@ -158,6 +158,7 @@ func (f *fortress) endedSessions(t *testing.T) {
 	want(t, "revoking", f.Do("POST", "/token/revoke", "", "Authorization: "+revoked), http.StatusOK, "")
 	renewed := f.Do("POST", "/token/refresh", "", "Authorization: "+refreshed)
 	want(t, "refreshing", renewed, http.StatusOK, "")
+	want(t, "refreshing once more", f.Do("POST", "/token/refresh", "", "Authorization: "+renewed.Header.Get("token")), http.StatusOK, "")
 	f.forget()
 	for name, token := range map[string]string{"revoked": revoked, "refreshed": refreshed} {
 		for _, path := range []string{"/orders/1", "/items/private", "/vault"} {

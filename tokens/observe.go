@@ -97,11 +97,11 @@ func (o *observed) Lookup(ctx context.Context, h Hash) (*Session, error) {
 	return s, err
 }
 
-func (o *observed) Rotate(ctx context.Context, old Hash, next *Session) error {
+func (o *observed) Rotate(ctx context.Context, old Hash, next Successor, grace time.Duration) (Successor, error) {
 	start := time.Now()
-	err := o.Store.Rotate(ctx, old, next)
+	given, err := o.Store.Rotate(ctx, old, next, grace)
 	o.rotate.done(start, err)
-	return err
+	return given, err
 }
 
 func (o *observed) Revoke(ctx context.Context, h Hash) error {

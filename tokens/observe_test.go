@@ -15,9 +15,11 @@ import (
 // answering is a store whose calls all end in err.
 type answering struct{ err error }
 
-func (a answering) Create(context.Context, *Session, int) error            { return a.err }
-func (a answering) Lookup(context.Context, Hash) (*Session, error)         { return nil, a.err }
-func (a answering) Rotate(context.Context, Hash, *Session) error           { return a.err }
+func (a answering) Create(context.Context, *Session, int) error    { return a.err }
+func (a answering) Lookup(context.Context, Hash) (*Session, error) { return nil, a.err }
+func (a answering) Rotate(context.Context, Hash, Successor, time.Duration) (Successor, error) {
+	return Successor{}, a.err
+}
 func (a answering) Revoke(context.Context, Hash) error                     { return a.err }
 func (a answering) Sessions(context.Context, string) ([]*Session, error)   { return nil, a.err }
 func (a answering) RevokeSession(context.Context, string, string) error    { return a.err }
@@ -31,8 +33,9 @@ func callAll(ctx context.Context, s Store) error {
 	_, lookup := s.Lookup(ctx, h)
 	_, list := s.Sessions(ctx, "ann")
 	_, user := s.RevokeUser(ctx, "ann")
+	_, rotate := s.Rotate(ctx, h, Successor{}, 0)
 	touch := s.(Toucher).Touch(ctx, Holder{}, time.Time{}, "")
-	return errors.Join(touch, s.Create(ctx, nil, 0), lookup, s.Rotate(ctx, h, nil), s.Revoke(ctx, h), list,
+	return errors.Join(touch, s.Create(ctx, nil, 0), lookup, rotate, s.Revoke(ctx, h), list,
 		s.RevokeSession(ctx, "ann", "x"), user, s.Ping(ctx))
 }
 

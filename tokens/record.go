@@ -22,55 +22,78 @@ var ErrCorrupt = errors.New("corrupt token record")
 // maxClientText bounds what a record keeps of a client's own words, in bytes.
 const maxClientText = 256
 
+// Record is what a store keeps under a token's hash.
+type Record struct {
+	Session *Session
+	// Retired says that the token was exchanged for a new one.
+	Retired bool
+	// Next is the new token's hash and Successor the token itself. They are kept during the refresh grace only: until
+	// the session's Expires a retired token that has a successor opens services.
+	Next      Hash
+	Successor Sealed
+}
+
+// Live says whether the token opens services at the time now.
+func (r *Record) Live(now time.Time) bool {
+	return r.Session.Live(now) && (!r.Retired || r.hasSuccessor())
+}
+
+// InGrace says whether the token was exchanged and still opens services at the time now.
+func (r *Record) InGrace(now time.Time) bool { return r.Retired && r.Live(now) }
+
+func (r *Record) hasSuccessor() bool { return r.Next != Hash{} }
+
 // EncodeRecord returns the bytes that a store keeps under s.Hash, or [ErrInvalid]. What the client said of
 // itself is cut to 256 bytes of UTF-8.
-func EncodeRecord(s *Session) ([]byte, error) {
-	if err := s.valid(); err != nil {
-		return nil, err
-	}
-	return marshal(&gatewayv1.Session{
-		TokenHash:     s.Hash[:],
-		Id:            s.ID,
-		User:          s.User,
-		Issued:        timestamppb.New(s.Issued),
-		Expires:       timestamppb.New(s.Expires),
-		Ends:          timestamppb.New(s.Ends),
-		Scopes:        s.Scopes,
-		ClientAddress: clip(s.ClientAddress),
-		UserAgent:     clip(s.UserAgent),
-		LastSeen:      optional(s.LastSeen),
-		LastAddress:   clip(s.LastAddress),
-	})
+func EncodeRecord(s *Session) ([]byte, error) { return encode(s, &gatewayv1.Session{}) }
+
+// EncodePredecessor returns the bytes that replace s's record, for as long as s lives, when its token was exchanged for
+// next.
+func EncodePredecessor(s *Session, next Successor) ([]byte, error) {
+	hash := next.Session.Hash
+	return encode(s, &gatewayv1.Session{Retired: true, SuccessorHash: hash[:], Successor: next.Token})
 }
 
-// EncodeRetired returns the bytes that take the place of s's record once its token has been exchanged for a new
-// one: enough to end the session when the token is presented again.
+// EncodeRetired returns the bytes that replace s's record, until the session ends, after its token was exchanged for a
+// new one and the grace is over. They are enough to end the session if the token is presented for another exchange.
 func EncodeRetired(s *Session) ([]byte, error) {
+	return encode(&Session{Hash: s.Hash, ID: s.ID, User: s.User, Issued: s.Issued, Expires: s.Expires, Ends: s.Ends},
+		&gatewayv1.Session{Retired: true})
+}
+
+// encode adds s to a record and returns its bytes.
+func encode(s *Session, record *gatewayv1.Session) ([]byte, error) {
 	if err := s.valid(); err != nil {
 		return nil, err
 	}
-	return marshal(&gatewayv1.Session{
-		TokenHash: s.Hash[:],
-		Id:        s.ID,
-		User:      s.User,
-		Issued:    timestamppb.New(s.Issued),
-		Expires:   timestamppb.New(s.Expires),
-		Ends:      timestamppb.New(s.Ends),
-		Retired:   true,
-	})
+	record.TokenHash = s.Hash[:]
+	record.Id = s.ID
+	record.User = s.User
+	record.Issued = timestamppb.New(s.Issued)
+	record.Expires = timestamppb.New(s.Expires)
+	record.Ends = timestamppb.New(s.Ends)
+	record.Scopes = s.Scopes
+	record.ClientAddress = clip(s.ClientAddress)
+	record.UserAgent = clip(s.UserAgent)
+	record.LastSeen = optional(s.LastSeen)
+	record.LastAddress = clip(s.LastAddress)
+	data, err := proto.Marshal(record)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return data, nil
 }
 
-// DecodeRecord reads what a store holds under h. A retired record opens nothing: it names the session that its
-// token belonged to. What is no record of h is [ErrUnavailable] and [ErrCorrupt].
-func DecodeRecord(h Hash, data []byte) (s *Session, retired bool, err error) {
+// DecodeRecord reads what a store holds under h. What is no record of h is [ErrUnavailable] and [ErrCorrupt].
+func DecodeRecord(h Hash, data []byte) (*Record, error) {
 	var record gatewayv1.Session
 	if err := proto.Unmarshal(data, &record); err != nil {
-		return nil, false, corrupt(h, "it cannot be read")
+		return nil, corrupt(h, "it cannot be read")
 	}
 	if subtle.ConstantTimeCompare(record.GetTokenHash(), h[:]) != 1 {
-		return nil, false, corrupt(h, "it is another token's")
+		return nil, corrupt(h, "it is another token's")
 	}
-	s = &Session{
+	s := &Session{
 		Hash:          h,
 		ID:            record.GetId(),
 		User:          record.GetUser(),
@@ -84,21 +107,17 @@ func DecodeRecord(h Hash, data []byte) (s *Session, retired bool, err error) {
 		LastAddress:   record.GetLastAddress(),
 	}
 	if err := s.valid(); err != nil {
-		return nil, false, corrupt(h, err.Error())
+		return nil, corrupt(h, err.Error())
 	}
-	return s, record.GetRetired(), nil
+	r := &Record{Session: s, Retired: record.GetRetired(), Successor: record.GetSuccessor()}
+	if n := copy(r.Next[:], record.GetSuccessorHash()); n != len(record.GetSuccessorHash()) || n != 0 && n != len(r.Next) {
+		return nil, corrupt(h, "its successor has no hash")
+	}
+	return r, nil
 }
 
 func corrupt(h Hash, why string) error {
 	return fmt.Errorf("%w: %w: token %v: %s", ErrUnavailable, ErrCorrupt, h, why)
-}
-
-func marshal(record *gatewayv1.Session) ([]byte, error) {
-	data, err := proto.Marshal(record)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	return data, nil
 }
 
 // clip returns what of text a record keeps: UTF-8, and not cut within a character.

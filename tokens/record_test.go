@@ -62,11 +62,11 @@ func TestRecordKeepsTheWholeSession(t *testing.T) {
 	s := newSession(t, "Zoë 👩‍💻")
 	s.ClientAddress, s.UserAgent = "2001:db8::1", "curl/8"
 	s.LastSeen, s.LastAddress = s.Issued.Add(time.Minute), "192.0.2.1"
-	got, retired, err := DecodeRecord(s.Hash, mustEncode(t, s))
-	if err != nil || retired {
-		t.Fatalf("retired %v, %v", retired, err)
+	got, err := DecodeRecord(s.Hash, mustEncode(t, s))
+	if err != nil || got.Retired {
+		t.Fatalf("%+v, %v", got, err)
 	}
-	if diff := cmp.Diff(s, got); diff != "" {
+	if diff := cmp.Diff(s, got.Session); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -77,9 +77,43 @@ func TestRetiredRecordNamesItsSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, retired, err := DecodeRecord(s.Hash, data)
-	if err != nil || !retired || got.ID != s.ID || got.User != s.User || !got.Ends.Equal(s.Ends) {
-		t.Errorf("%+v, retired %v, %v", got, retired, err)
+	got, err := DecodeRecord(s.Hash, data)
+	if err != nil || !got.Retired || got.Live(s.Issued) || got.Session.ID != s.ID || got.Session.User != s.User || !got.Session.Ends.Equal(s.Ends) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
+	s := newSession(t, "ann")
+	next := Successor{s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, time.Hour), Sealed("sealed")}
+	before := s.Predecessor(next.Session, s.Issued.Add(time.Minute), 10*time.Second)
+	end := s.Issued.Add(70 * time.Second)
+	if !before.Expires.Equal(end) {
+		t.Errorf("it expires at %v, want %v", before.Expires, end)
+	}
+	data, err := EncodePredecessor(before, next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := DecodeRecord(s.Hash, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&Record{Session: before, Retired: true, Next: next.Session.Hash, Successor: next.Token}, got); diff != "" {
+		t.Error(diff)
+	}
+	if just := end.Add(-time.Nanosecond); !got.Live(just) || !got.InGrace(just) || got.Live(end) || got.InGrace(end) {
+		t.Error("the grace does not end when it should")
+	}
+}
+
+func TestAPredecessorOutlivesNeitherToken(t *testing.T) {
+	s := newSession(t, "ann")
+	for lifetime, end := range map[time.Duration]time.Time{time.Second: s.Issued.Add(time.Second), 2 * time.Hour: s.Expires} {
+		next := s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, lifetime)
+		if got := s.Predecessor(next, s.Issued, 90*time.Minute).Expires; !got.Equal(end) {
+			t.Errorf("with a successor of %v it expires at %v, want %v", lifetime, got, end)
+		}
 	}
 }
 
@@ -96,7 +130,7 @@ func TestWhatIsNoRecordOfTheTokenOpensNothing(t *testing.T) {
 		"zeros":               make([]byte, 200),
 		"a record and more":   append(append([]byte{}, good...), 0xff),
 	} {
-		got, _, err := DecodeRecord(s.Hash, data)
+		got, err := DecodeRecord(s.Hash, data)
 		if got != nil || !errors.Is(err, ErrUnavailable) || !errors.Is(err, ErrCorrupt) || errors.Is(err, ErrUnknown) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
@@ -138,12 +172,12 @@ func TestClientsOwnWordsAreBounded(t *testing.T) {
 	} {
 		s := newSession(t, "ann")
 		s.UserAgent = agent
-		got, _, err := DecodeRecord(s.Hash, mustEncode(t, s))
+		got, err := DecodeRecord(s.Hash, mustEncode(t, s))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if n := len(got.UserAgent); n > maxClientText || n < maxClientText-4 && name != "not UTF-8" || !utf8.ValidString(got.UserAgent) {
+		if n := len(got.Session.UserAgent); n > maxClientText || n < maxClientText-4 && name != "not UTF-8" || !utf8.ValidString(got.Session.UserAgent) {
 			t.Errorf("%s: kept as %d bytes", name, n)
 		}
 	}
@@ -155,11 +189,11 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add([]byte("1"))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		got, _, err := DecodeRecord(s.Hash, data)
+		got, err := DecodeRecord(s.Hash, data)
 		switch {
 		case err != nil && (got != nil || !errors.Is(err, ErrUnavailable)):
 			t.Fatalf("%+v, %v", got, err)
-		case err == nil && (got.Hash != s.Hash || got.valid() != nil):
+		case err == nil && (got.Session.Hash != s.Hash || got.Session.valid() != nil):
 			t.Fatalf("decoded to %+v", got)
 		}
 	})
@@ -170,7 +204,7 @@ func BenchmarkDecodeRecord(b *testing.B) {
 	data := mustEncode(b, s)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, err := DecodeRecord(s.Hash, data); err != nil {
+		if _, err := DecodeRecord(s.Hash, data); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -16,7 +16,7 @@ var (
 	ErrUnavailable = errors.New("token store out of reach")
 
 	// ErrReused says that a token which had been exchanged for a newer one was presented for a second
-	// exchange. One of the two who hold it has no right to it, so its session has been ended (RFC 9700 §4.14.2).
+	// exchange after its grace. One of the two who hold it has no right to it, so its session has been ended (RFC 9700 §4.14.2).
 	ErrReused = errors.New("token was refreshed before")
 )
 
@@ -35,14 +35,18 @@ type Store interface {
 	// Lookup returns the live session of a token, or ErrUnknown.
 	Lookup(ctx context.Context, h Hash) (*Session, error)
 
-	// Rotate ends the token old and keeps next, the same session under a new token, in its place: next has its
-	// ID, its User and its Ends, or Rotate returns [ErrInvalid]. Where old was rotated before, it ends the
-	// session and returns ErrReused, until the session's Ends; where it is unknown or expired, ErrUnknown. Of
-	// two calls at once for one token at most one succeeds. As with Create, only nil says that the new token
-	// may be handed out.
-	Rotate(ctx context.Context, old Hash, next *Session) error
+	// Rotate exchanges the token old for next, the same session under a new token: next has its ID, its User and its
+	// Ends, or Rotate returns [ErrInvalid]. It returns the successor whose token may be handed out; as with Create, only
+	// if the error is nil.
+	//
+	// During the grace, and no longer than either token lives, old still opens services, and Rotate with it returns the
+	// same successor to every caller. So a call that failed can be repeated, and of calls at once all get one token.
+	// After the grace, or once the successor was exchanged itself, old is reused: Rotate ends the session and returns
+	// ErrReused, until the session's Ends. Once the session was ended, and if old is unknown or expired, the error is
+	// ErrUnknown or ErrReused. If grace is 0, old ends at once.
+	Rotate(ctx context.Context, old Hash, next Successor, grace time.Duration) (Successor, error)
 
-	// Revoke ends the session of a token, by a token that was rotated too. An unknown token is no error: it
+	// Revoke ends the session of a token, with all its tokens, by a token that was rotated too. An unknown token is no error: it
 	// opens nothing already.
 	Revoke(ctx context.Context, h Hash) error
 

@@ -35,8 +35,8 @@ const lockPatience = 3 * time.Second
 // The buckets.
 var (
 	tokensBucket = []byte("tokens") // token hash -> record
-	usersBucket  = []byte("users")  // sha-256 of the user + token hash of a live session -> nothing
-	idsBucket    = []byte("ids")    // public id -> token hash, of live sessions
+	usersBucket  = []byte("users")  // sha-256 of the user + hash of a token that opens services -> nothing
+	idsBucket    = []byte("ids")    // public id of a live session -> token hash [+ hash of the token before, for its grace]
 	seenBucket   = []byte("seen")   // public id -> when and from where it was last used
 )
 
@@ -161,14 +161,14 @@ func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 	before := s.hot.generation()
 	var session *tokens.Session
 	err := s.view("looking up a token", func(tx *bbolt.Tx) error {
-		found, retired, err := read(tx, h)
+		found, err := read(tx, h)
 		if err != nil {
 			return err
 		}
-		if retired || !found.Live(time.Now()) {
+		if !found.Live(time.Now()) {
 			return tokens.ErrUnknown
 		}
-		session = found
+		session = found.Session
 		return nil
 	})
 	if err != nil {
@@ -179,35 +179,56 @@ func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 }
 
 // Rotate implements [tokens.Store].
-func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
-	record, err := tokens.EncodeRecord(next)
+func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, grace time.Duration) (tokens.Successor, error) {
+	record, err := tokens.EncodeRecord(next.Session)
 	if err != nil {
-		return err
+		return tokens.Successor{}, err
 	}
-	var answer error
+	given, reused := next, false
 	err = s.update(ctx, "refreshing a token", func(t *change) error {
-		answer = nil
-		before, retired, err := read(t.tx, old)
+		before, err := read(t.tx, old)
 		switch {
 		case err != nil:
 			return err
-		case retired:
-			answer = tokens.ErrReused
-			return t.endByID(before.ID)
+		case before.Retired && !before.InGrace(t.now):
+			reused = true
+			return t.endByID(before.Session.ID)
 		case !before.Live(t.now):
 			return tokens.ErrUnknown
-		case next.ID != before.ID || next.User != before.User || !next.Ends.Equal(before.Ends) || next.Hash == old:
+		case !next.Session.Continues(before.Session):
 			return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+		case before.InGrace(t.now):
+			given, err = successor(t.tx, before, t.now)
+			return cmp.Or(err, errUnchanged)
 		}
-		return cmp.Or(t.retire(before), t.put(next, record))
+		return t.exchange(before.Session, next, record, grace)
 	})
-	return cmp.Or(err, answer)
+	switch {
+	case err != nil:
+		return tokens.Successor{}, err
+	case reused:
+		return tokens.Successor{}, tokens.ErrReused
+	}
+	return given, nil
+}
+
+// successor returns the successor of a token in its grace. The grace ends where the successor is exchanged or the session
+// is ended, so its token is live, unless it has just expired.
+func successor(tx *bbolt.Tx, before *tokens.Record, now time.Time) (tokens.Successor, error) {
+	next, err := read(tx, before.Next)
+	if err != nil {
+		return tokens.Successor{}, err
+	}
+	if next.Retired || !next.Live(now) {
+		return tokens.Successor{}, tokens.ErrUnknown
+	}
+	return tokens.Successor{Session: next.Session, Token: before.Successor}, nil
 }
 
 // Revoke implements [tokens.Store]. What is no record of the token is deleted too.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	return s.update(ctx, "revoking a token", func(t *change) error {
-		session, retired, err := read(t.tx, h)
+		record, err := read(t.tx, h)
 		switch {
 		case errors.Is(err, tokens.ErrUnknown):
 			return errUnchanged
@@ -215,10 +236,10 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 			return t.tx.Bucket(tokensBucket).Delete(h[:])
 		case err != nil:
 			return err
-		case retired:
-			return t.endByID(session.ID)
+		case record.Retired:
+			return t.endByID(record.Session.ID)
 		}
-		return t.end(session)
+		return t.end(record.Session)
 	})
 }
 
@@ -249,14 +270,14 @@ func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
 		if copy(h[:], t.tx.Bucket(idsBucket).Get([]byte(id))) == 0 {
 			return tokens.ErrUnknown
 		}
-		session, _, err := read(t.tx, h)
+		record, err := read(t.tx, h)
 		if err != nil {
 			return err
 		}
-		if user != "" && user != session.User || !session.Live(t.now) {
+		if user != "" && user != record.Session.User || !record.Live(t.now) {
 			return tokens.ErrUnknown
 		}
-		return t.end(session)
+		return t.end(record.Session)
 	})
 }
 
@@ -306,10 +327,10 @@ func (s *Store) Close() error {
 }
 
 // read reads a token's record.
-func read(tx *bbolt.Tx, h tokens.Hash) (session *tokens.Session, retired bool, err error) {
+func read(tx *bbolt.Tx, h tokens.Hash) (*tokens.Record, error) {
 	record := tx.Bucket(tokensBucket).Get(h[:])
 	if record == nil {
-		return nil, false, tokens.ErrUnknown
+		return nil, tokens.ErrUnknown
 	}
 	return tokens.DecodeRecord(h, record)
 }
@@ -331,11 +352,11 @@ func tokensOf(tx *bbolt.Tx, user string) []tokens.Hash {
 func sessionsOf(tx *bbolt.Tx, user string, now time.Time) ([]*tokens.Session, error) {
 	var live []*tokens.Session
 	for _, h := range tokensOf(tx, user) {
-		session, retired, err := read(tx, h)
+		record, err := read(tx, h)
 		if err != nil {
 			return nil, err
 		}
-		if !retired && session.User == user && session.Live(now) {
+		if session := record.Session; !record.Retired && session.User == user && session.Live(now) {
 			live = append(live, session)
 		}
 	}

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"context"
 	"testing"
 
 	"gatepost/tokens"
@@ -24,6 +25,12 @@ func mustOpen(t testing.TB, dir string) *Store {
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	return s
+}
+
+// rotate exchanges a token without a grace.
+func rotate(s *Store, old tokens.Hash, next *tokens.Session) error {
+	_, err := s.Rotate(context.Background(), old, storetest.Successor(next), 0)
+	return err
 }
 
 func TestTheFileIsATokenStore(t *testing.T) {

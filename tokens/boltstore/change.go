@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -113,10 +114,12 @@ func (t *change) put(s *tokens.Session, record []byte) error {
 	)
 }
 
-// end deletes all that is kept of a session, save that tokens which were retired before go on telling so.
+// end deletes all that is kept of a session, and ends the grace of the token before. Tokens that were exchanged go on
+// telling so.
 func (t *change) end(s *tokens.Session) error {
 	t.ended = append(t.ended, s.Hash)
 	return errors.Join(
+		t.endPredecessor(s),
 		t.tx.Bucket(tokensBucket).Delete(s.Hash[:]),
 		t.tx.Bucket(usersBucket).Delete(userEntry(s)),
 		t.tx.Bucket(idsBucket).Delete([]byte(s.ID)),
@@ -130,11 +133,11 @@ func (t *change) endByID(id string) error {
 	if copy(h[:], t.tx.Bucket(idsBucket).Get([]byte(id))) == 0 {
 		return nil
 	}
-	session, _, err := read(t.tx, h)
+	record, err := read(t.tx, h)
 	if err != nil {
 		return err
 	}
-	return t.end(session)
+	return t.end(record.Session)
 }
 
 // endAll ends all sessions of a user and returns how many of them were live. A record that cannot be read goes too.
@@ -144,9 +147,14 @@ func (t *change) endAll(user string) (live int, err error) {
 		return 0, errUnchanged
 	}
 	for _, h := range all {
-		session, _, err := read(t.tx, h)
-		if err != nil {
-			session = &tokens.Session{Hash: h, User: user}
+		session := &tokens.Session{Hash: h, User: user}
+		if record, err := read(t.tx, h); err == nil && record.Retired {
+			if err := t.endGrace(session); err != nil {
+				return 0, err
+			}
+			continue
+		} else if err == nil {
+			session = record.Session
 		}
 		if session.Live(t.now) {
 			live++
@@ -158,17 +166,52 @@ func (t *change) endAll(user string) (live int, err error) {
 	return live, nil
 }
 
-// retire marks a session's token as exchanged. What it keeps tells of a second exchange until the session ends.
-func (t *change) retire(s *tokens.Session) error {
-	retired, err := tokens.EncodeRetired(s)
-	if err != nil {
+// exchange replaces a session's token by the next one. A session has two tokens that open services at most, so the grace
+// of the token before is over.
+func (t *change) exchange(before *tokens.Session, next tokens.Successor, record []byte, grace time.Duration) error {
+	t.ended = append(t.ended, before.Hash)
+	if err := errors.Join(t.endPredecessor(before), t.put(next.Session, record)); err != nil {
 		return err
 	}
-	t.ended = append(t.ended, s.Hash)
-	return errors.Join(
-		t.tx.Bucket(tokensBucket).Put(s.Hash[:], retired),
-		t.tx.Bucket(usersBucket).Delete(userEntry(s)),
+	if grace <= 0 {
+		retired, err := tokens.EncodeRetired(before)
+		return errors.Join(err,
+			t.tx.Bucket(tokensBucket).Put(before.Hash[:], retired),
+			t.tx.Bucket(usersBucket).Delete(userEntry(before)),
+		)
+	}
+	predecessor, err := tokens.EncodePredecessor(before.Predecessor(next.Session, t.now, grace), next)
+	return errors.Join(err,
+		t.tx.Bucket(tokensBucket).Put(before.Hash[:], predecessor),
+		t.tx.Bucket(idsBucket).Put([]byte(before.ID), slices.Concat(next.Session.Hash[:], before.Hash[:])),
 	)
+}
+
+// endPredecessor ends the grace of the token before the session's own, if there is one.
+func (t *change) endPredecessor(s *tokens.Session) error {
+	both := t.tx.Bucket(idsBucket).Get([]byte(s.ID))
+	before := tokens.Session{User: s.User}
+	if len(both) != 2*len(s.Hash) || !bytes.HasPrefix(both, s.Hash[:]) {
+		return nil
+	}
+	copy(before.Hash[:], both[len(s.Hash):])
+	return t.endGrace(&before)
+}
+
+// endGrace ends the grace of a token that was exchanged: what stays tells of a second exchange until the session ends. A
+// record that cannot be read goes.
+func (t *change) endGrace(s *tokens.Session) error {
+	t.ended = append(t.ended, s.Hash)
+	forgotten := t.tx.Bucket(usersBucket).Delete(userEntry(s))
+	record, err := read(t.tx, s.Hash)
+	switch {
+	case errors.Is(err, tokens.ErrUnknown):
+		return forgotten
+	case err != nil:
+		return errors.Join(forgotten, t.tx.Bucket(tokensBucket).Delete(s.Hash[:]))
+	}
+	retired, err := tokens.EncodeRetired(record.Session)
+	return errors.Join(err, forgotten, t.tx.Bucket(tokensBucket).Put(s.Hash[:], retired))
 }
 
 // makeRoom ends those of a user's sessions that expire first, until there are limit at the most.

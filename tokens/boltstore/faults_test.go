@@ -77,7 +77,7 @@ func TestSessionsOutliveARestart(t *testing.T) {
 	s := mustOpen(t, dir)
 	kept, gone, refreshed := create(t, s, "ann"), create(t, s, "ann"), create(t, s, "bob")
 	next := refreshed.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
-	if err := errors.Join(s.Revoke(t.Context(), gone.Hash), s.Rotate(t.Context(), refreshed.Hash, next), s.Close()); err != nil {
+	if err := errors.Join(s.Revoke(t.Context(), gone.Hash), rotate(s, refreshed.Hash, next), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	s = mustOpen(t, dir)
@@ -89,7 +89,7 @@ func TestSessionsOutliveARestart(t *testing.T) {
 			t.Errorf("the %s token: %v", name, err)
 		}
 	}
-	if err := s.Rotate(t.Context(), refreshed.Hash, refreshed.Renewed(storetest.NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrReused) {
+	if err := rotate(s, refreshed.Hash, refreshed.Renewed(storetest.NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrReused) {
 		t.Errorf("a second exchange after a restart: %v", err)
 	}
 }
@@ -235,7 +235,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 		if i == 0 {
 			// A token that was exchanged is kept until its session ends, and no longer.
 			next := short.Renewed(storetest.NewHash(t), now, 150*time.Millisecond)
-			if err := s.Rotate(t.Context(), short.Hash, next); err != nil {
+			if err := rotate(s, short.Hash, next); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Touch(t.Context(), next.Holder(), now, "192.0.2.1"); err != nil {

@@ -69,7 +69,7 @@ func step(s *Store, worker int) error {
 	case 2:
 		token, _ := tokens.Mint(tokens.FormatUUID)
 		next := gone.Renewed(token.Hash(), time.Now(), time.Hour)
-		if err = s.Rotate(ctx, gone.Hash, next); err == nil {
+		if err = rotate(s, gone.Hash, next); err == nil {
 			fmt.Println("live", next.Hash.Hex())
 		}
 	case 3:

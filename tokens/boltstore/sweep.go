@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"time"
@@ -76,28 +77,27 @@ func expiredFrom(tx *bbolt.Tx, from []byte, now time.Time) (expired [][]byte, ne
 		if seen++; seen > sweepBatch {
 			return expired, slices.Clone(key)
 		}
-		if _, over := whatIsOver(key, record, now); over {
+		if over, _ := whatIsOver(key, record, now); over != nil {
 			expired = append(expired, slices.Clone(key))
 		}
 	}
 	return expired, nil
 }
 
-// whatIsOver returns the session of a record that need not be kept any longer: of a live token until it expires, of
-// a retired one until the session ends. What cannot be read stays, for whoever has to look at it.
-func whatIsOver(key, record []byte, now time.Time) (*tokens.Session, bool) {
+// whatIsOver returns a record that need not be kept as it is: of a live token until it expires, of one in its grace until
+// that ends, of a retired one until the session ends; and whether it is only the grace that is over. Else it returns nil.
+// What cannot be read stays, for whoever has to look at it.
+func whatIsOver(key, record []byte, now time.Time) (over *tokens.Session, graceOnly bool) {
 	var h tokens.Hash
 	if copy(h[:], key) != len(key) {
 		return nil, false
 	}
-	session, retired, err := tokens.DecodeRecord(h, record)
-	if err != nil {
+	found, err := tokens.DecodeRecord(h, record)
+	switch {
+	case err != nil, found.Live(now), found.Retired && found.Successor == nil && now.Before(found.Session.Ends):
 		return nil, false
 	}
-	if retired {
-		return session, !now.Before(session.Ends)
-	}
-	return session, !session.Live(now)
+	return found.Session, found.Retired && now.Before(found.Session.Ends)
 }
 
 // drop deletes expired records with their entries in the indexes, in one transaction.
@@ -112,12 +112,16 @@ func (s *Store) drop(keys [][]byte) (int, error) {
 	err := s.commit(func(t *change) error {
 		n = 0
 		for _, key := range keys {
-			session, over := whatIsOver(key, t.tx.Bucket(tokensBucket).Get(key), t.now)
-			if !over {
+			session, graceOnly := whatIsOver(key, t.tx.Bucket(tokensBucket).Get(key), t.now)
+			if session == nil {
 				continue // gone already
 			}
 			n++
-			if err := t.drop(session); err != nil {
+			drop := t.drop
+			if graceOnly {
+				drop = t.endGrace
+			}
+			if err := drop(session); err != nil {
 				return err
 			}
 		}
@@ -135,7 +139,7 @@ func (s *Store) drop(keys [][]byte) (int, error) {
 // drop deletes the record of a token that is over. The session's id may be a newer token's by now; then it stays.
 func (t *change) drop(s *tokens.Session) error {
 	ids := t.tx.Bucket(idsBucket)
-	if current := ids.Get([]byte(s.ID)); current == nil || string(current) == string(s.Hash[:]) {
+	if current := ids.Get([]byte(s.ID)); current == nil || bytes.HasPrefix(current, s.Hash[:]) {
 		return t.end(s)
 	}
 	t.ended = append(t.ended, s.Hash)

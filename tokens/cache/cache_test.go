@@ -359,7 +359,7 @@ func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
 			}
 			var all sync.WaitGroup
 			all.Go(func() {
-				if err := c.Rotate(t.Context(), h, session("ann")); !errors.Is(err, failure) {
+				if _, err := c.Rotate(t.Context(), h, tokens.Successor{Session: session("ann")}, 0); !errors.Is(err, failure) {
 					t.Errorf("the refresh: %v", err)
 				}
 			})
@@ -384,10 +384,10 @@ type slowRotate struct {
 	err              error
 }
 
-func (s *slowRotate) Rotate(context.Context, tokens.Hash, *tokens.Session) error {
+func (s *slowRotate) Rotate(context.Context, tokens.Hash, tokens.Successor, time.Duration) (tokens.Successor, error) {
 	close(s.entered)
 	<-s.release
-	return s.err
+	return tokens.Successor{}, s.err
 }
 
 func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {

@@ -52,15 +52,18 @@ func (p plain) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, erro
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	s, _, err := tokens.DecodeRecord(h, record)
-	return s, err
+	found, err := tokens.DecodeRecord(h, record)
+	if err != nil {
+		return nil, err
+	}
+	return found.Session, nil
 }
 
-func (p plain) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
-	if err := p.Create(ctx, next, 0); err != nil {
-		return err
+func (p plain) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, _ time.Duration) (tokens.Successor, error) {
+	if err := p.Create(ctx, next.Session, 0); err != nil {
+		return tokens.Successor{}, err
 	}
-	return p.Revoke(ctx, old)
+	return next, p.Revoke(ctx, old)
 }
 
 func (p plain) Revoke(ctx context.Context, h tokens.Hash) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"gatepost/tokens"
 )
@@ -21,18 +22,19 @@ func (c *Cache) Revoke(ctx context.Context, h tokens.Hash) error {
 	return c.settle(ctx, mode)
 }
 
-// Rotate keeps next in the place of the token old, and waits as Revoke does. Until the store has done so the old one is
-// as live as it was, here too: where the store is out of reach it is the only one that the client has. A context that ends after the store has done so ends the waiting only: who handed in the old token
-// would otherwise be left with none.
-func (c *Cache) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
+// Rotate exchanges the token old for next, and waits as Revoke does: when it returns, no gateway keeps old for longer than
+// the store says now, which is until its grace ends. Until the store has exchanged it, old is as live as it was, here too:
+// if the store is out of reach, it is the only token that the client has. A context that ends after the exchange ends the
+// waiting only.
+func (c *Cache) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, grace time.Duration) (tokens.Successor, error) {
 	mode := c.mode()
-	err := c.store.Rotate(ctx, old, next)
+	given, err := c.store.Rotate(ctx, old, next, grace)
 	// After an error too: it may have happened.
 	c.CallBack(old)
 	if err == nil || errors.Is(err, tokens.ErrReused) { // reused: the session's newer token was ended
 		_ = c.settle(ctx, mode)
 	}
-	return err
+	return given, err
 }
 
 // RevokeSession ends a session by its public id. It returns as Revoke does.

@@ -64,8 +64,11 @@ func TestEveryWayToEndASessionIsProven(t *testing.T) {
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	awaitAcquainted(t, a, b)
 	for what, end := range map[string]func(s *tokens.Session) error{
-		"revoked":          func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
-		"refreshed":        func(s *tokens.Session) error { return a.Rotate(t.Context(), s.Hash, session(s.User)) },
+		"revoked": func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
+		"refreshed": func(s *tokens.Session) error {
+			_, err := a.Rotate(t.Context(), s.Hash, tokens.Successor{Session: session(s.User)}, 0)
+			return err
+		},
 		"ended by its id":  func(s *tokens.Session) error { return a.RevokeSession(t.Context(), s.User, s.ID) },
 		"logged out":       func(s *tokens.Session) error { _, err := a.RevokeUser(t.Context(), s.User); return err },
 		"revoked a second": func(s *tokens.Session) error { server.Do("DEL", key(s.Hash)); return a.Revoke(t.Context(), s.Hash) },

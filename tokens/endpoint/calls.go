@@ -70,7 +70,7 @@ func (h *Handler) revoke(w http.ResponseWriter, r *http.Request) (outcome, error
 	return done, nil
 }
 
-// refresh gives a new token for the presented one, which ends.
+// refresh exchanges the presented token for a new one. Within the grace a repeated call gets the same one.
 func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, error) {
 	settings := h.settings()
 	if settings == nil {
@@ -80,34 +80,44 @@ func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, erro
 	if err != nil {
 		return h.deny(w, err)
 	}
-	token, err := tokens.Mint(settings.Format)
-	if err != nil {
-		return h.deny(w, err)
-	}
 	ctx, cancel := h.storeContext(r)
 	defer cancel()
 	now := h.config.Now()
-	next, err := h.rotate(ctx, old.Hash(), token.Hash(), now, settings.Lifetime)
+	token, session, err := h.rotate(ctx, old, now, settings)
 	if err != nil {
 		return h.deny(w, err)
 	}
-	expiresIn := seconds(next, now)
+	expiresIn := seconds(session, now)
 	handOver(w.Header(), token.Reveal(), expiresIn, "token,expires_in")
-	reply(w, http.StatusOK, newGrant(token.Reveal(), expiresIn, next.Scopes))
+	reply(w, http.StatusOK, newGrant(token.Reveal(), expiresIn, session.Scopes))
 	return done, nil
 }
 
-// rotate puts the hash next in place of old, for the same session.
-func (h *Handler) rotate(ctx context.Context, old, next tokens.Hash, now time.Time, lifetime time.Duration) (*tokens.Session, error) {
-	session, err := h.lookup(ctx, old)
+// rotate exchanges old for a new token of the same session, and returns the one to hand out: another call may have
+// exchanged it before.
+func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, settings *Settings) (tokens.Token, *tokens.Session, error) {
+	token, err := tokens.Mint(settings.Format)
+	if err != nil {
+		return tokens.Token{}, nil, err
+	}
+	sealed, err := old.Seal(token)
+	if err != nil {
+		return tokens.Token{}, nil, err
+	}
+	session, err := h.lookup(ctx, old.Hash())
 	if errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, errOver) {
-		return nil, h.reuse(ctx, old, next, now)
+		return tokens.Token{}, nil, h.reuse(ctx, old.Hash(), token.Hash(), now)
 	}
 	if err != nil {
-		return nil, err
+		return tokens.Token{}, nil, err
 	}
-	renewed := session.Renewed(next, now, lifetime)
-	return renewed, h.config.Store.Rotate(ctx, old, renewed)
+	next := tokens.Successor{Session: session.Renewed(token.Hash(), now, settings.Lifetime), Token: sealed}
+	given, err := h.config.Store.Rotate(ctx, old.Hash(), next, settings.RefreshGrace)
+	if err != nil {
+		return tokens.Token{}, nil, err
+	}
+	token, err = old.Unseal(given.Token, given.Session.Hash)
+	return token, given.Session, err
 }
 
 // reuse asks the store whether a token that opens nothing was refreshed before, in which case the store ends
@@ -118,7 +128,7 @@ func (h *Handler) reuse(ctx context.Context, old, next tokens.Hash, now time.Tim
 	if err != nil {
 		return err
 	}
-	err = h.config.Store.Rotate(ctx, old, stranger)
+	_, err = h.config.Store.Rotate(ctx, old, tokens.Successor{Session: stranger}, 0)
 	if err == nil {
 		err = errors.New("the store took one session for another")
 		if revoked := h.config.Store.Revoke(ctx, next); revoked != nil {

@@ -284,27 +284,27 @@ func (m *memory) Lookup(_ context.Context, h tokens.Hash) (*tokens.Session, erro
 	return nil, tokens.ErrUnknown
 }
 
-func (m *memory) Rotate(_ context.Context, old tokens.Hash, next *tokens.Session) error {
+func (m *memory) Rotate(_ context.Context, old tokens.Hash, next tokens.Successor, _ time.Duration) (tokens.Successor, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.err != nil {
-		return m.err
+		return tokens.Successor{}, m.err
 	}
 	if id, ok := m.retired[old]; ok {
 		m.end(func(s *tokens.Session) bool { return s.ID == id })
-		return tokens.ErrReused
+		return tokens.Successor{}, tokens.ErrReused
 	}
 	s := m.sessions[old]
 	if s == nil {
-		return tokens.ErrUnknown
+		return tokens.Successor{}, tokens.ErrUnknown
 	}
-	if s.ID != next.ID || s.User != next.User || !s.Ends.Equal(next.Ends) {
-		return tokens.ErrInvalid
+	if !next.Session.Continues(s) {
+		return tokens.Successor{}, tokens.ErrInvalid
 	}
 	delete(m.sessions, old)
 	m.retired[old] = s.ID
-	m.sessions[next.Hash] = next
-	return nil
+	m.sessions[next.Session.Hash] = next.Session
+	return next, nil
 }
 
 func (m *memory) Revoke(_ context.Context, h tokens.Hash) error {

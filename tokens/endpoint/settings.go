@@ -17,6 +17,8 @@ import (
 type Settings struct {
 	// Lifetime is how long a token opens services, SessionLifetime how long a session can be refreshed.
 	Lifetime, SessionLifetime time.Duration
+	// RefreshGrace is how long a refreshed token works on.
+	RefreshGrace time.Duration
 	// Format is the form of the tokens that are minted.
 	Format tokens.Format
 	// MaxSessions is how many sessions one user may have; 0: any number.
@@ -46,6 +48,7 @@ func SettingsFrom(t *gatewayv1.Tokens) (*Settings, error) {
 	s := &Settings{
 		Lifetime:        t.GetLifetime().AsDuration(),
 		SessionLifetime: t.GetSessionLifetime().AsDuration(),
+		RefreshGrace:    t.GetRefreshGrace().AsDuration(),
 		Format:          tokens.Format(t.GetFormat()),
 		MaxSessions:     int(t.GetMaxSessions()),
 		Shield:          shieldFrom(t.GetShield()),

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"gatepost/redisconn"
 	"gatepost/tokens"
@@ -11,8 +12,8 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// TestALifeOfTokensInTheRealStores goes once through all calls with each store that there is.
-func TestALifeOfTokensInTheRealStores(t *testing.T) {
+// onRealStores runs a test with each store that there is.
+func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 	for name, open := range map[string]func(*testing.T) tokens.Store{
 		"embedded": func(t *testing.T) tokens.Store {
 			store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
@@ -32,40 +33,95 @@ func TestALifeOfTokensInTheRealStores(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store := open(t)
 			defer store.Close()
-			g := newGatewayOn(t, users(t, ann), store)
-			first, second := g.login(), g.login()
-			count := func(token string) int {
-				var list struct{ Sessions []json.RawMessage }
-				g.call("GET", "/token/sessions", "", "Authorization", token).json(t, &list)
-				return len(list.Sessions)
-			}
-			if n := count(first); n != 2 {
-				t.Errorf("%d sessions", n)
-			}
-			a := g.call("POST", "/token/refresh", "", "Authorization", first)
-			a.is(t, 200)
-			renewed := a.Header.Get("token")
-			if g.opens(first) || !g.opens(renewed) || count(renewed) != 2 {
-				t.Error("the refresh did not put the new token in the old one's place")
-			}
-			b := g.call("POST", "/token/refresh", "", "Authorization", first)
-			b.says(t, 401, textUnauthorized)
-			if g.opens(renewed) || !g.opens(second) {
-				t.Error("a second refresh did not end its session and no other")
-			}
-			if n := g.counted("gatepost_token_calls_total", "refresh", "reused"); n != 1 {
-				t.Errorf("%v reuses counted", n)
-			}
-			third := g.login()
-			g.call("POST", "/token/revoke", "", "Authorization", third).is(t, 200)
-			if g.opens(third) || count(second) != 1 {
-				t.Error("the revoke did nothing")
-			}
-			g.login()
-			if a := g.call("DELETE", "/token/sessions", "", "Authorization", second); a.body != `{"ended":2}` {
-				t.Errorf("ending all: %d %s", a.StatusCode, a.body)
-			}
-			g.call("GET", "/token/sessions", "", "Authorization", second).says(t, 401, textUnauthorized)
+			test(t, store)
 		})
 	}
+}
+
+// TestALifeOfTokensInTheRealStores goes once through all calls.
+func TestALifeOfTokensInTheRealStores(t *testing.T) {
+	onRealStores(t, func(t *testing.T, store tokens.Store) {
+		g := newGatewayOn(t, users(t, ann), store)
+		first, second := g.login(), g.login()
+		count := func(token string) int {
+			var list struct{ Sessions []json.RawMessage }
+			g.call("GET", "/token/sessions", "", "Authorization", token).json(t, &list)
+			return len(list.Sessions)
+		}
+		if n := count(first); n != 2 {
+			t.Errorf("%d sessions", n)
+		}
+		a := g.call("POST", "/token/refresh", "", "Authorization", first)
+		a.is(t, 200)
+		renewed := a.Header.Get("token")
+		if g.opens(first) || !g.opens(renewed) || count(renewed) != 2 {
+			t.Error("the refresh did not put the new token in the old one's place")
+		}
+		b := g.call("POST", "/token/refresh", "", "Authorization", first)
+		b.says(t, 401, textUnauthorized)
+		if g.opens(renewed) || !g.opens(second) {
+			t.Error("a second refresh did not end its session and no other")
+		}
+		if n := g.counted("gatepost_token_calls_total", "refresh", "reused"); n != 1 {
+			t.Errorf("%v reuses counted", n)
+		}
+		third := g.login()
+		g.call("POST", "/token/revoke", "", "Authorization", third).is(t, 200)
+		if g.opens(third) || count(second) != 1 {
+			t.Error("the revoke did nothing")
+		}
+		g.login()
+		if a := g.call("DELETE", "/token/sessions", "", "Authorization", second); a.body != `{"ended":2}` {
+			t.Errorf("ending all: %d %s", a.StatusCode, a.body)
+		}
+		g.call("GET", "/token/sessions", "", "Authorization", second).says(t, 401, textUnauthorized)
+	})
+}
+
+func TestRepeatedRefreshInItsGraceGetsTheSameToken(t *testing.T) {
+	onRealStores(t, func(t *testing.T, store tokens.Store) {
+		g := newGatewayOn(t, users(t, ann), store)
+		g.settings.RefreshGrace = time.Minute
+		for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
+			g.settings.Format = format
+			first := g.login()
+			refresh := func(token string) answerOf { return g.call("POST", "/token/refresh", "", "Authorization", token) }
+			second := refresh(first).Header.Get("token")
+			for range 3 {
+				a := refresh(first)
+				var body struct {
+					AccessToken string `json:"access_token"`
+					ExpiresIn   int    `json:"expires_in"`
+				}
+				a.json(t, &body)
+				if got := a.Header.Get("token"); got != second || body.AccessToken != second || body.ExpiresIn < 3500 {
+					t.Fatalf("it got another token, or one for %d s", body.ExpiresIn)
+				}
+			}
+			if !g.opens(first) || !g.opens(second) {
+				t.Error("a token does not open in the grace")
+			}
+			var about map[string]any
+			g.call("POST", "/token/introspect", "", "Authorization", first).json(t, &about)
+			if left := time.Until(time.Unix(int64(about["exp"].(float64)), 0)); about["active"] != true || left > time.Minute {
+				t.Errorf("the old token is said to be %v", about)
+			}
+
+			third := refresh(second).Header.Get("token")
+			if g.opens(first) || !g.opens(second) || !g.opens(third) {
+				t.Error("the grace is not the immediate predecessor's alone")
+			}
+			refresh(first).says(t, 401, textUnauthorized)
+			if g.opens(second) || g.opens(third) {
+				t.Error("the reuse of an older token did not end the session")
+			}
+
+			fourth := g.login()
+			fifth := refresh(fourth).Header.Get("token")
+			g.call("POST", "/token/revoke", "", "Authorization", fifth).is(t, 200)
+			if g.opens(fourth) || g.opens(fifth) {
+				t.Error("a revoke left one of the two tokens")
+			}
+		}
+	})
 }

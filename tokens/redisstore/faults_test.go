@@ -38,7 +38,7 @@ func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(cont
 		"create": func(ctx context.Context) error { return s.Create(ctx, storetest.New(t, "ann"), 3) },
 		"lookup": func(ctx context.Context) error { _, err := s.Lookup(ctx, session.Hash); return err },
 		"rotate": func(ctx context.Context) error {
-			return s.Rotate(ctx, session.Hash, session.Renewed(storetest.NewHash(t), time.Now(), time.Hour))
+			return rotate(ctx, s, session.Hash, session.Renewed(storetest.NewHash(t), time.Now(), time.Hour))
 		},
 		"revoke":         func(ctx context.Context) error { return s.Revoke(ctx, session.Hash) },
 		"sessions":       func(ctx context.Context) error { _, err := s.Sessions(ctx, "ann"); return err },
@@ -320,7 +320,7 @@ func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
 	s := open(t, server)
 	session := create(t, s, "ann")
 	next := session.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
-	if err := errors.Join(s.Rotate(t.Context(), session.Hash, next), s.Touch(t.Context(), next.Holder(), time.Now(), "192.0.2.1")); err != nil {
+	if err := errors.Join(rotate(t.Context(), s, session.Hash, next), s.Touch(t.Context(), next.Holder(), time.Now(), "192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	keys := strings.Fields(server.Do("KEYS", "*"))
@@ -366,7 +366,7 @@ func TestEndThatWasCutOffIsFinishedByTheNext(t *testing.T) {
 	}
 	for _, session := range []*tokens.Session{first, second} {
 		next := session.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
-		if err := s.Rotate(t.Context(), session.Hash, next); !errors.Is(err, tokens.ErrUnknown) {
+		if err := rotate(t.Context(), s, session.Hash, next); !errors.Is(err, tokens.ErrUnknown) {
 			t.Errorf("refreshing a session that is being ended: %v", err)
 		}
 	}

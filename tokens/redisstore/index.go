@@ -30,8 +30,8 @@ func splitMember(m string) (id string, h tokens.Hash, ok bool) {
 	return uuid.UUID([]byte(m[:16])).String(), h, true
 }
 
-// grace is how long an entry outlives its token, in milliseconds, so that a slow login is not taken for an ended one.
-const grace = 60_000
+// entryMargin is how long an entry outlives its token, in milliseconds, so that a slow login is not taken for an ended one.
+const entryMargin = 60_000
 
 // Each script changes one index, KEYS[1]. They take the time from Redis: entries and records then expire by elapsed
 // time alike, whatever the clocks of several Gateposts say. Redis writes a number that it is given to the last digit.
@@ -43,15 +43,15 @@ local key = KEYS[1]
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function mark(m, score) redis.call('ZADD', key, 'XX', -score, m) end
-local function enter(m, ttl, grace)
+local function enter(m, ttl, margin)
   redis.call('ZADD', key, 'NX', now + ttl, m)
-  if redis.call('PTTL', key) < ttl + grace then redis.call('PEXPIRE', key, ttl + 2 * grace) end
-  if redis.call('ZCOUNT', key, 2 * grace - now, now - 2 * grace) > 0 then
-    redis.call('ZREMRANGEBYSCORE', key, grace - now, now - grace)
+  if redis.call('PTTL', key) < ttl + margin then redis.call('PEXPIRE', key, ttl + 2 * margin) end
+  if redis.call('ZCOUNT', key, 2 * margin - now, now - 2 * margin) > 0 then
+    redis.call('ZREMRANGEBYSCORE', key, margin - now, now - margin)
   end
 end
 `
-	// ARGV: member, lifetime, grace, limit. Returns the members of the sessions that are marked: by it, because there were
+	// ARGV: member, lifetime, entryMargin, limit. Returns the members of the sessions that are marked: by it, because there were
 	// more than limit (those that expire first, and never the new one), or before, by a login that did not live to delete
 	// their records. Where one server has all keys the session is
 	// kept in the same step: KEYS then name its id and its record too, and ARGV the index by its digest, the
@@ -67,25 +67,40 @@ if limit <= 0 then return {} end
 local ended = redis.call('ZRANGEBYSCORE', key, '-inf', -now)
 if redis.call('ZCOUNT', key, now, '+inf') <= limit then return ended end
 local live = redis.call('ZRANGEBYSCORE', key, now, '+inf', 'WITHSCORES')
-local own = string.sub(ARGV[1], 1, 16)
-local order, known, count = {}, {[own] = true}, 1
-for i = 1, #live, 2 do
+local keep, kept = {[string.sub(ARGV[1], 1, 16)] = true}, 1
+for i = #live - 1, 1, -2 do -- a session with two tokens is as old as the newer of them
   local id = string.sub(live[i], 1, 16)
-  if not known[id] then known[id] = true; count = count + 1; order[#order + 1] = id end
+  if not keep[id] and kept < limit then keep[id] = true; kept = kept + 1 end
 end
-local over = {}
-for i = 1, count - limit do if order[i] then over[order[i]] = true end end
 for i = 1, #live, 2 do
-  if over[string.sub(live[i], 1, 16)] then mark(live[i], tonumber(live[i + 1])); ended[#ended + 1] = live[i] end
+  if not keep[string.sub(live[i], 1, 16)] then mark(live[i], tonumber(live[i + 1])); ended[#ended + 1] = live[i] end
 end
 return ended
 `
-	// ARGV: old member, new member, lifetime, grace. Enters the new token where the old one is entered and not
-	// marked, and says whether it is.
+	// ARGV: old member, new member, lifetime, entryMargin. Enters the new token if the old one is entered and not marked,
+	// and returns the other members of the session: what earlier refreshes have left. Else it returns nothing.
 	besideScript = prelude + `
 local score = redis.call('ZSCORE', key, ARGV[1])
-if not score or tonumber(score) < 0 then return 0 end
+if not score or tonumber(score) < 0 then return false end
+local id, stale = string.sub(ARGV[1], 1, 16), {}
+for _, m in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+  if string.sub(m, 1, 16) == id and m ~= ARGV[1] and m ~= ARGV[2] then stale[#stale + 1] = m end
+end
 enter(ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
+return stale
+`
+	// ARGV: new member, old member, refresh grace, stale members. Says whether the new token is entered and not marked.
+	// If it is, the old one's entry expires with its grace, and the stale ones are removed.
+	supersedeScript = prelude + `
+local score = redis.call('ZSCORE', key, ARGV[1])
+if not score or tonumber(score) < 0 then return 0 end
+local old, ends = redis.call('ZSCORE', key, ARGV[2]), now + tonumber(ARGV[3])
+if ARGV[3] == '0' then
+  redis.call('ZREM', key, ARGV[2])
+elseif old and tonumber(old) > ends then
+  redis.call('ZADD', key, 'XX', ends, ARGV[2])
+end
+for i = 4, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 return 1
 `
 	// ARGV: the first bytes of the members to mark, or nothing for all. Returns them, those marked before too.
@@ -101,9 +116,9 @@ for i = 1, #all, 2 do
 end
 return ended
 `
-	// KEYS[1] is a token's record here. ARGV: its bytes as they were read, the retired record, lifetime. Puts the
-	// retired record in its place, or says why not: 0 gone, 2 something else is there.
-	retireScript = `
+	// KEYS[1] is a token's record here. ARGV: its bytes as they were read, the record to replace it, lifetime. Returns 1,
+	// or why the record was not replaced: 0 it is gone, 2 it is another.
+	replaceScript = `
 local record = redis.call('GET', KEYS[1])
 if not record then return 0 end
 if record ~= ARGV[1] then return 2 end
@@ -115,6 +130,7 @@ return 1
 var (
 	enterOne    = redis.NewScript(enterScript)
 	enterSecond = redis.NewScript(besideScript)
+	supersede   = redis.NewScript(supersedeScript)
 	markSome    = redis.NewScript(markScript)
 
 	// The same where Redis has no memory left, which would refuse it otherwise (Redis 7 and newer).
@@ -124,7 +140,7 @@ var (
 // enter enters a token in an index and returns the members of sessions that were marked to make room. Entered
 // again it stays as it is, marked too.
 func (s *Store) enter(ctx context.Context, index, member string, lifetime time.Duration, limit int) ([]string, error) {
-	over, err := enterOne.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), grace, limit).StringSlice()
+	over, err := enterOne.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), entryMargin, limit).StringSlice()
 	if err != nil {
 		return nil, unavailable(ctx, "entering a session in its user's index", err)
 	}
@@ -137,7 +153,7 @@ func (s *Store) enter(ctx context.Context, index, member string, lifetime time.D
 func (s *Store) enterWhole(ctx context.Context, index string, session *tokens.Session, record []byte, limit int) ([]string, error) {
 	command := func(name, script string) once {
 		return once{redis.NewCmd(ctx, name, script, 3, index, sessionKey(session.ID), tokenKey(session.Hash),
-			member(session), milliseconds(time.Until(session.Expires)), grace, limit,
+			member(session), milliseconds(time.Until(session.Expires)), entryMargin, limit,
 			digest(session.User), milliseconds(time.Until(session.Ends)), record)}
 	}
 	cmd := command("evalsha", enterOne.Hash())
@@ -154,15 +170,6 @@ func (s *Store) enterWhole(ctx context.Context, index string, session *tokens.Se
 		return nil, unavailable(ctx, "keeping a session", err)
 	}
 	return over, nil
-}
-
-// enterBeside enters a session's new token where its old one is entered, and says whether it is.
-func (s *Store) enterBeside(ctx context.Context, index, old, next string, lifetime time.Duration) (bool, error) {
-	ok, err := enterSecond.Run(ctx, s.client, []string{index}, old, next, milliseconds(lifetime), grace).Bool()
-	if err != nil {
-		return false, unavailable(ctx, "entering a new token in its user's index", err)
-	}
-	return ok, nil
 }
 
 // entered says whether an index holds the member, unmarked.
@@ -244,28 +251,6 @@ func (s *Store) deleteRecords(ctx context.Context, members []string, ended map[s
 		if id, _, _ := splitMember(m); n.Val() > 0 {
 			ended[id] = true
 		}
-	}
-	return nil
-}
-
-// retire puts the retired record in the place of the one that was read as bytes: of all who try, one succeeds. It
-// is sent once: repeated after a lost reply it would find its own work and take it for another's.
-func (s *Store) retire(ctx context.Context, before *tokens.Session, bytes []byte) error {
-	retired, err := tokens.EncodeRetired(before)
-	if err != nil {
-		return err
-	}
-	cmd := redis.NewCmd(ctx, "eval", retireScript, 1, tokenKey(before.Hash), bytes, retired, milliseconds(time.Until(before.Ends)))
-	if err := s.client.Process(ctx, once{cmd}); err != nil {
-		return unavailable(ctx, "retiring a token", err)
-	}
-	switch n, err := cmd.Int(); {
-	case err != nil:
-		return unavailable(ctx, "retiring a token", err)
-	case n == 0:
-		return tokens.ErrUnknown
-	case n == 2:
-		return tokens.ErrReused
 	}
 	return nil
 }

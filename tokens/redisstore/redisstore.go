@@ -7,10 +7,12 @@
 //	gatepost:usr:<sha-256 of the user>    the index: a sorted set of the user's tokens, scored by expiry
 //	gatepost:ses:<public id>              the name of that index, for ending a session by its id
 //
-// and a fourth, gatepost:seen:<public id>, tells when it was last used. Where one server has them all, a login changes
-// them in one step, by one command; the commands of logins that come at once are sent together ([convoy]). In a Cluster
-// they lie on different servers, so nothing else here relies on two keys changing together. What it relies on is the
-// order in which they change:
+// Two more open nothing: gatepost:seen:<public id> is when it was last used, and gatepost:old:<sha-256 of the token>
+// remembers a token that was refreshed, so that its reuse is noticed after its grace, when its record has expired.
+//
+// If one server has all keys, a login changes them in one step, by one command; the commands of logins that come at once
+// are sent together ([convoy]). In a Cluster they lie on different servers, so nothing else here relies on two keys
+// changing together. What it relies on is the order in which they change:
 //
 //  1. A token is entered in the index before its record is written, and handed out only after the index has been
 //     seen to hold it still, unmarked, once the record was written. (A login in one step is all of that.)
@@ -20,6 +22,9 @@
 // handed out; a record that was written before is deleted; and a crash at any point leaves every record that can be
 // used in the index, where the next attempt finds it. The index is one key, changed by one script at a time: its
 // order is the order of logins, refreshes and ends.
+//
+// A refreshed token's record opens services during the grace and names the token that replaced it. It was written in
+// place of a record that was there, and its entry stays in the index for longer than it, so an end finds it.
 //
 // Late commands do no harm: a command that timed out may still reach Redis. Deleting late is safe. A record is sent
 // once per token and its token handed out only on Redis' OK, so a record that arrives late is of a token that nobody
@@ -54,6 +59,7 @@ const (
 	userPrefix    = "gatepost:usr:"
 	sessionPrefix = "gatepost:ses:"
 	seenPrefix    = "gatepost:seen:"
+	oldPrefix     = "gatepost:old:"
 )
 
 // chunk is how many keys are asked for at a time.
@@ -80,6 +86,7 @@ func New(conn *redisconn.Conn) *Store {
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
 func sessionKey(id string) string   { return sessionPrefix + id }
 func seenKey(id string) string      { return seenPrefix + id }
+func oldKey(h tokens.Hash) string   { return oldPrefix + h.Hex() }
 func userKey(user string) string    { return userPrefix + digest(user) }
 func digest(user string) string {
 	sum := sha256.Sum256([]byte(user))
@@ -164,117 +171,51 @@ func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
 	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
-	session, retired, _, err := s.read(ctx, h)
+	record, _, err := s.read(ctx, tokenKey(h), h)
 	if err != nil {
 		return nil, err
 	}
 	// Redis expires the record too; its clock and its punctuality are not relied on.
-	if retired || !session.Live(time.Now()) {
+	if !record.Live(time.Now()) {
 		return nil, tokens.ErrUnknown
 	}
-	return session, nil
+	return record.Session, nil
 }
 
-// read reads a token's record, and returns its bytes as well.
-func (s *Store) read(ctx context.Context, h tokens.Hash) (session *tokens.Session, retired bool, record []byte, err error) {
-	record, err = s.client.Get(ctx, tokenKey(h)).Bytes()
+// read reads the record of a token under a key, and returns its bytes as well.
+func (s *Store) read(ctx context.Context, key string, h tokens.Hash) (*tokens.Record, []byte, error) {
+	bytes, err := s.client.Get(ctx, key).Bytes()
 	if isNil(err) {
-		return nil, false, nil, tokens.ErrUnknown
+		return nil, nil, tokens.ErrUnknown
 	}
 	if err != nil {
-		return nil, false, nil, unavailable(ctx, "looking up a token", err)
+		return nil, nil, unavailable(ctx, "looking up a token", err)
 	}
-	session, retired, err = tokens.DecodeRecord(h, record)
-	return session, retired, record, err
-}
-
-// Rotate implements [tokens.Store]. The new token is entered and written before the old one is retired, in one step
-// that only one caller can make; so an end that comes at any time finds both in the index, and a failure before
-// that step leaves the old token as it was.
-func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next *tokens.Session) error {
-	ctx, cancel := redisconn.Bound(ctx)
-	defer cancel()
-	record, err := tokens.EncodeRecord(next)
-	if err != nil {
-		return err
-	}
-	before, retired, bytes, err := s.read(ctx, old)
-	switch {
-	case err != nil:
-		return err
-	case retired:
-		return s.reused(ctx, before)
-	case !before.Live(time.Now()):
-		return tokens.ErrUnknown
-	case next.ID != before.ID || next.User != before.User || !next.Ends.Equal(before.Ends) || next.Hash == old:
-		return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
-	}
-	index := userKey(next.User)
-	if ok, err := s.enterBeside(ctx, index, member(before), member(next), time.Until(next.Expires)); err != nil {
-		return err
-	} else if !ok {
-		return s.missed(ctx, old)
-	}
-	if err := s.write(ctx, next, record); err != nil {
-		return err
-	}
-	if err := s.retire(ctx, before, bytes); err != nil {
-		s.undo(ctx, next)
-		if errors.Is(err, tokens.ErrReused) {
-			return s.reused(ctx, before)
-		}
-		return err
-	}
-	kept, err := s.entered(ctx, index, member(next))
-	if err != nil {
-		return err
-	}
-	if !kept {
-		s.undo(ctx, next)
-		return tokens.ErrUnknown
-	}
-	// From here on the session is the new token's alone.
-	if err := s.client.ZRem(ctx, index, member(before)).Err(); err != nil {
-		return unavailable(ctx, "taking the old token out of the index", err)
-	}
-	return nil
-}
-
-// missed tells what became of a token that was live a moment ago and is not in the index any more: another call
-// has rotated it, or its session was ended.
-func (s *Store) missed(ctx context.Context, old tokens.Hash) error {
-	session, retired, _, err := s.read(ctx, old)
-	if err == nil && retired {
-		return s.reused(ctx, session)
-	}
-	return cmp.Or(err, tokens.ErrUnknown)
-}
-
-// reused ends the session of a token that was presented for a second exchange.
-func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
-	if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
-		return err
-	}
-	return tokens.ErrReused
+	record, err := tokens.DecodeRecord(h, bytes)
+	return record, bytes, err
 }
 
 // Revoke implements [tokens.Store]. What is no record of the token is deleted too.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	ctx, cancel := redisconn.Bound(ctx)
 	defer cancel()
-	session, retired, _, err := s.read(ctx, h)
+	record, _, err := s.read(ctx, tokenKey(h), h)
 	if errors.Is(err, tokens.ErrUnknown) {
-		return nil
+		record, _, err = s.read(ctx, oldKey(h), h)
 	}
-	if err == nil {
-		if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
+	switch {
+	case errors.Is(err, tokens.ErrUnknown):
+		return nil
+	case errors.Is(err, tokens.ErrCorrupt): // whose session it is cannot be told; it goes
+	case err != nil:
+		return err
+	default:
+		if _, err := s.end(ctx, userKey(record.Session.User), record.Session.ID); err != nil {
 			return err
 		}
-	} else if !errors.Is(err, tokens.ErrCorrupt) {
-		return err
-	}
-	if retired {
-		return nil // it goes on telling that it was exchanged
+		if record.Retired && !record.Live(time.Now()) {
+			return nil // it goes on telling that it was exchanged
+		}
 	}
 	// The index may have lost the entry; the record must go whatever the index says.
 	if err := s.client.Del(ctx, tokenKey(h)).Err(); err != nil {
@@ -328,11 +269,12 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 			return nil, unavailable(ctx, "reading a user's sessions", err)
 		}
 		_, h, _ := splitMember(m)
-		session, retired, err := tokens.DecodeRecord(h, record)
+		decoded, err := tokens.DecodeRecord(h, record)
 		if err != nil {
 			return nil, err
 		}
-		if retired || session.User != user || !session.Live(now) {
+		session := decoded.Session
+		if decoded.Retired || session.User != user || !session.Live(now) {
 			continue
 		}
 		readSeen(session, seen[i].Val())

@@ -1,6 +1,7 @@
 package redisstore
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -38,6 +39,12 @@ func open(t testing.TB, server *redistest.Server) *Store {
 	s := mustOpen(t, server.URL())
 	t.Cleanup(func() { _ = s.Close() })
 	return s
+}
+
+// rotate exchanges a token without a grace.
+func rotate(ctx context.Context, s *Store, old tokens.Hash, next *tokens.Session) error {
+	_, err := s.Rotate(ctx, old, storetest.Successor(next), 0)
+	return err
 }
 
 func TestRedisIsATokenStore(t *testing.T) {

@@ -48,6 +48,11 @@ func NewHash(t testing.TB) tokens.Hash {
 	return token.Hash()
 }
 
+// Successor returns the session with a stand-in for its sealed token, which no store can read.
+func Successor(next *tokens.Session) tokens.Successor {
+	return tokens.Successor{Session: next, Token: append(tokens.Sealed("sealed "), next.Hash[:]...)}
+}
+
 // Run holds a store to the contract of [tokens.Store]. open returns an empty store; the suite closes it.
 func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
 	for _, c := range []struct {
@@ -72,6 +77,14 @@ func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
 		{"what cannot be rotated is told apart", notRotated},
 		{"of many rotations at once at most one succeeds", rotationRace},
 		{"ending a user's sessions leaves none that was being refreshed", rotationAgainstEnd},
+		{"in its grace a rotated token opens services and gets the same successor", grace},
+		{"a grace ends at its deadline", graceEnds},
+		{"a grace ends when the successor is rotated", graceOfOneGeneration},
+		{"a grace is no longer than either token's life", graceWithinLives},
+		{"every end of a session ends the grace", graceAgainstEnds},
+		{"of many rotations at once in a grace all get one successor", graceRace},
+		{"an end beside rotations in a grace ends both tokens", graceRaceAgainstEnd},
+		{"a session in its grace counts once and is no older for it", graceCountsOnce},
 		{"ending a user's sessions leaves none unlisted that was being opened", creationAgainstEnd},
 		{"logins at once keep to the limit", limitRace},
 		{"many use it at once and no one becomes another", manyAtOnce},
@@ -102,6 +115,12 @@ func (s store) create(session *tokens.Session) *tokens.Session {
 		s.t.Fatalf("creating a session: %v", err)
 	}
 	return session
+}
+
+// rotate exchanges a token without a grace.
+func (s store) rotate(old tokens.Hash, next *tokens.Session) error {
+	_, err := s.Rotate(s.t.Context(), old, Successor(next), 0)
+	return err
 }
 
 // opens fails the test where the token does not open the session, whole.
@@ -255,7 +274,7 @@ func expires(t *testing.T, s store) {
 	if err := s.RevokeSession(t.Context(), "ann", short.ID); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("ending an expired session: %v", err)
 	}
-	if err := s.Rotate(t.Context(), short.Hash, short.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
+	if err := s.rotate(short.Hash, short.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("refreshing an expired token: %v", err)
 	}
 	if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
@@ -278,7 +297,7 @@ func revoked(t *testing.T, s store) {
 	if err := s.RevokeSession(t.Context(), "", gone.ID); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("ending a revoked session: %v", err)
 	}
-	if err := s.Rotate(t.Context(), gone.Hash, gone.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
+	if err := s.rotate(gone.Hash, gone.Renewed(NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("refreshing a revoked token: %v", err)
 	}
 }
@@ -409,7 +428,7 @@ func rotated(t *testing.T, s store) {
 	current := s.create(New(t, "ann"))
 	for range 5 {
 		next := current.Renewed(NewHash(t), time.Now().Add(time.Minute), time.Hour)
-		if err := s.Rotate(t.Context(), current.Hash, next); err != nil {
+		if err := s.rotate(current.Hash, next); err != nil {
 			t.Fatalf("refreshing: %v", err)
 		}
 		s.refused(current.Hash)
@@ -430,7 +449,7 @@ func reused(t *testing.T, s store) {
 		current := first
 		for range generations {
 			next := current.Renewed(NewHash(t), time.Now(), time.Hour)
-			if err := s.Rotate(t.Context(), current.Hash, next); err != nil {
+			if err := s.rotate(current.Hash, next); err != nil {
 				t.Fatal(err)
 			}
 			current = next
@@ -438,7 +457,7 @@ func reused(t *testing.T, s store) {
 		s.opens(current)
 		for range 2 {
 			thief := first.Renewed(NewHash(t), time.Now(), time.Hour)
-			if err := s.Rotate(t.Context(), first.Hash, thief); !errors.Is(err, tokens.ErrReused) {
+			if err := s.rotate(first.Hash, thief); !errors.Is(err, tokens.ErrReused) {
 				t.Errorf("refreshing an old token: %v", err)
 			}
 			s.refused(thief.Hash)
@@ -456,7 +475,7 @@ func reused(t *testing.T, s store) {
 func revokedByOld(t *testing.T, s store) {
 	old := s.create(New(t, "ann"))
 	next := old.Renewed(NewHash(t), time.Now(), time.Hour)
-	if err := s.Rotate(t.Context(), old.Hash, next); err != nil {
+	if err := s.rotate(old.Hash, next); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Revoke(t.Context(), old.Hash); err != nil {
@@ -470,7 +489,7 @@ func revokedByOld(t *testing.T, s store) {
 func notRotated(t *testing.T, s store) {
 	session := s.create(New(t, "ann"))
 	renew := func() *tokens.Session { return session.Renewed(NewHash(t), time.Now(), time.Hour) }
-	if err := s.Rotate(t.Context(), NewHash(t), renew()); !errors.Is(err, tokens.ErrUnknown) {
+	if err := s.rotate(NewHash(t), renew()); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("refreshing an unknown token: %v", err)
 	}
 	for name, change := range map[string]func(*tokens.Session){
@@ -482,7 +501,7 @@ func notRotated(t *testing.T, s store) {
 	} {
 		next := renew()
 		change(next)
-		if err := s.Rotate(t.Context(), session.Hash, next); !errors.Is(err, tokens.ErrInvalid) {
+		if err := s.rotate(session.Hash, next); !errors.Is(err, tokens.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if next.Hash != session.Hash {
@@ -501,7 +520,7 @@ func rotationRace(t *testing.T, s store) {
 		var wg sync.WaitGroup
 		for i := range nexts {
 			nexts[i] = session.Renewed(NewHash(t), time.Now(), time.Hour)
-			wg.Go(func() { errs[i] = s.Rotate(t.Context(), session.Hash, nexts[i]) })
+			wg.Go(func() { errs[i] = s.rotate(session.Hash, nexts[i]) })
 		}
 		wg.Wait()
 		won := 0
@@ -539,7 +558,7 @@ func rotationAgainstEnd(t *testing.T, s store) {
 		next := session.Renewed(NewHash(t), time.Now(), time.Hour)
 		var ended, refreshed error
 		var wg sync.WaitGroup
-		wg.Go(func() { refreshed = s.Rotate(t.Context(), session.Hash, next) })
+		wg.Go(func() { refreshed = s.rotate(session.Hash, next) })
 		wg.Go(func() {
 			time.Sleep(time.Duration(i/len(ends)) * 40 * time.Microsecond)
 			ended = ends[i%len(ends)](session)
@@ -636,7 +655,7 @@ func manyAtOnce(t *testing.T, s store) {
 					s.opens(session)
 				}
 				next := session.Renewed(NewHash(t), time.Now(), time.Hour)
-				if err := s.Rotate(t.Context(), session.Hash, next); err != nil {
+				if err := s.rotate(session.Hash, next); err != nil {
 					t.Errorf("refreshing: %v", err)
 					return
 				}
@@ -673,7 +692,7 @@ func touched(t *testing.T, s store) {
 		}
 	}
 	next := session.Renewed(NewHash(t), time.Now(), time.Hour)
-	if err := s.Rotate(t.Context(), session.Hash, next); err != nil {
+	if err := s.rotate(session.Hash, next); err != nil {
 		t.Fatal(err)
 	}
 	if listed, err := s.Sessions(t.Context(), "ann"); err != nil || len(listed) != 1 || !listed[0].LastSeen.Equal(at) {
@@ -695,7 +714,7 @@ func contextOver(t *testing.T, s store) {
 	cancel()
 	for name, err := range map[string]error{
 		"create":         s.Create(over, New(t, "ann"), 0),
-		"rotate":         s.Rotate(over, session.Hash, session.Renewed(NewHash(t), time.Now(), time.Hour)),
+		"rotate":         second(s.Rotate(over, session.Hash, Successor(session.Renewed(NewHash(t), time.Now(), time.Hour)), 0)),
 		"revoke":         s.Revoke(over, session.Hash),
 		"revoke session": s.RevokeSession(over, "ann", session.ID),
 		"revoke user":    second(s.RevokeUser(over, "ann")),

@@ -223,7 +223,11 @@ type Tokens struct {
 	// `gatepost.bearer.TOKEN`, and beside it the subprotocols that the service speaks, or gatepost.bearer alone, which the
 	// gateway then accepts in the place of a service that speaks none. No upstream sees either, but for those with
 	// forward_token. Default: none may.
-	Subprotocol   string `protobuf:"bytes,11,opt,name=subprotocol,proto3" json:"subprotocol,omitempty"`
+	Subprotocol string `protobuf:"bytes,11,opt,name=subprotocol,proto3" json:"subprotocol,omitempty"`
+	// How long a token works on after it was refreshed, 0s to 60s. Until then it opens services, and whoever refreshes it
+	// again gets the same new token: two tabs, or a client whose answer was lost. Later, or once the new token was refreshed
+	// too, a refresh with it ends the session. 0s: it ends at once. Default: 10s.
+	RefreshGrace  *durationpb.Duration `protobuf:"bytes,12,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +337,13 @@ func (x *Tokens) GetSubprotocol() string {
 		return x.Subprotocol
 	}
 	return ""
+}
+
+func (x *Tokens) GetRefreshGrace() *durationpb.Duration {
+	if x != nil {
+		return x.RefreshGrace
+	}
+	return nil
 }
 
 // Authenticator is the user service that a login is sent to.
@@ -824,7 +835,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
-	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\x96\x05\n" +
+	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xe4\x05\n" +
 	"\x06Tokens\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12H\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\blifetime\x12-\n" +
@@ -839,7 +850,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06shield\x18\t \x01(\v2\x13.gatepost.v1.ShieldR\x06shield\x12C\n" +
 	"\x06cookie\x18\n" +
 	" \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\x06cookie\x12M\n" +
-	"\vsubprotocol\x18\v \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\vsubprotocol\"\xba\x02\n" +
+	"\vsubprotocol\x18\v \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\vsubprotocol\x12L\n" +
+	"\rrefresh_grace\x18\f \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\"\xba\x02\n" +
 	"\rAuthenticator\x12\x1c\n" +
 	"\x03url\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12E\n" +
@@ -926,21 +938,22 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	3,  // 7: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
 	9,  // 8: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 9: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	9,  // 10: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 11: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 12: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 13: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	9,  // 14: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	9,  // 15: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	9,  // 16: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	9,  // 17: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	9,  // 18: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	9,  // 19: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	9,  // 10: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	9,  // 11: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 12: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 13: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 14: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	9,  // 15: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	9,  // 16: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	9,  // 17: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	9,  // 18: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	9,  // 19: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	9,  // 20: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }

@@ -45,11 +45,16 @@ type Session struct {
 	ClientAddress string `protobuf:"bytes,8,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
 	// What the client called itself when the user logged in.
 	UserAgent string `protobuf:"bytes,9,opt,name=user_agent,json=userAgent,proto3" json:"user_agent,omitempty"`
-	// True for a token that was exchanged for a new one: it opens nothing, and presented once more it ends the session.
+	// True for a token that was exchanged for a new one. Without a successor it opens nothing, and presented for
+	// another exchange it ends the session.
 	Retired bool `protobuf:"varint,10,opt,name=retired,proto3" json:"retired,omitempty"`
 	// When the session was last used, as sampled; and from which address.
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	LastAddress   string                 `protobuf:"bytes,12,opt,name=last_address,json=lastAddress,proto3" json:"last_address,omitempty"`
+	LastSeen    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	LastAddress string                 `protobuf:"bytes,12,opt,name=last_address,json=lastAddress,proto3" json:"last_address,omitempty"`
+	// Of a retired token in its refresh grace, which lasts until `expires`: the SHA-256 of the token that replaced it, and
+	// that token, encrypted with a key derived from the retired token. Until then the retired token opens services.
+	SuccessorHash []byte `protobuf:"bytes,13,opt,name=successor_hash,json=successorHash,proto3" json:"successor_hash,omitempty"`
+	Successor     []byte `protobuf:"bytes,14,opt,name=successor,proto3" json:"successor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -168,11 +173,25 @@ func (x *Session) GetLastAddress() string {
 	return ""
 }
 
+func (x *Session) GetSuccessorHash() []byte {
+	if x != nil {
+		return x.SuccessorHash
+	}
+	return nil
+}
+
+func (x *Session) GetSuccessor() []byte {
+	if x != nil {
+		return x.Successor
+	}
+	return nil
+}
+
 var File_gatepost_v1_session_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x19gatepost/v1/session.proto\x12\vgatepost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x03\n" +
+	"\x19gatepost/v1/session.proto\x12\vgatepost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x03\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"token_hash\x18\x01 \x01(\fR\ttokenHash\x12\x0e\n" +
@@ -188,7 +207,9 @@ const file_gatepost_v1_session_proto_rawDesc = "" +
 	"\aretired\x18\n" +
 	" \x01(\bR\aretired\x127\n" +
 	"\tlast_seen\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12!\n" +
-	"\flast_address\x18\f \x01(\tR\vlastAddressB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\flast_address\x18\f \x01(\tR\vlastAddress\x12%\n" +
+	"\x0esuccessor_hash\x18\r \x01(\fR\rsuccessorHash\x12\x1c\n" +
+	"\tsuccessor\x18\x0e \x01(\fR\tsuccessorB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_session_proto_rawDescOnce sync.Once

@@ -1,0 +1,203 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"gatepost/redisconn"
+	"gatepost/tokens"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Rotate implements [tokens.Store]. The new token is entered and written before the old record is replaced, in one step
+// that only one caller can make. So an end that comes at any time finds both tokens in the index, and a failure before
+// that step leaves the old token as it was. After that step the old record names the successor, so whoever repeats a
+// call that failed half-way gets it.
+func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, grace time.Duration) (tokens.Successor, error) {
+	ctx, cancel := redisconn.Bound(ctx)
+	defer cancel()
+	record, err := tokens.EncodeRecord(next.Session)
+	if err != nil {
+		return tokens.Successor{}, err
+	}
+	before, bytes, err := s.read(ctx, tokenKey(old), old)
+	now := time.Now()
+	switch {
+	case errors.Is(err, tokens.ErrUnknown):
+		return tokens.Successor{}, s.reuse(ctx, old)
+	case err != nil:
+		return tokens.Successor{}, err
+	case before.Retired && !before.InGrace(now):
+		return tokens.Successor{}, s.reused(ctx, before.Session)
+	case !before.Live(now):
+		return tokens.Successor{}, tokens.ErrUnknown
+	case !next.Session.Continues(before.Session):
+		return tokens.Successor{}, fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+	case before.InGrace(now):
+		return s.successor(ctx, before)
+	}
+	return s.exchange(ctx, exchange{before.Session, bytes, next, record, grace})
+}
+
+// exchange is a live token, its record as it was read, and what is to replace it.
+type exchange struct {
+	before *tokens.Session
+	bytes  []byte
+	next   tokens.Successor
+	record []byte
+	grace  time.Duration
+}
+
+// exchange makes the new token the session's own. Where the outcome is unknown it undoes nothing that a retry needs.
+func (s *Store) exchange(ctx context.Context, x exchange) (tokens.Successor, error) {
+	stale, err := s.enterBeside(ctx, x)
+	if isNil(err) {
+		return s.lost(ctx, x.before.Hash)
+	}
+	if err != nil {
+		return tokens.Successor{}, unavailable(ctx, "entering a new token in its user's index", err)
+	}
+	if err := s.write(ctx, x.next.Session, x.record); err != nil {
+		return tokens.Successor{}, err
+	}
+	replaced, err := s.replace(ctx, x)
+	if err != nil {
+		if x.grace == 0 {
+			s.undo(ctx, x.next.Session)
+		}
+		return tokens.Successor{}, err
+	}
+	if !replaced {
+		s.undo(ctx, x.next.Session)
+		return s.lost(ctx, x.before.Hash)
+	}
+	kept, err := s.supersede(ctx, x, stale)
+	if err != nil {
+		return tokens.Successor{}, err
+	}
+	if !kept {
+		s.undo(ctx, x.next.Session)
+		return tokens.Successor{}, tokens.ErrUnknown
+	}
+	return x.next, nil
+}
+
+// enterBeside enters the new token if the old one is entered, and returns the session's other members; redis.Nil if not.
+func (s *Store) enterBeside(ctx context.Context, x exchange) ([]string, error) {
+	return enterSecond.Run(ctx, s.client, []string{userKey(x.before.User)}, member(x.before), member(x.next.Session),
+		milliseconds(time.Until(x.next.Session.Expires)), entryMargin).StringSlice()
+}
+
+// replace replaces the record of the old token, unless it has changed since it was read, and says whether it has. With a
+// grace, the new record opens services and expires with the grace, so what detects a later reuse is kept first.
+// Nothing is sent twice: repeated after a lost reply, the script would take its own work for another's.
+func (s *Store) replace(ctx context.Context, x exchange) (bool, error) {
+	retired, err := tokens.EncodeRetired(x.before)
+	if err != nil {
+		return false, err
+	}
+	replacement, lasts := retired, x.before.Ends
+	if x.grace > 0 {
+		if err := s.client.Set(ctx, oldKey(x.before.Hash), retired, untilPositive(x.before.Ends)).Err(); err != nil {
+			return false, unavailable(ctx, "remembering a refreshed token", err)
+		}
+		predecessor := x.before.Predecessor(x.next.Session, time.Now(), x.grace)
+		if replacement, err = tokens.EncodePredecessor(predecessor, x.next); err != nil {
+			return false, err
+		}
+		lasts = predecessor.Expires
+	}
+	cmd := redis.NewCmd(ctx, "eval", replaceScript, 1, tokenKey(x.before.Hash), x.bytes, replacement, milliseconds(time.Until(lasts)))
+	if err := s.client.Process(ctx, once{cmd}); err != nil {
+		return false, unavailable(ctx, "replacing a token", err)
+	}
+	n, err := cmd.Int()
+	if err != nil {
+		return false, unavailable(ctx, "replacing a token", err)
+	}
+	return n == 1, nil
+}
+
+// supersede ends the tokens before the old one and those of refreshes that failed: the session has at most two. It says
+// whether the new token is still entered, and not being ended, now that its record is written.
+func (s *Store) supersede(ctx context.Context, x exchange, stale []string) (bool, error) {
+	var lasts int64
+	if x.grace > 0 {
+		lasts = milliseconds(x.grace)
+	}
+	args := []any{member(x.next.Session), member(x.before), lasts}
+	pipe := s.client.Pipeline()
+	for _, m := range stale {
+		if _, h, ok := splitMember(m); ok {
+			pipe.Del(ctx, tokenKey(h))
+		}
+		args = append(args, m)
+	}
+	if _, err := pipe.Exec(ctx); err != nil {
+		return false, unavailable(ctx, "ending the tokens before", err)
+	}
+	kept, err := supersede.Run(ctx, s.client, []string{userKey(x.before.User)}, args...).Bool()
+	if err != nil {
+		return false, unavailable(ctx, "entering a new token in its user's index", err)
+	}
+	return kept, nil
+}
+
+// lost returns what the caller gets whose token was live a moment ago and is no longer its to exchange: another call has
+// exchanged it, or its session was ended.
+func (s *Store) lost(ctx context.Context, old tokens.Hash) (tokens.Successor, error) {
+	before, _, err := s.read(ctx, tokenKey(old), old)
+	switch {
+	case err != nil:
+		return tokens.Successor{}, err
+	case before.InGrace(time.Now()):
+		return s.successor(ctx, before)
+	case before.Retired:
+		return tokens.Successor{}, s.reused(ctx, before.Session)
+	}
+	return tokens.Successor{}, tokens.ErrUnknown
+}
+
+// successor returns the successor of a token in its grace. The index is asked after the record was read, as in
+// [Store.exchange]: the caller that wrote the record may not have lived to see that the session was being ended.
+func (s *Store) successor(ctx context.Context, before *tokens.Record) (tokens.Successor, error) {
+	next, _, err := s.read(ctx, tokenKey(before.Next), before.Next)
+	switch {
+	case errors.Is(err, tokens.ErrUnknown):
+		return tokens.Successor{}, s.reuse(ctx, before.Next)
+	case err != nil:
+		return tokens.Successor{}, err
+	case next.Retired:
+		return tokens.Successor{}, s.reused(ctx, before.Session)
+	case !next.Live(time.Now()):
+		return tokens.Successor{}, tokens.ErrUnknown
+	}
+	kept, err := s.entered(ctx, userKey(next.Session.User), member(next.Session))
+	if err != nil {
+		return tokens.Successor{}, err
+	}
+	if !kept {
+		return tokens.Successor{}, tokens.ErrUnknown
+	}
+	return tokens.Successor{Session: next.Session, Token: before.Successor}, nil
+}
+
+// reuse tells the reuse of a token that was refreshed, and whose grace is over, from a token that nobody knows.
+func (s *Store) reuse(ctx context.Context, h tokens.Hash) error {
+	record, _, err := s.read(ctx, oldKey(h), h)
+	if err != nil {
+		return err
+	}
+	return s.reused(ctx, record.Session)
+}
+
+// reused ends the session of a token that was presented for a second exchange.
+func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
+	if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
+		return err
+	}
+	return tokens.ErrReused
+}
