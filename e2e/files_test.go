@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/tokens/redistest"
 )
 
 func TestADefinitionsFileThatBecomesAPipeStopsNothing(t *testing.T) {
@@ -34,4 +35,20 @@ func TestADefinitionsFileThatBecomesAPipeStopsNothing(t *testing.T) {
 	if code := shop.ExitCode(); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
 	}
+}
+
+func TestTwoGatewaysCannotShareADataFolder(t *testing.T) {
+	redis := redistest.Start(t)
+	first := startShop(t, setup{Redis: redis.URL()})
+	second := prepare(t, first.definitions(), setup{Redis: redis.URL(), Args: []string{"--data", first.Data}})
+	second.Run()
+	if code := second.ExitCode(); code != 1 {
+		t.Errorf("exit code %d, want 1", code)
+	}
+	if want := "locking the data folder " + first.Data + ": another gateway uses it"; len(lines(second.Log(), want, "--data")) != 1 {
+		t.Errorf("the log does not say %q", want)
+	}
+	first.Kill()
+	second.Run() // a lock does not outlive its process
+	second.AwaitReady()
 }

@@ -24,6 +24,9 @@ import (
 // DefaultDrain is how long a Runner's Envoy may take to answer the requests that it has when it is to end.
 const DefaultDrain = 10 * time.Second
 
+// DefaultValidateTimeout is how long an Envoy may take to check the bootstrap: far more than a slow disk needs.
+const DefaultValidateTimeout = 30 * time.Second
+
 // How long an Envoy that died stays away: doubled each time, from the first again once one ran for steady.
 const (
 	firstBackOff = 100 * time.Millisecond
@@ -47,6 +50,8 @@ type Runner struct {
 	Concurrency int
 	// Drain is how long requests under way may go on when Envoy is to end. Zero: DefaultDrain.
 	Drain time.Duration
+	// ValidateTimeout bounds the check of the bootstrap before the first start. Zero: DefaultValidateTimeout.
+	ValidateTimeout time.Duration
 	// Log is told of starts and ends, and gets every line that Envoy writes. Nil: nobody is told.
 	Log *slog.Logger
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
@@ -212,13 +217,18 @@ func (r *Runner) writeBootstrap() (file string, err error) {
 }
 
 // validate has Envoy read its bootstrap without serving, so that one that is refused is an error with
-// Envoy's own words and not an endless chain of starts.
+// Envoy's own words and not an endless chain of starts. An Envoy that hangs is ended, and an error too.
 func (r *Runner) validate(ctx context.Context, file string) error {
-	cmd := exec.CommandContext(ctx, r.Path, "--mode", "validate", "-c", file, "--log-level", "error", "--log-format", "%v")
+	bounded, cancel := context.WithTimeout(ctx, orDefault(r.ValidateTimeout, DefaultValidateTimeout))
+	defer cancel()
+	cmd := exec.CommandContext(bounded, r.Path, "--mode", "validate", "-c", file, "--log-level", "error", "--log-format", "%v")
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		return nil // it is to end before it has begun
+	}
+	if err != nil && bounded.Err() != nil {
+		return fmt.Errorf("checking Envoy's bootstrap: %s --mode validate has not ended: %w", r.Path, bounded.Err())
 	}
 	if err != nil {
 		return fmt.Errorf("checking Envoy's bootstrap: %w: %s", err, firstLine(out))

@@ -224,6 +224,18 @@ func TestRunDoesNotStartWhatCannotServe(t *testing.T) {
 	})
 }
 
+func TestAnEnvoyThatNeverEndsItsCheckIsAnError(t *testing.T) {
+	fake := script(t, filepath.Join(t.TempDir(), "envoy"), `case "$*" in
+--version) echo "envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL" ;;
+*) exec tail -f /dev/null ;;
+esac`)
+	b, _, _ := forward(t)
+	err := (&envoy.Runner{Path: fake, Bootstrap: b, ValidateTimeout: 100 * time.Millisecond}).Run(t.Context())
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "--mode validate has not ended") {
+		t.Errorf("Run = %v, want that the check has not ended", err)
+	}
+}
+
 // The test runs itself as a Gatepost that is then killed.
 const actAsGatepost = "GATEPOST_TEST_RUN_ENVOY"
 

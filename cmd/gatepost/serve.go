@@ -117,7 +117,7 @@ func (s *sidecar) Run(ctx context.Context, runEnvoy func(context.Context) error)
 		envoyEnds, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(failed, cancel)()
-		defer context.AfterFunc(ctx, s.admin.Drain)()
+		defer context.AfterFunc(ctx, s.drain)()
 		return runEnvoy(envoyEnds)
 	})
 	err := group.Wait()
@@ -134,7 +134,7 @@ func (s *sidecar) awaitEnd(ctx, failed context.Context) error {
 	case <-ctx.Done():
 	case <-failed.Done():
 	}
-	s.admin.Drain()
+	s.drain()
 	return nil
 }
 

@@ -101,7 +101,7 @@ func isShared(ctx context.Context, address string) bool {
 }
 
 // newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
-func newGRPCServer(checker *authz.Server, control *xds.Server) *grpc.Server {
+func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *health.Server) *grpc.Server {
 	options := append(authz.ServerOptions(),
 		grpc.UnaryInterceptor(checker.Interceptor()),
 		// Envoy's bootstrap pings every 30 s; more often than this is no Envoy of ours.
@@ -112,7 +112,6 @@ func newGRPCServer(checker *authz.Server, control *xds.Server) *grpc.Server {
 	server := grpc.NewServer(options...)
 	checker.Register(server)
 	control.Register(server)
-	healthServer := health.NewServer()
 	healthv1.RegisterHealthServer(server, healthServer)
 	return server
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
 
 	"gatepost/admin"
 	"gatepost/apply"
@@ -35,6 +36,7 @@ type sidecar struct {
 	logger   *slog.Logger
 	registry *prometheus.Registry
 	metrics  *processMetrics
+	lock     *os.File // holds the data folder; nil: it cannot be locked
 
 	store    *tokenStore                       // who holds a token
 	seen     *seen.Sampler                     // when sessions were last used
@@ -43,6 +45,7 @@ type sidecar struct {
 	endpoint *endpoint.Handler                 // the calls under /token
 	control  *xds.Server                       // what Envoy is told
 	grpc     *grpc.Server                      // where Envoy asks both
+	health   *health.Server                    // what gRPC health answers there
 	http     *http.Server                      // where Envoy sends /token
 	adminSrv *http.Server
 	admin    *admin.Server  // what an operator sees
@@ -79,6 +82,9 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	if err != nil {
 		return nil, err
 	}
+	if side.lock, err = lockData(ctx, s.data, logger); err != nil {
+		return nil, err
+	}
 	if side.store, err = openStore(ctx, s, logger, side.registry); err != nil {
 		return nil, err
 	}
@@ -113,7 +119,8 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 		inFile = nil // whatever the watcher finds is news, also what is served already
 	}
 	side.follow(inFile)
-	side.grpc = newGRPCServer(side.checker, side.control)
+	side.health = health.NewServer()
+	side.grpc = newGRPCServer(side.checker, side.control, side.health)
 	side.http = newHTTPServer(side.endpoint, logger, side.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	side.admin = admin.New(admin.Config{
 		Hosts:  adminHosts(s.admin),
@@ -223,6 +230,12 @@ func (s *sidecar) logRevoke(r redisstore.Revoke) {
 	s.logger.Info("sessions revoked directly in Redis", attributes...)
 }
 
+// drain makes the gateway unready, by /readyz and by gRPC health; it goes on serving.
+func (s *sidecar) drain() {
+	s.admin.Drain()
+	s.health.Shutdown() // NOT_SERVING, also on the streams of those who watch
+}
+
 // close gives up what newSidecar made; what it had not come to is left alone.
 func (s *sidecar) close() {
 	if s.control != nil {
@@ -243,5 +256,8 @@ func (s *sidecar) close() {
 		if err := s.shared.closeStore(); err != nil {
 			s.logger.Error("closing the definitions in Redis", "error", err)
 		}
+	}
+	if s.lock != nil {
+		_ = s.lock.Close() // last: whoever waits for it opens the store next
 	}
 }
