@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gatepost/tokens"
@@ -217,51 +218,65 @@ func TestWhoWaitsForTheDiskKeepsToItsDeadline(t *testing.T) {
 }
 
 func TestExpiredSessionsLeaveTheFile(t *testing.T) {
-	s, err := Open(t.TempDir(), Options{SweepEvery: 5 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	kept := create(t, s, "ann")
-	now := time.Now()
-	for i := range 3 {
-		short, err := tokens.NewSession(storetest.NewHash(t), fmt.Sprint("user", i), nil, now, 100*time.Millisecond, 200*time.Millisecond)
+	synctest.Test(t, func(t *testing.T) {
+		s, err := Open(t.TempDir(), Options{SweepEvery: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Create(t.Context(), short, 0); err != nil {
+		defer s.Close()
+		kept := storetest.NewLasting(t, "ann", 24*time.Hour)
+		if err := s.Create(t.Context(), kept, 0); err != nil {
 			t.Fatal(err)
 		}
-		if i == 0 {
-			// A token that was exchanged is kept until its session ends, and no longer.
-			next := short.Renewed(storetest.NewHash(t), now, 150*time.Millisecond)
-			if err := rotate(s, short.Hash, next); err != nil {
+		now := time.Now()
+		for i := range 3 {
+			short, err := tokens.NewSession(storetest.NewHash(t), fmt.Sprint("user", i), nil, now, time.Hour, 2*time.Hour)
+			if err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Touch(t.Context(), next.Holder(), now, "192.0.2.1"); err != nil {
+			if err := s.Create(t.Context(), short, 0); err != nil {
 				t.Fatal(err)
 			}
-		}
-	}
-	left := func() (n [4]int) {
-		_ = s.db.View(func(tx *bbolt.Tx) error {
-			for i, name := range [][]byte{tokensBucket, usersBucket, idsBucket, seenBucket} {
-				n[i] = tx.Bucket(name).Stats().KeyN
+			if i == 0 {
+				// A token that was exchanged is kept until its session ends, and no longer.
+				next := short.Renewed(storetest.NewHash(t), now, 90*time.Minute)
+				if err := rotate(s, short.Hash, next); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.Touch(t.Context(), next.Holder(), now, "192.0.2.1"); err != nil {
+					t.Fatal(err)
+				}
 			}
-			return nil
-		})
-		return n
-	}
-	deadline := time.Now().Add(30 * time.Second)
-	for left() != [4]int{1, 1, 1, 0} {
-		if time.Now().After(deadline) {
-			t.Fatalf("left in the file: %v", left())
 		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	if _, err := s.Lookup(t.Context(), kept.Hash); err != nil {
-		t.Errorf("a live session was swept: %v", err)
-	}
+		for _, step := range []struct {
+			after time.Duration
+			want  [4]int
+		}{
+			{0, [4]int{5, 4, 4, 1}},
+			{time.Hour + 2*time.Minute, [4]int{3, 2, 2, 1}},
+			{time.Hour, [4]int{1, 1, 1, 0}},
+		} {
+			time.Sleep(step.after)
+			synctest.Wait()
+			if got := entries(s); got != step.want {
+				t.Errorf("%v after the logins the file keeps %v, want %v", time.Since(now), got, step.want)
+			}
+		}
+		if _, err := s.Lookup(t.Context(), kept.Hash); err != nil {
+			t.Errorf("a live session was swept: %v", err)
+		}
+	})
+}
+
+// entries counts the entries of the buckets of tokens, users, ids and last uses.
+func entries(s *Store) (n [4]int) {
+	_ = s.db.View(func(tx *bbolt.Tx) error {
+		for i, name := range [][]byte{tokensBucket, usersBucket, idsBucket, seenBucket} {
+			n[i] = tx.Bucket(name).Stats().KeyN
+		}
+		return nil
+	})
+	return n
 }
 
 // fill puts n sessions into the file in few transactions, in the order of their keys.
