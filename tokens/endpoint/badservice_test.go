@@ -197,20 +197,19 @@ func TestAUserServiceThatIsDown(t *testing.T) {
 
 // A connection that the user service closed while it was idle costs no login, and no login is sent twice.
 func TestAClosedConnectionIsReplaced(t *testing.T) {
-	var mu sync.Mutex
-	asked := 0
+	closed := make(chan struct{}, 40)
 	g := newGateway(t, rawUsers(t, func(c net.Conn) {
-		mu.Lock()
-		asked++
-		mu.Unlock()
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n") // and closes, unannounced
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n")
+		_ = c.(*net.TCPConn).CloseWrite() // unannounced
+		_, _ = io.Copy(io.Discard, c)     // until the gateway has noticed
+		closed <- struct{}{}
 	}))
 	for range 20 {
 		g.call("POST", "/token", "x").is(t, 200)
-		time.Sleep(5 * time.Millisecond) // for the close to arrive
+		<-closed
 	}
-	if asked != 20 {
-		t.Errorf("asked %d times for 20 logins", asked)
+	if n := len(closed); n != 0 {
+		t.Errorf("asked %d times for 20 logins", 20+n)
 	}
 }
 

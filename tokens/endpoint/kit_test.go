@@ -33,6 +33,8 @@ type gateway struct {
 	settings *Settings // set before the first request
 	metrics  *prometheus.Registry
 	log      *safeBuffer
+	// arrived is called with each request before the handler; nil: nothing is.
+	arrived func(*http.Request)
 }
 
 // newGateway starts a handler whose user service is at an address; none: no user service is defined.
@@ -65,7 +67,12 @@ func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway
 	g.handler = New(Config{
 		Store: store, Settings: func() *Settings { return g.settings }, Logger: logger, Metrics: g.metrics,
 	})
-	server := httptest.NewServer(g.handler)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if g.arrived != nil {
+			g.arrived(r)
+		}
+		g.handler.ServeHTTP(w, r)
+	}))
 	g.URL = server.URL
 	t.Cleanup(func() {
 		server.Close()

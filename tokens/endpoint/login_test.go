@@ -377,6 +377,8 @@ func TestAWaitingClientThatHangsUpOpensNothingAndStillCounts(t *testing.T) {
 		}
 		ann(w, r)
 	}))
+	noticed := make(chan struct{})
+	g.arrived = func(r *http.Request) { context.AfterFunc(r.Context(), func() { close(noticed) }) }
 	ctx, cancel := context.WithCancel(t.Context())
 	answered := make(chan error)
 	go func() {
@@ -389,7 +391,7 @@ func TestAWaitingClientThatHangsUpOpensNothingAndStillCounts(t *testing.T) {
 	if err := <-answered; err == nil {
 		t.Fatal("the client did not hang up")
 	}
-	time.Sleep(50 * time.Millisecond) // for the server to notice
+	<-noticed // by the gateway
 	close(release)
 	for deadline := time.Now().Add(20 * time.Second); g.counted("gatepost_logins_total", "client_gone") == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
