@@ -22,6 +22,7 @@ import (
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
+	"gatepost/xds"
 )
 
 // checkTimeout bounds one readiness check.
@@ -54,6 +55,10 @@ type Config struct {
 	Checks []Check
 	// Status returns what is served and by which Envoys.
 	Status func() *gatewayv1.Status
+	// Snapshot returns the Envoy configuration that is served; nil if there is none yet. Required.
+	Snapshot func() *xds.Snapshot
+	// Profiles also serves net/http/pprof under /debug/pprof/.
+	Profiles bool
 	// Sessions looks up, lists and ends sessions. Required.
 	Sessions Sessions
 	// Metrics is what /metrics shows. Required.
@@ -78,11 +83,15 @@ func New(config Config) *Server {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/v1/status", s.status)
+	api.HandleFunc("GET /api/v1/config", s.dumpConfig)
 	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
 	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
 	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
 	api.HandleFunc("POST /api/v1/lookup", s.lookup)
 	mux.Handle("/api/", notThroughEnvoy(api))
+	if config.Profiles {
+		mux.Handle("/debug/pprof/", notThroughEnvoy(profiles()))
+	}
 	s.handler = newGuard(config.Hosts, mux)
 	return s
 }

@@ -58,6 +58,16 @@ func (a *Applier) isCurrent() bool {
 // Acked returns nil if an Envoy that counts has acknowledged a configuration in full.
 func (a *Applier) Acked(context.Context) error { return a.prover.Status().Missing() }
 
+// Snapshot returns the Envoy configuration that was last published; nil if none was.
+func (a *Applier) Snapshot() *xds.Snapshot {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.newest == nil {
+		return nil
+	}
+	return a.newest.snapshot
+}
+
 // listen is where Envoys take requests, by the newest definitions.
 func (a *Applier) listen() string {
 	a.mu.Lock()

@@ -20,6 +20,7 @@ import (
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	cache, caFile                                 string
+	pprof                                         bool
 	listen                                        string // as ip:port; empty: as the definitions say
 	logLevel, logFormat                           string
 	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
@@ -47,6 +48,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
 	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")
 	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, of the roots that https upstreams are verified against")
+	flags.BoolVar(&s.pprof, "pprof", false, "serve profiles of the process on --admin, under /debug/pprof/")
 	flags.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
 }

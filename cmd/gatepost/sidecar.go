@@ -124,7 +124,7 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	side.http = newHTTPServer(side.endpoint, logger, side.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	side.admin = admin.New(admin.Config{
 		Hosts:  adminHosts(s.admin),
-		Checks: side.checks(), Status: side.applier.Status, Sessions: side.store, Metrics: side.registry, Logger: logger,
+		Checks: side.checks(), Status: side.applier.Status, Snapshot: side.applier.Snapshot, Profiles: s.pprof, Sessions: side.store, Metrics: side.registry, Logger: logger,
 	})
 	side.adminSrv = newHTTPServer(side.admin, logger, side.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return side, nil

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+
+	"gatepost/definitions"
+	"gatepost/xds"
+)
+
+func configCommand(s *settings) *cobra.Command {
+	command := &cobra.Command{Use: "config", Short: "Look into the Envoy configuration", Args: usage(cobra.NoArgs)}
+	command.AddCommand(configDumpCommand(s))
+	return command
+}
+
+func configDumpCommand(s *settings) *cobra.Command {
+	var format, service string
+	command := &cobra.Command{
+		Use:   "dump FILE",
+		Short: "Print the Envoy configuration that definitions become",
+		Long: "Print the listener, the routes and the clusters that a definitions file becomes, as Envoy receives them. What a\n" +
+			"running gateway serves is at /api/v1/config of --admin, in the same form.",
+		Args: usage(cobra.ExactArgs(1)),
+		RunE: func(c *cobra.Command, args []string) error {
+			if format != "yaml" && format != "json" {
+				return usageError{errors.New("reading --format: want yaml or json")}
+			}
+			d, err := definitions.Load(args[0])
+			if err != nil {
+				return err
+			}
+			snapshot, err := xds.Build(d.Gateway, s.xdsOptions())
+			if err != nil {
+				return err
+			}
+			dump, err := snapshot.Dump(service)
+			if err != nil {
+				return err
+			}
+			return printDump(c.OutOrStdout(), dump, format)
+		},
+	}
+	command.Flags().StringVar(&format, "format", "yaml", "yaml or json")
+	command.Flags().StringVar(&service, "service", "", "only the routes and clusters of the service `NAME`")
+	return command
+}
+
+func printDump(out io.Writer, dump *xds.Dump, format string) error {
+	text, err := json.MarshalIndent(dump, "", "  ")
+	if err != nil {
+		return err
+	}
+	if format == "json" {
+		_, err = out.Write(append(text, '\n'))
+		return err
+	}
+	var plain yaml.Node // JSON is YAML; a node keeps the order of the fields
+	if err := yaml.Unmarshal(text, &plain); err != nil {
+		return err
+	}
+	blockStyle(&plain)
+	encoder := yaml.NewEncoder(out)
+	encoder.SetIndent(2)
+	return encoder.Encode(&plain)
+}
+
+// blockStyle removes the marks of JSON: braces, brackets and quotation marks.
+func blockStyle(n *yaml.Node) {
+	n.Style = 0
+	for _, child := range n.Content {
+		blockStyle(child)
+	}
+}
