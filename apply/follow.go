@@ -139,7 +139,7 @@ func (a *Applier) tellApplied(status proven.Status) {
 	if !a.newest.saved.IsZero() {
 		took := time.Since(a.newest.saved)
 		a.metrics.applied.Observe(took.Seconds())
-		said = append(said, "milliseconds", took.Milliseconds())
+		said = append(said, "seconds", took.Round(time.Millisecond).Seconds())
 	}
 	a.config.Log.Info("applied", said...)
 }

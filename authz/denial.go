@@ -119,6 +119,10 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 	if leftOut > 0 {
 		attrs = append(attrs, slog.Int("lines_left_out", leftOut))
 	}
+	if one.Decision == string(cannotTell) { // an outage, and not the client's fault
+		d.logger.LogAttrs(ctx, slog.LevelWarn, "request could not be decided", attrs...)
+		return
+	}
 	d.logger.LogAttrs(ctx, slog.LevelInfo, "request denied", attrs...)
 }
 

@@ -289,6 +289,20 @@ func TestADenialIsToldInOneLine(t *testing.T) {
 	}
 }
 
+func TestAnOutageIsLoggedAsAWarningAndNotAsADenial(t *testing.T) {
+	g := newGate(t)
+	token := g.store.open(t, tokens.FormatUUID, "ann")
+	g.store.outage = func(context.Context) error { return errDown }
+	g.check(t, asking(shop, secured, authorization(token.Reveal())))
+	var line map[string]any
+	if err := json.Unmarshal(g.log.Bytes(), &line); err != nil {
+		t.Fatalf("%v: %s", err, g.log)
+	}
+	if line["level"] != "WARN" || line["msg"] != "request could not be decided" || line["reason"] != "store_unavailable" || line["error"] == nil {
+		t.Errorf("the log is %s", g.log)
+	}
+}
+
 func TestAFloodFillsNeitherTheLogNorTheMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newGate(t)

@@ -224,7 +224,7 @@ func stateOf(text []byte, err error) string {
 func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatch, closeEvents func()) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
-		w.config.Log.Warn("following definitions by reading them alone", "poll", w.config.Poll, "error", err)
+		w.config.Log.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", err)
 		return nil, func() {}, func() {}
 	}
 	dir := filepath.Dir(w.config.Path)
@@ -267,7 +267,7 @@ func (w *Watcher) watchDir(watcher *fsnotify.Watcher, dir string) {
 	_ = watcher.Remove(dir) // the watch on what was there before, if there is one
 	if err := watcher.Add(dir); err != nil {
 		w.dir = nil
-		w.config.Log.Warn("following definitions by reading them alone", "poll", w.config.Poll, "error", fmt.Errorf("watching %s: %w", dir, err))
+		w.config.Log.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", fmt.Errorf("watching %s: %w", dir, err))
 		return
 	}
 	w.dir = now

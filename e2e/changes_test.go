@@ -237,7 +237,7 @@ func TestChangesUnderLoad(t *testing.T) {
 			t.Errorf("%s is %v, want %v", metric, got, want)
 		}
 	}
-	if told := lines(g.Log(), `"msg":"applied"`, `"milliseconds":`); len(told) != changes {
+	if told := lines(g.Log(), `"msg":"applied"`, `"seconds":`); len(told) != changes {
 		t.Errorf("the log tells of %d applied changes, want %d", len(told), changes)
 	}
 	t.Logf("from a save to proven: %.0f ms on average", 1000*g.Metric("gatepost_definitions_applied_seconds_sum")/float64(changes))

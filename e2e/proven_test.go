@@ -81,7 +81,7 @@ func TestAppliedMeansProven(t *testing.T) {
 				t.Errorf("version %s is called proven, and %s answers; status %v", second, g.beacon(page), status)
 			}
 			envoytest.Eventually(t, "the proven definitions to be kept", func() bool { return strings.Contains(g.kept(), "name: a") })
-			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"milliseconds":`); len(told) != 1 {
+			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"seconds":`); len(told) != 1 {
 				t.Errorf("the log tells %d times that %s was applied:\n%s", len(told), second, g.Log())
 			}
 			if n := g.Metric("gatepost_definitions_applied_seconds_count"); n != 1 {

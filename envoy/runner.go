@@ -84,7 +84,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.validate(ctx, file); err != nil {
 		return err
 	}
-	r.Log.Info("running Envoy", "path", r.Path, "version", version.String())
+	r.Log.Info("running Envoy", "path", r.Path, "envoy_version", version.String())
 	r.keepRunning(ctx, file)
 	return nil
 }
@@ -99,7 +99,7 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 			return
 		}
 		wait = backOff(wait, time.Since(began))
-		r.Log.Error("Envoy ended by itself; it is started again", "how", describe(err), "after", wait)
+		r.Log.Error("Envoy ended by itself; it is started again", "how", describe(err), "wait_seconds", wait.Seconds())
 		if r.OnExit != nil {
 			r.OnExit(err)
 		}
@@ -187,7 +187,7 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 		_ = child.Kill()
 		<-ended
 	}
-	r.Log.Info("Envoy ended", "how", how, "took", time.Since(began).Round(time.Millisecond))
+	r.Log.Info("Envoy ended", "how", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
 // arguments are the child's. Hot restart is off: it would share memory with every other Envoy of the machine.

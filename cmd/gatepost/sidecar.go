@@ -214,7 +214,7 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 	}
 	group.Go(func() error { s.watcher.Run(ctx); return nil })
 	group.Go(func() error { return s.applier.Run(ctx) })
-	s.logger.Info("serving", "version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
+	s.logger.Info("serving", "gatepost_version", version, "grpc", s.settings.grpc, "http", s.settings.http, "admin", s.settings.admin)
 	return nil
 }
 

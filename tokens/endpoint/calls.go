@@ -30,10 +30,9 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 	return func(w http.ResponseWriter, r *http.Request) {
 		o, err := f(w, r)
 		h.metrics.calls.WithLabelValues(name, string(o)).Inc()
-		level := slog.LevelDebug
-		switch o {
-		case storeDown, failed, reused:
-			level = slog.LevelWarn
+		level := o.level()
+		if level == slog.LevelInfo {
+			level = slog.LevelDebug
 		}
 		if !h.config.Logger.Enabled(r.Context(), level) {
 			return

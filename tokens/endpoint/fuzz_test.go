@@ -69,7 +69,7 @@ func FuzzUserServiceAnswer(f *testing.F) {
 		if s == nil {
 			t.Fatal("the token that was handed out is not the one that is stored")
 		}
-		if id, why := userID([]string{s.User}); why != "" || id != s.User {
+		if id, why := userID("userid", []string{s.User}); why != "" || id != s.User {
 			t.Fatalf("stored for user %q: %s", s.User, why)
 		}
 	})

@@ -3,6 +3,7 @@ package endpoint
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -37,7 +38,7 @@ type login struct {
 func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	l := &login{Handler: h, client: clientOf(r), settings: h.settings(), w: w, r: r}
 	o := l.run()
-	h.metrics.logins.WithLabelValues(string(o)).Inc()
+	h.metrics.countLogin(o)
 	attributes := make([]slog.Attr, 0, 6)
 	attributes = append(attributes,
 		slog.String("outcome", string(o)),
@@ -49,7 +50,7 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	if l.session != nil {
 		attributes = append(attributes, slog.String("user", l.session.User), slog.String("session", l.session.ID))
 	}
-	h.config.Logger.LogAttrs(r.Context(), slog.LevelInfo, "login", attributes...)
+	h.config.Logger.LogAttrs(r.Context(), o.level(), "login", attributes...)
 }
 
 // run takes the login through its steps, each of which may be the last.
@@ -81,9 +82,12 @@ func (l *login) run() outcome {
 	if answer.status != http.StatusOK {
 		pass.Done(l.r.Context(), judge(answer.status))
 		answer.deliver(l.w)
+		if answer.status >= 500 {
+			return l.because(serviceFailed, fmt.Sprintf("the user service answered %d", answer.status))
+		}
 		return refused
 	}
-	id, why := userID(answer.header.Values(a.UserHeader))
+	id, why := userID(a.UserHeader, answer.header.Values(a.UserHeader))
 	if why != "" {
 		pass.Done(l.r.Context(), shield.Refused)
 		unauthorized(l.w, challenge)
@@ -209,22 +213,25 @@ func judge(status int) shield.Outcome {
 	return shield.Refused
 }
 
-// userID returns the user's id that the header names, or why it names none.
-func userID(values []string) (id, why string) {
+// userID returns the user's id from the values of the header with a name, or why there is none.
+func userID(name string, values []string) (id, why string) {
+	bad := func(what string) (string, string) {
+		return "", fmt.Sprintf("the user service's 200 has %s header %q (tokens.authenticator.user_header)", what, name)
+	}
 	switch {
 	case len(values) == 0:
-		return "", "the user service's 200 names no user"
+		return bad("no")
 	case len(values) > 1:
-		return "", "the user service's 200 names a user more than once"
+		return bad("more than one")
 	case values[0] == "":
-		return "", "the user service's 200 names an empty user"
+		return bad("an empty")
 	case len(values[0]) > maxUserID:
-		return "", "the user service's 200 names a user of more than 256 bytes"
+		return bad("more than 256 bytes in the")
 	}
 	for i := range len(values[0]) {
 		// It goes into a header of every request to come, where nothing else is safe.
 		if c := values[0][i]; c < ' ' || c > '~' {
-			return "", "the user service's 200 names a user with control or non-ASCII characters"
+			return bad("control or non-ASCII characters in the")
 		}
 	}
 	return values[0], ""

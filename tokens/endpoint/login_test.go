@@ -128,6 +128,57 @@ func TestWhatIsNot200IsDeliveredAsItWas(t *testing.T) {
 	}
 }
 
+// An outage is neither a wrong password nor the everyday business of a log.
+func TestAnOutageHasALevelAnOutcomeAndAMetricOfItsOwn(t *testing.T) {
+	for _, c := range []struct {
+		what         string
+		status       int
+		store        error
+		outcome      string
+		level        string
+		serviceFails float64
+	}{
+		{"a right password", 200, nil, "opened", "INFO", 0},
+		{"a wrong password", 401, nil, "refused", "INFO", 0},
+		{"a fault of the user service", 500, nil, "user_service_error", "WARN", 1},
+		{"an overload of the user service", 503, nil, "user_service_error", "WARN", 1},
+		{"a broken answer", 999, nil, "unreachable", "WARN", 1},
+		{"a store that is down", 200, fmt.Errorf("%w: connection refused", tokens.ErrUnavailable), "store_unavailable", "WARN", 0},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { ann(w, r); w.WriteHeader(c.status) }))
+			g.settings.Authenticator.UserField, g.settings.Shield.User.Failures = "username", 1
+			g.store.fail(c.store)
+			for range 3 { // none of these but the wrong password counts against the user
+				a := g.call("POST", "/token", "username=ann", "Content-Type", formType)
+				if throttled := a.StatusCode == 429; throttled && c.outcome != "refused" {
+					t.Fatalf("answered %d", a.StatusCode)
+				}
+			}
+			n := g.counted("gatepost_logins_total", c.outcome)
+			if want := 3 - g.counted("gatepost_logins_total", "throttled"); n != want || n == 0 {
+				t.Errorf("%v counted as %s, want %v", n, c.outcome, want)
+			}
+			if got := g.counted("gatepost_user_service_errors_total"); got != n*c.serviceFails {
+				t.Errorf("%v errors of the user service counted", got)
+			}
+			line := fmt.Sprintf(`"level":"%s","msg":"login","outcome":"%s"`, c.level, c.outcome)
+			if strings.Count(g.log.String(), line) != int(n) {
+				t.Errorf("the log has no %s:\n%s", line, g.log)
+			}
+		})
+	}
+}
+
+func TestThe200WithoutAUserIsLoggedWithTheExpectedHeader(t *testing.T) {
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("X-User", "ann") }))
+	g.settings.Authenticator.UserHeader = "x-account"
+	g.call("POST", "/token", "x").is(t, 401)
+	if !strings.Contains(g.log.String(), `no header \"x-account\" (tokens.authenticator.user_header)`) {
+		t.Errorf("log:\n%s", g.log)
+	}
+}
+
 func TestA200WithoutOneGoodUserOpensNothing(t *testing.T) {
 	for name, ids := range map[string][]string{
 		"missing": nil, "empty": {""}, "blank": {"  "}, "twice": {"ann", "ann"}, "twice, one empty": {"ann", ""}, "long": {strings.Repeat("a", 257)},
