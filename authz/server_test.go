@@ -293,7 +293,9 @@ func TestAnOutageIsLoggedAsAWarningAndNotAsADenial(t *testing.T) {
 	g := newGate(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann")
 	g.store.outage = func(context.Context) error { return errDown }
-	g.check(t, asking(shop, secured, authorization(token.Reveal())))
+	if _, err := g.Check(t.Context(), asking(shop, secured, authorization(token.Reveal()))); err != nil {
+		t.Fatal(err)
+	}
 	var line map[string]any
 	if err := json.Unmarshal(g.log.Bytes(), &line); err != nil {
 		t.Fatalf("%v: %s", err, g.log)
