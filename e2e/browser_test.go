@@ -35,7 +35,7 @@ type fetched struct {
 }
 
 // openBrowser starts a browser. Where there is none the test is skipped, but fails with CI=true.
-func openBrowser(t *testing.T) *tab {
+func openBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) *tab {
 	t.Helper()
 	program := ""
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
@@ -59,7 +59,7 @@ func openBrowser(t *testing.T) *tab {
 		chromedp.Flag("disable-component-update", true),
 		chromedp.Flag("no-proxy-server", true),
 	)
-	allocator, end := chromedp.NewExecAllocator(t.Context(), options...)
+	allocator, end := chromedp.NewExecAllocator(t.Context(), append(options, more...)...)
 	t.Cleanup(end)
 	ctx, closeTab := chromedp.NewContext(allocator)
 	t.Cleanup(closeTab)

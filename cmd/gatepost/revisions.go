@@ -49,7 +49,7 @@ func applyCommand(s *settings) *cobra.Command {
 			"where it says what the newest revision says already, or where somebody else applies at the same time.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := loadOrSay(c.OutOrStdout(), args[0])
+			d, err := loadOrSay(c, args[0])
 			if err != nil {
 				return err
 			}
@@ -198,7 +198,7 @@ func diffCommand(s *settings) *cobra.Command {
 		Short: "Show what a file says otherwise than the newest revision; exit 0 where it says the same, else 1",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := loadOrSay(c.OutOrStdout(), args[0])
+			d, err := loadOrSay(c, args[0])
 			if err != nil {
 				return err
 			}
@@ -303,17 +303,25 @@ func historyCommand(s *settings) *cobra.Command {
 	}
 }
 
-// loadOrSay loads a definitions file. What is wrong with it is said as `gatepost validate` says it.
-func loadOrSay(out io.Writer, path string) (*definitions.Definitions, error) {
+// loadOrSay loads a definitions file. It prints problems and warnings as `gatepost validate` does, warnings to
+// standard error.
+func loadOrSay(c *cobra.Command, path string) (*definitions.Definitions, error) {
 	d, err := definitions.Load(path)
 	var problems definitions.Problems
 	if errors.As(err, &problems) {
 		for _, p := range problems {
-			fmt.Fprintln(out, p)
+			fmt.Fprintln(c.OutOrStdout(), p)
 		}
 		return nil, errSaid
 	}
-	return d, err
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range d.Warnings() {
+		w.What = "warning: " + w.What
+		fmt.Fprintln(c.ErrOrStderr(), w)
+	}
+	return d, nil
 }
 
 // whoami is who changes something, as user@host.
