@@ -97,11 +97,11 @@ func (w *Watcher) Run(ctx context.Context) {
 	defer poll.Stop()
 	next := time.NewTimer(0) // the first look is at once: the file may have changed since it was loaded
 	defer next.Stop()
-	waiting := true // for next
+	due := time.Now() // of next; zero: it is not set
 	lookIn := func(d time.Duration) {
-		if d > 0 && !waiting { // never put off: a directory where much happens would keep the file unread
+		if at := time.Now().Add(d); d > 0 && (due.IsZero() || at.Before(due)) { // never put off: a directory where much happens would keep the file unread
 			next.Reset(d)
-			waiting = true
+			due = at
 		}
 	}
 	for {
@@ -119,7 +119,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			rewatch()
 			lookIn(w.look(ctx, false))
 		case <-next.C:
-			waiting = false
+			due = time.Time{}
 			lookIn(w.look(ctx, false))
 		}
 	}

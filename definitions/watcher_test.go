@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -57,13 +58,20 @@ func good(d *Definitions) string {
 // wants waits for the next report, which must begin with want.
 func (f *followed) wants(want string) {
 	f.t.Helper()
+	if got := f.next(want); !strings.HasPrefix(got, want) {
+		f.t.Fatalf("reported %q, want %q", got, want)
+	}
+}
+
+// next returns the next report.
+func (f *followed) next(want string) string {
+	f.t.Helper()
 	select {
 	case got := <-f.reports:
-		if !strings.HasPrefix(got, want) {
-			f.t.Fatalf("reported %q, want %q", got, want)
-		}
+		return got
 	case <-time.After(20 * time.Second):
 		f.t.Fatalf("nothing reported, want %q", want)
+		return ""
 	}
 }
 
@@ -77,9 +85,12 @@ func (f *followed) wantsNothing() {
 	}
 }
 
+// write replaces the file in one step: on a busy machine, a file that is written in place may be taken for finished
+// while it is empty.
 func (f *followed) write(text string) {
 	f.t.Helper()
-	writeFile(f.t, f.path, text)
+	writeFile(f.t, f.path+"~", text)
+	must(f.t, os.Rename(f.path+"~", f.path))
 }
 
 func writeFile(t *testing.T, path, text string) {
@@ -112,25 +123,28 @@ func started(t *testing.T, poll time.Duration) *followed {
 
 func TestWatcherSeesTheFileWrittenInPlace(t *testing.T) {
 	f := started(t, byEvent)
-	f.write(shop("orders", "items"))
-	f.wants("good orders items")
-	f.write(shop("items"))
-	f.wants("good items")
+	for _, names := range [][]string{{"orders", "items"}, {"items"}} {
+		writeFile(t, f.path, shop(names...))
+		for want := "good " + strings.Join(names, " "); f.next(want) != want; { // it may be read while it is empty
+		}
+	}
 }
 
 func TestWatcherSeesTheFileReplacedByRename(t *testing.T) {
 	f := started(t, byEvent)
 	for i := range 3 { // more than once: a watch on the file itself would be lost with the first
 		name := fmt.Sprintf("items-%d", i)
-		writeFile(t, f.path+"~", shop(name))
-		must(t, os.Rename(f.path+"~", f.path))
+		f.write(shop(name))
 		f.wants("good " + name)
 	}
 }
 
 func TestWatcherSeesTheFileMovedAwayAndWrittenAnew(t *testing.T) {
-	f := started(t, byEvent) // as vim does with backups
-	must(t, os.Rename(f.path, f.path+"~"))
+	path := filepath.Join(t.TempDir(), "shop.yaml") // as vim does with backups
+	writeFile(t, path, shop("orders"))
+	f := followWith(t, WatcherConfig{Path: path, Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour})
+	f.wants("good orders")
+	must(t, os.Rename(f.path, f.path+".old"))
 	f.write(shop("items"))
 	f.wants("good items")
 	f.wantsNothing() // that it was missing for a moment is no error
@@ -227,8 +241,6 @@ func TestWatcherSaysNothingOfAFileThatSaysTheSame(t *testing.T) {
 	f := started(t, byPoll)
 	f.write(shop("orders"))
 	must(t, os.Chtimes(f.path, time.Now(), time.Now()))
-	writeFile(t, f.path+"~", shop("orders"))
-	must(t, os.Rename(f.path+"~", f.path))
 	f.wantsNothing()
 }
 
@@ -245,30 +257,53 @@ func TestWatcherStartsFromWhatWasLoaded(t *testing.T) {
 
 func TestWatcherSeesAChangeBetweenLoadingAndFollowing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shop.yaml")
-	f := follow(t, path, byEvent, mustParse(t, shop("orders")))
 	writeFile(t, path, shop("items"))
+	f := follow(t, path, byEvent, mustParse(t, shop("orders")))
 	f.wants("good items")
 }
 
-func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "shop.yaml")
-	writeFile(t, path, shop("orders"))
-	f := followWith(t, WatcherConfig{Path: path, Poll: byPoll, Settle: 2 * time.Second}) // a busy machine pauses, too
+// A file that comes is read when it has settled, however long a missing one is waited for.
+func TestWatcherSeesAMissingFileCome(t *testing.T) {
+	f := followWith(t, WatcherConfig{
+		Path: filepath.Join(t.TempDir(), "shop.yaml"), Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour,
+	})
+	f.wantsNothing()
+	f.write(shop("orders"))
 	f.wants("good orders")
-	names := make([]string, 20)
-	for i := range names {
-		names[i] = fmt.Sprintf("service-%d", i)
-	}
-	whole := shop(names...)
-	file, err := os.Create(f.path)
-	must(t, err)
-	for _, line := range strings.SplitAfter(whole, "\n") { // good after each line, and not what is meant
-		_, err := file.WriteString(line)
+}
+
+func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "shop.yaml")
+		var reports []string
+		w := NewWatcher(WatcherConfig{
+			Path: path, MaxWait: time.Hour,
+			OnChange: func(_ context.Context, d *Definitions) { reports = append(reports, good(d)) },
+			OnError:  func(err error) { reports = append(reports, "bad "+err.Error()) },
+		})
+		names := make([]string, 20)
+		for i := range names {
+			names[i] = fmt.Sprintf("service-%d", i)
+		}
+		file, err := os.Create(path)
 		must(t, err)
-		time.Sleep(5 * time.Millisecond)
-	}
-	must(t, file.Close())
-	f.wants("good " + strings.Join(names, " "))
+		for line := range strings.Lines(shop(names...)) { // good after each line, and not what is meant
+			_, err := file.WriteString(line)
+			must(t, err)
+			w.look(t.Context(), false)
+			time.Sleep(w.config.Settle / 2)
+			w.look(t.Context(), false)
+		}
+		must(t, file.Close())
+		if len(reports) > 0 {
+			t.Fatalf("reported %q while the file was being written", reports)
+		}
+		time.Sleep(w.config.Settle / 2)
+		w.look(t.Context(), false)
+		if want := "good " + strings.Join(names, " "); len(reports) != 1 || reports[0] != want {
+			t.Fatalf("reported %q, want %q alone", reports, want)
+		}
+	})
 }
 
 func TestReloadReportsABrokenFileAgain(t *testing.T) {
