@@ -279,6 +279,44 @@ func entries(s *Store) (n [4]int) {
 	return n
 }
 
+// After its grace a token is remembered for the detection of reuse; its sealed successor leaves the file.
+func TestASealedSuccessorLeavesTheFileAfterTheGrace(t *testing.T) {
+	s, err := Open(t.TempDir(), Options{SweepEvery: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	old := create(t, s, "ann")
+	next := storetest.Successor(old.Renewed(storetest.NewHash(t), time.Now(), time.Hour))
+	if _, err := s.Rotate(t.Context(), old.Hash, next, 50*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		var record *tokens.Record
+		entries := 0
+		err := s.view("reading", func(tx *bbolt.Tx) (err error) {
+			entries = len(tokensOf(tx, "ann"))
+			record, err = read(tx, old.Hash)
+			return err
+		})
+		if err != nil || !record.Retired {
+			t.Fatalf("it is %+v, %v", record, err)
+		}
+		if record.Successor == nil && entries == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("in the file: %+v, and %d entries", record, entries)
+		}
+	}
+	if _, err := s.Lookup(t.Context(), next.Session.Hash); err != nil {
+		t.Errorf("the successor: %v", err)
+	}
+	if err := rotate(s, old.Hash, old.Renewed(storetest.NewHash(t), time.Now(), time.Hour)); !errors.Is(err, tokens.ErrReused) {
+		t.Errorf("refreshing the old token: %v", err)
+	}
+}
+
 // fill puts n sessions into the file in few transactions, in the order of their keys.
 func fill(t testing.TB, s *Store, n int) []tokens.Hash {
 	t.Helper()

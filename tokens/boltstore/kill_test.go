@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/storetest"
 )
 
 // childEnv names the folder in which a child process of the test opens, revokes and refreshes sessions until it is
@@ -29,7 +30,7 @@ func victim(dir string) {
 		os.Exit(1)
 	}
 	for {
-		for worker := range 4 {
+		for worker := range 5 {
 			if err := step(s, worker); err != nil {
 				fmt.Println("error", err)
 				os.Exit(1)
@@ -78,6 +79,15 @@ func step(s *Store, worker int) error {
 		if _, err = s.RevokeUser(ctx, gone.User); err == nil {
 			fmt.Println("gone", kept.Hash.Hex())
 		}
+	case 4:
+		// Whether the child lives to say what it got or not, the token that it holds can be refreshed again.
+		fmt.Println("refreshing", gone.Hash.Hex())
+		token, _ := tokens.Mint(tokens.FormatUUID)
+		next := storetest.Successor(gone.Renewed(token.Hash(), time.Now(), time.Hour))
+		if _, err = s.Rotate(ctx, gone.Hash, next, time.Hour); err == nil {
+			fmt.Println("live", next.Session.Hash.Hex())
+		}
+		return err
 	}
 	if err == nil {
 		fmt.Println("gone", gone.Hash.Hex())
@@ -108,6 +118,8 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 				if !errors.Is(err, tokens.ErrUnknown) {
 					t.Errorf("a revoked token came back: %v", err)
 				}
+			case "refreshing":
+				refreshedAgain(t, s, hashOf(t, text), told)
 			}
 		}
 		if live == 0 || gone == 0 {
@@ -117,6 +129,25 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// refreshedAgain fails the test unless a token that was being refreshed gets a successor that lives.
+func refreshedAgain(t *testing.T, s *Store, h tokens.Hash, told map[string]string) {
+	t.Helper()
+	old, err := s.Lookup(t.Context(), h)
+	if err != nil {
+		t.Errorf("a token in its grace: %v", err)
+		return
+	}
+	given, err := s.Rotate(t.Context(), h, storetest.Successor(old.Renewed(storetest.NewHash(t), time.Now(), time.Hour)), time.Hour)
+	if err != nil {
+		t.Errorf("refreshing again: %v", err)
+		return
+	}
+	if _, err := s.Lookup(t.Context(), given.Session.Hash); err != nil {
+		t.Errorf("the successor: %v", err)
+	}
+	told[given.Session.Hash.Hex()] = "live"
 }
 
 // killedChild lets a child work until it has told so many steps, and kills it in the midst of the next.

@@ -34,6 +34,7 @@ type Proxy struct {
 	mu      sync.Mutex
 	ways    [2]way
 	refuse  bool
+	cutting *cutting // nil: nothing is to be cut
 	closed  bool
 	changed chan struct{} // closed, and made anew, when anything above changes
 	links   map[*link]bool
@@ -44,6 +45,13 @@ type way struct {
 	delay   time.Duration
 	held    bool
 	swallow bool
+}
+
+// cutting is a cut that is to come, once so many chunks have passed in a direction.
+type cutting struct {
+	direction Direction
+	left      int
+	refuse    bool
 }
 
 // link is one connection: the client's half and the server's.
@@ -100,12 +108,18 @@ func (p *Proxy) Refuse() { p.change(func() { p.refuse = true }) }
 
 // Heal ends every fault. What was held arrives.
 func (p *Proxy) Heal() {
-	p.change(func() { p.ways, p.refuse = [2]way{}, false })
+	p.change(func() { p.ways, p.refuse, p.cutting = [2]way{}, false, nil })
 	p.cut(func(l *link) bool { return l.lost })
 }
 
 // Cut resets all connections. New ones are taken.
 func (p *Proxy) Cut() { p.cut(func(*link) bool { return true }) }
+
+// CutAfter resets all connections, and with refuse those to come, in place of passing on what follows the next n chunks in
+// a direction. A chunk is what one read returns: of a protocol of questions and answers, in turn, one of them.
+func (p *Proxy) CutAfter(d Direction, n int, refuse bool) {
+	p.change(func() { p.cutting = &cutting{d, n, refuse} })
+}
 
 // Connections returns how many are open.
 func (p *Proxy) Connections() int {
@@ -212,12 +226,32 @@ func (p *Proxy) forward(l *link, d Direction, from, to net.Conn) {
 		if !p.await(l, d, c.at) {
 			continue
 		}
+		if p.cutsNow(d) {
+			break
+		}
 		if _, err := to.Write(c.bytes); err != nil {
 			break
 		}
 	}
 	l.end()
 	reading.Wait()
+}
+
+// cutsNow counts a chunk that is about to go on, and cuts if it is the one to be cut at.
+func (p *Proxy) cutsNow(d Direction) bool {
+	p.mu.Lock()
+	c := p.cutting
+	due := c != nil && c.direction == d && c.left == 0
+	if due {
+		p.cutting, p.refuse = nil, p.refuse || c.refuse
+	} else if c != nil && c.direction == d {
+		c.left--
+	}
+	p.mu.Unlock()
+	if due {
+		p.Cut()
+	}
+	return due
 }
 
 // await returns when bytes that were read at the time at may go on, or false where they are lost.

@@ -155,3 +155,37 @@ func TestRefusedConnectionsEnd(t *testing.T) {
 	say(t, c, "anew")
 	mustHear(t, c, "anew")
 }
+
+func TestCutAfterCutsInPlaceOfTheChunkAfterSoMany(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		for _, d := range []Direction{Up, Down} {
+			p := Start(t, echo(t))
+			c, idle := dial(t, p), dial(t, p)
+			say(t, idle, "x")
+			if got, err := hear(idle, 1, plenty); err != nil {
+				t.Fatalf("before the cut: %q, %v", got, err)
+			}
+			p.CutAfter(d, 2, refuse)
+			for range 2 {
+				say(t, c, "abc")
+				if got, err := hear(c, 3, plenty); err != nil || got != "abc" {
+					t.Fatalf("before the cut: %q, %v", got, err)
+				}
+			}
+			say(t, c, "abc")
+			for _, one := range []net.Conn{c, idle} {
+				if got, err := hear(one, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("after the cut: %q, %v", got, err)
+				}
+			}
+			for healed := range 2 {
+				again := dial(t, p)
+				_, _ = again.Write([]byte("abc"))
+				if got, err := hear(again, 3, plenty); (err == nil && got == "abc") == (refuse && healed == 0) {
+					t.Errorf("a new connection, healed %d times: %q, %v", healed, got, err)
+				}
+				p.Heal()
+			}
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -331,6 +332,27 @@ func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
 		if !strings.HasPrefix(key, "gatepost:") || server.Do("PTTL", key) == "-1" {
 			t.Errorf("%s is kept for %s ms", key, server.Do("PTTL", key))
 		}
+	}
+}
+
+// What a grace keeps expires with it: the record that opens services, and in it the sealed successor.
+func TestRedisKeepsAPredecessorForItsGraceOnly(t *testing.T) {
+	server := redistest.Start(t)
+	s := open(t, server)
+	old := create(t, s, "ann")
+	if _, err := s.Rotate(t.Context(), old.Hash, offer(t, old), 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if ms, err := strconv.Atoi(server.Do("PTTL", tokenKey(old.Hash))); err != nil || ms <= 0 || ms > 30_000 {
+		t.Errorf("the predecessor is kept for %d ms, %v", ms, err)
+	}
+	remembered, _, err := s.read(t.Context(), oldKey(old.Hash), old.Hash)
+	if err != nil || !remembered.Retired || remembered.Successor != nil || remembered.Live(time.Now()) {
+		t.Errorf("remembered as %+v, %v", remembered, err)
+	}
+	score, err := s.client.ZScore(t.Context(), userKey("ann"), member(old)).Result()
+	if left := time.Until(time.UnixMilli(int64(score))); err != nil || left > 30*time.Second+time.Second {
+		t.Errorf("its entry expires in %v, %v", left, err)
 	}
 }
 

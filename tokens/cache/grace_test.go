@@ -1,0 +1,107 @@
+package cache
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/boltstore"
+	"gatepost/tokens/redistest"
+	"gatepost/tokens/storetest"
+)
+
+// When a refresh has returned, no gateway has the old token in memory for longer than its grace; when an end has
+// returned, none has either token.
+func TestAPredecessorIsKeptInMemoryUntilItsGraceEndsAndNoLonger(t *testing.T) {
+	server := redistest.Start(t)
+	a, b := openReal(t, server.URL()), openReal(t, server.URL())
+	awaitAcquainted(t, a, b)
+	const grace = 30 * time.Second
+	for what, end := range map[string]func(old, next *tokens.Session) error{
+		"the old token is revoked":        func(old, _ *tokens.Session) error { return a.Revoke(t.Context(), old.Hash) },
+		"the new token is revoked":        func(_, next *tokens.Session) error { return a.Revoke(t.Context(), next.Hash) },
+		"the session is ended by its id":  func(old, _ *tokens.Session) error { return a.RevokeSession(t.Context(), "", old.ID) },
+		"the user's sessions are ended":   func(*tokens.Session, *tokens.Session) error { _, err := a.RevokeUser(t.Context(), "ann"); return err },
+		"the new token is refreshed, too": nil,
+	} {
+		for range 10 {
+			old := storetest.New(t, "ann")
+			if err := a.Create(t.Context(), old, 0); err != nil {
+				t.Fatal(err)
+			}
+			a.warm(old)
+			b.warm(old)
+			next := old.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+			if _, err := a.Rotate(t.Context(), old.Hash, storetest.Successor(next), grace); err != nil {
+				t.Fatal(err)
+			}
+			latest := time.Now().Add(grace)
+			for _, g := range []*gateway{b, a} {
+				if got, err := g.answer(old); err != nil || got.Expires().After(latest) {
+					t.Errorf("after the refresh the old token lives until %v, %v beyond its grace: %v", got.Expires(), got.Expires().Sub(latest), err)
+				}
+				g.warm(old)
+				g.warm(next)
+				g.allow(old)
+				g.allow(next)
+			}
+			if end == nil {
+				third := next.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+				if _, err := a.Rotate(t.Context(), next.Hash, storetest.Successor(third), grace); err != nil {
+					t.Fatal(err)
+				}
+				b.deny(old)
+				a.deny(old)
+				b.allow(next)
+				continue
+			}
+			if err := end(old, next); err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			for _, g := range []*gateway{b, a} {
+				g.deny(old)
+				g.deny(next)
+			}
+		}
+	}
+}
+
+// From memory a token in its grace is refused at the deadline: nobody has to say that it is over.
+func TestAGraceEndsInMemoryAtItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, err := boltstore.Open(t.TempDir(), boltstore.Options{SweepEvery: time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := New(store, new(always), Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		old := storetest.New(t, "ann")
+		next := old.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+		if err := c.Create(t.Context(), old, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Rotate(t.Context(), old.Hash, storetest.Successor(next), 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		use := func() error { _, err := c.Holder(t.Context(), old.Hash); return err }
+		if err := use(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10*time.Second - 1)
+		if err := use(); err != nil || c.shard(old.Hash).hits.Load() != 1 {
+			t.Errorf("just before the deadline: %v, from memory %d times", err, c.shard(old.Hash).hits.Load())
+		}
+		time.Sleep(1)
+		if err := use(); !errors.Is(err, tokens.ErrUnknown) {
+			t.Errorf("at the deadline: %v", err)
+		}
+		if _, err := c.Holder(t.Context(), next.Hash); err != nil {
+			t.Errorf("the new token: %v", err)
+		}
+	})
+}
