@@ -67,8 +67,8 @@ func browserForm(address string) (string, bool) {
 		return "", false
 	}
 	scheme := u.Scheme
-	if real, opaque := opaqueSchemes[scheme]; opaque {
-		scheme = real
+	if transport, opaque := opaqueSchemes[scheme]; opaque {
+		scheme = transport
 	} else if meant := nearest(scheme, []string{"http", "https"}); meant != "" {
 		scheme = meant
 	}

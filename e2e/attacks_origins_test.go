@@ -170,7 +170,9 @@ func (f *fortress) sockets(t *testing.T) {
 	for _, lines := range [][]string{
 		{fromApp}, {"origin: https://evil.example", bearer}, {bearer}, {"origin: null", bearer}, {fromApp, "authorization: x"}, {fromApp, protocol + "gatepost.bearer"}, {fromApp, protocol + "gatepost.bearer."},
 		{fromApp, protocol + "gatepost.bearer.x"}, {fromApp, protocol + f.token}, {fromApp, protocol + "bearer." + f.token}, {fromApp, protocol + "GATEPOST.BEARER." + f.token}, {fromApp, bearer + "x"},
-		{fromApp, bearer + ", gatepost.bearer." + other(f.token)}, {fromApp, bearer, protocol + "gatepost.bearer.x"}, {fromApp, bearer, "authorization: " + other(f.token)}, {fromApp, bearer, "cookie: session=x"}, {fromApp, "x-sec-websocket-protocol: gatepost.bearer." + f.token}, {fromApp, protocol + "gatepost.bearer=" + f.token},
+		{fromApp, bearer + ", gatepost.bearer." + other(f.token)}, {fromApp, bearer, protocol + "gatepost.bearer.x"},
+		{fromApp, bearer, "authorization: " + other(f.token)}, {fromApp, bearer, "cookie: session=x"},
+		{fromApp, "x-sec-websocket-protocol: gatepost.bearer." + f.token}, {fromApp, protocol + "gatepost.bearer=" + f.token},
 	} {
 		all = append(all, f.h1(rawGet("/chat", upgrade(lines...)...)+smuggled, http.StatusUnauthorized))
 	}

@@ -72,9 +72,11 @@ func (h Holder) ID() string {
 	return id.String()
 }
 
-// Expires is when the token ends, Ends when the session does.
+// Expires is when the token expires.
 func (h Holder) Expires() time.Time { return h.moment(packedExpires) }
-func (h Holder) Ends() time.Time    { return h.moment(packedEnds) }
+
+// Ends is when the session ends, whatever its tokens' expiry.
+func (h Holder) Ends() time.Time { return h.moment(packedEnds) }
 
 // Live says whether the token opens anything at the time now.
 func (h Holder) Live(now time.Time) bool { return now.Before(h.Expires()) }

@@ -115,12 +115,23 @@ func (t Token) IsZero() bool { return t.text == nil }
 
 const redacted = "[redacted]"
 
-func (Token) String() string               { return redacted }
-func (Token) GoString() string             { return redacted }
-func (Token) Format(s fmt.State, _ rune)   { _, _ = s.Write([]byte(redacted)) }
+// String returns "[redacted]".
+func (Token) String() string { return redacted }
+
+// GoString returns "[redacted]".
+func (Token) GoString() string { return redacted }
+
+// Format prints "[redacted]", whatever the verb.
+func (Token) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redacted)) }
+
+// MarshalText returns "[redacted]".
 func (Token) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// MarshalJSON returns "[redacted]" as a JSON string.
 func (Token) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
-func (Token) LogValue() slog.Value         { return slog.StringValue(redacted) }
+
+// LogValue returns "[redacted]".
+func (Token) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // Hash is the SHA-256 of a token. It opens nothing, but it names a live session, so what prints it prints a fingerprint.
 type Hash [sha256.Size]byte

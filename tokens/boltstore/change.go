@@ -28,7 +28,7 @@ type change struct {
 
 // update makes a change and returns when it is on the disk. Where the context is over before, the change may still
 // be made: its outcome is unknown, as after every lost answer.
-func (s *Store) update(ctx context.Context, doing string, make func(*change) error) error {
+func (s *Store) update(ctx context.Context, doing string, apply func(*change) error) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(doing, err)
 	}
@@ -41,7 +41,7 @@ func (s *Store) update(ctx context.Context, doing string, make func(*change) err
 	}
 	result := newResult()
 	go func() {
-		err := s.commit(make)
+		err := s.commit(apply)
 		<-s.writing
 		result <- err
 	}()
@@ -58,12 +58,12 @@ func newResult() chan error { return make(chan error, 1) }
 var errClosed = errors.New("the store is closed")
 
 // commit makes the change and, once it is on the disk and before anybody is told, forgets the tokens that it ended.
-func (s *Store) commit(make func(*change) error) (err error) {
+func (s *Store) commit(apply func(*change) error) (err error) {
 	var t *change
 	defer recovered(&err)
 	err = s.db.Update(func(tx *bbolt.Tx) error {
 		t = &change{tx: tx, now: time.Now()}
-		return make(t)
+		return apply(t)
 	})
 	if t != nil {
 		// After a failed commit too: a read from the file is always true.

@@ -72,13 +72,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Revocation says when a revoke answers.
+// Revocation selects when a revoke returns.
 type Revocation int32
 
 const (
-	// Proven: when no gateway, and no Envoy, can accept the token any more.
+	// Proven returns when no gateway, and no Envoy, can accept the token any more.
 	Proven Revocation = iota
-	// Prompt: when the store has answered. Gateways hear of it in milliseconds, and at the latest when the lease
+	// Prompt returns when the store has answered. Gateways hear of it in milliseconds, and at the latest when the lease
 	// and the lease of their Envoys have ended.
 	Prompt
 )

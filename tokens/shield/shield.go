@@ -177,17 +177,17 @@ func (s *Shield) abandon(p *Pass) {
 	p.user.giveBack()
 }
 
-// Outcome is what came of a login that was admitted.
+// Outcome is the result of an admitted login.
 type Outcome int
 
 const (
-	// Unjudged: it never came to an answer, for no fault of the user service's.
+	// Unjudged means that the user service did not decide, for a reason on our side.
 	Unjudged Outcome = iota
-	// Opened: the user service knows the user and the password was right.
+	// Opened means that the user service accepted the user and the password.
 	Opened
-	// Refused: the user service answered, and not with a user.
+	// Refused means that the user service rejected the login.
 	Refused
-	// Unanswered: the user service was down, too slow, or answered of itself and not of the user.
+	// Unanswered means that the user service was down, too slow, or reported an error of its own.
 	Unanswered
 )
 

@@ -134,8 +134,8 @@ func (t *table) raise(c *claim, n Count, now time.Time) {
 }
 
 func (e *entry) raise(n Count, now time.Time) {
-	if clear := now.Add(n.Left); n.Left > 0 && clear.After(e.clear) {
-		e.clear = clear
+	if forgiven := now.Add(n.Left); n.Left > 0 && forgiven.After(e.clear) {
+		e.clear = forgiven
 	}
 	if until := now.Add(n.Wait); n.Wait > 0 && until.After(e.until) {
 		e.until = until
