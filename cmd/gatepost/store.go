@@ -41,7 +41,7 @@ func openStore(ctx context.Context, s *settings, logger *slog.Logger, registry p
 }
 
 func openEmbedded(s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
-	store, err := boltstore.Open(s.data, boltstore.Options{Log: logger})
+	store, err := boltstore.Open(s.data, boltstore.Options{Log: logger, Registerer: registry})
 	if err != nil {
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"gatepost/tokens"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
 )
@@ -46,19 +47,23 @@ type Options struct {
 	Log *slog.Logger
 	// SweepEvery is how often expired sessions are deleted from the file. Default: a minute.
 	SweepEvery time.Duration
+	// Registerer takes the metrics. Default: none.
+	Registerer prometheus.Registerer
 }
 
 // Store is a [tokens.Store] in a file.
 type Store struct {
-	db   *bbolt.DB
-	log  *slog.Logger
-	hot  *hot
-	done chan struct{} // closed by Close: the sweeper ends
+	db     *bbolt.DB
+	log    *slog.Logger
+	damage prometheus.Counter // reads that met a damaged page or record
+	hot    *hot
+	done   chan struct{} // closed by Close: the sweeper ends
 
 	// writing holds one token while a change is being made. A caller waits for it by its context, and leaves a
 	// change that takes too long to the goroutine that makes it: there is never more than one.
 	writing chan struct{}
 	closed  atomic.Bool
+	stuck   atomic.Bool   // bbolt can write no more
 	swept   chan struct{} // closed when the sweeper has ended
 }
 
@@ -73,18 +78,11 @@ func Open(dir string, options Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the data folder: %w", err)
 	}
-	path := filepath.Join(dir, FileName)
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockPatience, FreelistType: bbolt.FreelistMapType})
-	if err != nil {
-		return nil, explain(path, err)
-	}
-	if err := prepare(db, dir); err != nil {
-		_ = db.Close()
-		return nil, fmt.Errorf("preparing %s: %v", path, err)
-	}
 	s := &Store{
-		db:      db,
-		log:     options.Log,
+		log: options.Log,
+		damage: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "gatepost_store_damage_total", Help: "Reads of the embedded store that met a damaged page or record.",
+		}),
 		hot:     newHot(),
 		done:    make(chan struct{}),
 		writing: make(chan struct{}, 1),
@@ -93,6 +91,21 @@ func Open(dir string, options Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if options.Registerer != nil {
+		if err := options.Registerer.Register(s.damage); err != nil {
+			return nil, fmt.Errorf("registering the metrics of the token database: %w", err)
+		}
+	}
+	path := filepath.Join(dir, FileName)
+	db, err := s.open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := guarded(func() error { return prepare(db, dir) }); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("preparing %s: %v", path, err)
+	}
+	s.db = db
 	go s.sweepEvery(cmp.Or(options.SweepEvery, time.Minute))
 	return s, nil
 }
@@ -105,14 +118,21 @@ func explain(path string, err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("opening %s: %w: let the user that runs Gatepost own it and its folder", path, err)
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
-		return fmt.Errorf("opening %s: it is no token database, or a broken one (%v): move it away, and users log in anew", path, err)
+		return fmt.Errorf("opening %s: it is no token database, or a damaged one (%v): move it away, and users log in again", path, err)
 	}
 	return fmt.Errorf("opening %s: %v", path, err)
 }
 
 // prepare makes the buckets, and the file's own entry in its folder last.
 func prepare(db *bbolt.DB, dir string) error {
-	err := db.Update(func(tx *bbolt.Tx) error {
+	if err := makeBuckets(db); err != nil {
+		return err
+	}
+	return syncFolder(dir)
+}
+
+func makeBuckets(db *bbolt.DB) error {
+	return db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{tokensBucket, usersBucket, idsBucket, seenBucket} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
@@ -120,9 +140,9 @@ func prepare(db *bbolt.DB, dir string) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+}
+
+func syncFolder(dir string) error {
 	folder, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -320,6 +340,9 @@ func (s *Store) Close() error {
 	<-s.swept
 	s.writing <- struct{}{} // for ever: no change begins any more
 	s.hot.close()
+	if s.stuck.Load() {
+		return fmt.Errorf("closing the token database: %w", errDamaged) // bbolt would wait for its lock; the process ends
+	}
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("closing the token database: %v", err)
 	}
@@ -348,19 +371,19 @@ func tokensOf(tx *bbolt.Tx, user string) []tokens.Hash {
 	return all
 }
 
-// sessionsOf returns a user's live sessions, in no order.
-func sessionsOf(tx *bbolt.Tx, user string, now time.Time) ([]*tokens.Session, error) {
-	var live []*tokens.Session
+// sessionsOf returns a user's live sessions, in no order. damaged are the errors of the records that cannot be read.
+func sessionsOf(tx *bbolt.Tx, user string, now time.Time) (live []*tokens.Session, damaged error) {
 	for _, h := range tokensOf(tx, user) {
 		record, err := read(tx, h)
 		if err != nil {
-			return nil, err
+			damaged = errors.Join(damaged, err)
+			continue
 		}
 		if session := record.Session; !record.Retired && session.User == user && session.Live(now) {
 			live = append(live, session)
 		}
 	}
-	return live, nil
+	return live, damaged
 }
 
 // unavailable says that the file could not be asked or changed. What bbolt says is kept as text alone.

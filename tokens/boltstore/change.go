@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -21,9 +22,10 @@ var errUnchanged = errors.New("nothing to change")
 
 // change is one transaction that writes, and the tokens that open nothing any more once it is on the disk.
 type change struct {
-	tx    *bbolt.Tx
-	now   time.Time
-	ended []tokens.Hash
+	tx      *bbolt.Tx
+	now     time.Time
+	ended   []tokens.Hash
+	skipped error // the records that could not be read, and were not needed
 }
 
 // update makes a change and returns when it is on the disk. Where the context is over before, the change may still
@@ -60,31 +62,71 @@ var errClosed = errors.New("the store is closed")
 // commit makes the change and, once it is on the disk and before anybody is told, forgets the tokens that it ended.
 func (s *Store) commit(apply func(*change) error) (err error) {
 	var t *change
-	defer recovered(&err)
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.write(func(tx *bbolt.Tx) error {
 		t = &change{tx: tx, now: time.Now()}
 		return apply(t)
 	})
+	s.countDamage(err)
 	if t != nil {
 		// After a failed commit too: a read from the file is always true.
 		s.hot.forget(t.ended)
+		if t.skipped != nil {
+			s.countDamage(t.skipped)
+			s.log.Error("skipped token records that cannot be read", "error", t.skipped)
+		}
+	}
+	return err
+}
+
+// write runs f in a transaction that writes. If damage prevents even the roll-back, bbolt's lock stays held: nothing is
+// written any more then.
+func (s *Store) write(f func(*bbolt.Tx) error) error {
+	if s.stuck.Load() {
+		return fmt.Errorf("%w (a restart rebuilds it): a change could not be rolled back", errDamaged)
+	}
+	var tx *bbolt.Tx
+	err := guarded(func() (err error) {
+		if tx, err = s.db.Begin(true); err != nil {
+			return err
+		}
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+	switch {
+	case err == nil:
+	case tx != nil:
+		s.stuck.Store(errors.Is(guarded(tx.Rollback), errDamaged)) // what is closed already is no damage
+	default:
+		s.stuck.Store(errors.Is(err, errDamaged))
 	}
 	return err
 }
 
 // view reads.
 func (s *Store) view(doing string, ask func(*bbolt.Tx) error) error {
-	err := func() (err error) {
-		defer recovered(&err)
-		return s.db.View(ask)
-	}()
+	err := guarded(func() error { return s.db.View(ask) })
+	s.countDamage(err)
 	return answer(doing, err)
 }
 
-// recovered makes an error of a panic: bbolt panics where the file is broken.
-func recovered(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("the file is broken: %v", p)
+// guarded calls f and makes an error of a panic: bbolt panics if the file is damaged. A wild offset in the file, or a file
+// that is shorter than its pages, is a fault in the mapped memory, which would end the process.
+func guarded(f func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // of this goroutine
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w (a restart rebuilds it): %v", errDamaged, p)
+		}
+	}()
+	return f()
+}
+
+// countDamage counts an error that says that a page or a record is damaged.
+func (s *Store) countDamage(err error) {
+	if errors.Is(err, errDamaged) || errors.Is(err, tokens.ErrCorrupt) {
+		s.damage.Inc()
 	}
 }
 
@@ -216,9 +258,10 @@ func (t *change) endGrace(s *tokens.Session) error {
 
 // makeRoom ends those of a user's sessions that expire first, until there are limit at the most.
 func (t *change) makeRoom(user string, limit int) error {
-	live, err := sessionsOf(t.tx, user, t.now)
-	if err != nil || len(live) <= limit {
-		return err
+	live, damaged := sessionsOf(t.tx, user, t.now)
+	t.skipped = errors.Join(t.skipped, damaged) // they open nothing, and must not keep the user from logging in
+	if len(live) <= limit {
+		return nil
 	}
 	slices.SortFunc(live, func(a, b *tokens.Session) int { return a.Expires.Compare(b.Expires) })
 	for _, session := range live[:len(live)-limit] {

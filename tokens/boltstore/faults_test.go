@@ -150,6 +150,7 @@ func TestGarbageInTheFileOpensNothingAndIsLoud(t *testing.T) {
 // The limit on the size of files stands for a full disk: writes fail in the same places.
 func TestFullDiskIsAnOutageAndLosesNothing(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
+	fill(t, s, 2000) // the limit is for all files: that of the test's own log, which is smaller, must not be reached
 	before := create(t, s, "ann")
 	info, err := os.Stat(s.db.Path())
 	if err != nil {

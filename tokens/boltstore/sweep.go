@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -30,7 +31,7 @@ func (s *Store) sweepEvery(pause time.Duration) {
 		} else if n > 0 {
 			s.log.Debug("swept expired tokens", "count", n)
 		}
-		if err := release(s.db); err != nil {
+		if err := guarded(func() error { return release(s.db) }); err != nil {
 			s.log.Debug("giving back memory", "error", err)
 		}
 	}
@@ -43,9 +44,9 @@ func (s *Store) sweep() (int, error) {
 	var from []byte
 	for {
 		var expired [][]byte
-		err := s.db.View(func(tx *bbolt.Tx) error {
-			expired, from = expiredFrom(tx, from, time.Now())
-			return nil
+		err := s.view("reading expired tokens", func(tx *bbolt.Tx) (err error) {
+			expired, from, err = expiredFrom(tx, from, time.Now())
+			return err
 		})
 		if err != nil {
 			return total, err
@@ -69,19 +70,24 @@ func (s *Store) sweep() (int, error) {
 }
 
 // expiredFrom returns the keys of the expired ones of a batch of records, and the key at which the next batch begins:
-// nil after the last.
-func expiredFrom(tx *bbolt.Tx, from []byte, now time.Time) (expired [][]byte, next []byte) {
+// nil after the last. Keys that are no token's hashes, or that are out of order, are an error: they are a damaged page's.
+func expiredFrom(tx *bbolt.Tx, from []byte, now time.Time) (expired [][]byte, next []byte, err error) {
 	records := tx.Bucket(tokensBucket).Cursor()
-	seen := 0
+	seen, before := 0, from
 	for key, record := records.Seek(from); key != nil; key, record = records.Next() {
+		// The first key of a batch may be the last one that the batch before has seen.
+		if order := bytes.Compare(before, key); len(key) != len(tokens.Hash{}) || order > 0 || seen > 0 && order == 0 {
+			return nil, nil, fmt.Errorf("%w (a restart rebuilds it): its keys are not in order", errDamaged)
+		}
+		before = key
 		if seen++; seen > sweepBatch {
-			return expired, slices.Clone(key)
+			return expired, slices.Clone(key), nil
 		}
 		if over, _ := whatIsOver(key, record, now); over != nil {
 			expired = append(expired, slices.Clone(key))
 		}
 	}
-	return expired, nil
+	return expired, nil, nil
 }
 
 // whatIsOver returns a record that need not be kept as it is: of a live token until it expires, of one in its grace until

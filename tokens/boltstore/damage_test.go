@@ -1,0 +1,306 @@
+//go:build unix
+
+package boltstore
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/tokens"
+	"gatepost/tokens/storetest"
+
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.etcd.io/bbolt"
+)
+
+// damageable is a closed store with many sessions, of which some were ended.
+type damageable struct {
+	t         *testing.T
+	dir, path string
+	live      []tokens.Hash
+	revoked   *tokens.Session
+	exchanged *tokens.Session // refreshed with a grace
+	log       bytes.Buffer
+}
+
+const damageableSessions = 3000
+
+func newDamageable(t *testing.T) *damageable {
+	t.Helper()
+	d := &damageable{t: t, dir: t.TempDir()}
+	d.path = filepath.Join(d.dir, FileName)
+	s := mustOpen(t, d.dir)
+	d.live = fill(t, s, damageableSessions)
+	d.revoked, d.exchanged = create(t, s, "ann"), create(t, s, "bob")
+	next := d.exchanged.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
+	_, err := s.Rotate(t.Context(), d.exchanged.Hash, storetest.Successor(next), time.Minute)
+	if err := errors.Join(err, s.Revoke(t.Context(), d.revoked.Hash), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// open opens the store and writes its log to d.log.
+func (d *damageable) open() *Store {
+	d.t.Helper()
+	d.log.Reset()
+	s, err := Open(d.dir, Options{Log: slog.New(slog.NewTextHandler(&d.log, nil))})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// overwrite writes bytes into the file at an offset of a page.
+func (d *damageable) overwrite(page, offset int, data []byte) {
+	d.t.Helper()
+	file, err := os.OpenFile(d.path, os.O_WRONLY, 0)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if _, err := file.WriteAt(data, int64(page*os.Getpagesize()+offset)); err != nil {
+		d.t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		d.t.Fatal(err)
+	}
+}
+
+// pagesOf returns the pages of a type (leaf, branch, freelist), as bbolt finds them; with a bucket its first leaf.
+func (d *damageable) pagesOf(kind string, bucket []byte) (ids []int) {
+	d.t.Helper()
+	db, err := bbolt.Open(d.path, 0o600, &bbolt.Options{ReadOnly: true, PreLoadFreelist: true, Timeout: lockPatience})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.View(func(tx *bbolt.Tx) error {
+		text, err := os.ReadFile(d.path)
+		if err != nil {
+			return err
+		}
+		first, _ := tx.Bucket(tokensBucket).Cursor().First()
+		if bucket != nil {
+			first, _ = tx.Bucket(bucket).Cursor().First()
+		}
+		for id := 2; ; id++ {
+			info, err := tx.Page(id)
+			if info == nil || err != nil {
+				return err
+			}
+			page := text[id*os.Getpagesize():]
+			if info.Type != kind || bucket != nil && !bytes.HasPrefix(page[16+binary.NativeEndian.Uint32(page[16+4:]):], first) {
+				continue // the offset of the first key is in the first element, which follows the header
+			}
+			ids = append(ids, id)
+		}
+	})
+	if err != nil || len(ids) == 0 {
+		d.t.Fatalf("pages of type %s: %v, %v", kind, ids, err)
+	}
+	return ids
+}
+
+// aside returns the damaged files that were kept.
+func (d *damageable) aside() []string {
+	d.t.Helper()
+	found, err := filepath.Glob(d.path + ".damaged-*")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return found
+}
+
+// kept returns how many of the sessions are live, and fails the test if any is neither live nor unknown.
+func (d *damageable) kept(s *Store) (live int) {
+	d.t.Helper()
+	for _, h := range d.live {
+		switch _, err := s.Lookup(d.t.Context(), h); {
+		case err == nil:
+			live++
+		case !errors.Is(err, tokens.ErrUnknown):
+			d.t.Fatalf("a look-up after the rebuild: %v", err)
+		}
+	}
+	return live
+}
+
+func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
+	wild := binary.NativeEndian.AppendUint32(nil, math.MaxUint32-100)
+	for name, c := range map[string]struct {
+		kind   string
+		bucket []byte
+		offset int
+		data   []byte
+		loses  bool
+	}{
+		"a leaf of sessions without a header":         {"leaf", tokensBucket, 0, make([]byte, 16), true},
+		"a leaf of sessions with a wild offset":       {"leaf", tokensBucket, 16 + 4, wild, true},
+		"a leaf of sessions with a wild length":       {"leaf", tokensBucket, 16 + 8, wild, true},
+		"a leaf of sessions that is said to be huge":  {"leaf", tokensBucket, 12, wild, true},
+		"a leaf of users without a header":            {"leaf", usersBucket, 0, make([]byte, 16), false},
+		"a leaf of public ids with too many entries":  {"leaf", idsBucket, 10, []byte{0xff, 0xff}, false},
+		"a list of free pages without a header":       {"freelist", nil, 0, make([]byte, 16), false},
+		"a list of free pages that lists a used page": {"freelist", nil, 10, []byte{1, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDamageable(t)
+			pages := d.pagesOf(c.kind, c.bucket)
+			d.overwrite(pages[len(pages)-1], c.offset, c.data)
+			before, err := os.ReadFile(d.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := d.open()
+			live := d.kept(s)
+			if c.loses && (live == damageableSessions || live < damageableSessions*9/10) || !c.loses && live != damageableSessions {
+				t.Errorf("%d of %d sessions kept", live, damageableSessions)
+			}
+			if _, err := s.Lookup(t.Context(), d.revoked.Hash); !errors.Is(err, tokens.ErrUnknown) {
+				t.Errorf("a revoked token after the rebuild: %v", err)
+			}
+			if _, err := s.Lookup(t.Context(), d.exchanged.Hash); !errors.Is(err, tokens.ErrUnknown) {
+				t.Errorf("an exchanged token after the rebuild: %v", err)
+			}
+			if aside := d.aside(); len(aside) != 1 {
+				t.Errorf("damaged files: %v", aside)
+			} else if kept, err := os.ReadFile(aside[0]); err != nil || !bytes.Equal(kept, before) {
+				t.Errorf("%s is not the damaged file (%v)", aside[0], err)
+			}
+			if log := d.log.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, "the token database was damaged; rebuilt it") {
+				t.Errorf("the log is %q", log)
+			}
+			if got := testutil.ToFloat64(s.damage); got != 1 {
+				t.Errorf("%v damages counted, want 1", got)
+			}
+			create(t, s, "carl")
+			if n, err := s.RevokeUser(t.Context(), d.live[0].Hex()[:12]); n > 1 || err != nil {
+				t.Errorf("ending a user's sessions = %d, %v", n, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			d.open()
+			if len(d.aside()) != 1 || d.log.Len() > 0 {
+				t.Errorf("rebuilt again: %q", d.log.String())
+			}
+		})
+	}
+}
+
+func TestAFileOfWhichNothingCanBeReadIsOneLineWithTheRemedy(t *testing.T) {
+	d := newDamageable(t)
+	for _, page := range d.pagesOf("leaf", nil) {
+		d.overwrite(page, 0, make([]byte, os.Getpagesize()))
+	}
+	before, err := os.ReadFile(d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first try gives up its lock
+		_, err = Open(d.dir, Options{})
+		if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), d.path) || !strings.Contains(err.Error(), "move it away, and users log in again") {
+			t.Errorf("Open = %v, want one line with the remedy", err)
+		}
+	}
+	if after, err := os.ReadFile(d.path); err != nil || !bytes.Equal(after, before) || len(d.aside()) > 0 {
+		t.Errorf("the file was changed (%v, %v)", err, d.aside())
+	}
+}
+
+// What happens to the file while it is open is seen through the mapping.
+func TestDamageWhileTheStoreIsOpenEndsNothing(t *testing.T) {
+	t.Run("pages without a header", func(t *testing.T) {
+		d := newDamageable(t)
+		leaf := d.pagesOf("leaf", tokensBucket)[0]
+		s := d.open()
+		d.overwrite(leaf, 0, make([]byte, 16))
+		d.survives(s)
+	})
+	t.Run("a wild offset", func(t *testing.T) {
+		d := newDamageable(t)
+		leaf := d.pagesOf("leaf", tokensBucket)[0]
+		s := d.open()
+		for element := range 5 {
+			d.overwrite(leaf, 16+16*element+4, binary.NativeEndian.AppendUint32(nil, math.MaxUint32-100))
+		}
+		d.survives(s)
+	})
+	t.Run("a file that was cut", func(t *testing.T) { // reading beyond its end is a bus error
+		d := newDamageable(t)
+		s := d.open()
+		if err := os.Truncate(d.path, int64(4*os.Getpagesize())); err != nil {
+			t.Fatal(err)
+		}
+		d.survives(s)
+	})
+}
+
+// survives uses a store of which some pages cannot be read.
+func (d *damageable) survives(s *Store) {
+	t := d.t
+	t.Helper()
+	if _, err := s.sweep(); err == nil || !strings.Contains(err.Error(), "a restart rebuilds it") {
+		t.Errorf("sweeping = %v, want that the file is damaged", err)
+	}
+	failed := 0
+	for _, h := range d.live {
+		if _, err := s.Lookup(t.Context(), h); err != nil {
+			failed++
+			if !errors.Is(err, tokens.ErrUnavailable) && !errors.Is(err, tokens.ErrUnknown) {
+				t.Fatalf("looking up beside damage: %v", err)
+			}
+		}
+	}
+	if failed == 0 {
+		t.Error("no look-up met the damage: this test tests nothing")
+	}
+	_ = s.Create(t.Context(), storetest.New(t, "dan"), 0) // may meet the damage too
+	if testutil.ToFloat64(s.damage) == 0 {
+		t.Error("no damage counted")
+	}
+}
+
+func TestOneDamagedRecordKeepsNobodyFromLoggingIn(t *testing.T) {
+	var log bytes.Buffer
+	s, err := Open(t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	damaged, old := create(t, s, "ann"), create(t, s, "ann")
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket(tokensBucket).Put(damaged.Hash[:], []byte("not a record"))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := storetest.New(t, "ann")
+	if err := s.Create(t.Context(), next, 1); err != nil {
+		t.Fatalf("a login: %v", err)
+	}
+	for name, c := range map[string]struct {
+		h    tokens.Hash
+		want error
+	}{"new": {next.Hash, nil}, "old": {old.Hash, tokens.ErrUnknown}, "damaged": {damaged.Hash, tokens.ErrCorrupt}} {
+		if _, err := s.Lookup(t.Context(), c.h); !errors.Is(err, c.want) {
+			t.Errorf("the %s token: %v", name, err)
+		}
+	}
+	if got := fmt.Sprint(testutil.ToFloat64(s.damage)); got != "2" { // the login, the look-up
+		t.Errorf("%s damages counted, want 2", got)
+	}
+	if !strings.Contains(log.String(), "skipped token records that cannot be read") {
+		t.Errorf("the log is %q", log.String())
+	}
+}
