@@ -258,6 +258,11 @@ tokens:
   shield: {address: {failures: 30}, user: {failures: 5}}
 services: []
 `, service.URL()), setup{})
+	// The client's query could change a parameter of the user service's URL.
+	want(t, "with a query", g.Raw(t, rawWithBody("POST", "/token?realm=admins", `{"username":"dave","password":"right"}`, "content-type: application/json")), http.StatusOK, "")
+	if got := only(t, service); got.Path != "/users/authenticate" {
+		t.Errorf("the user service got %s", got.Path)
+	}
 	spellings := []string{"alice", "Alice", "ALICE", " alice", "alice ", `aLiCe\u00a0`, `a\u0301lice`, "\uff41lice", `\u0061lice`}
 	for _, c := range []struct {
 		what string
@@ -289,5 +294,16 @@ services: []
 				break
 			}
 		}
+	}
+	// A body that two parsers read differently.
+	service.Reset()
+	const form = "content-type: application/x-www-form-urlencoded"
+	for _, body := range []string{`{"a":"&username=alice&password=g1&b="}`, "a=1;username=alice", "username[]=alice", "username=bob&username=alice"} {
+		if got := g.Raw(t, rawWithBody("POST", "/token", body, form)); got.Status != http.StatusBadRequest || !json.Valid([]byte(got.Body)) {
+			t.Errorf("%s: the answer is %+v, want 400 in JSON", body, got)
+		}
+	}
+	if reached := service.Requests(); len(reached) > 0 {
+		t.Errorf("ambiguous logins reached the user service: %+v", reached)
 	}
 }

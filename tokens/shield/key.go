@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/text/cases"
 	"golang.org/x/text/runes"
@@ -39,9 +40,16 @@ func UserKey(name string) Key { return hash('u', []byte(Normalise(name))) }
 // upper and lower case, accents and other marks (MySQL's collations), invisible characters, runs of space (LDAP, RFC 4518
 // §2.6.1). Two users whose names become the same share one limit, and nothing else.
 func Normalise(name string) string {
+	if isASCII(name) { // of the rules below, only those for case and space apply
+		return strings.Join(strings.Fields(strings.ToLower(name)), " ")
+	}
 	name = bare(name)
 	name = bare(cases.Fold().String(strings.ToUpper(name))) // upper case first: the dotless ı becomes I, and then i
 	return strings.Join(strings.Fields(name), " ")
+}
+
+func isASCII(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r >= utf8.RuneSelf })
 }
 
 // ignored are the characters that names are compared without.
