@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -103,6 +104,9 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 		s, err := Open(dir, Options{})
 		if err != nil {
 			t.Fatalf("opening after the kill: %v", err)
+		}
+		if aside, err := filepath.Glob(filepath.Join(dir, FileName+".damaged-*")); len(aside) > 0 || err != nil {
+			t.Errorf("a kill has damaged the file: %v, %v", aside, err)
 		}
 		live, gone := 0, 0
 		for text, state := range told {

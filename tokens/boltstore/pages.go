@@ -21,6 +21,7 @@ type pages struct {
 	root     uint64          // the page of the bucket of buckets
 	freelist uint64          // the page of the list of free pages
 	seen     map[uint64]bool // the pages that are part of a tree
+	free     map[uint64]bool // the pages that are not
 	damaged  []error         // one for each page that cannot be read as a whole
 	leaf     []byte          // holds the leaf that was read last
 }
@@ -65,7 +66,7 @@ func newPages(file *os.File) (*pages, error) {
 		}
 	}
 	return &pages{
-		file: file, size: uint64(size), count: uint64(info.Size() / max(size, 1)), seen: map[uint64]bool{},
+		file: file, size: uint64(size), count: uint64(info.Size() / max(size, 1)), seen: map[uint64]bool{}, free: map[uint64]bool{},
 		root: number64(newest[16:]), freelist: number64(newest[32:]),
 	}, nil
 }
@@ -88,9 +89,11 @@ func number64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 func number32(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
 func number16(b []byte) uint64 { return uint64(binary.NativeEndian.Uint16(b)) }
 
-// walkAll calls visit for every entry of every bucket that can be read, and checks the list of free pages. visit must
-// not keep the slices.
+// walkAll calls visit for every entry of every bucket that can be read. visit must not keep the slices.
 func (p *pages) walkAll(visit func(bucket string, key, value []byte)) {
+	if err := p.readFreelist(); err != nil {
+		p.damaged = append(p.damaged, err)
+	}
 	headers := map[string][]byte{} // bucket → its header, and its only page if that is small
 	p.walk(p.root, func(name, header []byte, isBucket bool) {
 		if isBucket && len(header) >= bucketHeader {
@@ -105,14 +108,13 @@ func (p *pages) walkAll(visit func(bucket string, key, value []byte)) {
 			p.elements(header[bucketHeader:], 0, entry)
 		}
 	}
-	p.checkFreelist()
 }
 
 // walk visits the entries of a tree in their order.
 func (p *pages) walk(id uint64, visit func(key, value []byte, isBucket bool)) {
 	page, err := p.read(id)
-	if err == nil && p.seen[id] {
-		err = fmt.Errorf("page %d is part of two trees", id)
+	if err == nil && (p.seen[id] || p.free[id]) {
+		err = fmt.Errorf("page %d is used twice, or free", id)
 	}
 	if err != nil {
 		p.damaged = append(p.damaged, err)
@@ -187,28 +189,25 @@ func (p *pages) elements(page []byte, id uint64, visit func(key, value []byte, i
 	}
 }
 
-// checkFreelist reports a list of free pages that is damaged, or has pages that are in use.
-func (p *pages) checkFreelist() {
+// readFreelist reads the list of free pages. They hold what was deleted, revoked tokens among it, so a tree that leads to
+// one is damaged.
+func (p *pages) readFreelist() error {
 	if p.freelist == noFreelist {
-		return
+		return nil
 	}
 	page, err := p.read(p.freelist)
 	if err != nil {
-		p.damaged = append(p.damaged, fmt.Errorf("the list of free pages: %w", err))
-		return
+		return fmt.Errorf("the list of free pages: %w", err)
 	}
 	ids, count := page[pageHeader:], number16(page[10:])
 	if count == math.MaxUint16 { // a longer list begins with its length
 		ids, count = ids[8:], number64(ids)
 	}
 	if number16(page[8:]) != freelistPage || count > uint64(len(ids))/8 {
-		p.damaged = append(p.damaged, fmt.Errorf("page %d is no list of free pages", p.freelist))
-		return
+		return fmt.Errorf("page %d is no list of free pages", p.freelist)
 	}
 	for i := range count {
-		if id := number64(ids[8*i:]); id < 2 || p.seen[id] {
-			p.damaged = append(p.damaged, fmt.Errorf("the list of free pages has page %d, which is in use", id))
-			return
-		}
+		p.free[number64(ids[8*i:])] = true
 	}
+	return nil
 }
