@@ -324,3 +324,72 @@ func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
 		t.Error("the log has a cookie")
 	}
 }
+
+// TestNoPublicUpstreamGetsAToken: not in a subprotocol and not in Authorization, also if no origins are listed, so that
+// Gatepost is not asked about public services. Of a WebSocket's other subprotocols the upstream chooses as before.
+func TestNoPublicUpstreamGetsAToken(t *testing.T) {
+	users, ticker, items, raw := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t), chats(envoytest.Upstream(t))
+	g := start(t, fmt.Sprintf(`
+tokens: {subprotocol: gatepost.bearer, authenticator: {url: %q}}
+services:
+  - {name: ticker, path: /ticker, websocket: true, authenticate: false, upstreams: [%q]}
+  - {name: items, path: /items, authenticate: false, upstreams: [%q]}
+  - {name: raw, path: /raw, websocket: true, authenticate: false, forward_token: true, upstreams: [%q]}
+`, users.URL(), ticker.URL(), items.URL(), raw.URL()), setup{})
+	token := g.Login("alice")
+	bearer := "gatepost.bearer." + token
+	authorization := "Authorization: Bearer " + token
+
+	for _, c := range []struct {
+		protocols []string
+		chosen    string
+		sees      []string
+	}{
+		{nil, "", nil},
+		{[]string{"chat"}, "chat", []string{"chat"}},
+		{[]string{"chat", bearer}, "chat", []string{"chat"}},
+		{[]string{bearer, "x", "chat"}, "chat", []string{"x, chat"}},
+		{[]string{"gatepost.bearer", bearer}, "gatepost.bearer", nil},
+		{[]string{"chat", "gatepost.bearer." + token + "x"}, "chat", []string{"chat"}},
+	} {
+		for _, path := range []string{"/ticker/x", "/TICKER/x"} {
+			conn, status := g.Open(t, path, shopOrigin, c.protocols, authorization, "x-user-id: mallory")
+			if conn == nil || !echoes(conn, "hello") {
+				t.Fatalf("%s %q: %d", path, c.protocols, status)
+			}
+			if got := strings.Join(conn.Config().Protocol, ","); got != c.chosen {
+				t.Errorf("%s %q: the subprotocol %q was chosen, want %q", path, c.protocols, got, c.chosen)
+			}
+			text := ticker.Raw()
+			if got := only(t, ticker); !slices.Equal(got.Header["Sec-Websocket-Protocol"], c.sees) || strings.Contains(text, token) || got.Header["X-User-Id"] != nil {
+				t.Errorf("%s %q: the upstream got %v", path, c.protocols, got.Header)
+			}
+		}
+	}
+	// Two lists are one.
+	g.Raw(t, rawGet("/ticker", "Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: "+bearer))
+	if text := ticker.Raw(); strings.Contains(text, token) || only(t, ticker).Header.Get("Sec-Websocket-Protocol") != "chat" {
+		t.Errorf("two lists of subprotocols: the upstream got %q", text)
+	}
+	for _, path := range []string{"/items/5", "/ITEMS", "/ticker"} {
+		want(t, path, g.Do("GET", path, "", authorization, "Sec-WebSocket-Protocol: "+bearer), map[bool]int{true: http.StatusBadRequest, false: http.StatusOK}[path == "/ticker"], "")
+		for _, upstream := range []*envoytest.Recorder{items, ticker} {
+			if text := upstream.Raw(); strings.Contains(text, token) {
+				t.Errorf("%s: the upstream got %q", path, text)
+			}
+			upstream.Reset()
+		}
+	}
+	if conn, status := g.Open(t, "/raw", shopOrigin, []string{"chat", bearer}, authorization); conn == nil {
+		t.Errorf("forward_token: %d", status)
+	}
+	if got := only(t, raw); got.Header.Get("Sec-Websocket-Protocol") != "chat, "+bearer || got.Header.Get("Authorization") != "Bearer "+token {
+		t.Errorf("forward_token: the upstream got %v", got.Header)
+	}
+	if n := g.Metric(`gatepost_decisions_total{decision="allow",reason="public",service="items"`); n != 0 {
+		t.Errorf("Gatepost was asked %v times about a service that takes no WebSockets", n)
+	}
+	if n := g.Metric(`gatepost_decisions_total{decision="allow",reason="public",service="ticker"`); n == 0 || n > 10 {
+		t.Errorf("Gatepost was asked %v times about a public service, want each time that a token's subprotocol was offered: 4 on 2 paths and 2 more", n)
+	}
+}

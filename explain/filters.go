@@ -8,6 +8,7 @@ import (
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
@@ -36,6 +37,12 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 			all = append(all, cors{one.GetName()})
 		case *headermutationv3.HeaderMutation:
 			all = append(all, mutation{one.GetName(), config.GetMutations()})
+		case *matchingv3.ExtensionWithMatcher:
+			f, err := newMatched(one.GetName(), config)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, f)
 		case *extauthzv3.ExtAuthz:
 			all = append(all, extAuthz{
 				name: one.GetName(), config: config,

@@ -109,6 +109,8 @@ func matchString(m *matcherv3.StringMatcher, value string) bool {
 		return value == by.Exact
 	case *matcherv3.StringMatcher_Prefix:
 		return strings.HasPrefix(value, by.Prefix)
+	case *matcherv3.StringMatcher_Contains:
+		return strings.Contains(value, by.Contains)
 	case *matcherv3.StringMatcher_SafeRegex:
 		return matchWhole(by.SafeRegex, value)
 	}

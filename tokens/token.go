@@ -43,6 +43,10 @@ const (
 	secretLength = len(secretPrefix) + secretBody + 8
 )
 
+// Pattern is a regular expression (RE2) that matches a text with the form of a token of this gateway. [Parse] checks the
+// checksum of a secret as well.
+const Pattern = `(?:[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}|gp1_[0-9A-Za-z_-]{43}[0-9a-f]{8})`
+
 // Token is a bearer token. Whatever prints it prints "[redacted]"; [Token.Reveal] is the one way to its text.
 // The zero Token is no token. Tokens are compared by their [Hash], not with ==.
 type Token struct {

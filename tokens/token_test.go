@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,28 @@ func TestMintedTokensHaveTheirForm(t *testing.T) {
 				t.Fatal("one token was minted twice")
 			}
 			seen[h] = true
+		}
+	}
+}
+
+// TestThePatternMatchesWhatParseAccepts: for minted tokens with one character replaced, inserted or removed.
+func TestThePatternMatchesWhatParseAccepts(t *testing.T) {
+	pattern := regexp.MustCompile("^" + Pattern + "$")
+	for _, format := range []Format{FormatUUID, FormatSecret} {
+		token := mustMint(t, format).Reveal()
+		if !pattern.MatchString(token) {
+			t.Errorf("no match for a token of the format %s", format)
+		}
+		for i := range len(token) {
+			for _, c := range []string{"", "0", "5", "g", "G", "A", "-", "_", " ", "\n", "\xff"} {
+				for _, text := range []string{token[:i] + c + token[i+1:], token[:i] + c + token[i:]} {
+					if _, err := Parse(text); err == nil && !pattern.MatchString(text) {
+						t.Errorf("no match for %q, which Parse accepts", text)
+					} else if err != nil && format == FormatUUID && pattern.MatchString(text) {
+						t.Errorf("a match for %q, which Parse refuses", text)
+					}
+				}
+			}
 		}
 	}
 }

@@ -258,8 +258,13 @@ func (b *builder) validate(m validated) {
 // gate is what a route carries for ext_authz. A route that needs neither a token nor an origin is not asked
 // about, so that public services go on while Gatepost is away.
 func (b *builder) gate(rule authz.Rule) *anypb.Any {
-	if !rule.Authenticate && len(b.gw.GetOrigins()) == 0 {
+	if !b.checks(rule) {
 		return b.pack(authz.Unchecked())
 	}
 	return b.pack(rule.With(b.shared()))
+}
+
+// checks reports whether Gatepost is asked about each request for a route with the rule.
+func (b *builder) checks(rule authz.Rule) bool {
+	return rule.Authenticate || len(b.gw.GetOrigins()) > 0
 }

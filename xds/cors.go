@@ -81,6 +81,15 @@ func method(name string) *routev3.HeaderMatcher {
 	}
 }
 
+func contains(header, text string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{
+		Name: header,
+		HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_Contains{Contains: text},
+		}},
+	}
+}
+
 func notEmpty(header string) *routev3.HeaderMatcher {
 	return &routev3.HeaderMatcher{
 		Name:                      header,

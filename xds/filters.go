@@ -40,7 +40,7 @@ func checkedHeaders(t *gatewayv1.Tokens) []string {
 		headers = append(headers, "cookie")
 	}
 	if t.GetSubprotocol() != "" {
-		headers = append(headers, "sec-websocket-protocol")
+		headers = append(headers, headerSubprotocols)
 	}
 	return headers
 }
@@ -67,6 +67,7 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	}
 	return append(all,
 		filter(filterAuthz, b.pack(b.extAuthz())),
+		filter(filterOwnToken, b.ownTokenFilter()),
 		// No x-envoy-* header of ours: they would tell an upstream the path before it was rewritten, and a
 		// client how long the upstream took.
 		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))

@@ -42,6 +42,8 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			expose:  b.exposed("token", "expires_in", b.gw.GetTokens().GetAuthenticator().GetUserHeader(), challengeHeader),
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
+
+			keepsToken: true,
 		})...)
 	}
 	add("token revoke", exactPath(path+"/revoke"), handlerRevoke, tokenTimeout, "POST")

@@ -8,6 +8,7 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -39,6 +40,8 @@ type surface struct {
 	hide    []string // answer headers that no client gets
 	rule    authz.Rule
 	forward []forward
+	// keepsToken says that what is behind it gets Authorization with a token of this gateway.
+	keepsToken bool
 }
 
 // forward says how requests for a path go on.
@@ -62,36 +65,68 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	if b.leases() && s.rule.Authenticate {
 		name, perFilter[filterLease] = b.leaseName(s.name, s.rule), b.leaseOn(s.rule)
 	}
+	if s.keepsToken {
+		perFilter[filterOwnToken] = b.keepsToken()
+	}
 	for _, f := range s.forward {
-		out = append(out, &routev3.Route{
+		route := &routev3.Route{
 			Name:                    name,
 			Match:                   f.at,
 			Action:                  &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig:    perFilter,
 			RequestHeadersToAdd:     connection(f.to),
-			RequestHeadersToRemove:  b.claims(s.rule),
+			RequestHeadersToRemove:  b.claims(s, f.to),
 			ResponseHeadersToRemove: s.hide,
 			Metadata:                upgrades(f.to),
-		})
+		}
+		if b.mayOfferToken(s) && takesUpgrades(f.to) {
+			out = append(out, b.offersToken(route, s.rule))
+		}
+		out = append(out, route)
 	}
 	return out
 }
 
+// mayOfferToken reports whether requests for s reach an upstream unchecked, and may contain a token in a subprotocol that
+// the upstream is not to get.
+func (b *builder) mayOfferToken(s surface) bool {
+	return b.gw.GetTokens().GetSubprotocol() != "" && !b.checks(s.rule) && !s.keepsToken
+}
+
+// offersToken is a copy of a public route for handshakes that offer the subprotocol of a token. Only these are checked:
+// Gatepost removes the token from the list and leaves the other subprotocols.
+func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Route {
+	twin := proto.CloneOf(route)
+	twin.Match = with(route.GetMatch(), contains(headerSubprotocols, b.gw.GetTokens().GetSubprotocol()))
+	twin.TypedPerFilterConfig[filterAuthz] = b.pack(rule.With(b.shared()))
+	return twin
+}
+
 // claims are what a route takes out of requests: the client's own copy of the header that bears the user's id. Where a token
 // is needed the decision writes over it. It travels with the routes, as the rule does that names this header: a change
-// of the name is one step, with no moment in between.
-func (b *builder) claims(rule authz.Rule) []string {
-	if rule.Authenticate {
+// of the name is one step, with no moment in between. A public route without upgrades also removes a list of subprotocols: only
+// a handshake has a use for it, and it may contain a token.
+func (b *builder) claims(s surface, to *routev3.RouteAction) []string {
+	if s.rule.Authenticate {
 		return nil
 	}
-	return []string{b.gw.GetIdentity().GetUserHeader()}
+	remove := []string{b.gw.GetIdentity().GetUserHeader()}
+	if b.mayOfferToken(s) && !takesUpgrades(to) {
+		remove = append(remove, headerSubprotocols)
+	}
+	return remove
 }
+
+// headerSubprotocols lists the subprotocols that a WebSocket's client offers (RFC 6455 §11.3.4).
+const headerSubprotocols = "sec-websocket-protocol"
+
+func takesUpgrades(to *routev3.RouteAction) bool { return len(to.GetUpgradeConfigs()) > 0 }
 
 // connection keeps what a client says of the connection from the upstream of a route that takes upgrades. Of other
 // requests Envoy drops it and each header that it names; of an upgrade it passes it on, and a proxy further up would
 // drop the user's id that it names.
 func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
-	if len(to.GetUpgradeConfigs()) == 0 {
+	if !takesUpgrades(to) {
 		return nil
 	}
 	return []*corev3.HeaderValueOption{{
@@ -102,7 +137,7 @@ func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 
 // upgrades tells the filter of scope.lua that a route takes WebSockets.
 func upgrades(to *routev3.RouteAction) *corev3.Metadata {
-	if len(to.GetUpgradeConfigs()) == 0 {
+	if !takesUpgrades(to) {
 		return nil
 	}
 	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{

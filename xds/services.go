@@ -64,7 +64,8 @@ func (s *service) surface(b *builder) surface {
 			ForwardToken: s.def.GetForwardToken(),
 			Longest:      s.longest(),
 		},
-		forward: s.forwards(b.gw.GetTokens().GetLifetime()),
+		forward:    s.forwards(b.gw.GetTokens().GetLifetime()),
+		keepsToken: s.def.GetForwardToken(),
 	}
 }
 

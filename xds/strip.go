@@ -9,31 +9,43 @@ import (
 )
 
 // strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original request.
-// The gateway removes a client's copies on every route; README lists them. The identity header is not here, see claims.
+// The gateway removes a client's copies from every request; README lists them. The identity header is not here, see claims.
 var strippedHeaders = []string{
 	// The user, as other gateways name one.
 	"remote-user", "x-remote-user",
 	"x-forwarded-user", "x-forwarded-groups", "x-forwarded-email", "x-forwarded-preferred-username", "x-forwarded-access-token",
 	// The client's address.
 	"forwarded", "x-real-ip", "true-client-ip",
-	// The URL of the original request.
-	"x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-uri",
-	"x-original-host", "x-original-uri", "x-original-url", "x-rewrite-url",
-	// Its method: a framework that follows these would run a method that the service does not allow.
-	"x-http-method", "x-http-method-override", "x-method-override", "x-forwarded-method", "x-original-method",
+	// The original request. A framework that follows a method override would run a method that the service does not allow.
+	"x-rewrite-url", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-uri",
+	"x-http-method", "x-http-method-override", "x-method-override", "x-forwarded-method",
 	// CGI programs read it as HTTP_PROXY (httpoxy, CVE-2016-5385).
 	"proxy",
 }
 
-// strippedPrefix begins the names by which oauth2-proxy passes on the user.
-const strippedPrefix = "x-auth-request-"
+// strippedPrefixes begin the names of more such headers: those of oauth2-proxy, those of nginx' auth_request, and what only an
+// Envoy says. Of its own Envoy removes those that it reads, and passes others, such as x-envoy-peer-metadata.
+var strippedPrefixes = []string{"x-auth-request-", "x-original-", "x-envoy-"}
 
-// stripAll is the strip filter's work on every route. It removes strippedHeaders and adds `vary: origin` to every
-// response, which the CORS filter does not do.
+// stripEarly removes these headers before a route is looked for and before Envoy adds its own. Prefixes come first: each is a
+// pass over all headers that drops Envoy's index of them, which the names then build once.
+func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
+	var mutations []*mutationrulesv3.HeaderMutation
+	for _, prefix := range strippedPrefixes {
+		mutations = append(mutations, removePrefix(prefix))
+	}
+	mutations = append(mutations, remove(strippedHeaders...)...)
+	return []*corev3.TypedExtensionConfig{{
+		Name:        filterStrip,
+		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: append(mutations, nameScope())}),
+	}}
+}
+
+// stripAll is the strip filter's work on every route. It removes the header that scopes are found by, and adds
+// `vary: origin` to every response, which the CORS filter does not do.
 func stripAll() *headermutationv3.Mutations {
-	request := append(remove(append([]string{scopeHeader}, strippedHeaders...)...), removePrefix(strippedPrefix))
 	return &headermutationv3.Mutations{
-		RequestMutations: request,
+		RequestMutations: remove(scopeHeader),
 		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
 			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 				Header:       &corev3.HeaderValue{Key: "vary", Value: "origin"},
@@ -41,16 +53,6 @@ func stripAll() *headermutationv3.Mutations {
 			}},
 		}},
 	}
-}
-
-// stripEarly removes what only an Envoy says, all of x-envoy-*, before this Envoy says any of it. By itself it
-// removes the ones that it reads, and lets those pass that it or another Envoy would tell an upstream: how often
-// a request was tried, or whose it is (x-envoy-peer-metadata).
-func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
-	return []*corev3.TypedExtensionConfig{{
-		Name:        filterStrip,
-		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{removePrefix("x-envoy-"), nameScope()}}),
-	}}
 }
 
 func remove(names ...string) []*mutationrulesv3.HeaderMutation {
