@@ -27,12 +27,14 @@ func (v *verdict) changes() (c changes) {
 		if v.left > 0 {
 			c.put(headerStreamDuration, strconv.FormatInt(milliseconds(v.left), 10))
 		}
-		if v.rule.forwardToken {
-			return c
-		}
-		c.drop(headerAuthorization)
 	} else {
 		c.drop(v.rule.userHeader)
+	}
+	if v.rule.forwardToken {
+		return c
+	}
+	if v.reason == tokenKnown { // on public routes Envoy removes it, if it is a token of ours
+		c.drop(headerAuthorization)
 	}
 	c.leave(headerCookie, v.shown.cookie)
 	c.leave(headerSubprotocols, v.shown.subprotocols)

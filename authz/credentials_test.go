@@ -173,6 +173,12 @@ func TestTheCookieReachesNoUpstreamThatIsNotToSeeTheToken(t *testing.T) {
 	if len(ok.GetHeaders()) != 1 || len(ok.GetHeadersToRemove()) != 0 {
 		t.Errorf("forward_token: set %v, removed %v", ok.GetHeaders(), ok.GetHeadersToRemove())
 	}
+	public := publicRule
+	public.ForwardToken = true
+	ok = p.allow("forward_token of a public service", opening(public, headers))
+	if len(ok.GetHeaders()) != 0 || !slices.Equal(ok.GetHeadersToRemove(), []string{"x-user-id"}) {
+		t.Errorf("forward_token of a public service: set %v, removed %v", ok.GetHeaders(), ok.GetHeadersToRemove())
+	}
 }
 
 func TestARequestThatCouldOutlastItsTokenEndsWithIt(t *testing.T) {

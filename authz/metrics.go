@@ -2,14 +2,18 @@ package authz
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// maxServices is how many services are counted by name. The names come from the definitions; the bound is for years
-// of changing them, and for whoever else reaches the port.
-const maxServices = 1 << 16
+// The names of services come from Envoy, which has them from the definitions. These bounds are for years of changed
+// definitions, and for anybody else who reaches the port: at most maxServices names are counted, none longer than maxName.
+const (
+	maxServices = 1 << 15
+	maxName     = 64 // as in the definitions
+)
 
 // What stands for the name of a service where there is none, or one too many.
 const (
@@ -21,8 +25,15 @@ const (
 // is two look-ups and an addition.
 type counts struct {
 	decisions *prometheus.CounterVec
+	limit     int // of services
 	mu        sync.RWMutex
-	services  map[string]*[reasons]prometheus.Counter // :: service → reason → counter
+	services  map[string]*serviceCounts
+}
+
+// serviceCounts are the counters of a service.
+type serviceCounts struct {
+	decided [reasons]prometheus.Counter
+	hits    prometheus.Counter // requests that Envoy let pass by itself
 }
 
 // failures counts the checks that ended without an answer; Envoy's own 503 is what the client gets.
@@ -37,7 +48,8 @@ func newCounts() (*counts, failures) {
 			Name: "gatepost_decisions_total",
 			Help: "Requests decided about, by service, decision (allow, deny, error: could not tell) and reason.",
 		}, []string{"service", "decision", "reason"}),
-		services: map[string]*[reasons]prometheus.Counter{},
+		limit:    maxServices,
+		services: map[string]*serviceCounts{},
 	}
 	vec := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gatepost_check_failures_total",
@@ -67,44 +79,42 @@ func (s *Server) register(r prometheus.Registerer) error {
 	return nil
 }
 
-func (c *counts) add(service string, r reason) {
+func (c *counts) add(service string, r reason) { c.of(service).decided[r].Inc() }
+
+// addHits counts what the lease filter tells of the requests that it let pass.
+func (c *counts) addHits(hits string) {
+	for service, n := range eachHits(hits) {
+		c.of(service).hits.Add(float64(n))
+	}
+}
+
+// of returns the counters of a service, those of serviceOther if there are too many services.
+func (c *counts) of(service string) *serviceCounts {
 	c.mu.RLock()
 	counters := c.services[service]
 	c.mu.RUnlock()
 	if counters == nil {
 		counters = c.resolve(service)
 	}
-	counters[r].Inc()
+	return counters
 }
 
-// addHits counts what the lease filter tells of the requests that it let pass.
-func (c *counts) addHits(hits string) {
-	for service, n := range eachHits(hits) {
-		c.mu.RLock()
-		known := c.services[service] != nil || len(c.services) < maxServices
-		c.mu.RUnlock()
-		if !known {
-			service = serviceOther
-		}
-		c.decisions.WithLabelValues(service, string(allowed), reasonLease).Add(float64(n))
-	}
-}
-
-func (c *counts) resolve(service string) *[reasons]prometheus.Counter {
+func (c *counts) resolve(service string) *serviceCounts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	service = strings.Clone(service) // it is a part of the request, which is not to be kept
 	label := service
 	if service == "" {
 		label = serviceNone
-	} else if len(c.services) >= maxServices {
+	} else if len(c.services) >= c.limit || len(service) > maxName {
 		service, label = serviceOther, serviceOther
 	}
 	if counters := c.services[service]; counters != nil {
 		return counters
 	}
-	counters := new([reasons]prometheus.Counter)
+	counters := &serviceCounts{hits: c.decisions.WithLabelValues(label, string(allowed), reasonLease)}
 	for r := range reasons {
-		counters[r] = c.decisions.WithLabelValues(label, string(r.decision()), r.String())
+		counters.decided[r] = c.decisions.WithLabelValues(label, string(r.decision()), r.String())
 	}
 	c.services[service] = counters
 	return counters

@@ -385,17 +385,41 @@ func TestDecisionsAreCounted(t *testing.T) {
 }
 
 func TestServicesBeyondTheBoundAreCountedTogether(t *testing.T) {
-	c, _ := newCounts()
-	for i := range maxServices {
-		c.services[fmt.Sprint(i)] = new([reasons]prometheus.Counter)
-	}
-	c.add("one more", public)
-	c.add("and another", public)
-	if got := testutil.ToFloat64(c.decisions.WithLabelValues("(other)", "allow", "public")); got != 2 {
-		t.Errorf("counted under (other): %v", got)
-	}
-	if len(c.services) > maxServices+1 {
-		t.Errorf("%d services", len(c.services))
+	const limit = 100
+	long := strings.Repeat("x", maxName+1)
+	for name, count := range map[string]func(c *counts, service string){
+		"decisions": func(c *counts, service string) { c.add(service, tokenKnown) },
+		"hits":      func(c *counts, service string) { c.addHits("1 " + service + "\n") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, _ := newCounts()
+			c.limit = limit
+			for i := range 3 * limit {
+				count(c, fmt.Sprintf("s%d", i))
+				count(c, fmt.Sprintf("s%d%s", i, long))
+			}
+			count(c, "s0")
+			services := map[string]float64{}
+			registry := prometheus.NewRegistry()
+			registry.MustRegister(c.decisions)
+			families, err := registry.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range families[0].GetMetric() {
+				for _, label := range m.GetLabel() {
+					if label.GetName() == "service" {
+						services[label.GetValue()] += m.GetCounter().GetValue()
+					}
+				}
+			}
+			if len(services) > limit+1 {
+				t.Errorf("%d services are counted by name, want %d", len(services), limit)
+			}
+			if services["s0"] != 2 || services[serviceOther] != 3*limit+2*limit+1 {
+				t.Errorf("s0 was counted %v times, all others together %v times", services["s0"], services[serviceOther])
+			}
+		})
 	}
 }
 

@@ -705,7 +705,8 @@ type Service struct {
 	Upstreams []string `protobuf:"bytes,5,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	// Whether the upstream sees the path with its prefix. Default: false, `/orders/5` reaches it as `/5`.
 	KeepPrefix bool `protobuf:"varint,6,opt,name=keep_prefix,json=keepPrefix,proto3" json:"keep_prefix,omitempty"`
-	// Whether the upstream of a secured service sees the token. Default: false.
+	// Whether the upstream sees the token, in Authorization, the cookie or the subprotocol. Default: false, for a public service
+	// too: pages send their token to every service.
 	ForwardToken bool `protobuf:"varint,7,opt,name=forward_token,json=forwardToken,proto3" json:"forward_token,omitempty"`
 	// How long the upstream may take. Default: 15s.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
