@@ -26,7 +26,7 @@ const oldest = 6
 // Check reads the settings of each server that holds keys and returns a warning for each bad one, sorted by server.
 // It is called at the start. An error means that the settings could not be read; nothing else depends on them.
 func (c *Conn) Check(ctx context.Context) ([]Warning, error) {
-	ctx, cancel := Bound(ctx)
+	ctx, cancel := c.Bound(ctx)
 	defer cancel()
 	var mu sync.Mutex
 	found := map[string][]Warning{}

@@ -13,12 +13,6 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// The time limits of the parts of a call. [Bound] limits the whole call.
-const (
-	dialTimeout  = 500 * time.Millisecond
-	replyTimeout = 500 * time.Millisecond
-)
-
 // connBuffer is the size of the read buffer and of the write buffer of a connection, in bytes.
 const connBuffer = 4 << 10
 
@@ -38,14 +32,14 @@ func newClient(o *Options) redis.UniversalClient {
 		SentinelPassword: o.sentinelPassword.reveal(),
 		IsClusterMode:    o.cluster,
 		TLSConfig:        o.tls,
-		Dialer:           dialer(o.tls),
+		Dialer:           dialer(o),
 		ClientName:       "gatepost",
 
-		DialTimeout:           dialTimeout,
+		DialTimeout:           o.Timeout,
 		DialerRetries:         1,
-		ReadTimeout:           replyTimeout,
-		WriteTimeout:          replyTimeout,
-		PoolTimeout:           replyTimeout,
+		ReadTimeout:           o.Timeout,
+		WriteTimeout:          o.Timeout,
+		PoolTimeout:           o.Timeout,
 		ContextTimeoutEnabled: true,
 
 		// One more attempt, for a connection that a restarted server has closed. Commands that must not reach
@@ -72,11 +66,11 @@ func newClient(o *Options) redis.UniversalClient {
 // dialer returns the function that opens connections for the client. If dialling fails, it returns a connection that
 // fails on first use: after some dial errors the library stops dialling for a second at a time, but Gatepost must
 // continue as soon as Redis is back.
-func dialer(secured *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
-	plain := &net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}
+func dialer(o *Options) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	plain := &net.Dialer{Timeout: o.Timeout, KeepAlive: 15 * time.Second}
 	dial := plain.DialContext
-	if secured != nil {
-		dial = (&tls.Dialer{NetDialer: plain, Config: secured}).DialContext
+	if o.tls != nil {
+		dial = (&tls.Dialer{NetDialer: plain, Config: o.tls}).DialContext
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)

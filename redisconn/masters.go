@@ -64,7 +64,7 @@ func (c *Conn) sentinelClients() []*redis.SentinelClient {
 			options := c.NodeOptions(addr)
 			options.DB, options.PoolSize, options.MaxRetries = 0, 2, 1
 			options.Username, options.Password = c.options.sentinelUser, c.options.sentinelPassword.reveal()
-			options.Dialer = dialer(c.options.tls)
+			options.Dialer = dialer(c.options)
 			c.sentinels = append(c.sentinels, redis.NewSentinelClient(options))
 		}
 	})

@@ -15,18 +15,6 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// CallTimeout limits one call: all commands and retries of one operation. A caller's earlier deadline counts.
-const CallTimeout = 1500 * time.Millisecond
-
-// Bound returns ctx limited to [CallTimeout]. If the caller leaves less time, it returns ctx itself: a second, later
-// deadline would decide nothing and cost half a kilobyte of garbage per look-up.
-func Bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if end, ok := ctx.Deadline(); ok && time.Until(end) <= CallTimeout {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, CallTimeout)
-}
-
 // Conn is a pool of connections to one Redis: a server, the master behind Sentinels, or a Cluster. Its methods may be
 // called from many goroutines at once.
 type Conn struct {
@@ -40,6 +28,18 @@ type Conn struct {
 // Open returns a pool for the Redis that options name. It connects on first use, so a Redis that is down is no error.
 func Open(options *Options) *Conn {
 	return &Conn{options: options, client: newClient(options)}
+}
+
+// CallTimeout limits one call: all commands and retries of one operation. A caller's earlier deadline counts.
+func (c *Conn) CallTimeout() time.Duration { return 3 * c.options.Timeout }
+
+// Bound returns ctx limited to CallTimeout. If the caller leaves less time, it returns ctx itself: a second, later
+// deadline would decide nothing and cost half a kilobyte of garbage per look-up.
+func (c *Conn) Bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) <= c.CallTimeout() {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.CallTimeout())
 }
 
 // Client returns the client of the pool. [Conn.Close] closes it.
@@ -58,9 +58,9 @@ func (c *Conn) NodeOptions(addr string) *redis.Options {
 		Username:                 o.user,
 		Password:                 o.password.reveal(),
 		TLSConfig:                o.tls,
-		DialTimeout:              dialTimeout,
-		ReadTimeout:              replyTimeout,
-		WriteTimeout:             replyTimeout,
+		DialTimeout:              o.Timeout,
+		ReadTimeout:              o.Timeout,
+		WriteTimeout:             o.Timeout,
 		ContextTimeoutEnabled:    true,
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
@@ -69,7 +69,7 @@ func (c *Conn) NodeOptions(addr string) *redis.Options {
 
 // Dial opens a connection to the node at addr, for callers that speak the protocol themselves.
 func (c *Conn) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return dialer(c.options.tls)(ctx, "tcp", addr)
+	return dialer(c.options)(ctx, "tcp", addr)
 }
 
 // EachMaster calls do with a client for each server that holds keys: in a Cluster all masters, concurrently.

@@ -14,18 +14,21 @@ func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 // A call is limited by CallTimeout and by the caller's deadline.
 func TestACallIsBoundedByTheEarlierDeadline(t *testing.T) {
-	for _, left := range []time.Duration{0, CallTimeout / 2, 2 * CallTimeout, -1} {
+	conn := Open(&Options{hosts: []string{"127.0.0.1:1"}, Timeout: defaultTimeout})
+	defer conn.Close()
+	limit := conn.CallTimeout()
+	for _, left := range []time.Duration{0, limit / 2, 2 * limit, -1} {
 		caller, cancel := t.Context(), context.CancelFunc(func() {})
 		if left >= 0 {
 			caller, cancel = context.WithTimeout(caller, left)
 		}
 		before := time.Now()
-		call, done := Bound(caller)
+		call, done := conn.Bound(caller)
 		end, bound := call.Deadline()
-		if !bound || end.After(time.Now().Add(CallTimeout)) {
+		if !bound || end.After(time.Now().Add(limit)) {
 			t.Errorf("with %v left a call may take until %v, from %v", left, end, before)
 		}
-		if theirs, ok := caller.Deadline(); ok && (end.After(theirs) || left < CallTimeout && call != caller) {
+		if theirs, ok := caller.Deadline(); ok && (end.After(theirs) || left < limit && call != caller) {
 			t.Errorf("with %v left a call may take until %v, its caller until %v", left, end, theirs)
 		}
 		done()

@@ -11,7 +11,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
+
+// defaultTimeout is the Timeout of [Options].
+const defaultTimeout = 500 * time.Millisecond
 
 // Options is where a Redis is and how it is spoken to: what [ParseURL] read. It holds a password, so whatever
 // prints it prints the hosts alone.
@@ -28,6 +32,10 @@ type Options struct {
 
 	cluster bool
 	tls     *tls.Config
+
+	// Timeout limits the dialling of a connection, and the wait for a reply. A call, with all its commands and retries,
+	// has three times as long.
+	Timeout time.Duration
 }
 
 // secret is a text that nothing prints: fmt calls no method on what it finds in an unexported field, and of a
@@ -87,7 +95,7 @@ func parseURL(raw string) (*Options, error) {
 	if err != nil {
 		return nil, errors.New("its parameters are not in the form name=value&name=value")
 	}
-	o := &Options{}
+	o := &Options{Timeout: defaultTimeout}
 	hosts := authority
 	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
 		if err := o.readUser(authority[:at]); err != nil {

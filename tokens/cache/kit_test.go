@@ -165,9 +165,18 @@ func client(t testing.TB, addr string) *redis.Client {
 // realConn is a connection as users configure it. The store that is made with it closes it.
 func realConn(t testing.TB, url string) *redisconn.Conn {
 	t.Helper()
+	return openConn(t, url, 0)
+}
+
+// openConn is realConn with a time limit of the test's own; 0: that of users.
+func openConn(t testing.TB, url string, timeout time.Duration) *redisconn.Conn {
+	t.Helper()
 	options, err := redisconn.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if timeout > 0 {
+		options.Timeout = timeout
 	}
 	return redisconn.Open(options)
 }

@@ -25,8 +25,8 @@ func TestACacheOnRedisIsATokenStore(t *testing.T) {
 	server := redistest.Start(t)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
-		conn := realConn(t, server.URL())
-		g := openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Lease: 200 * time.Millisecond})
+		conn := openConn(t, server.URL(), time.Minute) // a busy machine may need more than a gateway waits
+		g := openStore(t, redisstore.New(conn), conn.Client(), Config{LookupTimeout: time.Minute}, RedisConfig{Lease: 200 * time.Millisecond})
 		g.awaitHeld()
 		return settled{g}
 	})

@@ -27,6 +27,7 @@ func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			options.Timeout = time.Minute // a busy machine may need more than a gateway waits
 			return redisstore.New(redisconn.Open(options))
 		},
 	} {

@@ -24,6 +24,7 @@ const (
 // for convoyPatience at most, as long as not all hang. It may be used by many goroutines.
 type convoy struct {
 	client   redis.UniversalClient
+	timeout  time.Duration // of a pipeline
 	patience time.Duration
 
 	mu       sync.Mutex
@@ -31,8 +32,8 @@ type convoy struct {
 	underway int // goroutines that send pipelines
 }
 
-func newConvoy(client redis.UniversalClient) *convoy {
-	return &convoy{client: client, patience: convoyPatience}
+func newConvoy(conn *redisconn.Conn) *convoy {
+	return &convoy{client: conn.Client(), timeout: conn.CallTimeout(), patience: convoyPatience}
 }
 
 // passenger is one caller's command.
@@ -104,7 +105,7 @@ func (c *convoy) next() []*passenger {
 
 // send sends one pipeline. The deadlines of those in it are not its own: who cannot wait any longer has gone by then.
 func (c *convoy) send(together []*passenger) {
-	ctx, cancel := context.WithTimeout(context.Background(), redisconn.CallTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
 	pipe := c.client.Pipeline()
 	for _, p := range together {

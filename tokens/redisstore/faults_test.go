@@ -154,7 +154,8 @@ func TestRedisNeverThereIsAnOutage(t *testing.T) {
 
 func TestRedisFrozenIsAnOutageBoundedInTime(t *testing.T) {
 	server := redistest.Start(t)
-	s := open(t, server)
+	s := mustOpenAsUsed(t, server.URL())
+	defer s.Close()
 	session := create(t, s, "ann")
 	server.Freeze()
 	outOfReach(t, s, session)

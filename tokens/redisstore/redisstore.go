@@ -65,7 +65,7 @@ const (
 // chunk is how many keys are asked for at a time.
 const chunk = 500
 
-// Store is a [tokens.Store] in Redis. Each of its calls ends within 1.5 seconds, or by the context's deadline
+// Store is a [tokens.Store] in Redis. Each of its calls ends within [redisconn.Conn.CallTimeout], or by the context's deadline
 // where that is earlier, however Redis fails.
 type Store struct {
 	conn   *redisconn.Conn
@@ -80,7 +80,7 @@ var (
 
 // New returns a store in the Redis of conn. [Store.Close] closes conn.
 func New(conn *redisconn.Conn) *Store {
-	return &Store{conn: conn, client: conn.Client(), logins: newConvoy(conn.Client())}
+	return &Store{conn: conn, client: conn.Client(), logins: newConvoy(conn)}
 }
 
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
@@ -98,7 +98,7 @@ func milliseconds(d time.Duration) int64 {
 
 // Create implements [tokens.Store].
 func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(session)
 	if err != nil {
@@ -169,7 +169,7 @@ func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 
 // Lookup implements [tokens.Store].
 func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	record, _, err := s.read(ctx, tokenKey(h), h)
 	if err != nil {
@@ -197,7 +197,7 @@ func (s *Store) read(ctx context.Context, key string, h tokens.Hash) (*tokens.Re
 
 // Revoke implements [tokens.Store]. What is no record of the token is deleted too.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	record, _, err := s.read(ctx, tokenKey(h), h)
 	if errors.Is(err, tokens.ErrUnknown) {
@@ -226,7 +226,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 
 // Sessions implements [tokens.Store].
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	members, err := s.client.ZRange(ctx, userKey(user), 0, -1).Result()
 	if err != nil {
@@ -285,7 +285,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 
 // RevokeSession implements [tokens.Store].
 func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	index := userKey(user)
 	if user == "" {
@@ -310,14 +310,14 @@ func (s *Store) RevokeSession(ctx context.Context, user, id string) error {
 
 // RevokeUser implements [tokens.Store].
 func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	return s.end(ctx, userKey(user), "")
 }
 
 // Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
 func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()
 	if err != nil {
@@ -328,7 +328,7 @@ func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, addre
 
 // Ping implements [tokens.Store]. In a Cluster it asks every master: each holds tokens.
 func (s *Store) Ping(ctx context.Context) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	err := s.conn.EachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"gatepost/redisconn"
 	"gatepost/tokens"
@@ -14,11 +15,26 @@ import (
 
 func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
+// mustOpen opens a store that waits for Redis for as long as a busy machine may need.
 func mustOpen(t testing.TB, url string) *Store {
+	t.Helper()
+	return mustOpenWith(t, url, time.Minute)
+}
+
+// mustOpenAsUsed opens a store with the time limits of a gateway.
+func mustOpenAsUsed(t testing.TB, url string) *Store {
+	t.Helper()
+	return mustOpenWith(t, url, 0)
+}
+
+func mustOpenWith(t testing.TB, url string, timeout time.Duration) *Store {
 	t.Helper()
 	options, err := redisconn.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if timeout > 0 {
+		options.Timeout = timeout
 	}
 	return New(redisconn.Open(options))
 }

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
-
-	"gatepost/redisconn"
 )
 
 // revokesChannel carries a notice of each revoke that was made without a gateway. Redis ACLs that let gateways reach
@@ -30,7 +28,7 @@ type Revoke struct {
 
 // PublishRevoke sends a notice to the gateways that are connected now. It is no part of the revoke.
 func (s *Store) PublishRevoke(ctx context.Context, r Revoke) error {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	notice, err := json.Marshal(r)
 	if err == nil {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"gatepost/redisconn"
 	"gatepost/tokens"
 
 	"github.com/redis/go-redis/v9"
@@ -17,7 +16,7 @@ import (
 // that step leaves the old token as it was. After that step the old record names the successor, so whoever repeats a
 // call that failed half-way gets it.
 func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, grace time.Duration) (tokens.Successor, error) {
-	ctx, cancel := redisconn.Bound(ctx)
+	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	record, err := tokens.EncodeRecord(next.Session)
 	if err != nil {

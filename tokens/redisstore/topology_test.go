@@ -19,7 +19,7 @@ func TestTokensOfAFailedMasterAreServedByItsReplica(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			masters, replicas := redistest.StartReplicatedCluster(t, 3)
-			s := mustOpen(t, "redis://"+masters[0].Addr+","+masters[1].Addr+","+masters[2].Addr+"/?cluster=true")
+			s := mustOpenAsUsed(t, "redis://"+masters[0].Addr+","+masters[1].Addr+","+masters[2].Addr+"/?cluster=true")
 			defer s.Close()
 			sessions := createOnAll(t, s, masters)
 			redistest.AwaitInStep(t, masters[0], replicas[0])
@@ -32,7 +32,7 @@ func TestTokensOfAFailedMasterAreServedByItsReplica(t *testing.T) {
 
 func TestTokensAreServedAfterAFailOverByAgreement(t *testing.T) {
 	masters, replicas := redistest.StartReplicatedCluster(t, 3)
-	s := mustOpen(t, "redis://"+masters[0].Addr+"/?cluster=true")
+	s := mustOpenAsUsed(t, "redis://"+masters[0].Addr+"/?cluster=true")
 	defer s.Close()
 	sessions := createOnAll(t, s, masters)
 	for i := range masters {
