@@ -149,6 +149,9 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 // OnStreamDeltaRequest hears a subscription, an ACK or a NACK. (xDS protocol, "ACK/NACK and resource type
 // instance version": a request with the nonce of a response answers it, and with an error it rejects it.)
 func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscoveryRequest) error {
+	if c.s.startsWithNames(req.GetTypeUrl(), req.GetResponseNonce(), req.GetInitialResourceVersions()) {
+		c.s.pause(c.s.opts.Warmup) // of this stream alone
+	}
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	e := c.s.envoys[id]
@@ -212,7 +215,7 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	counts := answered.target == nil || s.mayReject(e, answered.target)
 	s.logged(e, func() {
 		s.log.Error("an Envoy has rejected the configuration", "node", e.node, "address", e.address, "type", name,
-			"version", e.nack.Version, "reason", e.nack.Reason, "counts", counts)
+			"version", e.nack.Version, "reason", bounded(e.nack.Reason, maxLogged), "counts", counts)
 	})
 	if answered.target == nil || answered.target == s.proven || !counts {
 		return // superseded, or the best that there is, or no reason to take it from others

@@ -101,7 +101,7 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 		{func(g *gatewayv1.Gateway) { g.Identity.UserHeader = ":path" }, `identity.user_header`},
 		{func(g *gatewayv1.Gateway) { g.Services[1].AllowedMethods = []string{"GET", "G%T"} }, `service "b": the methods`},
 	} {
-		g := parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}]`)
+		g := parse(t, `services: [{name: a, path: /a, upstreams: ["http://10.0.0.1"]}, {name: b, path: /b, upstreams: ["http://10.0.0.2"]}]`)
 		c.spoil(g)
 		s, err := Build(g, testOptions)
 		if s != nil || err == nil || !strings.Contains(err.Error(), c.want) {
@@ -113,7 +113,7 @@ func TestWhatCannotBeServedIsRefused(t *testing.T) {
 	}
 	clash := testOptions
 	clash.HTTPCluster = "service/b"
-	_, err := Build(parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}]`), clash)
+	_, err := Build(parse(t, `services: [{name: a, path: /a, upstreams: ["http://10.0.0.1"]}, {name: b, path: /b, upstreams: ["http://10.0.0.2"]}]`), clash)
 	if err == nil || strings.Count(err.Error(), "also one of the bootstrap's") != 1 {
 		t.Errorf("a service's cluster with the name of Gatepost's own: %v", err)
 	}
@@ -205,7 +205,7 @@ func TestABuilderMakesWhatBuildMakes(t *testing.T) {
 	random := rand.New(rand.NewPCG(0, uint64(seed)))
 	var b Builder
 	g, opts := parse(t, "services: []"), testOptions
-	refused := 0
+	refused, last := 0, build(t, "services: []")
 	for range 1000 {
 		before := g
 		g = &gatewayv1.Gateway{
@@ -227,6 +227,10 @@ func TestABuilderMakesWhatBuildMakes(t *testing.T) {
 		if !sameSnapshot(got, want) {
 			t.Fatalf("%v becomes another than from nothing", g)
 		}
+		if name := changedInPlace(got, last); name != "" {
+			t.Fatalf("%v changes the cluster %s, which would have no host until its names are looked up", g, name)
+		}
+		last = got
 	}
 	t.Logf("%d refused; the last with %d services", refused, len(g.Services))
 }
@@ -238,7 +242,7 @@ func anotherEdit(t *testing.T, random *rand.Rand, g *gatewayv1.Gateway, opts *Op
 	fresh := func() *gatewayv1.Service {
 		name := fmt.Sprint("s", random.IntN(50))
 		base := pick("", "", "/base")
-		return parse(t, fmt.Sprintf("services: [{name: %s, path: /x, upstreams: [%q]}]", name, "http://"+pick("10.0.0.1", "host")+base)).Services[0]
+		return parse(t, fmt.Sprintf("services: [{name: %s, path: /x, upstreams: [%q]}]", name, pick("http", "https")+"://"+pick("10.0.0.1", "host")+base)).Services[0]
 	}
 	at := 0
 	if len(g.Services) > 0 {
@@ -255,6 +259,7 @@ func anotherEdit(t *testing.T, random *rand.Rand, g *gatewayv1.Gateway, opts *Op
 	case what == 3:
 		opts.Withheld = [][]string{nil, {"s1"}, {"s2", "s3"}}[random.IntN(3)]
 		opts.Listen = pick("", "127.0.0.1:5501")
+		opts.CAFile = pick("", "/roots.pem")
 	case what < 10 || len(g.Services) == 0:
 		s := fresh()
 		s.Path = path() + pick("", "/d", "/"+s.Name, "/"+s.Name, "/"+s.Name)
@@ -282,6 +287,16 @@ func anotherEdit(t *testing.T, random *rand.Rand, g *gatewayv1.Gateway, opts *Op
 	}
 }
 
+// changedInPlace returns a cluster with names that has another content in another snapshot.
+func changedInPlace(now, before *Snapshot) string {
+	for _, c := range now.clusters.all {
+		if was := before.clusters.get(c.name); c.looksUp && was != nil && was.version != c.version {
+			return c.name
+		}
+	}
+	return ""
+}
+
 func sameSnapshot(one, other *Snapshot) bool {
 	same := one.Version == other.Version
 	for _, typeURL := range order {
@@ -295,7 +310,7 @@ func sameSnapshot(one, other *Snapshot) bool {
 
 // TestWhatIsTheSameIsTakenOver: it is not even made, to see that it is.
 func TestWhatIsTheSameIsTakenOver(t *testing.T) {
-	g := parse(t, `services: [{name: a, path: /a, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}]`)
+	g := parse(t, `services: [{name: a, path: /a, upstreams: ["http://10.0.0.1"]}, {name: b, path: /b, upstreams: ["http://10.0.0.2"]}]`)
 	var b Builder
 	both, err := b.Build(g, testOptions)
 	if err != nil {

@@ -85,7 +85,7 @@ func checkPaths(services []*service) error {
 
 func checkService(s *gatewayv1.Service, tokens string) error {
 	switch path := s.GetPath(); {
-	case s.GetName() == "", strings.Contains(s.GetName(), "/"): // after a slash a cluster's name has the base path
+	case s.GetName() == "", strings.ContainsAny(s.GetName(), "/"+clusterHash): // what comes after the name in a cluster's
 		return errors.New("the name cannot be used")
 	case !plainPath(path):
 		return fmt.Errorf("the path %q cannot be used", path)

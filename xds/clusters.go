@@ -68,6 +68,7 @@ func (b *builder) cluster(s *service) *resource {
 	}
 	c := &clusterv3.Cluster{
 		Name:                          s.cluster,
+		AltStatName:                   statName(s),
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
@@ -89,14 +90,22 @@ func (b *builder) cluster(s *service) *resource {
 
 // discover says how Envoy comes to addresses: they are written down, or names are looked up again and again.
 func discover(c *clusterv3.Cluster, targets []upstream) {
-	if !slices.ContainsFunc(targets, func(u upstream) bool { return !u.ip }) {
+	if !looksUp(targets) {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return
 	}
 	// Envoy asks again every 5 s (dns_refresh_rate, whose field is deprecated; 5 s is its default).
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+	// Envoy acknowledges no cluster while it waits for one, so a name server that does not reply would hold up every
+	// change and the start. Nothing waits in Envoy, then; new routes wait here (names.go).
+	c.WaitForWarmOnInit = wrapperspb.Bool(false)
 	// A name with addresses of both families is called by IPv4: what listens on "localhost" often has no other.
 	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+}
+
+// looksUp reports whether upstreams have names that Envoy looks up.
+func looksUp(targets []upstream) bool {
+	return slices.ContainsFunc(targets, func(u upstream) bool { return !u.ip })
 }
 
 func http1() *upstreamhttpv3.HttpProtocolOptions {
@@ -140,6 +149,10 @@ type upstream struct {
 	ip   bool
 	port uint32
 	base string // the path, without a slash at its end
+}
+
+func (u upstream) String() string {
+	return fmt.Sprintf("%v %s %d", u.tls, u.host, u.port)
 }
 
 // upstreams reads a service's addresses, which may differ in host and port alone. They come back sorted: the

@@ -35,6 +35,12 @@ func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *liv
 
 func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
+	return startLiveWithDNS(t, opts, "", first)
+}
+
+// startLiveWithDNS starts one whose Envoy asks a name server; empty: those of this machine.
+func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first func(listen, upstream string) *Snapshot) *live {
+	t.Helper()
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -53,7 +59,7 @@ func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream
 	})
 	snapshot := first(l.addr, l.upstream.URL())
 	l.publish(snapshot)
-	l.envoy = envoytest.Start(t, envoytest.Options{GRPC: lis.Addr().String(), Listen: []string{l.addr}})
+	l.envoy = envoytest.Start(t, envoytest.Options{GRPC: lis.Addr().String(), Listen: []string{l.addr}, NameServer: nameServer})
 	if err := l.proven(snapshot); err != nil {
 		t.Fatal(err)
 	}

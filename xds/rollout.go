@@ -14,7 +14,7 @@ type phase int
 const (
 	// clustersFirst: Envoy has been sent the new clusters beside the old ones; the routes are still the old.
 	clustersFirst phase = iota
-	// warming: the clusters are acknowledged, and Envoy looks up the names in them.
+	// warming: the clusters are acknowledged, and the names in them are being looked up.
 	warming
 	// routesOut: the new routes are out; the old clusters are still there.
 	routesOut
@@ -31,7 +31,13 @@ type rollout struct {
 	before view
 	// retired are clusters in the view that the target does not have. :: name → since when
 	retired map[string]time.Time
-	timer   *time.Timer
+	// unresolved are clusters whose names are being looked up.
+	unresolved map[string]bool
+	// added are those among them that came with the target.
+	added []named
+	// held: some routes of the target are not in the view yet, because they lead to one of these.
+	held  bool
+	timer *time.Timer
 	// turn counts timers, so that one which fires too late to be stopped does nothing.
 	turn int
 }
@@ -62,16 +68,19 @@ func (s *Server) begin(target *Snapshot) {
 	}
 	r.target, r.since, r.before = target, time.Now(), r.view
 	if old == nil || nothingServed {
-		r.view, r.retired = target.view, nil
+		r.view, r.retired, r.added, r.unresolved = target.view, nil, nil, nil
 		s.toRoutes()
 		return
 	}
 	s.retire(target)
 	r.view.clusters = s.clustersFor(target)
 	if len(s.awaited()) == 0 {
+		r.added, r.unresolved = nil, nil // an Envoy that comes later looks them up when it starts
 		s.toRoutes()
 		return
 	}
+	r.added = s.newNames()
+	s.resolve(r.added)
 	r.phase = clustersFirst
 	s.serve()
 	s.after(s.opts.Patience, func() {
@@ -179,23 +188,23 @@ func (s *Server) advance() {
 	switch {
 	case r.target == nil:
 	case r.phase == clustersFirst && s.all(resourcev3.ClusterType):
-		if !s.newNames() {
+		if !s.isResolving() {
 			s.toRoutes()
 			return
 		}
 		r.phase = warming
-		s.after(s.opts.Warmup, s.toRoutes)
+		s.after(2*s.opts.Warmup, s.toRoutes)
+	case r.phase == warming && !s.isResolving():
+		s.toRoutes()
 	case r.phase == routesOut:
 		s.settle()
 	}
 }
 
-// newNames says whether a new cluster has names that Envoy has to look up first. Until it has, a route to the
-// cluster is answered 503. (A cluster that is changed keeps its old hosts until then.)
-func (s *Server) newNames() bool {
+// isResolving reports whether names that came with the target are being looked up.
+func (s *Server) isResolving() bool {
 	r := &s.rollout
-	changed, _ := r.target.clusters.since(r.before.clusters)
-	return slices.ContainsFunc(changed, func(c named) bool { return c.looksUp && r.before.clusters.get(c.name) == nil })
+	return slices.ContainsFunc(r.added, func(c named) bool { return r.unresolved[c.name] })
 }
 
 // stopWaiting marks each Envoy that a change waits for and that has not done its part, so that the next change does not
@@ -212,11 +221,12 @@ func (s *Server) stopWaiting(done func(*envoy) bool) {
 	}
 }
 
-// toRoutes sends the routes and the listener.
+// toRoutes sends the routes and the listener. Routes to clusters that are not resolved yet follow.
 func (s *Server) toRoutes() {
 	r := &s.rollout
 	r.stop()
-	r.view.routes, r.view.listeners = r.target.routes, r.target.listeners
+	r.view.listeners = r.target.listeners
+	r.view.routes, r.held = r.resolvedRoutes()
 	r.phase = routesOut
 	s.serve()
 	s.settle()
@@ -231,6 +241,9 @@ func (s *Server) toRoutes() {
 // settle notes which Envoys have the target in full. If all have that a change waits for, it is proven.
 func (s *Server) settle() {
 	r := &s.rollout
+	if r.held {
+		return
+	}
 	for _, e := range s.envoys {
 		if !e.hasAll(r.view) {
 			continue

@@ -25,9 +25,12 @@ type ServerOptions struct {
 	Grace time.Duration
 	// Patience is how long new routes wait for an Envoy to acknowledge the clusters that they need. Default: 5 s.
 	Patience time.Duration
-	// Warmup is how long new routes wait, after that, for Envoy to look up the names in new clusters.
-	// Default: 250 ms.
+	// Warmup is how long Envoy may take to look up a name once its name server replies. Default: 250 ms.
 	Warmup time.Duration
+	// LookupTimeout is how long the routes to a new cluster wait for a name server that does not reply. Default: 1 s.
+	LookupTimeout time.Duration
+	// Lookup looks up a host name. Default: the resolver of this process.
+	Lookup func(ctx context.Context, host string) error
 }
 
 func (o ServerOptions) withDefaults() ServerOptions {
@@ -37,10 +40,15 @@ func (o ServerOptions) withDefaults() ServerOptions {
 		}
 		return d
 	}
+	if o.Lookup == nil {
+		o.Lookup = lookUp
+	}
 	return ServerOptions{
-		Grace:    orElse(o.Grace, 5*time.Second),
-		Patience: orElse(o.Patience, 5*time.Second),
-		Warmup:   orElse(o.Warmup, 250*time.Millisecond),
+		Grace:         orElse(o.Grace, 5*time.Second),
+		Patience:      orElse(o.Patience, 5*time.Second),
+		Warmup:        orElse(o.Warmup, 250*time.Millisecond),
+		LookupTimeout: orElse(o.LookupTimeout, time.Second),
+		Lookup:        o.Lookup,
 	}
 }
 
@@ -77,7 +85,9 @@ type Server struct {
 	log     *slog.Logger
 	metrics *metrics
 	delta   deltav3.Server
+	ctx     context.Context // ends with Close
 	end     context.CancelFunc
+	lookups sync.WaitGroup
 	// publisher serves every Envoy the same, whatever it calls itself: one with an id that nobody knows would else be
 	// served nothing, in silence.
 	publisher *publisher
@@ -106,6 +116,7 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 		log:       log,
 		metrics:   newMetrics(reg),
 		publisher: newPublisher(),
+		ctx:       ctx,
 		end:       end,
 		envoys:    map[int64]*envoy{},
 		rejected:  map[string]*Rejection{},
@@ -120,8 +131,9 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 func (s *Server) Close() {
 	s.end()
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.rollout.stop()
+	s.mu.Unlock()
+	s.lookups.Wait()
 }
 
 // Register makes a gRPC server offer ADS, and no other discovery service.

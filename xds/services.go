@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -31,18 +32,39 @@ func (b *builder) service(def *gatewayv1.Service) *service {
 	// The other upstreams differ in host and port alone, and what is wrong is said where they are all read.
 	first, _ := parseUpstream(def.GetUpstreams()[0])
 	s.base = first.base
-	s.cluster = clusterName(s)
+	s.cluster = b.clusterName(s)
 	return s
 }
 
-// clusterName has the base path in it, because routes rewrite to it: a change of the base is then another cluster, and
-// old routes never meet the new one. A change of hosts alone is a change of the same cluster, and Envoy keeps the old
-// hosts until the new ones are ready.
-func clusterName(s *service) string {
+// clusterName returns a name that has the base path in it, because routes rewrite to it: a change of the base is then
+// another cluster, and old routes never meet the new one. If Envoy has to look up names, all of the upstreams are in it
+// too: a cluster that is changed would have no host until they are looked up, another one leaves the old one as it is.
+func (b *builder) clusterName(s *service) string {
 	if s.withheld {
 		return nowhere
 	}
-	return clusterOf + s.def.GetName() + s.base
+	name := clusterOf + s.def.GetName() + s.base
+	targets, _ := upstreams(s.def.GetUpstreams())
+	if !looksUp(targets) {
+		return name
+	}
+	content := hashed(b.opts.CAFile)
+	for _, u := range targets {
+		content.add(u.String())
+	}
+	return name + clusterHash + content.short()
+}
+
+// clusterHash is what the hash in a cluster's name comes after.
+const clusterHash = "#"
+
+// statName is the name of a cluster in Envoy's metrics if it is not its own name.
+func statName(s *service) string {
+	name, _, hasHash := strings.Cut(s.cluster, clusterHash)
+	if !hasHash {
+		return ""
+	}
+	return name
 }
 
 // surface is the service as clients see it.

@@ -15,6 +15,7 @@ func (s *Snapshot) Blamed(r *Rejection) []string {
 	for _, cluster := range s.clusters.all {
 		service, isService := strings.CutPrefix(cluster.name, clusterOf)
 		if isService && names(r.Reason, cluster.name) {
+			service, _, _ = strings.Cut(service, clusterHash)
 			service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
 			blamed = append(blamed, service)
 		}

@@ -18,6 +18,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -32,6 +33,9 @@ func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, nowhere), HTTP: or(opts.HTTP, nowhere), NodeID: opts.NodeID})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if opts.NameServer != "" {
+		b.TypedDnsResolverConfig = resolver(t, opts.NameServer)
 	}
 	if len(opts.Resources) == 0 {
 		return b
@@ -54,6 +58,16 @@ func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 		inlineRoutes(t, l, scopes)
 	}
 	return b
+}
+
+// resolver has Envoy ask one name server, and no other.
+func resolver(t testing.TB, address string) *corev3.TypedExtensionConfig {
+	t.Helper()
+	config, err := anypb.New(&caresv3.CaresDnsResolverConfig{Resolvers: []*corev3.Address{socket(t, address)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: config}
 }
 
 // inlineRoutes puts the routes that a listener subscribes to into it.

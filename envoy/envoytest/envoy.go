@@ -41,6 +41,8 @@ type Options struct {
 	Bootstrap *bootstrapv3.Bootstrap
 	// NodeID is the name by which this Envoy shows itself. Empty: envoy.DefaultNodeID.
 	NodeID string
+	// NameServer is the address (ip:port) of the only name server that Envoy asks. Empty: those of this machine.
+	NameServer string
 	// Listen are addresses (host:port) that must accept before Start returns, beside those of Resources.
 	Listen []string
 	// NotReady has Start return as soon as the admin interface answers, for an Envoy that is not to become ready.

@@ -1,0 +1,118 @@
+package envoytest
+
+import (
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+)
+
+// NameServer is a DNS server on loopback. It replies that a name does not exist unless a test has said otherwise.
+type NameServer struct {
+	t    testing.TB
+	conn net.PacketConn
+
+	mu      sync.Mutex
+	names   map[string]netip.Addr // lower case, without the last dot; the zero address: no reply
+	waiting map[string][]question // that came while there was no reply
+}
+
+type question struct {
+	message dnsmessage.Message
+	from    net.Addr
+}
+
+// StartNameServer starts a DNS server that ends with the test.
+func StartNameServer(t testing.TB) *NameServer {
+	t.Helper()
+	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &NameServer{t: t, conn: conn, names: map[string]netip.Addr{}, waiting: map[string][]question{}}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.serve()
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-ended
+	})
+	return s
+}
+
+// Addr is the server's address, as ip:port.
+func (s *NameServer) Addr() string { return s.conn.LocalAddr().String() }
+
+// Silence leaves questions for a name without a reply until Resolve.
+func (s *NameServer) Silence(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[name] = netip.Addr{}
+}
+
+// Resolve makes a name that of an IPv4 address, also for the questions that have had no reply.
+func (s *NameServer) Resolve(name, address string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names[name] = netip.MustParseAddr(address)
+	for _, q := range s.waiting[name] {
+		s.reply(q)
+	}
+	delete(s.waiting, name)
+}
+
+// Waits reports whether a question for a name has had no reply.
+func (s *NameServer) Waits(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting[name]) > 0
+}
+
+func (s *NameServer) serve() {
+	buffer := make([]byte, 4096)
+	for {
+		n, from, err := s.conn.ReadFrom(buffer)
+		if err != nil {
+			return // closed
+		}
+		q := question{from: from}
+		if q.message.Unpack(buffer[:n]) == nil && len(q.message.Questions) == 1 {
+			s.mu.Lock()
+			s.reply(q)
+			s.mu.Unlock()
+		}
+	}
+}
+
+// reply replies to a question, or keeps it. The lock is held.
+func (s *NameServer) reply(q question) {
+	m := q.message
+	asked := m.Questions[0]
+	name := strings.ToLower(strings.TrimSuffix(asked.Name.String(), "."))
+	address, known := s.names[name]
+	if known && !address.IsValid() {
+		s.waiting[name] = append(s.waiting[name], q)
+		return
+	}
+	m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+	switch {
+	case !known:
+		m.RCode = dnsmessage.RCodeNameError
+	case asked.Type == dnsmessage.TypeA:
+		m.Answers = []dnsmessage.Resource{{
+			Header: dnsmessage.ResourceHeader{Name: asked.Name, Type: asked.Type, Class: asked.Class, TTL: 1},
+			Body:   &dnsmessage.AResource{A: address.As4()},
+		}}
+	}
+	packed, err := m.Pack()
+	if err != nil {
+		s.t.Errorf("packing a DNS reply: %v", err)
+		return
+	}
+	_, _ = s.conn.WriteTo(packed, q.from) // UDP may lose it too
+}

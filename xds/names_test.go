@@ -1,0 +1,255 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+
+	"gatepost/envoy/envoytest"
+)
+
+// named is a live Envoy that asks one name server, and so does the Server.
+type namedLive struct {
+	*live
+	names *envoytest.NameServer
+}
+
+// startNamed starts one that serves the services a, by address, and good, by name.
+func startNamed(t *testing.T, opts ServerOptions) *namedLive {
+	t.Helper()
+	n := &namedLive{names: envoytest.StartNameServer(t)}
+	n.names.Resolve("good.test", "127.0.0.1")
+	if opts.Lookup == nil {
+		opts.Lookup = lookUpBy(t, n.names.Addr())
+	}
+	n.live = startLiveWithDNS(t, opts, n.names.Addr(), func(listen, upstream string) *Snapshot {
+		return build(t, openServices(listen, upstream, byName(upstream, "good", "good.test"), "a"))
+	})
+	return n
+}
+
+// lookUpBy looks names up by a name server. Go's resolver goes on with a question when the context ends; here it ends
+// with the test.
+func lookUpBy(t *testing.T, nameServer string) func(context.Context, string) error {
+	resolver := &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "udp", nameServer)
+		if err == nil {
+			context.AfterFunc(t.Context(), func() { conn.Close() })
+		}
+		return conn, err
+	}}
+	return func(ctx context.Context, host string) error {
+		_, err := resolver.LookupNetIP(ctx, "ip4", host+".")
+		return err
+	}
+}
+
+// byName is a public service whose upstream is that of a URL, by another host name.
+func byName(upstream, service, host string) string {
+	u, _ := url.Parse(upstream)
+	return fmt.Sprintf("  - {name: %s, path: /%s, authenticate: false, upstreams: [\"http://%s:%s\"]}\n", service, service, host, u.Port())
+}
+
+// with makes definitions with the services by address, and, as pairs of a service and a host, by name.
+func (n *namedLive) with(byAddress []string, named ...string) *Snapshot {
+	n.t.Helper()
+	var more strings.Builder
+	for i := 0; i < len(named); i += 2 {
+		more.WriteString(byName(n.upstream.URL(), named[i], named[i+1]))
+	}
+	return n.open(more.String(), byAddress...)
+}
+
+// comes waits until a path is answered by something else than 404, which must be 200: no request comes too early.
+func (n *namedLive) comes(path string) {
+	n.t.Helper()
+	client := envoytest.Client(n.t)
+	code, err := 0, error(nil)
+	envoytest.Eventually(n.t, path, func() bool {
+		code, _, err = n.get(client, path)
+		return err == nil && code != http.StatusNotFound
+	})
+	if code != http.StatusOK {
+		n.t.Fatalf("the first answer of %s is %d, want 200", path, code)
+	}
+}
+
+// stillAsks fails the test if Envoy has given up a name: then what has come since may have waited for that.
+func (n *namedLive) stillAsks(service, host string) {
+	n.t.Helper()
+	if !n.names.Waits(host) || n.envoy.Stat("cluster.service/"+service+".update_failure") != 0 {
+		n.t.Fatalf("this came only when Envoy had given up %s", host)
+	}
+}
+
+// patient are options by which nothing comes because it was waited for long enough.
+var patient = ServerOptions{Grace: time.Second, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: 100 * time.Millisecond}
+
+func TestASilentNameServerHoldsUpNoOtherService(t *testing.T) {
+	n := startNamed(t, patient)
+	n.names.Silence("silent.test")
+	n.publish(n.with([]string{"a", "b"}, "good", "good.test", "silent", "silent.test"))
+	n.comes("/b") // of the same change
+	n.stillAsks("silent", "silent.test")
+	n.publish(n.with([]string{"a", "b", "c"}, "good", "good.test", "silent", "silent.test", "more", "good.test"))
+	n.comes("/c") // of the next
+	n.comes("/more")
+	n.stillAsks("silent", "silent.test")
+}
+
+func TestASilentNameServerHoldsUpNoStart(t *testing.T) {
+	opts := patient
+	opts.LookupTimeout, opts.Warmup = time.Second, 3*time.Second // the latter is enough for a name server that replies
+	n := startNamed(t, opts)
+	n.names.Silence("silent.test")
+	n.serves(n.with([]string{"a"}, "good", "good.test", "silent", "silent.test"))
+	starts := n.envoy.Starts()
+	n.envoy.Kill()
+	envoytest.Eventually(t, "Envoy to start again", func() bool { return n.envoy.Starts() > starts && envoytest.Accepts(n.addr) })
+	client := envoytest.Client(t)
+	if code, _, err := n.get(client, "/good"); err != nil || code != http.StatusOK {
+		t.Errorf("the first request after the start: %d %v, want 200", code, err)
+	}
+	n.stillAsks("silent", "silent.test")
+	if code, _, err := n.get(client, "/silent"); err != nil || code != http.StatusServiceUnavailable {
+		t.Errorf("the service whose upstream is not found: %d %v, want 503", code, err)
+	}
+}
+
+// An Envoy that starts gets its listener Warmup after its clusters, if there are names to look up.
+func TestWhoseListenerWaitsForNames(t *testing.T) {
+	byAddress, byName := "http://10.0.0.1", "http://good.test"
+	for _, c := range []struct {
+		what, upstream, typeURL, nonce string
+		has                            map[string]string
+		want                           bool
+	}{
+		{"an Envoy that starts", byName, resourcev3.ListenerType, "", nil, true},
+		{"without names", byAddress, resourcev3.ListenerType, "", nil, false},
+		{"its clusters", byName, resourcev3.ClusterType, "", nil, false},
+		{"an Envoy that comes back", byName, resourcev3.ListenerType, "", map[string]string{listenerName: "1"}, false},
+		{"an ACK", byName, resourcev3.ListenerType, "1", nil, false},
+	} {
+		s := startControl(t, quick)
+		s.publish(build(t, fmt.Sprintf("services: [{name: a, path: /a, upstreams: [%q]}]", c.upstream)))
+		if got := s.startsWithNames(c.typeURL, c.nonce, c.has); got != c.want {
+			t.Errorf("%s: %v, want %v", c.what, got, c.want)
+		}
+	}
+}
+
+// A name server may take longer than anything else in a change.
+func TestTheFirstRequestToANewServiceFindsItsUpstream(t *testing.T) {
+	found := make(chan struct{})
+	opts := patient
+	opts.Warmup = time.Millisecond
+	opts.Lookup = func(ctx context.Context, host string) error {
+		if host == "slow.test" {
+			select {
+			case <-found:
+			case <-ctx.Done():
+			}
+		}
+		return nil
+	}
+	n := startNamed(t, opts)
+	n.names.Silence("slow.test")
+	next := n.with([]string{"a", "b"}, "good", "good.test", "slow", "slow.test")
+	n.publish(next)
+	n.comes("/b")
+	if code, _, err := n.get(envoytest.Client(t), "/slow"); err != nil || code != http.StatusNotFound {
+		t.Fatalf("before its name is found: %d %v, want 404", code, err)
+	}
+	if s := n.Status(); s.Proven == next.Version {
+		t.Fatal("the change counts as applied without one of its services")
+	}
+	n.names.Resolve("slow.test", "127.0.0.1")
+	envoytest.Eventually(t, "Envoy to know the host", func() bool { return n.envoy.Stat("cluster.service/slow.membership_total") == 1 })
+	close(found)
+	n.comes("/slow")
+	if err := n.proven(next); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A name that is never found is not waited for for ever.
+func TestANameThatIsNotFoundEndsTheWait(t *testing.T) {
+	opts := patient
+	opts.LookupTimeout = time.Millisecond
+	n := startNamed(t, opts)
+	n.names.Silence("silent.test")
+	n.serves(n.with([]string{"a"}, "silent", "silent.test"))
+	n.serves(n.with([]string{"a"}, "gone", "nxdomain.test"))
+	client := envoytest.Client(t)
+	if code, _, err := n.get(client, "/gone"); err != nil || code != http.StatusServiceUnavailable {
+		t.Fatalf("the service whose upstream is not found: %d %v, want 503", code, err)
+	}
+}
+
+// A change of upstreams loses no request: neither those that come while the new names are looked up, nor one that is
+// under way when the old cluster is removed.
+func TestAChangeOfUpstreamNamesLosesNoRequest(t *testing.T) {
+	n := startNamed(t, patient)
+	held, release := hold()
+	reached := make(chan struct{}, 1)
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		reached <- struct{}{}
+		<-held
+		_, _ = io.WriteString(w, "late")
+	}))
+	t.Cleanup(slow.Close)
+	t.Cleanup(release)
+	n.names.Resolve("other.test", "127.0.0.1")
+	before := n.open(byName(n.upstream.URL(), "good", "good.test")+byName(slow.URL, "slow", "good.test"), "a")
+	n.serves(before)
+
+	late := make(chan string, 1)
+	go func() {
+		code, body, err := n.get(envoytest.Client(t), "/slow")
+		late <- fmt.Sprint(code, body, err)
+	}()
+	<-reached
+	var failed atomic.Pointer[string]
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		client := envoytest.Client(t)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if code, _, err := n.get(client, "/good"); err != nil || code != http.StatusOK {
+				wrong := fmt.Sprint(code, err)
+				failed.CompareAndSwap(nil, &wrong)
+			}
+		}
+	}()
+	end := sync.OnceFunc(func() {
+		close(stop)
+		<-stopped
+	})
+	t.Cleanup(end)
+	n.serves(n.open(byName(n.upstream.URL(), "good", "other.test")+byName(slow.URL, "slow", "other.test"), "a"))
+	n.eventually("the old clusters to be removed", func(Status) bool { return n.envoy.Stat("cluster_manager.cluster_removed") >= 2 })
+	end()
+	if wrong := failed.Load(); wrong != nil {
+		t.Errorf("a request of the load: %s", *wrong)
+	}
+	release()
+	if got := <-late; got != "200late<nil>" {
+		t.Errorf("the request under way: %s", got)
+	}
+}
