@@ -38,6 +38,9 @@ type BootstrapOptions struct {
 	GRPC string
 	// HTTP is where it reaches Gatepost's token handler: host:port or unix:/path. Required.
 	HTTP string
+	// TLS is the folder, as this Envoy sees it, of its certificate and of the CA of Gatepost's (TLSCert, TLSKey, TLSCA), for
+	// those of the two that are no Unix socket. Empty: no TLS.
+	TLS string
 	// Admin is where Envoy's admin interface listens: a loopback ip:port or unix:/path. Empty: there is none.
 	Admin string
 	// NodeID is the name by which this Envoy shows itself to Gatepost. Empty: DefaultNodeID.
@@ -95,11 +98,11 @@ func node(opts BootstrapOptions) *corev3.Node {
 }
 
 func staticClusters(opts BootstrapOptions) ([]*clusterv3.Cluster, error) {
-	grpc, err := grpcCluster(opts.GRPC)
+	grpc, err := grpcCluster(opts.GRPC, opts.TLS)
 	if err != nil {
 		return nil, fmt.Errorf("the address of Gatepost's gRPC server: %w", err)
 	}
-	http, err := httpCluster(opts.HTTP)
+	http, err := httpCluster(opts.HTTP, opts.TLS)
 	if err != nil {
 		return nil, fmt.Errorf("the address of Gatepost's token handler: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
+	"gatepost/testcert"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"github.com/google/go-cmp/cmp"
@@ -58,6 +59,35 @@ func TestBootstrapIsAsWrittenDownAndEnvoyTakesIt(t *testing.T) {
 	}
 }
 
+// The files must be there for Envoy to take it, so this one has no golden file.
+func TestEnvoyTakesABootstrapWithMutualTLS(t *testing.T) {
+	dir := t.TempDir()
+	ca := testcert.New(t)
+	ca.Write(filepath.Join(dir, envoy.TLSCA))
+	ca.Issue(filepath.Join(dir, envoy.TLSCert), filepath.Join(dir, envoy.TLSKey))
+	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: "gatepost:18000", HTTP: "127.0.0.1:18001", TLS: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range b.GetStaticResources().GetClusters() {
+		if c.GetTransportSocket() == nil {
+			t.Errorf("%s has no TLS", c.GetName())
+		}
+	}
+	if verdict := envoytest.Validate(t, b); verdict != "" {
+		t.Errorf("Envoy says: %s", verdict)
+	}
+	overSockets, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: "unix:/run/grpc.sock", HTTP: "unix:/run/http.sock", TLS: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range overSockets.GetStaticResources().GetClusters() {
+		if c.GetTransportSocket() != nil {
+			t.Errorf("%s has TLS over a Unix socket", c.GetName())
+		}
+	}
+}
+
 func TestJSONSaysTheSameAsYAML(t *testing.T) {
 	want, err := envoy.Bootstrap(bootstraps["sidecar-by-ip"])
 	if err != nil {
@@ -92,6 +122,7 @@ func TestBootstrapRefusesAnAddressThatEnvoyCannotUse(t *testing.T) {
 		"one to listen on, IPv6":      {envoy.BootstrapOptions{GRPC: good, HTTP: "[::]:18001"}, "give the one at which Envoy reaches Gatepost"},
 		"a socket by a relative path": {envoy.BootstrapOptions{GRPC: "unix:grpc.sock", HTTP: good}, "must be absolute"},
 		"a socket by a long path":     {envoy.BootstrapOptions{GRPC: "unix:/" + strings.Repeat("x", 110), HTTP: good}, "must be shorter"},
+		"TLS by a relative path":      {envoy.BootstrapOptions{GRPC: good, HTTP: good, TLS: "tls"}, "must be absolute"},
 		"admin open to all":           {envoy.BootstrapOptions{GRPC: good, HTTP: good, Admin: "0.0.0.0:9901"}, "open to everyone"},
 		"admin by a name":             {envoy.BootstrapOptions{GRPC: good, HTTP: good, Admin: "localhost:9901"}, "open to everyone"},
 	} {

@@ -32,7 +32,7 @@ const connectTimeout = time.Second
 
 // grpcCluster is Gatepost's gRPC server at an address. Each request of a secured service waits for one check
 // there, so its budget is wide; a check that finds no room is answered 503 like one that fails.
-func grpcCluster(address string) (*clusterv3.Cluster, error) {
+func grpcCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	// The ping finds a peer that is gone without a word; Gatepost's server must allow one each 30 s.
 	h2 := &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
 		Interval: durationpb.New(30 * time.Second),
@@ -43,12 +43,12 @@ func grpcCluster(address string) (*clusterv3.Cluster, error) {
 			ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: h2},
 		},
 	}}
-	return gatepostCluster(ClusterGRPC, address, options, budget{connections: 1024, pending: 16384, requests: 16384})
+	return gatepostCluster(ClusterGRPC, address, transport{tlsDir, "h2"}, options, budget{connections: 1024, pending: 16384, requests: 16384})
 }
 
 // httpCluster is Gatepost's token handler at an address. Its budget is small: a flood of logins is refused
 // here, and takes nothing away from the checks or from the user service.
-func httpCluster(address string) (*clusterv3.Cluster, error) {
+func httpCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	options := &upstreamhttpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(UpstreamIdle)},
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
@@ -57,14 +57,17 @@ func httpCluster(address string) (*clusterv3.Cluster, error) {
 			},
 		},
 	}
-	return gatepostCluster(ClusterHTTP, address, options, budget{connections: 256, pending: 256, requests: 512})
+	return gatepostCluster(ClusterHTTP, address, transport{tlsDir, "http/1.1"}, options, budget{connections: 256, pending: 256, requests: 512})
 }
 
 // budget is how much of a cluster may be in use at once, over all of Envoy's threads (circuit breakers).
 // Nothing is ever retried: a check is answered or denied, a login must not be sent twice.
 type budget struct{ connections, pending, requests uint32 }
 
-func gatepostCluster(name, address string, options *upstreamhttpv3.HttpProtocolOptions, b budget) (*clusterv3.Cluster, error) {
+// transport is how a cluster is connected if its address is no Unix socket.
+type transport struct{ tlsDir, protocol string }
+
+func gatepostCluster(name, address string, over transport, options *upstreamhttpv3.HttpProtocolOptions, b budget) (*clusterv3.Cluster, error) {
 	addr, err := parseAddress(address)
 	if err != nil {
 		return nil, err
@@ -95,6 +98,11 @@ func gatepostCluster(name, address string, options *upstreamhttpv3.HttpProtocolO
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": protocol,
 		},
+	}
+	if over.tlsDir != "" && addr.path == "" {
+		if c.TransportSocket, err = mutualTLS(over.tlsDir, addr, over.protocol); err != nil {
+			return nil, err
+		}
 	}
 	if addr.host == "" {
 		return c, nil

@@ -19,7 +19,8 @@ func bootstrapCommand(s *settings) *cobra.Command {
 		Use:   "bootstrap",
 		Short: "Print the bootstrap of an Envoy that `gatepost serve` feeds",
 		Long: "Print the bootstrap of an Envoy that `gatepost serve` feeds. --grpc and --http are the addresses by which\n" +
-			"that Envoy reaches Gatepost, such as unix:/run/gatepost/grpc.sock and unix:/run/gatepost/http.sock in a compose file.",
+			"that Envoy reaches Gatepost, such as unix:/run/gatepost/grpc.sock and unix:/run/gatepost/http.sock in a compose file.\n" +
+			"--grpc-tls is a folder as that Envoy sees it, with a certificate of its own.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format != "yaml" && format != "json" {
@@ -28,7 +29,7 @@ func bootstrapCommand(s *settings) *cobra.Command {
 			if _, _, err := net.SplitHostPort(host); err == nil || strings.ContainsAny(host, "/@?# ") {
 				return usageError{fmt.Errorf("reading --envoy-host %q: want a host name or an IP address, without a port", host)}
 			}
-			options := envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, Admin: envoyAdmin, NodeID: node}
+			options := envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, TLS: s.grpcTLS, Admin: envoyAdmin, NodeID: node}
 			if host != "" {
 				options.Metadata = map[string]string{xds.HostMetadata: host}
 			}

@@ -101,7 +101,7 @@ func isShared(ctx context.Context, address string) bool {
 }
 
 // newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
-func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *health.Server) *grpc.Server {
+func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *health.Server, more ...grpc.ServerOption) *grpc.Server {
 	options := append(authz.ServerOptions(),
 		grpc.UnaryInterceptor(checker.Interceptor()),
 		// Envoy's bootstrap pings every 30 s; more often than this is no Envoy of ours.
@@ -109,7 +109,7 @@ func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *hea
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.MaxRecvMsgSize(4<<20), // an Envoy that names 10,000 resources it has
 	)
-	server := grpc.NewServer(options...)
+	server := grpc.NewServer(append(options, more...)...)
 	checker.Register(server)
 	control.Register(server)
 	healthv1.RegisterHealthServer(server, healthServer)

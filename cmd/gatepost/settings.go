@@ -19,6 +19,7 @@ import (
 // GATEPOST_…_FILE names, as container secrets do.
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
+	grpcTLS                                       string
 	cache, caFile                                 string
 	pprof                                         bool
 	listen                                        string // as ip:port; empty: as the definitions say
@@ -44,6 +45,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last proven definitions")
 	flags.StringVar(&s.grpc, "grpc", defaultGRPC, "the `ADDR` of ext_authz and xDS (unix:/path too)")
 	flags.StringVar(&s.http, "http", defaultHTTP, "the `ADDR` of the token handler, as Envoy reaches it (unix:/path too)")
+	flags.StringVar(&s.grpcTLS, "grpc-tls", "", "the `DIR` of tls.crt, tls.key and ca.crt for TLS with client certificates on --grpc and --http (none: no TLS)")
 	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
 	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
 	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")

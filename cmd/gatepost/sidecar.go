@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 
 	"gatepost/admin"
@@ -44,6 +45,7 @@ type sidecar struct {
 	login    atomic.Pointer[endpoint.Settings] // what the served definitions say about tokens
 	endpoint *endpoint.Handler                 // the calls under /token
 	control  *xds.Server                       // what Envoy is told
+	tls      *mutualTLS                        // of the next two; nil: none
 	grpc     *grpc.Server                      // where Envoy asks both
 	health   *health.Server                    // what gRPC health answers there
 	http     *http.Server                      // where Envoy sends /token
@@ -120,7 +122,11 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	}
 	side.follow(inFile)
 	side.health = health.NewServer()
-	side.grpc = newGRPCServer(side.checker, side.control, side.health)
+	secured, err := side.secureGRPC()
+	if err != nil {
+		return nil, err
+	}
+	side.grpc = newGRPCServer(side.checker, side.control, side.health, secured...)
 	side.http = newHTTPServer(side.endpoint, logger, side.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	side.admin = admin.New(admin.Config{
 		Hosts:  adminHosts(s.admin),
@@ -154,6 +160,20 @@ func (s *sidecar) obey(login *endpoint.Settings, tokens *gatewayv1.Tokens) {
 	// Envoy is not configured with the time: each decision says it of itself, so it holds from the next one on, and
 	// what was allowed before is waited for.
 	s.store.SetEnvoyLease(envoyLease(tokens.GetLease().AsDuration()))
+}
+
+// secureGRPC reads the files of --grpc-tls, if it is given, and returns what has the gRPC server use them.
+func (s *sidecar) secureGRPC() (options []grpc.ServerOption, err error) {
+	if s.settings.grpcTLS == "" {
+		return nil, nil
+	}
+	if s.tls, err = newMutualTLS(s.settings.grpcTLS, s.logger); err != nil {
+		return nil, err
+	}
+	if isSocket(s.settings.grpc) {
+		return nil, nil
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(s.tls.config("h2")))}, nil
 }
 
 // follow makes what follows the definitions; inFile is what was read of the file before.
@@ -207,7 +227,7 @@ func (s *sidecar) serve(ctx context.Context, group *errgroup.Group) error {
 		return fmt.Errorf("listening for operators (--admin): %w", err)
 	}
 	group.Go(func() error { return serveGRPC(ctx, s.grpc, grpcListener) })
-	group.Go(func() error { return serveHTTP(ctx, s.http, httpListener) })
+	group.Go(func() error { return serveHTTP(ctx, s.http, s.tls.secured(httpListener, "http/1.1")) })
 	group.Go(func() error { return serveHTTP(ctx, s.adminSrv, adminListener) })
 	if s.store.redis != nil {
 		group.Go(func() error { s.store.redis.FollowRevokes(ctx, s.logRevoke); return nil })

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"gatepost/envoy"
+)
+
+// mutualTLS is TLS in which both sides show a certificate, from a folder of files. They are read at each handshake, so
+// that renewed ones are used without a restart.
+type mutualTLS struct {
+	dir    string
+	log    *slog.Logger
+	last   atomic.Pointer[tls.Config] // what was read last
+	failed rate.Sometimes
+}
+
+// newMutualTLS returns an error if the files cannot be used.
+func newMutualTLS(dir string, log *slog.Logger) (*mutualTLS, error) {
+	m := &mutualTLS{dir: dir, log: log, failed: rate.Sometimes{Interval: time.Minute}}
+	config, err := m.read()
+	if err != nil {
+		return nil, fmt.Errorf("reading --grpc-tls: %w", err)
+	}
+	m.last.Store(config)
+	return m, nil
+}
+
+func (m *mutualTLS) read() (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(filepath.Join(m.dir, envoy.TLSCert), filepath.Join(m.dir, envoy.TLSKey))
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(m.dir, envoy.TLSCA)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("%s has no certificate in PEM", path)
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
+	}, nil
+}
+
+// config returns the server's side for clients that speak a protocol (ALPN).
+func (m *mutualTLS) config(protocol string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		config, err := m.read()
+		if err != nil {
+			m.failed.Do(func() { m.log.Error("reading --grpc-tls failed, keeping the previous certificate", "error", err) })
+			config = m.last.Load()
+		}
+		m.last.Store(config)
+		config = config.Clone()
+		config.NextProtos = []string{protocol}
+		return config, nil
+	}}
+}
+
+// secured returns a listener that takes mutual TLS alone if it is asked for; a Unix socket stays as it is.
+func (m *mutualTLS) secured(listener net.Listener, protocol string) net.Listener {
+	if m == nil || listener.Addr().Network() == "unix" {
+		return listener
+	}
+	return tls.NewListener(listener, m.config(protocol))
+}
+
+// isSocket reports whether an address of the flags is that of a Unix socket.
+func isSocket(address string) bool { return strings.HasPrefix(address, "unix:") }
