@@ -47,7 +47,7 @@ func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first
 		t.Fatal(err)
 	}
 	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
-	l.Server = New(opts, slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
+	l.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	l.Register(server)
 	served := make(chan error, 1)
