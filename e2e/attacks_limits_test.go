@@ -45,6 +45,14 @@ func (f *fortress) oversized(t *testing.T) {
 	for _, path := range []string{"/items/" + strings.Repeat("a", 20<<10), "/orders?" + strings.Repeat("a", 20<<10), "/" + strings.Repeat("../", 8<<10) + "orders"} {
 		f.refused(t, path, f.Raw(t, rawGet(path)), tooLarge, http.StatusRequestURITooLong, 0)
 	}
+	// Envoy adds headers of its own and counts again: what is too much then is too large as well, and no error of the gateway.
+	for n := 54; n <= 66; n += 2 {
+		f.fits(t, fmt.Sprint(n, " headers"), rawGet("/orders", append(many(n), "authorization: "+f.token)...))
+	}
+	for size := 15_900; size <= 16_400; size += 100 {
+		f.fits(t, fmt.Sprint("a header of ", size), rawGet("/orders", "authorization: "+f.token, "x: "+strings.Repeat("y", size)))
+		f.fits(t, fmt.Sprint("a path of ", size), rawGet("/orders/"+strings.Repeat("a", size), "authorization: "+f.token))
+	}
 	got := f.Raw(t, rawGet("/items", many(70)...))
 	if got.Status != tooLarge || got.Header.Get("Content-Type") != "application/json" {
 		t.Errorf("too many headers: %+v, want a 431 in JSON", got)
@@ -67,6 +75,16 @@ func (f *fortress) oversized(t *testing.T) {
 	if login.Status == http.StatusOK || login.Header.Get("token") != "" {
 		t.Errorf("a login of four megabytes: %d", login.Status)
 	}
+}
+
+// fits fails the test unless a request is served or refused as too large.
+func (f *fortress) fits(t *testing.T, what, request string) {
+	t.Helper()
+	got := f.Raw(t, request)
+	if got.Status != http.StatusOK && (got.Status != http.StatusRequestHeaderFieldsTooLarge || got.Header.Get("Content-Type") != "application/json") {
+		t.Errorf("%s: %d %.200s", what, got.Status, got.Body)
+	}
+	f.forget()
 }
 
 // floods are what made servers of HTTP/2 fall over. What counts is that others are still served (unharmed) and

@@ -4,6 +4,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"gatepost/envoy/envoytest"
 )
 
 // methods that a service does not take reach it in no way, and none passes for another one.
@@ -51,6 +53,13 @@ func (f *fortress) methods(t *testing.T) {
 		for _, name := range []string{"x-http-method-override", "x-http-method", "x-method-override", "x-original-method", "x-forwarded-method"} {
 			f.refused(t, name, f.Raw(t, rawRequest("DELETE", "/items/5", name+": GET")), notAllowed)
 			f.refused(t, name, f.Raw(t, rawRequest("GET", "/orders/1", name+": OPTIONS", "origin: https://a.example", "access-control-request-method: GET")), http.StatusUnauthorized)
+			// Where the method is allowed, the upstream does not learn of another one.
+			for path, upstream := range map[string]*envoytest.Recorder{"/items/5": f.public, "/orders/1": f.secured} {
+				want(t, name, f.Raw(t, rawGet(path, name+": DELETE", "authorization: "+f.token)), http.StatusOK, "")
+				if raw := upstream.Raw(); strings.Contains(raw, "DELETE") || only(t, upstream).Method != "GET" {
+					t.Errorf("%s reached the upstream of %s: %q", name, path, raw)
+				}
+			}
 		}
 	})
 }

@@ -43,7 +43,7 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
 
-			keepsToken: true,
+			keepsToken: rewrite != handlerLogin, // a page sends its old token along; the user service has no use for it
 		})...)
 	}
 	add("token revoke", exactPath(path+"/revoke"), handlerRevoke, tokenTimeout, "POST")

@@ -66,6 +66,12 @@ func TestATokenOfThisGatewayReachesNoPublicUpstream(t *testing.T) {
 		if got := sends("POST", "/token/revoke", g.tokens, "authorization: "+token); got != token {
 			t.Errorf("the token handler got %q", got)
 		}
+		if got := sends("POST", "/token", g.tokens, "authorization: Bearer "+token); got != "" {
+			t.Errorf("a login came with %q", got)
+		}
+		if got := sends("POST", "/Token/", g.tokens, "authorization: Basic YTpi"); got != "Basic YTpi" {
+			t.Errorf("a login came with %q", got)
+		}
 	}
 	if got := sends("GET", "/items", g.public); got != "" {
 		t.Errorf("without a token the upstream got %q", got)
