@@ -24,7 +24,7 @@ type clients struct {
 
 	users     atomic.Int64
 	questions atomic.Int64
-	refreshed sync.Map // *minted: true, of those that were refreshed; twice would end the session
+	refreshed sync.Map // *minted: true, of those that were refreshed: later than the grace would end the session
 	mints     atomic.Int64
 	ends      atomic.Int64
 }
@@ -90,7 +90,7 @@ func (c *clients) run(done <-chan struct{}) (wait func()) {
 	each(2, 60*time.Millisecond, c.login)
 	each(6, 15*time.Millisecond, func(r *rand.Rand, g int) { c.use(g, c.pick(r)) })
 	each(1, 50*time.Millisecond, func(r *rand.Rand, g int) { c.introspect(g, c.pick(r)) })
-	each(1, 100*time.Millisecond, func(r *rand.Rand, g int) { c.refresh(g, c.pick(r)) })
+	each(1, 100*time.Millisecond, c.refresh)
 	each(2, 100*time.Millisecond, c.logout)
 	return all.Wait
 }
@@ -174,26 +174,41 @@ func (c *clients) introspect(gateway int, m *minted) (id string) {
 	return about.SID
 }
 
-// refresh hands a token in for the next one of its session, each once.
-func (c *clients) refresh(gateway int, m *minted) {
+// refresh hands a token in for the next one of its session: as one client does, as two tabs do at once, or as one does that
+// repeats what had no answer. Few do it when the grace may be over, which ends the session.
+func (c *clients) refresh(r *rand.Rand, gateway int) {
+	m := c.pick(r)
 	if m == nil || strings.HasPrefix(m.User, kept) {
 		return
 	}
-	if _, twice := c.refreshed.LoadOrStore(m, true); twice {
+	if _, again := c.refreshed.LoadOrStore(m, true); again && r.IntN(8) > 0 {
 		return
 	}
+	var both sync.WaitGroup
+	if other := r.IntN(len(c.gateways)); r.IntN(2) == 0 {
+		both.Go(func() { c.handOver(other, m) })
+	}
+	if c.handOver(gateway, m) == unsure {
+		c.handOver(gateway, m)
+	}
+	both.Wait()
+}
+
+// handOver hands a token in once. What gets the next one has used the token, too.
+func (c *clients) handOver(gateway int, m *minted) verdict {
+	const how = "POST /token/refresh"
 	from := c.history.now()
 	got, err := c.ask(gateway, "POST", "/token/refresh", "", "", m.Text)
 	s := c.history.since(from)
 	verdict, answer := judged(got, err)
-	if verdict == refused {
-		c.history.used(use{span: s, Token: m, Gateway: gateway, How: "POST /token/refresh", Verdict: refused, Answer: answer})
-		return
+	c.history.ended(ending{span: s, Token: m, Gateway: gateway, How: how, Handover: true, Acknowledged: verdict == accepted})
+	if verdict != unsure {
+		c.history.used(use{span: s, Token: m, Gateway: gateway, How: how, Verdict: verdict, Answer: answer, Identity: m.User})
 	}
-	c.history.ended(ending{span: s, Token: m, Gateway: gateway, How: "POST /token/refresh", Handover: true, Acknowledged: verdict == accepted})
 	if verdict == accepted {
-		c.history.minted(minted{span: s, Text: got.Header.Get("token"), User: m.User, Session: m.Session})
+		c.history.minted(minted{span: s, Text: got.Header.Get("token"), User: m.User, Session: m.Session, Before: m})
 	}
+	return verdict
 }
 
 // logout ends a session, or all of a user's, in one of the ways that there are. What was ended is then tried at every

@@ -69,9 +69,60 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 			h.used(use{span: s(20, 30), Token: ann, Verdict: refused})
 			h.ended(ending{span: s(40, 50), Token: ann, Acknowledged: true})
 		}},
-		"a refusal after a refresh": {made: func(h *history, ann, _ *minted) {
+		"a refusal in the grace": {want: "refused though it lives", made: func(h *history, ann, _ *minted) {
 			h.ended(ending{span: s(40, 50), Token: ann, Handover: true, Acknowledged: true})
 			h.used(use{span: s(60, 70), Token: ann, Verdict: refused})
+		}},
+		"a refusal and an acceptance about the end of the grace": {made: func(h *history, ann, _ *minted) {
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true, Acknowledged: true})
+			h.used(use{span: s(9_500, 9_600), Token: ann, Verdict: refused})
+			h.used(use{span: s(10_500, 10_600), Token: ann, Verdict: accepted, Identity: "ann"})
+		}},
+		"an acceptance after the grace": {want: "after the end (its grace was over)", made: func(h *history, ann, _ *minted) {
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true, Acknowledged: true})
+			h.used(use{span: s(11_060, 11_070), Token: ann, Verdict: accepted, Identity: "ann"})
+		}},
+		"an acceptance after a refresh that nobody acknowledged": {made: func(h *history, ann, _ *minted) {
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true})
+			h.used(use{span: s(11_060, 11_070), Token: ann, Verdict: accepted, Identity: "ann"})
+		}},
+		"a refusal in the grace after the new token was refreshed": {made: func(h *history, ann, _ *minted) {
+			next := h.minted(minted{span: s(40, 50), Text: "z", User: "ann", Session: ann.Session, Before: ann})
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true, Acknowledged: true})
+			h.ended(ending{span: s(55, 80), Token: next, Handover: true})
+			h.used(use{span: s(60, 70), Token: ann, Verdict: refused})
+		}},
+		"a refusal of all after a reuse": {made: func(h *history, ann, _ *minted) {
+			next := h.minted(minted{span: s(40, 50), Text: "z", User: "ann", Session: ann.Session, Before: ann})
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true, Acknowledged: true})
+			h.ended(ending{span: s(9_500, 9_600), Token: ann, Handover: true})
+			h.used(use{span: s(9_700, 9_800), Token: next, Verdict: refused})
+		}},
+		"a refusal of the new token after a repeated refresh": {want: "refused though it lives", made: func(h *history, ann, _ *minted) {
+			h.ended(ending{span: s(40, 50), Token: ann, Handover: true})
+			h.ended(ending{span: s(60, 70), Token: ann, Handover: true, Acknowledged: true})
+			next := h.minted(minted{span: s(60, 70), Text: "z", User: "ann", Session: ann.Session, Before: ann})
+			h.used(use{span: s(80, 90), Token: next, Verdict: refused})
+		}},
+		"one token for two refreshes": {made: func(h *history, ann, _ *minted) {
+			for _, at := range []span{s(40, 50), s(45, 60)} {
+				h.ended(ending{span: at, Token: ann, Handover: true, Acknowledged: true})
+				next := h.minted(minted{span: at, Text: "z", User: "ann", Session: ann.Session, Before: ann})
+				h.used(use{span: s(70, 80), Token: next, Verdict: accepted, Identity: "ann"})
+			}
+		}},
+		"two tokens for two refreshes": {want: "gave two tokens", made: func(h *history, ann, _ *minted) {
+			for i, at := range []span{s(40, 50), s(45, 60)} {
+				h.ended(ending{span: at, Token: ann, Handover: true, Acknowledged: true})
+				h.minted(minted{span: at, Text: string(rune('x' + 1 + i)), User: "ann", Session: ann.Session, Before: ann})
+			}
+		}},
+		"an acceptance of both tokens after an end": {want: "accepted", made: func(h *history, ann, _ *minted) {
+			next := h.minted(minted{span: s(20, 30), Text: "z", User: "ann", Session: ann.Session, Before: ann})
+			h.ended(ending{span: s(20, 30), Token: ann, Handover: true, Acknowledged: true})
+			h.ended(ending{span: s(40, 50), Token: next, Acknowledged: true})
+			h.used(use{span: s(60, 70), Token: ann, Verdict: accepted, Identity: "ann"})
+			h.used(use{span: s(60, 70), Token: next, Verdict: refused})
 		}},
 		"a refusal of what a refresh gave": {want: "refused though it lives", made: func(h *history, ann, _ *minted) {
 			next := h.minted(minted{span: s(40, 50), Text: "z", User: "ann", Session: ann.Session})
@@ -116,7 +167,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			h := newHistory(time.Minute)
+			h := newHistory(time.Minute, 10*time.Second)
 			ann := h.minted(minted{span: s(1, 11), Text: "x", User: "ann"})
 			ben := h.minted(minted{span: s(2, 12), Text: "y", User: "ben"})
 			c.made(h, ann, ben)
@@ -132,7 +183,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 
 func TestTheCheckerFindsATokenInALog(t *testing.T) {
 	const uuid, secret = "0b6f3ad2-9c1e-4f57-8a34-d2c1b0a99f10", "gp1_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWo0000abcd1234"
-	h := newHistory(time.Minute)
+	h := newHistory(time.Minute, 10*time.Second)
 	h.minted(minted{Text: uuid})
 	h.minted(minted{Text: secret})
 	for text, leaks := range map[string]bool{

@@ -13,8 +13,8 @@ import (
 // proves is decided afterwards, by [history.violations], which looks at nothing else.
 type history struct {
 	start time.Time
-	// lifetime is for how long a token opens services.
-	lifetime time.Duration
+	// lifetime is for how long a token opens services, and grace for how long a refreshed one does.
+	lifetime, grace time.Duration
 
 	mu     sync.Mutex
 	tokens []*minted
@@ -34,6 +34,8 @@ type minted struct {
 	Text, User string
 	// Session is shared by the tokens of one session, which a refresh hands on.
 	Session int
+	// Before is the token that was refreshed for it; nil: a login.
+	Before *minted
 }
 
 // verdict is what came of a use.
@@ -66,7 +68,8 @@ type ending struct {
 	How     string
 	// Everywhere: all sessions of the user are meant.
 	Everywhere bool
-	// Handover: a refresh, which ends the token alone, and of which nothing is promised here.
+	// Handover: a refresh. It ends the token's grace in time, that of the token before at once, and the whole session if
+	// it is a reuse.
 	Handover bool
 	// Acknowledged: the gateway said that it is done. Else it may have been done, or be done at any time later.
 	Acknowledged bool
@@ -75,8 +78,8 @@ type ending struct {
 // expiryMargin is how far a gateway's reading of a token's end may be from the test's: stores count in whole units.
 const expiryMargin = time.Second
 
-func newHistory(lifetime time.Duration) *history {
-	return &history{start: time.Now(), lifetime: lifetime}
+func newHistory(lifetime, grace time.Duration) *history {
+	return &history{start: time.Now(), lifetime: lifetime, grace: grace}
 }
 
 func (h *history) now() time.Duration { return time.Since(h.start) }
@@ -84,9 +87,16 @@ func (h *history) now() time.Duration { return time.Since(h.start) }
 // since is the span of a call that began at the time from and has its answer now.
 func (h *history) since(from time.Duration) span { return span{from, h.now()} }
 
+// minted takes down a token that a gateway handed out. What several refreshes were given is one token.
 func (h *history) minted(m minted) *minted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	same := func(known *minted) bool { return known.Before == m.Before && known.Text == m.Text }
+	if at := slices.IndexFunc(h.tokens, same); m.Before != nil && at >= 0 {
+		known := h.tokens[at]
+		known.From, known.To = min(known.From, m.From), min(known.To, m.To)
+		return known
+	}
 	if m.Session == 0 {
 		m.Session = len(h.tokens) + 1
 	}
@@ -135,6 +145,7 @@ type fate struct {
 
 // fates follows from what was minted, from the endings and from the lifetime.
 func (h *history) fates() map[*minted]fate {
+	h.dateBack()
 	bySession, byUser := map[int][]*minted{}, map[string][]*minted{}
 	fates := make(map[*minted]fate, len(h.tokens))
 	for _, m := range h.tokens {
@@ -152,7 +163,8 @@ func (h *history) fates() map[*minted]fate {
 			meant = byUser[e.Token.User]
 		}
 		if e.Handover {
-			meant = []*minted{e.Token}
+			h.handOver(fates, e)
+			continue
 		}
 		for _, m := range meant {
 			if e.Acknowledged && m.From >= e.To {
@@ -160,13 +172,54 @@ func (h *history) fates() map[*minted]fate {
 			}
 			f := fates[m]
 			f.doubtful = min(f.doubtful, e.From)
-			if e.Acknowledged && !e.Handover && m.To <= e.From && e.To < f.dead {
+			if e.Acknowledged && m.To <= e.From && e.To < f.dead {
 				f.dead, f.by = e.To, fmt.Sprintf("%s by gateway %d", e.How, e.Gateway)
 			}
 			fates[m] = f
 		}
 	}
+	for _, e := range h.ends {
+		if e.Handover && fates[e.Token].doubtful < e.To { // it may have been a reuse, which ends the session
+			for _, m := range bySession[e.Token.Session] {
+				doubt(fates, m, e.From)
+			}
+		}
+	}
 	return fates
+}
+
+// dateBack sets from when on a token that a refresh gave may have been there: since the first try, if that had no answer.
+func (h *history) dateBack() {
+	first := map[*minted]time.Duration{}
+	for _, e := range h.ends {
+		if at, known := first[e.Token]; e.Handover && (!known || e.From < at) {
+			first[e.Token] = e.From
+		}
+	}
+	for _, m := range h.tokens {
+		if at, refreshed := first[m.Before]; refreshed {
+			m.From = min(m.From, at)
+		}
+	}
+}
+
+// handOver adds to the fates what a refresh means for the token that was presented and for the one before.
+func (h *history) handOver(fates map[*minted]fate, e ending) {
+	doubt(fates, e.Token, e.From+h.grace-expiryMargin)
+	if e.Token.Before != nil {
+		doubt(fates, e.Token.Before, e.From)
+	}
+	if f, dead := fates[e.Token], e.To+h.grace+expiryMargin; e.Acknowledged && dead < f.dead {
+		f.dead, f.by = dead, "its grace was over"
+		fates[e.Token] = f
+	}
+}
+
+// doubt says that a token may have ended at a time.
+func doubt(fates map[*minted]fate, m *minted, at time.Duration) {
+	f := fates[m]
+	f.doubtful = min(f.doubtful, at)
+	fates[m] = f
 }
 
 // violations are the uses that must not have come out as they did, in the order in which they began.
@@ -181,7 +234,22 @@ func (h *history) violations() []string {
 			all = append(all, fmt.Sprintf("%s: %s%s", u, wrong, h.story(u.Token.User)))
 		}
 	}
-	return append(all, h.silence()...)
+	return append(append(all, h.forks()...), h.silence()...)
+}
+
+// forks are the tokens that several refreshes exchanged for different ones.
+func (h *history) forks() (all []string) {
+	next := map[*minted]*minted{}
+	for _, m := range h.tokens {
+		if m.Before == nil {
+			continue
+		}
+		if next[m.Before] != nil {
+			all = append(all, fmt.Sprintf("two refreshes of one token gave two tokens%s", h.story(m.User)))
+		}
+		next[m.Before] = m
+	}
+	return all
 }
 
 // silence is what is wrong where more than a tenth of the uses had no answer while nothing was wrong: a machine
@@ -301,6 +369,22 @@ func (h *history) count(v verdict, gateway int) (n int) {
 		}
 	}
 	return n
+}
+
+// refreshes counts the refreshes that were acknowledged, and those of them that gave a token which was given before.
+func (h *history) refreshes() (all, repeated int) {
+	for _, e := range h.ends {
+		if e.Handover && e.Acknowledged {
+			all++
+		}
+	}
+	repeated = all
+	for _, m := range h.tokens {
+		if m.Before != nil {
+			repeated--
+		}
+	}
+	return all, repeated
 }
 
 // leaks says in which of the texts, which are named, there is a token, or the middle half of one.

@@ -96,20 +96,24 @@ type campaign struct {
 // faults to be tried after all has been healed.
 const lifetime = 40 * time.Second
 
+// refreshGrace is short, so that it ends under way, too.
+const refreshGrace = 3 * time.Second
+
 func check(t *testing.T, c campaign) {
 	definitions := fmt.Sprintf(`
 tokens:
   lifetime: %ds
+  refresh_grace: %ds
   lease: %s
   authenticator: {url: "%s/users/authenticate"}
 services:
   - {name: orders, path: /orders, upstreams: ["%s"]}
-`, int(lifetime.Seconds()), c.lease, knownUsers(t).URL, orders(t).URL)
+`, int(lifetime.Seconds()), int(refreshGrace.Seconds()), c.lease, knownUsers(t).URL, orders(t).URL)
 	var gateways []*gateway
 	for _, s := range c.setups {
 		gateways = append(gateways, start(t, definitions, s))
 	}
-	h := newHistory(lifetime)
+	h := newHistory(lifetime, refreshGrace)
 	clients := newClients(t, h, c.seed, gateways...)
 	healthy(t, clients)
 
@@ -213,6 +217,11 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 	t.Logf("%d tokens, %d ends acknowledged, %d faults", len(h.tokens), c.ends.Load(), len(n.done))
 	if c.ends.Load() < 3 {
 		t.Error("hardly a revoke was acknowledged: the history shows nothing")
+	}
+	refreshes, repeated := h.refreshes()
+	t.Logf("%d refreshes acknowledged, %d of them repeated", refreshes, repeated)
+	if repeated == 0 {
+		t.Error("no refresh was repeated: the history shows nothing of the grace")
 	}
 	if t.Failed() {
 		for _, fault := range n.done {
