@@ -126,9 +126,9 @@ func (s Status) Missing() error {
 		case s.Counts(i):
 			return nil
 		case e.Nack != nil:
-			missing = fmt.Errorf("Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
+			missing = fmt.Errorf("the Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
 		case e.Acked != "" && s.Answers[i].Doubt != "":
-			missing = fmt.Errorf("Envoy %s has acknowledged a configuration, but that it serves it cannot be verified: %s; "+
+			missing = fmt.Errorf("the Envoy %s has acknowledged a configuration, but that it serves it cannot be verified: %s; "+
 				"let Gatepost reach its listener, or connect it by a Unix socket or with a client certificate", e.Node, s.Answers[i].Doubt)
 		}
 	}
