@@ -15,9 +15,14 @@ import (
 	"testing"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"gatepost/definitions"
 	"gatepost/envoy"
@@ -37,6 +42,7 @@ type kit struct {
 	lastGood *disk
 	registry *prometheus.Registry
 	obeyed   atomic.Pointer[endpoint.Settings]
+	grpc     string // where Envoys connect
 }
 
 // disk is a real LastGood on a disk that can hang: Save blocks while the lock is held.
@@ -55,6 +61,18 @@ func (d *disk) Save(what *definitions.Definitions) error {
 
 // newKit starts one that keeps what is proven in dir, and listens on addr where the definitions say so.
 func newKit(t *testing.T, addr, dir string) *kit {
+	t.Helper()
+	k := newKitWithoutEnvoy(t, addr, dir)
+	k.startEnvoy()
+	return k
+}
+
+func (k *kit) startEnvoy() {
+	k.t.Helper()
+	envoytest.Start(k.t, envoytest.Options{GRPC: k.grpc, NotReady: true})
+}
+
+func newKitWithoutEnvoy(t *testing.T, addr, dir string) *kit {
 	t.Helper()
 	envoytest.Require(t)
 	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
@@ -81,7 +99,7 @@ func newKit(t *testing.T, addr, dir string) *kit {
 		server.Stop()
 		running.Wait()
 	})
-	envoytest.Start(t, envoytest.Options{GRPC: listener.Addr().String(), NotReady: true})
+	k.grpc = listener.Addr().String()
 	return k
 }
 
@@ -378,4 +396,54 @@ func TestWhatWasProvenOfAnotherFileIsNotServed(t *testing.T) {
 	if envoytest.Accepts(addr) {
 		t.Error("Envoy listens as the other file says")
 	}
+}
+
+// rejectAll connects to the control plane and rejects the clusters that it is sent, until the returned function is called.
+func (k *kit) rejectAll() (leave func()) {
+	k.t.Helper()
+	conn, err := grpc.NewClient(k.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(k.t.Context())
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() {
+		answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType, Node: &corev3.Node{Id: "stranger"}}
+		for stream.Send(answer) == nil {
+			sent, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			answer = &discoveryv3.DeltaDiscoveryRequest{
+				TypeUrl: resourcev3.ClusterType, ResponseNonce: sent.GetNonce(), ErrorDetail: &status.Status{Code: 3, Message: "no"},
+			}
+		}
+	})
+	leave = sync.OnceFunc(func() {
+		conn.Close()
+		running.Wait()
+	})
+	k.t.Cleanup(leave)
+	return leave
+}
+
+// Whoever connects before any Envoy does can reject what the gateway starts with, but only for as long as he stays.
+func TestWhatAStrangerHasRejectedIsServedWhenHeIsGone(t *testing.T) {
+	addr, dir := envoytest.Addr(t), t.TempDir()
+	if err := (definitions.LastGood{Dir: dir}).Save(define(t, addr, "100s", service("a", taken))); err != nil {
+		t.Fatal(err)
+	}
+	k := newKitWithoutEnvoy(t, addr, dir)
+	now := define(t, addr, "200s", service("a", taken), service("b", taken))
+	k.apply(now)
+	leave := k.rejectAll()
+	envoytest.Eventually(t, "the previous definitions", func() bool { return k.obeyed.Load().Lifetime == 100*time.Second })
+	leave()
+	envoytest.Eventually(t, "the definitions again", func() bool { return k.obeyed.Load().Lifetime == 200*time.Second })
+	k.startEnvoy()
+	k.keeps(now)
+	k.isCurrent()
 }
