@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
 	"gatepost/envoy/envoytest"
 )
 
@@ -129,5 +131,22 @@ func TestEnvoysOwn403sAreJSON(t *testing.T) {
 	g.answers(deny(403, `"its own"`, setHeader("content-type", "application/json"), setHeader("www-authenticate", "Bearer")))
 	if got := g.do("GET", "/orders"); got.Status != 403 || got.Body != `"its own"` || got.Header.Get("www-authenticate") != "Bearer" {
 		t.Errorf("the sidecar's own: %d %s %v", got.Status, got.Body, got.Header)
+	}
+}
+
+// TestTheIdentityHeaderMayHaveAStrippedName: the client's copy is removed before Gatepost sets the header.
+func TestTheIdentityHeaderMayHaveAStrippedName(t *testing.T) {
+	g := startGateway(t, "identity: {user_header: x-auth-request-user}\n"+shop)
+	g.answers(func(*authv3.AttributeContext) *authv3.CheckResponse {
+		r := allow(nil)
+		r.GetOkResponse().Headers[0].Header.Key = "x-auth-request-user"
+		return r
+	})
+	for path, want := range map[string][]string{"/orders": {"ada"}, "/items": nil} {
+		upstream := map[string]*envoytest.Recorder{"/orders": g.secured, "/items": g.public}[path]
+		g.do("GET", path, "x-auth-request-user: mallory")
+		if got := upstream.Requests(); len(got) != 1 || !slices.Equal(got[0].Header.Values("x-auth-request-user"), want) {
+			t.Errorf("%s: the upstream got %v, want the user %q", path, got, want)
+		}
 	}
 }
