@@ -19,7 +19,8 @@ import (
 // RedisConfig says how Redis is tracked. The zero RedisConfig is a good one.
 type RedisConfig struct {
 	// Lease is for how long what Redis does not call back is believed after the last sign of life. All
-	// gateways at one Redis must have the same. 0: 1 s.
+	// gateways at one Redis must have the same. 0: 1 s. A quarter of it is the longest round trip at which the
+	// tracking begins (it takes four), and three quarters the longest at which it goes on (heartbeats are a quarter apart).
 	Lease time.Duration
 	// Prefix is what the keys of sessions begin with; 64 hex digits follow. Empty: "gatepost:tok:".
 	Prefix string
