@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,10 @@ type Config struct {
 	Control *xds.Server
 	// Options is what the Envoys' configuration needs to know of its surroundings; none are withheld.
 	Options xds.Options
+	// WithoutModule is why Options has no module; empty if it has one.
+	WithoutModule string
+	// ModuleVersion says why an Envoy of a version, such as 1.40.0, must not use the module; empty if it may. Nil: any may.
+	ModuleVersion func(version string) string
 	// LastGood keeps the definitions that were last proven. It may block. Required.
 	LastGood LastGood
 	// Obey has Gatepost's own parts do what the definitions that are now in force say. Required. It must not block.
@@ -51,6 +56,8 @@ type Applier struct {
 	prover  *proven.Prover
 	saver   *saver
 	metrics metrics
+	// withoutModule is why Envoys do not check tokens by themselves; empty: they do.
+	withoutModule atomic.Pointer[string]
 
 	mu     sync.Mutex
 	newest *applied // what was last published
@@ -76,6 +83,7 @@ type applied struct {
 // New returns an applier with nothing in force yet.
 func New(config Config) *Applier {
 	a := &Applier{config: config, published: map[string]*applied{}, saver: newSaver(config.LastGood, config.Log)}
+	a.withoutModule.Store(&config.WithoutModule)
 	a.metrics = newMetrics(config.Registerer, a)
 	a.prover = proven.New(proven.Config{Control: config.Control, Listen: a.listen, Log: config.Log})
 	return a
@@ -105,6 +113,9 @@ func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ..
 		}
 	}
 	options.Withheld = withheld
+	if *a.withoutModule.Load() != "" {
+		options.Module = xds.Module{}
+	}
 	snapshot, err := a.builder.Build(d.Gateway, options)
 	if err != nil {
 		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)

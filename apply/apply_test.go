@@ -59,10 +59,11 @@ func (d *disk) Save(what *definitions.Definitions) error {
 	return d.LastGood.Save(what)
 }
 
-// newKit starts one that keeps what is proven in dir, and listens on addr where the definitions say so.
-func newKit(t *testing.T, addr, dir string) *kit {
+// newKit starts one that keeps what is proven in dir, and listens on addr if the definitions say so. change may change its
+// configuration.
+func newKit(t *testing.T, addr, dir string, change ...func(*Config)) *kit {
 	t.Helper()
-	k := newKitWithoutEnvoy(t, addr, dir)
+	k := newKitWithoutEnvoy(t, addr, dir, change...)
 	k.startEnvoy()
 	return k
 }
@@ -72,23 +73,28 @@ func (k *kit) startEnvoy() {
 	envoytest.Start(k.t, envoytest.Options{GRPC: k.grpc, NotReady: true})
 }
 
-func newKitWithoutEnvoy(t *testing.T, addr, dir string) *kit {
+func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config)) *kit {
 	t.Helper()
 	envoytest.Require(t)
 	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
 	k := &kit{t: t, addr: addr, lastGood: &disk{LastGood: definitions.LastGood{Dir: dir}}, registry: registry}
 	control := xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond}, log, registry)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	socket := filepath.Join(t.TempDir(), "grpc.sock")
+	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
 	control.Register(server)
-	k.Applier = New(Config{
+	config := Config{
 		Control:  control,
 		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: filepath.Join(t.TempDir(), "roots.pem")},
 		LastGood: k.lastGood, Obey: func(login *endpoint.Settings, _ *gatewayv1.Tokens) { k.obeyed.Store(login) }, Log: log, Registerer: registry,
-	})
+	}
+	for _, f := range change {
+		f(&config)
+	}
+	k.Applier = New(config)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(listener) })
@@ -99,7 +105,7 @@ func newKitWithoutEnvoy(t *testing.T, addr, dir string) *kit {
 		server.Stop()
 		running.Wait()
 	})
-	k.grpc = listener.Addr().String()
+	k.grpc = "unix:" + socket
 	return k
 }
 

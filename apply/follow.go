@@ -36,6 +36,7 @@ func (a *Applier) follow(ctx context.Context) {
 		a.Settle()
 		a.fallBack()
 		a.retryForgotten(ctx)
+		a.checkVersions()
 		select {
 		case <-ctx.Done():
 			return

@@ -102,7 +102,7 @@ func (a *Applier) Moved() <-chan struct{} { return a.prover.Changed() }
 // Status tells what is served, for operators.
 func (a *Applier) Status() *gatewayv1.Status {
 	now := a.prover.Status()
-	status := &gatewayv1.Status{Version: now.Version, Published: stamp(now.Published), Rejected: a.rejected(now.Status)}
+	status := &gatewayv1.Status{Version: now.Version, Published: stamp(now.Published), Rejected: a.rejected(now.Status), Module: a.moduleStatus()}
 	a.mu.Lock()
 	if a.newest != nil {
 		status.Source = a.newest.definitions.Name

@@ -14,6 +14,9 @@ import (
 // path and its rule and answers 503, so that no other service takes its requests. It says whether it did so, and is
 // called with mu held. It ends, because each time more services are in an older form.
 func (a *Applier) withhold(rejected *applied, before *definitions.Definitions, why *xds.Rejection) bool {
+	if *a.withoutModule.Load() == "" && a.config.Options.Module.Refused(why) {
+		return a.dropModule(rejected, "Envoy refuses it: "+why.Reason)
+	}
 	blamed := rejected.snapshot.Blamed(why)
 	if len(blamed) == 0 {
 		return false

@@ -46,7 +46,7 @@ func (v *verdict) appendAllow(b []byte) []byte {
 	if c.answer.name != "" {
 		b = appendOption(b, fieldAnswerHeaders, c.answer, addIfAbsent)
 	}
-	return v.appendLease(b)
+	return b
 }
 
 const (

@@ -28,9 +28,7 @@ type field struct{ name, value string }
 func (v *verdict) response() *authv3.CheckResponse {
 	switch v.reason {
 	case public, tokenKnown:
-		r := allow(v.changes())
-		r.DynamicMetadata = v.leaseMetadata()
-		return r
+		return allow(v.changes())
 	case originRefused: // no challenge: no credentials would help
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed)
 	case tokenMissing: // no error code where no credentials were shown (RFC 6750 §3.1)

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gatepost/tokens"
+	"gatepost/tokens/cache/table"
 )
 
 // LookupTimeout is how long one look-up of a token may take. It is half of what Envoy waits for an answer
@@ -35,9 +36,8 @@ type Config struct {
 	// Seen is told of each use of a session: whose it is and the client's address, which it must copy to keep. It is
 	// called on the request's path, from many goroutines at once. Nil: nobody is.
 	Seen func(holder tokens.Holder, address string)
-	// Lease is for how long Envoy may remember a decision by a look-up that begins after the call, from when the request
-	// arrived in Envoy. It is called before the look-up, from many goroutines at once. Nil: none is remembered.
-	Lease func() time.Duration
+	// Decisions takes the decisions that Envoy may make by itself from then on. Nil: Envoy makes none.
+	Decisions Decisions
 	// Logger gets at most one line per denied request, of which so many a second; nil: no line.
 	Logger *slog.Logger
 	// Registerer takes the metrics; nil: they are counted and not shown.
@@ -48,15 +48,14 @@ type Config struct {
 
 // Server answers Envoy's checks. Its methods may be called from many goroutines at once.
 type Server struct {
-	sessions Sessions
-	seen     func(tokens.Holder, string)
-	lease    func() time.Duration
-	logger   *slog.Logger
-	now      func() time.Time
-	counts   *counts
-	failures failures
-	renewals prometheus.Counter
-	denials  *denials
+	sessions  Sessions
+	seen      func(tokens.Holder, string)
+	decisions Decisions
+	logger    *slog.Logger
+	now       func() time.Time
+	counts    *counts
+	failures  failures
+	denials   *denials
 
 	authv3.UnimplementedAuthorizationServer
 }
@@ -72,9 +71,8 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{sessions: c.Sessions, seen: c.Seen, lease: c.Lease, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
+	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
 	s.counts, s.failures = newCounts()
-	s.renewals = newRenewals()
 	if c.Registerer != nil {
 		if err := s.register(c.Registerer); err != nil {
 			return nil, err
@@ -101,31 +99,30 @@ func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (resp *authv
 func (s *Server) decide(ctx context.Context, q *request) verdict {
 	v, ask := q.judge()
 	if ask {
-		lease := s.mayLease(q) // before the look-up: what is revoked after this is waited for
-		s.lookup(ctx, q, &v, lease)
+		s.lookup(ctx, q, &v)
 		if v.reason == storeDown && ctx.Err() != nil {
 			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
 		}
-		if v.lease > 0 {
-			v.renewed = s.renew(ctx, q, lease)
-		}
 	}
 	s.counts.add(v.rule.service, v.reason)
-	s.counts.addHits(q.lease.hits)
+	s.counts.addHits(v.rule.service, q.hits)
 	if d := v.reason.decision(); d != allowed && v.reason != callerGone {
 		s.denials.add(ctx, newDenial(time.Now(), q, &v), v.cause)
 	}
 	return v
 }
 
-// lookup ends a decision for which the token has to be looked up. For so long it may be remembered, at the longest.
-func (s *Server) lookup(ctx context.Context, q *request, v *verdict, lease time.Duration) {
+// lookup ends a decision for which the token has to be looked up.
+func (s *Server) lookup(ctx context.Context, q *request, v *verdict) {
+	var ticket table.Ticket
+	if s.decisions != nil {
+		ticket = s.decisions.Ticket(v.token) // before the look-up: a revoke after this is noticed
+	}
 	bounded := withTimeout(ctx, LookupTimeout)
 	defer bounded.done()
 	holder, err := s.sessions.Holder(bounded, v.token)
-	now := s.now()
-	v.settle(holder, err, now)
-	v.remember(lease, holder, now)
+	v.settle(holder, err, s.now())
+	s.grant(q, v, holder, ticket)
 	if v.reason == tokenKnown && s.seen != nil {
 		s.seen(holder, q.client)
 	}

@@ -6,8 +6,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/types/known/structpb"
-
 	"gatepost/tokens"
 )
 
@@ -80,10 +78,6 @@ type verdict struct {
 	user string
 	// left is how long the token still lives, where the request could outlast it; else 0.
 	left time.Duration
-	// lease is for how long Envoy may let the same request pass without asking again, from when this one arrived there.
-	lease time.Duration
-	// renewed is what of the same kind was decided beside it; nil: nothing was asked.
-	renewed *structpb.ListValue
 	// cause is what hindered the decision, where something did.
 	cause error
 }

@@ -73,7 +73,7 @@ func soundResponse(r *authv3.CheckResponse) error {
 		}
 		return nil
 	}
-	if r.GetDynamicMetadata() != nil { // Envoy could take it for a lease
+	if r.GetDynamicMetadata() != nil { // it could be taken for a mark of the module
 		return fmt.Errorf("%w: a denial with metadata", ErrBadAnswer)
 	}
 	refused := r.GetDeniedResponse()

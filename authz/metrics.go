@@ -63,15 +63,8 @@ func newCounts() (*counts, failures) {
 	}
 }
 
-func newRenewals() prometheus.Counter {
-	return prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "gatepost_lease_renewals_total",
-		Help: "Leases that were renewed with the answer to another request.",
-	})
-}
-
 func (s *Server) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.counts.decisions, s.failures.vec, s.renewals, s.denials.leftOutTotal} {
+	for _, c := range []prometheus.Collector{s.counts.decisions, s.failures.vec, s.denials.leftOutTotal} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("registering authz metrics: %w", err)
 		}
@@ -81,9 +74,9 @@ func (s *Server) register(r prometheus.Registerer) error {
 
 func (c *counts) add(service string, r reason) { c.of(service).decided[r].Inc() }
 
-// addHits counts what the lease filter tells of the requests that it let pass.
-func (c *counts) addHits(hits string) {
-	for service, n := range eachHits(hits) {
+// addHits counts requests of a service that the module in Envoy let pass.
+func (c *counts) addHits(service string, n int64) {
+	if n > 0 {
 		c.of(service).hits.Add(float64(n))
 	}
 }
@@ -112,7 +105,7 @@ func (c *counts) resolve(service string) *serviceCounts {
 	if counters := c.services[service]; counters != nil {
 		return counters
 	}
-	counters := &serviceCounts{hits: c.decisions.WithLabelValues(label, string(allowed), reasonLease)}
+	counters := &serviceCounts{hits: c.decisions.WithLabelValues(label, string(allowed), reasonModule)}
 	for r := range reasons {
 		counters.decided[r] = c.decisions.WithLabelValues(label, string(r.decision()), r.String())
 	}

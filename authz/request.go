@@ -22,7 +22,10 @@ type request struct {
 	authorization, origin string
 	// cookie and subprotocols are too; Envoy tells them only where the definitions let one bear the token.
 	cookie, subprotocols string
-	lease                leaseQuestion
+	// hits is how many requests of the service the module in Envoy has let pass since the last Check, and rawMetadata the
+	// metadata before it was read.
+	hits        int64
+	rawMetadata string
 	// The rest is for people to read and decides nothing. path has its query still.
 	requestID, streamID, method, path, client string
 }
@@ -55,5 +58,5 @@ func (q *request) read(r *authv3.CheckRequest) {
 	}
 	q.streamID, q.method, q.path = http.GetId(), http.GetMethod(), http.GetPath()
 	q.client = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
-	q.lease.read(attributes.GetMetadataContext())
+	q.readHits(attributes.GetMetadataContext())
 }

@@ -23,6 +23,9 @@ type Rule struct {
 	Scopes []string
 	// ForwardToken says whether the upstream sees the token.
 	ForwardToken bool
+	// ID names the rule's content, in 32 hex digits: the decisions of the module in Envoy are kept under it. Empty: there is no
+	// module. Two rules with the same ID must decide alike.
+	ID string
 	// Longest is how long Envoy lets a request of the route last by itself; 0: for ever, as one that becomes a WebSocket
 	// does. A request that could outlast its token is ended with the token.
 	Longest time.Duration
@@ -47,6 +50,7 @@ const (
 	keyScopes       = "scopes"
 	keyForwardToken = "forward_token"
 	keyLongest      = "longest"
+	keyID           = "id"
 	keyOrigins      = "origins"
 	keyCookie       = "cookie"
 	keySubprotocol  = "subprotocol"
@@ -70,7 +74,10 @@ func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 		ext[keyForwardToken] = "true"
 	}
 	if r.Longest > 0 {
-		ext[keyLongest] = strconv.FormatInt(milliseconds(r.Longest), 10)
+		ext[keyLongest] = strconv.FormatInt(r.Milliseconds(), 10)
+	}
+	if r.ID != "" {
+		ext[keyID] = r.ID
 	}
 	return perRoute(ext)
 }
@@ -112,8 +119,8 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 
 // carried is a rule as it arrives with a Check: the values of the context extensions, unread.
 type carried struct {
-	service, authenticate, scopes, forwardToken, longest string
-	origins, cookie, subprotocol, userHeader             string
+	service, authenticate, scopes, forwardToken, longest, id string
+	origins, cookie, subprotocol, userHeader                 string
 }
 
 // set keeps the value of one extension. Names that are not ours are passed over.
@@ -129,6 +136,8 @@ func (c *carried) set(key, value string) {
 		c.forwardToken = value
 	case keyLongest:
 		c.longest = value
+	case keyID:
+		c.id = value
 	case keyOrigins:
 		c.origins = value
 	case keyCookie:
@@ -180,6 +189,14 @@ const maxMilliseconds = int64(1<<63-1) / int64(time.Millisecond)
 
 // milliseconds is a time above 0 in whole milliseconds, rounded up: a bound of 0 is none to Envoy.
 func milliseconds(d time.Duration) int64 { return max(1, int64((d-1)/time.Millisecond)+1) }
+
+// Milliseconds is the rule's Longest in whole milliseconds, as the rule carries it; 0: no bound.
+func (r Rule) Milliseconds() int64 {
+	if r.Longest <= 0 {
+		return 0
+	}
+	return milliseconds(r.Longest)
+}
 
 // rule is a Rule and its Shared part, read: lists are still joined by spaces, so that reading one allocates nothing.
 type rule struct {

@@ -17,7 +17,7 @@ func (q *request) readBytes(b []byte) error {
 	if err := w.message(checkRequest, 0, len(b), protowire.DefaultRecursionLimit); err != nil {
 		return fmt.Errorf("reading a check: %w", err)
 	}
-	if err := q.lease.readBytes(); err != nil {
+	if err := q.readMetadata(); err != nil {
 		return fmt.Errorf("reading a check's metadata: %w", err)
 	}
 	return nil
@@ -28,7 +28,7 @@ func (q *request) readBytes(b []byte) error {
 //	attributes.context_extensions
 //	attributes.request.http.{id, method, path, headers}
 //	attributes.source.address.socket_address.address
-//	attributes.metadata_context, which is there where a lease is asked for
+//	attributes.metadata_context, which is there if the module in Envoy reports hits
 var checkRequest = func() *shape {
 	http := into(fields{
 		"id":      takeString(func(q *request, s string) { q.streamID = s }),
@@ -46,7 +46,7 @@ var checkRequest = func() *shape {
 		"context_extensions": takePairs(func(q *request, key, value string) { q.set(key, value) }),
 		"request":            into(fields{"http": http}),
 		"source":             into(fields{"address": address}),
-		"metadata_context":   takeMessage(func(q *request, raw string) { q.lease.raw += raw }),
+		"metadata_context":   takeMessage(func(q *request, raw string) { q.rawMetadata += raw }),
 	})
 	top := (&authv3.CheckRequest{}).ProtoReflect().Descriptor()
 	root := shapeField{sub: shapes{}.of(top)}

@@ -78,35 +78,26 @@ func oddRequests(t testing.TB) map[string][]byte {
 	in := func(b wire) wire { // metadata_context.filter_metadata["k"].fields["k"]
 		return attributesOf(wire{}.msg(11, wire{}.msg(1, wire{}.str(1, "k").msg(2, wire{}.msg(1, wire{}.str(1, "k").msg(2, b))))))
 	}
-	lease := func(inner wire) wire { // metadata_context.filter_metadata["gatepost.lease"].fields
-		return wire{}.msg(1, wire{}.str(1, LeaseNamespace).msg(2, wire{}.msg(1, inner)))
-	}
 	number := func(n float64) wire { return wire{}.fix64(2, math.Float64bits(n)) }
-	ask := func(hits ...wire) wire {
-		fields := wire{}
-		for _, h := range hits {
-			fields = fields.msg(1, h)
+	module := func(fields ...wire) wire { // metadata_context.filter_metadata["gatepost.module"].fields
+		all := wire{}
+		for _, f := range fields {
+			all = all.msg(1, f)
 		}
-		return lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, wire{}.str(1, "hits").msg(2, wire{}.msg(5, fields))))))
+		return wire{}.msg(1, wire{}.str(1, ModuleNamespace).msg(2, all))
 	}
-	renew := func(inner wire) wire { // ask.renew
-		return attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, wire{}.str(1, "renew").msg(2, inner)))))))
-	}
-	text := func(s string) wire { return wire{}.str(3, s) }
-	hit := func(service string, n float64) wire { return wire{}.str(1, service).msg(2, number(n)) }
+	hits := func(value wire) wire { return wire{}.str(1, "hits").msg(2, value) }
 	return map[string][]byte{
-		"a lease asked for":           attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, nil))))),
-		"hits":                        attributesOf(wire{}.msg(11, ask(hit("b", 3), hit("a", 2)))),
-		"hits twice, the last counts": attributesOf(wire{}.msg(11, ask(hit("a", 3), hit("a", 2)))),
-		"metadata in two parts":       append(attributesOf(wire{}.msg(11, ask(hit("a", 3)))), attributesOf(wire{}.msg(11, ask(hit("b", 2))))...),
-		"metadata, then none":         append(attributesOf(wire{}.msg(11, ask(hit("a", 3)))), attributesOf(wire{}.msg(11, nil))...),
-		"hits that are no counts":     attributesOf(wire{}.msg(11, ask(hit("a", math.NaN()), hit("b", -1), hit("c", math.Inf(1)), hit("d", 0.5), hit("e\n1 f", 1), hit("", 1)))),
-		"an ask that is a number":     attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, number(1))))),
-		"hits that are a number":      attributesOf(wire{}.msg(11, lease(wire{}.str(1, "ask").msg(2, wire{}.msg(5, wire{}.msg(1, hit("hits", 1))))))),
-		"renewals":                    renew(wire{}.msg(6, wire{}.msg(1, text("192.0.2.1\nBearer a")).msg(1, text("192.0.2.2\nBearer b")))),
-		"renewals of odd types":       renew(wire{}.msg(6, wire{}.msg(1, number(1)).msg(1, text("\x00")).msg(1, nil))),
-		"renewals that are no list":   renew(text("192.0.2.1\nBearer a")),
-		"no renewals":                 renew(wire{}.msg(6, nil)),
+		"hits":                        attributesOf(wire{}.msg(11, module(hits(number(3))))),
+		"hits twice, the last counts": attributesOf(wire{}.msg(11, module(hits(number(3)), hits(number(2))))),
+		"metadata in two parts":       append(attributesOf(wire{}.msg(11, module(hits(number(3))))), attributesOf(wire{}.msg(11, module(hits(number(2)))))...),
+		"metadata, then none":         append(attributesOf(wire{}.msg(11, module(hits(number(3))))), attributesOf(wire{}.msg(11, nil))...),
+		"hits that are not a number":  attributesOf(wire{}.msg(11, module(hits(number(math.NaN()))))),
+		"negative hits":               attributesOf(wire{}.msg(11, module(hits(number(-1))))),
+		"endless hits":                attributesOf(wire{}.msg(11, module(hits(number(math.Inf(1)))))),
+		"half a hit":                  attributesOf(wire{}.msg(11, module(hits(number(0.5))))),
+		"hits that are a text":        attributesOf(wire{}.msg(11, module(hits(wire{}.str(3, "7"))))),
+		"hits that are a list":        attributesOf(wire{}.msg(11, module(hits(wire{}.msg(6, nil))))),
 		"metadata of odd type":        attributesOf(wire{}.num(11, 1)),
 		"metadata that is none":       attributesOf(wire{}.msg(11, wire{}.str(1, "\xff"))),
 		"whole":                       full,
@@ -245,15 +236,6 @@ func verdicts() []verdict {
 				all = append(all, v)
 				v.left = time.Duration(len(user)) * time.Minute
 				all = append(all, v)
-				if r == tokenKnown {
-					v.lease = time.Duration(len(user)) * time.Millisecond
-					all = append(all, v)
-					v.left = 0
-					all = append(all, v)
-					v.renewed = &structpb.ListValue{Values: []*structpb.Value{structpb.NewStructValue(v.leaseMetadata()), structpb.NewStructValue(&structpb.Struct{})}}
-					all = append(all, v)
-					v.lease, v.renewed = 0, nil
-				}
 				v.shown = shown{cookie: rest{changed: true}, subprotocols: rest{changed: true}, marked: true}
 				all = append(all, v)
 				v.shown = shown{cookie: rest{true, strings.Repeat("a=1; ", 40)}, subprotocols: rest{true, "chat"}, marked: true}
@@ -293,11 +275,10 @@ func TestReadyAnswersAreTheGeneratedOnes(t *testing.T) {
 }
 
 func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
-	f.Add("ann", "x-user-id", "", "", int64(0), int64(0), true, true, false)
-	f.Add("ann", "x-user-id", "", "", int64(0), int64(time.Second), true, true, false)
-	f.Add(strings.Repeat("ä", 100), "x-identity", "a=1; b=2", "", int64(1), int64(time.Millisecond), false, true, false)
-	f.Add("", "x", "a=1", "chat, superchat", int64(math.MaxInt64), int64(math.MaxInt64), false, false, true)
-	f.Fuzz(func(t *testing.T, user, userHeader, cookie, subprotocols string, left, lease int64, forward, known, marked bool) {
+	f.Add("ann", "x-user-id", "", "", int64(0), true, true, false)
+	f.Add(strings.Repeat("ä", 100), "x-identity", "a=1; b=2", "", int64(1), false, true, false)
+	f.Add("", "x", "a=1", "chat, superchat", int64(math.MaxInt64), false, false, true)
+	f.Fuzz(func(t *testing.T, user, userHeader, cookie, subprotocols string, left int64, forward, known, marked bool) {
 		v := verdict{reason: public, rule: rule{userHeader: strings.ToValidUTF8(userHeader, ""), subprotocol: "bearer"}, shown: shown{
 			cookie: rest{marked, strings.ToValidUTF8(cookie, "")}, subprotocols: rest{known, strings.ToValidUTF8(subprotocols, "")}, marked: marked,
 		}}
@@ -309,7 +290,6 @@ func FuzzAnAllowIsTheGeneratedOne(f *testing.F) {
 				t.Skip("never in an answer")
 			}
 			v.reason, v.user, v.rule.forwardToken, v.left = tokenKnown, user, forward, time.Duration(left)
-			v.lease = time.Duration(lease)
 		}
 		sameAnswer(t, &v)
 	})

@@ -22,6 +22,9 @@ func (d *Definitions) Warnings() Problems {
 			}
 		}
 	}
+	if d.Gateway.GetTokens().GetLease().AsDuration() > 0 {
+		f.add("tokens.lease", faultf("remove it", "it has no effect: Envoy checks tokens by itself (--module)"))
+	}
 	return f.sorted()
 }
 

@@ -16,7 +16,7 @@ func TestRevokedMeansRefusedInACluster(t *testing.T) {
 	masters, replicas := redistest.StartReplicatedCluster(t, 3, "--appendonly", "yes")
 	url := fmt.Sprintf("redis://%s,%s,%s/?cluster=true", masters[0].Addr, masters[1].Addr, masters[2].Addr)
 	check(t, campaign{
-		lasts: lasts, seed: seed, lease: "0s", shards: &shards{masters, replicas},
+		lasts: lasts, seed: seed, shards: &shards{masters, replicas},
 		setups: []setup{{Redis: url, Args: []string{"--log-level", "debug"}}, {Redis: url}},
 	})
 }

@@ -22,6 +22,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	if out, err := exec.Command("../tools/module", "build").CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "compiling the module for Envoy: %v\n%s", err, out)
+		return 1
+	}
 	binary = filepath.Join(dir, "gatepost")
 	args := []string{"build", "-tags", "grpcnotrace", "-o", binary} // as it is shipped
 	if raceEnabled {

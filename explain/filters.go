@@ -10,6 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
+	modulesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_modules/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
@@ -50,14 +51,15 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 				maxBytes:   int(manager.GetMaxRequestHeadersKb().GetValue()) << 10,
 			})
 		case *luav3.Lua:
-			switch {
-			case one.GetName() == "scope":
-				all = append(all, findScope{e})
-			case one.GetName() == "lease" && one.GetDisabled():
-				// It remembers decisions: the one that it uses is the one that would be made.
-			default:
+			if one.GetName() != "scope" {
 				return nil, fmt.Errorf("%w: the script %s", ErrNotModelled, one.GetName())
 			}
+			all = append(all, findScope{e})
+		case *modulesv3.DynamicModuleFilter:
+			if one.GetName() != "module" || !one.GetDisabled() {
+				return nil, fmt.Errorf("%w: the module %s", ErrNotModelled, one.GetName())
+			}
+			// The decision that it finds is the one that would be made.
 		case *routerv3.Router:
 			all = append(all, router{empty})
 		default:

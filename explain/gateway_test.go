@@ -14,17 +14,17 @@ import (
 func at(t *testing.T, w *world, text string, withheld ...string) (with, without *Explainer) {
 	t.Helper()
 	d := w.serve(text, withheld...)
-	opts := options
+	opts := w.options()
 	opts.Withheld = withheld
 	snapshot, err := xds.Build(d.Gateway, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	g := &Gateway{Address: "gate:1", Status: &gatewayv1.Status{Version: snapshot.Version, Withheld: withheld}}
-	if with, err = New(d, options, w.sessions, g); err != nil {
+	if with, err = New(d, w.options(), w.sessions, g); err != nil {
 		t.Fatal(err)
 	}
-	if without, err = New(d, options, nil, g); err != nil {
+	if without, err = New(d, w.options(), nil, g); err != nil {
 		t.Fatal(err)
 	}
 	without.sessions = nil // the gateway is not asked either

@@ -49,8 +49,8 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	if strings.HasPrefix(b.String()[strings.Index(b.String(), "\n")+1:], "origins") {
 		cookie = "cookie: session, "
 	}
-	fmt.Fprintf(&b, "tokens: {path: %q, %ssubprotocol: gatepost.bearer, authenticator: {url: \"http://users.example/users/authenticate\", user_header: %s}%s}\n",
-		d.one("/token", "/Token", "/auth/login", "/t"), cookie, d.one("userid", "x-uid"), d.one("", ", lease: 900ms"))
+	fmt.Fprintf(&b, "tokens: {path: %q, %ssubprotocol: gatepost.bearer, authenticator: {url: \"http://users.example/users/authenticate\", user_header: %s}}\n",
+		d.one("/token", "/Token", "/auth/login", "/t"), cookie, d.one("userid", "x-uid"))
 	if d.chance(3) {
 		fmt.Fprintf(&b, "identity: {user_header: %s}\n", d.one("X-Caller", "x-who"))
 	}

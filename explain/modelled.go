@@ -98,10 +98,11 @@ var modelled = map[string]string{
 
 	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
 	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "*",
-	// Of leases: a decision that Envoy remembers is the one that would be made.
-	"envoy.extensions.filters.http.lua.v3.Lua":         "*",
-	"envoy.extensions.filters.http.lua.v3.LuaPerRoute": "*",
-	"envoy.type.matcher.v3.MetadataMatcher":            "*",
+	"envoy.extensions.filters.http.lua.v3.Lua":            "*",
+	// A decision that the module finds is the one that would be made.
+	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter":         "*",
+	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute": "*",
+	"envoy.type.matcher.v3.MetadataMatcher":                                        "*",
 }
 
 // notModelled lists the settings in the resources that are not followed here, sorted.

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"time"
 
@@ -26,6 +27,7 @@ type envoy struct {
 	peer    string // address without the port; the same for all on Unix sockets
 	trusted bool   // it is connected by a Unix socket or a client certificate
 	host    string // the host of its listener, if it named one and is trusted
+	version string // of Envoy
 	since   time.Time
 	types   map[string]*subscription // :: type → what it has of it
 
@@ -160,6 +162,7 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	}
 	if e.node == "" && req.GetNode() != nil {
 		e.node = bounded(req.GetNode().GetId(), maxNode)
+		e.version = versionOf(req.GetNode())
 		if e.trusted {
 			e.host = hostOf(req.GetNode())
 		}
@@ -315,4 +318,13 @@ func (s *Server) streamsOf(peer string) int {
 		}
 	}
 	return count
+}
+
+// versionOf returns the version that an Envoy says it has, as 1.40.0; empty if it says none.
+func versionOf(node *corev3.Node) string {
+	v := node.GetUserAgentBuildVersion().GetVersion()
+	if v == nil {
+		return ""
+	}
+	return fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
 }

@@ -44,6 +44,8 @@ type Options struct {
 	// Listen is an address, as ip:port, that Envoy listens on instead of the one in the definitions, so that several
 	// gateways on a machine can share definitions. Empty: the one in the definitions.
 	Listen string
+	// Module is how Envoy checks tokens by itself. The zero Module: not at all.
+	Module Module
 	// Withheld are the names of services whose upstreams Envoy has refused: their paths answer 503 to whoever
 	// may pass, and no cluster is made for them.
 	Withheld []string
@@ -199,7 +201,7 @@ func (b *builder) nameCommon() string {
 		}
 		return true
 	})
-	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile, b.opts.Listen)
+	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile, b.opts.Listen, b.opts.Module.Library, b.opts.Module.Table)
 	for _, withheld := range b.opts.Withheld {
 		named.add(withheld)
 	}

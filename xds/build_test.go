@@ -386,7 +386,8 @@ func manyServices(b *testing.B, n int) *gatewayv1.Gateway {
 
 // TestNoRouteLeavesTheUsersIdToTheClient: where no decision writes over the header, the route takes it out.
 func TestNoRouteLeavesTheUsersIdToTheClient(t *testing.T) {
-	for _, more := range []string{"", `origins: ["https://a.example"]`, `tokens: {lease: 1s}`} {
+	for _, more := range []string{"", `origins: ["https://a.example"]`, `tokens: {cookie: s}
+origins: ["https://a.example"]`} {
 		s := build(t, more+`
 identity: {user_header: x-caller}
 services:

@@ -62,8 +62,8 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 		filter(filterCORS, b.pack(&corsv3.Cors{})),
 		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
 	}
-	if b.leases() {
-		all = append(all, b.lease())
+	if b.hasModule() {
+		all = append(all, b.module())
 	}
 	return append(all,
 		filter(filterAuthz, b.pack(b.extAuthz())),
@@ -97,9 +97,9 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		},
 		MaxDeniedResponseBodyBytes: 8 << 10,
 	}
-	if b.leases() {
+	if b.hasModule() {
 		config.FilterEnabledMetadata = unlessHit()
-		config.MetadataContextNamespaces = []string{authz.LeaseNamespace}
+		config.MetadataContextNamespaces = []string{authz.ModuleNamespace}
 	}
 	return config
 }

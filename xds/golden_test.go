@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/envoy/module/moduletest"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -39,7 +41,11 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 				t.Fatal(err)
 			}
 			in := archive.Files[0]
-			snapshot := build(t, string(in.Data))
+			options := testOptions
+			if strings.HasPrefix(filepath.Base(file), "module") {
+				options.Module = Module{Library: "/run/gatepost/libgatepost-0123456789abcdef.so", Table: "/run/gatepost/decisions"}
+			}
+			snapshot := buildWith(t, string(in.Data), options)
 			got := append([]txtar.File{in}, render(t, snapshot, base, filepath.Base(file) == baseline)...)
 			if *update {
 				archive.Files = got
@@ -57,6 +63,10 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 				}
 			}
 			t.Run("Envoy takes it", func(t *testing.T) {
+				if options.Module.Library != "" { // one that is there
+					options.Module.Library = moduletest.Compile(t, "library")
+					snapshot = buildWith(t, string(in.Data), options)
+				}
 				if verdict := envoytest.ValidateResources(t, messages(snapshot)...); verdict != "" {
 					t.Error(verdict)
 				}

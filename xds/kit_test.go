@@ -30,7 +30,12 @@ func parse(t testing.TB, text string) *gatewayv1.Gateway {
 // build makes a snapshot of definitions that are known to be good.
 func build(t testing.TB, text string) *Snapshot {
 	t.Helper()
-	s, err := Build(parse(t, text), testOptions)
+	return buildWith(t, text, testOptions)
+}
+
+func buildWith(t testing.TB, text string, options Options) *Snapshot {
+	t.Helper()
+	s, err := Build(parse(t, text), options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ const (
 )
 
 // listener is where requests arrive. It depends on the address, on the origins, on where a token may come and on whether
-// there are leases: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
+// there is a module: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr, err := listenAddress(b.opts.ListenAddress(b.gw))

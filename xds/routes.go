@@ -54,6 +54,7 @@ type forward struct {
 // token is asked for), then what is forwarded.
 func (b *builder) surface(s surface) []*routev3.Route {
 	cors := b.corsPolicy(s.methods, s.expose)
+	s.rule = b.identify(s.rule)
 	rule, open := b.gate(s.rule), b.gate(authz.Rule{Service: s.rule.Service})
 	var out []*routev3.Route
 	for _, at := range s.at {
@@ -61,16 +62,16 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			preflight(s.name, at, cors, open),
 			answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)))
 	}
-	name, perFilter := s.name, map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
-	if b.leases() && s.rule.Authenticate {
-		name, perFilter[filterLease] = b.leaseName(s.name, s.rule), b.leaseOn(s.rule)
+	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
+	if on := b.moduleOn(s.rule); on != nil {
+		perFilter[filterModule] = on
 	}
 	if s.keepsToken {
 		perFilter[filterOwnToken] = b.keepsToken()
 	}
 	for _, f := range s.forward {
 		route := &routev3.Route{
-			Name:                    name,
+			Name:                    s.name,
 			Match:                   f.at,
 			Action:                  &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig:    perFilter,

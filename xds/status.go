@@ -29,6 +29,8 @@ type EnvoyStatus struct {
 	// Host is the host of its listener, if it is trusted and its bootstrap names one.
 	Host      string
 	Connected time.Time
+	// EnvoyVersion is its own, such as 1.40.0; empty if it has not said.
+	EnvoyVersion string
 	// Acked is the version that it last acknowledged in full, every type of it, and AckedAt when. Empty: none.
 	Acked   string
 	AckedAt time.Time
@@ -46,7 +48,8 @@ func (s *Server) Status() Status {
 	}
 	for _, e := range s.envoys {
 		out.Envoys = append(out.Envoys, EnvoyStatus{
-			Node: e.node, Address: e.address, Host: e.host, Trusted: e.trusted, Connected: e.since, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
+			Node: e.node, Address: e.address, Host: e.host, Trusted: e.trusted, EnvoyVersion: e.version, Connected: e.since,
+			Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack,
 		})
 	}
 	slices.SortFunc(out.Envoys, func(a, b EnvoyStatus) int {

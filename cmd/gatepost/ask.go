@@ -102,6 +102,7 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	if status.GetPublished() != nil {
 		fmt.Fprintf(w, "since     %s\n", status.GetPublished().AsTime().Format(time.RFC3339))
 	}
+	fmt.Fprintf(w, "tokens    %s\n", checkedBy(status.GetModule()))
 	if status.GetRejected() != "" {
 		fmt.Fprintf(w, "rejected  %s\n", status.GetRejected())
 	}
@@ -121,6 +122,17 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), provenOr(e), orNone(e.GetNack()))
 	}
 	return table.Flush()
+}
+
+// checkedBy says who checks tokens. An older gateway does not say.
+func checkedBy(m *gatewayv1.ModuleStatus) string {
+	switch {
+	case m.GetLibrary() != "":
+		return "checked inside Envoy"
+	case m.GetReason() != "":
+		return "checked by Gatepost for each request: " + m.GetReason()
+	}
+	return "checked by Gatepost for each request"
 }
 
 // provenOr is whether an Envoy was seen to serve what it acknowledged, or why that cannot be said.

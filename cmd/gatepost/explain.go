@@ -86,7 +86,11 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	if err != nil {
 		return nil, err
 	}
-	explainer, err := explain.New(d, s.xdsOptions(), sessions, gateway)
+	options := s.xdsOptions()
+	if gateway != nil { // else its version would differ by the paths of its files
+		options.Module = xds.Module{Library: gateway.Status.GetModule().GetLibrary(), Table: gateway.Status.GetModule().GetTable()}
+	}
+	explainer, err := explain.New(d, options, sessions, gateway)
 	if err != nil {
 		return nil, err
 	}

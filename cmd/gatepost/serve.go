@@ -68,6 +68,7 @@ func runWithEnvoy(c *cobra.Command, s *settings, concurrency int) error {
 	}
 	defer dir.Remove()
 	s.useSockets(c.Flags(), dir)
+	s.envoyPath = path
 	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: s.grpc, HTTP: s.http, TLS: s.grpcTLS, NodeID: nodeID()})
 	if err != nil {
 		return err

@@ -20,12 +20,14 @@ import (
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	grpcTLS                                       string
-	cache, caFile                                 string
+	cache, caFile, module                         string
 	pprof                                         bool
 	listen                                        string // as ip:port; empty: as the definitions say
 	logLevel, logFormat                           string
 	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
 	ownEnvoy bool
+	// envoyPath is that Envoy; empty: another starts it.
+	envoyPath string
 	// adminNamed says that --admin stands on the command line: whoever names a gateway wants that one to be asked. The
 	// environment does not say so; it is a container's, whether a gateway runs or not.
 	adminNamed bool
@@ -49,6 +51,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
 	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
 	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")
+	flags.StringVar(&s.module, "module", "auto", "whether Envoy checks tokens by itself: auto (if it can), on (else an error) or off")
 	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, of the roots that https upstreams are verified against")
 	flags.BoolVar(&s.pprof, "pprof", false, "serve profiles of the process on --admin, under /debug/pprof/")
 	flags.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")

@@ -22,6 +22,7 @@ import (
 	"gatepost/apply"
 	"gatepost/authz"
 	"gatepost/definitions"
+	"gatepost/envoy/module"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
@@ -39,6 +40,7 @@ type sidecar struct {
 	metrics  *processMetrics
 	lock     *os.File // holds the data folder; nil: it cannot be locked
 
+	module   *envoyModule                      // what Envoy decides by itself
 	store    *tokenStore                       // who holds a token
 	seen     *seen.Sampler                     // when sessions were last used
 	checker  *authz.Server                     // may this request pass
@@ -87,15 +89,17 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	if side.lock, err = lockData(ctx, s.data, logger); err != nil {
 		return nil, err
 	}
-	if side.store, err = openStore(ctx, s, logger, side.registry); err != nil {
+	if side.module, err = s.openModule(ctx, logger); err != nil {
+		return nil, err
+	}
+	if side.store, err = openStore(ctx, s, side.module.table, logger, side.registry); err != nil {
 		return nil, err
 	}
 	if side.seen, err = seen.New(seen.Config{Store: side.store, Registerer: side.registry}); err != nil {
 		return nil, err
 	}
-	side.assumeLeases()
 	side.checker, err = authz.New(authz.Config{
-		Sessions: side.store, Seen: side.seen.Seen, Lease: side.mayLease, Logger: logger, Registerer: side.registry,
+		Sessions: side.store, Seen: side.seen.Seen, Decisions: side.decisions(), Logger: logger, Registerer: side.registry,
 	})
 	if err != nil {
 		return nil, err
@@ -106,8 +110,9 @@ func newSidecar(ctx context.Context, s *settings, logger *slog.Logger, logs *log
 	})
 	side.control = xds.New(xds.ServerOptions{}, logger, side.registry)
 	side.applier = apply.New(apply.Config{
-		Control:  side.control,
-		Options:  s.xdsOptions(),
+		Control:       side.control,
+		Options:       side.module.options(s),
+		WithoutModule: side.module.without, ModuleVersion: module.CheckVersion,
 		LastGood: lastGood, Obey: side.obey, Log: logger, Registerer: side.registry,
 	})
 	if first != nil {
@@ -157,9 +162,6 @@ func (s *sidecar) obey(login *endpoint.Settings, tokens *gatewayv1.Tokens) {
 		revocation = cache.Prompt
 	}
 	s.store.SetRevocation(revocation)
-	// Envoy is not configured with the time: each decision says it of itself, so it holds from the next one on, and
-	// what was allowed before is waited for.
-	s.store.SetEnvoyLease(envoyLease(tokens.GetLease().AsDuration()))
 }
 
 // secureGRPC reads the files of --grpc-tls, if it is given, and returns what has the gRPC server use them.
@@ -270,6 +272,11 @@ func (s *sidecar) close() {
 	if s.store != nil {
 		if err := s.store.Close(); err != nil {
 			s.logger.Error("closing the token store", "error", err)
+		}
+	}
+	if s.module != nil {
+		if err := s.module.table.Close(); err != nil {
+			s.logger.Error("closing the table of decisions", "error", err)
 		}
 	}
 	if s.shared != nil {

@@ -13,6 +13,7 @@ import (
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
 	"gatepost/tokens/cache"
+	"gatepost/tokens/cache/table"
 	"gatepost/tokens/redisstore"
 	"gatepost/tokens/shield"
 )
@@ -30,26 +31,26 @@ type tokenStore struct {
 const warnTimeout = 3 * time.Second
 
 // openStore opens Redis where one is named, else the embedded store.
-func openStore(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+func openStore(ctx context.Context, s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	if s.cache != "on" && s.cache != "off" {
 		return nil, usageError{fmt.Errorf("reading --cache %q: want on or off", s.cache)}
 	}
 	if s.redis == "" {
-		return openEmbedded(s, logger, registry)
+		return openEmbedded(s, decisions, logger, registry)
 	}
-	return openRedis(ctx, s, logger, registry)
+	return openRedis(ctx, s, decisions, logger, registry)
 }
 
-func openEmbedded(s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+func openEmbedded(s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	store, err := boltstore.Open(s.data, boltstore.Options{Log: logger, Registerer: registry})
 	if err != nil {
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}
 	logger.Info("tokens are kept in the embedded store", "dir", s.data)
-	return withCache(store, "embedded", &cache.Alone{}, nil, logger, registry)
+	return withCache(store, "embedded", &cache.Alone{Store: store}, decisions, nil, logger, registry)
 }
 
-func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+func openRedis(ctx context.Context, s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	options, err := redisconn.ParseURL(s.redis)
 	if err != nil {
 		return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
@@ -66,7 +67,7 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 		}
 	}
 	warn(ctx, conn, logger)
-	cached, err := withCache(store, "redis", tracker, shield.Redis{Client: conn.Client()}, logger, registry)
+	cached, err := withCache(store, "redis", tracker, decisions, shield.Redis{Client: conn.Client()}, logger, registry)
 	if err != nil {
 		return nil, err
 	}
@@ -76,12 +77,12 @@ func openRedis(ctx context.Context, s *settings, logger *slog.Logger, registry p
 
 // withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks
 // the store; a revoke waits as the tracker says in any case.
-func withCache(store tokens.Store, name string, tracker cache.Tracker, shared shield.Shared, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
+func withCache(store tokens.Store, name string, tracker cache.Tracker, decisions *table.Table, shared shield.Shared, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	observed, err := tokens.Observed(store, registry, name)
 	if err != nil {
 		return nil, errors.Join(err, tracker.Close(), store.Close())
 	}
-	cached, err := cache.New(observed, tracker, cache.Config{Registerer: registry, Logger: logger})
+	cached, err := cache.New(observed, tracker, cache.Config{Table: decisions, Registerer: registry, Logger: logger})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("making the cache: %w", err), observed.Close())
 	}

@@ -4,6 +4,7 @@
 // table can say what time it is. It reads a command per line and answers with a line:
 //
 //     clock BOOT WALL              nanoseconds that the clocks show from now on           ok
+//                                  (until then they are the machine's)
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
 //     request NAME=HEX...          a request with these headers, values in hex            hit | miss [hits=N], then NAME=HEX...
@@ -27,6 +28,7 @@ static double reported;
 static const void *config, *route;
 
 static int driver_clock(clockid_t clock, struct timespec *t) {
+  if (boot == 0) return clock_gettime(clock, t);
   int64_t ns = clock == CLOCK_BOOTTIME ? boot : wall;
   t->tv_sec = ns / 1000000000, t->tv_nsec = ns % 1000000000;
   return 0;

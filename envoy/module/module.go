@@ -34,6 +34,18 @@ func library() ([]byte, error) {
 	return raw, err
 }
 
+// Tested is the series of Envoy that the module is tested with. Envoy promises that it also works with the next one; nobody has tried.
+var Tested = [2]int{1, 40}
+
+// CheckVersion returns why an Envoy of a version must not use the module; empty if it may.
+func CheckVersion(version string) string {
+	var major, minor int
+	if _, err := fmt.Sscanf(version, "%d.%d.", &major, &minor); err != nil || [2]int{major, minor} != Tested {
+		return fmt.Sprintf("the module is tested with Envoy %d.%d, and this one is %s", Tested[0], Tested[1], version)
+	}
+	return ""
+}
+
 // Install puts the module into dir and returns its path. The name has a hash of the content, because an Envoy that has loaded a
 // path keeps what it loaded, and the file appears as a whole, because a mapped file that changes ends the process.
 func Install(dir string) (path string, err error) {

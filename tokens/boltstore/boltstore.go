@@ -65,6 +65,7 @@ type Store struct {
 	closed  atomic.Bool
 	stuck   atomic.Bool   // bbolt can write no more
 	swept   chan struct{} // closed when the sweeper has ended
+	onEnd   atomic.Pointer[func(tokens.Hash)]
 }
 
 var (
@@ -109,6 +110,10 @@ func Open(dir string, options Options) (*Store, error) {
 	go s.sweepEvery(cmp.Or(options.SweepEvery, time.Minute))
 	return s, nil
 }
+
+// OnEnd has f called with each token that opens nothing any more, before the call that ended it returns, even if that call failed.
+// f must not call the store.
+func (s *Store) OnEnd(f func(tokens.Hash)) { s.onEnd.Store(&f) }
 
 // explain says what to do about a file that cannot be opened.
 func explain(path string, err error) error {

@@ -70,6 +70,11 @@ func (s *Store) commit(apply func(*change) error) (err error) {
 	if t != nil {
 		// After a failed commit too: a read from the file is always true.
 		s.hot.forget(t.ended)
+		if onEnd := s.onEnd.Load(); onEnd != nil {
+			for _, h := range t.ended {
+				(*onEnd)(h)
+			}
+		}
 		if t.skipped != nil {
 			s.countDamage(t.skipped)
 			s.log.Error("skipped token records that cannot be read", "error", t.skipped)

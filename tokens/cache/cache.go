@@ -5,7 +5,7 @@
 //
 // A use of a token that begins after a revoke of it has returned (mode [Proven]) is refused by every gateway, whatever
 // happens to Redis, to a connection or to a gateway's process: killed, frozen, slow, cut off on one side or on both.
-// A use begins when [Cache.Holder] is called, or where Envoy holds leases, when the request arrives in Envoy.
+// A use begins when [Cache.Holder] is called, or if Envoy answers from its table, when the module looks into the table.
 // What Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly), or a fail-over to a
 // replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), which is also the lot of what a master takes
 // that was replaced already. Such a master is left behind Sentinel with the next heartbeat, or where none of the Sentinels
@@ -68,6 +68,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/cache/table"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -79,7 +80,7 @@ const (
 	// Proven returns when no gateway, and no Envoy, can accept the token any more.
 	Proven Revocation = iota
 	// Prompt returns when the store has answered. Gateways hear of it in milliseconds, and at the latest when the lease
-	// and the lease of their Envoys have ended.
+	// has ended.
 	Prompt
 )
 
@@ -96,6 +97,8 @@ type Config struct {
 	MaxLookups int
 	// Revocation is when a revoke answers at the start; [Cache.SetRevocation] changes it.
 	Revocation Revocation
+	// Table is where the module in Envoy finds decisions; the caller closes it after the cache. Nil: there is none.
+	Table *table.Table
 	// Registerer takes the metrics. Nil: none.
 	Registerer prometheus.Registerer
 	// Logger takes panics of the store. Nil: slog.Default.
@@ -112,14 +115,9 @@ type Tracker interface {
 	// times at which it is held with a gap in between, the listener was told to forget all. It does not block.
 	Held(now time.Time) bool
 
-	// Settle returns nil when no use that begins from now on can be decided, by any other gateway or by any Envoy, by what the store
+	// Settle returns nil when no use that begins from now on can be decided, by any gateway or by any Envoy, by what the store
 	// answered before Settle was called; or the context's error.
 	Settle(ctx context.Context) error
-
-	// SetEnvoyLease says for how long Envoys are to be allowed to remember a decision. EnvoyLease is for how
-	// long one that is made now may be: 0 where no lease is held or the other gateways have not been told yet.
-	SetEnvoyLease(d time.Duration)
-	EnvoyLease(now time.Time) time.Duration
 
 	// Close ends the tracking; nothing is held after it.
 	Close() error
@@ -131,6 +129,9 @@ type Listener interface {
 	CallBack(h tokens.Hash)
 	// CallAllBack: anything may have changed.
 	CallAllBack()
+	// Extend: Envoys may use the decisions in their table until then. It is called when a lease is extended, with the lease's end,
+	// and by a tracker of a store that nothing else can change.
+	Extend(until table.Instant)
 }
 
 // shards is how many parts the cache has, one for each first byte of a hash: enough that a call-back, after which the look-ups
@@ -149,6 +150,7 @@ type Cache struct {
 	maxEntries, maxBytes int // of a shard
 	slots                chan struct{}
 	revocation           atomic.Int32
+	table                *table.Table // what Envoys decide by themselves; nil: nothing
 
 	// epoch counts the gaps in what was heard. What was asked for in another epoch is not believed.
 	epoch  atomic.Uint64
@@ -170,6 +172,7 @@ func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
 		maxEntries: min(max(1, orDefault(config.MaxEntries, 100_000)/shards), maxPlaces-1),
 		maxBytes:   orDefault(config.MaxBytes, 32<<20) / shards,
 		slots:      make(chan struct{}, orDefault(config.MaxLookups, 1024)),
+		table:      config.Table,
 	}
 	c.revocation.Store(int32(config.Revocation))
 	for i := range c.shards {
@@ -194,30 +197,30 @@ func orDefault[N int | time.Duration](n, otherwise N) N {
 // SetRevocation changes when a revoke answers; those under way keep to what was set when they began.
 func (c *Cache) SetRevocation(r Revocation) { c.revocation.Store(int32(r)) }
 
-// SetEnvoyLease says for how long Envoys are to be allowed to remember a decision; 0 not at all.
-func (c *Cache) SetEnvoyLease(d time.Duration) { c.tracker.SetEnvoyLease(d) }
-
-// EnvoyLease is for how long an Envoy may remember a decision that follows from a Holder asked for at or after the time now, counted
-// from the request's arrival there. It is asked for *before* the Holder.
-func (c *Cache) EnvoyLease(now time.Time) time.Duration { return c.tracker.EnvoyLease(now) }
-
 // Held says whether look-ups are answered from memory at present.
 func (c *Cache) Held() bool { return c.tracker.Held(time.Now()) }
 
 // shard returns the part that a token belongs to. Only tokens that were minted, at random, take memory there.
 func (c *Cache) shard(h tokens.Hash) *shard { return c.shards[h[0]] }
 
-// CallBack forgets a token. It implements [Listener].
+// CallBack forgets a token, here and in the table. It implements [Listener].
 func (c *Cache) CallBack(h tokens.Hash) {
 	s := c.shard(h)
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.callBack(s, h)
+}
+
+// callBack forgets a token. The shard's lock is held: a Grant comes before, and is undone, or after, and is refused.
+func (c *Cache) callBack(s *shard, h tokens.Hash) {
 	s.callBack(h)
-	s.mu.Unlock()
+	c.table.Drop(h)
 }
 
 // CallAllBack forgets everything. It implements [Listener].
 func (c *Cache) CallAllBack() {
-	c.epoch.Add(1) // from here on nothing of before is believed; the rest gives back the memory
+	// From here on nothing of before is believed; the rest gives back the memory.
+	c.table.Reset(c.epoch.Add(1))
 	for _, s := range c.shards {
 		s.mu.Lock()
 		s.clear()

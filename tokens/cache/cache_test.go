@@ -286,7 +286,7 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 
 func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
 	store := &everything{asked: map[tokens.Hash]int{}}
-	c, err := New(store, &Alone{}, Config{})
+	c, err := New(store, Outside{}, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

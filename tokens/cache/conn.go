@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/cache/table"
 )
 
 // conn is the tracking connection to one master, its lines of call-backs, heartbeats and notices all in one order.
@@ -30,22 +31,21 @@ type conn struct {
 	settling *settling // the one that is under way
 	next     *settling // the one that goes out after it
 
-	// confirmed is when the last answered heartbeat was sent, and announced what it said of Envoy's lease. Under Redis.mu.
-	confirmed time.Time
-	announced time.Duration
+	// confirmed is when the last answered heartbeat was sent. Under Redis.mu.
+	confirmed table.Instant
 	// named is when the Sentinels were last asked and named this master. Under Redis.mu.
-	named time.Time
+	named table.Instant
 }
 
 // request is commands to be written at once, and what is done with the reply of each.
 type request struct {
 	commands [][]string
-	replies  []func(m message, sent time.Time) error
+	replies  []func(m message, sent table.Instant) error
 }
 
 type awaited struct {
-	reply func(m message, sent time.Time) error
-	sent  time.Time
+	reply func(m message, sent table.Instant) error
+	sent  table.Instant
 }
 
 var (
@@ -71,7 +71,7 @@ func (r *Redis) connect(ctx context.Context, m master) (*conn, error) {
 		in:       newReader(nc),
 		probe:    []string{"ROLE"},
 		out:      make(chan request, 1024),
-		gateways: gateways{heard: make(map[string]presence)},
+		gateways: gateways{heard: make(map[string]time.Time)},
 	}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -235,7 +235,7 @@ func (c *conn) writeLoop(ctx context.Context) error {
 }
 
 func (c *conn) write(q request) error {
-	now := time.Now() // before the write: a lease counts from here
+	now := table.Now() // before the write: a lease counts from here
 	c.mu.Lock()
 	for _, reply := range q.replies {
 		c.awaited = append(c.awaited, awaited{reply, now})
@@ -245,7 +245,7 @@ func (c *conn) write(q request) error {
 	for _, command := range q.commands {
 		text = appendCommand(text, command...)
 	}
-	if err := c.net.SetWriteDeadline(now.Add(c.redis.lease)); err != nil {
+	if err := c.net.SetWriteDeadline(now.Wall.Add(c.redis.lease)); err != nil {
 		return err
 	}
 	if _, err := c.net.Write(text); err != nil {
@@ -266,27 +266,26 @@ func (c *conn) send(q request) error {
 
 // heartbeat announces this gateway and probes the server; when both are answered the lease is extended.
 func (c *conn) heartbeat() request {
-	envoy := c.redis.envoy.outstanding(time.Now())
-	here := notice{"here", c.redis.id, c.master.node, uint64(envoy.Milliseconds())}
+	here := notice{"here", c.redis.id, c.master.node, 0}
 	return request{
 		commands: [][]string{{"PUBLISH", everyone, here.String()}, c.probe},
-		replies: []func(message, time.Time) error{
+		replies: []func(message, table.Instant) error{
 			mustSucceed,
-			func(m message, sent time.Time) error {
+			func(m message, sent table.Instant) error {
 				if err := m.err(); err != nil {
 					return err
 				}
 				if err := c.checkProbe(m); err != nil {
 					return err
 				}
-				c.redis.confirm(c, sent, envoy)
+				c.redis.confirm(c, sent)
 				return nil
 			},
 		},
 	}
 }
 
-func mustSucceed(m message, _ time.Time) error { return m.err() }
+func mustSucceed(m message, _ table.Instant) error { return m.err() }
 
 // checkProbe says whether the server is the master that it was taken for.
 func (c *conn) checkProbe(m message) error {
@@ -381,11 +380,11 @@ func (c *conn) acknowledge(n notice) error {
 	settled := notice{"settled", c.redis.id, c.master.node, n.number}
 	answer := request{
 		commands: [][]string{{"PUBLISH", personal + n.from, settled.String()}},
-		replies:  []func(message, time.Time) error{mustSucceed},
+		replies:  []func(message, table.Instant) error{mustSucceed},
 	}
 	return c.send(request{
 		commands: [][]string{{"PING"}},
-		replies: []func(message, time.Time) error{func(m message, _ time.Time) error {
+		replies: []func(message, table.Instant) error{func(m message, _ table.Instant) error {
 			if err := m.err(); err != nil {
 				return err
 			}
@@ -417,7 +416,7 @@ func (c *conn) sendNext() {
 	ask := notice{"settle", c.redis.id, c.master.node, c.settling.number}
 	_ = c.send(request{ // where it cannot be sent it is waited out
 		commands: [][]string{{"PUBLISH", everyone, ask.String()}},
-		replies:  []func(message, time.Time) error{mustSucceed},
+		replies:  []func(message, table.Instant) error{mustSucceed},
 	})
 }
 
@@ -454,11 +453,4 @@ func (c *conn) giveUpSettling(now time.Time) {
 		c.settling = nil
 		c.sendNext()
 	}
-}
-
-// envoyLease is the longest that an Envoy of a gateway that was heard here may remember a decision.
-func (c *conn) envoyLease(now time.Time) time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.gateways.envoy(now)
 }

@@ -24,7 +24,7 @@ type notice struct {
 	// node is the master on whose connection it was said: in a cluster, Redis carries it to all others as well,
 	// where it is in no order with what they call back.
 	node string
-	// number is, of "here", how long the gateway's Envoys may remember a decision, in milliseconds; of the others, which settling is meant.
+	// number says which settling is meant; of "here" it is 0.
 	number uint64
 }
 
@@ -47,15 +47,10 @@ func parseNotice(text string) (notice, bool) {
 // gateways is who has been heard on one connection, since when it listens.
 type gateways struct {
 	since time.Time
-	heard map[string]presence
+	heard map[string]time.Time // :: gateway → when it was last heard
 }
 
-type presence struct {
-	at    time.Time
-	envoy time.Duration
-}
-
-// memory is for how long a gateway that fell silent is remembered, for what its Envoys may hold.
+// memory is for how long a gateway that fell silent is remembered.
 const memory = time.Minute
 
 // maxGateways bounds the memory; where there are more the settling is waited out, for they cannot all be known.
@@ -63,15 +58,14 @@ const maxGateways = 4096
 
 func (g *gateways) hear(n notice, now time.Time) {
 	if len(g.heard) >= maxGateways {
-		for id, p := range g.heard {
-			if now.Sub(p.at) > memory {
+		for id, at := range g.heard {
+			if now.Sub(at) > memory {
 				delete(g.heard, id)
 			}
 		}
 	}
-	envoy := min(time.Duration(min(n.number, 1<<20))*time.Millisecond, time.Minute)
 	if len(g.heard) <= maxGateways {
-		g.heard[n.from] = presence{now, envoy}
+		g.heard[n.from] = now
 	}
 }
 
@@ -81,23 +75,12 @@ func (g *gateways) holders(now time.Time, lease time.Duration) (map[string]bool,
 		return nil, false
 	}
 	holders := make(map[string]bool)
-	for id, p := range g.heard {
-		if now.Before(p.at.Add(withMargin(lease))) {
+	for id, at := range g.heard {
+		if now.Before(at.Add(withMargin(lease))) {
 			holders[id] = true
 		}
 	}
 	return holders, true
-}
-
-// envoy is the longest that an Envoy of those who were heard may remember a decision.
-func (g *gateways) envoy(now time.Time) time.Duration {
-	var longest time.Duration
-	for _, p := range g.heard {
-		if now.Sub(p.at) <= memory {
-			longest = max(longest, p.envoy)
-		}
-	}
-	return longest
 }
 
 // settling is one wait for all gateways to have heard what was changed before it was published.

@@ -122,6 +122,7 @@ func session(user string) *tokens.Session {
 type gateway struct {
 	*Cache
 	tracker *Redis
+	module  *module // nil: its Envoy decides nothing by itself
 	t       testing.TB
 }
 
@@ -150,7 +151,7 @@ func openStore(t testing.TB, store tokens.Store, tracking redis.UniversalClient,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	return &gateway{c, tracker, t}
+	return &gateway{Cache: c, tracker: tracker, t: t}
 }
 
 func client(t testing.TB, addr string) *redis.Client {
@@ -308,9 +309,12 @@ func (*everything) Revoke(context.Context, tokens.Hash) error { return nil }
 func (*everything) Close() error                              { return nil }
 
 // always is a tracker whose lease is always held and that is always settled.
-type always struct{ Alone }
+type always struct{}
 
-func (*always) Held(time.Time) bool { return true }
+func (*always) Start(Listener)               {}
+func (*always) Held(time.Time) bool          { return true }
+func (*always) Settle(context.Context) error { return nil }
+func (*always) Close() error                 { return nil }
 
 // holder is who holds a token for an hour.
 func holder(h tokens.Hash, user string) tokens.Holder {

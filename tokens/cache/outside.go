@@ -5,12 +5,9 @@ import (
 	"time"
 )
 
-// longestEnvoyLease is the longest for which definitions allow an Envoy to remember a decision (tokens.lease).
-const longestEnvoyLease = time.Second
-
 // Outside is the tracker of a process that changes the store of gateways without tracking it: a command, or a gateway
 // that runs without a cache. It receives nothing from the gateways, so it holds no lease, and after a revoke it waits
-// for the longest that any gateway, and any Envoy after it, may accept the token from memory.
+// for the longest that any gateway and its Envoy may accept the token from memory.
 type Outside struct {
 	// Lease is the gateways' own. 0: 1 s.
 	Lease time.Duration
@@ -26,14 +23,8 @@ func (Outside) Held(time.Time) bool { return false }
 
 // Settle waits until what was so before can be believed by none.
 func (o Outside) Settle(ctx context.Context) error {
-	return sleep(ctx, withMargin(orDefault(o.Lease, time.Second))+withMargin(longestEnvoyLease))
+	return sleep(ctx, withMargin(orDefault(o.Lease, time.Second)))
 }
-
-// SetEnvoyLease does nothing: there is no Envoy here.
-func (Outside) SetEnvoyLease(time.Duration) {}
-
-// EnvoyLease returns 0.
-func (Outside) EnvoyLease(time.Time) time.Duration { return 0 }
 
 // Close does nothing.
 func (Outside) Close() error { return nil }

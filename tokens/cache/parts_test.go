@@ -42,11 +42,11 @@ func TestALeaseEndsByWhicheverClockIsAhead(t *testing.T) {
 func TestGatewaysThatMayHoldALease(t *testing.T) {
 	start := time.Now()
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	g := gateways{since: start, heard: map[string]presence{}}
-	hear := func(id string, ms int, envoy uint64) { g.hear(notice{"here", id, "", envoy}, at(ms)) }
-	hear("a", 100, 0)
-	hear("b", 900, 250)
-	hear("a", 1050, 0)
+	g := gateways{since: start, heard: map[string]time.Time{}}
+	hear := func(id string, ms int) { g.hear(notice{"here", id, "", 0}, at(ms)) }
+	hear("a", 100)
+	hear("b", 900)
+	hear("a", 1050)
 	if _, ok := g.holders(at(1000), time.Second); ok {
 		t.Error("who has listened for no longer than a lease cannot know all")
 	}
@@ -62,14 +62,11 @@ func TestGatewaysThatMayHoldALease(t *testing.T) {
 			t.Errorf("at %d ms: %v (%v), want %q", ms, got, ok, want)
 		}
 	}
-	if got := g.envoy(at(3000)); got != 250*time.Millisecond {
-		t.Errorf("Envoy's lease of a silent gateway: %v", got)
-	}
 }
 
 func TestTooManyGatewaysAreWaitedOut(t *testing.T) {
 	start := time.Now()
-	g := gateways{since: start, heard: map[string]presence{}}
+	g := gateways{since: start, heard: map[string]time.Time{}}
 	for range 3 * maxGateways {
 		id := randomHash()
 		g.hear(notice{"here", id.Hex(), "", 0}, start)
@@ -79,20 +76,6 @@ func TestTooManyGatewaysAreWaitedOut(t *testing.T) {
 	}
 	if _, ok := g.holders(start.Add(2*time.Second), time.Second); ok {
 		t.Error("more gateways than are remembered are taken for known")
-	}
-}
-
-func TestAnEnvoyLeaseMadeShorterIsOutstandingForAsLongAsItWas(t *testing.T) {
-	now := time.Now()
-	var e envoyLease
-	e.set(time.Second, now)
-	e.set(100*time.Millisecond, now)
-	e.set(0, now)
-	if e.current() != 0 || e.outstanding(now) != time.Second || e.outstanding(now.Add(999*time.Millisecond)) != time.Second {
-		t.Errorf("current %v, outstanding %v", e.current(), e.outstanding(now))
-	}
-	if got := e.outstanding(now.Add(2 * time.Second)); got != 0 {
-		t.Errorf("outstanding after all have ended: %v", got)
 	}
 }
 

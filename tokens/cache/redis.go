@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gatepost/tokens/cache/table"
+
 	"github.com/redis/go-redis/v9"
 )
 
@@ -46,10 +48,8 @@ type Redis struct {
 	log       *slog.Logger
 	listener  Listener
 
-	term    lease
-	envoy   envoyLease
-	granted atomic.Int64 // what of envoy all others have been told, in nanoseconds
-	count   atomic.Uint64
+	term  lease
+	count atomic.Uint64
 
 	mu    sync.Mutex
 	conns []*conn // of the tracking that goes on, or nil
@@ -224,48 +224,36 @@ func (r *Redis) connectAll(ctx context.Context) ([]*conn, error) {
 	return conns, nil
 }
 
-// confirm takes an answered heartbeat of one connection, which was sent at the time sent and told the others of
-// Envoy's lease. The lease of all is as old as the oldest of them.
-func (r *Redis) confirm(c *conn, sent time.Time, envoy time.Duration) {
+// confirm takes an answered heartbeat of one connection, which was sent at the time sent. The lease of all is as old as
+// the oldest of them.
+func (r *Redis) confirm(c *conn, sent table.Instant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conns == nil {
 		return
 	}
-	c.confirmed, c.announced = sent, envoy
-	oldest, granted := sent, envoy
+	c.confirmed = sent
+	oldest := sent
 	for _, other := range r.conns {
-		if other.confirmed.IsZero() {
+		if other.confirmed.Wall.IsZero() {
 			return // not all have been heard yet
 		}
-		if other.confirmed.Before(oldest) {
+		if other.confirmed.Wall.Before(oldest.Wall) {
 			oldest = other.confirmed
 		}
-		if other.master.led != nil && other.named.Before(oldest) {
+		if other.master.led != nil && other.named.Wall.Before(oldest.Wall) {
 			oldest = other.named
 		}
-		granted = min(granted, other.announced)
 	}
 	// A lease that ran out, if for a moment only, is a gap: what was called back in it may be on its way still.
 	if now := time.Now(); !r.term.held(now) {
-		if !now.Before(oldest.Add(r.lease)) {
+		if !now.Before(oldest.Wall.Add(r.lease)) {
 			return // it could not be held now either
 		}
 		r.listener.CallAllBack()
 	}
-	r.granted.Store(int64(granted))
-	r.term.extend(oldest, r.lease)
-}
-
-// SetEnvoyLease says for how long Envoys are to be allowed to remember a decision. The other gateways are told with the next heartbeat.
-func (r *Redis) SetEnvoyLease(d time.Duration) { r.envoy.set(d, time.Now()) }
-
-// EnvoyLease is for how long an Envoy may remember a decision made now.
-func (r *Redis) EnvoyLease(now time.Time) time.Duration {
-	if !r.term.held(now) {
-		return 0
-	}
-	return min(r.envoy.current(), time.Duration(r.granted.Load()))
+	r.term.extend(oldest.Wall, r.lease)
+	r.listener.Extend(oldest.Add(r.lease))
 }
 
 // Settle returns when all gateways have said that they heard what was changed before, or when their leases have run out.
@@ -289,24 +277,11 @@ func (r *Redis) Settle(ctx context.Context) error {
 		case <-done:
 		case <-out.C:
 			r.waitedOut.Add(1)
-			// Somebody may not have been heard: what their Envoys were allowed is not known.
-			return sleep(ctx, max(r.envoyOutstanding(conns), withMargin(longestEnvoyLease)))
+			return ctx.Err()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 	r.acknowledged.Add(1)
-	return sleep(ctx, r.envoyOutstanding(conns))
-}
-
-// envoyOutstanding is for how long an Envoy of any gateway may still remember a decision.
-func (r *Redis) envoyOutstanding(conns []*conn) time.Duration {
-	now := time.Now()
-	longest := r.envoy.outstanding(now)
-	for _, c := range conns {
-		if c != nil {
-			longest = max(longest, c.envoyLease(now))
-		}
-	}
-	return withMarginUnlessZero(longest)
+	return ctx.Err()
 }

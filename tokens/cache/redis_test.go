@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatepost/tokens"
+	"gatepost/tokens/cache/table"
 	"gatepost/tokens/faultproxy"
 	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
@@ -297,10 +298,10 @@ func TestALateHeartbeatRevivesNothing(t *testing.T) {
 		c := &conn{}
 		listener := &counting{}
 		r := &Redis{lease: time.Second, listener: listener, conns: []*conn{c}}
-		start := time.Now()
-		r.confirm(c, start, 0)
+		start := table.Instant{Boot: time.Hour, Wall: time.Now()}
+		r.confirm(c, start)
 		time.Sleep(900 * time.Millisecond)
-		r.confirm(c, start.Add(500*time.Millisecond), 0)
+		r.confirm(c, start.Add(500*time.Millisecond))
 		if !r.Held(time.Now()) || listener.all != 1 {
 			t.Fatalf("answered in time: held %v, all called back %d times", r.Held(time.Now()), listener.all)
 		}
@@ -308,23 +309,30 @@ func TestALateHeartbeatRevivesNothing(t *testing.T) {
 		if r.Held(time.Now()) {
 			t.Fatal("the lease has not ended")
 		}
-		r.confirm(c, start.Add(600*time.Millisecond), 0)
+		r.confirm(c, start.Add(600*time.Millisecond))
 		if !r.Held(time.Now()) || listener.all != 2 {
 			t.Fatalf("answered late: held %v, all called back %d times", r.Held(time.Now()), listener.all)
 		}
 		time.Sleep(time.Second)
-		r.confirm(c, start.Add(700*time.Millisecond), 0)
+		r.confirm(c, start.Add(700*time.Millisecond))
 		if r.Held(time.Now()) {
 			t.Fatal("held by a heartbeat that was sent a lease ago")
+		}
+		if until := start.Add(1600 * time.Millisecond); listener.until != until {
+			t.Fatalf("Envoys go on until %v, want a lease after the last heartbeat in time was sent: %v", listener.until, until)
 		}
 	})
 }
 
-// counting is a listener that counts how often all was called back.
-type counting struct{ all int }
+// counting is a listener that counts how often all was called back, and keeps until when Envoys go on.
+type counting struct {
+	all   int
+	until table.Instant
+}
 
-func (*counting) CallBack(tokens.Hash) {}
-func (c *counting) CallAllBack()       { c.all++ }
+func (*counting) CallBack(tokens.Hash)         {}
+func (c *counting) CallAllBack()               { c.all++ }
+func (c *counting) Extend(until table.Instant) { c.until = until }
 
 func TestWhatIsAskedWhileNobodyListensIsNotKept(t *testing.T) {
 	server := redistest.Start(t)
@@ -416,6 +424,7 @@ type deaf struct{}
 
 func (deaf) CallBack(tokens.Hash) {}
 func (deaf) CallAllBack()         {}
+func (deaf) Extend(table.Instant) {}
 
 // A gateway that may not speak to the others must not hold a lease: they could not know of it.
 func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {

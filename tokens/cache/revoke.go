@@ -10,7 +10,7 @@ import (
 )
 
 // Revoke ends the session of a token. From its call on the token opens nothing here; when it returns nil and
-// the mode is [Proven], it opens nothing at any gateway. That may take as long as a lease and Envoy's lease together where a gateway
+// the mode is [Proven], it opens nothing at any gateway. That may take as long as a lease if a gateway
 // or Redis does not answer; the context should allow for it. A revoke that ended with an error may have
 // happened or not: it can be repeated.
 func (c *Cache) Revoke(ctx context.Context, h tokens.Hash) error {
@@ -75,13 +75,13 @@ func (c *Cache) settle(ctx context.Context, mode Revocation) error {
 func (c *Cache) refuse(h tokens.Hash) (end func()) {
 	s := c.shard(h)
 	s.mu.Lock()
-	s.callBack(h)
+	c.callBack(s, h)
 	s.ending[h]++
 	s.mu.Unlock()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.callBack(h)
+		c.callBack(s, h)
 		if s.ending[h]--; s.ending[h] == 0 {
 			delete(s.ending, h)
 		}

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"gatepost/tokens/cache/table"
+
 	"github.com/redis/go-redis/v9"
 )
 
@@ -63,7 +65,7 @@ func (c *conn) watchName(ctx context.Context) error {
 
 // checkName asks once, and keeps when it asked.
 func (c *conn) checkName(ctx context.Context) error {
-	asked := time.Now()
+	asked := table.Now()
 	name, err := named(ctx, c.redis.sentinels)
 	switch {
 	case err != nil:

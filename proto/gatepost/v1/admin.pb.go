@@ -41,7 +41,9 @@ type Status struct {
 	// and their rules are served, and what may pass is answered 503.
 	Withheld []string `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	// The services that Envoy has refused as they are defined now, in the former form in which they are served.
-	Former        []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`
+	Former []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`
+	// How Envoy checks tokens.
+	Module        *ModuleStatus `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +127,76 @@ func (x *Status) GetFormer() []*Service {
 	return nil
 }
 
+func (x *Status) GetModule() *ModuleStatus {
+	if x != nil {
+		return x.Module
+	}
+	return nil
+}
+
+// ModuleStatus says whether Envoy checks tokens by itself.
+type ModuleStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The files of the module and of its table, as Envoy sees them. Empty: Envoy asks Gatepost about each request.
+	Library string `protobuf:"bytes,1,opt,name=library,proto3" json:"library,omitempty"`
+	Table   string `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
+	// Why Envoy does not check tokens by itself; empty if it does.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModuleStatus) Reset() {
+	*x = ModuleStatus{}
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModuleStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModuleStatus) ProtoMessage() {}
+
+func (x *ModuleStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModuleStatus.ProtoReflect.Descriptor instead.
+func (*ModuleStatus) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ModuleStatus) GetLibrary() string {
+	if x != nil {
+		return x.Library
+	}
+	return ""
+}
+
+func (x *ModuleStatus) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *ModuleStatus) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // EnvoyStatus is what one Envoy has made of what it was sent.
 type EnvoyStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -153,7 +225,7 @@ type EnvoyStatus struct {
 
 func (x *EnvoyStatus) Reset() {
 	*x = EnvoyStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +237,7 @@ func (x *EnvoyStatus) String() string {
 func (*EnvoyStatus) ProtoMessage() {}
 
 func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +250,7 @@ func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvoyStatus.ProtoReflect.Descriptor instead.
 func (*EnvoyStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *EnvoyStatus) GetNode() string {
@@ -255,7 +327,7 @@ var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8c\x02\n" +
+	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
@@ -263,7 +335,12 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\brejected\x18\x04 \x01(\tR\brejected\x120\n" +
 	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\x12\x1a\n" +
 	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
-	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\"\xba\x02\n" +
+	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\x121\n" +
+	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\"V\n" +
+	"\fModuleStatus\x12\x18\n" +
+	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
+	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xba\x02\n" +
 	"\vEnvoyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -289,24 +366,26 @@ func file_gatepost_v1_admin_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_admin_proto_rawDescData
 }
 
-var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_gatepost_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                // 0: gatepost.v1.Status
-	(*EnvoyStatus)(nil),           // 1: gatepost.v1.EnvoyStatus
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
-	(*Service)(nil),               // 3: gatepost.v1.Service
+	(*ModuleStatus)(nil),          // 1: gatepost.v1.ModuleStatus
+	(*EnvoyStatus)(nil),           // 2: gatepost.v1.EnvoyStatus
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*Service)(nil),               // 4: gatepost.v1.Service
 }
 var file_gatepost_v1_admin_proto_depIdxs = []int32{
-	2, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
-	1, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
-	3, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
-	2, // 3: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	2, // 4: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	3, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
+	2, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
+	4, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
+	1, // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
+	3, // 4: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	3, // 5: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
@@ -321,7 +400,7 @@ func file_gatepost_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_admin_proto_rawDesc), len(file_gatepost_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -202,7 +202,7 @@ type Tokens struct {
 	Lifetime *durationpb.Duration `protobuf:"bytes,2,opt,name=lifetime,proto3" json:"lifetime,omitempty"`
 	// `uuid`: a random GUID (122 bits). `secret`: 256 random bits with a prefix and a checksum. Default: uuid.
 	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
-	// How long Envoy may remember an answer of Gatepost's, 0s to 1s. 0s: every request is asked about.
+	// Has no effect, and is accepted for one release: Envoy checks tokens by itself without it.
 	Lease *durationpb.Duration `protobuf:"bytes,4,opt,name=lease,proto3" json:"lease,omitempty"`
 	// `proven`: a revoke answers when no gateway can accept the token any more. `prompt`: it answers at once,
 	// and every gateway has forgotten the token a lease later at the most. Default: proven.

@@ -14,6 +14,3 @@ func Now() Instant { return Instant{boottime(), time.Now()} }
 
 // Add returns the instant d later by both clocks.
 func (i Instant) Add(d time.Duration) Instant { return Instant{i.Boot + d, i.Wall.Add(d)} }
-
-// Before reports whether i is before other by either clock.
-func (i Instant) Before(other Instant) bool { return i.Boot < other.Boot || i.Wall.Before(other.Wall) }

@@ -14,7 +14,7 @@ import (
 // answer; and a hit needs a table whose header and slot are in order, with a user that can be a header's value.
 func FuzzModule(f *testing.F) {
 	r := newRig(f)
-	r.table.Put(r.entry())
+	r.table.Put(0, r.entry())
 	good, err := os.ReadFile(r.path)
 	if err != nil {
 		f.Fatal(err)
@@ -39,11 +39,11 @@ func FuzzModule(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer os.Remove(path)
-		r.must("config %s", path)
-		if strings.ContainsAny(route, "\n\x00") || r.do("route %s", route) != "ok" {
-			r.must("route %s", plain)
+		r.Must("config %s", path)
+		if strings.ContainsAny(route, "\n\x00") || r.Do("route %s", route) != "ok" {
+			r.Must("route %s", plain)
 		}
-		answer := r.do("request authorization=%s cookie=%s", hex.EncodeToString([]byte(authorization)), hex.EncodeToString([]byte(cookie)))
+		answer := r.Do("request authorization=%s cookie=%s", hex.EncodeToString([]byte(authorization)), hex.EncodeToString([]byte(cookie)))
 		for field := range strings.FieldsSeq(answer) {
 			name, value, _ := strings.Cut(field, "=")
 			raw, _ := hex.DecodeString(value)

@@ -43,9 +43,11 @@ type Entry struct {
 	User string
 	// Expires is when the token expires.
 	Expires time.Time
-	// Epoch is that of the last Reset before the token was looked up. An entry of another epoch is not written.
-	Epoch uint64
 }
+
+// Ticket says what was known before a token was looked up: the epoch of the table, and for the cache the generation of the
+// token's shard. A decision that follows from the look-up is written only if neither has changed.
+type Ticket struct{ Epoch, Generation uint64 }
 
 // Table is a table of decisions. A nil Table is one that takes nothing. Its methods may be called from many goroutines at once.
 type Table struct {
@@ -160,9 +162,9 @@ func (t *Table) Drop(h tokens.Hash) {
 	t.remove(h)
 }
 
-// Put writes a decision, over another one that ends soon if its bucket is full. It does nothing if the entry is of an
-// older epoch, or is one that no slot or reader can take.
-func (t *Table) Put(e *Entry) {
+// Put writes a decision, over the one that ends first if its bucket is full. It does nothing if another epoch has begun, or if
+// no slot or reader can take the entry.
+func (t *Table) Put(epoch uint64, e *Entry) {
 	if t == nil || e.User == "" || len(e.User) > userBytes || e.Inputs[0] == "" {
 		return
 	}
@@ -173,7 +175,7 @@ func (t *Table) Put(e *Entry) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.words == nil || e.Epoch != t.epoch {
+	if t.words == nil || epoch != t.epoch {
 		return
 	}
 	is := siphash(t.key, message)

@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"gatepost/tokens/cache/table"
+	"gatepost/tokens/cache/table/tabletest"
 )
 
 func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
 	r := newRig(t)
-	r.table.Put(r.entry())
+	r.table.Put(0, r.entry())
 	for _, test := range []struct {
 		name, flags string
 		longest     time.Duration
@@ -37,8 +38,8 @@ func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
 		{"more than is hashed", "c", 5 * time.Minute, []string{alice, "cookie=" + strings.Repeat("c", 4096)}, "miss " + alice + " cookie=" + strings.Repeat("c", 4096)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r.must("%s", route(test.longest, test.flags))
-			got := r.request(test.headers...)
+			r.Route(rule, test.longest, test.flags)
+			got := r.Request(test.headers...)
 			got = strings.Replace(got, " "+hitsOf(got), "", 1)
 			if got != test.want {
 				t.Errorf("got  %q\nwant %q", got, test.want)
@@ -61,28 +62,28 @@ func TestInputsAreAllOfTheRules(t *testing.T) {
 	r := newRig(t)
 	e := r.entry()
 	e.Inputs = [4]string{"Bearer alice-token", "https://a.example", "a=1", "chat"}
-	r.table.Put(e)
-	r.must("%s", route(time.Minute, "ocs"))
+	r.table.Put(0, e)
+	r.Route(rule, time.Minute, "ocs")
 	same := []string{alice, "origin=https://a.example", "cookie=a=1", "sec-websocket-protocol=chat"}
-	if got := r.request(same...); !strings.HasPrefix(got, "hit ") {
+	if got := r.Request(same...); !strings.HasPrefix(got, "hit ") {
 		t.Errorf("the same request: %s", got)
 	}
 	for i, other := range []string{"authorization=Bearer alice-tokem", "origin=https://b.example", "cookie=a=2", "sec-websocket-protocol=chatt"} {
 		changed := append([]string{}, same...)
 		changed[i] = other
-		if got := r.request(changed...); !strings.HasPrefix(got, "miss") {
+		if got := r.Request(changed...); !strings.HasPrefix(got, "miss") {
 			t.Errorf("with %s: %s", other, got)
 		}
 		changed = append(append([]string{}, same[:i]...), same[i+1:]...)
-		if got := r.request(changed...); !strings.HasPrefix(got, "miss") {
+		if got := r.Request(changed...); !strings.HasPrefix(got, "miss") {
 			t.Errorf("without %s: %s", same[i], got)
 		}
-		if got := r.request(append(changed, same[i], other)...); !strings.HasPrefix(got, "miss") {
+		if got := r.Request(append(changed, same[i], other)...); !strings.HasPrefix(got, "miss") {
 			t.Errorf("with both %s and %s: %s", same[i], other, got)
 		}
 	}
 	// The end of one value must not be taken for the beginning of the next.
-	if got := r.request(alice, "origin=https://a.examplea", "cookie==1", "sec-websocket-protocol=chat"); !strings.HasPrefix(got, "miss") {
+	if got := r.Request(alice, "origin=https://a.examplea", "cookie==1", "sec-websocket-protocol=chat"); !strings.HasPrefix(got, "miss") {
 		t.Errorf("the same bytes, divided otherwise: %s", got)
 	}
 }
@@ -97,21 +98,21 @@ func TestDecisionEnds(t *testing.T) {
 		{"table closed", func(r *rig) { _ = r.table.Close() }},
 		{"asked again within a minute", func(r *rig) { r.advance(time.Minute) }},
 		{"token expired", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Hour); r.advance(0) }},
-		{"lease not held", func(r *rig) { r.clock.Instant = r.clock.Add(time.Second); r.at(r.clock.Instant) }},
-		{"lease ended by the wall clock, of a machine that was held", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.at(r.clock.Instant) }},
+		{"lease not held", func(r *rig) { r.clock.Instant = r.clock.Add(time.Second); r.At(r.clock.Instant) }},
+		{"lease ended by the wall clock, of a machine that was held", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.At(r.clock.Instant) }},
 		{"lease further ahead than any", func(r *rig) { r.table.Extend(r.clock.Add(time.Hour)) }},
-		{"clocks of another start of the machine", func(r *rig) { r.clock.Boot = time.Second; r.at(r.clock.Instant) }},
-		{"another rule", func(r *rig) { r.must("route 1 %032x 300000 - x-user-id orders", 1) }},
+		{"clocks of another start of the machine", func(r *rig) { r.clock.Boot = time.Second; r.At(r.clock.Instant) }},
+		{"another rule", func(r *rig) { r.Must("route 1 %032x 300000 - x-user-id orders", 1) }},
 		{"table replaced", func(r *rig) { _ = r.table.Close(); r.create(); r.advance(20 * time.Millisecond) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := newRig(t)
-			r.table.Put(r.entry())
-			if got := r.request(alice); got != "hit x-user-id=alice" {
+			r.table.Put(0, r.entry())
+			if got := r.Request(alice); got != "hit x-user-id=alice" {
 				t.Fatalf("before: %s", got)
 			}
 			test.end(r)
-			if got := r.request(alice); got != "miss "+alice+" hits=1" {
+			if got := r.Request(alice); got != "miss "+alice+" hits=1" {
 				t.Errorf("after: %s", got)
 			}
 		})
@@ -120,19 +121,19 @@ func TestDecisionEnds(t *testing.T) {
 
 func TestOtherDecisionsStay(t *testing.T) {
 	r := newRig(t)
-	r.table.Put(r.entry())
+	r.table.Put(0, r.entry())
 	bob := r.entry()
 	bob.Inputs[0], bob.Token, bob.User = "Bearer bob-token", hash("bob-token"), "bob"
-	r.table.Put(bob)
+	r.table.Put(0, bob)
 	second := r.entry()
 	second.Rule[1] = 1
-	r.table.Put(second)
+	r.table.Put(0, second)
 	r.table.Drop(hash("alice-token"))
-	if got := r.request("authorization=Bearer bob-token"); got != "hit x-user-id=bob" {
+	if got := r.Request("authorization=Bearer bob-token"); got != "hit x-user-id=bob" {
 		t.Errorf("bob: %s", got)
 	}
-	r.must("route 1 %x 300000 - x-user-id items", second.Rule)
-	if got := r.request(alice); !strings.HasPrefix(got, "miss") {
+	r.Must("route 1 %x 300000 - x-user-id items", second.Rule)
+	if got := r.Request(alice); !strings.HasPrefix(got, "miss") {
 		t.Errorf("alice at another service: %s", got)
 	}
 }
@@ -145,7 +146,6 @@ func TestWhatIsNotWritten(t *testing.T) {
 		{"user longer than a slot", func(e *table.Entry) { e.User = strings.Repeat("u", 56) }},
 		{"no user", func(e *table.Entry) { e.User = "" }},
 		{"no Authorization", func(e *table.Entry) { e.Inputs[0] = "" }},
-		{"another epoch", func(e *table.Entry) { e.Epoch = 7 }},
 		{"a user that is no header value", func(e *table.Entry) { e.User = "alice\r\nx-admin: 1" }},
 		{"expired", func(e *table.Entry) { e.Expires = e.Expires.Add(-time.Hour) }},
 	} {
@@ -153,8 +153,8 @@ func TestWhatIsNotWritten(t *testing.T) {
 			r := newRig(t)
 			e := r.entry()
 			test.change(e)
-			r.table.Put(e)
-			if got := r.request(alice); got != "miss "+alice {
+			r.table.Put(0, e)
+			if got := r.Request(alice); got != "miss "+alice {
 				t.Error(got)
 			}
 		})
@@ -163,8 +163,8 @@ func TestWhatIsNotWritten(t *testing.T) {
 		r := newRig(t)
 		e := r.entry()
 		e.User = strings.Repeat("u", 55)
-		r.table.Put(e)
-		if got := r.request(alice); got != "hit x-user-id="+e.User {
+		r.table.Put(0, e)
+		if got := r.Request(alice); got != "hit x-user-id="+e.User {
 			t.Error(got)
 		}
 	})
@@ -176,13 +176,12 @@ func TestEntryOfAnOlderEpoch(t *testing.T) {
 	e := r.entry() // looked up in epoch 0
 	r.table.Reset(1)
 	r.extend()
-	r.table.Put(e)
-	if got := r.request(alice); got != "miss "+alice {
+	r.table.Put(0, e)
+	if got := r.Request(alice); got != "miss "+alice {
 		t.Errorf("an entry of the epoch before: %s", got)
 	}
-	e.Epoch = 1
-	r.table.Put(e)
-	if got := r.request(alice); got != "hit x-user-id=alice" {
+	r.table.Put(1, e)
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
 		t.Errorf("one of this epoch: %s", got)
 	}
 }
@@ -195,16 +194,16 @@ func TestFullBucket(t *testing.T) {
 	for i := range many {
 		e := r.entry()
 		e.Inputs[0], e.Token, e.User = fmt.Sprintf("t%d", i), hash(fmt.Sprintf("t%d", i)), fmt.Sprintf("u%d", i)
-		r.table.Put(e)
+		r.table.Put(0, e)
 		if i%97 == 0 {
-			if got := r.request("authorization=" + e.Inputs[0]); got != "hit x-user-id="+e.User {
+			if got := r.Request("authorization=" + e.Inputs[0]); got != "hit x-user-id="+e.User {
 				t.Fatalf("%d, just written: %s", i, got)
 			}
 		}
 	}
 	found := 0
 	for i := range many {
-		got := r.request(fmt.Sprintf("authorization=t%d", i))
+		got := r.Request(fmt.Sprintf("authorization=t%d", i))
 		switch {
 		case got == fmt.Sprintf("hit x-user-id=u%d", i):
 			found++
@@ -219,7 +218,7 @@ func TestFullBucket(t *testing.T) {
 		r.table.Drop(hash(fmt.Sprintf("t%d", i)))
 	}
 	for i := range many {
-		if got := r.request(fmt.Sprintf("authorization=t%d", i)); strings.HasPrefix(got, "hit") {
+		if got := r.Request(fmt.Sprintf("authorization=t%d", i)); strings.HasPrefix(got, "hit") {
 			t.Fatalf("t%d was dropped: %s", i, got)
 		}
 	}
@@ -227,20 +226,20 @@ func TestFullBucket(t *testing.T) {
 
 func TestHitsAreReportedOnceByService(t *testing.T) {
 	r := newRig(t)
-	r.table.Put(r.entry())
+	r.table.Put(0, r.entry())
 	for range 3 {
-		r.request(alice)
+		r.Request(alice)
 	}
-	r.must("%s", route(time.Minute, "-")) // a change of the route loses none
-	if got := r.request("authorization=x"); got != "miss authorization=x hits=3" {
+	r.Route(rule, time.Minute, "-") // a change of the route loses none
+	if got := r.Request("authorization=x"); got != "miss authorization=x hits=3" {
 		t.Error(got)
 	}
-	if got := r.request("authorization=x"); got != "miss authorization=x" {
+	if got := r.Request("authorization=x"); got != "miss authorization=x" {
 		t.Error(got)
 	}
-	r.request(alice)
-	r.must("route 1 %x 300000 - x-user-id items", rule)
-	if got := r.request("authorization=x"); got != "miss authorization=x" {
+	r.Request(alice)
+	r.Must("route 1 %x 300000 - x-user-id items", rule)
+	if got := r.Request("authorization=x"); got != "miss authorization=x" {
 		t.Errorf("another service: %s", got)
 	}
 }
@@ -251,15 +250,15 @@ func TestSipHashOfTheModule(t *testing.T) {
 	for n := range 20 {
 		e := r.entry()
 		e.Inputs[0] = strings.Repeat("x", n+1)
-		r.table.Put(e)
-		if got := r.request("authorization=" + e.Inputs[0]); got != "hit x-user-id=alice" {
+		r.table.Put(0, e)
+		if got := r.Request("authorization=" + e.Inputs[0]); got != "hit x-user-id=alice" {
 			t.Errorf("%d bytes: %s", n+1, got)
 		}
 	}
 }
 
 func TestConfigurationIsRefused(t *testing.T) {
-	d := startDriver(t)
+	d := tabletest.Start(t)
 	for _, line := range []string{
 		"config relative/path", "config /" + strings.Repeat("p", 4096),
 		"route ", "route 2 " + strings.Repeat("ab", 16) + " 1 - x-user-id orders",
@@ -268,7 +267,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 		"route 1 " + strings.Repeat("ab", 16) + " 1 - " + strings.Repeat("h", 128) + " orders",
 		"route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id " + strings.Repeat("s", 1024),
 	} {
-		if got := d.do("%s", line); got != "refused" {
+		if got := d.Do("%s", line); got != "refused" {
 			t.Errorf("%.60s: %s", line, got)
 		}
 	}
@@ -290,7 +289,7 @@ func TestTornWritesAreMisses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.table.Put(r.entry())
+			r.table.Put(0, r.entry())
 			flip := func() {
 				file, err := os.ReadFile(r.path)
 				if err != nil {
@@ -307,11 +306,11 @@ func TestTornWritesAreMisses(t *testing.T) {
 				}
 			}
 			flip()
-			if got := r.request(alice); got != "miss "+alice {
+			if got := r.Request(alice); got != "miss "+alice {
 				t.Errorf("while it is written: %s", got)
 			}
 			flip()
-			if got := r.request(alice); got != "hit x-user-id=alice" {
+			if got := r.Request(alice); got != "hit x-user-id=alice" {
 				t.Errorf("afterwards: %s", got)
 			}
 		})
@@ -333,7 +332,7 @@ func TestReadersWhileWriting(t *testing.T) {
 			default:
 			}
 			e.User = users[i%2]
-			r.table.Put(e)
+			r.table.Put(0, e)
 			if i%7 == 0 {
 				r.table.Drop(e.Token)
 			}
@@ -341,7 +340,7 @@ func TestReadersWhileWriting(t *testing.T) {
 	})
 	hits := 0
 	for range 20_000 {
-		switch got := r.request(alice); got {
+		switch got := r.Request(alice); got {
 		case "hit x-user-id=" + users[0], "hit x-user-id=" + users[1]:
 			hits++
 		default:
@@ -378,14 +377,14 @@ func TestBadTables(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
-			r.table.Put(r.entry())
+			r.table.Put(0, r.entry())
 			file := spoil(good(r))
 			path := r.path + ".bad"
 			if err := os.WriteFile(path, file, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			r.must("config %s", path)
-			if got := r.request(alice); got != "miss "+alice {
+			r.Must("config %s", path)
+			if got := r.Request(alice); got != "miss "+alice {
 				t.Error(got)
 			}
 		})
@@ -403,8 +402,8 @@ func TestBadTables(t *testing.T) {
 			if err := make(path); err != nil {
 				t.Fatal(err)
 			}
-			r.must("config %s", path)
-			if got := r.request(alice); got != "miss "+alice {
+			r.Must("config %s", path)
+			if got := r.Request(alice); got != "miss "+alice {
 				t.Error(got)
 			}
 		})

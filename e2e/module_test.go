@@ -1,0 +1,482 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/envoy/module/moduletest"
+	"gatepost/tokens/redistest"
+)
+
+// checking is a gateway, or several at one Redis, whose Envoys check tokens by themselves.
+type checking struct {
+	users, orders *envoytest.Recorder
+	gateways      []*gateway
+}
+
+// definitions are those of a secured service; service is put into its entry, and more after all.
+func (c *checking) definitions(service string, more ...string) string {
+	return fmt.Sprintf(`
+tokens: {authenticator: {url: "%s/users/authenticate", scopes_header: x-roles}}
+services:
+  - {name: orders, path: /orders, upstreams: ["%s"]%s}
+  - {name: parts, path: /parts, scopes: ["parts:read"], upstreams: ["%[2]s"]}
+`, c.users.URL(), c.orders.URL(), service) + strings.Join(more, "\n") + "\n"
+}
+
+func startChecking(t *testing.T, setups ...setup) *checking {
+	t.Helper()
+	c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
+	for _, s := range setups {
+		c.gateways = append(c.gateways, start(t, c.definitions(""), s))
+	}
+	return c
+}
+
+// hits is how many requests of the orders the modules let pass, as they have reported.
+func (c *checking) hits() float64 {
+	sum := 0.0
+	for _, g := range c.gateways {
+		g.Do("GET", "/orders/5", "", "Authorization: nobody") // reports with the next question
+		sum += g.Metric(`gatepost_decisions_total{decision="allow",reason="module",service="orders"`)
+	}
+	return sum
+}
+
+// user is a client with a connection of its own that uses one token again and again.
+type user struct {
+	client   *http.Client
+	url      string
+	token    string
+	accepted atomic.Int64
+	refused  atomic.Int64
+	// latest is when the last use began that was accepted, in nanoseconds after the start of the trial.
+	latest atomic.Int64
+}
+
+// use goes on until ctx ends.
+func (u *user) use(ctx context.Context, t *testing.T, start time.Time) {
+	for ctx.Err() == nil {
+		began := time.Since(start)
+		request, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodGet, u.url+"/orders/5", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		request.Header.Set("Authorization", "Bearer "+u.token)
+		answer, err := u.client.Do(request)
+		if err != nil {
+			t.Errorf("using a token: %v", err)
+			return
+		}
+		_, _ = io.Copy(io.Discard, answer.Body)
+		answer.Body.Close()
+		switch answer.StatusCode {
+		case http.StatusOK:
+			u.accepted.Add(1)
+			u.latest.Store(int64(began))
+		case http.StatusUnauthorized:
+			u.refused.Add(1)
+		default:
+			t.Errorf("using a token: %s", answer.Status)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// trial has a token used over several connections at every gateway, revokes it at one of them, and fails the test where a
+// use that began after the revoke had returned was accepted.
+func (c *checking) trial(t *testing.T, number int) {
+	t.Helper()
+	at := c.gateways[number%len(c.gateways)]
+	token := at.Login(fmt.Sprintf("user-%d", number))
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	start := time.Now()
+	var users []*user
+	var all sync.WaitGroup
+	for i, g := range c.gateways {
+		for _, client := range []*http.Client{envoytest.Client(t), envoytest.H2Client(t)} {
+			u := &user{client: client, url: g.URL, token: token}
+			if i%2 == number/2%2 { // both forms of the credentials
+				u.token = token
+			}
+			users = append(users, u)
+			all.Go(func() { u.use(ctx, t, start) })
+		}
+	}
+	every := func(what string, ok func(u *user) bool) {
+		t.Helper()
+		envoytest.Eventually(t, what, func() bool {
+			for _, u := range users {
+				if !ok(u) && !t.Failed() {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	every("each to have been let in some times", func(u *user) bool { return u.accepted.Load() >= 5 })
+	got := at.Do("POST", "/token/revoke", "", "Authorization: "+token)
+	returned := time.Since(start)
+	if got.Status != http.StatusOK {
+		t.Errorf("trial %d: revoking: %d %s", number, got.Status, got.Body)
+	}
+	every("each to have been refused some times", func(u *user) bool { return u.refused.Load() >= 5 })
+	time.Sleep(50 * time.Millisecond) // whoever is let in now is let in late
+	end()
+	all.Wait()
+	for i, u := range users {
+		if late := time.Duration(u.latest.Load()) - returned; late > 0 {
+			t.Errorf("trial %d: connection %d was let in by a use that began %v after the revoke had returned", number, i, late)
+		}
+	}
+}
+
+// trials makes so many of them, some at a time.
+func (c *checking) trials(t *testing.T, number, atOnce int) {
+	t.Helper()
+	next := atomic.Int64{}
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for n := int(next.Add(1)); n <= number && !t.Failed(); n = int(next.Add(1)) {
+				c.trial(t, n)
+			}
+		})
+	}
+	all.Wait()
+	if hits := c.hits(); hits < float64(number) {
+		t.Errorf("%v requests were let pass by the module: little was tried", hits)
+	}
+	t.Logf("%d trials, %v hits", number, c.hits())
+}
+
+// TestNobodyIsLetInAfterARevoke: at two gateways, with two workers each, over HTTP/1.1 and HTTP/2.
+func TestNobodyIsLetInAfterARevoke(t *testing.T) {
+	two := []string{"--concurrency", "2"}
+	t.Run("two gateways at one Redis", func(t *testing.T) {
+		redis := redistest.Start(t).URL()
+		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: two}).trials(t, 160, 8)
+	})
+	t.Run("one of them without the module", func(t *testing.T) {
+		redis := redistest.Start(t).URL()
+		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: []string{"--module", "off"}}).trials(t, 60, 8)
+	})
+	t.Run("the embedded store", func(t *testing.T) {
+		startChecking(t, setup{Args: two}).trials(t, 60, 8)
+	})
+}
+
+// TestFrozenProcessLetsNobodyIn: an Envoy that stood still while a token was revoked, and a Gatepost that did, whose Envoy went on.
+func TestFrozenProcessLetsNobodyIn(t *testing.T) {
+	redis := redistest.Start(t).URL()
+	c := startChecking(t, setup{Redis: redis}, setup{Redis: redis})
+	here, there := c.gateways[0], c.gateways[1]
+	for name, pid := range map[string]func() int{
+		"Envoy":    func() int { return envoyOf(there.command.Process.Pid) },
+		"Gatepost": func() int { return there.command.Process.Pid },
+	} {
+		for round := range 3 {
+			token := here.Login("alice")
+			for range 20 {
+				want(t, name+": before", there.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+			}
+			if err := syscall.Kill(pid(), syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			want(t, name+": the revoke", here.Do("POST", "/token/revoke", "", "Authorization: "+token), http.StatusOK, "")
+			answered := make(chan answer)
+			for range 5 { // they wait in the sockets of the frozen process
+				go func() {
+					got, err := there.Try("GET", "/orders/5", "", "Authorization: "+token)
+					if err != nil {
+						t.Error(err)
+					}
+					answered <- got
+				}()
+			}
+			time.Sleep(time.Duration(round) * 20 * time.Millisecond)
+			if err := syscall.Kill(pid(), syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			for range 5 {
+				if got := <-answered; got.Status == http.StatusOK {
+					t.Errorf("%s: let in after the revoke had returned", name)
+				}
+			}
+			there.Await(name+" to go on", http.StatusUnauthorized, "GET", "/orders/5", "", "Authorization: "+token)
+		}
+	}
+	if c.hits() == 0 {
+		t.Error("the module let nothing pass")
+	}
+}
+
+// TestFrozenGatepostEndsWhatItsEnvoyDecides: secured services are 503 after a second, public ones go on, and all is well afterwards.
+func TestFrozenGatepostEndsWhatItsEnvoyDecides(t *testing.T) {
+	c := startChecking(t, setup{})
+	g := c.gateways[0]
+	token := g.Login("alice")
+	for range 5 {
+		want(t, "before", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+	}
+	if err := syscall.Kill(g.command.Process.Pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	g.Await("the decisions to end", http.StatusServiceUnavailable, "GET", "/orders/5", "", "Authorization: "+token)
+	if err := syscall.Kill(g.command.Process.Pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	g.Await("Gatepost to go on", http.StatusOK, "GET", "/orders/5", "", "Authorization: "+token)
+}
+
+// TestChangeOfDefinitionsLeavesNoDecision: when new definitions are served, no decision by the old ones is used.
+func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
+	c := startChecking(t, setup{Args: []string{"--concurrency", "1"}})
+	g := c.gateways[0]
+	token := g.Login("alice")
+	from := func(origin string) answer {
+		return g.Do("GET", "/orders/5", "", "Authorization: "+token, "Origin: "+origin)
+	}
+	upstream := func(look func(h http.Header) bool) func(answer) error {
+		return func(answer) error {
+			got := c.orders.Requests()
+			if h := got[len(got)-1].Header; !look(h) {
+				return fmt.Errorf("the upstream got %v", h)
+			}
+			return nil
+		}
+	}
+	status := func(want int) func(answer) error {
+		return func(got answer) error {
+			if got.Status != want {
+				return fmt.Errorf("%d %s, want %d", got.Status, got.Body, want)
+			}
+			return nil
+		}
+	}
+	for round := range 2 {
+		for name, one := range map[string]struct {
+			definitions string
+			look        func(got answer) error
+		}{
+			"scopes":  {c.definitions(`, scopes: ["orders:read"]`), status(http.StatusForbidden)},
+			"origins": {c.definitions("", `origins: ["https://good.example"]`), status(http.StatusUnauthorized)},
+			"user header": {c.definitions("", "identity: {user_header: x-customer}"), upstream(func(h http.Header) bool {
+				return h.Get("X-Customer") == "alice" && h.Get("X-User-Id") == ""
+			})},
+			"the token is forwarded": {c.definitions(", forward_token: true"), upstream(func(h http.Header) bool {
+				return h.Get("Authorization") == token && h.Get("X-User-Id") == "alice"
+			})},
+		} {
+			before := g.Status().GetVersion()
+			g.Define(one.definitions)
+			stop := make(chan bool)
+			go func() { // so that there is a decision at any time
+				defer close(stop)
+				for {
+					select {
+					case stop <- true:
+						return
+					default:
+						from("https://evil.example")
+					}
+				}
+			}()
+			version := g.AwaitChange(before)
+			<-stop
+			for i := range 10 {
+				if err := one.look(from("https://evil.example")); err != nil {
+					t.Errorf("round %d, %s: request %d after the change: %v", round, name, i, err)
+				}
+			}
+			g.Define(c.definitions(""))
+			g.AwaitChange(version)
+			for range 3 {
+				want(t, name+" and back", from("https://evil.example"), http.StatusOK, "")
+			}
+		}
+	}
+	if c.hits() == 0 {
+		t.Error("the module let nothing pass")
+	}
+}
+
+// TestEachHitCounts: among the decisions, by service; and last_seen keeps its minute without it.
+func TestEachHitCounts(t *testing.T) {
+	c := startChecking(t, setup{})
+	g := c.gateways[0]
+	token := g.Login("alice")
+	const requests = 300
+	for range requests {
+		want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+	}
+	hits := int(c.hits())
+	if asked := int(g.Metric(`gatepost_decisions_total{decision="allow",reason="token_known",service="orders"`)); asked+hits != requests || hits < requests-20 {
+		t.Errorf("%d hits and %d decisions in %d requests", hits, asked, requests)
+	}
+}
+
+// TestDecisionOfOneServiceIsNoneOfAnother: the same token, a moment later.
+func TestDecisionOfOneServiceIsNoneOfAnother(t *testing.T) {
+	c := startChecking(t, setup{})
+	g := c.gateways[0]
+	token := g.Login("alice") // without a scope
+	for range 20 {
+		want(t, "orders", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+		want(t, "parts", g.Do("GET", "/parts/5", "", "Authorization: "+token), http.StatusForbidden, "")
+	}
+}
+
+// TestModuleSetting: what --module says, what status and the log say of it.
+func TestModuleSetting(t *testing.T) {
+	for name, s := range map[string]struct {
+		args   []string
+		inside bool
+		reason string
+	}{
+		"default":             {nil, true, ""},
+		"on":                  {[]string{"--module", "on"}, true, ""},
+		"off":                 {[]string{"--module", "off"}, false, "--module off"},
+		"Envoy elsewhere":     {[]string{"--grpc", envoytest.Addr(t)}, false, "share no folder"},
+		"nothing from memory": {[]string{"--redis", redistest.Start(t).URL(), "--cache", "off"}, false, "--cache off"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startChecking(t, setup{Args: s.args})
+			g := c.gateways[0]
+			token := g.Login("alice")
+			for range 5 {
+				want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+			}
+			if hits := c.hits(); (hits > 0) != s.inside {
+				t.Errorf("%v hits", hits)
+			}
+			module := g.Status().GetModule()
+			if (module.GetLibrary() != "") != s.inside || !strings.Contains(module.GetReason(), s.reason) || (module.GetReason() == "") != s.inside {
+				t.Errorf("the status says %v", module)
+			}
+		})
+	}
+	t.Run("on, where it cannot be", func(t *testing.T) {
+		c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
+		g := prepare(t, c.definitions(""), setup{Args: []string{"--module", "on", "--grpc", envoytest.Addr(t)}})
+		g.Run()
+		if code := g.ExitCode(); code != 1 || !strings.Contains(g.Log(), "share no folder") {
+			t.Errorf("exit %d:\n%s", code, g.Log())
+		}
+	})
+	t.Run("a wrong word", func(t *testing.T) {
+		c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
+		g := prepare(t, c.definitions(""), setup{Args: []string{"--module", "perhaps"}})
+		g.Run()
+		if code := g.ExitCode(); code != 2 {
+			t.Errorf("exit %d:\n%s", code, g.Log())
+		}
+	})
+}
+
+// withModule builds a gatepost that has another library for a module, and has the test run that one.
+func withModule(t *testing.T, library string) {
+	t.Helper()
+	dir := t.TempDir()
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
+		filepath.Join(root(t), "envoy/module/build/libgatepost_"+runtime.GOARCH+".so"): library,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "gatepost")
+	if out, err := exec.Command("go", "build", "-tags", "grpcnotrace", "-overlay", file, "-o", other, "gatepost/cmd/gatepost").CombinedOutput(); err != nil {
+		t.Fatalf("building gatepost: %v\n%s", err, out)
+	}
+	usual := binary
+	binary = other
+	t.Cleanup(func() { binary = usual })
+}
+
+func root(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// TestModuleThatEnvoyRefuses takes nothing down: the gateway serves as it would without one, and says so once.
+func TestModuleThatEnvoyRefuses(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none.so")
+	if err := os.WriteFile(file, bytes.Repeat([]byte("no library "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withModule(t, file)
+	c := startChecking(t, setup{})
+	g := c.gateways[0]
+	want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
+	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "Envoy refuses the module") {
+		t.Errorf("the status says %q", reason)
+	}
+	if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {
+		t.Errorf("said %d times:\n%s", n, g.Log())
+	}
+}
+
+// TestModuleThatCrashes: `run` has Envoy back, and counts it.
+func TestModuleThatCrashes(t *testing.T) {
+	dir := t.TempDir()
+	trigger, header := filepath.Join(dir, "crash"), filepath.Join(dir, "crash.h")
+	text := fmt.Sprintf(`
+#include <time.h>
+#include <unistd.h>
+static int crashing_clock(clockid_t clock, struct timespec *t) {
+  if (unlink("%s") == 0) __builtin_trap();
+  return clock_gettime(clock, t);
+}
+`, trigger)
+	if err := os.WriteFile(header, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withModule(t, moduletest.Compile(t, "library", "-D_GNU_SOURCE=", "-include", header, "-DGP_CLOCK=crashing_clock"))
+	c := startChecking(t, setup{})
+	g := c.gateways[0]
+	token := g.Login("alice")
+	for range 3 {
+		want(t, "before", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+	}
+	if err := os.WriteFile(trigger, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := g.Try("GET", "/orders/5", "", "Authorization: "+token); err == nil {
+		t.Fatalf("no crash: %d", got.Status)
+	}
+	crashed := time.Now()
+	envoytest.Eventually(t, "Envoy to be back", func() bool {
+		got, err := g.Try("GET", "/orders/5", "", "Authorization: "+token)
+		return err == nil && got.Status == http.StatusOK
+	})
+	t.Logf("back after %v", time.Since(crashed))
+	if deaths := g.Metric("gatepost_envoy_deaths_total"); deaths != 1 {
+		t.Errorf("%v deaths of Envoy are counted", deaths)
+	}
+	want(t, "afterwards", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
+}

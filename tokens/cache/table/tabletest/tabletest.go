@@ -1,0 +1,103 @@
+// Package tabletest runs the module that Envoy loads (envoy/module) without Envoy, for tests of what it finds in a table. It is the
+// module's own code, compiled with the sanitizers, in a process of its own (envoy/module/driver.c).
+package tabletest
+
+import (
+	"bufio"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sort"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/envoy/module/moduletest"
+	"gatepost/tokens/cache/table"
+)
+
+// Driver is a module that can be given one request after the other. Only one goroutine at a time may use it.
+type Driver struct {
+	t   testing.TB
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// Start starts a driver, and ends it with the test. Without a C compiler the test is skipped.
+func Start(t testing.TB) *Driver {
+	t.Helper()
+	cmd := exec.Command(moduletest.Compile(t, "driver"))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil { // the sanitizers report leaks here
+			t.Errorf("the driver: %v", err)
+		}
+	})
+	return &Driver{t: t, in: in, out: bufio.NewReader(out)}
+}
+
+// Do sends a command of the driver and returns its answer.
+func (d *Driver) Do(format string, args ...any) string {
+	if _, err := fmt.Fprintf(d.in, format+"\n", args...); err != nil {
+		d.t.Fatal(err)
+	}
+	line, err := d.out.ReadString('\n')
+	if err != nil {
+		d.t.Fatalf("the driver ended after %q: %v", fmt.Sprintf(format, args...), err)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
+// Must is Do for a command that is to succeed.
+func (d *Driver) Must(format string, args ...any) {
+	if answer := d.Do(format, args...); answer != "ok" {
+		d.t.Fatalf("%s: %s", fmt.Sprintf(format, args...), answer)
+	}
+}
+
+// At sets the module's clocks. Until then they are the machine's.
+func (d *Driver) At(i table.Instant) { d.Must("clock %d %d", i.Boot, i.Wall.UnixNano()) }
+
+// Route has the requests from now on be those of a route.
+func (d *Driver) Route(rule [16]byte, longest time.Duration, flags string) {
+	d.Must("route 1 %x %d %s x-user-id orders", rule, longest.Milliseconds(), flags)
+}
+
+// Request sends a request, whose headers are name=value, and returns what comes of it: hit or miss, the hits that a miss reports,
+// then the headers that go on, in order.
+func (d *Driver) Request(headers ...string) string {
+	var line strings.Builder
+	line.WriteString("request")
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, "=")
+		fmt.Fprintf(&line, " %s=%s", name, hex.EncodeToString([]byte(value)))
+	}
+	fields := strings.Fields(d.Do("%s", line.String()))
+	for i, f := range fields[1:] {
+		name, value, _ := strings.Cut(f, "=")
+		if raw, err := hex.DecodeString(value); err == nil && name != "hits" {
+			fields[i+1] = name + "=" + string(raw)
+		}
+	}
+	sort.Strings(fields[1:])
+	return strings.Join(fields, " ")
+}
+
+// Hits reports whether a request with a value of Authorization is a hit.
+func (d *Driver) Hits(authorization string) bool {
+	return strings.HasPrefix(d.Request("authorization="+authorization), "hit ")
+}

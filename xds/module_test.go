@@ -1,0 +1,499 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
+	"gatepost/authz"
+	"gatepost/envoy/envoytest"
+	"gatepost/envoy/module/moduletest"
+	"gatepost/tokens"
+)
+
+// deciding is a gateway whose Envoy has the module, and whose sidecar decides as the real one does, about tokens in memory.
+type deciding struct {
+	*gateway
+	envoy  *envoytest.Envoy
+	module *moduletest.Module
+
+	mu   sync.Mutex
+	live map[tokens.Hash]*tokens.Session
+}
+
+func startDeciding(t testing.TB, text string, workers int) *deciding {
+	t.Helper()
+	envoytest.Require(t)
+	g := &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
+		tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)}
+	d := &deciding{gateway: g, module: moduletest.Start(t), live: map[tokens.Hash]*tokens.Session{}}
+	server, err := authz.New(authz.Config{Sessions: tokens.LookupFunc(d.lookup), Decisions: d.module})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+		r, err := server.Check(context.Background(), &authv3.CheckRequest{Attributes: a})
+		if err != nil {
+			t.Error(err)
+		}
+		return r
+	})
+	options := testOptions
+	options.Module = Module{Library: d.module.Library, Table: d.module.TablePath}
+	text = strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(text)
+	d.envoy = envoytest.Start(t, envoytest.Options{
+		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(buildWith(t, text, options)), Listen: []string{g.addr}, Concurrency: workers,
+	})
+	return d
+}
+
+func (d *deciding) lookup(_ context.Context, h tokens.Hash) (*tokens.Session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.live[h]; s != nil {
+		return s, nil
+	}
+	return nil, tokens.ErrUnknown
+}
+
+// login returns the token of a new session.
+func (d *deciding) login(user string, lifetime time.Duration) string {
+	d.t.Helper()
+	token, err := tokens.Mint(tokens.FormatUUID)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	ends := time.Now().Add(lifetime)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: user, User: user, Expires: ends, Ends: ends}
+	return token.Reveal()
+}
+
+// get sends a request that must be let pass, and says whether the module did so.
+func (d *deciding) get(path string, headers ...string) bool {
+	d.t.Helper()
+	before, hits := len(d.asked()), d.hits()
+	if got := d.do("GET", path, headers...); got.Status != 200 {
+		d.t.Fatalf("%s %q: %d %s", path, headers, got.Status, got.Body)
+	}
+	asked, hit := len(d.asked())-before, d.hits()-hits
+	if asked+hit != 1 {
+		d.t.Fatalf("%s %q: %d questions and %d hits, want one of them", path, headers, asked, hit)
+	}
+	return hit == 1
+}
+
+// hits is how many requests passed ext_authz without being asked about, by Envoy's own account.
+func (d *deciding) hits() int { return d.envoy.Stat("http.gatepost.ext_authz.disabled") }
+
+// reported is how many hits the last question reports.
+func (d *deciding) reported() float64 {
+	all := d.asked()
+	return all[len(all)-1].GetMetadataContext().GetFilterMetadata()[authz.ModuleNamespace].GetFields()["hits"].GetNumberValue()
+}
+
+const decidingShop = `
+listen: LISTEN
+tokens: {authenticator: {url: "http://users.example/authenticate"}}
+services:
+  - {name: orders, path: /orders, upstreams: ["SECURED"]}
+  - {name: parts, path: /parts, upstreams: ["SECURED"]}
+  - {name: kept, path: /kept, forward_token: true, upstreams: ["SECURED"]}
+  - {name: items, path: /items, authenticate: false, upstreams: ["PUBLIC"]}
+  - {name: live, path: /live, websocket: true, upstreams: ["SECURED"]}
+`
+
+var cookieShop = strings.Replace(decidingShop, "tokens: {", "tokens: {cookie: __Host-s, subprotocol: gatepost.bearer, ", 1) + "origins: [\"https://shop.example\"]\n"
+
+var (
+	requestID = regexp.MustCompile(`(?m)^x-request-id: [0-9a-f-]{36}\r$`)
+	expected  = regexp.MustCompile(`(?m)^x-envoy-expected-rq-timeout-ms: \d+\r$`)
+)
+
+// wire is what came to an upstream, byte by byte, since the last time, but for what differs with each request.
+func wire(r *envoytest.Recorder) string {
+	raw := r.Raw()
+	r.Reset()
+	return expected.ReplaceAllString(requestID.ReplaceAllString(raw, "x-request-id: one\r"), "")
+}
+
+// TestUpstreamReceivesTheSameForAHitAndForAMiss: byte by byte, whatever the client says of itself.
+func TestUpstreamReceivesTheSameForAHitAndForAMiss(t *testing.T) {
+	d := startDeciding(t, decidingShop, 1)
+	bearer := "authorization: Bearer " + d.login("ada", time.Hour)
+	for name, headers := range map[string][]string{
+		"plain":                      nil,
+		"an identity of its own":     {"x-user-id: mallory"},
+		"two":                        {"x-user-id: mallory", "X-User-Id: root"},
+		"nominated for removal":      {"x-user-id: mallory", "connection: x-user-id"}, // beside close
+		"a bound of its own":         {"x-envoy-upstream-stream-duration-ms: 1"},
+		"what other gateways say":    {"x-forwarded-user: root", "x-auth-request-user: root", "x-real-ip: 10.0.0.1"},
+		"a cookie and an origin too": {"cookie: a=b", "origin: https://shop.example"},
+		"a body of nothing":          {"content-length: 0"},
+	} {
+		for _, path := range []string{"/orders/5?x=1", "/kept/5", "/live/5"} {
+			d.module.Table.Reset(0)
+			d.secured.Reset()
+			if d.get(path, append(slices.Clone(headers), bearer)...) {
+				t.Fatalf("%s %s: the first request is a hit", name, path)
+			}
+			miss := wire(d.secured)
+			envoytest.Eventually(t, name+" "+path+": a table in force", func() bool { return d.get(path, append(slices.Clone(headers), bearer)...) })
+			d.secured.Reset()
+			if !d.get(path, append(slices.Clone(headers), bearer)...) {
+				t.Fatalf("%s %s: the next request is no hit", name, path)
+			}
+			if hit := wire(d.secured); hit != miss || !strings.Contains(hit, "x-user-id: ada\r") {
+				t.Errorf("%s %s: the upstream gets of a hit\n%s\nand of a miss\n%s", name, path, hit, miss)
+			}
+		}
+	}
+}
+
+// TestAnswerIsTheSameForAHitAndForAMiss: to a page of another origin too.
+func TestAnswerIsTheSameForAHitAndForAMiss(t *testing.T) {
+	d := startDeciding(t, cookieShop, 1)
+	bearer := "authorization: Bearer " + d.login("ada", time.Hour)
+	headers := []string{bearer, "origin: https://shop.example"}
+	miss := d.do("GET", "/orders/5", headers...)
+	hit := d.do("GET", "/orders/5", headers...)
+	if len(d.asked()) != 1 || d.hits() != 1 {
+		t.Fatalf("asked %d times, %d hits", len(d.asked()), d.hits())
+	}
+	for _, r := range []*envoytest.Response{&hit, &miss} {
+		for _, name := range []string{"date", "x-request-id"} {
+			delete(r.Header, http.CanonicalHeaderKey(name))
+			delete(r.Header, name)
+		}
+	}
+	if fmt.Sprint(hit.Header) != fmt.Sprint(miss.Header) || hit.Status != miss.Status {
+		t.Errorf("of a hit %d %v\nof a miss %d %v", hit.Status, hit.Header, miss.Status, miss.Header)
+	}
+}
+
+// TestEveryInputCounts: a request that differs in one header, or goes to another service, is asked about.
+func TestEveryInputCounts(t *testing.T) {
+	d := startDeciding(t, cookieShop, 1)
+	token := d.login("ada", time.Hour)
+	base := map[string]string{"authorization": "Bearer " + token, "origin": "https://shop.example", "cookie": "a=1", "sec-websocket-protocol": "chat"}
+	send := func(path string, change map[string]string) bool {
+		all := maps.Clone(base)
+		maps.Copy(all, change)
+		var headers []string
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			if all[name] != "" {
+				headers = append(headers, name+": "+all[name])
+			}
+		}
+		return d.get(path, headers...)
+	}
+	send("/orders/5", nil)
+	if !send("/orders/6?other=path", nil) {
+		t.Error("the same request for another path of the service is no hit")
+	}
+	for _, change := range []map[string]string{
+		{"authorization": token}, {"authorization": "bearer " + token}, {"cookie": "a=2"}, {"cookie": ""},
+		{"sec-websocket-protocol": "chat2"}, {"sec-websocket-protocol": ""}, {"cookie": "", "sec-websocket-protocol": "a=1"},
+	} {
+		if send("/orders/5", change) {
+			t.Errorf("%v is a hit", change)
+		}
+	}
+	if send("/parts/5", nil) || send("/kept/5", nil) {
+		t.Error("a decision of one service is used for another")
+	}
+	if got := d.do("GET", "/orders/5", "authorization: Bearer "+token, "origin: https://evil.example", "cookie: a=1", "sec-websocket-protocol: chat"); got.Status != 401 {
+		t.Errorf("another origin: %d", got.Status)
+	}
+	if got := d.do("GET", "/orders/5", "authorization: Bearer "+token, "authorization: Bearer "+token, "origin: https://shop.example", "cookie: a=1", "sec-websocket-protocol: chat"); got.Status != 401 {
+		t.Errorf("the token twice: %d", got.Status)
+	}
+}
+
+// TestWhatTheModuleDoesNotDecide: public services, requests without a token, denials, tokens elsewhere than in Authorization.
+func TestWhatTheModuleDoesNotDecide(t *testing.T) {
+	d := startDeciding(t, cookieShop, 1)
+	token, origin := d.login("ada", time.Hour), "origin: https://shop.example"
+	for name, headers := range map[string][]string{
+		"in a cookie":        {"cookie: __Host-s=" + token, origin},
+		"in both":            {"cookie: __Host-s=" + token, "authorization: " + token, origin},
+		"in the subprotocol": {"sec-websocket-protocol: gatepost.bearer." + token, origin},
+	} {
+		for range 3 {
+			if d.get("/orders/5", headers...) {
+				t.Errorf("%s: a hit", name)
+			}
+		}
+	}
+	for range 3 {
+		d.do("GET", "/items/5", "authorization: "+token, origin)
+		d.do("GET", "/orders/5", "authorization: nobody", origin)
+		d.do("GET", "/orders/5", origin)
+	}
+	if d.hits() != 0 {
+		t.Errorf("%d hits", d.hits())
+	}
+}
+
+// TestClientCannotMarkItsRequest: by no header that names what the filters say to each other.
+func TestClientCannotMarkItsRequest(t *testing.T) {
+	d := startDeciding(t, decidingShop, 1)
+	for _, h := range []string{"gatepost.module: hit", "hit: true", "x-gatepost-module: true", "x-envoy-dynamic-metadata: gatepost.module.hit=true"} {
+		if got := d.do("GET", "/orders/5", h, "authorization: nobody"); got.Status != 401 {
+			t.Errorf("%s: %d", h, got.Status)
+		}
+	}
+	if d.hits() != 0 || len(d.secured.Requests()) != 0 {
+		t.Error("a request passed")
+	}
+}
+
+// TestStreamEndsWithItsToken: also one that the module let pass.
+func TestStreamEndsWithItsToken(t *testing.T) {
+	d := startDeciding(t, decidingShop, 1)
+	bearer := "authorization: " + d.login("ada", 3*time.Second)
+	d.get("/orders/5", bearer)
+	hung := make(chan bool)
+	d.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })
+	defer close(hung)
+	got := d.do("GET", "/orders/5", bearer)
+	if got.Status != 504 || !strings.Contains(got.Body, "token") || d.hits() != 1 {
+		t.Errorf("an upstream that never answers: %d %s, %d hits", got.Status, got.Body, d.hits())
+	}
+	if got := d.do("GET", "/orders/5", bearer); got.Status != 401 {
+		t.Errorf("after the token has expired: %d", got.Status)
+	}
+}
+
+// TestLostTableIsAsked: whatever is wrong with the table, Gatepost decides.
+func TestLostTableIsAsked(t *testing.T) {
+	d := startDeciding(t, decidingShop, 1)
+	bearer := "authorization: " + d.login("ada", time.Hour)
+	d.get("/orders/5", bearer)
+	if !d.get("/orders/5", bearer) {
+		t.Fatal("no hit")
+	}
+	if err := d.module.Table.Close(); err != nil { // as a gateway that has ended
+		t.Fatal(err)
+	}
+	for range 3 {
+		if d.get("/orders/5", bearer) {
+			t.Error("a hit without a gateway")
+		}
+	}
+}
+
+// TestHitsAreReportedWithTheNextQuestion: of the same service.
+func TestHitsAreReportedWithTheNextQuestion(t *testing.T) {
+	d := startDeciding(t, decidingShop, 1)
+	bearer := "authorization: " + d.login("ada", time.Hour)
+	d.get("/orders/5", bearer)
+	for range 5 {
+		d.get("/orders", bearer) // both routes of the service
+		d.get("/orders/5", bearer)
+	}
+	d.get("/parts/5", bearer)
+	if got := d.reported(); got != 0 {
+		t.Errorf("another service's question reports %v hits", got)
+	}
+	d.do("GET", "/orders/5", "authorization: nobody")
+	if got := d.reported(); got != 10 {
+		t.Errorf("%v hits are reported of 10", got)
+	}
+	d.do("GET", "/orders/5", "authorization: nobody")
+	if got := d.reported(); got != 0 {
+		t.Errorf("%v hits are reported once more", got)
+	}
+}
+
+// TestWorkersShareTheTable: over HTTP/2 and HTTP/1.1, with bodies, each with the right identity.
+func TestWorkersShareTheTable(t *testing.T) {
+	d := startDeciding(t, decidingShop, 2)
+	users := map[string]string{}
+	for i := range 4 {
+		users[d.login(fmt.Sprint("user-", i), time.Hour)] = fmt.Sprint("user-", i)
+	}
+	client := envoytest.H2Client(t)
+	const rounds = 30
+	var all sync.WaitGroup
+	for token, user := range users {
+		for over, do := range []func(*http.Request) (*http.Response, error){client.Do, http.DefaultClient.Do} {
+			all.Go(func() {
+				for range rounds {
+					req, err := http.NewRequest("POST", "http://"+d.addr+"/orders/"+user, strings.NewReader("body"))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					req.Header = http.Header{"Authorization": {"Bearer " + token}, "X-User-Id": {"mallory", "root"}}
+					res, err := do(req)
+					if err != nil {
+						t.Error(over, err)
+						return
+					}
+					res.Body.Close()
+					if res.StatusCode != 200 {
+						t.Errorf("answered %s", res.Status)
+					}
+				}
+			})
+		}
+	}
+	all.Wait()
+	http.DefaultClient.CloseIdleConnections()
+	for _, r := range d.secured.Requests() {
+		if want := strings.TrimPrefix(r.Path, "/"); !slices.Equal(r.Header["X-User-Id"], []string{want}) || r.Header["Authorization"] != nil || r.Body != "body" {
+			t.Errorf("the upstream got %+v", r)
+		}
+	}
+	requests := 2 * rounds * len(users)
+	if asked, hits := len(d.asked()), d.hits(); asked+hits != requests || asked > 4*len(users) {
+		t.Errorf("asked %d times and %d hits in %d requests", asked, hits, requests)
+	}
+}
+
+// TestIDOfARuleIsAHashOfIt: a change of anything that Check receives of a route is another rule, so no decision by the
+// old one is found; and a change of anything else keeps what is in the table.
+func TestIDOfARuleIsAHashOfIt(t *testing.T) {
+	const head, orders = "tokens: {path: /token}\nservices:\n", "  - {name: orders, path: /orders, upstreams: [\"http://127.0.0.1:1\"]}\n"
+	before := ruleIDs(t, head+orders, true)["orders"]
+	if len(before) != 32 {
+		t.Fatalf("the rule's id is %q", before)
+	}
+	service := func(more string) string { return head + strings.Replace(orders, "}", ", "+more+"}", 1) }
+	for name, text := range map[string]string{
+		"scopes":                 service(`scopes: ["a"]`),
+		"other scopes":           service(`scopes: ["b"]`),
+		"the token is forwarded": service("forward_token: true"),
+		"timeout":                service("timeout: 16s"),
+		"websocket":              service("websocket: true"),
+		"name":                   strings.Replace(head+orders, "name: orders", "name: others", 1),
+		"origins":                head + orders + `origins: ["https://shop.example"]`,
+		"other origins":          head + orders + `origins: ["https://shop.example", "https://b.example"]`,
+		"user header":            head + orders + "identity: {user_header: x-customer}",
+		"cookie":                 strings.Replace(head, "/token", "/token, cookie: __Host-s", 1) + orders + `origins: ["https://shop.example"]`,
+		"subprotocol":            strings.Replace(head, "/token", "/token, subprotocol: gatepost.bearer", 1) + orders,
+	} {
+		for _, id := range ruleIDs(t, text, true) {
+			if id == before {
+				t.Errorf("%s: the rule has the same id", name)
+			}
+		}
+	}
+	for name, text := range map[string]string{
+		"another upstream": head + strings.Replace(orders, ":1\"", ":2\"", 1),
+		"another path":     strings.Replace(head+orders, "path: /orders", "path: /Sales", 1),
+		"another service":  head + orders + "  - {name: more, path: /more, upstreams: [\"http://127.0.0.1:1\"]}\n",
+	} {
+		if got := ruleIDs(t, text, true)["orders"]; got != before {
+			t.Errorf("%s: the rule has another id", name)
+		}
+	}
+	if ids := ruleIDs(t, head+orders, false); ids["orders"] != "" {
+		t.Errorf("without a module the rule has the id %v", ids)
+	}
+}
+
+// ruleIDs are the ids of the rules on the routes, by service.
+func ruleIDs(t testing.TB, text string, module bool) map[string]string {
+	t.Helper()
+	options := testOptions
+	if module {
+		options.Module = Module{Library: "/l.so", Table: "/t"}
+	}
+	ids := map[string]string{}
+	for _, r := range allRoutes(buildWith(t, text, options)) {
+		if extensions := ruleOf(t, r); extensions["authenticate"] == "true" {
+			ids[extensions["service"]] = extensions["id"]
+			if on := r.GetTypedPerFilterConfig()[filterModule] != nil; on != module && r.GetRoute().GetCluster() != nowhere {
+				t.Errorf("the module is on %v on %s", on, r.GetName())
+			}
+		}
+	}
+	return ids
+}
+
+// TestEveryHeaderThatACheckReceivesIsAnInput: but for the request's id, which is for the log.
+func TestEveryHeaderThatACheckReceivesIsAnInput(t *testing.T) {
+	for _, more := range []string{"", "cookie: __Host-s", "subprotocol: gatepost.bearer", "cookie: __Host-s, subprotocol: gatepost.bearer"} {
+		gw := parse(t, "origins: [\"https://shop.example\"]\ntokens: {"+more+"}\nservices: []")
+		b := &builder{gw: gw}
+		inputs := append(b.shared().ModuleInputs(), "authorization", "x-request-id")
+		told := checkedHeaders(gw.GetTokens())
+		slices.Sort(inputs)
+		slices.Sort(told)
+		if !slices.Equal(inputs, told) {
+			t.Errorf("%q: a Check receives %q, and the inputs are %q", more, told, inputs)
+		}
+	}
+}
+
+// TestRouteThatTheModuleCannotTake is asked about: one that was refused would take the whole scope with it.
+func TestRouteThatTheModuleCannotTake(t *testing.T) {
+	options := testOptions
+	options.Module = Module{Library: "/l.so", Table: "/t"}
+	b := &builder{gw: parse(t, "services: []"), opts: options}
+	rule := authz.Rule{Service: "orders", Authenticate: true}
+	if b.moduleOn(b.identify(rule)) == nil {
+		t.Error("the module is not enabled on an ordinary route")
+	}
+	if b.moduleOn(rule) != nil {
+		t.Error("the module is enabled without the rule's id")
+	}
+	rule.Service = strings.Repeat("s", 1000)
+	if b.moduleOn(b.identify(rule)) != nil {
+		t.Error("the module is enabled on a route with a longer name than it takes")
+	}
+	b.gw.Identity.UserHeader = "x-" + strings.Repeat("u", 200)
+	if b.moduleOn(b.identify(authz.Rule{Service: "orders", Authenticate: true})) != nil {
+		t.Error("the module is enabled with a longer header than it takes")
+	}
+}
+
+// TestProbe: an Envoy takes the module, and refuses a file that is none, by words that Refused knows.
+func TestProbe(t *testing.T) {
+	good := Module{Library: moduletest.Compile(t, "library"), Table: "/nowhere"}
+	for name, m := range map[string]Module{
+		"good": good, "absent": {Library: "/nowhere/libgatepost.so", Table: "/nowhere"},
+		"no module": {Library: "/etc/passwd", Table: "/nowhere"}, "another library": {Library: "/lib/x86_64-linux-gnu/libc.so.6", Table: "/nowhere"},
+		"no table's path": {Library: good.Library, Table: "relative"},
+	} {
+		b, err := m.Probe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		verdict := envoytest.Validate(t, b)
+		if refused := verdict != ""; refused == (name == "good") {
+			t.Errorf("%s: %q", name, verdict)
+		} else if refused && !m.Refused(&Rejection{Reason: verdict}) {
+			t.Errorf("%s: %q is not known to be about the module", name, verdict)
+		}
+	}
+	if good.Refused(&Rejection{Reason: "cannot bind '127.0.0.1:80': Address already in use"}) || (Module{}).Refused(&Rejection{Reason: "dynamic module"}) {
+		t.Error("a rejection about something else is taken for one of the module")
+	}
+}
+
+// ruleOf is what Check receives of a route; nil if it is not asked about.
+func ruleOf(t testing.TB, r *routev3.Route) map[string]string {
+	t.Helper()
+	rule := new(extauthzv3.ExtAuthzPerRoute)
+	if packed := r.GetTypedPerFilterConfig()[filterAuthz]; packed != nil {
+		if err := packed.UnmarshalTo(rule); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return rule.GetCheckSettings().GetContextExtensions()
+}
