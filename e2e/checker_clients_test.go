@@ -95,9 +95,13 @@ func (c *clients) run(done <-chan struct{}) (wait func()) {
 	return all.Wait
 }
 
-// pick returns one of the latest tokens, or nil.
+// pick returns one of the latest tokens, mostly of the very latest, or nil.
 func (c *clients) pick(r *rand.Rand) *minted {
-	latest := c.history.latest(60)
+	n := 60
+	if r.IntN(4) == 0 {
+		n = 600 // and some whose grace is over
+	}
+	latest := c.history.latest(n)
 	if len(latest) == 0 {
 		return nil
 	}

@@ -27,10 +27,12 @@ type Record struct {
 	Session *Session
 	// Retired says that the token was exchanged for a new one.
 	Retired bool
-	// Next is the new token's hash and Successor the token itself. They are kept during the refresh grace only: until
-	// the session's Expires a retired token that has a successor opens services.
+	// Next is the new token's hash and Successor the token itself. They are kept for the refresh grace only, which is over
+	// at GraceEnds. Until then a repeated exchange gets the successor, and until the session's Expires, which is no
+	// later, the retired token opens services.
 	Next      Hash
 	Successor Sealed
+	GraceEnds time.Time
 }
 
 // Live says whether the token opens services at the time now.
@@ -38,8 +40,10 @@ func (r *Record) Live(now time.Time) bool {
 	return r.Session.Live(now) && (!r.Retired || r.hasSuccessor())
 }
 
-// InGrace says whether the token was exchanged and still opens services at the time now.
-func (r *Record) InGrace(now time.Time) bool { return r.Retired && r.Live(now) }
+// InGrace says whether the token was exchanged and a repeated exchange at the time now gets its successor.
+func (r *Record) InGrace(now time.Time) bool {
+	return r.Retired && r.hasSuccessor() && now.Before(r.GraceEnds)
+}
 
 func (r *Record) hasSuccessor() bool { return r.Next != Hash{} }
 
@@ -47,11 +51,13 @@ func (r *Record) hasSuccessor() bool { return r.Next != Hash{} }
 // itself is cut to 256 bytes of UTF-8.
 func EncodeRecord(s *Session) ([]byte, error) { return encode(s, &gatewayv1.Session{}) }
 
-// EncodePredecessor returns the bytes that replace s's record, for as long as s lives, when its token was exchanged for
-// next.
-func EncodePredecessor(s *Session, next Successor) ([]byte, error) {
-	hash := next.Session.Hash
-	return encode(s, &gatewayv1.Session{Retired: true, SuccessorHash: hash[:], Successor: next.Token})
+// EncodePredecessor returns the bytes that replace s's record until the grace ends, when its token was exchanged for next.
+func EncodePredecessor(s *Session, next Successor, graceEnds time.Time) ([]byte, error) {
+	before, hash := *s, next.Session.Hash
+	before.Expires = earlier(s.Expires, graceEnds)
+	return encode(&before, &gatewayv1.Session{
+		Retired: true, SuccessorHash: hash[:], Successor: next.Token, GraceEnds: timestamppb.New(graceEnds),
+	})
 }
 
 // EncodeRetired returns the bytes that replace s's record, until the session ends, after its token was exchanged for a
@@ -109,7 +115,9 @@ func DecodeRecord(h Hash, data []byte) (*Record, error) {
 	if err := s.valid(); err != nil {
 		return nil, corrupt(h, err.Error())
 	}
-	r := &Record{Session: s, Retired: record.GetRetired(), Successor: record.GetSuccessor()}
+	r := &Record{
+		Session: s, Retired: record.GetRetired(), Successor: record.GetSuccessor(), GraceEnds: moment(record.GetGraceEnds()),
+	}
 	if n := copy(r.Next[:], record.GetSuccessorHash()); n != len(record.GetSuccessorHash()) || n != 0 && n != len(r.Next) {
 		return nil, corrupt(h, "its successor has no hash")
 	}

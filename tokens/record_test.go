@@ -86,12 +86,8 @@ func TestRetiredRecordNamesItsSession(t *testing.T) {
 func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
 	s := newSession(t, "ann")
 	next := Successor{s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, time.Hour), Sealed("sealed")}
-	before := s.Predecessor(next.Session, s.Issued.Add(time.Minute), 10*time.Second)
 	end := s.Issued.Add(70 * time.Second)
-	if !before.Expires.Equal(end) {
-		t.Errorf("it expires at %v, want %v", before.Expires, end)
-	}
-	data, err := EncodePredecessor(before, next)
+	data, err := EncodePredecessor(s, next, next.GraceEnds(s.Issued.Add(time.Minute), 10*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +95,10 @@ func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(&Record{Session: before, Retired: true, Next: next.Session.Hash, Successor: next.Token}, got); diff != "" {
+	before := *s
+	before.Expires = end
+	want := &Record{Session: &before, Retired: true, Next: next.Session.Hash, Successor: next.Token, GraceEnds: end}
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 	if just := end.Add(-time.Nanosecond); !got.Live(just) || !got.InGrace(just) || got.Live(end) || got.InGrace(end) {
@@ -107,12 +106,22 @@ func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
 	}
 }
 
-func TestAPredecessorOutlivesNeitherToken(t *testing.T) {
+func TestAPredecessorOpensServicesNoLongerThanEitherToken(t *testing.T) {
 	s := newSession(t, "ann")
 	for lifetime, end := range map[time.Duration]time.Time{time.Second: s.Issued.Add(time.Second), 2 * time.Hour: s.Expires} {
-		next := s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, lifetime)
-		if got := s.Predecessor(next, s.Issued, 90*time.Minute).Expires; !got.Equal(end) {
-			t.Errorf("with a successor of %v it expires at %v, want %v", lifetime, got, end)
+		next := Successor{Session: s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, lifetime)}
+		data, err := EncodePredecessor(s, next, next.GraceEnds(s.Issued, 90*time.Minute))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := DecodeRecord(s.Hash, data)
+		if err != nil || !got.Live(end.Add(-1)) || got.Live(end) {
+			t.Errorf("with a successor of %v: %+v, %v", lifetime, got, err)
+		}
+		// Beyond its own life it gets its successor still, and beyond its successor's nothing.
+		graceEnds := s.Issued.Add(min(lifetime, 90*time.Minute))
+		if err == nil && (!got.InGrace(graceEnds.Add(-1)) || got.InGrace(graceEnds)) {
+			t.Errorf("with a successor of %v its grace ends at %v", lifetime, got.GraceEnds)
 		}
 	}
 }

@@ -39,8 +39,9 @@ type Store interface {
 	// Ends, or Rotate returns [ErrInvalid]. It returns the successor whose token may be handed out; as with Create, only
 	// if the error is nil.
 	//
-	// During the grace, and no longer than either token lives, old still opens services, and Rotate with it returns the
-	// same successor to every caller. So a call that failed can be repeated, and of calls at once all get one token.
+	// During the grace old still opens services, until it expires itself, and Rotate with it returns the same successor to
+	// every caller, whatever next is. So a call that failed can be repeated, and of calls at once all get one token. The
+	// grace ends with the successor at the latest.
 	// After the grace, or once the successor was exchanged itself, old is reused: Rotate ends the session and returns
 	// ErrReused, until the session's Ends. Once the session was ended, and if old is unknown or expired, the error is
 	// ErrUnknown or ErrReused. If grace is 0, old ends at once.

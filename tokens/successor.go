@@ -61,12 +61,9 @@ func (t Token) aead() (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// Predecessor returns the session under its replaced token, which opens services for grace from now, and no longer
-// than it would have without the refresh or than next does.
-func (s *Session) Predecessor(next *Session, now time.Time, grace time.Duration) *Session {
-	before := *s
-	before.Expires = earlier(stamp(now).Add(grace), earlier(s.Expires, next.Expires))
-	return &before
+// GraceEnds is when a grace ends that begins now: no later than the new token.
+func (next Successor) GraceEnds(now time.Time, grace time.Duration) time.Time {
+	return earlier(stamp(now).Add(grace), next.Session.Expires)
 }
 
 // Continues says whether s is the same session as before, under another token.

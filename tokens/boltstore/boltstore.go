@@ -215,16 +215,16 @@ func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 		switch {
 		case err != nil:
 			return err
-		case before.Retired && !before.InGrace(t.now):
+		case before.InGrace(t.now):
+			given, err = successor(t.tx, before, t.now)
+			return cmp.Or(err, errUnchanged)
+		case before.Retired:
 			reused = true
 			return t.endByID(before.Session.ID)
 		case !before.Live(t.now):
 			return tokens.ErrUnknown
 		case !next.Session.Continues(before.Session):
 			return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
-		case before.InGrace(t.now):
-			given, err = successor(t.tx, before, t.now)
-			return cmp.Or(err, errUnchanged)
 		}
 		return t.exchange(before.Session, next, record, grace)
 	})

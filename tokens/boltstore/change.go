@@ -227,7 +227,7 @@ func (t *change) exchange(before *tokens.Session, next tokens.Successor, record 
 			t.tx.Bucket(usersBucket).Delete(userEntry(before)),
 		)
 	}
-	predecessor, err := tokens.EncodePredecessor(before.Predecessor(next.Session, t.now, grace), next)
+	predecessor, err := tokens.EncodePredecessor(before, next, next.GraceEnds(t.now, grace))
 	return errors.Join(err,
 		t.tx.Bucket(tokensBucket).Put(before.Hash[:], predecessor),
 		t.tx.Bucket(idsBucket).Put([]byte(before.ID), slices.Concat(next.Session.Hash[:], before.Hash[:])),

@@ -100,7 +100,7 @@ func whatIsOver(key, record []byte, now time.Time) (over *tokens.Session, graceO
 	}
 	found, err := tokens.DecodeRecord(h, record)
 	switch {
-	case err != nil, found.Live(now), found.Retired && found.Successor == nil && now.Before(found.Session.Ends):
+	case err != nil, found.Live(now), found.InGrace(now), found.Retired && found.Successor == nil && now.Before(found.Session.Ends):
 		return nil, false
 	}
 	return found.Session, found.Retired && now.Before(found.Session.Ends)

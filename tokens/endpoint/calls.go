@@ -103,38 +103,36 @@ func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, s
 	if err != nil {
 		return tokens.Token{}, nil, err
 	}
-	session, err := h.lookup(ctx, old.Hash())
-	if errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, errOver) {
-		return tokens.Token{}, nil, h.reuse(ctx, old.Hash(), token.Hash(), now)
-	}
+	next, err := h.next(ctx, old.Hash(), token.Hash(), now, settings.Lifetime)
 	if err != nil {
 		return tokens.Token{}, nil, err
 	}
-	next := tokens.Successor{Session: session.Renewed(token.Hash(), now, settings.Lifetime), Token: sealed}
-	given, err := h.config.Store.Rotate(ctx, old.Hash(), next, settings.RefreshGrace)
+	given, err := h.config.Store.Rotate(ctx, old.Hash(), tokens.Successor{Session: next, Token: sealed}, settings.RefreshGrace)
 	if err != nil {
 		return tokens.Token{}, nil, err
+	}
+	if given.Session.User == nobody {
+		return tokens.Token{}, nil, errors.Join(errors.New("the store took one session for another"), h.config.Store.Revoke(ctx, next.Hash))
 	}
 	token, err = old.Unseal(given.Token, given.Session.Hash)
 	return token, given.Session, err
 }
 
-// reuse asks the store whether a token that opens nothing was refreshed before, in which case the store ends
-// its session. The store is shown a session that is not the token's: should the token be live after all, it refuses that, and
-// nothing changes.
-func (h *Handler) reuse(ctx context.Context, old, next tokens.Hash, now time.Time) error {
-	stranger, err := tokens.NewSession(next, "nobody", nil, now, time.Minute, time.Minute)
-	if err != nil {
-		return err
+// nobody is the user of a session that no store may take. No user service can name it: a header has no NUL.
+const nobody = "nobody\x00"
+
+// next returns the session under its next token. If old opens nothing, the store is still asked, because it may be in its
+// grace or be reused, but it is offered a session of nobody: should old be live after all, it refuses that, and nothing
+// changes.
+func (h *Handler) next(ctx context.Context, old, hash tokens.Hash, now time.Time, lifetime time.Duration) (*tokens.Session, error) {
+	session, err := h.lookup(ctx, old)
+	switch {
+	case errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, errOver):
+		return tokens.NewSession(hash, nobody, nil, now, time.Minute, time.Minute)
+	case err != nil:
+		return nil, err
 	}
-	_, err = h.config.Store.Rotate(ctx, old, tokens.Successor{Session: stranger}, 0)
-	if err == nil {
-		err = errors.New("the store took one session for another")
-		if revoked := h.config.Store.Revoke(ctx, next); revoked != nil {
-			err = errors.Join(err, revoked)
-		}
-	}
-	return err
+	return session.Renewed(hash, now, lifetime), nil
 }
 
 // introspection is the answer of RFC 7662 §2.2.

@@ -211,7 +211,7 @@ func TestEveryOrderOfRefreshesAndAnEndIsSafe(t *testing.T) {
 					t.Fatalf("order %d: %s", i, strings.Join(o.said, ", "))
 				}
 			}
-			if both < orders/20 || ended < orders/20 {
+			if both < orders/100 || ended < orders/100 {
 				t.Errorf("of %d orders both callers got a token in %d, and one before an end in %d: that shows little", orders, both, ended)
 			}
 		})

@@ -94,11 +94,11 @@ return stale
 	supersedeScript = prelude + `
 local score = redis.call('ZSCORE', key, ARGV[1])
 if not score or tonumber(score) < 0 then return 0 end
-local old, ends = redis.call('ZSCORE', key, ARGV[2]), now + tonumber(ARGV[3])
+local old = redis.call('ZSCORE', key, ARGV[2])
 if ARGV[3] == '0' then
   redis.call('ZREM', key, ARGV[2])
-elseif old and tonumber(old) > ends then
-  redis.call('ZADD', key, 'XX', ends, ARGV[2])
+elseif old and tonumber(old) > 0 then
+  redis.call('ZADD', key, 'XX', now + tonumber(ARGV[3]), ARGV[2])
 end
 for i = 4, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 return 1

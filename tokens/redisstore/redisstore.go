@@ -24,7 +24,7 @@
 // order is the order of logins, refreshes and ends.
 //
 // A refreshed token's record opens services during the grace and names the token that replaced it. It was written in
-// place of a record that was there, and its entry stays in the index for longer than it, so an end finds it.
+// place of a record that was there, and its entry stays in the index for as long as it, so an end finds it.
 //
 // Late commands do no harm: a command that timed out may still reach Redis. Deleting late is safe. A record is sent
 // once per token and its token handed out only on Redis' OK, so a record that arrives late is of a token that nobody
@@ -213,7 +213,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 		if _, err := s.end(ctx, userKey(record.Session.User), record.Session.ID); err != nil {
 			return err
 		}
-		if record.Retired && !record.Live(time.Now()) {
+		if record.Retired && !record.InGrace(time.Now()) {
 			return nil // it goes on telling that it was exchanged
 		}
 	}

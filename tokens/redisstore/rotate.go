@@ -29,14 +29,14 @@ func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 		return tokens.Successor{}, s.reuse(ctx, old)
 	case err != nil:
 		return tokens.Successor{}, err
-	case before.Retired && !before.InGrace(now):
+	case before.InGrace(now):
+		return s.successor(ctx, before)
+	case before.Retired:
 		return tokens.Successor{}, s.reused(ctx, before.Session)
 	case !before.Live(now):
 		return tokens.Successor{}, tokens.ErrUnknown
 	case !next.Session.Continues(before.Session):
 		return tokens.Successor{}, fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
-	case before.InGrace(now):
-		return s.successor(ctx, before)
 	}
 	return s.exchange(ctx, exchange{before.Session, bytes, next, record, grace})
 }
@@ -103,11 +103,10 @@ func (s *Store) replace(ctx context.Context, x exchange) (bool, error) {
 		if err := s.client.Set(ctx, oldKey(x.before.Hash), retired, untilPositive(x.before.Ends)).Err(); err != nil {
 			return false, unavailable(ctx, "remembering a refreshed token", err)
 		}
-		predecessor := x.before.Predecessor(x.next.Session, time.Now(), x.grace)
-		if replacement, err = tokens.EncodePredecessor(predecessor, x.next); err != nil {
+		lasts = x.next.GraceEnds(time.Now(), x.grace)
+		if replacement, err = tokens.EncodePredecessor(x.before, x.next, lasts); err != nil {
 			return false, err
 		}
-		lasts = predecessor.Expires
 	}
 	cmd := redis.NewCmd(ctx, "eval", replaceScript, 1, tokenKey(x.before.Hash), x.bytes, replacement, milliseconds(time.Until(lasts)))
 	if err := s.client.Process(ctx, once{cmd}); err != nil {

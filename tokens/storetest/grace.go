@@ -71,12 +71,47 @@ func grace(t *testing.T, s store) {
 		s.lists("ann", next)
 		s.exchangeFor(old.Hash, old.Renewed(NewHash(t), time.Now(), time.Hour), long, next)
 	}
-	// What is not the same session's is refused, and changes nothing.
-	if _, err := s.Rotate(t.Context(), old.Hash, Successor(New(t, "bob")), 0); !errors.Is(err, tokens.ErrInvalid) {
-		t.Errorf("refreshing with another session: %v", err)
-	}
+	// What is offered is not looked at, let alone kept.
+	stranger := New(t, "bob")
+	s.exchangeFor(old.Hash, stranger, 0, next)
+	s.refused(stranger.Hash)
 	s.opensAs(old.Hash, next)
 	s.opens(next)
+}
+
+// graceBeyondExpiry is of a client that refreshes shortly before its token expires, gets no answer, and tries again.
+func graceBeyondExpiry(t *testing.T, s store) {
+	var old, next *tokens.Session
+	for lifetime := 100 * time.Millisecond; next == nil; lifetime *= 2 { // until the machine is fast enough
+		old = NewLasting(t, "ann", lifetime)
+		if err := s.Create(t.Context(), old, 0); errors.Is(err, tokens.ErrInvalid) {
+			continue
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		offered := old.Renewed(NewHash(t), time.Now(), time.Hour)
+		switch _, err := s.Rotate(t.Context(), old.Hash, Successor(offered), long); {
+		case err == nil:
+			next = offered
+		case !errors.Is(err, tokens.ErrUnknown) || old.Live(time.Now()):
+			t.Fatalf("refreshing: %v", err)
+		}
+	}
+	eventually(t, "an expired token is refused in its grace, too", func() bool {
+		_, err := s.Lookup(t.Context(), old.Hash)
+		return errors.Is(err, tokens.ErrUnknown)
+	})
+	s.exchangeFor(old.Hash, New(t, "bob"), long, next)
+	s.refused(old.Hash)
+	s.opens(next)
+	if err := s.Revoke(t.Context(), old.Hash); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(next.Hash)
+	s.lists("ann")
+	if given, err := s.Rotate(t.Context(), old.Hash, Successor(New(t, "bob")), long); err == nil {
+		t.Errorf("after the end of the session: %+v", given)
+	}
 }
 
 // graceEnds shows the deadline by the clock: an answer is right if it was right at some time between the question and it.

@@ -81,6 +81,7 @@ func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
 		{"a grace ends at its deadline", graceEnds},
 		{"a grace ends when the successor is rotated", graceOfOneGeneration},
 		{"a grace is no longer than either token's life", graceWithinLives},
+		{"a token that expired in its grace gets its successor still", graceBeyondExpiry},
 		{"every end of a session ends the grace", graceAgainstEnds},
 		{"of many rotations at once in a grace all get one successor", graceRace},
 		{"an end beside rotations in a grace ends both tokens", graceRaceAgainstEnd},

@@ -51,10 +51,12 @@ type Session struct {
 	// When the session was last used, as sampled; and from which address.
 	LastSeen    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	LastAddress string                 `protobuf:"bytes,12,opt,name=last_address,json=lastAddress,proto3" json:"last_address,omitempty"`
-	// Of a retired token in its refresh grace, which lasts until `expires`: the SHA-256 of the token that replaced it, and
-	// that token, encrypted with a key derived from the retired token. Until then the retired token opens services.
-	SuccessorHash []byte `protobuf:"bytes,13,opt,name=successor_hash,json=successorHash,proto3" json:"successor_hash,omitempty"`
-	Successor     []byte `protobuf:"bytes,14,opt,name=successor,proto3" json:"successor,omitempty"`
+	// Of a retired token in its refresh grace: the SHA-256 of the token that replaced it, that token, encrypted with a key
+	// derived from the retired token, and the end of the grace. The retired token opens services until `expires`, which is
+	// no later.
+	SuccessorHash []byte                 `protobuf:"bytes,13,opt,name=successor_hash,json=successorHash,proto3" json:"successor_hash,omitempty"`
+	Successor     []byte                 `protobuf:"bytes,14,opt,name=successor,proto3" json:"successor,omitempty"`
+	GraceEnds     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=grace_ends,json=graceEnds,proto3" json:"grace_ends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -187,11 +189,18 @@ func (x *Session) GetSuccessor() []byte {
 	return nil
 }
 
+func (x *Session) GetGraceEnds() *timestamppb.Timestamp {
+	if x != nil {
+		return x.GraceEnds
+	}
+	return nil
+}
+
 var File_gatepost_v1_session_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x19gatepost/v1/session.proto\x12\vgatepost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xff\x03\n" +
+	"\x19gatepost/v1/session.proto\x12\vgatepost.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x04\n" +
 	"\aSession\x12\x1d\n" +
 	"\n" +
 	"token_hash\x18\x01 \x01(\fR\ttokenHash\x12\x0e\n" +
@@ -209,7 +218,9 @@ const file_gatepost_v1_session_proto_rawDesc = "" +
 	"\tlast_seen\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12!\n" +
 	"\flast_address\x18\f \x01(\tR\vlastAddress\x12%\n" +
 	"\x0esuccessor_hash\x18\r \x01(\fR\rsuccessorHash\x12\x1c\n" +
-	"\tsuccessor\x18\x0e \x01(\fR\tsuccessorB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\tsuccessor\x18\x0e \x01(\fR\tsuccessor\x129\n" +
+	"\n" +
+	"grace_ends\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tgraceEndsB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_session_proto_rawDescOnce sync.Once
@@ -233,11 +244,12 @@ var file_gatepost_v1_session_proto_depIdxs = []int32{
 	1, // 1: gatepost.v1.Session.expires:type_name -> google.protobuf.Timestamp
 	1, // 2: gatepost.v1.Session.ends:type_name -> google.protobuf.Timestamp
 	1, // 3: gatepost.v1.Session.last_seen:type_name -> google.protobuf.Timestamp
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	1, // 4: gatepost.v1.Session.grace_ends:type_name -> google.protobuf.Timestamp
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_session_proto_init() }
