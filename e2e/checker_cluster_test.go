@@ -41,7 +41,10 @@ func (n *nemesis) ofShards() []fault {
 	s := n.shards
 	all := []fault{{name: "moves slots", inflict: n.moveSlots, heal: nothing}}
 	for i := range s.masters {
-		follows := func() { redistest.AwaitReplica(n.t, s.replicas[i], s.masters[i]) }
+		follows := func() {
+			redistest.AwaitReplica(n.t, s.replicas[i], s.masters[i])
+			redistest.AwaitAgreement(n.t, s.all())
+		}
 		handOver := func() {
 			from := n.history.now()
 			s.promote(n.t, i, redistest.Agreed)
@@ -78,4 +81,5 @@ func (n *nemesis) moveSlots() {
 		pause := time.Duration(n.random.Int64N(int64(10 * time.Millisecond)))
 		redistest.MoveSlot(n.t, masters, slot, n.random.IntN(len(masters)), func() { time.Sleep(pause) })
 	}
+	redistest.AwaitAgreement(n.t, n.shards.all())
 }

@@ -27,7 +27,7 @@ func StartReplicatedCluster(t testing.TB, n int, args ...string) (masters, repli
 	for i := range masters {
 		AwaitInStep(t, masters[i], replicas[i])
 	}
-	awaitAgreement(t, append(masters, replicas...))
+	AwaitAgreement(t, append(masters, replicas...))
 	return masters, replicas
 }
 
@@ -76,8 +76,9 @@ func AwaitReplica(t testing.TB, replica, master *Server) {
 	})
 }
 
-// awaitAgreement waits until the nodes agree on who is a master and who a replica, and all slots are served.
-func awaitAgreement(t testing.TB, nodes []*Server) {
+// AwaitAgreement waits until the nodes of a Cluster agree on who is a master, who a replica, and who has which slots.
+// Without it a replica that is promoted may not know a slot that its master has just been given: then both are masters.
+func AwaitAgreement(t testing.TB, nodes []*Server) {
 	t.Helper()
 	Eventually(t, "a cluster whose nodes agree", func() bool {
 		views := map[string]bool{}
@@ -88,7 +89,8 @@ func awaitAgreement(t testing.TB, nodes []*Server) {
 			var view []string
 			for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
 				if fields := strings.Fields(line); len(fields) >= 4 {
-					view = append(view, strings.Join([]string{fields[0], strings.TrimPrefix(fields[2], "myself,"), fields[3]}, " "))
+					seen := append([]string{fields[0], strings.TrimPrefix(fields[2], "myself,"), fields[3]}, fields[min(8, len(fields)):]...)
+					view = append(view, strings.Join(seen, " "))
 				}
 			}
 			slices.Sort(view)
