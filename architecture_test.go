@@ -1,0 +1,79 @@
+// Package gatepost_test holds ARCHITECTURE.md to the code.
+package gatepost_test
+
+import (
+	"maps"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// row is a row of the table of folders: `folder` | decides | imports.
+var row = regexp.MustCompile("(?m)^\\| `([a-z0-9/]+)` \\| [^|]+ \\| ([^|]+) \\|$")
+
+// The table of folders in ARCHITECTURE.md names for each package the packages of ours that it imports, tests apart.
+// A new import is a decision: it is written there, or it is not made.
+func TestTheTableOfFoldersIsWhatTheCodeImports(t *testing.T) {
+	text, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := map[string]string{}
+	for _, found := range row.FindAllStringSubmatch(string(text), -1) {
+		table[found[1]] = found[2]
+	}
+	imports := ourImports(t)
+	for folder, want := range table {
+		if _, there := imports[folder]; !there {
+			t.Errorf("ARCHITECTURE.md names the folder %s, which has no package", folder)
+		} else if got := strings.Join(imports[folder], " "); got != names(want) {
+			t.Errorf("%s imports %q, ARCHITECTURE.md says %q", folder, got, names(want))
+		}
+	}
+	for _, folder := range slices.Sorted(maps.Keys(imports)) {
+		if table[folder] == "" {
+			t.Errorf("ARCHITECTURE.md does not name the folder %s, which imports %s", folder, strings.Join(imports[folder], ", "))
+		}
+	}
+}
+
+// names returns the code spans of a cell, sorted.
+func names(cell string) string {
+	var all []string
+	for _, span := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(cell, -1) {
+		all = append(all, span[1])
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
+}
+
+// ourImports returns the imports among the packages of this module, test kits and examples apart.
+func ourImports(t *testing.T) map[string][]string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
+	if err != nil {
+		t.Fatalf("listing the packages: %v", err)
+	}
+	all := map[string][]string{}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		folder, ours := strings.CutPrefix(fields[0], "gatepost/")
+		if !ours || apart.MatchString(folder) {
+			continue
+		}
+		all[folder] = []string{}
+		for _, imported := range fields[1:] {
+			if name, ours := strings.CutPrefix(imported, "gatepost/"); ours {
+				all[folder] = append(all[folder], name)
+			}
+		}
+		slices.Sort(all[folder])
+	}
+	return all
+}
+
+// apart are the folders that the table leaves out.
+var apart = regexp.MustCompile(`test$|^testcert$|^examples/|^e2e|^tokens/faultproxy$`)
