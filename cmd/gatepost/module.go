@@ -20,6 +20,7 @@ type envoyModule struct {
 	xds.Module
 	table   *table.Table // what Envoy decides; nil: nothing
 	without string       // why it decides nothing; empty: it does
+	release func() error // removes the table's folder; nil: it is not ours
 }
 
 // openModule puts the module and its table into the folder that Gatepost and Envoy share. If that cannot be, Envoy asks about each
@@ -62,8 +63,35 @@ func (s *settings) installModule(ctx context.Context) (*envoyModule, error) {
 	if err := s.tryModule(ctx, m.Module); err != nil {
 		return nil, err
 	}
+	if s.envoyPath != "" && m.useSharedMemory() == nil {
+		return m, nil
+	}
 	m.table, err = table.Create(m.Table, table.Decisions, nil)
 	return m, err
+}
+
+// useSharedMemory makes the table in the system's shared memory, if it has room there: the folder with the sockets may be on a disk.
+func (m *envoyModule) useSharedMemory() error {
+	dir, release, err := table.Folder()
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(dir, "decisions")
+	made, err := table.Create(path, table.Decisions, nil)
+	if err != nil {
+		return errors.Join(err, release())
+	}
+	m.Table, m.table, m.release = path, made, release
+	return nil
+}
+
+// close ends what Envoy decides.
+func (m *envoyModule) close() error {
+	err := m.table.Close()
+	if m.release != nil {
+		err = errors.Join(err, m.release())
+	}
+	return err
 }
 
 // tryModule has an Envoy of ours load the module before it serves anything. Another's says so itself when it connects.

@@ -275,7 +275,7 @@ func (s *sidecar) close() {
 		}
 	}
 	if s.module != nil {
-		if err := s.module.table.Close(); err != nil {
+		if err := s.module.close(); err != nil {
 			s.logger.Error("closing the table of decisions", "error", err)
 		}
 	}

@@ -14,3 +14,6 @@ func createFile(string, int) (mapping, func() error, error) { return nil, nil, e
 func (mapping) unmap() error { return nil }
 
 func boottime() time.Duration { return 0 }
+
+// Folder is for Linux.
+func Folder() (dir string, release func() error, err error) { return "", nil, errors.ErrUnsupported }

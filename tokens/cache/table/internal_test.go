@@ -66,3 +66,35 @@ func TestSizeOfTheDefault(t *testing.T) {
 		t.Errorf("%d bytes for %d decisions", info.Size(), len(made.owner))
 	}
 }
+
+// TestFolderOfAKilledProcessIsRemoved: and that of a living one is not.
+func TestFolderOfAKilledProcessIsRemoved(t *testing.T) {
+	parent := t.TempDir()
+	alive, release, err := folderIn(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killed, err := os.MkdirTemp(parent, filepath.Base(alive)[:len(filepath.Base(alive))-3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, _ := os.MkdirTemp(parent, "others-")
+	next, releaseNext, err := folderIn(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]bool{alive: true, killed: false, other: true, next: true} {
+		if _, err := os.Stat(dir); (err == nil) != want {
+			t.Errorf("%s is there: %v, want %v", dir, err == nil, want)
+		}
+	}
+	if err := release(); err != nil {
+		t.Error(err)
+	}
+	if err := releaseNext(); err != nil {
+		t.Error(err)
+	}
+	if left, _ := os.ReadDir(parent); len(left) != 1 {
+		t.Errorf("%d folders are left", len(left))
+	}
+}
