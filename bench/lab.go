@@ -76,6 +76,9 @@ func (l *lab) open(ctx context.Context) error {
 	if err := os.Mkdir(l.bin, 0o755); err != nil {
 		return err
 	}
+	if out, err := exec.CommandContext(ctx, filepath.Join(l.root, "tools", "module"), "build").CombinedOutput(); err != nil {
+		return fmt.Errorf("compiling the module: %w\n%s", err, out)
+	}
 	for module, packages := range programs {
 		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace", "-o", l.bin + string(filepath.Separator)}, packages...)...)
 		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as the Makefile and the image do

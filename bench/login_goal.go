@@ -28,7 +28,7 @@ func loginGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, err
 	if err != nil {
 		return nil, err
 	}
-	g, err := l.gatepost(ctx, "gatepost-login", dataPath(up, "1s"), dbOther)
+	g, err := l.gatepost(ctx, "gatepost-login", dataPath(up), dbOther)
 	if err != nil {
 		return nil, err
 	}

@@ -24,7 +24,7 @@ func tokensMemoryGoal(ctx context.Context, l *lab, wanted func(string) bool) ([]
 	if err != nil {
 		return nil, err
 	}
-	g, err := l.gatepost(ctx, "gatepost-tokens", dataPath(up, "1s"), dbOther)
+	g, err := l.gatepost(ctx, "gatepost-tokens", dataPath(up), dbOther)
 	if err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func opened(t *testing.T) *lab {
 // Each design lets good tokens pass and no others, and tells the service who calls: or its figure is of something else.
 func TestEveryDesignObeysTheSameRule(t *testing.T) {
 	l := opened(t)
-	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateLeases, gatePublic, gateNoLeases} {
+	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateAsking} {
 		s, err := l.subject(t.Context(), name)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

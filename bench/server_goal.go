@@ -95,7 +95,7 @@ func (l *lab) aloneGatepost(ctx context.Context) (subject, checks, error) {
 		return subject{}, checks{}, err
 	}
 	g := &gateway{address: "127.0.0.1:5500", file: filepath.Join(l.dir, "serve.yaml")} // where an Envoy would listen
-	if err := g.define(dataPath(up, "0s")); err != nil {
+	if err := g.define(dataPath(up)); err != nil {
 		return subject{}, checks{}, err
 	}
 	socket := "unix:" + filepath.Join(l.dir, "serve.sock")

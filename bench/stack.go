@@ -185,14 +185,13 @@ func (g *gateway) define(definitions string) error {
 }
 
 // dataPath is the definitions of the gateways that carry the load: one secured service, one public one.
-func dataPath(upstream *service, lease string) string {
+func dataPath(upstream *service) string {
 	return fmt.Sprintf(`tokens:
-  lease: %s
   authenticator: {url: "%s/users/authenticate"}
 services:
-  - {name: orders, path: /orders, allowed_methods: [GET, POST, PUT, DELETE], upstreams: ["%[2]s"]}
-  - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[2]s"]}
-`, lease, upstream.url())
+  - {name: orders, path: /orders, allowed_methods: [GET, POST, PUT, DELETE], upstreams: ["%[1]s"]}
+  - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"]}
+`, upstream.url())
 }
 
 // bareEnvoy starts an Envoy on a configuration of its own. authz is the data of peers/envoy/bare.yaml.
