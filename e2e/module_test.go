@@ -433,7 +433,7 @@ func TestModuleThatEnvoyRefuses(t *testing.T) {
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
-	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "Envoy refuses the module") {
+	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "the module is refused by Envoy") {
 		t.Errorf("the status says %q", reason)
 	}
 	if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {

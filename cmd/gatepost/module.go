@@ -50,7 +50,7 @@ func (s *settings) installModule(ctx context.Context) (*envoyModule, error) {
 	case s.redis != "" && s.cache == "off":
 		return nil, errors.New("tokens are not answered from memory (--cache off)")
 	case !isSocket:
-		return nil, errors.New("Envoy and Gatepost share no folder (--grpc is not a Unix socket)")
+		return nil, errors.New("no folder is shared with Envoy (--grpc is not a Unix socket)")
 	}
 	if dir = filepath.Dir(dir); !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("the path of the socket in --grpc is not absolute")
@@ -112,7 +112,7 @@ func (s *settings) tryModule(ctx context.Context, m xds.Module) error {
 	}
 	refused, err := envoy.Validate(ctx, s.envoyPath, probe)
 	if err == nil && refused != "" {
-		err = fmt.Errorf("Envoy refuses the module: %s", refused)
+		err = fmt.Errorf("the module is refused by Envoy: %s", refused)
 	}
 	return err
 }
