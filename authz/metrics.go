@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -32,8 +33,9 @@ type counts struct {
 
 // serviceCounts are the counters of a service.
 type serviceCounts struct {
-	decided [reasons]prometheus.Counter
-	hits    prometheus.Counter // requests that Envoy let pass by itself
+	label   string
+	decided [reasons]atomic.Pointer[prometheus.Counter] // made when first used: each costs some hundred bytes
+	hits    prometheus.Counter                          // requests that Envoy let pass by itself
 }
 
 // failures counts the checks that ended without an answer; Envoy's own 503 is what the client gets.
@@ -72,7 +74,16 @@ func (s *Server) register(r prometheus.Registerer) error {
 	return nil
 }
 
-func (c *counts) add(service string, r reason) { c.of(service).decided[r].Inc() }
+func (c *counts) add(service string, r reason) {
+	counters := c.of(service)
+	counter := counters.decided[r].Load()
+	if counter == nil {
+		made := c.decisions.WithLabelValues(counters.label, string(r.decision()), r.String())
+		counter = &made
+		counters.decided[r].Store(counter)
+	}
+	(*counter).Inc()
+}
 
 // addHits counts requests of a service that the module in Envoy let pass.
 func (c *counts) addHits(service string, n int64) {
@@ -105,10 +116,7 @@ func (c *counts) resolve(service string) *serviceCounts {
 	if counters := c.services[service]; counters != nil {
 		return counters
 	}
-	counters := &serviceCounts{hits: c.decisions.WithLabelValues(label, string(allowed), reasonModule)}
-	for r := range reasons {
-		counters.decided[r] = c.decisions.WithLabelValues(label, string(r.decision()), r.String())
-	}
+	counters := &serviceCounts{label: label, hits: c.decisions.WithLabelValues(label, string(allowed), reasonModule)}
 	c.services[service] = counters
 	return counters
 }

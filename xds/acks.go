@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -126,6 +127,9 @@ func (c callbacks) OnDeltaStreamClosed(id int64, _ *corev3.Node) {
 	c.s.advance()
 }
 
+// maxPending bounds the responses of one type that a peer has not answered.
+const maxPending = 64
+
 // OnStreamDeltaResponse notes what is about to be sent, under the nonce by which it will be answered.
 func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.s.mu.Lock()
@@ -144,7 +148,11 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	if half {
 		out.version = ""
 	}
-	e.of(resp.GetTypeUrl()).pending[resp.GetNonce()] = out
+	pending := e.of(resp.GetTypeUrl()).pending
+	if len(pending) >= maxPending { // no Envoy leaves so many unanswered; what it says of these later is ignored
+		clear(pending)
+	}
+	pending[resp.GetNonce()] = out
 	c.s.metrics.pushes.WithLabelValues(name).Inc()
 }
 
@@ -223,7 +231,9 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	if answered.target == nil || answered.target == s.proven || !counts {
 		return // superseded, or the best that there is, or no reason to take it from others
 	}
-	e.rejected = append(e.rejected, e.nack)
+	if !slices.ContainsFunc(e.rejected, func(one *Rejection) bool { return one.Version == e.nack.Version }) {
+		e.rejected = append(e.rejected, e.nack)
+	}
 	s.reject(e.nack)
 	if answered.target == s.rollout.target {
 		s.refusal = e.nack

@@ -179,7 +179,7 @@ func TestGuessesCountForOneUserHoweverTheyAreSpelled(t *testing.T) {
 	logins := []struct{ contentType, text string }{
 		{jsonType, `{"username":"12345"}`}, {jsonType, `{"username":12345}`}, {formType, "username=12345"},
 		{formType, "username=+12345+"}, {jsonType, `{"USERNAME":"１２３４５"}`}, {jsonType, `{"username":"1\u03012345"}`},
-		{formType, "username=1%E2%80%8B2345"},
+		{formType, "username=1%E2%80%8B2345"}, {formType, "username=0012345"}, {formType, "username=1_2345"}, {formType, "username=%2B12345"},
 	}
 	for _, c := range append(logins, ambiguous...) {
 		g.call("POST", "/token", c.text, "Content-Type", c.contentType)

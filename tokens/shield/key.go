@@ -1,6 +1,7 @@
 package shield
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"net/netip"
@@ -40,12 +41,22 @@ func UserKey(name string) Key { return hash('u', []byte(Normalise(name))) }
 // upper and lower case, accents and other marks (MySQL's collations), invisible characters, runs of space (LDAP, RFC 4518
 // §2.6.1). Two users whose names become the same share one limit, and nothing else.
 func Normalise(name string) string {
-	if isASCII(name) { // of the rules below, only those for case and space apply
-		return strings.Join(strings.Fields(strings.ToLower(name)), " ")
+	if isASCII(name) { // of the rules below, only those for case, space and numbers apply
+		return number(strings.Join(strings.Fields(strings.ToLower(name)), " "))
 	}
 	name = bare(name)
 	name = bare(cases.Fold().String(strings.ToUpper(name))) // upper case first: the dotless ı becomes I, and then i
-	return strings.Join(strings.Fields(name), " ")
+	return number(strings.Join(strings.Fields(name), " "))
+}
+
+// number returns a name that is a decimal number without its plus sign, its leading zeros and underscores: a user
+// service that compares numbers (an integer column, Python's int) takes 007 and 0_07 for 7. Other names stay.
+func number(name string) string {
+	digits := strings.ReplaceAll(strings.TrimPrefix(name, "+"), "_", "")
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		return name
+	}
+	return cmp.Or(strings.TrimLeft(digits, "0"), "0")
 }
 
 func isASCII(s string) bool {
