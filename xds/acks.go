@@ -231,9 +231,7 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	if answered.target == nil || answered.target == s.proven || !counts {
 		return // superseded, or the best that there is, or no reason to take it from others
 	}
-	if !slices.ContainsFunc(e.rejected, func(one *Rejection) bool { return one.Version == e.nack.Version }) {
-		e.rejected = append(e.rejected, e.nack)
-	}
+	e.rejected = append(slices.DeleteFunc(e.rejected, func(one *Rejection) bool { return one.Version == e.nack.Version }), e.nack)
 	s.reject(e.nack)
 	if answered.target == s.rollout.target {
 		s.refusal = e.nack
