@@ -354,7 +354,7 @@ func TestModuleSetting(t *testing.T) {
 		"default":             {nil, true, ""},
 		"on":                  {[]string{"--module", "on"}, true, ""},
 		"off":                 {[]string{"--module", "off"}, false, "--module off"},
-		"Envoy elsewhere":     {[]string{"--grpc", envoytest.Addr(t)}, false, "share no folder"},
+		"Envoy elsewhere":     {[]string{"--grpc", envoytest.Addr(t)}, false, "no folder is shared"},
 		"nothing from memory": {[]string{"--redis", redistest.Start(t).URL(), "--cache", "off"}, false, "--cache off"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -377,7 +377,7 @@ func TestModuleSetting(t *testing.T) {
 		c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
 		g := prepare(t, c.definitions(""), setup{Args: []string{"--module", "on", "--grpc", envoytest.Addr(t)}})
 		g.Run()
-		if code := g.ExitCode(); code != 1 || !strings.Contains(g.Log(), "share no folder") {
+		if code := g.ExitCode(); code != 1 || !strings.Contains(g.Log(), "no folder is shared") {
 			t.Errorf("exit %d:\n%s", code, g.Log())
 		}
 	})
