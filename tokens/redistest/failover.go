@@ -1,7 +1,7 @@
 package redistest
 
 import (
-	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -76,28 +76,50 @@ func AwaitReplica(t testing.TB, replica, master *Server) {
 	})
 }
 
-// AwaitAgreement waits until the nodes of a Cluster agree on who is a master, who a replica, and who has which slots.
-// Without it a replica that is promoted may not know a slot that its master has just been given: then both are masters.
+// AwaitAgreement waits until the nodes of a Cluster agree on who is a master, who a replica, who has which slots, and on
+// every epoch, and until no two masters have the same epoch. A move of a slot raises the epoch of a master without asking
+// the others, and a collision raises it again. A replica that is promoted before it knows that epoch may win with the same
+// one: then both are masters, and the wrong one may step back.
 func AwaitAgreement(t testing.TB, nodes []*Server) {
 	t.Helper()
 	Eventually(t, "a cluster whose nodes agree", func() bool {
 		views := map[string]bool{}
 		for _, node := range nodes {
-			if !strings.Contains(node.Do("CLUSTER", "INFO"), "cluster_state:ok") {
+			view, settled := viewOf(node)
+			if !settled {
 				return false
 			}
-			var view []string
-			for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
-				if fields := strings.Fields(line); len(fields) >= 4 {
-					seen := append([]string{fields[0], strings.TrimPrefix(fields[2], "myself,"), fields[3]}, fields[min(8, len(fields)):]...)
-					view = append(view, strings.Join(seen, " "))
-				}
-			}
-			slices.Sort(view)
-			views[strings.Join(view, "\n")] = len(view) == len(nodes)
+			views[strings.Join(view, "\n")] = len(view) == len(nodes)+1
 		}
-		return len(views) == 1 && !strings.Contains(fmt.Sprint(views), "handshake")
+		return len(views) == 1 && !slices.Contains(slices.Collect(maps.Values(views)), false)
 	})
+}
+
+// viewOf is what a node of a Cluster knows: the current epoch, and a line for each node. It is settled if the node serves
+// all slots, no handshake is under way and no two masters have the same epoch.
+func viewOf(node *Server) (view []string, settled bool) {
+	info := node.Do("CLUSTER", "INFO")
+	_, epoch, _ := strings.Cut(info, "cluster_current_epoch:")
+	epoch, _, _ = strings.Cut(epoch, "\r\n")
+	settled = strings.Contains(info, "cluster_state:ok")
+	epochs := map[string]bool{}
+	for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
+		fields := strings.Fields(line) // id address flags master ping-sent pong-received config-epoch link-state slot...
+		if len(fields) < 8 {
+			continue
+		}
+		flags := strings.TrimPrefix(fields[2], "myself,")
+		master := strings.HasPrefix(flags, "master")
+		if strings.Contains(flags, "handshake") || (master && epochs[fields[6]]) {
+			settled = false
+		}
+		if master {
+			epochs[fields[6]] = true
+		}
+		view = append(view, strings.Join(append([]string{fields[0], flags, fields[3], fields[6]}, fields[8:]...), " "))
+	}
+	slices.Sort(view)
+	return append(view, epoch), settled
 }
 
 func isMaster(s *Server) bool { return replication(s)["role"] == "master" }
