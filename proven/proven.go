@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -101,7 +102,7 @@ type Answer struct {
 	// Doubt is why an acknowledged version is not proven; empty where it is, or the question is still open.
 	Doubt string
 
-	waitedFor bool
+	waitedFor, counts bool
 }
 
 // New makes a Prover, which does nothing until it runs.
@@ -112,11 +113,10 @@ func New(config Config) *Prover {
 	return &Prover{config: config, answers: map[stream]*answers{}, changed: make(chan struct{})}
 }
 
-// Counts reports whether the i-th Envoy has a say: it has acknowledged a configuration, and it is trusted or has
-// answered. An acknowledgement alone may come from anybody who can connect.
-func (s Status) Counts(i int) bool {
-	return s.Envoys[i].Acked != "" && (s.Envoys[i].Trusted || s.Answers[i].Serving != "")
-}
+// Counts reports whether the i-th Envoy counts: it has acknowledged a configuration, and it is trusted, or no trusted
+// Envoy is connected and it has answered. Anybody who can connect can send an acknowledgement, and can answer at their
+// own address.
+func (s Status) Counts(i int) bool { return s.Answers[i].counts }
 
 // Missing returns nil if an Envoy that counts is connected, else what is missing.
 func (s Status) Missing() error {
@@ -161,6 +161,7 @@ func (s Status) Answered() bool {
 // Status tells how things stand. What it returns is the caller's.
 func (p *Prover) Status() Status {
 	status := Status{Status: p.config.Control.Status()}
+	withTrusted := slices.ContainsFunc(status.Envoys, func(e xds.EnvoyStatus) bool { return e.Trusted })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, e := range status.Envoys {
@@ -173,6 +174,7 @@ func (p *Prover) Status() Status {
 			out.Doubt = a.doubt.Error()
 		}
 		out.waitedFor = !out.Proven && !a.silent
+		out.counts = e.Acked != "" && (e.Trusted || !withTrusted && a.serving != "")
 		status.Answers = append(status.Answers, out)
 	}
 	return status

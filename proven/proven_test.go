@@ -123,7 +123,7 @@ func TestAnEnvoyIsProvenWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
 		c.publishes("v1", "v1", "a")
 		synctest.Wait()
 		got := p.Status()
-		if !got.Applied() || !got.Answered() || got.Answers[0] != (Answer{Serving: "v1", Proven: true}) {
+		if !got.Applied() || !got.Answered() || got.Answers[0] != (Answer{Serving: "v1", Proven: true, counts: true}) {
 			t.Fatalf("after it: %+v", got)
 		}
 		wait(time.Hour)
@@ -201,6 +201,33 @@ func TestAnAcknowledgementOfAStrangerIsNone(t *testing.T) {
 		got := p.Status()
 		if err := got.Missing(); got.Applied() || err == nil || !strings.Contains(err.Error(), "stranger") || !strings.Contains(err.Error(), "connection refused") {
 			t.Fatalf("with a stranger alone: applied %v, missing %v", got.Applied(), err)
+		}
+	})
+}
+
+// It can also answer at its own address.
+func TestAnswersOfAStrangerDoNotCountBesideATrustedEnvoy(t *testing.T) {
+	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+		e.say("v1", nil)
+		c.publishes("v1", "v1", "envoy", "stranger")
+		for _, step := range []struct {
+			what, acked    string // acked by the trusted Envoy
+			applied, ready bool
+		}{
+			{"the trusted Envoy has acknowledged nothing", "", false, false},
+			{"it has another version", "v0", false, true},
+			{"it has the version", "v1", true, true},
+		} {
+			c.mu.Lock()
+			c.status.Envoys[0].Trusted, c.status.Envoys[0].Acked = true, step.acked
+			close(c.changed)
+			c.changed = make(chan struct{})
+			c.mu.Unlock()
+			synctest.Wait()
+			got := p.Status()
+			if got.Answers[1].Serving != "v1" || got.Applied() != step.applied || (got.Missing() == nil) != step.ready {
+				t.Errorf("%s: applied %v, missing %v, %+v", step.what, got.Applied(), got.Missing(), got.Answers)
+			}
 		}
 	})
 }

@@ -60,6 +60,7 @@ func (e *envoy) hasAckedPart(of *Snapshot) bool {
 
 // subscription is what one Envoy has of one type.
 type subscription struct {
+	began   bool            // its first request has come
 	acked   string          // the version of the set that it has; "" where that is not known
 	pending map[string]sent // :: nonce → what it was sent and has not answered yet
 }
@@ -203,14 +204,22 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 // subscribed hears what an Envoy that comes back still has. Where that is what is being served, nothing is sent,
 // and so nothing will be acknowledged.
 func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
-	has := req.GetInitialResourceVersions()
-	if req.GetTypeUrl() == resourcev3.ClusterType && (e.trusted || len(s.activeEnvoys()) == 0) {
+	has, sub := req.GetInitialResourceVersions(), e.of(req.GetTypeUrl())
+	first := !sub.began
+	sub.began = true
+	if first && req.GetTypeUrl() == resourcev3.ClusterType && s.mayKeep(e) {
 		s.keep(has)
 	}
 	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && serving.equals(has) {
-		e.of(req.GetTypeUrl()).acked = serving.version
+		sub.acked = serving.version
 		s.advance()
 	}
+}
+
+// mayKeep reports whether the clusters that an Envoy has from before are kept for it: if it is trusted, or if none is
+// active that would be sent them too.
+func (s *Server) mayKeep(e *envoy) bool {
+	return e.trusted || len(s.activeEnvoys()) == 0 && slices.Contains(s.voters(), e)
 }
 
 // nacked records a rejection. If it counts, its version is never sent again.
@@ -231,8 +240,8 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	if answered.target == nil || answered.target == s.proven || !counts {
 		return // superseded, or the best that there is, or no reason to take it from others
 	}
-	e.rejected = append(slices.DeleteFunc(e.rejected, func(one *Rejection) bool { return one.Version == e.nack.Version }), e.nack)
 	s.reject(e.nack)
+	e.rejected = slices.DeleteFunc(append(e.rejected, e.nack), func(one *Rejection) bool { return s.rejected[one.Version] != one })
 	if answered.target == s.rollout.target {
 		s.refusal = e.nack
 		s.rollout.stop()
@@ -243,10 +252,14 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 // mayReject reports whether the rejection of a snapshot by this Envoy is one for all: if it was active before, or if
 // no other is active and none that replies has taken any of it.
 func (s *Server) mayReject(e *envoy, snapshot *Snapshot) bool {
+	voters := s.voters()
+	if !slices.Contains(voters, e) {
+		return false
+	}
 	if e.active() {
 		return true
 	}
-	for _, other := range s.envoys {
+	for _, other := range voters {
 		if other != e && (other.active() || other.hasAckedPart(snapshot)) {
 			return false
 		}
@@ -283,29 +296,34 @@ func (s *Server) reject(r *Rejection) {
 	delete(s.rejected, oldest.Version)
 }
 
-// activeEnvoys returns the Envoys that are active and not lagging.
-func (s *Server) activeEnvoys() []*envoy {
-	var active []*envoy
+// voters returns the Envoys whose ACKs and NACKs count for others: the trusted ones or, if none is connected, all. On a
+// listener for plain TCP nobody is trusted, so there all peers count the same.
+func (s *Server) voters() []*envoy {
+	var trusted, all []*envoy
 	for _, e := range s.envoys {
-		if e.active() && !e.lagging {
-			active = append(active, e)
+		all = append(all, e)
+		if e.trusted {
+			trusted = append(trusted, e)
 		}
 	}
-	return active
+	if len(trusted) > 0 {
+		return trusted
+	}
+	return all
 }
 
-// awaited returns the Envoys that a change waits for: the active ones or, if there are none, all that are not lagging.
+// activeEnvoys returns the voters that are active and not lagging.
+func (s *Server) activeEnvoys() []*envoy {
+	return slices.DeleteFunc(s.voters(), func(e *envoy) bool { return !e.active() || e.lagging })
+}
+
+// awaited returns the Envoys that a change waits for: the active ones or, if there are none, all voters that are not
+// lagging.
 func (s *Server) awaited() []*envoy {
 	if active := s.activeEnvoys(); len(active) > 0 {
 		return active
 	}
-	var connected []*envoy
-	for _, e := range s.envoys {
-		if !e.lagging {
-			connected = append(connected, e)
-		}
-	}
-	return connected
+	return slices.DeleteFunc(s.voters(), func(e *envoy) bool { return e.lagging })
 }
 
 // logged runs a log call about an Envoy. Streams that never were active are many if a stranger makes them, so only some

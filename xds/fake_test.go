@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +42,8 @@ type control struct {
 	*Server
 	t        testing.TB
 	listener *bufconn.Listener
+	server   *grpc.Server
+	dial     func() (net.Conn, error) // how Envoys connect
 	registry *prometheus.Registry
 }
 
@@ -48,16 +51,35 @@ func startControl(t testing.TB, opts ServerOptions) *control {
 	t.Helper()
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
 	c.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry)
-	server := grpc.NewServer(grpc.WaitForHandlers(true))
-	c.Register(server)
+	c.server, c.dial = grpc.NewServer(grpc.WaitForHandlers(true)), c.listener.Dial
+	c.Register(c.server)
+	c.serveOn(c.listener)
+	return c
+}
+
+func (c *control) serveOn(listener net.Listener) {
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(c.listener) }()
-	t.Cleanup(func() {
+	go func() { served <- c.server.Serve(listener) }()
+	c.t.Cleanup(func() {
 		c.Close()
-		server.Stop()
+		c.server.Stop()
 		<-served
 	})
-	return c
+}
+
+// connectTrusted starts an Envoy that connects by a Unix socket.
+func (c *control) connectTrusted(node string, judge func(*discoveryv3.DeltaDiscoveryResponse) string) *fakeEnvoy {
+	c.t.Helper()
+	path := filepath.Join(c.t.TempDir(), "grpc.sock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.serveOn(listener)
+	before := c.dial
+	c.dial = func() (net.Conn, error) { return net.Dial("unix", path) }
+	defer func() { c.dial = before }()
+	return c.connect(node, judge)
 }
 
 func (c *control) publish(s *Snapshot) {
@@ -126,12 +148,13 @@ func (c *control) connect(node string, judge func(*discoveryv3.DeltaDiscoveryRes
 	c.t.Helper()
 	e := &fakeEnvoy{control: c, node: node, judge: judge, done: make(chan struct{}),
 		has: map[string]map[string]string{}, bodies: map[string]*discoveryv3.Resource{}}
+	dial := c.dial
 	for _, b := range before {
 		e.has, e.bodies = b.has, b.bodies
 	}
 	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return c.listener.Dial() }))
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return dial() }))
 	if err != nil {
 		c.t.Fatal(err)
 	}

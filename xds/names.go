@@ -29,7 +29,9 @@ func (s *Server) newNames() []named {
 	return slices.DeleteFunc(changed, func(c named) bool { return !c.looksUp || r.before.clusters.get(c.name) != nil })
 }
 
-// maxLookups bounds how many names are looked up at once.
+// maxLookups bounds for how many clusters of a change names are looked up at once. A service has one cluster, so its
+// names, however many and slow, take one of these slots. If the name servers of this many services are silent, the others
+// of the same change may find no slot; they wait LookupTimeout at most, and then Envoy alone looks up their names.
 const maxLookups = 64
 
 // resolve looks up the names of clusters, and resumes the rollout as they are found. A cluster whose names are not found,

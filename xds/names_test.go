@@ -183,6 +183,33 @@ func TestTheFirstRequestToANewServiceFindsItsUpstream(t *testing.T) {
 	}
 }
 
+// The names of one service share a slot. If silent ones took more, the second service would have none.
+func TestSilentNamesOfAServiceTakeNoSlotOfAnother(t *testing.T) {
+	found := make(chan struct{})
+	opts := ServerOptions{Grace: time.Hour, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: time.Millisecond}
+	opts.Lookup = func(ctx context.Context, host string) error {
+		if host == "good.test" {
+			close(found)
+			return nil
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	c := startControl(t, opts)
+	c.connect("envoy", acceptAll)
+	c.serves(withServices(t, "a"))
+	var silent []string
+	for i := range 2 * maxLookups {
+		silent = append(silent, fmt.Sprintf("http://silent%d.test", i))
+	}
+	c.publish(build(t, `services:
+  - {name: a, path: /a, upstreams: ["http://127.0.0.1:8080"]}
+  - {name: b, path: /b, upstreams: [`+strings.Join(silent, ", ")+`]}
+  - {name: c, path: /c, upstreams: [http://good.test]}
+`))
+	<-found
+}
+
 // A name that is never found is not waited for for ever.
 func TestANameThatIsNotFoundEndsTheWait(t *testing.T) {
 	opts := patient

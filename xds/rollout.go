@@ -3,6 +3,7 @@ package xds
 import (
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
@@ -135,7 +136,7 @@ func (s *Server) retire(target *Snapshot) {
 	r.retired = retired
 }
 
-// maxKept bounds how many clusters from before are kept.
+// maxKept bounds how many clusters from before are kept, of all Envoys together.
 const maxKept = 20_000
 
 // keep has an Envoy that comes from before this Server's time keep the clusters that it has, for as long as others
@@ -143,9 +144,16 @@ const maxKept = 20_000
 // is not sent to an Envoy that has them, and to any other no route leads there.
 func (s *Server) keep(has map[string]string) {
 	r := &s.rollout
+	if r.target == nil {
+		return
+	}
+	room := maxKept - r.keptClusters()
 	unknown := map[string]*resource{}
 	for name, version := range has {
-		if r.target == nil || r.view.clusters.get(name) != nil || len(unknown) == maxKept {
+		if len(unknown) >= room {
+			break
+		}
+		if !strings.HasPrefix(name, clusterOf) || r.view.clusters.get(name) != nil {
 			continue
 		}
 		if r.retired == nil {
@@ -165,6 +173,16 @@ func (s *Server) keep(has map[string]string) {
 	r.view.clusters = r.view.clusters.with(unknown)
 	r.view.clusters.seal()
 	s.serve()
+}
+
+func (r *rollout) keptClusters() int {
+	count := 0
+	for _, c := range r.view.clusters.all {
+		if c.kept {
+			count++
+		}
+	}
+	return count
 }
 
 // clustersFor is the target's clusters, and the retired ones beside them.

@@ -2,8 +2,10 @@ package xds
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -127,7 +130,7 @@ func TestTheClustersOfAStrangerReachNobodyElse(t *testing.T) {
 	e := c.connect("envoy", acceptAll)
 	c.serves(withServices(t, "a"))
 	e.transcript()
-	stranger := &fakeEnvoy{bodies: map[string]*discoveryv3.Resource{}, has: map[string]map[string]string{resourcev3.ClusterType: {"service/b": withServices(t, "b").clusters.get("service/b").version}}}
+	stranger := clustersOf(map[string]string{"service/b": withServices(t, "b").clusters.get("service/b").version})
 	c.connect("stranger", acceptAll, stranger)
 	c.eventually("the stranger has what is served", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Acked != "" })
 	c.serves(withServices(t, "a", "b"))
@@ -140,7 +143,7 @@ func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
 	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Minute, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	next := withServices(t, "a", "b")
-	stranger := &fakeEnvoy{bodies: map[string]*discoveryv3.Resource{}, has: map[string]map[string]string{resourcev3.ClusterType: {"service/b": next.clusters.get("service/b").version}}}
+	stranger := clustersOf(map[string]string{"service/b": next.clusters.get("service/b").version})
 	c.connect("stranger", acceptAll, stranger)
 	c.eventually("the stranger has what is served", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Acked != "" })
 	e := c.connect("envoy", acceptAll)
@@ -151,6 +154,170 @@ func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
 	if got, want := string(e.bodies["cluster service/b"].GetResource().GetValue()), string(next.clusters.get("service/b").raw); got != want {
 		t.Fatalf("the cluster is %q, want %q", got, want)
 	}
+}
+
+// A peer that has acknowledged a version counts as an Envoy. On plain TCP nothing tells the two apart, so its rejection
+// rolls back the next version for all (SECURITY.md), and a change waits Patience for its reply, once
+// (TestAnEnvoyThatHangsHoldsUpOneChangeAtMost).
+func TestOnPlainTCPAPeerThatHasAcknowledgedMayReject(t *testing.T) {
+	c := startControl(t, quick)
+	c.connect("envoy", acceptAll)
+	peer := c.connect("peer", acceptAll)
+	c.eventually("both are there", func(s Status) bool { return len(s.Envoys) == 2 })
+	first, next := withServices(t, "a"), withServices(t, "a", "b")
+	c.servesAll(first)
+	peer.judges(refuseAll)
+	c.publish(next)
+	if err := c.proven(next); !errors.Is(err, ErrRejected) {
+		t.Fatalf("got %v", err)
+	}
+	if got := c.Status(); got.Version != first.Version || got.Rejected == nil || got.Rejected.Node != "peer" {
+		t.Fatalf("status %+v", got)
+	}
+}
+
+// If an Envoy is connected by a Unix socket or with a certificate, a peer that is not has no say, whatever it has
+// acknowledged before.
+func TestATrustedEnvoyIsNotOverruled(t *testing.T) {
+	for _, name := range []string{"by a rejection", "by silence"} {
+		t.Run(name, func(t *testing.T) {
+			held, release := hold()
+			judge := refuseAll
+			if name == "by silence" {
+				judge = func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" }
+			}
+			c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+			peer := c.connect("peer", acceptAll)
+			c.serves(withServices(t, "a")) // alone, the peer counts
+			e := c.connectTrusted("envoy", acceptAll)
+			c.eventually("the Envoy is active", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[0].Acked != "" })
+			peer.judges(judge)
+			t.Cleanup(release)
+			next := withServices(t, "a", "b")
+			c.serves(next)
+			if name == "by a rejection" {
+				c.eventually("the peer's rejection", func(s Status) bool { return s.Envoys[1].Nack != nil })
+			}
+			if got := c.Status(); got.Version != next.Version || got.Rejected != nil || c.Rejects(next.Version) {
+				t.Fatalf("status %+v", got)
+			}
+			if err := e.dangling(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// A trusted Envoy that has not acknowledged anything yet does not lose its clusters or its start to such a peer either.
+func TestAPeerBesideATrustedEnvoyProvesNothing(t *testing.T) {
+	c := startControl(t, quick)
+	held, release := hold()
+	c.connectTrusted("envoy", func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
+	t.Cleanup(release)
+	c.eventually("it is there", func(s Status) bool { return len(s.Envoys) == 1 && s.Envoys[0].Trusted && s.Envoys[0].Node != "" })
+	c.connect("peer", acceptAll, clustersOf(map[string]string{"service/b": "1"}))
+	only := withServices(t, "a")
+	c.publish(only)
+	c.eventually("the peer has it", func(s Status) bool { return len(s.Envoys) == 2 && s.Envoys[1].Acked == only.Version })
+	if got := c.Status(); got.Proven != "" {
+		t.Fatalf("status %+v", got)
+	}
+	if c.isKept("service/b") {
+		t.Error("its clusters are kept")
+	}
+	release()
+	if err := c.proven(only); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clustersOf is an Envoy from before that has clusters of these names and versions.
+func clustersOf(versions map[string]string) *fakeEnvoy {
+	return &fakeEnvoy{bodies: map[string]*discoveryv3.Resource{}, has: map[string]map[string]string{resourcev3.ClusterType: versions}}
+}
+
+func (c *control) isKept(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rollout.view.clusters.get(name) != nil
+}
+
+func TestOnlyTheFirstRequestOfAStreamNamesClustersToKeep(t *testing.T) {
+	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	c.publish(withServices(t, "a"))
+	stream := c.stream(t)
+	for _, name := range []string{"service/one", "service/two"} {
+		err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "x"}, TypeUrl: resourcev3.ClusterType,
+			InitialResourceVersions: map[string]string{name: "1", "elsewhere/" + name: "1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A reply to the last request shows that those before were read.
+	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ListenerType}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.GetTypeUrl() == resourcev3.ListenerType {
+			break
+		}
+	}
+	for name, want := range map[string]bool{"service/one": true, "elsewhere/service/one": false, "service/two": false} {
+		if got := c.isKept(name); got != want {
+			t.Errorf("%s: kept %v, want %v", name, got, want)
+		}
+	}
+}
+
+// However many streams name clusters, the view has so many of them and no more.
+func TestKeptClustersAreBounded(t *testing.T) {
+	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	c.publish(withServices(t, "a"))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := len(c.rollout.view.clusters.all)
+	for stream := range 3 {
+		has := map[string]string{}
+		for i := range maxKept / 2 {
+			has[fmt.Sprintf("service/%d-%d", stream, i)] = "1"
+		}
+		c.keep(has)
+	}
+	if got, want := len(c.rollout.view.clusters.all), before+maxKept; got != want {
+		t.Errorf("%d clusters in the view, want %d", got, want)
+	}
+	if got := len(c.rollout.retired); got != maxKept {
+		t.Errorf("%d clusters retired, want %d", got, maxKept)
+	}
+}
+
+// A peer that answers nothing, and one that rejects everything, leave a bounded trace.
+func TestWhatIsRememberedOfAStreamIsBounded(t *testing.T) {
+	c := startControl(t, quick)
+	c.publish(withServices(t, "a"))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := &envoy{types: map[string]*subscription{}}
+	c.envoys[1] = e
+	call := callbacks{c.Server}
+	for i := range 2 * mostRejected {
+		nonce, target := strconv.Itoa(i), &Snapshot{Version: strconv.Itoa(i)}
+		c.mu.Unlock()
+		call.OnStreamDeltaResponse(1, nil, &discoveryv3.DeltaDiscoveryResponse{TypeUrl: resourcev3.ListenerType, Nonce: nonce})
+		c.mu.Lock()
+		c.nacked(e, &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resourcev3.ClusterType, ErrorDetail: &rpcstatus.Status{}}, sent{target: target})
+	}
+	if got := len(e.of(resourcev3.ListenerType).pending); got > maxPending {
+		t.Errorf("%d responses are pending, want %d at most", got, maxPending)
+	}
+	if got := len(e.rejected); got > mostRejected {
+		t.Errorf("%d rejections are remembered, want %d at most", got, mostRejected)
+	}
+	delete(c.envoys, 1)
 }
 
 func TestWhatAPeerSaysIsBounded(t *testing.T) {
