@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"gatepost/envoy"
 	"gatepost/xds"
@@ -54,15 +53,4 @@ func bootstrapCommand(s *settings) *cobra.Command {
 	command.Flags().StringVar(&host, "envoy-host", "", "the `HOST` at which Gatepost reaches this Envoy's listener to verify changes (none: where its connection comes from)")
 	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "where this Envoy's own admin interface listens: a loopback `ADDR` or unix:/path (none: nowhere)")
 	return command
-}
-
-// useSockets makes Gatepost and its own Envoy talk over Unix sockets in a folder that nobody else can enter, save
-// where an address was given.
-func (s *settings) useSockets(flags *pflag.FlagSet, dir envoy.Dir) {
-	if !flags.Changed("grpc") {
-		s.grpc, s.ownEnvoy = dir.GRPC(), true
-	}
-	if !flags.Changed("http") {
-		s.http = dir.HTTP()
-	}
 }

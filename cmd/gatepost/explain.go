@@ -17,7 +17,6 @@ import (
 	"gatepost/admin"
 	"gatepost/authz"
 	"gatepost/definitions"
-	"gatepost/envoy"
 	"gatepost/explain"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/redisconn"
@@ -73,9 +72,9 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	}
 	var sessions authz.Sessions
 	if s.redis != "" {
-		options, err := redisconn.ParseURL(s.redis)
+		options, err := s.redisOptions()
 		if err != nil {
-			return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
+			return nil, err
 		}
 		store := redisstore.New(redisconn.Open(options))
 		defer store.Close()
@@ -175,11 +174,6 @@ func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definit
 		return nil, err
 	}
 	return store.Load(ctx, newest)
-}
-
-// xdsOptions are what a gateway with these settings builds Envoy's configuration with.
-func (s *settings) xdsOptions() xds.Options {
-	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: s.caFile, Listen: s.listen}
 }
 
 var errHeader = errors.New("reading --header: want 'Name: value'")

@@ -1,6 +1,6 @@
-// Command gatepost is an Envoy sidecar: it tells Envoy what to serve, decides for each request whether it may
-// pass, and issues the tokens. This folder wires the parts, in start order, and reads flags and environment;
-// it decides nothing about a request.
+// Command gatepost is an Envoy sidecar: it sends Envoy its configuration, decides for each request whether it may
+// pass, and issues the tokens. This folder reads flags and environment and prints the output of the commands. Package
+// gateway assembles and runs the parts.
 package main
 
 import (
@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"gatepost/logqueue"
 )
 
 // The exit codes.
@@ -56,7 +58,7 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 
 // printError prints why a command failed. A standard error that nobody reads does not keep the process from ending.
 func printError(stderr io.Writer, format string, args ...any) {
-	queue := newLogQueue(stderr)
+	queue := logqueue.New(stderr)
 	fmt.Fprintf(queue, format, args...)
 	_ = queue.Close()
 }

@@ -17,12 +17,26 @@ import (
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/redisconn"
 )
 
 // The commands of this file read and change the definitions in Redis.
 
 // provenTimeout is for how long a change waits, unless told otherwise, until every gateway has proven it.
 const provenTimeout = 30 * time.Second
+
+// openRevisions opens the definitions in the Redis that --redis names, which need not be there yet.
+func (s *settings) openRevisions() (store *revisions.Store, closeStore func() error, err error) {
+	if s.redis == "" {
+		return nil, nil, errNoRedis
+	}
+	options, err := s.redisOptions()
+	if err != nil {
+		return nil, nil, err
+	}
+	client := redisconn.Open(options).Client()
+	return revisions.New(client), client.Close, nil
+}
 
 // change is a command that stores a revision.
 type change struct {

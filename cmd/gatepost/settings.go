@@ -1,16 +1,23 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"gatepost/definitions"
+	"gatepost/gateway"
+	"gatepost/logqueue"
+	"gatepost/redisconn"
 	"gatepost/xds"
 )
 
@@ -24,10 +31,6 @@ type settings struct {
 	pprof                                         bool
 	listen                                        string // as ip:port; empty: as the definitions say
 	logLevel, logFormat                           string
-	// ownEnvoy says that no Envoy but this process's own can ask it: they begin and end together.
-	ownEnvoy bool
-	// envoyPath is that Envoy; empty: another starts it.
-	envoyPath string
 	// adminNamed says that --admin stands on the command line: whoever names a gateway wants that one to be asked. The
 	// environment does not say so; it is a container's, whether a gateway runs or not.
 	adminNamed bool
@@ -93,9 +96,68 @@ func (s *settings) readListen() (err error) {
 	return nil
 }
 
+// configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
+const configRedis = "redis"
+
+// modes are the values of --module.
+var modes = map[string]gateway.ModuleMode{"auto": gateway.ModuleAuto, "on": gateway.ModuleOn, "off": gateway.ModuleOff}
+
+// gatewayConfig returns the gateway that the settings describe, without a logger.
+func (s *settings) gatewayConfig() (gateway.Config, error) {
+	config := gateway.Config{
+		Definitions: s.config, Listen: s.listen, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
+		GRPCTLS: s.grpcTLS, Admin: s.admin, Profiles: s.pprof, CAFile: s.caFile, Version: version,
+	}
+	if err := s.requireConfig(); err != nil {
+		return config, err
+	}
+	if s.cache != "on" && s.cache != "off" {
+		return config, usageError{fmt.Errorf("reading --cache %q: want on or off", s.cache)}
+	}
+	var known bool
+	if config.Module, known = modes[s.module]; !known {
+		return config, usageError{fmt.Errorf("reading --module %q: want auto, on or off", s.module)}
+	}
+	if s.config == configRedis {
+		config.Definitions = ""
+		if s.redis == "" {
+			return config, errNoRedis
+		}
+	}
+	var err error
+	if s.redis != "" {
+		config.Redis, err = s.redisOptions()
+	}
+	return config, err
+}
+
+// requireConfig returns an error if no definitions are named.
+func (s *settings) requireConfig() error {
+	if s.config == "" {
+		return usageError{fmt.Errorf("no definitions: give --config FILE or set GATEPOST_CONFIG")}
+	}
+	return nil
+}
+
+var errNoRedis = usageError{errors.New("no Redis: give --redis URL or set GATEPOST_REDIS")}
+
+// redisOptions reads --redis.
+func (s *settings) redisOptions() (*redisconn.Options, error) {
+	options, err := redisconn.ParseURL(s.redis)
+	if err != nil {
+		return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
+	}
+	return options, nil
+}
+
+// xdsOptions returns what a gateway with these settings builds Envoy's configuration with.
+func (s *settings) xdsOptions() xds.Options {
+	return gateway.Config{CAFile: s.caFile, Listen: s.listen}.XDSOptions()
+}
+
 // startLog returns the logger that the settings ask for, and the queue through which it writes to out. The caller closes
 // the queue when nothing is logged any more.
-func (s *settings) startLog(out io.Writer) (*slog.Logger, *logQueue, error) {
+func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
 		return nil, nil, usageError{fmt.Errorf("reading --log-level %q: want debug, info, warn or error", s.logLevel)}
@@ -111,9 +173,15 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logQueue, error) {
 		return nil, nil, usageError{fmt.Errorf("reading --log-format %q: want text, json or auto", s.logFormat)}
 	}
 	surviveBrokenLog()
-	queue, options := newLogQueue(out), &slog.HandlerOptions{Level: level}
+	// net/http reports protocol errors of peers to the standard logger and quotes their bytes, which may hold secrets.
+	log.SetOutput(io.Discard)
+	queue, options := logqueue.New(out), &slog.HandlerOptions{Level: level}
 	if format == "text" {
 		return slog.New(slog.NewTextHandler(queue, options)), queue, nil
 	}
 	return slog.New(slog.NewJSONHandler(queue, options)), queue, nil
 }
+
+// surviveBrokenLog makes a write to a standard error whose reader is gone an error. By default the runtime ends the
+// process (os/signal, "SIGPIPE").
+func surviveBrokenLog() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

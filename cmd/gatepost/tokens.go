@@ -170,9 +170,9 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 	if s.redis == "" {
 		return do(ctx, sessionsOfGateway{s})
 	}
-	options, err := redisconn.ParseURL(s.redis)
+	options, err := s.redisOptions()
 	if err != nil {
-		return usageError{fmt.Errorf("reading --redis: %w", err)}
+		return err
 	}
 	redis := redisstore.New(redisconn.Open(options))
 	store, err := cache.New(redis, cache.Outside{}, cache.Config{})

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,7 +11,7 @@ type processMetrics struct {
 	panics                   *prometheus.CounterVec // by handler: token or admin
 }
 
-func newRegistry() *prometheus.Registry {
+func newRegistry(version string) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "gatepost_build_info", Help: "The version of this Gatepost, as a label.",
@@ -21,7 +21,7 @@ func newRegistry() *prometheus.Registry {
 	return registry
 }
 
-func newProcessMetrics(registry prometheus.Registerer, logs *logQueue) *processMetrics {
+func newProcessMetrics(registry prometheus.Registerer, droppedLogLines func() uint64) *processMetrics {
 	m := &processMetrics{
 		envoyStarts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_envoy_starts_total", Help: "Starts of the Envoy that `gatepost run` keeps running.",
@@ -33,9 +33,12 @@ func newProcessMetrics(registry prometheus.Registerer, logs *logQueue) *processM
 			Name: "gatepost_panics_total", Help: "Requests answered with 500 because of a panic, by handler (token, admin).",
 		}, []string{"handler"}),
 	}
+	if droppedLogLines == nil {
+		droppedLogLines = func() uint64 { return 0 }
+	}
 	logDropped := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "gatepost_log_lines_dropped_total", Help: "Log lines that were not written, because standard error was not read fast enough or failed.",
-	}, func() float64 { return float64(logs.dropped.Load()) })
+	}, func() float64 { return float64(droppedLogLines()) })
 	registry.MustRegister(m.envoyStarts, m.envoyDeaths, m.panics, logDropped)
 	return m
 }

@@ -1,4 +1,4 @@
-package main
+package logqueue
 
 import (
 	"bufio"
@@ -7,13 +7,10 @@ import (
 	"io"
 	"testing"
 	"testing/synctest"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
 // queued writes so many numbered lines of 100 bytes.
-func queued(t *testing.T, q *logQueue, lines int) {
+func queued(t *testing.T, q *Queue, lines int) {
 	t.Helper()
 	for i := range lines {
 		if n, err := fmt.Fprintf(q, "%099d\n", i); n != 100 || err != nil {
@@ -25,12 +22,12 @@ func queued(t *testing.T, q *logQueue, lines int) {
 func TestALogThatIsNotReadBlocksNobodyAndIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe() // each write waits for a reader
-		q := newLogQueue(writer)
+		q := New(writer)
 		queued(t, q, 1)
 		synctest.Wait() // the first line waits to be read, all others in the queue
-		const lines, most = 50_000, logQueueBytes / 100
+		const lines, most = 50_000, maxBytes / 100
 		queued(t, q, lines)
-		if got := q.dropped.Load(); got != lines-most {
+		if got := q.Dropped(); got != lines-most {
 			t.Errorf("%d lines dropped, want %d", got, lines-most)
 		}
 		go func() {
@@ -52,11 +49,11 @@ func TestALogThatIsNotReadBlocksNobodyAndIsBounded(t *testing.T) {
 func TestALogThatIsNotReadDoesNotPreventTheExit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe()
-		q := newLogQueue(writer)
+		q := New(writer)
 		queued(t, q, 1)
 		_ = q.Close() // the clock is synctest's: this test hangs if Close waits for the line
 		queued(t, q, 1)
-		if got := q.dropped.Load(); got != 1 {
+		if got := q.Dropped(); got != 1 {
 			t.Errorf("%d lines dropped after Close, want 1", got)
 		}
 		_ = reader.Close()
@@ -66,15 +63,10 @@ func TestALogThatIsNotReadDoesNotPreventTheExit(t *testing.T) {
 func TestLinesThatCannotBeWrittenAreCounted(t *testing.T) {
 	reader, writer := io.Pipe()
 	_ = reader.CloseWithError(errors.New("nobody reads"))
-	q := newLogQueue(writer)
+	q := New(writer)
 	queued(t, q, 3)
 	_ = q.Close()
-	registry := prometheus.NewRegistry()
-	newProcessMetrics(registry, q)
-	if got, err := testutil.GatherAndCount(registry, "gatepost_log_lines_dropped_total"); got != 1 || err != nil {
-		t.Errorf("GatherAndCount = %d, %v", got, err)
-	}
-	if got := q.dropped.Load(); got != 3 {
+	if got := q.Dropped(); got != 3 {
 		t.Errorf("%d lines dropped, want 3", got)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -30,49 +30,49 @@ type tokenStore struct {
 // warnTimeout bounds the look at Redis' settings; it may be down, which is no reason not to start.
 const warnTimeout = 3 * time.Second
 
-// openStore opens Redis where one is named, else the embedded store.
-func openStore(ctx context.Context, s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
-	if s.cache != "on" && s.cache != "off" {
-		return nil, usageError{fmt.Errorf("reading --cache %q: want on or off", s.cache)}
+// openStore opens Redis if it is named, else the embedded store.
+func openStore(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (*tokenStore, error) {
+	if c.Redis == nil {
+		return openEmbedded(c, decisions, registry)
 	}
-	if s.redis == "" {
-		return openEmbedded(s, decisions, logger, registry)
-	}
-	return openRedis(ctx, s, decisions, logger, registry)
+	return openRedis(ctx, c, decisions, registry)
 }
 
-func openEmbedded(s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
-	store, err := boltstore.Open(s.data, boltstore.Options{Log: logger, Registerer: registry})
+func openEmbedded(c Config, decisions *table.Table, registry prometheus.Registerer) (*tokenStore, error) {
+	store, err := boltstore.Open(c.Data, boltstore.Options{Log: c.Logger, Registerer: registry})
 	if err != nil {
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}
-	logger.Info("tokens are kept in the embedded store", "dir", s.data)
-	return withCache(store, "embedded", &cache.Alone{Store: store}, decisions, nil, logger, registry)
+	c.Logger.Info("tokens are kept in the embedded store", "dir", c.Data)
+	return withCache(store, "embedded", &cache.Alone{Store: store}, decisions, nil, c.Logger, registry)
 }
 
-func openRedis(ctx context.Context, s *settings, decisions *table.Table, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
-	options, err := redisconn.ParseURL(s.redis)
-	if err != nil {
-		return nil, usageError{fmt.Errorf("reading --redis: %w", err)}
-	}
-	conn := redisconn.Open(options)
+func openRedis(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (_ *tokenStore, err error) {
+	conn := redisconn.Open(c.Redis)
 	store := redisstore.New(conn)
-	logger.Info("tokens are kept in Redis", "redis", options, "cache", s.cache)
+	c.Logger.Info("tokens are kept in Redis", "redis", c.Redis, "cache", onOff(!c.NoCache))
 	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
 	// that any of them may accept a token from memory.
 	var tracker cache.Tracker = cache.Outside{}
-	if s.cache == "on" {
-		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: logger, Prefix: redisstore.TokenPrefix}); err != nil {
+	if !c.NoCache {
+		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: c.Logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
 		}
 	}
-	warn(ctx, conn, logger)
-	cached, err := withCache(store, "redis", tracker, decisions, shield.Redis{Client: conn.Client()}, logger, registry)
+	warn(ctx, conn, c.Logger)
+	cached, err := withCache(store, "redis", tracker, decisions, shield.Redis{Client: conn.Client()}, c.Logger, registry)
 	if err != nil {
 		return nil, err
 	}
 	cached.redis = store
 	return cached, nil
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
 }
 
 // withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks

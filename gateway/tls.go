@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"crypto/tls"
@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"gatepost/envoy"
 )
@@ -81,3 +83,17 @@ func (m *mutualTLS) secured(listener net.Listener, protocol string) net.Listener
 
 // isSocket reports whether an address of the flags is that of a Unix socket.
 func isSocket(address string) bool { return strings.HasPrefix(address, "unix:") }
+
+// secureGRPC reads the files of Config.GRPCTLS, if it is given, and returns the options that make the gRPC server use them.
+func (g *Gateway) secureGRPC() (options []grpc.ServerOption, err error) {
+	if g.config.GRPCTLS == "" {
+		return nil, nil
+	}
+	if g.tls, err = newMutualTLS(g.config.GRPCTLS, g.logger); err != nil {
+		return nil, err
+	}
+	if isSocket(g.config.GRPC) {
+		return nil, nil
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(g.tls.config("h2")))}, nil
+}

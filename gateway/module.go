@@ -1,10 +1,9 @@
-package main
+package gateway
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"path/filepath"
 	"strings"
 
@@ -23,31 +22,28 @@ type envoyModule struct {
 	release func() error // removes the table's folder; nil: it is not ours
 }
 
-// openModule puts the module and its table into the folder that Gatepost and Envoy share. If that cannot be, Envoy asks about each
-// request, and the log says why; with --module on it is an error.
-func (s *settings) openModule(ctx context.Context, logger *slog.Logger) (*envoyModule, error) {
-	if s.module != "auto" && s.module != "on" && s.module != "off" {
-		return nil, usageError{fmt.Errorf("reading --module %q: want auto, on or off", s.module)}
-	}
-	m, err := s.installModule(ctx)
+// openModule puts the module and its table into the folder that Gatepost and Envoy share. If that is not possible, Envoy
+// asks about each request, and the log has the reason; with ModuleOn it is an error.
+func openModule(ctx context.Context, c Config) (*envoyModule, error) {
+	m, err := installModule(ctx, c)
 	switch {
 	case err == nil:
-		logger.Info("Envoy checks tokens by itself", "module", m.Library)
+		c.Logger.Info("Envoy checks tokens by itself", "module", m.Library)
 		return m, nil
-	case s.module == "on":
+	case c.Module == ModuleOn:
 		return nil, fmt.Errorf("having Envoy check tokens by itself (--module on): %w", err)
-	case s.module == "auto":
-		logger.Warn("Envoy does not check tokens by itself, it asks about each request", "reason", err.Error())
+	case c.Module == ModuleAuto:
+		c.Logger.Warn("Envoy does not check tokens by itself, it asks about each request", "reason", err.Error())
 	}
 	return &envoyModule{without: err.Error()}, nil
 }
 
-func (s *settings) installModule(ctx context.Context) (*envoyModule, error) {
-	dir, isSocket := strings.CutPrefix(s.grpc, "unix:")
+func installModule(ctx context.Context, c Config) (*envoyModule, error) {
+	dir, isSocket := strings.CutPrefix(c.GRPC, "unix:")
 	switch {
-	case s.module == "off":
+	case c.Module == ModuleOff:
 		return nil, errors.New("--module off")
-	case s.redis != "" && s.cache == "off":
+	case c.Redis != nil && c.NoCache:
 		return nil, errors.New("tokens are not answered from memory (--cache off)")
 	case !isSocket:
 		return nil, errors.New("no folder is shared with Envoy (--grpc is not a Unix socket)")
@@ -60,10 +56,10 @@ func (s *settings) installModule(ctx context.Context) (*envoyModule, error) {
 		return nil, err
 	}
 	m := &envoyModule{Module: xds.Module{Library: library, Table: filepath.Join(dir, "decisions")}}
-	if err := s.tryModule(ctx, m.Module); err != nil {
+	if err := tryModule(ctx, c.Envoy, m.Module); err != nil {
 		return nil, err
 	}
-	if s.envoyPath != "" && m.useSharedMemory() == nil {
+	if c.Envoy != "" && m.useSharedMemory() == nil {
 		return m, nil
 	}
 	m.table, err = table.Create(m.Table, table.Decisions, nil)
@@ -95,11 +91,11 @@ func (m *envoyModule) close() error {
 }
 
 // tryModule has an Envoy of ours load the module before it serves anything. Another's says so itself when it connects.
-func (s *settings) tryModule(ctx context.Context, m xds.Module) error {
-	if s.envoyPath == "" {
+func tryModule(ctx context.Context, path string, m xds.Module) error {
+	if path == "" {
 		return nil
 	}
-	version, err := envoy.CheckVersion(ctx, s.envoyPath)
+	version, err := envoy.CheckVersion(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -110,24 +106,17 @@ func (s *settings) tryModule(ctx context.Context, m xds.Module) error {
 	if err != nil {
 		return err
 	}
-	refused, err := envoy.Validate(ctx, s.envoyPath, probe)
+	refused, err := envoy.Validate(ctx, path, probe)
 	if err == nil && refused != "" {
 		err = fmt.Errorf("the module is refused by Envoy: %s", refused)
 	}
 	return err
 }
 
-// options are xdsOptions with the module.
-func (m *envoyModule) options(s *settings) xds.Options {
-	options := s.xdsOptions()
-	options.Module = m.Module
-	return options
-}
-
 // decisions is where the checker puts what Envoy may decide by itself; nil: nowhere.
-func (s *sidecar) decisions() authz.Decisions {
-	if s.module.table == nil {
+func (g *Gateway) decisions() authz.Decisions {
+	if g.module.table == nil {
 		return nil
 	}
-	return s.store
+	return g.store
 }

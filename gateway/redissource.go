@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"context"
@@ -16,59 +16,41 @@ import (
 	"gatepost/redisconn"
 )
 
-// configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
-const configRedis = "redis"
-
 // leaveTimeout bounds the farewell of a gateway that ends.
 const leaveTimeout = time.Second
 
-// openRevisions opens the definitions in the Redis that --redis names, which need not be there yet.
-func (s *settings) openRevisions() (store *revisions.Store, closeStore func() error, err error) {
-	if s.redis == "" {
-		return nil, nil, usageError{errors.New("no Redis: give --redis URL or set GATEPOST_REDIS")}
-	}
-	options, err := redisconn.ParseURL(s.redis)
-	if err != nil {
-		return nil, nil, usageError{fmt.Errorf("reading --redis: %w", err)}
-	}
-	client := redisconn.Open(options).Client()
-	return revisions.New(client), client.Close, nil
-}
-
-// shared is the definitions in Redis, as this gateway follows them and tells the others what it serves.
-type shared struct {
-	side       *sidecar
-	store      *revisions.Store
-	closeStore func() error
-	id, name   string
-	first      *revisions.Revision      // what it started with; nil: nothing out of Redis itself
-	read       *definitions.Definitions // what that says
-	follower   *revisions.Follower
-	news       chan struct{} // :: one while there is something to report
+// redisSource follows the definitions in Redis, and reports to the other gateways what this one serves.
+type redisSource struct {
+	gateway  *Gateway
+	store    *revisions.Store
+	close    func() error
+	id, name string
+	first    *revisions.Revision      // the revision that it started with; nil: it did not come out of Redis itself
+	read     *definitions.Definitions // the content of first
+	follower *revisions.Follower
+	news     chan struct{} // :: one while there is something to report
 
 	mu      sync.Mutex
 	newest  revisions.Mark // the newest that was seen
 	refused string         // why that cannot be served; empty: it can, as far as is known
 }
 
-func openShared(side *sidecar) (*shared, error) {
-	store, closeStore, err := side.settings.openRevisions()
-	if err != nil {
-		return nil, err
-	}
+// openRedisSource opens the definitions in Redis, which need not be there yet.
+func openRedisSource(g *Gateway) *redisSource {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown host"
 	}
-	return &shared{
-		side: side, store: store, closeStore: closeStore, news: make(chan struct{}, 1),
-		id: rand.Text(), name: fmt.Sprintf("%s (%s)", host, side.settings.admin),
-	}, nil
+	client := redisconn.Open(g.config.Redis).Client()
+	return &redisSource{
+		gateway: g, store: revisions.New(client), close: client.Close, news: make(chan struct{}, 1),
+		id: rand.Text(), name: fmt.Sprintf("%s (%s)", host, g.config.Admin),
+	}
 }
 
 // Definitions returns what to start with: the newest revision, or where it cannot be had what was last proven of those
 // before, beside what is wrong. With neither there are none: the gateway waits for a first apply, or for Redis.
-func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
+func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
 	newest, wrong := s.store.Newest(ctx)
 	if wrong == nil {
 		s.note(newest.Mark(), nil)
@@ -90,17 +72,17 @@ func (s *shared) Definitions(ctx context.Context, lastGood definitions.LastGood)
 }
 
 // Follow makes the follower, once there is an applier that hears it.
-func (s *shared) Follow() {
+func (s *redisSource) Follow() {
 	s.follower = revisions.NewFollower(revisions.FollowerConfig{
-		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Log: s.side.logger,
+		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Log: s.gateway.logger,
 	})
 }
 
 // Reload has the newest revision read now.
-func (s *shared) Reload() { s.follower.Reload() }
+func (s *redisSource) Reload() { s.follower.Reload() }
 
 // Run follows the revisions and reports what is served, until ctx ends; then this gateway is waited for no more.
-func (s *shared) Run(ctx context.Context) {
+func (s *redisSource) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { s.follower.Run(ctx) })
 	s.tell(ctx)
@@ -108,19 +90,19 @@ func (s *shared) Run(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	if err := s.store.Leave(ctx, s.id); err != nil {
-		s.side.logger.Warn("the other gateways were not told that this one ends", "error", err)
+		s.gateway.logger.Warn("the other gateways were not told that this one ends", "error", err)
 	}
 }
 
 // changed is told of a revision by the follower.
-func (s *shared) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
-	s.side.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
-	err := s.side.applier.Apply(d, storedAt(r))
+func (s *redisSource) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
+	s.gateway.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
+	err := s.gateway.applier.Apply(d, storedAt(r))
 	if err != nil {
-		s.side.applier.Failed(err)
+		s.gateway.applier.Failed(err)
 	}
 	s.note(r.Mark(), err)
-	s.side.applier.Settle() // where it says what was served before, nothing else does
+	s.gateway.applier.Settle() // where it says what was served before, nothing else does
 }
 
 // storedAt is when a revision was stored, where the clock of Redis can be believed to be that of this machine.
@@ -133,15 +115,15 @@ func storedAt(r revisions.Revision) time.Time {
 }
 
 // failed is told by the follower why the newest revision cannot be had.
-func (s *shared) failed(r revisions.Revision, err error) {
-	s.side.applier.Failed(err)
+func (s *redisSource) failed(r revisions.Revision, err error) {
+	s.gateway.applier.Failed(err)
 	if r.Number != 0 { // else Redis is away, and what was seen last may yet be proven
 		s.note(r.Mark(), err)
 	}
 }
 
 // note keeps what was seen last, for the reports.
-func (s *shared) note(newest revisions.Mark, refused error) {
+func (s *redisSource) note(newest revisions.Mark, refused error) {
 	s.mu.Lock()
 	s.newest, s.refused = newest, ""
 	if refused != nil {
@@ -155,11 +137,11 @@ func (s *shared) note(newest revisions.Mark, refused error) {
 }
 
 // tell reports what is served at each change of it, and again and again, until ctx ends.
-func (s *shared) tell(ctx context.Context) {
+func (s *redisSource) tell(ctx context.Context) {
 	beat := time.NewTicker(revisions.Beat)
 	defer beat.Stop()
 	for {
-		changed := s.side.applier.Moved()
+		changed := s.gateway.applier.Moved()
 		_ = s.store.Report(ctx, s.report()) // the follower is loud about a Redis that is away
 		select {
 		case <-ctx.Done():
@@ -171,8 +153,8 @@ func (s *shared) tell(ctx context.Context) {
 	}
 }
 
-func (s *shared) report() revisions.Report {
-	serving, status, applied, rejected := s.side.applier.Serving()
+func (s *redisSource) report() revisions.Report {
+	serving, status, applied, rejected := s.gateway.applier.Serving()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := revisions.Report{ID: s.id, Name: s.name, Newest: s.newest, Refused: s.refused, Envoys: len(status.Envoys)}

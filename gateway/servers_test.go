@@ -1,4 +1,4 @@
-package main
+package gateway
 
 import (
 	"io"
@@ -66,7 +66,7 @@ func TestAPanicInAHandlerIsLoggedCountedAndAnswered500(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var log strings.Builder
 			logger := slog.New(slog.NewTextHandler(&log, nil))
-			panicked := newProcessMetrics(prometheus.NewRegistry(), newLogQueue(io.Discard)).panics.WithLabelValues(name)
+			panicked := newProcessMetrics(prometheus.NewRegistry(), nil).panics.WithLabelValues(name)
 			server := httptest.NewUnstartedServer(nil)
 			server.Config = newHTTPServer(c.handler(logger), logger, panicked, c.body)
 			server.Start()
@@ -111,5 +111,18 @@ func TestWhatTheHTTPServerReportsIsLogged(t *testing.T) {
 	server.Close()
 	if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "superfluous") {
 		t.Errorf("the log is %q", &log)
+	}
+}
+
+func TestDroppedLogLinesAreAMetric(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	newProcessMetrics(registry, func() uint64 { return 3 })
+	const want = `
+# HELP gatepost_log_lines_dropped_total Log lines that were not written, because standard error was not read fast enough or failed.
+# TYPE gatepost_log_lines_dropped_total counter
+gatepost_log_lines_dropped_total 3
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "gatepost_log_lines_dropped_total"); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,76 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"gatepost/envoy"
+	"gatepost/redisconn"
+	"gatepost/xds"
+)
+
+// Config is what a Gateway needs. An address is host:port, or unix:/path for a Unix socket.
+type Config struct {
+	// Definitions is the definitions file. Empty: the definitions are the newest revision in Redis.
+	Definitions string
+	// Listen is the address, as ip:port, on which Envoy takes requests. Empty: the one in the definitions.
+	Listen string
+	// Redis keeps the tokens, and the definitions if they are not in a file. Nil: tokens are in the embedded store in Data.
+	Redis *redisconn.Options
+	// Data is the folder of the embedded store and of the last good definitions. Required.
+	Data string
+	// NoCache has Redis asked about every token.
+	NoCache bool
+	// Module says whether Envoy checks tokens by itself.
+	Module ModuleMode
+	// GRPC is the address of ext_authz and xDS, HTTP that of the token handler. Required, except with Envoy: then the
+	// default is a socket in a private folder.
+	GRPC, HTTP string
+	// GRPCTLS is a folder with tls.crt, tls.key and ca.crt, for TLS with client certificates on GRPC and HTTP. Empty: no TLS.
+	GRPCTLS string
+	// Admin is the address of health, metrics and the admin API. Required.
+	Admin string
+	// Profiles serves profiles of the process on Admin.
+	Profiles bool
+	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against. Empty: the system's.
+	CAFile string
+	// Envoy is the path of the Envoy that Run runs as a child. Empty: something else starts Envoy.
+	Envoy string
+	// Concurrency is the number of that Envoy's worker threads. Zero: one per CPU.
+	Concurrency int
+	// Version is the version of this program, for metrics and logs.
+	Version string
+	// Logger receives all log lines, those of Envoy included. Required.
+	Logger *slog.Logger
+	// DroppedLogLines returns how many log lines were lost, for the metrics. Nil: none are.
+	DroppedLogLines func() uint64
+}
+
+// ModuleMode says whether Envoy checks tokens by itself, with a module that it loads.
+type ModuleMode int
+
+// The zero ModuleMode is ModuleAuto.
+const (
+	ModuleAuto ModuleMode = iota // if it can
+	ModuleOn                     // else New fails
+	ModuleOff                    // never
+)
+
+// check returns what is missing.
+func (c Config) check() error {
+	switch {
+	case c.Definitions == "" && c.Redis == nil:
+		return errors.New("no definitions: neither a file nor Redis is named")
+	case c.Envoy == "" && (c.GRPC == "" || c.HTTP == ""):
+		return errors.New("no address for Envoy to reach Gatepost (GRPC, HTTP)")
+	case c.Data == "" || c.Admin == "" || c.Logger == nil:
+		return fmt.Errorf("the configuration of the gateway is not complete: Data %q, Admin %q, Logger %v", c.Data, c.Admin, c.Logger)
+	}
+	return nil
+}
+
+// XDSOptions returns what the Envoy configuration of this gateway is built with, apart from the module.
+func (c Config) XDSOptions() xds.Options {
+	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen}
+}

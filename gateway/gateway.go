@@ -1,0 +1,290 @@
+// Package gateway assembles all parts of a running Gatepost and runs them, in start order. It decides nothing about a
+// request. Command gatepost and tests start the same Gateway.
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+
+	"gatepost/admin"
+	"gatepost/apply"
+	"gatepost/authz"
+	"gatepost/definitions"
+	"gatepost/envoy"
+	"gatepost/envoy/module"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens/cache"
+	"gatepost/tokens/endpoint"
+	"gatepost/tokens/seen"
+	"gatepost/tokens/shield"
+	"gatepost/xds"
+)
+
+// Gateway is all the parts of a running Gatepost. Its fields stand in the order in which they start.
+type Gateway struct {
+	config   Config
+	logger   *slog.Logger
+	registry *prometheus.Registry
+	metrics  *processMetrics
+	dir      envoy.Dir     // the private folder of our own Envoy; empty: there is none
+	runner   *envoy.Runner // runs our own Envoy; nil: something else starts Envoy
+	lock     *os.File      // holds the data folder; nil: it cannot be locked
+
+	module   *envoyModule                      // how Envoy checks tokens by itself
+	store    *tokenStore                       // sessions, by their tokens
+	seen     *seen.Sampler                     // when sessions were last used
+	checker  *authz.Server                     // may this request pass
+	login    atomic.Pointer[endpoint.Settings] // the token settings of the active definitions
+	endpoint *endpoint.Handler                 // the calls under /token
+	control  *xds.Server                       // the configuration of the Envoys
+	applier  *apply.Applier                    // which definitions are in force
+	redis    *redisSource                      // the definitions in Redis; nil: they are in a file
+	source   source                            // where definitions come from
+
+	tls      *mutualTLS     // of the next two; nil: none
+	grpc     *grpc.Server   // ext_authz, xDS and gRPC health
+	health   *health.Server // what gRPC health answers there
+	http     *http.Server   // the token handler
+	adminSrv *http.Server
+	admin    *admin.Server // health, metrics and the admin API
+}
+
+// source is where definitions come from. It reports each change to the applier.
+type source interface {
+	Run(ctx context.Context)
+	Reload()
+}
+
+// New makes every part, reads the definitions and publishes them to the Envoys that will connect. Nothing listens yet.
+// ctx bounds the making alone. The caller must call Run once.
+func New(ctx context.Context, config Config) (_ *Gateway, err error) {
+	if err := config.check(); err != nil {
+		return nil, err
+	}
+	g := &Gateway{config: config, logger: config.Logger, registry: newRegistry(config.Version)}
+	g.metrics = newProcessMetrics(g.registry, config.DroppedLogLines)
+	defer func() {
+		if err != nil {
+			g.close()
+		}
+	}()
+	if err := g.prepareEnvoy(); err != nil {
+		return nil, err
+	}
+	// Definitions come before the store: a broken file is reported before anything is made for it.
+	lastGood := definitions.LastGood{Dir: config.Data}
+	first, wrong, err := g.firstDefinitions(ctx, lastGood)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.openTokens(ctx); err != nil {
+		return nil, err
+	}
+	if err := g.publish(first, wrong, lastGood); err != nil {
+		return nil, err
+	}
+	if err := g.makeServers(); err != nil {
+		return nil, err
+	}
+	if g.runner != nil && first != nil {
+		if err := awaitFree(ctx, config.XDSOptions().ListenAddress(first.Gateway)); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// prepareEnvoy makes the runner of our own Envoy, which reaches Gatepost over Unix sockets in a private folder.
+func (g *Gateway) prepareEnvoy() (err error) {
+	c := &g.config
+	if c.Envoy == "" {
+		return nil
+	}
+	if g.dir, err = envoy.PrivateDir(); err != nil {
+		return err
+	}
+	if c.GRPC == "" {
+		c.GRPC = g.dir.GRPC()
+	}
+	if c.HTTP == "" {
+		c.HTTP = g.dir.HTTP()
+	}
+	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: c.GRPC, HTTP: c.HTTP, TLS: c.GRPCTLS, NodeID: nodeID()})
+	if err != nil {
+		return err
+	}
+	g.runner = &envoy.Runner{
+		Path: c.Envoy, Bootstrap: bootstrap, Dir: g.dir, Concurrency: c.Concurrency, Log: g.logger,
+		OnStart: g.metrics.envoyStarted, OnExit: g.metrics.envoyDied,
+	}
+	return nil
+}
+
+// nodeID tells this Envoy from those of other machines in `gatepost status`.
+func nodeID() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return envoy.DefaultNodeID
+	}
+	return envoy.DefaultNodeID + "@" + host
+}
+
+// firstDefinitions reads the definitions to start with. If it returns none and no error, they are waited for. wrong is
+// why they are not the newest.
+func (g *Gateway) firstDefinitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong, err error) {
+	if g.config.Definitions != "" {
+		return apply.First(g.config.Definitions, lastGood)
+	}
+	g.redis = openRedisSource(g)
+	first, wrong = g.redis.Definitions(ctx, lastGood)
+	return first, wrong, nil
+}
+
+// openTokens locks the data folder and makes the parts that keep and check tokens.
+func (g *Gateway) openTokens(ctx context.Context) (err error) {
+	if g.lock, err = lockData(ctx, g.config.Data, g.logger); err != nil {
+		return err
+	}
+	if g.module, err = openModule(ctx, g.config); err != nil {
+		return err
+	}
+	if g.store, err = openStore(ctx, g.config, g.module.table, g.registry); err != nil {
+		return err
+	}
+	if g.seen, err = seen.New(seen.Config{Store: g.store, Registerer: g.registry}); err != nil {
+		return err
+	}
+	g.checker, err = authz.New(authz.Config{
+		Sessions: g.store, Seen: g.seen.Seen, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry,
+	})
+	if err != nil {
+		return err
+	}
+	g.endpoint = endpoint.New(endpoint.Config{
+		Store: g.store, Settings: g.login.Load, Logger: g.logger, Metrics: g.registry,
+		Shield: shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger}),
+	})
+	return nil
+}
+
+// publish makes what applies definitions, publishes the first ones, if there are any, and makes what follows their source.
+func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
+	g.control = xds.New(xds.ServerOptions{}, g.logger, g.registry)
+	options := g.config.XDSOptions()
+	options.Module = g.module.Module
+	g.applier = apply.New(apply.Config{
+		Control: g.control, Options: options,
+		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
+		LastGood: lastGood, Obey: g.activate, Log: g.logger, Registerer: g.registry,
+	})
+	if first != nil {
+		if err := g.applier.Apply(first, time.Time{}); err != nil {
+			return err
+		}
+	}
+	current := first
+	if wrong != nil {
+		g.applier.StartedWithout(wrong)
+		current = nil // the source then reports whatever it reads, even if it is served already
+	}
+	if g.redis != nil {
+		g.redis.Follow()
+		g.source = g.redis
+		return nil
+	}
+	g.source = definitions.NewWatcher(definitions.WatcherConfig{
+		Path: g.config.Definitions, Current: current, OnChange: g.applier.Changed, OnError: g.applier.Failed, Log: g.logger,
+	})
+	return nil
+}
+
+// activate gives the token handler and the store the settings of the definitions in force.
+func (g *Gateway) activate(login *endpoint.Settings, tokens *gatewayv1.Tokens) {
+	g.login.Store(login)
+	revocation := cache.Proven
+	if tokens.GetRevocation() == "prompt" {
+		revocation = cache.Prompt
+	}
+	g.store.SetRevocation(revocation)
+}
+
+// makeServers makes the servers that Run starts.
+func (g *Gateway) makeServers() error {
+	g.health = health.NewServer()
+	secured, err := g.secureGRPC()
+	if err != nil {
+		return err
+	}
+	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
+	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
+	g.admin = admin.New(admin.Config{
+		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.applier.Status, Snapshot: g.applier.Snapshot,
+		Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
+	})
+	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)
+	return nil
+}
+
+// checks are what must hold before the gateway is ready.
+func (g *Gateway) checks() []admin.Check {
+	return []admin.Check{
+		{Name: "definitions", Ready: g.applier.Loaded, Degraded: g.applier.Degraded},
+		{Name: "store", Ready: g.store.Ping},
+		{Name: "envoy", Ready: g.applier.Acked},
+	}
+}
+
+// adminHosts are the names by which scrapers may reach the admin address: the host of that address, and this machine's.
+func adminHosts(address string) []string {
+	var hosts []string
+	if host, _, err := net.SplitHostPort(address); err == nil {
+		hosts = append(hosts, host)
+	}
+	if host, err := os.Hostname(); err == nil {
+		hosts = append(hosts, host)
+	}
+	return hosts
+}
+
+// close gives up every part that New has made.
+func (g *Gateway) close() {
+	if g.control != nil {
+		g.control.Close()
+	}
+	if g.endpoint != nil {
+		g.endpoint.Close()
+	}
+	if g.seen != nil {
+		g.seen.Close()
+	}
+	logged := func(what string, err error) {
+		if err != nil {
+			g.logger.Error(fmt.Sprintf("closing %s failed", what), "error", err)
+		}
+	}
+	if g.store != nil {
+		logged("the token store", g.store.Close())
+	}
+	if g.module != nil {
+		logged("the table of decisions", g.module.close())
+	}
+	if g.redis != nil {
+		logged("the definitions in Redis", g.redis.close())
+	}
+	if g.dir != "" {
+		logged("the private folder", g.dir.Remove())
+	}
+	if g.lock != nil {
+		_ = g.lock.Close() // last: the next gateway opens the store when it has the lock
+	}
+}
