@@ -21,6 +21,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// FirstFile is the descriptor of the first of a Runner's Files in the child.
+const FirstFile = 3
+
 // DefaultDrain is how long a Runner's Envoy may take to answer the requests that it has when it is to end.
 const DefaultDrain = 10 * time.Second
 
@@ -46,6 +49,8 @@ type Runner struct {
 	Bootstrap *bootstrapv3.Bootstrap
 	// Dir is the private folder for the bootstrap and the sockets. Empty: one is made, and removed at the end.
 	Dir Dir
+	// Files are open in the child too, as descriptors FirstFile, FirstFile+1 and so on.
+	Files []*os.File
 	// Concurrency is the number of Envoy's worker threads. Zero: one per CPU, Envoy's own default.
 	Concurrency int
 	// Drain is how long requests under way may go on when Envoy is to end. Zero: DefaultDrain.
@@ -128,6 +133,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	defer logs.Close()
 	cmd := exec.Command(r.Path, r.arguments(file)...)
 	cmd.Stdout, cmd.Stderr = logs, logs
+	cmd.ExtraFiles = r.Files
 	cmd.SysProcAttr = ownGroup()
 	cmd.WaitDelay = time.Second // in case something that Envoy started holds its output open
 

@@ -158,6 +158,9 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.module, err = openModule(ctx, g.config); err != nil {
 		return err
 	}
+	if g.runner != nil {
+		g.runner.Files = g.module.folders
+	}
 	if g.store, err = openStore(ctx, g.config, g.module.table, g.registry); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -20,6 +21,7 @@ type envoyModule struct {
 	table   *table.Table // what Envoy decides; nil: nothing
 	without string       // why it decides nothing; empty: it does
 	release func() error // removes the table's folder; nil: it is not ours
+	folders []*os.File   // which our own Envoy inherits
 }
 
 // openModule puts the module and its table into the folder that Gatepost and Envoy share. If that is not possible, Envoy
@@ -59,11 +61,33 @@ func installModule(ctx context.Context, c Config) (*envoyModule, error) {
 	if err := tryModule(ctx, c.Envoy, m.Module); err != nil {
 		return nil, err
 	}
-	if c.Envoy != "" && m.useSharedMemory() == nil {
-		return m, nil
+	if c.Envoy == "" {
+		m.table, err = table.Create(m.Table, table.Decisions, nil)
+		return m, err
 	}
-	m.table, err = table.Create(m.Table, table.Decisions, nil)
-	return m, err
+	if m.useSharedMemory() != nil {
+		if m.table, err = table.Create(m.Table, table.Decisions, nil); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.inherit(); err != nil {
+		return nil, errors.Join(err, m.close())
+	}
+	return m, nil
+}
+
+// inherit has our own Envoy reach the files through descriptors of their folders. The names of the folders are random, and a
+// configuration with them would have another version after each start.
+func (m *envoyModule) inherit() error {
+	for _, path := range []*string{&m.Library, &m.Table} {
+		folder, err := os.Open(filepath.Dir(*path))
+		if err != nil {
+			return fmt.Errorf("opening a folder for Envoy: %w", err)
+		}
+		*path = fmt.Sprintf("/proc/self/fd/%d/%s", envoy.FirstFile+len(m.folders), filepath.Base(*path))
+		m.folders = append(m.folders, folder)
+	}
+	return nil
 }
 
 // useSharedMemory makes the table in the system's shared memory, if it has room there: the folder with the sockets may be on a disk.
@@ -84,6 +108,9 @@ func (m *envoyModule) useSharedMemory() error {
 // close ends what Envoy decides.
 func (m *envoyModule) close() error {
 	err := m.table.Close()
+	for _, folder := range m.folders {
+		err = errors.Join(err, folder.Close())
+	}
 	if m.release != nil {
 		err = errors.Join(err, m.release())
 	}
