@@ -10,7 +10,7 @@ ARG VERSION=unknown
 # The module for Envoy, by the C compiler of this image; it is embedded in the program.
 RUN tools/module build
 # The tag is explained in the Makefile.
-RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /out/gatepost ./cmd/gatepost && mkdir /out/data
+RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace,vtprotobuf -ldflags "-s -w -X main.version=$VERSION" -o /out/gatepost ./cmd/gatepost && mkdir /out/data
 
 FROM gcr.io/distroless/static-debian12:nonroot
 COPY --from=build /out/gatepost /gatepost

@@ -7,7 +7,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -X main.version=$(VERSION)
 # gRPC without its traces in x/net/trace: their templates call methods by name, so that the linker keeps every method of every
 # type, which is a third of the program. Nobody can see these traces here.
-TAGS := grpcnotrace
+# vtprotobuf: the generated code of go-control-plane that writes messages without reflection (package codec).
+TAGS := grpcnotrace vtprotobuf
 TOOLS := $(CURDIR)/.tools
 export PATH := $(TOOLS)/bin:$(PATH)
 # The race detector needs a C compiler; without one the tests run without it, and say so.

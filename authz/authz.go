@@ -1,8 +1,9 @@
 // Package authz decides whether a request may pass.
 //
-// Envoy asks for each request by gRPC (ext_authz). What the matched route needs comes with the question (see
-// [Rule]), so no path is looked at to decide. The origin is judged first, then the token is read, then
-// whoever keeps the sessions is asked whose it is. Whatever hinders a decision is a denial that says so (503), and never a yes.
+// Envoy sends a Check for each request (ext_authz over gRPC). The Check carries the rule of the matched route (see
+// [Rule]), so this package matches no path. A request goes through three steps: [Request] is read from the Check,
+// [Decide] evaluates its origin, its token and its session, and [Decision.Response] is sent. Whatever prevents a
+// decision is answered 503 and never lets the request pass.
 package authz
 
 import (
@@ -18,35 +19,35 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// LookupTimeout is how long one look-up of a token may take. It is half of what Envoy waits for an answer
-// (2 s), so that a slow store is told apart from a slow Gatepost: the client gets 503 with a reason in the log.
+// LookupTimeout is how long one look-up of a token may take. It is half of the 2 s that Envoy waits for a response, so
+// a slow store is distinguished from a slow Gatepost: the client gets 503, and the log has the reason.
 const LookupTimeout = time.Second
 
-// Sessions tells whose a token is. The Lookup of a [tokens.Store] is one, as [tokens.LookupFunc].
+// Sessions finds the principal of a token. The Lookup of a [tokens.Store] is one, as [tokens.LookupFunc].
 type Sessions interface {
-	// Holder returns who holds a token that is live, or an error: [tokens.ErrUnknown] where it is none, any
-	// other where that cannot be told. It keeps to the context's deadline. It is called from many goroutines at once.
+	// Holder returns the principal of a live token. The error is [tokens.ErrUnknown] if there is no such token, and any
+	// other if that cannot be determined. It keeps the context's deadline and is safe for concurrent use.
 	Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error)
 }
 
 // Config is what a Server needs.
 type Config struct {
-	// Sessions tells whose a token is. Required.
+	// Sessions finds the principal of a token. Required.
 	Sessions Sessions
-	// Seen is told of each use of a session: whose it is and the client's address, which it must copy to keep. It is
-	// called on the request's path, from many goroutines at once. Nil: nobody is.
+	// Seen is called for each use of a session, with its principal and the client's address, which it must copy to keep.
+	// It runs within the request, on many goroutines at once. Nil: not called.
 	Seen func(holder tokens.Holder, address string)
-	// Decisions takes the decisions that Envoy may make by itself from then on. Nil: Envoy makes none.
+	// Decisions takes the decisions that Envoy may repeat by itself from then on. Nil: Envoy repeats none.
 	Decisions Decisions
-	// Logger gets at most one line per denied request, of which so many a second; nil: no line.
+	// Logger gets at most one line for each denied request, and a bounded number of lines per second. Nil: none.
 	Logger *slog.Logger
-	// Registerer takes the metrics; nil: they are counted and not shown.
+	// Registerer takes the metrics. Nil: they are counted but not exported.
 	Registerer prometheus.Registerer
-	// Now is the clock that sessions end by; nil: time.Now.
+	// Now is the clock by which sessions expire. Nil: time.Now.
 	Now func() time.Time
 }
 
-// Server answers Envoy's checks. Its methods may be called from many goroutines at once.
+// Server answers Envoy's Checks. Its methods are safe for concurrent use.
 type Server struct {
 	sessions  Sessions
 	seen      func(tokens.Holder, string)
@@ -60,7 +61,7 @@ type Server struct {
 	authv3.UnimplementedAuthorizationServer
 }
 
-// New returns a server. It fails where a metric of its names is registered already.
+// New returns a server. It fails if a metric of one of its names is already registered.
 func New(c Config) (*Server, error) {
 	if c.Sessions == nil {
 		return nil, errors.New("authz: no Sessions")
@@ -81,49 +82,57 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Recent returns the last denials, the newest first; see [Denial].
+// Recent returns the last denials, the newest first.
 func (s *Server) Recent() []Denial { return s.denials.recent() }
 
-// Check answers in the generated types, for servers without [ServerOptions] and for tests. What
-// [Server.Register] puts in service answers the same to the same bytes.
-func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (resp *authv3.CheckResponse, err error) {
-	defer s.recovered(authv3.Authorization_Check_FullMethodName, &err)
-	var q request
-	q.read(r)
-	v := s.decide(ctx, &q)
-	resp = v.response()
-	return resp, soundResponse(resp)
+// Check answers one Check of the generated type: request, decision, response.
+func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	return s.respond(ctx, &call{Request: *NewRequest(r)})
 }
 
-// decide is a decision from end to end: judge what the request says, ask whose the token is, settle; and tell.
-func (s *Server) decide(ctx context.Context, q *request) verdict {
-	v, ask := q.judge()
-	if ask {
-		s.lookup(ctx, q, &v)
-		if v.reason == storeDown && ctx.Err() != nil {
-			v.reason = callerGone // nobody waits for the answer, and the store is not to blame
+// respond returns the response to a call. A panic on the way becomes an error, and a response that is neither an allow
+// nor a denial does too: Envoy then answers 503.
+func (s *Server) respond(ctx context.Context, c *call) (resp *authv3.CheckResponse, err error) {
+	defer s.recovered(authv3.Authorization_Check_FullMethodName, &err)
+	d := s.decide(ctx, c)
+	resp = d.Response()
+	return resp, validateResponse(resp)
+}
+
+// decide makes, counts and logs one decision.
+func (s *Server) decide(ctx context.Context, c *call) Decision {
+	c.server = s
+	d := Decide(ctx, &c.Request, c, s.now)
+	if d.Reason == ReasonTokenKnown {
+		s.grant(c, &d)
+		if s.seen != nil {
+			s.seen(c.holder, c.client)
 		}
 	}
-	s.counts.add(v.rule.service, v.reason)
-	s.counts.addHits(v.rule.service, q.hits)
-	if d := v.reason.decision(); d != allowed && v.reason != callerGone {
-		s.denials.add(ctx, newDenial(time.Now(), q, &v), v.cause)
+	s.counts.add(d.rule.service, d.Reason)
+	s.counts.addHits(d.rule.service, c.hits)
+	if d.Outcome() != Allowed && d.Reason != ReasonCallerGone {
+		s.denials.add(ctx, newDenial(time.Now(), &c.Request, &d), d.Err)
 	}
-	return v
+	return d
 }
 
-// lookup ends a decision for which the token has to be looked up.
-func (s *Server) lookup(ctx context.Context, q *request, v *verdict) {
-	var ticket table.Ticket
-	if s.decisions != nil {
-		ticket = s.decisions.Ticket(v.token) // before the look-up: a revoke after this is noticed
+// call is one Check in progress. It is the [Sessions] of its own decision.
+type call struct {
+	Request
+	server *Server
+	ticket table.Ticket  // taken before the look-up
+	holder tokens.Holder // found by the look-up
+}
+
+// Holder looks the token up, for at most LookupTimeout. A revoke after the ticket is taken makes the ticket useless.
+func (c *call) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
+	if c.server.decisions != nil {
+		c.ticket = c.server.decisions.Ticket(h)
 	}
 	bounded := withTimeout(ctx, LookupTimeout)
 	defer bounded.done()
-	holder, err := s.sessions.Holder(bounded, v.token)
-	v.settle(holder, err, s.now())
-	s.grant(q, v, holder, ticket)
-	if v.reason == tokenKnown && s.seen != nil {
-		s.seen(holder, q.client)
-	}
+	holder, err := c.server.sessions.Holder(bounded, h)
+	c.holder = holder
+	return holder, err
 }

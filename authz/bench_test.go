@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"gatepost/codec"
 	"gatepost/tokens"
 )
 
@@ -90,7 +91,7 @@ func runBenchServer() {
 		authv3.RegisterAuthorizationServer(server, benchGate())
 	case "alwaysok":
 		server = grpc.NewServer()
-		authv3.RegisterAuthorizationServer(server, always{answer: allow(changes{})})
+		authv3.RegisterAuthorizationServer(server, always{answer: allow(headerChanges{})})
 	default:
 		panic(mode)
 	}
@@ -222,13 +223,17 @@ func BenchmarkDecision(b *testing.B) {
 	defer cancel()
 	b.Run("bytes", func(b *testing.B) {
 		b.ReportAllocs()
-		var q request
 		for b.Loop() {
-			if err := q.readBytes(raw); err != nil {
+			var c call
+			if err := c.UnmarshalMessage(raw); err != nil {
 				b.Fatal(err)
 			}
-			if a, err := s.checkBytes(ctx, &q); err != nil || len(a.(*answer).bytes) < 20 {
-				b.Fatal(a, err)
+			resp, err := s.respond(ctx, &c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if bytes, err := codec.New().Marshal(resp); err != nil || bytes.Len() < 20 {
+				b.Fatal(bytes, err)
 			}
 		}
 	})

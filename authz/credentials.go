@@ -6,12 +6,12 @@ import (
 	"gatepost/tokens"
 )
 
-// credentials gathers the tokens that a request shows. They may come in several places at once, and must then be one
-// token: which of two was meant is not guessed.
+// credentials collects the tokens that a request presents. They may be in several places at once, but must then be the
+// same token.
 type credentials struct {
 	token tokens.Hash
-	any   bool // whether one was shown
-	bad   bool // whether what was shown is no token, or two
+	any   bool // whether there is one
+	bad   bool // whether there is a malformed one, or two different ones
 }
 
 func (c *credentials) add(token tokens.Token, err error) {
@@ -32,49 +32,49 @@ func (c *credentials) authorization(value string) {
 	}
 }
 
-// shown is what of a request's headers goes on to the upstream once the tokens in them are taken out.
-type shown struct {
-	cookie, subprotocols rest
-	// marked says whether the client offers the subprotocol that names the form alone, without a token: it takes it for
-	// an answer where the upstream speaks none.
+// strippedHeaders are the request's headers without the tokens in them, as the upstream receives them.
+type strippedHeaders struct {
+	cookie, subprotocols remainder
+	// marked reports whether the client offers the prefix itself as a subprotocol. The gateway may then select it if the
+	// upstream selects none.
 	marked bool
 }
 
-// rest is what is left of a header.
-type rest struct {
-	changed bool   // whether anything was taken out
-	value   string // empty: the header goes as a whole
+// remainder is a header without the tokens in it.
+type remainder struct {
+	changed bool   // whether anything was removed
+	value   string // empty: the whole header is removed
 }
 
-// look takes down the tokens that the request shows in the places which the rule allows beside Authorization.
-func (q *request) look(r *rule, c *credentials) (s shown) {
+// extractCredentials adds the tokens in the places that the rule allows beside Authorization.
+func (q *Request) extractCredentials(r *rule, c *credentials) (s strippedHeaders) {
 	if r.cookie != "" && q.cookie != "" {
-		s.cookie = lookInCookies(q.cookie, r.cookie, c)
+		s.cookie = fromCookies(q.cookie, r.cookie, c)
 	}
 	if r.subprotocol != "" && q.subprotocols != "" {
-		s.subprotocols, s.marked = lookInSubprotocols(q.subprotocols, r.subprotocol, c)
+		s.subprotocols, s.marked = fromSubprotocols(q.subprotocols, r.subprotocol, c)
 	}
 	return s
 }
 
-// lookInCookies reads a Cookie header (RFC 6265 §4.2.1). Envoy joins several by commas, which no browser sends
-// (§5.4): one that may have been hidden so is neither looked for nor let through.
-func lookInCookies(header, name string, c *credentials) rest {
-	var left rest
+// fromCookies reads a Cookie header (RFC 6265 §4.2.1). Envoy joins several by commas, and no browser sends several
+// (§5.4): if a comma may hide the cookie, the token counts as malformed and the header is removed.
+func fromCookies(header, name string, c *credentials) remainder {
+	var left remainder
 	var kept []string
 	for pair := range strings.SplitSeq(header, ";") {
 		pair = strings.Trim(pair, " \t")
 		key, value, _ := strings.Cut(pair, "=")
 		if strings.TrimRight(key, " \t") == name {
 			left.changed = true
-			if value = strings.TrimLeft(value, " \t"); value != "" { // a cookie that was cleared shows nothing
+			if value = strings.TrimLeft(value, " \t"); value != "" { // a cleared cookie carries no token
 				c.add(tokens.Parse(value))
 			}
 			continue
 		}
-		if hides(pair, name) {
+		if hidesCookie(pair, name) {
 			c.bad = true
-			return rest{changed: true}
+			return remainder{changed: true}
 		}
 		if pair != "" {
 			kept = append(kept, pair)
@@ -86,8 +86,8 @@ func lookInCookies(header, name string, c *credentials) rest {
 	return left
 }
 
-// hides says whether a comma in a cookie is followed by the name.
-func hides(pair, name string) bool {
+// hidesCookie reports whether a comma in a cookie is followed by the name.
+func hidesCookie(pair, name string) bool {
 	_, after, found := strings.Cut(pair, ",")
 	for found {
 		var one string
@@ -100,8 +100,8 @@ func hides(pair, name string) bool {
 	return false
 }
 
-// lookInSubprotocols reads a Sec-WebSocket-Protocol header (RFC 6455 §11.3.4), which may come as several.
-func lookInSubprotocols(header, name string, c *credentials) (left rest, marked bool) {
+// fromSubprotocols reads a Sec-WebSocket-Protocol header (RFC 6455 §11.3.4), which may be repeated.
+func fromSubprotocols(header, name string, c *credentials) (left remainder, marked bool) {
 	var kept []string
 	for one := range strings.SplitSeq(header, ",") {
 		one = strings.Trim(one, " \t")

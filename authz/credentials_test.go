@@ -54,19 +54,19 @@ func TestATokenMayComeInACookie(t *testing.T) {
 		wantLeft(t, cookie, p.allow(cookie, opening(secured, map[string]string{"cookie": cookie})), "cookie", left)
 	}
 	for _, cookie := range []string{"", "a=1", "session", "session=", "session= ", "sessions=" + token, "SESSION=" + token, "a=session=" + token} {
-		p.deny(cookie, tokenMissing, opening(secured, map[string]string{"cookie": cookie}))
+		p.deny(cookie, ReasonTokenMissing, opening(secured, map[string]string{"cookie": cookie}))
 	}
 	p.store.asked = 0
 	for _, cookie := range []string{
 		"session=x", `session="` + token + `"`, "session=Bearer " + token, "session=" + token + "; session=x", "session=" + token + "; session=" + secret,
 		"session=" + token + ",b=2", "b=2,session=" + token, "b=2, session=" + token, "session=" + token + "; b=2,session=" + token, "a=b,c,session",
 	} {
-		p.deny(cookie, tokenMalformed, opening(secured, map[string]string{"cookie": cookie}))
+		p.deny(cookie, ReasonTokenMalformed, opening(secured, map[string]string{"cookie": cookie}))
 	}
 	if p.store.asked != 0 {
 		t.Errorf("the store was asked %d times", p.store.asked)
 	}
-	p.deny("no cookie is named", tokenMissing, asking(fromBrowser, secured, map[string]string{"cookie": "session=" + token, "origin": "https://shop.example"}))
+	p.deny("no cookie is named", ReasonTokenMissing, asking(fromBrowser, secured, map[string]string{"cookie": "session=" + token, "origin": "https://shop.example"}))
 }
 
 func TestATokenMayComeAsASubprotocol(t *testing.T) {
@@ -87,15 +87,15 @@ func TestATokenMayComeAsASubprotocol(t *testing.T) {
 		wantLeft(t, protocols, p.allow(protocols, opening(secured, map[string]string{name: protocols})), name, left)
 	}
 	for _, protocols := range []string{"", "chat", "gatepost.bearer", token, "gatepost.bearerx." + token} {
-		p.deny(protocols, tokenMissing, opening(secured, map[string]string{name: protocols}))
+		p.deny(protocols, ReasonTokenMissing, opening(secured, map[string]string{name: protocols}))
 	}
 	for _, protocols := range []string{
 		"gatepost.bearer.", "gatepost.bearer.x", "gatepost.bearer." + token + "x", "gatepost.bearer. " + token,
 		"gatepost.bearer." + token + ", gatepost.bearer." + secret, "gatepost.bearer." + token + " chat",
 	} {
-		p.deny(protocols, tokenMalformed, opening(secured, map[string]string{name: protocols}))
+		p.deny(protocols, ReasonTokenMalformed, opening(secured, map[string]string{name: protocols}))
 	}
-	p.deny("no subprotocol is named", tokenMissing, asking(shop, secured, map[string]string{name: "gatepost.bearer." + token}))
+	p.deny("no subprotocol is named", ReasonTokenMissing, asking(shop, secured, map[string]string{name: "gatepost.bearer." + token}))
 }
 
 // A browser fails a WebSocket that it offered subprotocols for and that none was chosen of.
@@ -140,7 +140,7 @@ func TestTwoTokensAreNone(t *testing.T) {
 		"another cookie": three("Bearer "+ann, bob, ""), "another subprotocol": three(ann, "", bob), "both others": three("", bob, ann),
 		"junk in the cookie": three(ann, "x", ""), "junk in the subprotocol": three(ann, ann, "x"), "junk in Authorization": three("Basic x", ann, ""),
 	} {
-		p.deny(name, tokenMalformed, r)
+		p.deny(name, ReasonTokenMalformed, r)
 	}
 }
 
@@ -148,13 +148,13 @@ func TestACookieNeedsAListedOrigin(t *testing.T) {
 	p := policy{t, newGate(t)}
 	cookie := map[string]string{"cookie": "session=" + p.store.open(t, tokens.FormatUUID, "ann").Reveal()}
 	p.allow("the listed one", opening(secured, cookie))
-	p.deny("none", originRefused, asking(page, secured, cookie))
+	p.deny("none", ReasonOriginRefused, asking(page, secured, cookie))
 	for _, origin := range []string{"https://evil.example", "null", ""} {
 		forged := maps.Clone(cookie)
 		forged["origin"] = origin
-		p.deny(origin, originRefused, asking(page, secured, forged))
+		p.deny(origin, ReasonOriginRefused, asking(page, secured, forged))
 	}
-	p.deny("a rule that lists none", noRule, asking(Shared{UserHeader: "x-user-id", Cookie: "session"}, secured, cookie))
+	p.deny("a rule that lists none", ReasonNoRule, asking(Shared{UserHeader: "x-user-id", Cookie: "session"}, secured, cookie))
 }
 
 func TestTheCookieReachesNoUpstreamThatIsNotToSeeTheToken(t *testing.T) {

@@ -1,6 +1,7 @@
 package authz
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"time"
@@ -9,138 +10,163 @@ import (
 	"gatepost/tokens"
 )
 
-// reason is why a request passes or does not. Its zero value lets nothing pass.
-type reason uint8
+// Reason is why a request passes or does not. The zero Reason lets nothing pass.
+type Reason uint8
 
+// The reasons, each with its label in metrics and logs (see [Reason.String]).
 const (
-	noRule reason = iota // the route brought no rule, or none that can be read
-	badUser
-	storeDown
-	callerGone
-	originRefused
-	tokenMissing
-	tokenMalformed
-	tokenUnknown
-	scopeMissing
-	public
-	tokenKnown
-	reasons // how many there are
+	ReasonNoRule Reason = iota // the route carries no rule, or an invalid one
+	ReasonBadUser
+	ReasonStoreUnavailable
+	ReasonCallerGone
+	ReasonOriginRefused
+	ReasonTokenMissing
+	ReasonTokenMalformed
+	ReasonTokenUnknown
+	ReasonScopeMissing
+	ReasonPublic
+	ReasonTokenKnown
+	reasons // the number of reasons
 )
 
-// decision is the side on which a reason comes down. "No" and "cannot tell" are different things: a client that
-// is told "no" throws its token away.
-type decision string
+// Outcome is the side of a decision. "Denied" and "cannot tell" differ: a client whose request is denied throws its
+// token away.
+type Outcome string
 
+// The outcomes, as they appear in metrics and logs.
 const (
-	allowed    decision = "allow"
-	denied     decision = "deny"
-	cannotTell decision = "error"
+	Allowed    Outcome = "allow"
+	Denied     Outcome = "deny"
+	CannotTell Outcome = "error"
 )
 
-// decision and name label what is counted and logged.
-func (r reason) decision() decision {
+// Outcome returns the outcome that a reason leads to.
+func (r Reason) Outcome() Outcome {
 	switch r {
-	case public, tokenKnown:
-		return allowed
-	case originRefused, tokenMissing, tokenMalformed, tokenUnknown, scopeMissing:
-		return denied
-	default: // fail closed: what is not known to be an answer is none
-		return cannotTell
+	case ReasonPublic, ReasonTokenKnown:
+		return Allowed
+	case ReasonOriginRefused, ReasonTokenMissing, ReasonTokenMalformed, ReasonTokenUnknown, ReasonScopeMissing:
+		return Denied
+	default: // fail closed: an unknown reason is no decision
+		return CannotTell
 	}
 }
 
-var names = [reasons]string{
-	noRule:         "no_rule",
-	badUser:        "bad_user",
-	storeDown:      "store_unavailable",
-	callerGone:     "caller_gone",
-	originRefused:  "origin_refused",
-	tokenMissing:   "token_missing",
-	tokenMalformed: "token_malformed",
-	tokenUnknown:   "token_unknown",
-	scopeMissing:   "scope_missing",
-	public:         "public",
-	tokenKnown:     "token_known",
+var labels = [reasons]string{
+	ReasonNoRule:           "no_rule",
+	ReasonBadUser:          "bad_user",
+	ReasonStoreUnavailable: "store_unavailable",
+	ReasonCallerGone:       "caller_gone",
+	ReasonOriginRefused:    "origin_refused",
+	ReasonTokenMissing:     "token_missing",
+	ReasonTokenMalformed:   "token_malformed",
+	ReasonTokenUnknown:     "token_unknown",
+	ReasonScopeMissing:     "scope_missing",
+	ReasonPublic:           "public",
+	ReasonTokenKnown:       "token_known",
 }
 
-func (r reason) String() string { return names[r] }
+func (r Reason) String() string { return labels[r] }
 
-// verdict is a decision with what its answer is made from. The zero verdict lets nothing pass.
-type verdict struct {
-	reason reason
-	// rule is the route's; the zero rule where the reason is noRule.
-	rule rule
-	// token is the hash of the token that was shown; zero where none was, or none that could be one.
-	token tokens.Hash
-	// shown is what the request shows of tokens outside Authorization, and what is left of it without them.
-	shown shown
-	// user is who the upstream is told the request is from; set where the reason is tokenKnown.
-	user string
-	// left is how long the token still lives, where the request could outlast it; else 0.
-	left time.Duration
-	// cause is what hindered the decision, where something did.
-	cause error
+// Decision is the result of [Decide]. The zero Decision lets nothing pass.
+type Decision struct {
+	Reason Reason
+	// Token is the hash of the presented token, or zero if there is none or a malformed one.
+	Token tokens.Hash
+	// LookedUp reports whether the session of the token was looked up.
+	LookedUp bool
+	// User is the id that the upstream receives. It is set if Reason is ReasonTokenKnown.
+	User string
+	// Err is what prevented a decision. It is nil if the outcome is not CannotTell.
+	Err error
+
+	rule     rule            // the zero rule if Reason is ReasonNoRule
+	stripped strippedHeaders // the request's headers without the tokens in them
+	left     time.Duration   // the lifetime of the token if the request could outlast it, else 0
 }
 
-// judge decides as far as can be told from the request itself. Where it says ask, everything is in order but
-// for the token in the verdict: who holds it, [verdict.settle] must be told.
-func (q *request) judge() (v verdict, ask bool) {
-	r, err := q.carried.rule()
-	if err != nil { // fail closed: a request whose rule is unknown must not pass
-		return verdict{reason: noRule, cause: err}, false
+// Outcome returns the outcome of the decision.
+func (d *Decision) Outcome() Outcome { return d.Reason.Outcome() }
+
+// Decide decides whether a request may pass. The rule is the one that the request carries. It changes nothing, and
+// calls sessions at most once: only if the request needs a token and presents one that is well-formed. now is called
+// after that.
+func Decide(ctx context.Context, r *Request, sessions Sessions, now func() time.Time) Decision {
+	d, needsSession := evaluate(r)
+	if !needsSession {
+		return d
 	}
-	v.rule = r
-	if r.origins != "" && !listed(r.origins, q.origin) {
-		v.reason = originRefused
-		return v, false
+	d.LookedUp = true
+	holder, err := sessions.Holder(ctx, d.Token)
+	d.resolve(holder, err, now())
+	if d.Reason == ReasonStoreUnavailable && ctx.Err() != nil {
+		d.Reason = ReasonCallerGone // nobody waits for the response, and the store is not to blame
+	}
+	return d
+}
+
+// evaluate makes every decision that needs no session. If needsSession is true, the caller must look up d.Token and
+// pass the result to resolve.
+func evaluate(q *Request) (d Decision, needsSession bool) {
+	r, err := q.rawRule.parse()
+	if err != nil { // fail closed: a request without a valid rule must not pass
+		return Decision{Reason: ReasonNoRule, Err: err}, false
+	}
+	d.rule = r
+	if r.origins != "" && !originAllowed(r.origins, q.origin) {
+		d.Reason = ReasonOriginRefused
+		return d, false
 	}
 	var credentials credentials
-	v.shown = q.look(&r, &credentials)
+	d.stripped = q.extractCredentials(&r, &credentials)
 	if !r.authenticate {
-		v.reason = public
-		return v, false
+		d.Reason = ReasonPublic
+		return d, false
 	}
 	credentials.authorization(q.authorization)
 	switch {
 	case credentials.bad:
-		v.reason = tokenMalformed
-		return v, false
+		d.Reason = ReasonTokenMalformed
+		return d, false
 	case !credentials.any:
-		v.reason = tokenMissing
-		return v, false
+		d.Reason = ReasonTokenMissing
+		return d, false
 	}
-	v.token = credentials.token
-	return v, true
+	d.Token = credentials.token
+	return d, true
 }
 
-var errMixedUp = errors.New("the store answered with the session of another token")
+var (
+	errWrongSession = errors.New("the store returned the session of another token")
+	errUserID       = errors.New("the user's id is not a valid header value")
+)
 
-// settle ends a decision with what the store said about the token, at the time now.
-func (v *verdict) settle(h tokens.Holder, err error, now time.Time) {
+// resolve completes a decision with the result of the look-up, at the time now.
+func (d *Decision) resolve(h tokens.Holder, err error, now time.Time) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
-		v.reason = tokenUnknown
-	case err != nil: // not a word about the token: never 401
-		v.reason, v.cause = storeDown, err
-	case !h.Has(v.token): // never another user's identity
-		v.reason, v.cause = storeDown, errMixedUp
+		d.Reason = ReasonTokenUnknown
+	case err != nil: // says nothing about the token: never 401
+		d.Reason, d.Err = ReasonStoreUnavailable, err
+	case !h.Has(d.Token): // never another user's identity
+		d.Reason, d.Err = ReasonStoreUnavailable, errWrongSession
 	case !h.Live(now):
-		v.reason = tokenUnknown
-	case !holds(h, v.rule.scopes):
-		v.reason = scopeMissing
-	case !presentable(h.User()):
-		v.reason, v.cause = badUser, errors.New("the user's id cannot be put in a header")
+		d.Reason = ReasonTokenUnknown
+	case !hasScopes(h, d.rule.scopes):
+		d.Reason = ReasonScopeMissing
+	case !validHeaderValue(h.User()):
+		d.Reason, d.Err = ReasonBadUser, errUserID
 	default:
-		v.reason, v.user = tokenKnown, h.User()
-		if left := h.Expires().Sub(now); v.rule.longest == 0 || left < v.rule.longest {
-			v.left = left
+		d.Reason, d.User = ReasonTokenKnown, h.User()
+		if left := h.Expires().Sub(now); d.rule.longest == 0 || left < d.rule.longest {
+			d.left = left
 		}
 	}
 }
 
-// listed says whether origin is one of those in list, byte for byte. Neither "null", which is nobody's origin,
-// nor several origins joined by a comma is ever listed.
-func listed(list, origin string) bool {
+// originAllowed reports whether origin is in list, byte for byte. "null", which is nobody's origin, and several origins
+// joined by a comma never are.
+func originAllowed(list, origin string) bool {
 	if origin == "" || origin == "null" || strings.ContainsAny(origin, ", ") {
 		return false
 	}
@@ -152,8 +178,8 @@ func listed(list, origin string) bool {
 	return false
 }
 
-// holds says whether a session has every scope of the list needed.
-func holds(h tokens.Holder, needed string) bool {
+// hasScopes reports whether a session has every scope of the list needed.
+func hasScopes(h tokens.Holder, needed string) bool {
 	if needed == "" {
 		return true
 	}
@@ -165,9 +191,9 @@ func holds(h tokens.Holder, needed string) bool {
 	return true
 }
 
-// presentable says whether a user's id reaches the upstream as it is: a header's value without control
-// characters, without spaces at its ends, which the receiver would cut off, and in UTF-8, which protobuf asks for.
-func presentable(user string) bool {
+// validHeaderValue reports whether a user's id reaches the upstream unchanged: UTF-8, which protobuf requires, without
+// control characters and without spaces at its ends, which the receiver would trim.
+func validHeaderValue(user string) bool {
 	if user == "" || strings.TrimSpace(user) != user || !utf8.ValidString(user) {
 		return false
 	}

@@ -30,7 +30,7 @@ func (p policy) allow(name string, r *authv3.CheckRequest) *authv3.OkHttpRespons
 	return ok
 }
 
-func (p policy) deny(name string, want reason, r *authv3.CheckRequest) *authv3.DeniedHttpResponse {
+func (p policy) deny(name string, want Reason, r *authv3.CheckRequest) *authv3.DeniedHttpResponse {
 	p.Helper()
 	refused := p.check(p.T, r).GetDeniedResponse()
 	if refused == nil {
@@ -59,9 +59,9 @@ func TestASecuredServiceAsksForAToken(t *testing.T) {
 	for _, known := range []string{uuid, secret, "Bearer " + uuid, "bearer " + uuid, "BEARER " + secret, "Bearer  " + uuid} {
 		p.allow(known, asking(shop, secured, authorization(known)))
 	}
-	p.deny("no header", tokenMissing, asking(shop, secured, nil))
-	p.deny("empty header", tokenMissing, asking(shop, secured, authorization("")))
-	p.deny("unknown", tokenUnknown, asking(shop, secured, authorization(stranger.Reveal())))
+	p.deny("no header", ReasonTokenMissing, asking(shop, secured, nil))
+	p.deny("empty header", ReasonTokenMissing, asking(shop, secured, authorization("")))
+	p.deny("unknown", ReasonTokenUnknown, asking(shop, secured, authorization(stranger.Reveal())))
 
 	p.store.asked = 0
 	for _, malformed := range []string{
@@ -71,7 +71,7 @@ func TestASecuredServiceAsksForAToken(t *testing.T) {
 		strings.ToUpper(uuid), uuid[:35], uuid + "0", uuid[:35] + "!", "!!!", "Bearer !", `"` + uuid + `"`, "token=" + uuid,
 		secret[:len(secret)-1] + "!", strings.Repeat("a", 1<<15), "null", "undefined", "Bearer undefined", uuid + "\x00",
 	} {
-		p.deny(malformed, tokenMalformed, asking(shop, secured, authorization(malformed)))
+		p.deny(malformed, ReasonTokenMalformed, asking(shop, secured, authorization(malformed)))
 	}
 	if p.store.asked != 0 {
 		t.Errorf("the store was asked %d times about what cannot be a token", p.store.asked)
@@ -103,21 +103,21 @@ func TestOriginsAreHeldToWhateverTheService(t *testing.T) {
 		}
 		p.allow("listed", from("https://shop.example"))
 		p.allow("listed", from("http://localhost:3000"))
-		p.deny("no origin", originRefused, asking(fromBrowser, rule, authorization(token)))
+		p.deny("no origin", ReasonOriginRefused, asking(fromBrowser, rule, authorization(token)))
 		for _, origin := range []string{
 			"", "null", "*", "https://evil.example", "https://shop.example.evil.example", "https://shop.example:443",
 			"https://shop.example/", "https://SHOP.example", "http://shop.example", "shop.example", "https://shop.exampl",
 			"https://shop.example,https://shop.example", "https://shop.example,https://evil.example",
 			"https://shop.example http://localhost:3000", " https://shop.example", "https://shop.example ", ",", "https://shop.example!",
 		} {
-			refused := p.deny(origin, originRefused, from(origin))
+			refused := p.deny(origin, ReasonOriginRefused, from(origin))
 			if got := header(refused.GetHeaders(), "www-authenticate"); got != "" {
 				t.Errorf("%q: challenged (%s) although no credentials would help", origin, got)
 			}
 		}
 	}
 	null := Shared{UserHeader: "x-user-id", Origins: []string{"null"}}
-	p.deny("null, even if listed", originRefused, asking(null, publicRule, map[string]string{"origin": "null"}))
+	p.deny("null, even if listed", ReasonOriginRefused, asking(null, publicRule, map[string]string{"origin": "null"}))
 	p.allow("no list, any origin", asking(shop, publicRule, map[string]string{"origin": "null"}))
 }
 
@@ -131,20 +131,20 @@ func TestWithoutARuleNothingPasses(t *testing.T) {
 		return ext
 	}
 	p.allow("whole", withExtensions(whole, token))
-	p.deny("nothing", noRule, withExtensions(nil, token))
-	p.deny("route's part alone", noRule, withExtensions(merged(secured.Extensions()), token))
-	p.deny("host's part alone", noRule, withExtensions(merged(shop.Extensions()), token))
-	p.deny("unchecked", noRule, withExtensions(merged(Unchecked()), token))
-	p.deny("no service", noRule, withExtensions(changed(keyService, ""), token))
-	p.deny("no user header", noRule, withExtensions(changed(keyUserHeader, ""), token))
+	p.deny("nothing", ReasonNoRule, withExtensions(nil, token))
+	p.deny("route's part alone", ReasonNoRule, withExtensions(merged(secured.Extensions()), token))
+	p.deny("host's part alone", ReasonNoRule, withExtensions(merged(shop.Extensions()), token))
+	p.deny("unchecked", ReasonNoRule, withExtensions(merged(Unchecked()), token))
+	p.deny("no service", ReasonNoRule, withExtensions(changed(keyService, ""), token))
+	p.deny("no user header", ReasonNoRule, withExtensions(changed(keyUserHeader, ""), token))
 	for _, value := range []string{"", "no", "False", "0", "true ", "TRUE"} {
-		p.deny("authenticate "+value, noRule, withExtensions(changed(keyAuthenticate, value), token))
+		p.deny("authenticate "+value, ReasonNoRule, withExtensions(changed(keyAuthenticate, value), token))
 	}
-	p.deny("forward_token maybe", noRule, withExtensions(changed(keyForwardToken, "maybe"), token))
+	p.deny("forward_token maybe", ReasonNoRule, withExtensions(changed(keyForwardToken, "maybe"), token))
 	for _, value := range []string{"0", "-1", "1s", "1.5", "99999999999999999999", "9223372036855"} {
-		p.deny("longest "+value, noRule, withExtensions(changed(keyLongest, value), token))
+		p.deny("longest "+value, ReasonNoRule, withExtensions(changed(keyLongest, value), token))
 	}
-	p.deny("empty message", noRule, &authv3.CheckRequest{})
+	p.deny("empty message", ReasonNoRule, &authv3.CheckRequest{})
 }
 
 func TestScopes(t *testing.T) {
@@ -159,10 +159,10 @@ func TestScopes(t *testing.T) {
 	p.allow("none needed", asking(shop, needs(), none))
 	p.allow("one needed, held", asking(shop, needs("orders:read"), reader))
 	p.allow("two needed, held", asking(shop, needs("orders:read", "orders:write"), both))
-	p.deny("one needed, none held", scopeMissing, asking(shop, needs("orders:read"), none))
-	p.deny("two needed, one held", scopeMissing, asking(shop, needs("orders:read", "orders:write"), reader))
-	p.deny("a part of a name", scopeMissing, asking(shop, needs("orders"), both))
-	p.deny("no token at all", tokenMissing, asking(shop, needs("orders:read"), nil))
+	p.deny("one needed, none held", ReasonScopeMissing, asking(shop, needs("orders:read"), none))
+	p.deny("two needed, one held", ReasonScopeMissing, asking(shop, needs("orders:read", "orders:write"), reader))
+	p.deny("a part of a name", ReasonScopeMissing, asking(shop, needs("orders"), both))
+	p.deny("no token at all", ReasonTokenMissing, asking(shop, needs("orders:read"), nil))
 }
 
 func TestEndsOfADecision(t *testing.T) {
@@ -241,7 +241,7 @@ func TestAUserThatNoHeaderCanCarryDoesNotPass(t *testing.T) {
 	for _, user := range []string{
 		"", " ", "ann ", " ann", "ann\n", "ann\r\nx-admin: 1", "a\x00b", "a\tb", "\x1b[0m", "a\x7fb", "a\u0085b", "a\xffb",
 	} {
-		p.deny(user, badUser, asking(shop, secured, authorization(p.store.open(t, tokens.FormatUUID, user).Reveal())))
+		p.deny(user, ReasonBadUser, asking(shop, secured, authorization(p.store.open(t, tokens.FormatUUID, user).Reveal())))
 	}
 }
 
@@ -250,15 +250,15 @@ func TestAStoreThatAnswersWrongIsNotBelieved(t *testing.T) {
 	ann := p.store.open(t, tokens.FormatUUID, "ann")
 	bob := p.store.open(t, tokens.FormatUUID, "bob")
 	p.store.live[bob.Hash()] = p.store.live[ann.Hash()]
-	p.deny("another's session", storeDown, asking(shop, secured, authorization(bob.Reveal())))
+	p.deny("another's session", ReasonStoreUnavailable, asking(shop, secured, authorization(bob.Reveal())))
 
 	gone := *p.store.live[ann.Hash()]
 	gone.Expires = time.Now().Add(-time.Nanosecond)
 	p.store.live[ann.Hash()] = &gone
-	p.deny("a session that has ended", tokenUnknown, asking(shop, secured, authorization(ann.Reveal())))
+	p.deny("a session that has ended", ReasonTokenUnknown, asking(shop, secured, authorization(ann.Reveal())))
 
 	p.store.outage = func(context.Context) error { return nil }
-	p.deny("neither session nor error", storeDown, asking(shop, secured, authorization(ann.Reveal())))
+	p.deny("neither session nor error", ReasonStoreUnavailable, asking(shop, secured, authorization(ann.Reveal())))
 }
 
 func TestALookupEndsAtItsDeadline(t *testing.T) {

@@ -13,21 +13,21 @@ import (
 	"gatepost/tokens"
 )
 
-// How many denials are kept for [Server.Recent], and how many lines go to the log: a hundred at once and ten a
-// second after that. Whoever can be denied can be denied a million times, and must not fill a disk by it.
+// The number of denials kept for [Server.Recent], and the rate of log lines. A client may be denied a million times, and
+// must not fill a disk with that.
 const (
 	keptDenials    = 200
 	linesPerSecond = 10
 	linesAtOnce    = 100
-	longestField   = 256 // bytes of a string of the client's that are kept
+	longestField   = 256 // bytes of a string from the client that are kept
 )
 
-// Denial is what is told of a request that did not pass. It has no token and no query in it.
+// Denial describes a request that did not pass. It holds no token and no query.
 type Denial struct {
 	Time time.Time `json:"time"`
-	// Service is the name in the route's rule; empty where the route brought none.
+	// Service is the name in the rule of the route, or empty if there is no rule.
 	Service string `json:"service"`
-	// Decision is "deny", or "error" where it could not be told whether the request may pass.
+	// Decision is an [Outcome]: "deny", or "error" if no decision was possible.
 	Decision string `json:"decision"`
 	// Reason is a label of gatepost_decisions_total.
 	Reason string `json:"reason"`
@@ -36,35 +36,35 @@ type Denial struct {
 	Method    string `json:"method"`
 	Path      string `json:"path"`
 	Origin    string `json:"origin,omitempty"`
-	// Client is the address that Envoy takes for the client's.
+	// Client is the client's address, as Envoy determined it.
 	Client string `json:"client"`
-	// Token is the fingerprint of the token that was shown; empty where none was that could be one.
+	// Token is the fingerprint of the presented token, or empty if there is none or a malformed one.
 	Token string `json:"token,omitempty"`
 }
 
-func newDenial(now time.Time, q *request, v *verdict) Denial {
+func newDenial(now time.Time, q *Request, d *Decision) Denial {
 	path, _, _ := strings.Cut(q.path, "?")
-	d := Denial{
+	denial := Denial{
 		Time:      now,
-		Service:   strings.Clone(v.rule.service),
-		Decision:  string(v.reason.decision()),
-		Reason:    v.reason.String(),
+		Service:   strings.Clone(d.rule.service),
+		Decision:  string(d.Outcome()),
+		Reason:    d.Reason.String(),
 		RequestID: kept(q.requestID),
 		Method:    kept(q.method),
 		Path:      kept(path),
 		Origin:    kept(q.origin),
 		Client:    kept(q.client),
 	}
-	if d.RequestID == "" {
-		d.RequestID = kept(q.streamID)
+	if denial.RequestID == "" {
+		denial.RequestID = kept(q.streamID)
 	}
-	if v.token != (tokens.Hash{}) {
-		d.Token = v.token.String()
+	if d.Token != (tokens.Hash{}) {
+		denial.Token = d.Token.String()
 	}
-	return d
+	return denial
 }
 
-// kept returns the first bytes of s by themselves, so that the rest of the request is not kept with them.
+// kept returns a copy of the first bytes of s, so that the bytes of the whole request can be freed.
 func kept(s string) string {
 	if len(s) > longestField {
 		return strings.ToValidUTF8(s[:longestField], "") + "…"
@@ -72,7 +72,7 @@ func kept(s string) string {
 	return strings.Clone(s)
 }
 
-// denials tells of denials: a bounded number of lines in the log, and the last few in memory.
+// denials logs denials at a bounded rate and keeps the last ones in memory.
 type denials struct {
 	logger       *slog.Logger
 	leftOutTotal prometheus.Counter
@@ -81,7 +81,7 @@ type denials struct {
 	lines   *rate.Limiter
 	leftOut int
 	ring    [keptDenials]Denial
-	next    int // where the next one goes
+	next    int // the place of the next one
 	full    bool
 }
 
@@ -119,14 +119,14 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 	if leftOut > 0 {
 		attrs = append(attrs, slog.Int("lines_left_out", leftOut))
 	}
-	if one.Decision == string(cannotTell) { // an outage, and not the client's fault
+	if one.Decision == string(CannotTell) { // an outage, not a fault of the client
 		d.logger.LogAttrs(ctx, slog.LevelWarn, "request could not be decided", attrs...)
 		return
 	}
 	d.logger.LogAttrs(ctx, slog.LevelInfo, "request denied", attrs...)
 }
 
-// keep puts a denial in memory and says whether it gets a line, and how many before it got none.
+// keep keeps a denial and reports whether it gets a line, and how many got none since the last line.
 func (d *denials) keep(one Denial) (leftOut int, line bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

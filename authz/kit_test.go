@@ -100,22 +100,18 @@ func (g *gate) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse
 	if err != nil {
 		t.Fatal(err)
 	}
-	var q request
-	if err := q.readBytes(raw); err != nil {
+	var c call
+	if err := c.UnmarshalMessage(raw); err != nil {
 		t.Fatalf("reading bytes: %v", err)
 	}
-	a, err := g.checkBytes(t.Context(), &q)
+	same, err := g.respond(t.Context(), &c)
 	if err != nil {
-		t.Fatalf("checkBytes: %v", err)
-	}
-	same := new(authv3.CheckResponse)
-	if err := proto.Unmarshal(a.(*answer).bytes, same); err != nil {
-		t.Fatalf("the answer's bytes: %v", err)
+		t.Fatalf("respond: %v", err)
 	}
 	if !proto.Equal(resp, same) {
 		t.Fatalf("two answers to one request:\n%v\n%v", resp, same)
 	}
-	if err := soundResponse(resp); err != nil {
+	if err := validateResponse(resp); err != nil {
 		t.Fatal(err)
 	}
 	return resp

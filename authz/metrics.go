@@ -9,21 +9,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// The names of services come from Envoy, which has them from the definitions. These bounds are for years of changed
-// definitions, and for anybody else who reaches the port: at most maxServices names are counted, none longer than maxName.
+// The names of services come from Envoy, which has them from the definitions. The limits are for years of changed
+// definitions, and for a stranger on the port: at most maxServices names are counted, none longer than maxName.
 const (
 	maxServices = 1 << 15
 	maxName     = 64 // as in the definitions
 )
 
-// What stands for the name of a service where there is none, or one too many.
+// The labels of requests without a service, and of services above the limit.
 const (
 	serviceNone  = "(none)"
 	serviceOther = "(other)"
 )
 
-// counts counts decisions. Each service's counters are resolved at its first request, so that counting one more
-// is two look-ups and an addition.
+// counts counts decisions. The counters of a service are made at its first request, so that counting one more takes two
+// look-ups and an addition.
 type counts struct {
 	decisions *prometheus.CounterVec
 	limit     int // of services
@@ -34,11 +34,11 @@ type counts struct {
 // serviceCounts are the counters of a service.
 type serviceCounts struct {
 	label   string
-	decided [reasons]atomic.Pointer[prometheus.Counter] // made when first used: each costs some hundred bytes
-	hits    prometheus.Counter                          // requests that Envoy let pass by itself
+	decided [reasons]atomic.Pointer[prometheus.Counter] // made at first use: each takes some hundred bytes
+	hits    prometheus.Counter                          // requests that the module in Envoy let pass
 }
 
-// failures counts the checks that ended without an answer; Envoy's own 503 is what the client gets.
+// failures counts the Checks that ended in an error. The client then gets a 503 from Envoy itself.
 type failures struct {
 	vec                             *prometheus.CounterVec
 	panicked, unreadable, badAnswer prometheus.Counter
@@ -74,11 +74,11 @@ func (s *Server) register(r prometheus.Registerer) error {
 	return nil
 }
 
-func (c *counts) add(service string, r reason) {
+func (c *counts) add(service string, r Reason) {
 	counters := c.of(service)
 	counter := counters.decided[r].Load()
 	if counter == nil {
-		made := c.decisions.WithLabelValues(counters.label, string(r.decision()), r.String())
+		made := c.decisions.WithLabelValues(counters.label, string(r.Outcome()), r.String())
 		counter = &made
 		counters.decided[r].Store(counter)
 	}
@@ -106,7 +106,7 @@ func (c *counts) of(service string) *serviceCounts {
 func (c *counts) resolve(service string) *serviceCounts {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	service = strings.Clone(service) // it is a part of the request, which is not to be kept
+	service = strings.Clone(service) // a part of the request, which must not be kept
 	label := service
 	if service == "" {
 		label = serviceNone
@@ -116,7 +116,7 @@ func (c *counts) resolve(service string) *serviceCounts {
 	if counters := c.services[service]; counters != nil {
 		return counters
 	}
-	counters := &serviceCounts{label: label, hits: c.decisions.WithLabelValues(label, string(allowed), reasonModule)}
+	counters := &serviceCounts{label: label, hits: c.decisions.WithLabelValues(label, string(Allowed), reasonModule)}
 	c.services[service] = counters
 	return counters
 }

@@ -44,21 +44,21 @@ func (s Shared) ModuleInputs() []string {
 	return inputs
 }
 
-// grant lets the module allow requests like q, if the verdict is an allow for a token in Authorization and changes no other header
-// of the request. t was taken before the holder was looked up.
-func (s *Server) grant(q *request, v *verdict, h tokens.Holder, t table.Ticket) {
-	if s.decisions == nil || v.reason != tokenKnown || v.shown != (shown{}) {
+// grant lets the module allow requests like this one, if the token is in Authorization and no other header of the request
+// changes. d must be an allow for a token.
+func (s *Server) grant(c *call, d *Decision) {
+	if s.decisions == nil || d.stripped != (strippedHeaders{}) {
 		return
 	}
-	e := table.Entry{Inputs: q.inputs(&v.rule), Token: v.token, User: v.user, Expires: h.Expires()}
-	if n, err := hex.Decode(e.Rule[:], []byte(q.carried.id)); err != nil || n != len(e.Rule) {
+	e := table.Entry{Inputs: c.inputs(&d.rule), Token: d.Token, User: d.User, Expires: c.holder.Expires()}
+	if n, err := hex.Decode(e.Rule[:], []byte(c.rawRule.id)); err != nil || n != len(e.Rule) {
 		return // the route was not made for a module
 	}
-	s.decisions.Grant(t, e)
+	s.decisions.Grant(c.ticket, e)
 }
 
 // inputs are the values of the headers that a decision by the rule depends on.
-func (q *request) inputs(r *rule) [4]string {
+func (q *Request) inputs(r *rule) [4]string {
 	in := [4]string{q.authorization}
 	if r.origins != "" {
 		in[1] = q.origin
@@ -76,7 +76,7 @@ func (q *request) inputs(r *rule) [4]string {
 const mostHits = 1 << 40
 
 // readHits takes the module's report out of a Check's metadata.
-func (q *request) readHits(m *corev3.Metadata) {
+func (q *Request) readHits(m *corev3.Metadata) {
 	n := m.GetFilterMetadata()[ModuleNamespace].GetFields()[fieldHits].GetNumberValue()
 	q.hits = 0
 	if n >= 1 && n <= mostHits {
@@ -85,7 +85,7 @@ func (q *request) readHits(m *corev3.Metadata) {
 }
 
 // readMetadata reads the metadata that is in rawMetadata. A Check has any only if the module has let requests pass since the last one.
-func (q *request) readMetadata() error {
+func (q *Request) readMetadata() error {
 	if q.rawMetadata == "" {
 		return nil
 	}

@@ -181,7 +181,7 @@ func TestAllowBearsNoMetadata(t *testing.T) {
 	if got := g.check(t, reporting(asking(shop, r, authorization(text)), 1)); got.GetDynamicMetadata() != nil {
 		t.Errorf("%v", got.GetDynamicMetadata())
 	}
-	if err := soundResponse(&authv3.CheckResponse{Status: deny(5, 401, "no").GetStatus(), HttpResponse: deny(5, 401, "no").GetHttpResponse(), DynamicMetadata: &structpb.Struct{}}); err == nil {
+	if err := validateResponse(&authv3.CheckResponse{Status: deny(5, 401, "no").GetStatus(), HttpResponse: deny(5, 401, "no").GetHttpResponse(), DynamicMetadata: &structpb.Struct{}}); err == nil {
 		t.Error("a denial with metadata is let out")
 	}
 }

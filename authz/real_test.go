@@ -18,10 +18,12 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"gatepost/codec"
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens"
@@ -29,7 +31,7 @@ import (
 
 // recording is the codec, with the bytes of each check kept as Envoy sent them.
 type recording struct {
-	codec
+	encoding.CodecV2
 	mu     sync.Mutex
 	checks [][]byte
 }
@@ -38,14 +40,14 @@ func (r *recording) Unmarshal(data mem.BufferSlice, v any) error {
 	r.mu.Lock()
 	r.checks = append(r.checks, data.Materialize())
 	r.mu.Unlock()
-	return r.codec.Unmarshal(data, v)
+	return r.CodecV2.Unmarshal(data, v)
 }
 
 // behindEnvoy starts an Envoy that asks g about everything and has nothing else between a client and the upstream:
 // no filter strips what the client sent. Each rule has a path of its own, /service.
 func behindEnvoy(t *testing.T, g *gate, upstream *envoytest.Recorder, rules ...Rule) (address string, r *recording) {
 	t.Helper()
-	r = &recording{codec: newCodec()}
+	r = &recording{CodecV2: codec.New()}
 	server := grpc.NewServer(append(ServerOptions(), grpc.ForceServerCodecV2(r))...)
 	g.Register(server)
 	asked, err := net.Listen("tcp", "127.0.0.1:0")
@@ -202,8 +204,8 @@ func TestAnswersOnARealEnvoy(t *testing.T) {
 	for _, b := range sent.checks { // what a real Envoy writes is read as the generated type reads it
 		same(t, b)
 	}
-	var q request
-	if err := q.readBytes(sent.checks[0]); err != nil || q.service != "orders" || q.client != "127.0.0.1" || q.path != "/orders" || q.method != "GET" {
+	var q Request
+	if err := q.UnmarshalMessage(sent.checks[0]); err != nil || q.service != "orders" || q.client != "127.0.0.1" || q.path != "/orders" || q.method != "GET" {
 		t.Errorf("read %+v, %v", q, err)
 	}
 }

@@ -11,23 +11,23 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 )
 
-// Rule is what a matched route asks of a request. It travels with the route: xds writes it into the Envoy
-// configuration as context extensions, Envoy sends it with each Check, and Check reads it back. So there is no
-// table here that could be a version behind the routes, and no path that is matched a second time.
+// Rule is what a matched route requires of a request. It travels with the route: xds writes it into the Envoy
+// configuration as context extensions, Envoy sends it with each Check, and the Check is decided by it. So this package
+// has no table that could be older than the routes, and matches no path a second time.
 type Rule struct {
-	// Service names the service for logs and metrics; for a route of the gateway's own, what the route does.
+	// Service names the service, or the purpose of a route of the gateway itself, in logs and metrics.
 	Service string
-	// Authenticate says whether the request needs a token.
+	// Authenticate reports whether the request needs a token.
 	Authenticate bool
-	// Scopes is what the token's session must have, all of it.
+	// Scopes are all scopes that the token's session must have.
 	Scopes []string
-	// ForwardToken says whether the upstream sees the token.
+	// ForwardToken reports whether the upstream receives the token.
 	ForwardToken bool
-	// ID names the rule's content, in 32 hex digits: the decisions of the module in Envoy are kept under it. Empty: there is no
-	// module. Two rules with the same ID must decide alike.
+	// ID identifies the content of the rule, in 32 hex digits. It is part of the key of the decisions that the module in
+	// Envoy repeats, so two rules with the same ID must be equal. Empty: there is no module.
 	ID string
-	// Longest is how long Envoy lets a request of the route last by itself; 0: for ever, as one that becomes a WebSocket
-	// does. A request that could outlast its token is ended with the token.
+	// Longest is how long a request of the route may last by its timeouts; 0: without limit, such as a WebSocket. A request
+	// that could outlast its token ends with the token.
 	Longest time.Duration
 }
 
@@ -35,11 +35,11 @@ type Rule struct {
 type Shared struct {
 	// Origins are the origins that may call; empty: all.
 	Origins []string
-	// Cookie is the name of the cookie that may bear the token; empty: none may. It needs Origins.
+	// Cookie is the name of the cookie that may carry the token; empty: none. It requires Origins.
 	Cookie string
-	// Subprotocol is what stands, with a dot, before the token in a WebSocket subprotocol; empty: none may bear it.
+	// Subprotocol is the prefix, without its dot, of a WebSocket subprotocol that carries the token; empty: none.
 	Subprotocol string
-	// UserHeader is the request header by which the upstream learns the user's id.
+	// UserHeader is the request header that carries the user's id to the upstream.
 	UserHeader string
 }
 
@@ -57,11 +57,10 @@ const (
 	keyUserHeader   = "user_header"
 )
 
-// ErrNoRule says that a Check came without the rule of its route. It is denied: a request whose rule is
-// unknown must not pass.
+// ErrNoRule reports a Check without a valid rule. It is denied: a request without a rule must not pass.
 var ErrNoRule = errors.New("the route has no rule")
 
-// Extensions returns the rule in the form in which a route carries it.
+// Extensions returns the rule in the form that a route carries.
 func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	ext := map[string]string{
 		keyService:      r.Service,
@@ -82,15 +81,15 @@ func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	return perRoute(ext)
 }
 
-// With returns the rule with the shared part in it, so that a route carries all of it. Said at two levels, a virtual host's and a route's, Envoy
-// would copy and merge it anew for each check.
+// With returns the rule together with the shared part, so that a route carries both. If the virtual host carried the
+// shared part, Envoy would copy and merge the two for each Check.
 func (r Rule) With(s Shared) *extauthzv3.ExtAuthzPerRoute {
 	all := s.Extensions()
 	maps.Copy(all.GetCheckSettings().GetContextExtensions(), r.Extensions().GetCheckSettings().GetContextExtensions())
 	return all
 }
 
-// Extensions returns the shared part in the form in which Envoy's configuration carries it.
+// Extensions returns the shared part in the form that a route carries.
 func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	ext := map[string]string{keyUserHeader: s.UserHeader}
 	if len(s.Origins) > 0 {
@@ -105,8 +104,7 @@ func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	return perRoute(ext)
 }
 
-// Unchecked is what a route carries that Envoy need not ask about: nothing on it needs a token, and every
-// origin may call.
+// Unchecked is what a route carries if Envoy sends no Check for it: it needs no token, and every origin may call.
 func Unchecked() *extauthzv3.ExtAuthzPerRoute {
 	return &extauthzv3.ExtAuthzPerRoute{Override: &extauthzv3.ExtAuthzPerRoute_Disabled{Disabled: true}}
 }
@@ -117,14 +115,14 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 	}}
 }
 
-// carried is a rule as it arrives with a Check: the values of the context extensions, unread.
-type carried struct {
+// rawRule is a rule as it arrives with a Check: the values of the context extensions.
+type rawRule struct {
 	service, authenticate, scopes, forwardToken, longest, id string
 	origins, cookie, subprotocol, userHeader                 string
 }
 
-// set keeps the value of one extension. Names that are not ours are passed over.
-func (c *carried) set(key, value string) {
+// set sets the value of one extension. It ignores unknown names.
+func (c *rawRule) set(key, value string) {
 	switch key {
 	case keyService:
 		c.service = value
@@ -149,22 +147,22 @@ func (c *carried) set(key, value string) {
 	}
 }
 
-// rule is the inverse of the two Extensions methods. Whatever they would not have written is [ErrNoRule].
-func (c *carried) rule() (rule, error) {
+// parse is the inverse of the Extensions methods. Anything that they do not write is [ErrNoRule].
+func (c *rawRule) parse() (rule, error) {
 	if c.service == "" || c.userHeader == "" {
 		return rule{}, ErrNoRule
 	}
 	r := rule{
 		service: c.service, scopes: c.scopes, origins: c.origins, cookie: c.cookie, subprotocol: c.subprotocol, userHeader: c.userHeader,
 	}
-	if r.cookie != "" && r.origins == "" { // any page on the web could act as its visitor
+	if r.cookie != "" && r.origins == "" { // else any page on the web could act for its visitor
 		return rule{}, fmt.Errorf("%w: %s without %s", ErrNoRule, keyCookie, keyOrigins)
 	}
 	switch c.authenticate {
 	case "true":
 		r.authenticate = true
 	case "false":
-	default: // a value that nobody wrote: fail closed
+	default: // fail closed
 		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyAuthenticate, c.authenticate)
 	}
 	switch c.forwardToken {
@@ -187,10 +185,10 @@ func (c *carried) rule() (rule, error) {
 // maxMilliseconds is the longest time.Duration.
 const maxMilliseconds = int64(1<<63-1) / int64(time.Millisecond)
 
-// milliseconds is a time above 0 in whole milliseconds, rounded up: a bound of 0 is none to Envoy.
+// milliseconds is a time above 0 in whole milliseconds, rounded up: Envoy takes a limit of 0 for none.
 func milliseconds(d time.Duration) int64 { return max(1, int64((d-1)/time.Millisecond)+1) }
 
-// Milliseconds is the rule's Longest in whole milliseconds, as the rule carries it; 0: no bound.
+// Milliseconds is the rule's Longest in whole milliseconds; 0: no limit.
 func (r Rule) Milliseconds() int64 {
 	if r.Longest <= 0 {
 		return 0
@@ -198,7 +196,7 @@ func (r Rule) Milliseconds() int64 {
 	return milliseconds(r.Longest)
 }
 
-// rule is a Rule and its Shared part, read: lists are still joined by spaces, so that reading one allocates nothing.
+// rule is a parsed Rule with its Shared part. Lists are still joined by spaces, so that parsing allocates nothing.
 type rule struct {
 	service, scopes, origins, cookie, subprotocol, userHeader string
 	authenticate, forwardToken                                bool

@@ -8,11 +8,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// readBytes takes the facts out of a CheckRequest as it came over the wire: the same that [request.read]
-// takes out of the generated type, without building it. One copy of the bytes is made, and every fact is a part of it,
-// so the buffer may be used again at once.
-func (q *request) readBytes(b []byte) error {
-	*q = request{}
+// UnmarshalMessage reads a CheckRequest from its bytes, without the generated type: the result is the same as that of
+// [NewRequest]. Together with the codec this saves half of a Check's CPU time (bench, G3). It copies b once, and the
+// strings of the Request are parts of that copy.
+func (q *Request) UnmarshalMessage(b []byte) error {
+	*q = Request{}
 	w := walk{bytes: b, text: string(b), out: q}
 	if err := w.message(checkRequest, 0, len(b), protowire.DefaultRecursionLimit); err != nil {
 		return fmt.Errorf("reading a check: %w", err)
@@ -23,7 +23,7 @@ func (q *request) readBytes(b []byte) error {
 	return nil
 }
 
-// checkRequest is the shape of a CheckRequest. Only what is named here is looked at, by its path from the top:
+// checkRequest is the shape of a CheckRequest. Only these fields are read:
 //
 //	attributes.context_extensions
 //	attributes.request.http.{id, method, path, headers}
@@ -31,22 +31,22 @@ func (q *request) readBytes(b []byte) error {
 //	attributes.metadata_context, which is there if the module in Envoy reports hits
 var checkRequest = func() *shape {
 	http := into(fields{
-		"id":      takeString(func(q *request, s string) { q.streamID = s }),
-		"method":  takeString(func(q *request, s string) { q.method = s }),
-		"path":    takeString(func(q *request, s string) { q.path = s }),
-		"headers": takePairs((*request).setHeader),
+		"id":      takeString(func(q *Request, s string) { q.streamID = s }),
+		"method":  takeString(func(q *Request, s string) { q.method = s }),
+		"path":    takeString(func(q *Request, s string) { q.path = s }),
+		"headers": takePairs((*Request).setHeader),
 	})
 	address := into(fields{
-		"socket_address": into(fields{"address": takeString(func(q *request, s string) { q.client = s })}),
-		// Of the members of a oneof the last one counts.
-		"pipe":                   onEntry(func(q *request) { q.client = "" }),
-		"envoy_internal_address": onEntry(func(q *request) { q.client = "" }),
+		"socket_address": into(fields{"address": takeString(func(q *Request, s string) { q.client = s })}),
+		// The last member of a oneof wins.
+		"pipe":                   onEntry(func(q *Request) { q.client = "" }),
+		"envoy_internal_address": onEntry(func(q *Request) { q.client = "" }),
 	})
 	attributes := into(fields{
-		"context_extensions": takePairs(func(q *request, key, value string) { q.set(key, value) }),
+		"context_extensions": takePairs(func(q *Request, key, value string) { q.rawRule.set(key, value) }),
 		"request":            into(fields{"http": http}),
 		"source":             into(fields{"address": address}),
-		"metadata_context":   takeMessage(func(q *request, raw string) { q.rawMetadata += raw }),
+		"metadata_context":   takeMessage(func(q *Request, raw string) { q.rawMetadata += raw }),
 	})
 	top := (&authv3.CheckRequest{}).ProtoReflect().Descriptor()
 	root := shapeField{sub: shapes{}.of(top)}
@@ -54,7 +54,7 @@ var checkRequest = func() *shape {
 	return root.sub
 }()
 
-// pick changes a field so that what is in it is taken; m is the field's message type, where it has one.
+// pick marks a field to be read; m is the type of the field if it is a message.
 type pick func(m protoreflect.MessageDescriptor, f *shapeField)
 
 // fields are fields of a message, each with its pick.
@@ -70,19 +70,19 @@ func into(inside fields) pick {
 	}
 }
 
-func takeString(found func(*request, string)) pick {
+func takeString(found func(*Request, string)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.found = found }
 }
 
-func takePairs(found func(q *request, key, value string)) pick {
+func takePairs(found func(q *Request, key, value string)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.foundPair = found }
 }
 
-// takeMessage takes a message as it is. One that comes in several parts is whole when they are put together.
-func takeMessage(found func(*request, string)) pick {
+// takeMessage takes the bytes of a message. The bytes of a message in several parts are to be concatenated.
+func takeMessage(found func(*Request, string)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.whole = found }
 }
 
-func onEntry(entered func(*request)) pick {
+func onEntry(entered func(*Request)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.entered = entered }
 }

@@ -80,7 +80,7 @@ func (l *lab) open(ctx context.Context) error {
 		return fmt.Errorf("compiling the module: %w\n%s", err, out)
 	}
 	for module, packages := range programs {
-		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace", "-o", l.bin + string(filepath.Separator)}, packages...)...)
+		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", l.bin + string(filepath.Separator)}, packages...)...)
 		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as the Makefile and the image do
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)

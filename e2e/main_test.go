@@ -27,7 +27,7 @@ func run(m *testing.M) int {
 		return 1
 	}
 	binary = filepath.Join(dir, "gatepost")
-	args := []string{"build", "-tags", "grpcnotrace", "-o", binary} // as it is shipped
+	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", binary} // as it is shipped
 	if raceEnabled {
 		args = append(args, "-race") // a race in the process under test counts too
 	}

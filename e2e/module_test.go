@@ -406,7 +406,7 @@ func withModule(t *testing.T, library string) {
 		t.Fatal(err)
 	}
 	other := filepath.Join(dir, "gatepost")
-	if out, err := exec.Command("go", "build", "-tags", "grpcnotrace", "-overlay", file, "-o", other, "gatepost/cmd/gatepost").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-tags", "grpcnotrace,vtprotobuf", "-overlay", file, "-o", other, "gatepost/cmd/gatepost").CombinedOutput(); err != nil {
 		t.Fatalf("building gatepost: %v\n%s", err, out)
 	}
 	usual := binary

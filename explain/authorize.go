@@ -69,24 +69,23 @@ func (f extAuthz) request(x *exchange) {
 		return
 	}
 	x.checked = true
-	watched := &watchedSessions{Sessions: x.sessions}
-	server, err := authz.New(authz.Config{Sessions: watched})
-	if err != nil {
-		x.err = err
-		return
-	}
-	said, err := server.Check(x.ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+	ctx, cancel := context.WithTimeout(x.ctx, authz.LookupTimeout)
+	defer cancel()
+	decision := authz.Decide(ctx, authz.NewRequest(&authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		ContextExtensions: extensions,
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
 			Method: x.method, Path: x.path, Host: x.host, Scheme: "http", Protocol: "HTTP/1.1",
-			Headers: f.told(x.header),
+			Headers: f.checkedHeaders(x.header),
 		}},
-	}})
-	x.asked, x.token = watched.asked, watched.token
-	if recent := server.Recent(); len(recent) > 0 {
-		x.reason, x.token = recent[0].Reason, recent[0].Token
+	}}), x.sessions, time.Now)
+	x.asked = decision.LookedUp
+	if decision.Token != (tokens.Hash{}) {
+		x.token = decision.Token.String()
 	}
-	f.obey(x, said, err)
+	if decision.Outcome() != authz.Allowed {
+		x.reason = decision.Reason.String()
+	}
+	f.apply(x, decision.Response())
 }
 
 // response adds to the answer what Gatepost has said to.
@@ -96,8 +95,8 @@ func (extAuthz) response(x *exchange) {
 	}
 }
 
-// told are the request headers that Gatepost is told.
-func (f extAuthz) told(header fields) map[string]string {
+// checkedHeaders are the request headers that Envoy sends with a Check.
+func (f extAuthz) checkedHeaders(header fields) map[string]string {
 	all := map[string]string{}
 	for _, h := range header {
 		if matchAny(f.config.GetAllowedHeaders().GetPatterns(), h.Name) {
@@ -120,14 +119,9 @@ func printable(value string) string {
 	return b.String()
 }
 
-// obey does to the request what Gatepost's answer says.
-func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
-	if err != nil {
-		r := x.answer(int(f.config.GetStatusOnError().GetCode()), "")
-		r.flag = flagUnauthorized
-		return
-	}
-	if denied := said.GetDeniedResponse(); denied != nil {
+// apply changes the request as the response to its Check requires.
+func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
+	if denied := response.GetDeniedResponse(); denied != nil {
 		r := x.answer(int(denied.GetStatus().GetCode()), denied.GetBody())
 		r.flag = flagUnauthorized
 		for _, h := range denied.GetHeaders() {
@@ -135,8 +129,8 @@ func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
 		}
 		return
 	}
-	x.adds = said.GetOkResponse().GetResponseHeadersToAdd()
-	for _, h := range said.GetOkResponse().GetHeaders() {
+	x.adds = response.GetOkResponse().GetResponseHeadersToAdd()
+	for _, h := range response.GetOkResponse().GetHeaders() {
 		name := strings.ToLower(h.GetHeader().GetKey())
 		put(&x.header, h, h.GetHeader().GetValue())
 		if name == streamDuration {
@@ -145,25 +139,13 @@ func (f extAuthz) obey(x *exchange, said *authv3.CheckResponse, err error) {
 		}
 		x.set = append(x.set, Field{name, h.GetHeader().GetValue()})
 	}
-	for _, name := range said.GetOkResponse().GetHeadersToRemove() {
+	for _, name := range response.GetOkResponse().GetHeadersToRemove() {
 		x.header.remove(strings.ToLower(name))
 	}
 	if f.outgrown(x) {
 		x.answer(500, "").flag = flagUnauthorized
 		x.set, x.adds, x.reason = nil, nil, "too_many_headers"
 	}
-}
-
-// watchedSessions notes whether anybody asked.
-type watchedSessions struct {
-	authz.Sessions
-	asked bool
-	token string
-}
-
-func (w *watchedSessions) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
-	w.asked, w.token = true, h.String()
-	return w.Sessions.Holder(ctx, h)
 }
 
 // someone stands for the id of the token's user, where nobody was asked for it.

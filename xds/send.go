@@ -6,6 +6,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"gatepost/codec"
 )
 
 // piecemeal is a stream whose answers gRPC is given in pieces, where its codec takes them so: the resources as they are kept. Put
@@ -31,8 +33,10 @@ const (
 	fieldAnyValue        = 2
 )
 
-// Pieces are the bytes of the message: first all but the resources, then each of these, as its head and its own bytes.
-func (p inPieces) Pieces() (mem.BufferSlice, error) {
+var _ codec.Marshaler = inPieces{}
+
+// MarshalMessage returns the bytes of the message: first all but the resources, then each of these, as its head and its own bytes.
+func (p inPieces) MarshalMessage() (mem.BufferSlice, error) {
 	rest := new(discoveryv3.DeltaDiscoveryResponse)
 	p.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		if field.Number() != fieldResources {

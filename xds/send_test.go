@@ -24,7 +24,7 @@ func TestAnAnswerInPiecesSaysTheSame(t *testing.T) {
 		answers = append(answers, answer)
 	}
 	for _, want := range answers {
-		pieces, err := inPieces{want}.Pieces()
+		pieces, err := inPieces{want}.MarshalMessage()
 		if err != nil {
 			t.Fatal(err)
 		}

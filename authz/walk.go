@@ -20,13 +20,13 @@ type shapeField struct {
 	wire protowire.Type // in which it comes; what comes in another is an unknown field
 	sub  *shape         // of a message, or of the value of a map
 	// entered, where set, is called when a message begins.
-	entered func(*request)
+	entered func(*Request)
 	// whole, where set, is called with the bytes of a message.
-	whole func(*request, string)
+	whole func(*Request, string)
 	// found, where set, is called with a string.
-	found func(*request, string)
+	found func(*Request, string)
 	// foundPair, where set, is called with the key and the value of each entry of a map of strings.
-	foundPair func(q *request, key, value string)
+	foundPair func(q *Request, key, value string)
 }
 
 type fieldKind uint8
@@ -49,7 +49,7 @@ var (
 type walk struct {
 	bytes []byte
 	text  string // the same bytes; the strings that are found are parts of it
-	out   *request
+	out   *Request
 }
 
 // message walks the message of the shape s that lies in [at, end).

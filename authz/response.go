@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// What a denied client reads. The first is the text of the gateway that this one replaces; one text for all
-// that is wrong with a token, so that none can be told from another.
+// The bodies of denials. The first is the text of the gateway that this one replaces. It is the same for everything that
+// can be wrong with a token, so that a client cannot distinguish the cases.
 const (
 	textNotAllowed = "You are not allowed to access this API!"
 	textScope      = "Your token does not allow this."
@@ -21,39 +21,39 @@ const (
 
 const challenge = `Bearer realm="gatepost"`
 
-// field is a header of an answer.
+// field is a header of a response.
 type field struct{ name, value string }
 
-// response returns the answer of a verdict.
-func (v *verdict) response() *authv3.CheckResponse {
-	switch v.reason {
-	case public, tokenKnown:
-		return allow(v.changes())
-	case originRefused: // no challenge: no credentials would help
+// Response returns the response to the Check. Anything but an allow is a denial with a body for the client.
+func (d *Decision) Response() *authv3.CheckResponse {
+	switch d.Reason {
+	case ReasonPublic, ReasonTokenKnown:
+		return allow(d.headerChanges())
+	case ReasonOriginRefused: // no challenge: no credentials would help
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed)
-	case tokenMissing: // no error code where no credentials were shown (RFC 6750 §3.1)
+	case ReasonTokenMissing: // no error code without credentials (RFC 6750 §3.1)
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed,
 			field{"www-authenticate", challenge})
-	case tokenMalformed, tokenUnknown:
+	case ReasonTokenMalformed, ReasonTokenUnknown:
 		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed,
 			field{"www-authenticate", challenge + `, error="invalid_token"`})
-	case scopeMissing:
+	case ReasonScopeMissing:
 		return deny(codes.PermissionDenied, typev3.StatusCode_Forbidden, textScope,
-			field{"www-authenticate", challenge + `, error="insufficient_scope"` + scopeParameter(v.rule.scopes)})
+			field{"www-authenticate", challenge + `, error="insufficient_scope"` + scopeParameter(d.rule.scopes)})
 	default: // fail closed
 		return deny(codes.Unavailable, typev3.StatusCode_ServiceUnavailable, textCannotTell,
 			field{"retry-after", "1"})
 	}
 }
 
-// allow is the only maker of an answer that lets a request pass.
-func allow(c changes) *authv3.CheckResponse {
-	ok := &authv3.OkHttpResponse{HeadersToRemove: c.remove[:c.drops]}
-	for _, h := range c.set[:c.sets] {
+// allow makes every response that lets a request pass.
+func allow(c headerChanges) *authv3.CheckResponse {
+	ok := &authv3.OkHttpResponse{HeadersToRemove: c.remove}
+	for _, h := range c.set {
 		ok.Headers = append(ok.Headers, option(h))
 	}
-	if c.answer.name != "" {
-		o := option(c.answer)
+	if c.response.name != "" {
+		o := option(c.response)
 		o.AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
 		ok.ResponseHeadersToAdd = []*corev3.HeaderValueOption{o}
 	}
@@ -63,9 +63,8 @@ func allow(c changes) *authv3.CheckResponse {
 	}
 }
 
-// deny is the only maker of an answer that stops a request: text as a JSON string, with the headers. What a
-// denial says may be wrong a moment later, so nobody may keep it (a cache between us and the client could be set
-// to keep errors).
+// deny makes every response that stops a request: text as a JSON string, with the headers. A denial may be wrong a moment
+// later, so no cache between the gateway and the client may keep it.
 func deny(code codes.Code, status typev3.StatusCode, text string, headers ...field) *authv3.CheckResponse {
 	body, _ := json.Marshal(text) // a string always has a JSON form
 	options := []*corev3.HeaderValueOption{
@@ -92,8 +91,8 @@ func option(h field) *corev3.HeaderValueOption {
 	}
 }
 
-// scopeParameter returns the scope parameter of a challenge (RFC 6750 §3), or nothing where the scopes have a
-// character that it may not have (RFC 6749 §3.3).
+// scopeParameter returns the scope parameter of a challenge (RFC 6750 §3), or nothing if a scope has a character that the
+// parameter may not have (RFC 6749 §3.3).
 func scopeParameter(scopes string) string {
 	foreign := func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }
 	if strings.ContainsFunc(scopes, foreign) {
