@@ -81,20 +81,22 @@ func TestEnvoysElsewhereShowACertificate(t *testing.T) {
 		}
 	}
 
-	// Certificates are renewed without a restart: the next handshake shows the new one, of a new CA.
+	// Certificates are renewed without a restart: a handshake soon shows the new one, of a new CA.
 	renewed := testcert.New(t)
+	handshake := func() error {
+		conn, err := tls.Dial("tcp", g.GRPC, &tls.Config{RootCAs: renewed.Pool(), NextProtos: []string{"h2"}})
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
 	renewed.Issue(filepath.Join(dir, envoy.TLSCert), filepath.Join(dir, envoy.TLSKey))
-	conn, err := tls.Dial("tcp", g.GRPC, &tls.Config{RootCAs: renewed.Pool(), NextProtos: []string{"h2"}})
-	if err != nil {
-		t.Fatalf("with the renewed certificate: %v", err)
-	}
-	conn.Close()
+	envoytest.Eventually(t, "the renewed certificate", func() bool { return handshake() == nil })
 	must(t, os.Remove(filepath.Join(dir, envoy.TLSKey)))
-	if conn, err = tls.Dial("tcp", g.GRPC, &tls.Config{RootCAs: renewed.Pool(), NextProtos: []string{"h2"}}); err != nil {
-		t.Fatalf("with files that cannot be read: %v", err)
-	}
-	conn.Close()
-	envoytest.Eventually(t, "the log to say so", func() bool {
+	envoytest.Eventually(t, "the log to say that the files cannot be read", func() bool {
+		if err := handshake(); err != nil {
+			t.Fatalf("with files that cannot be read: %v", err)
+		}
 		return len(lines(g.Log(), `"level":"ERROR"`, "reading --grpc-tls failed")) == 1
 	})
 

@@ -9,7 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,24 +19,49 @@ import (
 	"gatepost/envoy"
 )
 
-// mutualTLS is TLS in which both sides show a certificate, from a folder of files. They are read at each handshake, so
-// that renewed ones are used without a restart.
+// readEvery is how often the files are read at most: anybody who can connect can begin a handshake.
+const readEvery = time.Second
+
+// mutualTLS is TLS in which both sides show a certificate, from a folder of files. They are read again at a handshake,
+// so that renewed ones are used without a restart.
 type mutualTLS struct {
 	dir    string
 	log    *slog.Logger
-	last   atomic.Pointer[tls.Config] // what was read last
+	now    func() time.Time
 	failed rate.Sometimes
+
+	mu     sync.Mutex
+	last   *tls.Config // what was read last
+	lastAt time.Time   // when reading was last tried
 }
 
 // newMutualTLS returns an error if the files cannot be used.
-func newMutualTLS(dir string, log *slog.Logger) (*mutualTLS, error) {
-	m := &mutualTLS{dir: dir, log: log, failed: rate.Sometimes{Interval: time.Minute}}
+func newMutualTLS(dir string, log *slog.Logger, now func() time.Time) (*mutualTLS, error) {
+	m := &mutualTLS{dir: dir, log: log, now: now, lastAt: now(), failed: rate.Sometimes{Interval: time.Minute}}
 	config, err := m.read()
 	if err != nil {
 		return nil, fmt.Errorf("reading --grpc-tls: %w", err)
 	}
-	m.last.Store(config)
+	m.last = config
 	return m, nil
+}
+
+// current returns what is in the files, or was a second ago, or what was in them before they became unusable.
+func (m *mutualTLS) current() *tls.Config {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.now()
+	if now.Sub(m.lastAt) < readEvery {
+		return m.last
+	}
+	m.lastAt = now
+	config, err := m.read()
+	if err != nil {
+		m.failed.Do(func() { m.log.Error("reading --grpc-tls failed, keeping the previous certificate", "error", err) })
+		return m.last
+	}
+	m.last = config
+	return config
 }
 
 func (m *mutualTLS) read() (*tls.Config, error) {
@@ -61,13 +86,7 @@ func (m *mutualTLS) read() (*tls.Config, error) {
 // config returns the server's side for clients that speak a protocol (ALPN).
 func (m *mutualTLS) config(protocol string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		config, err := m.read()
-		if err != nil {
-			m.failed.Do(func() { m.log.Error("reading --grpc-tls failed, keeping the previous certificate", "error", err) })
-			config = m.last.Load()
-		}
-		m.last.Store(config)
-		config = config.Clone()
+		config := m.current().Clone()
 		config.NextProtos = []string{protocol}
 		return config, nil
 	}}
@@ -89,7 +108,7 @@ func (g *Gateway) secureGRPC() (options []grpc.ServerOption, err error) {
 	if g.config.GRPCTLS == "" {
 		return nil, nil
 	}
-	if g.tls, err = newMutualTLS(g.config.GRPCTLS, g.logger); err != nil {
+	if g.tls, err = newMutualTLS(g.config.GRPCTLS, g.logger, time.Now); err != nil {
 		return nil, err
 	}
 	if isSocket(g.config.GRPC) {

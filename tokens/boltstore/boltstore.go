@@ -268,20 +268,21 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	})
 }
 
-// Sessions implements [tokens.Store].
+// Sessions implements [tokens.Store]. A record that cannot be read opens nothing; it is logged and left out.
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, unavailable("listing sessions", err)
 	}
 	var live []*tokens.Session
+	var damaged error
 	err := s.view("listing sessions", func(tx *bbolt.Tx) error {
-		var err error
-		live, err = sessionsOf(tx, user, time.Now())
+		live, damaged = sessionsOf(tx, user, time.Now())
 		for _, session := range live {
 			readSeen(session, tx.Bucket(seenBucket).Get([]byte(session.ID)))
 		}
-		return err
+		return nil
 	})
+	s.reportSkipped(damaged)
 	slices.SortFunc(live, func(a, b *tokens.Session) int {
 		return cmp.Or(b.Issued.Compare(a.Issued), cmp.Compare(a.ID, b.ID))
 	})

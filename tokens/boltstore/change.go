@@ -75,10 +75,7 @@ func (s *Store) commit(apply func(*change) error) (err error) {
 				(*onEnd)(h)
 			}
 		}
-		if t.skipped != nil {
-			s.countDamage(t.skipped)
-			s.log.Error("skipped token records that cannot be read", "error", t.skipped)
-		}
+		s.reportSkipped(t.skipped)
 	}
 	return err
 }
@@ -132,6 +129,14 @@ func guarded(f func() error) (err error) {
 func (s *Store) countDamage(err error) {
 	if errors.Is(err, errDamaged) || errors.Is(err, tokens.ErrCorrupt) {
 		s.damage.Inc()
+	}
+}
+
+// reportSkipped counts and logs the records that a call did without because they cannot be read.
+func (s *Store) reportSkipped(damaged error) {
+	if damaged != nil {
+		s.countDamage(damaged)
+		s.log.Error("skipped token records that cannot be read", "error", damaged)
 	}
 }
 

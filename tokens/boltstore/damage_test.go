@@ -150,7 +150,6 @@ func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
 		"a leaf of sessions that is said to be huge":   {"leaf", tokensBucket, 12, wild, true},
 		"a leaf of users without a header":             {"leaf", usersBucket, 0, make([]byte, 16), false},
 		"a leaf of public ids with too many entries":   {"leaf", idsBucket, 10, []byte{0xff, 0xff}, false},
-		"a list of free pages without a header":        {"freelist", nil, 0, make([]byte, 16), false},
 		"a list of free pages with a leaf of sessions": {"freelist", nil, 16, nil, true}, // it may have revoked tokens
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -218,6 +217,47 @@ func TestAFileOfWhichNothingCanBeReadIsOneLineWithTheRemedy(t *testing.T) {
 	}
 	if after, err := os.ReadFile(d.path); err != nil || !bytes.Equal(after, before) || len(d.aside()) > 0 {
 		t.Errorf("the file was changed (%v, %v)", err, d.aside())
+	}
+}
+
+// The free pages hold revoked tokens. If it cannot be told which pages are free, a damaged branch may lead to one.
+func TestAFileWithoutAListOfFreePagesIsRefusedWithTheRemedy(t *testing.T) {
+	d := newDamageable(t)
+	d.overwrite(d.pagesOf("freelist", nil)[0], 0, make([]byte, 16))
+	before, err := os.ReadFile(d.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(d.dir, Options{})
+	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "the list of free pages") || !strings.Contains(err.Error(), "move it away, and users log in again") {
+		t.Errorf("Open = %v, want one line with the remedy", err)
+	}
+	if after, err := os.ReadFile(d.path); err != nil || !bytes.Equal(after, before) || len(d.aside()) > 0 {
+		t.Errorf("the file was changed (%v, %v)", err, d.aside())
+	}
+}
+
+func TestADamagedMetaPageIsLogged(t *testing.T) {
+	for page := range 2 {
+		d := newDamageable(t)
+		d.overwrite(page, 0, make([]byte, 80))
+		s := d.open()
+		if log := d.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "meta pages") || !strings.Contains(log, "repeat a revoke") {
+			t.Errorf("without meta page %d the log is %q", page, log)
+		}
+		if got := testutil.ToFloat64(s.damage); got != 1 {
+			t.Errorf("without meta page %d: %v damages counted, want 1", page, got)
+		}
+		if live := d.kept(s); live != damageableSessions {
+			t.Errorf("without meta page %d: %d of %d sessions kept", page, live, damageableSessions)
+		}
+		create(t, s, "carl") // a change writes the page anew
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if d.open(); d.log.Len() > 0 {
+			t.Errorf("logged again: %q", d.log.String())
+		}
 	}
 }
 

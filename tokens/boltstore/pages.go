@@ -22,6 +22,7 @@ type pages struct {
 	freelist uint64          // the page of the list of free pages
 	seen     map[uint64]bool // the pages that are part of a tree
 	free     map[uint64]bool // the pages that are not
+	oneMeta  bool            // only one of the two copies of the meta data is valid; it may be the older
 	damaged  []error         // one for each page that cannot be read as a whole
 	leaf     []byte          // holds the leaf that was read last
 }
@@ -59,15 +60,21 @@ func newPages(file *os.File) (*pages, error) {
 		return nil, errNoMeta
 	}
 	size := int64(number32(first[8:]))
-	newest := first
+	newest, valid := first, 0
 	for _, at := range []int64{0, size} {
-		if meta := readMeta(file, at); meta != nil && number64(meta[48:]) > number64(newest[48:]) {
+		meta := readMeta(file, at)
+		if meta == nil {
+			continue
+		}
+		valid++
+		if number64(meta[48:]) > number64(newest[48:]) {
 			newest = meta
 		}
 	}
 	return &pages{
 		file: file, size: uint64(size), count: uint64(info.Size() / max(size, 1)), seen: map[uint64]bool{}, free: map[uint64]bool{},
 		root: number64(newest[16:]), freelist: number64(newest[32:]),
+		oneMeta: valid < 2,
 	}, nil
 }
 
@@ -89,10 +96,11 @@ func number64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 func number32(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
 func number16(b []byte) uint64 { return uint64(binary.NativeEndian.Uint16(b)) }
 
-// walkAll calls visit for every entry of every bucket that can be read. visit must not keep the slices.
-func (p *pages) walkAll(visit func(bucket string, key, value []byte)) {
+// walkAll calls visit for every entry of every bucket that can be read. visit must not keep the slices. It returns an
+// error, and visits nothing, if it cannot tell which pages are free.
+func (p *pages) walkAll(visit func(bucket string, key, value []byte)) error {
 	if err := p.readFreelist(); err != nil {
-		p.damaged = append(p.damaged, err)
+		return err
 	}
 	headers := map[string][]byte{} // bucket → its header, and its only page if that is small
 	p.walk(p.root, func(name, header []byte, isBucket bool) {
@@ -108,6 +116,7 @@ func (p *pages) walkAll(visit func(bucket string, key, value []byte)) {
 			p.elements(header[bucketHeader:], 0, entry)
 		}
 	}
+	return nil
 }
 
 // walk visits the entries of a tree in their order.

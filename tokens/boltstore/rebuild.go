@@ -65,7 +65,15 @@ func (s *Store) rebuildIfDamaged(file *os.File, path string, opening error) (dam
 	if err != nil {
 		return false, err
 	}
-	p.walkAll(func(string, []byte, []byte) {})
+	if p.oneMeta {
+		s.damage.Inc()
+		s.log.Warn("one of the two meta pages of the token database is damaged; if it was the newer, the last change before this start is lost: "+
+			"repeat a revoke that was made then", "file", path)
+	}
+	if err := p.walkAll(func(string, []byte, []byte) {}); err != nil {
+		s.damage.Inc()
+		return false, fmt.Errorf("%w, and its revoked tokens cannot be told from live ones (%w): move it away, and users log in again", errDamaged, err)
+	}
 	if len(p.damaged) > 0 {
 		opening = p.damaged[0]
 	}
@@ -106,7 +114,7 @@ func readable(file *os.File) (*contents, error) {
 		return nil, err
 	}
 	found := &contents{seen: map[string][]byte{}}
-	p.walkAll(func(bucket string, key, value []byte) {
+	err = p.walkAll(func(bucket string, key, value []byte) {
 		switch bucket {
 		case string(tokensBucket):
 			var h tokens.Hash
@@ -122,7 +130,7 @@ func readable(file *os.File) (*contents, error) {
 			found.seen[string(key)] = bytes.Clone(value)
 		}
 	})
-	return found, nil
+	return found, err
 }
 
 // write makes a database of the contents and returns how many live sessions it has. Of exchanged tokens it keeps no
