@@ -8,16 +8,25 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"gatepost/envoy/envoytest"
 	"gatepost/gateway"
 )
 
-// start runs a gateway with an Envoy of its own and the embedded store, in this process, until the test ends. It returns
-// the URL at which clients reach it, when it is ready.
+// start is startWith with a log of the test's.
 func start(t *testing.T, definitions string) string {
+	t.Helper()
+	url, _ := startWith(t, definitions, slog.NewTextHandler(t.Output(), nil))
+	return url
+}
+
+// startWith runs a gateway with an Envoy of its own and the embedded store, in this process, until the test ends. When it
+// is ready, startWith returns the URLs at which clients and operators reach it.
+func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin string) {
 	t.Helper()
 	listen, dir := envoytest.Addr(t), t.TempDir()
 	file := filepath.Join(dir, "gatepost.yaml")
@@ -26,7 +35,7 @@ func start(t *testing.T, definitions string) string {
 	}
 	config := gateway.Config{
 		Definitions: file, Listen: listen, Data: filepath.Join(dir, "data"), Admin: envoytest.Addr(t),
-		Envoy: envoytest.Require(t), Concurrency: 1, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Envoy: envoytest.Require(t), Concurrency: 1, Logger: slog.New(log),
 	}
 	g, err := gateway.New(t.Context(), config)
 	if err != nil {
@@ -49,7 +58,7 @@ func start(t *testing.T, definitions string) string {
 		response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
-	return "http://" + listen
+	return "http://" + listen, "http://" + config.Admin
 }
 
 // request returns the response to one request, with its body read.
@@ -100,6 +109,89 @@ services:
 	}
 	if got, body := request(t, http.MethodGet, url+"/orders", token, ""); got.StatusCode != http.StatusUnauthorized {
 		t.Errorf("after the revoke: %d %s", got.StatusCode, body)
+	}
+}
+
+// faultyLog panics at messages that begin with one of these, and passes on the others. A program that runs a Gateway
+// chooses its log handler.
+type faultyLog struct {
+	slog.Handler
+	at []string
+}
+
+func (f faultyLog) Handle(ctx context.Context, r slog.Record) error {
+	if slices.ContainsFunc(f.at, func(begin string) bool { return strings.HasPrefix(r.Message, begin) }) {
+		panic("a secret")
+	}
+	return f.Handler.Handle(ctx, r)
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) count(part string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), part)
+}
+
+// A panic in a login, a check or a call of the admin API is answered 500 (a check: 503), logged and counted, and ends
+// nothing else.
+func TestAGatewayGoesOnAfterPanics(t *testing.T) {
+	users, orders := envoytest.Upstream(t), envoytest.Upstream(t)
+	users.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("userid", "alice")
+		if body, _ := io.ReadAll(r.Body); strings.Contains(string(body), "bob") {
+			w.Header().Set("scopes", "no\\scope")
+		}
+	})
+	var log lines
+	url, admin := startWith(t, fmt.Sprintf(`
+tokens:
+  authenticator: {url: "%s/authenticate"}
+services:
+  - {name: orders, path: /orders, upstreams: ["%s"]}
+`, users.URL(), orders.URL()), faultyLog{slog.NewTextHandler(&log, nil), []string{"the user service's 200 has scopes", "request denied", "sessions revoked"}})
+
+	const unknown = "8fa5e23a-b272-40b0-8a36-974384357fa6"
+	login, body := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)
+	token := login.Header.Get("token")
+	if login.StatusCode != http.StatusOK {
+		t.Fatalf("the login: %d %s", login.StatusCode, body)
+	}
+	for range 2 {
+		for _, c := range []struct {
+			what, method, url, token, body string
+			want                           int
+		}{
+			{"a login", http.MethodPost, url + "/token", "", `{"username":"bob","password":"right"}`, http.StatusInternalServerError},
+			{"a check", http.MethodGet, url + "/orders", unknown, "", http.StatusServiceUnavailable},
+			{"a call of the admin API", http.MethodDelete, admin + "/api/v1/users/bob/sessions", "", "", http.StatusInternalServerError},
+			{"a request with a token", http.MethodGet, url + "/orders", token, "", http.StatusOK},
+		} {
+			if got, body := request(t, c.method, c.url, c.token, c.body); got.StatusCode != c.want {
+				t.Errorf("%s: %d %s, want %d", c.what, got.StatusCode, body, c.want)
+			}
+		}
+	}
+	_, metrics := request(t, http.MethodGet, admin+"/metrics", "", "")
+	for _, want := range []string{`gatepost_panics_total{handler="admin"} 2`, `gatepost_panics_total{handler="token"} 2`,
+		`gatepost_check_failures_total{cause="panic"} 2`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	if n := log.count("level=ERROR"); n != 6 || log.count("a secret") > 0 || log.count("faultyLog") < 6 {
+		t.Errorf("%d errors logged, want 6 with a stack and no secret:\n%s", n, log.text.String())
 	}
 }
 
