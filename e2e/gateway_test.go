@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -217,7 +218,12 @@ func (g *gateway) Do(method, path, body string, headers ...string) answer {
 
 // Try is Do with an error for an answer that does not come.
 func (g *gateway) Try(method, path, body string, headers ...string) (answer, error) {
-	request, err := http.NewRequest(method, g.URL+path, strings.NewReader(body))
+	return g.TryTraced(context.Background(), method, path, body, headers...)
+}
+
+// TryTraced is Try with a context, which may have a trace of package httptrace.
+func (g *gateway) TryTraced(ctx context.Context, method, path, body string, headers ...string) (answer, error) {
+	request, err := http.NewRequestWithContext(ctx, method, g.URL+path, strings.NewReader(body))
 	if err != nil {
 		return answer{}, err
 	}

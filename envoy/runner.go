@@ -104,7 +104,7 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 			return
 		}
 		wait = backOff(wait, time.Since(began))
-		r.Log.Error("Envoy ended by itself; it is started again", "how", describe(err), "wait_seconds", wait.Seconds())
+		r.Log.Error("Envoy ended by itself; it is started again", "reason", describe(err), "wait_seconds", wait.Seconds())
 		if r.OnExit != nil {
 			r.OnExit(err)
 		}
@@ -176,7 +176,7 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 	go func() { drained <- drain(ctx, r.Dir.adminPath()) }()
 	select {
 	case err := <-ended:
-		r.Log.Warn("Envoy ended while it drained", "how", describe(err))
+		r.Log.Warn("Envoy ended while it drained", "reason", describe(err))
 		cancel()
 		<-drained
 		return
@@ -193,7 +193,7 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 		_ = child.Kill()
 		<-ended
 	}
-	r.Log.Info("Envoy ended", "how", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
+	r.Log.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
 // arguments are the child's. Hot restart is off: it would share memory with every other Envoy of the machine.

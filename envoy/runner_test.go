@@ -121,7 +121,7 @@ func TestARequestUnderWayIsAnsweredBeforeEnvoyEnds(t *testing.T) {
 	if !gone(e.PID()) {
 		t.Error("Envoy is still there")
 	}
-	if !strings.Contains(e.Log(), "how=drained") {
+	if !strings.Contains(e.Log(), "reason=drained") {
 		t.Errorf("the log does not say that Envoy drained:\n%s", e.Log())
 	}
 }
@@ -177,7 +177,7 @@ func TestAnEnvoyThatIsKilledComesBack(t *testing.T) {
 	if !gone(first) {
 		t.Error("the first Envoy is still there")
 	}
-	if want := `how="signal: killed"`; !strings.Contains(e.Log(), want) {
+	if want := `reason="signal: killed"`; !strings.Contains(e.Log(), want) {
 		t.Errorf("the log does not say %s:\n%s", want, e.Log())
 	}
 }

@@ -293,7 +293,7 @@ func (p *Prover) tell(e xds.EnvoyStatus, a *answers) {
 	case a.silent:
 		text = "an Envoy cannot be asked which version it serves, and it is connected by TCP without a client certificate; it does not count"
 	}
-	p.config.Log.Warn(text, "node", e.Node, "address", e.Address, "acked", e.Acked, "why", a.doubt)
+	p.config.Log.Warn(text, "node", e.Node, "address", e.Address, "acked", e.Acked, "error", a.doubt)
 }
 
 // differs says that something else answers than what was acknowledged.

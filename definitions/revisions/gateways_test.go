@@ -3,7 +3,9 @@ package revisions
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,6 +116,27 @@ func TestStandings(t *testing.T) {
 	}
 }
 
+// onSecondList calls end when the gateways are listed for the second time: by then Await has looked once.
+type onSecondList struct {
+	end   func()
+	lists atomic.Int64
+}
+
+func (h *onSecondList) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *onSecondList) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if slices.Contains(cmd.Args(), any(listScript.Hash())) && h.lists.Add(1) == 2 {
+			h.end()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (h *onSecondList) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
 func TestAwait(t *testing.T) {
 	s, _ := start(t)
 	r := add(t, s, 0, file("orders"))
@@ -123,9 +146,10 @@ func TestAwait(t *testing.T) {
 	for i := range 2 {
 		report(t, s, Report{ID: fmt.Sprint(i), Name: fmt.Sprintf("g%d", i), Newest: r.Mark(), Serving: r.Mark(), Proven: i == 0})
 	}
-	short, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	looked, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	all, err := s.Await(short, r)
+	s.client.AddHook(&onSecondList{end: cancel})
+	all, err := s.Await(looked, r)
 	if err != nil || len(all) != 2 || !all[0].Proven || all[1].Proven {
 		t.Fatalf("with one that has not proven it: %+v, %v", all, err)
 	}
