@@ -20,6 +20,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
+	"gatepost/authz"
+	"gatepost/convention"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/xds"
@@ -57,6 +59,8 @@ type Config struct {
 	Status func() *gatewayv1.Status
 	// Snapshot returns the Envoy configuration that is served; nil if there is none yet. Required.
 	Snapshot func() *xds.Snapshot
+	// Denials returns the last requests that did not pass, the newest first. Required.
+	Denials func() []authz.Denial
 	// Profiles also serves net/http/pprof under /debug/pprof/.
 	Profiles bool
 	// Sessions looks up, lists and ends sessions. Required.
@@ -84,6 +88,7 @@ func New(config Config) *Server {
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/v1/status", s.status)
 	api.HandleFunc("GET /api/v1/config", s.dumpConfig)
+	api.HandleFunc("GET /api/v1/denials", s.denials)
 	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
 	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
 	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
@@ -103,7 +108,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.S
 func (s *Server) Drain() { s.draining.Store(true) }
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
-	answer(w, http.StatusOK, map[string]string{"status": "ok"})
+	convention.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
 // ready answers 200 where every check holds, else 503, and says of each how it stands.
@@ -121,7 +126,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 			code = http.StatusServiceUnavailable
 		}
 	}
-	answer(w, code, report)
+	convention.WriteJSON(w, code, report)
 }
 
 // describe returns what /readyz reports of a check that returned err.
@@ -138,7 +143,11 @@ func (c Check) describe(err error) string {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	answerProto(w, s.config.Status())
+	writeProto(w, s.config.Status())
+}
+
+func (s *Server) denials(w http.ResponseWriter, _ *http.Request) {
+	convention.WriteJSON(w, http.StatusOK, s.config.Denials())
 }
 
 // Session is a session as the admin API shows it; never a token or its hash.
@@ -175,7 +184,7 @@ func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	answer(w, http.StatusOK, Show(found))
+	convention.WriteJSON(w, http.StatusOK, Show(found))
 }
 
 func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
@@ -185,7 +194,7 @@ func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "client", r.RemoteAddr)
-	answer(w, http.StatusOK, map[string]int{"revoked": ended})
+	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": ended})
 }
 
 func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
@@ -194,39 +203,28 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "client", r.RemoteAddr)
-	answer(w, http.StatusOK, map[string]int{"revoked": 1})
+	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": 1})
 }
 
 // fail is the one place where an error becomes an answer.
 func (s *Server) fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
-		answer(w, http.StatusNotFound, map[string]string{"error": "no such session"})
+		convention.WriteJSON(w, http.StatusNotFound, map[string]string{"error": "no such session"})
 	case errors.Is(err, tokens.ErrUnavailable):
 		w.Header().Set("Retry-After", "1")
-		answer(w, http.StatusServiceUnavailable, map[string]string{"error": "the token store is out of reach; try again"})
+		convention.WriteJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "the token store is out of reach; try again"})
 	default:
 		s.config.Logger.Error("answering on the admin address", "error", err)
-		answer(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+		convention.WriteJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
 	}
 }
 
-func answer(w http.ResponseWriter, code int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(code)
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(body) // the client has gone: nobody is left to tell
-}
-
-func answerProto(w http.ResponseWriter, m proto.Message) {
-	body, err := protojson.MarshalOptions{Multiline: true, UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+func writeProto(w http.ResponseWriter, m proto.Message) {
+	body, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
 	if err != nil {
-		answer(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+		convention.WriteJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write(append(body, '\n'))
+	convention.WriteJSON(w, http.StatusOK, json.RawMessage(body))
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"gatepost/authz"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
@@ -45,6 +46,7 @@ func newKit(t *testing.T) *kit {
 		Status: func() *gatewayv1.Status {
 			return &gatewayv1.Status{Version: "v1", Envoys: []*gatewayv1.EnvoyStatus{{Node: "n"}}}
 		},
+		Denials:  func() []authz.Denial { return []authz.Denial{{Service: "orders", Reason: "token_missing"}} },
 		Sessions: store,
 		Metrics:  prometheus.NewRegistry(),
 		Logger:   slog.New(slog.NewTextHandler(&k.log, nil)),
@@ -95,16 +97,16 @@ func (k *kit) want(t *testing.T, method, path string, code int, contains string,
 func TestReadyReportsTroubleThatDoesNotMakeItUnready(t *testing.T) {
 	k := newKit(t)
 	k.degraded = "serving the previous version: why"
-	k.want(t, "GET", "/readyz", 200, `"envoy": "serving the previous version: why"`)
+	k.want(t, "GET", "/readyz", 200, `"envoy":"serving the previous version: why"`)
 	k.missing = errors.New("no Envoy")
-	k.want(t, "GET", "/readyz", 503, `"envoy": "no Envoy"`)
+	k.want(t, "GET", "/readyz", 503, `"envoy":"no Envoy"`)
 	k.missing, k.degraded = nil, ""
-	k.want(t, "GET", "/readyz", 200, `"envoy": "ok"`)
+	k.want(t, "GET", "/readyz", 200, `"envoy":"ok"`)
 }
 
 func TestReadyIsEveryCheckAndSaysWhichOneFails(t *testing.T) {
 	k := newKit(t)
-	k.want(t, "GET", "/readyz", http.StatusOK, `"store": "ok"`)
+	k.want(t, "GET", "/readyz", http.StatusOK, `"store":"ok"`)
 	k.missing = errors.New("no Envoy is connected")
 	k.want(t, "GET", "/readyz", http.StatusServiceUnavailable, "no Envoy is connected")
 	k.want(t, "GET", "/healthz", http.StatusOK, "ok")
@@ -126,6 +128,11 @@ func TestStatusIsTheProtosJSON(t *testing.T) {
 	}
 }
 
+func TestTheLastDenialsAreListed(t *testing.T) {
+	k := newKit(t)
+	k.want(t, "GET", "/api/v1/denials", http.StatusOK, `"service":"orders","decision":"","reason":"token_missing"`)
+}
+
 func TestSessionsAreListedAndEndedAndNoTokenIsShown(t *testing.T) {
 	k := newKit(t)
 	first, token := k.login(t, "alice smith")
@@ -140,12 +147,12 @@ func TestSessionsAreListedAndEndedAndNoTokenIsShown(t *testing.T) {
 	if body := list.Body.String(); strings.Contains(body, token.Reveal()) || strings.Contains(body, token.Hash().Hex()) {
 		t.Error("the list shows a token or its hash")
 	}
-	k.want(t, "DELETE", "/api/v1/sessions/"+first, http.StatusOK, `"revoked": 1`)
+	k.want(t, "DELETE", "/api/v1/sessions/"+first, http.StatusOK, `"revoked":1`)
 	if _, err := k.store.Lookup(t.Context(), token.Hash()); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("the token of an ended session: %v, want ErrUnknown", err)
 	}
 	k.want(t, "DELETE", "/api/v1/sessions/"+first, http.StatusNotFound, "no such session")
-	k.want(t, "DELETE", "/api/v1/users/alice%20smith/sessions", http.StatusOK, `"revoked": 1`)
+	k.want(t, "DELETE", "/api/v1/users/alice%20smith/sessions", http.StatusOK, `"revoked":1`)
 	k.want(t, "GET", "/api/v1/users/alice%20smith/sessions", http.StatusOK, "[]")
 	k.want(t, "GET", "/api/v1/users/bob/sessions", http.StatusOK, third)
 	if !strings.Contains(k.log.String(), first) || strings.Contains(k.log.String(), second) {

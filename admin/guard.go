@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"gatepost/convention"
 )
 
 // guard refuses requests that a web page can send from the operator's browser. Two checks are needed, because each
@@ -32,14 +34,14 @@ func newGuard(hosts []string, next http.Handler) *guard {
 // ServeHTTP implements http.Handler.
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.hostAllowed(r.Host) {
-		answer(w, http.StatusMisdirectedRequest, map[string]string{"error": "the host name in this request is not allowed on the admin address; " +
+		convention.WriteJSON(w, http.StatusMisdirectedRequest, map[string]string{"error": "the host name in this request is not allowed on the admin address; " +
 			"use an IP address, localhost, a single-label name, or the host name that Gatepost was given in --admin"})
 		return
 	}
 	asWrite := *r // the check exempts GET, HEAD and OPTIONS
 	asWrite.Method = http.MethodPost
 	if err := g.crossSite.Check(&asWrite); err != nil {
-		answer(w, http.StatusForbidden, map[string]string{"error": "requests of web pages of other origins are not allowed on the admin address"})
+		convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "requests of web pages of other origins are not allowed on the admin address"})
 		return
 	}
 	g.next.ServeHTTP(w, r)
@@ -65,7 +67,7 @@ func (g *guard) hostAllowed(hostPort string) bool {
 func notThroughEnvoy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != "" {
-			answer(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
+			convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
 			return
 		}
 		next.ServeHTTP(w, r)

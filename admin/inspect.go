@@ -3,6 +3,8 @@ package admin
 import (
 	"net/http"
 	"net/http/pprof"
+
+	"gatepost/convention"
 )
 
 // dumpConfig returns the Envoy configuration that is served. The query parameter service selects one service.
@@ -10,15 +12,15 @@ func (s *Server) dumpConfig(w http.ResponseWriter, r *http.Request) {
 	snapshot := s.config.Snapshot()
 	if snapshot == nil {
 		w.Header().Set("Retry-After", "1")
-		answer(w, http.StatusServiceUnavailable, map[string]string{"error": "no definitions are served yet"})
+		convention.WriteJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "no definitions are served yet"})
 		return
 	}
 	dump, err := snapshot.Dump(r.URL.Query().Get("service"))
 	if err != nil {
-		answer(w, http.StatusNotFound, map[string]string{"error": err.Error()})
+		convention.WriteJSON(w, http.StatusNotFound, map[string]string{"error": err.Error()})
 		return
 	}
-	answer(w, http.StatusOK, dump)
+	convention.WriteJSON(w, http.StatusOK, dump)
 }
 
 // profiles serves the profiles of the Go runtime.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -31,7 +32,7 @@ type Found struct {
 func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	hash, err := readQuestion(http.MaxBytesReader(w, r.Body, maxQuestion))
 	if err != nil {
-		answer(w, http.StatusBadRequest, map[string]string{"error": "want the SHA-256 of a token, in hex, as token_hash"})
+		convention.WriteJSON(w, http.StatusBadRequest, map[string]string{"error": "want the SHA-256 of a token, in hex, as token_hash"})
 		return
 	}
 	session, err := s.config.Sessions.Lookup(r.Context(), hash)
@@ -39,11 +40,11 @@ func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, tokens.ErrUnavailable):
 		s.fail(w, err)
 	case errors.Is(err, tokens.ErrUnknown):
-		answer(w, http.StatusOK, Found{})
+		convention.WriteJSON(w, http.StatusOK, Found{})
 	case err != nil:
 		s.fail(w, err)
 	default:
-		answer(w, http.StatusOK, Found{&Show([]*tokens.Session{session})[0]})
+		convention.WriteJSON(w, http.StatusOK, Found{&Show([]*tokens.Session{session})[0]})
 	}
 }
 

@@ -38,7 +38,7 @@ func TestWhoseATokenIsIsAskedByItsHash(t *testing.T) {
 	if err := k.store.Revoke(t.Context(), token.Hash()); err != nil {
 		t.Fatal(err)
 	}
-	if got := k.lookup(hash); got.Code != http.StatusOK || !strings.Contains(got.Body.String(), `"session": null`) {
+	if got := k.lookup(hash); got.Code != http.StatusOK || !strings.Contains(got.Body.String(), `"session":null`) {
 		t.Errorf("a revoked token: %d %s, want that there is no session", got.Code, got.Body)
 	}
 	if err := k.store.Close(); err != nil {

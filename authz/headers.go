@@ -2,9 +2,9 @@ package authz
 
 import "strconv"
 
-// headerStreamDuration is the request header that limits how long the stream to the upstream may live, in milliseconds.
+// HeaderStreamDuration is the request header that limits how long the stream to the upstream may live, in milliseconds.
 // Envoy's router removes it. (Envoy docs, "Router", x-envoy-upstream-stream-duration-ms.)
-const headerStreamDuration = "x-envoy-upstream-stream-duration-ms"
+const HeaderStreamDuration = "x-envoy-upstream-stream-duration-ms"
 
 // headerChanges are what an allow changes in a request on its way to the upstream, and in the response.
 type headerChanges struct {
@@ -22,7 +22,7 @@ func (d *Decision) headerChanges() (c headerChanges) {
 	if d.Reason == ReasonTokenKnown {
 		c.set = append(c.set, field{d.rule.userHeader, d.User})
 		if d.left > 0 {
-			c.set = append(c.set, field{headerStreamDuration, strconv.FormatInt(milliseconds(d.left), 10)})
+			c.set = append(c.set, field{HeaderStreamDuration, strconv.FormatInt(milliseconds(d.left), 10)})
 		}
 	} else {
 		c.remove = append(c.remove, d.rule.userHeader)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/codec"
+	"gatepost/convention"
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens"
@@ -177,16 +178,16 @@ func TestAnswersOnARealEnvoy(t *testing.T) {
 			t.Errorf("%s: %d with Retry-After %q", path, status, retry)
 		}
 	}
-	const invalid = challenge + `, error="invalid_token"`
-	stopped("/orders", 401, challenge)
-	stopped("/orders", 401, challenge, "")
+	const invalid = convention.Challenge + `, error="invalid_token"`
+	stopped("/orders", 401, convention.Challenge)
+	stopped("/orders", 401, convention.Challenge, "")
 	stopped("/orders", 401, invalid, stranger.Reveal())
 	stopped("/orders", 401, invalid, token, token)
 	stopped("/orders", 401, invalid, "Bearer "+token, "Basic eA==")
 	stopped("/orders", 401, invalid, "Basic eA==")
 	stopped("/orders", 401, invalid, "Bearer\t"+token)
 	stopped("/orders", 401, invalid, "Bearer "+token[:35]+"\xe9")
-	stopped("/scoped", 403, challenge+`, error="insufficient_scope", scope="a b"`, token)
+	stopped("/scoped", 403, convention.Challenge+`, error="insufficient_scope", scope="a b"`, token)
 	stopped("/forgotten", 503, "", token)
 	g.store.outage = func(context.Context) error { return errDown }
 	stopped("/orders", 503, "", token)

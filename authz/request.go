@@ -14,6 +14,20 @@ const (
 	headerRequestID     = "x-request-id"
 )
 
+// CheckedHeaders are the request headers that Envoy must send with a Check, if the definitions accept a token in the
+// cookie or in subprotocols of these names. A decision can depend on no other header. A header that is added here must
+// also be added to [Request] and, if decisions depend on it, to [Shared.ModuleInputs].
+func CheckedHeaders(cookie, subprotocol string) []string {
+	headers := []string{headerAuthorization, headerOrigin, headerRequestID}
+	if cookie != "" {
+		headers = append(headers, headerCookie)
+	}
+	if subprotocol != "" {
+		headers = append(headers, headerSubprotocols)
+	}
+	return headers
+}
+
 // Request is what a Check holds: the input of the decision, and what a log line about it names.
 type Request struct {
 	rawRule

@@ -9,17 +9,15 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
+
+	"gatepost/convention"
 )
 
-// The bodies of denials. The first is the text of the gateway that this one replaces. It is the same for everything that
-// can be wrong with a token, so that a client cannot distinguish the cases.
+// The bodies of denials that only this package sends.
 const (
-	textNotAllowed = "You are not allowed to access this API!"
 	textScope      = "Your token does not allow this."
 	textCannotTell = "The gateway cannot decide about this request at the moment."
 )
-
-const challenge = `Bearer realm="gatepost"`
 
 // field is a header of a response.
 type field struct{ name, value string }
@@ -30,16 +28,16 @@ func (d *Decision) Response() *authv3.CheckResponse {
 	case ReasonPublic, ReasonTokenKnown:
 		return allow(d.headerChanges())
 	case ReasonOriginRefused: // no challenge: no credentials would help
-		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed)
+		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, convention.TextUnauthorized)
 	case ReasonTokenMissing: // no error code without credentials (RFC 6750 §3.1)
-		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed,
-			field{"www-authenticate", challenge})
+		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, convention.TextUnauthorized,
+			field{"www-authenticate", convention.Challenge})
 	case ReasonTokenMalformed, ReasonTokenUnknown:
-		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, textNotAllowed,
-			field{"www-authenticate", challenge + `, error="invalid_token"`})
+		return deny(codes.Unauthenticated, typev3.StatusCode_Unauthorized, convention.TextUnauthorized,
+			field{"www-authenticate", convention.ChallengeInvalidToken})
 	case ReasonScopeMissing:
 		return deny(codes.PermissionDenied, typev3.StatusCode_Forbidden, textScope,
-			field{"www-authenticate", challenge + `, error="insufficient_scope"` + scopeParameter(d.rule.scopes)})
+			field{"www-authenticate", convention.Challenge + `, error="insufficient_scope"` + scopeParameter(d.rule.scopes)})
 	default: // fail closed
 		return deny(codes.Unavailable, typev3.StatusCode_ServiceUnavailable, textCannotTell,
 			field{"retry-after", "1"})

@@ -27,7 +27,7 @@ func TestAnOperatorsBrowserAndTheAdminAddress(t *testing.T) {
 		}
 		return got
 	}
-	for path, want := range map[string]string{"/readyz": `"envoy": "ok"`, "/metrics": "gatepost_", "/api/v1/status": `"version"`} {
+	for path, want := range map[string]string{"/readyz": `"envoy":"ok"`, "/metrics": "gatepost_", "/api/v1/status": `"version"`} {
 		b.Open(admin + path)
 		if got := text(); !strings.Contains(got, want) {
 			t.Errorf("%s by the address bar: %.200q, want %q in it", path, got, want)

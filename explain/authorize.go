@@ -36,9 +36,6 @@ func (f extAuthz) outgrown(x *exchange) bool {
 	return f.maxHeaders > 0 && all.lines() > f.maxHeaders || f.maxBytes > 0 && size > f.maxBytes
 }
 
-// streamDuration is the header by which a decision tells the router how long a stream may live.
-const streamDuration = "x-envoy-upstream-stream-duration-ms"
-
 // settingsHolder is what may say something about a filter: a virtual host, a route.
 type settingsHolder interface {
 	GetTypedPerFilterConfig() map[string]*anypb.Any
@@ -133,7 +130,7 @@ func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 	for _, h := range response.GetOkResponse().GetHeaders() {
 		name := strings.ToLower(h.GetHeader().GetKey())
 		put(&x.header, h, h.GetHeader().GetValue())
-		if name == streamDuration {
+		if name == authz.HeaderStreamDuration {
 			x.endsWithToken = true // the router obeys it and takes it out
 			continue
 		}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"gatepost/authz"
+
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -232,7 +234,7 @@ func (f router) request(x *exchange) {
 		if hasQuery {
 			path += "?" + query
 		}
-		x.header.remove(streamDuration)
+		x.header.remove(authz.HeaderStreamDuration)
 		for _, name := range x.route.GetRequestHeadersToRemove() {
 			x.header.remove(strings.ToLower(name))
 		}

@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // The filters' names; a route's own settings for a filter go by its name.
@@ -31,23 +30,6 @@ const (
 // authzTimeout is how long Envoy waits for a decision; the sidecar gives up sooner, so that its own answer is
 // the one that a client sees.
 const authzTimeout = 2 * time.Second
-
-// checkedHeaders are the request headers that a Check is told. What is not here never leaves Envoy; a header
-// that a decision is to depend on is added here and nowhere else.
-func checkedHeaders(t *gatewayv1.Tokens) []string {
-	headers := []string{"authorization", "origin", "x-request-id"}
-	if t.GetCookie() != "" {
-		headers = append(headers, "cookie")
-	}
-	if t.GetSubprotocol() != "" {
-		headers = append(headers, headerSubprotocols)
-	}
-	return headers
-}
-
-// streamDuration is the header by which a decision bounds the life of a stream: the router obeys it and takes it
-// out. (Envoy docs, "Router", x-envoy-upstream-stream-duration-ms.)
-const streamDuration = "x-envoy-upstream-stream-duration-ms"
 
 // httpFilters are the filters in the order in which a request passes them. First it gets its route, if it has none. CORS is
 // before all that may refuse it, so that it answers preflights before a token is asked for and makes every later refusal
@@ -88,10 +70,10 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ValidateMutations:   true,
-		AllowedHeaders:      exactly(checkedHeaders(b.gw.GetTokens())),
+		AllowedHeaders:      exactly(authz.CheckedHeaders(b.gw.GetTokens().GetCookie(), b.gw.GetTokens().GetSubprotocol())),
 		// The sidecar adds and removes headers, and never a path, a method or a host. Of x-envoy-* it has one.
 		DecoderHeaderMutationRules: &mutationrulesv3.HeaderMutationRules{
-			AllowExpression: &matcherv3.RegexMatcher{Regex: "^" + streamDuration + "$"},
+			AllowExpression: &matcherv3.RegexMatcher{Regex: "^" + authz.HeaderStreamDuration + "$"},
 			DisallowSystem:  wrapperspb.Bool(true),
 			DisallowIsError: wrapperspb.Bool(true),
 		},

@@ -431,7 +431,7 @@ func TestEveryHeaderThatACheckReceivesIsAnInput(t *testing.T) {
 		gw := parse(t, "origins: [\"https://shop.example\"]\ntokens: {"+more+"}\nservices: []")
 		b := &builder{gw: gw}
 		inputs := append(b.shared().ModuleInputs(), "authorization", "x-request-id")
-		told := checkedHeaders(gw.GetTokens())
+		told := authz.CheckedHeaders(gw.GetTokens().GetCookie(), gw.GetTokens().GetSubprotocol())
 		slices.Sort(inputs)
 		slices.Sort(told)
 		if !slices.Equal(inputs, told) {

@@ -9,15 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/authz"
-)
-
-// The paths by which the token handler knows its endpoints, whatever tokens.path is.
-const (
-	handlerLogin      = "/token"
-	handlerRevoke     = "/token/revoke"
-	handlerRefresh    = "/token/refresh"
-	handlerIntrospect = "/token/introspect"
-	handlerSessions   = "/token/sessions"
+	"gatepost/convention"
 )
 
 // tokenTimeout is how long an endpoint of the token handler may take, but for the login. It covers a revoke
@@ -43,16 +35,16 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
 
-			keepsToken: rewrite != handlerLogin, // a page sends its old token along; the user service has no use for it
+			keepsToken: rewrite != convention.PathLogin, // a page sends its old token along; the user service has no use for it
 		})...)
 	}
-	add("token revoke", exactPath(path+"/revoke"), handlerRevoke, tokenTimeout, "POST")
-	add("token refresh", exactPath(path+"/refresh"), handlerRefresh, tokenTimeout, "POST")
-	add("token introspect", exactPath(path+"/introspect"), handlerIntrospect, tokenTimeout, "POST")
-	add("token sessions", exactPath(path+"/sessions"), handlerSessions, tokenTimeout, "GET", "DELETE")
-	add("token session", prefix(path+"/sessions/"), handlerSessions+"/", tokenTimeout, "DELETE")
-	add("token", exactPath(path), handlerLogin, login, "POST")
-	add("token", exactPath(path+"/"), handlerLogin, login, "POST")
+	add("token revoke", exactPath(path+"/revoke"), convention.PathRevoke, tokenTimeout, "POST")
+	add("token refresh", exactPath(path+"/refresh"), convention.PathRefresh, tokenTimeout, "POST")
+	add("token introspect", exactPath(path+"/introspect"), convention.PathIntrospect, tokenTimeout, "POST")
+	add("token sessions", exactPath(path+"/sessions"), convention.PathSessions, tokenTimeout, "GET", "DELETE")
+	add("token session", prefix(path+"/sessions/"), convention.PathSessions+"/", tokenTimeout, "DELETE")
+	add("token", exactPath(path), convention.PathLogin, login, "POST")
+	add("token", exactPath(path+"/"), convention.PathLogin, login, "POST")
 	return b.checked(append(out, b.nothing("token", atAndBelow(path))...))
 }
 

@@ -12,6 +12,7 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"gatepost/convention"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -33,13 +34,13 @@ var replies = []reply{
 	{status: 403, flag: "UAEX"},
 	{status: 403, header: "upgrade", text: "The connection cannot be upgraded here."},
 	{status: 403, text: "A URL with https needs a connection with TLS."},
-	{status: 404, text: "Could not find any resources for given path."},
-	{status: 405, text: "Method not allowed"},
+	{status: 404, text: convention.TextNotFound},
+	{status: 405, text: convention.TextMethodNotAllowed},
 	// By ext_authz: Gatepost did not answer, or its store did not. It is not a "no".
 	{status: 503, flag: "UAEX", text: "The gateway cannot tell at the moment whether this request may pass. Please try again.", retry: true},
 	// By the route to the token handler, which is away with the rest of Gatepost. (A service of which a path on the
 	// upstream begins like this is told to try again too.)
-	{status: 503, path: handlerLogin, text: "The service cannot be reached at the moment.", retry: true},
+	{status: 503, path: convention.PathLogin, text: "The service cannot be reached at the moment.", retry: true},
 	{status: 503, text: "The service cannot be reached at the moment."},
 	// The token's time was over, or would have been, before the answer was whole.
 	{status: 504, flag: "UMSDR", text: "The token ended before the service had answered."},

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -55,7 +56,7 @@ func (h *Handler) revoke(w http.ResponseWriter, r *http.Request) (outcome, error
 	token, err := presented(r, "token")
 	switch {
 	case errors.Is(err, tokens.ErrMalformed): // "invalid tokens do not cause an error response" (§2.2)
-		reply(w, http.StatusOK, struct{}{})
+		convention.WriteJSON(w, http.StatusOK, struct{}{})
 		return unknown, nil
 	case err != nil:
 		return h.deny(w, err)
@@ -65,7 +66,7 @@ func (h *Handler) revoke(w http.ResponseWriter, r *http.Request) (outcome, error
 	if err := h.config.Store.Revoke(ctx, token.Hash()); err != nil {
 		return h.deny(w, err)
 	}
-	reply(w, http.StatusOK, struct{}{})
+	convention.WriteJSON(w, http.StatusOK, struct{}{})
 	return done, nil
 }
 
@@ -88,7 +89,7 @@ func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, erro
 	}
 	expiresIn := seconds(session, now)
 	handOver(w.Header(), token.Reveal(), expiresIn, "token,expires_in")
-	reply(w, http.StatusOK, newGrant(token.Reveal(), expiresIn, session.Scopes))
+	convention.WriteJSON(w, http.StatusOK, newGrant(token.Reveal(), expiresIn, session.Scopes))
 	return done, nil
 }
 
@@ -158,11 +159,11 @@ func (h *Handler) introspect(w http.ResponseWriter, r *http.Request) (outcome, e
 	}
 	if form.Has("token") {
 		if asked, err := tokens.Parse(form.Get("token")); err != nil || asked.Hash() != session.Hash {
-			reply(w, http.StatusOK, introspection{})
+			convention.WriteJSON(w, http.StatusOK, introspection{})
 			return inactive, nil
 		}
 	}
-	reply(w, http.StatusOK, introspection{
+	convention.WriteJSON(w, http.StatusOK, introspection{
 		Active:    true,
 		Scope:     scopeText(session),
 		Subject:   session.User,
@@ -265,22 +266,22 @@ func (h *Handler) deny(w http.ResponseWriter, err error) (outcome, error) {
 		later(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
 		return storeDown, err
 	case errors.Is(err, errNoToken):
-		unauthorized(w, challenge)
+		unauthorized(w, convention.Challenge)
 		return unauthorised, nil
 	case errors.Is(err, tokens.ErrReused):
-		unauthorized(w, invalidToken)
+		unauthorized(w, convention.ChallengeInvalidToken)
 		return reused, err
 	case errors.Is(err, tokens.ErrMalformed), errors.Is(err, tokens.ErrUnknown):
-		unauthorized(w, invalidToken)
+		unauthorized(w, convention.ChallengeInvalidToken)
 		return unauthorised, nil
 	case errors.Is(err, errTooLarge):
-		reply(w, http.StatusRequestEntityTooLarge, textTooLarge)
+		convention.WriteJSON(w, http.StatusRequestEntityTooLarge, textTooLarge)
 		return tooLarge, nil
 	case errors.Is(err, errNotAForm):
-		reply(w, http.StatusUnsupportedMediaType, textNotAForm)
+		convention.WriteJSON(w, http.StatusUnsupportedMediaType, textNotAForm)
 		return unreadable, nil
 	case errors.Is(err, errMalformed), errors.Is(err, errClient):
-		reply(w, http.StatusBadRequest, textUnreadable)
+		convention.WriteJSON(w, http.StatusBadRequest, textUnreadable)
 		return unreadable, nil
 	}
 	later(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 
 	"github.com/google/uuid"
@@ -78,7 +79,7 @@ func TestRevoke(t *testing.T) {
 	})
 	t.Run("no token", func(t *testing.T) {
 		a := g.call("POST", "/token/revoke", "")
-		a.says(t, 401, textUnauthorized)
+		a.says(t, 401, convention.TextUnauthorized)
 		a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
 	})
 	t.Run("a body that is no form revokes nothing", func(t *testing.T) {
@@ -133,7 +134,7 @@ func TestRefresh(t *testing.T) {
 
 			// The old one again: one of the two who hold it has no right to it.
 			b := g.call("POST", "/token/refresh", "", "Authorization", old)
-			b.says(t, 401, textUnauthorized)
+			b.says(t, 401, convention.TextUnauthorized)
 			b.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
 			if g.opens(next) {
 				t.Error("the session goes on")
@@ -152,13 +153,13 @@ func TestRefresh(t *testing.T) {
 		a.is(t, 200)
 		a.has(t, "expires_in", "2700")
 		g.handler.config.Now = func() time.Time { return time.Now().Add(91 * time.Minute) }
-		g.call("POST", "/token/refresh", "", "Authorization", a.Header.Get("token")).says(t, 401, textUnauthorized)
+		g.call("POST", "/token/refresh", "", "Authorization", a.Header.Get("token")).says(t, 401, convention.TextUnauthorized)
 	})
 	t.Run("tokens that open nothing", func(t *testing.T) {
 		before := g.store.count()
 		for _, token := range []string{uuid.NewString(), "nonsense", "Basic YTpi", "a,b"} {
 			a := g.call("POST", "/token/refresh", "", "Authorization", token)
-			a.says(t, 401, textUnauthorized)
+			a.says(t, 401, convention.TextUnauthorized)
 			a.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
 		}
 		g.call("POST", "/token/refresh", "").has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
@@ -202,10 +203,10 @@ func TestIntrospect(t *testing.T) {
 		}
 	}
 	a := g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType)
-	a.says(t, 401, textUnauthorized)
+	a.says(t, 401, convention.TextUnauthorized)
 	a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
 	a = g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType, "Authorization", uuid.NewString())
-	a.says(t, 401, textUnauthorized)
+	a.says(t, 401, convention.TextUnauthorized)
 	a.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
 }
 
@@ -256,7 +257,7 @@ func TestSessions(t *testing.T) {
 	}
 
 	for _, unknown := range []string{id(bobs), uuid.NewString(), "x", "%2e%2e%2f"} {
-		g.call("DELETE", "/token/sessions/"+unknown, "", "Authorization", mine).says(t, 404, textNotFound)
+		g.call("DELETE", "/token/sessions/"+unknown, "", "Authorization", mine).says(t, 404, convention.TextNotFound)
 	}
 	a := g.call("DELETE", "/token/sessions/"+id(also), "", "Authorization", mine)
 	a.is(t, 200)
@@ -272,9 +273,9 @@ func TestSessions(t *testing.T) {
 	}
 
 	for _, c := range [][2]string{{"GET", "/token/sessions"}, {"DELETE", "/token/sessions"}, {"DELETE", "/token/sessions/x"}} {
-		g.call(c[0], c[1], "", "Authorization", mine).says(t, 401, textUnauthorized)
+		g.call(c[0], c[1], "", "Authorization", mine).says(t, 401, convention.TextUnauthorized)
 		g.call(c[0], c[1], "").has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
-		g.call(c[0], c[1], "", "Authorization", bobs, "Authorization", bobs).says(t, 401, textUnauthorized)
+		g.call(c[0], c[1], "", "Authorization", bobs, "Authorization", bobs).says(t, 401, convention.TextUnauthorized)
 		g.store.fail(tokens.ErrUnavailable)
 		g.call(c[0], c[1], "", "Authorization", bobs).says(t, 503, textUnavailable)
 		g.store.fail(errors.New("something else"))
@@ -292,5 +293,5 @@ func TestAStoresWordIsChecked(t *testing.T) {
 	g.store.mu.Lock()
 	g.store.sessions[a.Hash()] = g.store.sessions[b.Hash()]
 	g.store.mu.Unlock()
-	g.call("GET", "/token/sessions", "", "Authorization", token).says(t, 401, textUnauthorized)
+	g.call("GET", "/token/sessions", "", "Authorization", token).says(t, 401, convention.TextUnauthorized)
 }

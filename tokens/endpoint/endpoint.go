@@ -13,6 +13,7 @@ import (
 	"path"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 
@@ -61,15 +62,15 @@ func New(c Config) *Handler {
 		c.Shield = shield.New(shield.Config{Logger: c.Logger, Now: c.Now})
 	}
 	h := &Handler{config: c, transport: newTransport(), metrics: newMetrics(c.Metrics)}
-	h.handle("/token", methods{{http.MethodPost, h.login}})
-	h.handle("/token/revoke", methods{{http.MethodPost, h.call("revoke", h.revoke)}})
-	h.handle("/token/refresh", methods{{http.MethodPost, h.call("refresh", h.refresh)}})
-	h.handle("/token/introspect", methods{{http.MethodPost, h.call("introspect", h.introspect)}})
-	h.handle("/token/sessions", methods{
+	h.handle(convention.PathLogin, methods{{http.MethodPost, h.login}})
+	h.handle(convention.PathRevoke, methods{{http.MethodPost, h.call("revoke", h.revoke)}})
+	h.handle(convention.PathRefresh, methods{{http.MethodPost, h.call("refresh", h.refresh)}})
+	h.handle(convention.PathIntrospect, methods{{http.MethodPost, h.call("introspect", h.introspect)}})
+	h.handle(convention.PathSessions, methods{
 		{http.MethodGet, h.call("sessions", h.sessions)},
 		{http.MethodDelete, h.call("end_sessions", h.endSessions)},
 	})
-	h.handle("/token/sessions/{id}", methods{{http.MethodDelete, h.call("end_session", h.endSession)}})
+	h.handle(convention.PathSessions+"/{id}", methods{{http.MethodDelete, h.call("end_session", h.endSession)}})
 	h.handle("/", nil)
 	return h
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 )
@@ -90,7 +91,7 @@ func (l *login) run() outcome {
 	id, why := userID(a.UserHeader, answer.header.Values(a.UserHeader))
 	if why != "" {
 		pass.Done(l.r.Context(), shield.Refused)
-		unauthorized(l.w, challenge)
+		unauthorized(l.w, convention.Challenge)
 		return l.because(noUser, why)
 	}
 	pass.Done(l.r.Context(), shield.Opened)
@@ -131,7 +132,7 @@ func (l *login) handOver(answer *answer, token tokens.Token, session *tokens.Ses
 	handOver(header, token.Reveal(), expiresIn, "token,expires_in,"+l.settings.Authenticator.UserHeader)
 	if answer.body.Len() == 0 {
 		delete(header, "Content-Encoding") // of the body that was not there
-		header["Content-Type"] = valueJSON
+		header.Set("Content-Type", "application/json")
 		_ = json.NewEncoder(answer.body).Encode(newGrant(token.Reveal(), expiresIn, session.Scopes)) // a buffer takes all
 	}
 	answer.write(l.w)
@@ -153,13 +154,13 @@ func (l *login) badRequest(err error) outcome {
 	var ambiguous ambiguousError
 	switch {
 	case errors.Is(err, errTooLarge):
-		reply(l.w, http.StatusRequestEntityTooLarge, textTooLarge)
+		convention.WriteJSON(l.w, http.StatusRequestEntityTooLarge, textTooLarge)
 		return tooLarge
 	case errors.As(err, &ambiguous):
-		reply(l.w, http.StatusBadRequest, textAmbiguous+ambiguous.Error())
+		convention.WriteJSON(l.w, http.StatusBadRequest, textAmbiguous+ambiguous.Error())
 		return l.because(unreadable, "ambiguous user name: "+ambiguous.Error())
 	}
-	reply(l.w, http.StatusBadRequest, textUnreadable)
+	convention.WriteJSON(l.w, http.StatusBadRequest, textUnreadable)
 	return unreadable
 }
 

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -41,7 +42,7 @@ func (h *Handler) sessions(w http.ResponseWriter, r *http.Request) (outcome, err
 			list = append(list, show(s, caller))
 		}
 	}
-	reply(w, http.StatusOK, map[string][]listed{"sessions": list})
+	convention.WriteJSON(w, http.StatusOK, map[string][]listed{"sessions": list})
 	return done, nil
 }
 
@@ -80,7 +81,7 @@ func (h *Handler) endSessions(w http.ResponseWriter, r *http.Request) (outcome, 
 	if err != nil {
 		return h.deny(w, err)
 	}
-	reply(w, http.StatusOK, ended{n})
+	convention.WriteJSON(w, http.StatusOK, ended{n})
 	return done, nil
 }
 
@@ -100,7 +101,7 @@ func (h *Handler) endSession(w http.ResponseWriter, r *http.Request) (outcome, e
 	if err != nil {
 		return h.deny(w, err)
 	}
-	reply(w, http.StatusOK, ended{1})
+	convention.WriteJSON(w, http.StatusOK, ended{1})
 	return done, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
@@ -59,7 +60,7 @@ func TestALifeOfTokensInTheRealStores(t *testing.T) {
 			t.Error("the refresh did not put the new token in the old one's place")
 		}
 		b := g.call("POST", "/token/refresh", "", "Authorization", first)
-		b.says(t, 401, textUnauthorized)
+		b.says(t, 401, convention.TextUnauthorized)
 		if g.opens(renewed) || !g.opens(second) {
 			t.Error("a second refresh did not end its session and no other")
 		}
@@ -75,7 +76,7 @@ func TestALifeOfTokensInTheRealStores(t *testing.T) {
 		if a := g.call("DELETE", "/token/sessions", "", "Authorization", second); a.body != `{"ended":2}` {
 			t.Errorf("ending all: %d %s", a.StatusCode, a.body)
 		}
-		g.call("GET", "/token/sessions", "", "Authorization", second).says(t, 401, textUnauthorized)
+		g.call("GET", "/token/sessions", "", "Authorization", second).says(t, 401, convention.TextUnauthorized)
 	})
 }
 
@@ -112,7 +113,7 @@ func TestRepeatedRefreshInItsGraceGetsTheSameToken(t *testing.T) {
 			if g.opens(first) || !g.opens(second) || !g.opens(third) {
 				t.Error("the grace is not the immediate predecessor's alone")
 			}
-			refresh(first).says(t, 401, textUnauthorized)
+			refresh(first).says(t, 401, convention.TextUnauthorized)
 			if g.opens(second) || g.opens(third) {
 				t.Error("the reuse of an older token did not end the session")
 			}
