@@ -1,8 +1,8 @@
-// Package boltstore keeps sessions in one file, for a Gatepost that stands by itself and needs no Redis.
+// Package boltstore keeps sessions in one file, for a single Gatepost without Redis.
 //
-// What a call has acknowledged is on the disk: each change is one transaction of bbolt, synced before the call
-// returns, so a kill at any moment loses no session that was handed out and brings back none that was revoked. One
-// process owns the file, so what was looked up once is answered from memory until it changes.
+// An acknowledged change is on the disk: each change is one transaction of bbolt, synced before the call returns. So a
+// kill at any moment loses no session whose token was issued, and brings back none that was revoked. A look-up reads the
+// file, which is mapped into memory: it takes a few microseconds.
 package boltstore
 
 import (
@@ -56,8 +56,7 @@ type Store struct {
 	db     *bbolt.DB
 	log    *slog.Logger
 	damage prometheus.Counter // reads that met a damaged page or record
-	hot    *hot
-	done   chan struct{} // closed by Close: the sweeper ends
+	done   chan struct{}      // closed by Close: the sweeper ends
 
 	// writing holds one token while a change is being made. A caller waits for it by its context, and leaves a
 	// change that takes too long to the goroutine that makes it: there is never more than one.
@@ -84,7 +83,6 @@ func Open(dir string, options Options) (*Store, error) {
 		damage: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_store_damage_total", Help: "Reads of the embedded store that met a damaged page or record.",
 		}),
-		hot:     newHot(),
 		done:    make(chan struct{}),
 		writing: make(chan struct{}, 1),
 		swept:   make(chan struct{}),
@@ -177,13 +175,6 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 
 // Lookup implements [tokens.Store].
 func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
-	if session := s.hot.get(h); session != nil {
-		if !session.Live(time.Now()) {
-			return nil, tokens.ErrUnknown
-		}
-		return session, nil
-	}
-	before := s.hot.generation()
 	var session *tokens.Session
 	err := s.view("looking up a token", func(tx *bbolt.Tx) error {
 		found, err := read(tx, h)
@@ -199,7 +190,6 @@ func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 	if err != nil {
 		return nil, err
 	}
-	s.hot.add(before, session)
 	return session, nil
 }
 
@@ -345,7 +335,6 @@ func (s *Store) Close() error {
 	close(s.done)
 	<-s.swept
 	s.writing <- struct{}{} // for ever: no change begins any more
-	s.hot.close()
 	if s.stuck.Load() {
 		return fmt.Errorf("closing the token database: %w", errDamaged) // bbolt would wait for its lock; the process ends
 	}

@@ -59,7 +59,8 @@ func newResult() chan error { return make(chan error, 1) }
 
 var errClosed = errors.New("the store is closed")
 
-// commit makes the change and, once it is on the disk and before anybody is told, forgets the tokens that it ended.
+// commit makes the change and, once it is on the disk and before the caller continues, calls onEnd for each token that it
+// ended.
 func (s *Store) commit(apply func(*change) error) (err error) {
 	var t *change
 	err = s.write(func(tx *bbolt.Tx) error {
@@ -68,8 +69,7 @@ func (s *Store) commit(apply func(*change) error) (err error) {
 	})
 	s.countDamage(err)
 	if t != nil {
-		// After a failed commit too: a read from the file is always true.
-		s.hot.forget(t.ended)
+		// After a failed commit too: the next look-up reads the file.
 		if onEnd := s.onEnd.Load(); onEnd != nil {
 			for _, h := range t.ended {
 				(*onEnd)(h)
