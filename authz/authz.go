@@ -74,6 +74,9 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
 	s.counts, s.failures = newCounts()
+	if s.decisions != nil {
+		s.counts.hits = s.decisions.Hits
+	}
 	if c.Registerer != nil {
 		if err := s.register(c.Registerer); err != nil {
 			return nil, err
@@ -110,7 +113,6 @@ func (s *Server) decide(ctx context.Context, c *call) Decision {
 		}
 	}
 	s.counts.add(d.rule.service, d.Reason)
-	s.counts.addHits(d.rule.service, c.hits)
 	if d.Outcome() != Allowed && d.Reason != ReasonCallerGone {
 		s.denials.add(ctx, newDenial(time.Now(), &c.Request, &d), d.Err)
 	}

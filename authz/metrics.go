@@ -29,6 +29,8 @@ type counts struct {
 	limit     int // of services
 	mu        sync.RWMutex
 	services  map[string]*serviceCounts
+	adding    sync.Mutex                              // guards counted of all services
+	hits      func() (of func(service string) uint64) // nil: Envoy decides nothing by itself
 }
 
 // serviceCounts are the counters of a service.
@@ -36,6 +38,7 @@ type serviceCounts struct {
 	label   string
 	decided [reasons]atomic.Pointer[prometheus.Counter] // made at first use: each takes some hundred bytes
 	hits    prometheus.Counter                          // requests that the module in Envoy let pass
+	counted uint64                                      // how many of them are in hits
 }
 
 // failures counts the Checks that ended in an error. The client then gets a 503 from Envoy itself.
@@ -66,7 +69,7 @@ func newCounts() (*counts, failures) {
 }
 
 func (s *Server) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.counts.decisions, s.failures.vec, s.denials.leftOutTotal} {
+	for _, c := range []prometheus.Collector{s.counts, s.failures.vec, s.denials.leftOutTotal} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("registering authz metrics: %w", err)
 		}
@@ -85,10 +88,29 @@ func (c *counts) add(service string, r Reason) {
 	(*counter).Inc()
 }
 
-// addHits counts requests of a service that the module in Envoy let pass.
-func (c *counts) addHits(service string, n int64) {
-	if n > 0 {
-		c.of(service).hits.Add(float64(n))
+// Describe implements [prometheus.Collector].
+func (c *counts) Describe(out chan<- *prometheus.Desc) { c.decisions.Describe(out) }
+
+// Collect implements [prometheus.Collector]. The hits of the module are those of this moment.
+func (c *counts) Collect(out chan<- prometheus.Metric) {
+	if c.hits != nil {
+		c.addHits(c.hits())
+	}
+	c.decisions.Collect(out)
+}
+
+// addHits counts the requests that the module in Envoy has let pass since the last call. It has let pass none of a service before the
+// first check of it.
+func (c *counts) addHits(of func(service string) uint64) {
+	c.adding.Lock()
+	defer c.adding.Unlock()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for service, counters := range c.services {
+		if n := of(service); n > counters.counted {
+			counters.hits.Add(float64(n - counters.counted))
+			counters.counted = n
+		}
 	}
 }
 
@@ -116,7 +138,7 @@ func (c *counts) resolve(service string) *serviceCounts {
 	if counters := c.services[service]; counters != nil {
 		return counters
 	}
-	counters := &serviceCounts{label: label, hits: c.decisions.WithLabelValues(label, string(Allowed), reasonModule)}
+	counters := &serviceCounts{label: label, hits: c.decisions.WithLabelValues(label, string(Allowed), ReasonModule)}
 	c.services[service] = counters
 	return counters
 }

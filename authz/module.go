@@ -3,22 +3,20 @@ package authz
 import (
 	"encoding/hex"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	"google.golang.org/protobuf/proto"
-
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
 )
 
-// ModuleNamespace is that of the metadata by which the module in Envoy (envoy/module) marks the requests that it lets pass, and
-// reports how many it has let pass before one that Check is asked about. No client can set any.
-const ModuleNamespace = "gatepost.module"
+// The module in Envoy (envoy/module) marks the requests that it lets pass in dynamic metadata: under MetadataNamespace, which is that
+// of ext_authz, MetadataReason is ReasonModule. No client can set any.
+const (
+	MetadataNamespace = "envoy.filters.http.ext_authz"
+	MetadataReason    = "reason"
+	ReasonModule      = "module"
+)
 
-// fieldHits is the field of the metadata with the number of requests of the same service that the module has let pass.
-const fieldHits = "hits"
-
-// reasonModule labels the requests that the module let pass.
-const reasonModule = "module"
+// ServiceID identifies a service whose hits the module counts.
+func ServiceID(service string) uint64 { return table.ServiceID(service) }
 
 // Decisions takes decisions that Envoy may make by itself from now on. A cache of package tokens/cache is one.
 type Decisions interface {
@@ -26,6 +24,8 @@ type Decisions interface {
 	Ticket(h tokens.Hash) table.Ticket
 	// Grant lets Envoy allow requests like the one that was allowed, unless the token may have changed since the ticket was taken.
 	Grant(t table.Ticket, e table.Entry)
+	// Hits returns how many requests Envoy has allowed by itself, by service.
+	Hits() (of func(service string) uint64)
 }
 
 // ModuleInputs are the request headers that decisions depend on beside Authorization. Whoever makes decisions depend on one more
@@ -70,30 +70,4 @@ func (q *Request) inputs(r *rule) [4]string {
 		in[3] = q.subprotocols
 	}
 	return in
-}
-
-// mostHits is more requests than an Envoy lets pass between two checks of a service.
-const mostHits = 1 << 40
-
-// readHits takes the module's report out of a Check's metadata.
-func (q *Request) readHits(m *corev3.Metadata) {
-	n := m.GetFilterMetadata()[ModuleNamespace].GetFields()[fieldHits].GetNumberValue()
-	q.hits = 0
-	if n >= 1 && n <= mostHits {
-		q.hits = int64(n)
-	}
-}
-
-// readMetadata reads the metadata that is in rawMetadata. A Check has any only if the module has let requests pass since the last one.
-func (q *Request) readMetadata() error {
-	if q.rawMetadata == "" {
-		return nil
-	}
-	m := new(corev3.Metadata)
-	if err := proto.Unmarshal([]byte(q.rawMetadata), m); err != nil {
-		return err
-	}
-	q.rawMetadata = ""
-	q.readHits(m)
-	return nil
 }

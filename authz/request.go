@@ -35,10 +35,6 @@ type Request struct {
 	authorization, origin string
 	// cookie and subprotocols are too. Envoy sends them only if the definitions accept a token in one of them.
 	cookie, subprotocols string
-	// hits is how many requests of the service the module in Envoy has let pass since the last Check, and rawMetadata the
-	// metadata before it is read.
-	hits        int64
-	rawMetadata string
 	// The others are for people and decide nothing. path includes the query.
 	requestID, streamID, method, path, client string
 }
@@ -56,7 +52,6 @@ func NewRequest(r *authv3.CheckRequest) *Request {
 	}
 	q.streamID, q.method, q.path = http.GetId(), http.GetMethod(), http.GetPath()
 	q.client = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
-	q.readHits(attributes.GetMetadataContext())
 	return q
 }
 

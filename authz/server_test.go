@@ -383,7 +383,6 @@ func TestServicesBeyondTheBoundAreCountedTogether(t *testing.T) {
 	long := strings.Repeat("x", maxName+1)
 	for name, count := range map[string]func(c *counts, service string){
 		"decisions": func(c *counts, service string) { c.add(service, ReasonTokenKnown) },
-		"hits":      func(c *counts, service string) { c.addHits(service, 1) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, _ := newCounts()

@@ -21,8 +21,6 @@ type shapeField struct {
 	sub  *shape         // of a message, or of the value of a map
 	// entered, where set, is called when a message begins.
 	entered func(*Request)
-	// whole, where set, is called with the bytes of a message.
-	whole func(*Request, string)
 	// found, where set, is called with a string.
 	found func(*Request, string)
 	// foundPair, where set, is called with the key and the value of each entry of a map of strings.
@@ -121,9 +119,6 @@ func (w *walk) field(f *shapeField, number protowire.Number, wire protowire.Type
 	case messageField:
 		if f.entered != nil {
 			f.entered(w.out)
-		}
-		if f.whole != nil {
-			f.whole(w.out, w.text[at:end])
 		}
 		return end, w.message(f.sub, at, end, depth)
 	case mapField:

@@ -17,9 +17,6 @@ func (q *Request) UnmarshalMessage(b []byte) error {
 	if err := w.message(checkRequest, 0, len(b), protowire.DefaultRecursionLimit); err != nil {
 		return fmt.Errorf("reading a check: %w", err)
 	}
-	if err := q.readMetadata(); err != nil {
-		return fmt.Errorf("reading a check's metadata: %w", err)
-	}
 	return nil
 }
 
@@ -28,7 +25,6 @@ func (q *Request) UnmarshalMessage(b []byte) error {
 //	attributes.context_extensions
 //	attributes.request.http.{id, method, path, headers}
 //	attributes.source.address.socket_address.address
-//	attributes.metadata_context, which is there if the module in Envoy reports hits
 var checkRequest = func() *shape {
 	http := into(fields{
 		"id":      takeString(func(q *Request, s string) { q.streamID = s }),
@@ -46,7 +42,6 @@ var checkRequest = func() *shape {
 		"context_extensions": takePairs(func(q *Request, key, value string) { q.rawRule.set(key, value) }),
 		"request":            into(fields{"http": http}),
 		"source":             into(fields{"address": address}),
-		"metadata_context":   takeMessage(func(q *Request, raw string) { q.rawMetadata += raw }),
 	})
 	top := (&authv3.CheckRequest{}).ProtoReflect().Descriptor()
 	root := shapeField{sub: shapes{}.of(top)}
@@ -76,11 +71,6 @@ func takeString(found func(*Request, string)) pick {
 
 func takePairs(found func(q *Request, key, value string)) pick {
 	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.foundPair = found }
-}
-
-// takeMessage takes the bytes of a message. The bytes of a message in several parts are to be concatenated.
-func takeMessage(found func(*Request, string)) pick {
-	return func(_ protoreflect.MessageDescriptor, f *shapeField) { f.whole = found }
 }
 
 func onEntry(entered func(*Request)) pick {

@@ -81,7 +81,6 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 	}
 	if b.hasModule() {
 		config.FilterEnabledMetadata = unlessHit()
-		config.MetadataContextNamespaces = []string{authz.ModuleNamespace}
 	}
 	return config
 }

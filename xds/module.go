@@ -82,20 +82,17 @@ func (b *builder) text(s string) *anypb.Any {
 // unlessHit matches the requests that the module has not let pass.
 func unlessHit() *matcherv3.MetadataMatcher {
 	return &matcherv3.MetadataMatcher{
-		Filter: authz.ModuleNamespace,
+		Filter: authz.MetadataNamespace,
 		Path: []*matcherv3.MetadataMatcher_PathSegment{{
-			Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: "hit"},
+			Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: authz.MetadataReason},
 		}},
-		Value:  &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_BoolMatch{BoolMatch: true}},
+		Value:  &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: exact(authz.ReasonModule)}},
 		Invert: true,
 	}
 }
 
-// The longest texts that the module takes (parse_route of module.c).
-const (
-	maxModuleHeader = 127
-	maxModuleRoute  = 1023
-)
+// maxModuleHeader is the longest name of the identity header that the module takes (parse_route of module.c).
+const maxModuleHeader = 127
 
 // identify gives a rule its ID, a hash of all that Check receives of the route: so a decision never outlives the rule that it was
 // made by, and no other change ends one.
@@ -121,8 +118,8 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 		flags = "-"
 	}
 	header := b.gw.GetIdentity().GetUserHeader()
-	text := fmt.Sprintf("1 %s %d %s %s %s", rule.ID, rule.Milliseconds(), flags, strings.ToLower(header), rule.Service)
-	if rule.ID == "" || len(header) > maxModuleHeader || len(text) > maxModuleRoute {
+	text := fmt.Sprintf("1 %s %d %s %s %016x", rule.ID, rule.Milliseconds(), flags, strings.ToLower(header), authz.ServiceID(rule.Service))
+	if rule.ID == "" || len(header) > maxModuleHeader {
 		return nil
 	}
 	return b.pack(&modulesv3.DynamicModuleFilterPerRoute{

@@ -7,7 +7,7 @@
 //                                  (until then they are the machine's)
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
-//     request NAME=HEX...          a request with these headers, values in hex            hit | miss [hits=N], then NAME=HEX...
+//     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
 //
 // It is also what the sanitizers, valgrind and the fuzz target run.
@@ -18,13 +18,12 @@
 static int driver_clock(clockid_t clock, struct timespec *t);
 #include "module.c"
 
-#define MOST_HEADERS 16
+#define ROOM 80
 
-static struct { char name[64]; char *value; size_t length; } headers[MOST_HEADERS];
+static struct { char name[64]; char *value; size_t length; } headers[ROOM];
 static size_t count;
 static int64_t boot, wall;
 static bool marked;
-static double reported;
 static const void *config, *route;
 
 static int driver_clock(clockid_t clock, struct timespec *t) {
@@ -55,7 +54,7 @@ bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct
   }
   count = kept;
   if (!value.ptr) return true;
-  if (count == MOST_HEADERS || name.length >= sizeof headers->name) abort();
+  if (count == ROOM || name.length >= sizeof headers->name) abort();
   memcpy(headers[count].name, name.ptr, name.length);
   headers[count].name[name.length] = 0;
   headers[count].value = malloc(value.length ? value.length : 1);
@@ -65,12 +64,19 @@ bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct
   return true;
 }
 
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(void *filter, struct buffer space, struct buffer key, bool value) {
-  marked = value;
+size_t envoy_dynamic_module_callback_http_get_headers_size(void *filter, int map) { return count; }
+
+bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struct header *all) {
+  for (size_t i = 0; i < count; i++) {
+    all[i].name = (struct buffer){headers[i].name, strlen(headers[i].name)};
+    all[i].value = (struct buffer){headers[i].value, headers[i].length};
+  }
+  return true;
 }
 
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *filter, struct buffer space, struct buffer key, double value) {
-  reported = value;
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
+                                                                    struct buffer value) {
+  marked = true;
 }
 
 // ---- Commands ----
@@ -101,8 +107,8 @@ static void clear_headers(void) {
 
 static void request(char *fields) {
   clear_headers();
-  marked = false, reported = 0;
-  for (char *field = strtok(fields, " "); field && count < MOST_HEADERS / 2; field = strtok(NULL, " ")) {
+  marked = false;
+  for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
     if (!value || (size_t)(value - field) >= sizeof headers->name) continue;
     *value++ = 0;
@@ -116,7 +122,6 @@ static void request(char *fields) {
   envoy_dynamic_module_on_http_filter_stream_complete(NULL, filter);
   envoy_dynamic_module_on_http_filter_destroy(filter);
   printf(marked ? "hit" : "miss");
-  if (reported > 0) printf(" hits=%.0f", reported);
   for (size_t i = 0; i < count; i++) {
     printf(" %s=", headers[i].name);
     print_hex(headers[i].value, headers[i].length);

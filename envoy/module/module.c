@@ -10,12 +10,12 @@
 //
 // Nothing that the table or the configuration says is trusted: sizes come from fstat and are compared with the header once,
 // and each field is checked for its bounds where it is used. What cannot be checked is a file that shrinks while it is mapped
-// (SIGBUS); Gatepost never truncates one, and nobody else may write to the folder.
+// (SIGBUS); Gatepost never truncates one, and nobody else may write to the folder. Hits are counted in a second file, the
+// only one that this module writes.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -41,14 +41,19 @@ const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *f
 bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value,
                                                    size_t index, size_t *count);
 bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value);
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(void *filter, struct buffer space, struct buffer key,
-                                                                  bool value);
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_number(void *filter, struct buffer space, struct buffer key,
-                                                                    double value);
+void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
+                                                                    struct buffer value);
+struct header { struct buffer name, value; };
+size_t envoy_dynamic_module_callback_http_get_headers_size(void *filter, int map);
+bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struct header *all);
 
 #define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
-#define NAMESPACE TEXT("gatepost.module")
+#define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
 #define HOOK __attribute__((visibility("default")))
+
+// The listener's limits of a request's headers (xds/listener.go).
+#define MOST_HEADERS 64
+#define MOST_HEADER_BYTES 16384
 
 typedef const _Atomic uint64_t *words;
 
@@ -95,20 +100,8 @@ void gp_siphash(const uint64_t key[2], const uint8_t *message, size_t length, ui
 
 struct config { char path[PATH_MAX]; };
 
-// A service's hits since Gatepost was last told of them. The routes of a service share it, and it outlives a change of them.
-struct service {
-  struct service *next;
-  size_t routes, length;
-  _Atomic uint64_t hits;
-  char name[];
-};
-
-#define SERVICE_CHAINS 1024
-static struct service *services[SERVICE_CHAINS];
-static pthread_mutex_t services_lock = PTHREAD_MUTEX_INITIALIZER;
-
 struct route {
-  struct service *service;
+  uint64_t service; // whose hits are counted
   uint64_t longest; // nanoseconds that a request of the route lasts at most; 0: no bound
   uint8_t rule[GP_RULE_BYTES];
   bool uses[GP_INPUTS];
@@ -116,48 +109,17 @@ struct route {
   char user_header[128];
 };
 
-static struct service **service_place(const char *name, size_t length) {
-  size_t h = 5381;
-  for (size_t i = 0; i < length; i++) h = h * 33 + (unsigned char)name[i];
-  struct service **at = &services[h % (SERVICE_CHAINS)];
-  while (*at && ((*at)->length != length || memcmp((*at)->name, name, length) != 0)) at = &(*at)->next;
-  return at;
-}
-
-static struct service *service_acquire(const char *name, size_t length) {
-  pthread_mutex_lock(&services_lock);
-  struct service **at = service_place(name, length), *s = *at;
-  if (!s && (s = calloc(1, sizeof *s + length))) {
-    s->length = length;
-    memcpy(s->name, name, length);
-    *at = s;
-  }
-  if (s) s->routes++;
-  pthread_mutex_unlock(&services_lock);
-  return s;
-}
-
-static void service_release(struct service *s) {
-  pthread_mutex_lock(&services_lock);
-  if (--s->routes == 0) {
-    *service_place(s->name, s->length) = s->next;
-    free(s);
-  }
-  pthread_mutex_unlock(&services_lock);
-}
-
-// parse_route reads what package xds writes: "1 RULE LONGEST FLAGS HEADER SERVICE". RULE is in hex, LONGEST in milliseconds;
-// FLAGS are "-" or of f (the token is forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs).
+// parse_route reads what package xds writes: "1 RULE LONGEST FLAGS HEADER SERVICE". RULE and SERVICE are in hex, LONGEST is in
+// milliseconds; FLAGS are "-" or of f (the token is forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs).
 static bool parse_route(struct buffer config, struct route *r) {
-  char text[1024], again[1024], rule[2 * GP_RULE_BYTES + 1], flags[8];
-  unsigned long long longest;
-  int end = 0;
+  char text[256], again[256], rule[2 * GP_RULE_BYTES + 1], flags[8];
+  unsigned long long longest, service;
   if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
   memcpy(text, config.ptr, config.length);
   text[config.length] = 0;
-  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focs-] %127[!-~] %n", rule, &longest, flags, r->user_header, &end) != 4) return false;
-  if (strlen(rule) != sizeof rule - 1 || end == 0 || text[end] == 0 || longest > UINT64_MAX / 1000000) return false;
-  if (snprintf(again, sizeof again, "1 %s %llu %s %s %s", rule, longest, flags, r->user_header, text + end) < 0 ||
+  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focs-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5) return false;
+  if (strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
+  if (snprintf(again, sizeof again, "1 %s %llu %s %s %016llx", rule, longest, flags, r->user_header, service) < 0 ||
       strcmp(again, text) != 0) return false;
   for (size_t i = 0; i < GP_RULE_BYTES; i++)
     if (sscanf(rule + 2 * i, "%2hhx", &r->rule[i]) != 1) return false;
@@ -167,15 +129,18 @@ static bool parse_route(struct buffer config, struct route *r) {
   r->uses[1] = strchr(flags, 'o');
   r->uses[2] = strchr(flags, 'c');
   r->uses[3] = strchr(flags, 's');
-  r->service = service_acquire(text + end, strlen(text + end));
-  return r->service;
+  r->service = service;
+  return true;
 }
 
 // ---- The table ----
 
+#define HITS_BYTES (sizeof(uint64_t) * GP_HITS_SLOTS * GP_HITS_WORDS)
+
 static _Thread_local struct view {
   char path[PATH_MAX];
   words table; // NULL: none is mapped
+  _Atomic uint64_t *hits; // NULL only if there is no table
   size_t bytes;
   uint64_t buckets, dev, ino;
   int64_t looked; // when a new table was last looked for
@@ -199,18 +164,37 @@ static bool unchanged(words seq, uint64_t before) {
 
 static void unmap(void) {
   if (view.table) munmap((void *)view.table, view.bytes);
-  view.table = NULL;
+  if (view.hits) munmap((void *)view.hits, HITS_BYTES);
+  view.table = NULL, view.hits = NULL;
+}
+
+// open_file opens a regular file and says what it is; -1 if it cannot. (fstat needs a newer libc than Envoy does.)
+static int open_file(const char *path, int mode, struct statx *s) {
+  int fd = open(path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd >= 0 && (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, s) != 0 || !S_ISREG(s->stx_mode))) close(fd), fd = -1;
+  return fd;
+}
+
+// map_hits maps the file of the hits. Without it there is no table either: each hit is counted.
+static bool map_hits(void) {
+  char path[PATH_MAX + 8];
+  struct statx s;
+  (void)snprintf(path, sizeof path, "%s.hits", view.path);
+  int fd = open_file(path, O_RDWR, &s);
+  if (fd < 0) return false;
+  void *hits = s.stx_size == HITS_BYTES ? mmap(NULL, HITS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+  close(fd);
+  view.hits = hits == MAP_FAILED ? NULL : hits;
+  return view.hits;
 }
 
 // map maps the table at the view's path if it is another file than the mapped one, and says whether it did.
-static bool map(int fd) {
-  struct statx s; // fstat needs a newer libc than Envoy does
+static bool map(int fd, const struct statx *s) {
   const size_t word = sizeof(uint64_t), header = word * GP_HEADER_WORDS, bucket = word * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, &s) != 0 || !S_ISREG(s.stx_mode)) return false;
-  uint64_t dev = (uint64_t)s.stx_dev_major << 32 | s.stx_dev_minor;
-  if (view.table && dev == view.dev && s.stx_ino == view.ino) return false;
-  if (s.stx_size < header + bucket || s.stx_size > header + bucket * GP_MAX_BUCKETS) return false;
-  size_t bytes = s.stx_size;
+  uint64_t dev = (uint64_t)s->stx_dev_major << 32 | s->stx_dev_minor;
+  if (view.table && dev == view.dev && s->stx_ino == view.ino) return false;
+  if (s->stx_size < header + bucket || s->stx_size > header + bucket * GP_MAX_BUCKETS) return false;
+  size_t bytes = s->stx_size;
   void *table = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
   if (table == MAP_FAILED) return false;
   uint64_t buckets = load((words)table + GP_HEADER_BUCKETS);
@@ -219,8 +203,10 @@ static bool map(int fd) {
     return false;
   }
   unmap();
-  view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s.stx_ino;
-  return true;
+  view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s->stx_ino;
+  if (map_hits()) return true;
+  unmap();
+  return false;
 }
 
 // refresh looks for a new table, at most every 20 ms, and says whether there is one.
@@ -228,8 +214,9 @@ static bool refresh(void) {
   int64_t t = now(CLOCK_BOOTTIME);
   if (t < 0 || (view.looked && t - view.looked < 20000000)) return false;
   view.looked = t;
-  int fd = open(view.path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-  bool mapped = fd >= 0 && map(fd);
+  struct statx s;
+  int fd = open_file(view.path, O_RDONLY, &s);
+  bool mapped = fd >= 0 && map(fd, &s);
   if (fd >= 0) close(fd);
   return mapped;
 }
@@ -322,19 +309,43 @@ static bool set(void *filter, struct buffer name, struct buffer value) {
   return envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value);
 }
 
+// fits says whether the request keeps the limits of the listener with one header set and the bound of the stream. ext_authz
+// counts again after it has set them; near the limits it is left to ext_authz.
+static bool fits(void *filter, struct buffer name, struct buffer value) {
+  struct header all[MOST_HEADERS];
+  size_t count = envoy_dynamic_module_callback_http_get_headers_size(filter, HTTP_REQUEST_HEADERS);
+  if (count + 2 > MOST_HEADERS || !envoy_dynamic_module_callback_http_get_headers(filter, HTTP_REQUEST_HEADERS, all)) return false;
+  size_t bytes = name.length + value.length + STREAM_DURATION.length + sizeof "9223372036854775807";
+  for (size_t i = 0; i < count; i++) bytes += all[i].name.length + all[i].value.length;
+  return bytes <= MOST_HEADER_BYTES;
+}
+
 // let_pass changes the request as Gatepost's answer would (authz/changes.go). The mark comes last: if something before
 // it fails, Gatepost is asked.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
   struct buffer header = {r->user_header, strlen(r->user_header)}, user = {d->user, d->user_length};
-  if (!set(filter, header, user)) return false;
+  if (!fits(filter, header, user) || !set(filter, header, user)) return false;
   if (r->longest == 0 || (uint64_t)d->left < r->longest) {
     char text[24];
     int n = snprintf(text, sizeof text, "%" PRId64, (d->left - 1) / 1000000 + 1);
-    if (!set(filter, TEXT("x-envoy-upstream-stream-duration-ms"), (struct buffer){text, (size_t)n})) return false;
+    if (!set(filter, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
   }
   if (!r->forward_token && !set(filter, inputs[0], (struct buffer){NULL, 0})) return false;
-  envoy_dynamic_module_callback_http_set_dynamic_metadata_bool(filter, NAMESPACE, TEXT("hit"), true);
+  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"),
+                                                                 TEXT("module"));
   return true;
+}
+
+// count_hit adds a hit to the service's. A slot belongs to the first service that takes it.
+static void count_hit(uint64_t service) {
+  for (uint64_t i = 0; i < GP_HITS_PROBES; i++) {
+    _Atomic uint64_t *slot = view.hits + (service + i) % GP_HITS_SLOTS * GP_HITS_WORDS;
+    uint64_t owner = load(slot);
+    if (owner == 0 && atomic_compare_exchange_strong(slot, &owner, service)) owner = service;
+    if (owner != service) continue;
+    atomic_fetch_add_explicit(slot + 1, 1, memory_order_relaxed);
+    return;
+  }
 }
 
 HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const void *config, bool end) {
@@ -343,15 +354,7 @@ HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;
   size_t length = write_message(filter, r, message);
-  if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, &d)) {
-    atomic_fetch_add_explicit(&r->service->hits, 1, memory_order_relaxed);
-    return CONTINUE;
-  }
-  // Gatepost is asked about this request, and counts the hits before it.
-  if (atomic_load_explicit(&r->service->hits, memory_order_relaxed) > 0) {
-    uint64_t hits = atomic_exchange_explicit(&r->service->hits, 0, memory_order_relaxed);
-    envoy_dynamic_module_callback_http_set_dynamic_metadata_number(filter, NAMESPACE, TEXT("hits"), (double)hits);
-  }
+  if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, &d)) count_hit(r->service);
   return CONTINUE;
 }
 
@@ -374,10 +377,7 @@ HOOK const void *envoy_dynamic_module_on_http_filter_per_route_config_new(struct
   return NULL;
 }
 
-HOOK void envoy_dynamic_module_on_http_filter_per_route_config_destroy(const void *route) {
-  service_release(((const struct route *)route)->service);
-  free((void *)route);
-}
+HOOK void envoy_dynamic_module_on_http_filter_per_route_config_destroy(const void *route) { free((void *)route); }
 
 // A filter has no state: it is its configuration.
 HOOK const void *envoy_dynamic_module_on_http_filter_new(const void *config, void *filter) { return config; }

@@ -39,6 +39,7 @@
 #define GP_BUCKET_SLOTS 8
 #define GP_MAX_BUCKETS 1048576
 
+// 96 bytes. In 64 bytes a user's id could have 23, and a UUID has 36.
 #define GP_SLOT_WORDS 12
 #define GP_SLOT_SEQ 0
 #define GP_SLOT_TAG0 1
@@ -59,3 +60,11 @@
 // Times that are further ahead than Gatepost ever writes are not believed (nanoseconds).
 #define GP_MAX_LEASE 2000000000
 #define GP_MAX_DECISION 61000000000
+
+// The hits: a second file, at the table's path with ".hits" appended. The module adds to it and Gatepost reads it, so the table
+// itself is read-only for Envoy. It is GP_HITS_SLOTS slots of two words: a service and its hits. The service is a hash of
+// its name (FNV-1a, 64 bits), and never 0; 0 is a free slot. A service has the first slot from its hash modulo
+// GP_HITS_SLOTS on that was free or its own, within GP_HITS_PROBES; a hit that finds none is not counted.
+#define GP_HITS_SLOTS 32768
+#define GP_HITS_WORDS 2
+#define GP_HITS_PROBES 256

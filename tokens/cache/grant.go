@@ -37,5 +37,8 @@ func (c *Cache) Grant(t table.Ticket, e table.Entry) {
 	}
 }
 
+// Hits returns how many requests Envoy has decided by itself, by service.
+func (c *Cache) Hits() (of func(service string) uint64) { return c.table.Hits().Of }
+
 // Extend lets Envoys use the decisions in the table until then. It implements [Listener].
 func (c *Cache) Extend(until table.Instant) { c.table.Extend(until) }

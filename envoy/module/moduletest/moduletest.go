@@ -88,5 +88,8 @@ func Start(t testing.TB) *Module {
 // Ticket implements authz.Decisions.
 func (*Module) Ticket(tokens.Hash) table.Ticket { return table.Ticket{} }
 
+// Hits implements authz.Decisions.
+func (m *Module) Hits() (of func(service string) uint64) { return m.Table.Hits().Of }
+
 // Grant implements authz.Decisions.
 func (m *Module) Grant(_ table.Ticket, e table.Entry) { m.Table.Put(0, &e) }

@@ -17,6 +17,7 @@ func TestLayoutIsTheHeaders(t *testing.T) {
 		"SLOT_SEQ": slotSeq, "SLOT_TAG0": slotTag0, "SLOT_TAG1": slotTag1, "SLOT_EXPIRES": slotExpires, "SLOT_UNTIL": slotUntil,
 		"SLOT_USER": slotUser, "USER_BYTES": userBytes, "RULE_BYTES": ruleBytes, "INPUTS": inputs, "MAX_MESSAGE": maxMessage,
 		"MAX_LEASE": maxLease, "MAX_DECISION": maxDecision,
+		"HITS_SLOTS": hitsSlots, "HITS_WORDS": hitsWords, "HITS_PROBES": hitsProbes,
 	}
 	text, err := os.ReadFile("../../../envoy/module/table.h")
 	if err != nil {

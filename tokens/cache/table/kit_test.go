@@ -21,7 +21,7 @@ func (c *clock) now() table.Instant { return c.Instant }
 var rule = [16]byte{0: 0xab, 15: 0xcd}
 
 func route(longest time.Duration, flags string) string {
-	return fmt.Sprintf("route 1 %x %d %s x-user-id orders", rule, longest.Milliseconds(), flags)
+	return fmt.Sprintf("route 1 %x %d %s x-user-id %016x", rule, longest.Milliseconds(), flags, table.ServiceID("orders"))
 }
 
 func hash(token string) tokens.Hash { return sha256.Sum256([]byte(token)) }

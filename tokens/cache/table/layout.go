@@ -31,4 +31,8 @@ const (
 
 	maxLease    = 2000000000
 	maxDecision = 61000000000
+
+	hitsSlots  = 32768
+	hitsWords  = 2
+	hitsProbes = 256
 )

@@ -1,5 +1,5 @@
 // Package table decides what the module in Envoy may answer by itself: it writes decisions into a table in shared memory, and
-// takes them out before a revoke is answered. The layout and the reader's half of the protocol are in envoy/module (table.h
+// takes them out before a revoke is answered; and it reads how many requests the module has let pass. The layout and the reader's half of the protocol are in envoy/module (table.h
 // and module.c).
 //
 // # Memory ordering
@@ -20,6 +20,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,7 @@ type Ticket struct{ Epoch, Generation uint64 }
 type Table struct {
 	mu    sync.Mutex
 	words mapping // nil: closed
+	hits  *os.File
 	key   [2]uint64
 	epoch uint64
 	now   func() Instant
@@ -70,17 +72,21 @@ func Create(path string, decisions int, now func() Instant) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating the table of decisions at %s: %w", path, err)
 	}
-	t := &Table{words: words, now: now, byToken: newByToken(buckets * bucketSlots)}
+	hits, err := createHits(path + ".hits") // before the table: a reader that finds a new table looks for it
+	if err != nil {
+		return nil, errors.Join(err, words.unmap())
+	}
+	t := &Table{words: words, hits: hits, now: now, byToken: newByToken(buckets * bucketSlots)}
 	t.store(headerMagic, magic)
 	t.store(headerBuckets, uint64(buckets))
 	t.Reset(0)
 	if err := publish(); err != nil {
-		return nil, errors.Join(fmt.Errorf("creating the table of decisions: %w", err), words.unmap())
+		return nil, errors.Join(fmt.Errorf("creating the table of decisions: %w", err), words.unmap(), hits.Close())
 	}
 	return t, nil
 }
 
-// Close ends every decision and gives the memory back. The file stays: a reader may have it open.
+// Close ends every decision and gives the memory back. The files stay: a reader may have them open.
 func (t *Table) Close() error {
 	if t == nil {
 		return nil
@@ -93,7 +99,7 @@ func (t *Table) Close() error {
 	if words == nil {
 		return nil
 	}
-	return words.unmap()
+	return errors.Join(words.unmap(), t.hits.Close())
 }
 
 func (t *Table) store(at int, value uint64) { atomic.StoreUint64(&t.words[at], value) }

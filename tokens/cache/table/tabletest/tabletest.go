@@ -74,11 +74,11 @@ func (d *Driver) At(i table.Instant) { d.Must("clock %d %d", i.Boot, i.Wall.Unix
 
 // Route has the requests from now on be those of a route.
 func (d *Driver) Route(rule [16]byte, longest time.Duration, flags string) {
-	d.Must("route 1 %x %d %s x-user-id orders", rule, longest.Milliseconds(), flags)
+	d.Must("route 1 %x %d %s x-user-id %016x", rule, longest.Milliseconds(), flags, table.ServiceID("orders"))
 }
 
-// Request sends a request, whose headers are name=value, and returns what comes of it: hit or miss, the hits that a miss reports,
-// then the headers that go on, in order.
+// Request sends a request, whose headers are name=value, and returns what comes of it: hit or miss, then the headers that go on, in
+// order.
 func (d *Driver) Request(headers ...string) string {
 	var line strings.Builder
 	line.WriteString("request")
@@ -89,7 +89,7 @@ func (d *Driver) Request(headers ...string) string {
 	fields := strings.Fields(d.Do("%s", line.String()))
 	for i, f := range fields[1:] {
 		name, value, _ := strings.Cut(f, "=")
-		if raw, err := hex.DecodeString(value); err == nil && name != "hits" {
+		if raw, err := hex.DecodeString(value); err == nil {
 			fields[i+1] = name + "=" + string(raw)
 		}
 	}
