@@ -181,6 +181,10 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	if _, known := typeNames[req.GetTypeUrl()]; !known {
 		return status.Error(codes.InvalidArgument, "Gatepost serves no resources of this type")
 	}
+	// Names to subscribe to would be kept for as long as the stream is open, however many they are.
+	if slices.ContainsFunc(req.GetResourceNamesSubscribe(), func(name string) bool { return name != "*" }) {
+		return status.Error(codes.InvalidArgument, "Gatepost serves all resources of a type: subscribe to *")
+	}
 	if req.GetResponseNonce() == "" {
 		c.s.subscribed(e, req)
 		return nil

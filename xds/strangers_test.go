@@ -357,14 +357,21 @@ func TestStreamsOfOnePeerAreBounded(t *testing.T) {
 	}
 }
 
-func TestAnUnknownTypeEndsTheStream(t *testing.T) {
-	c := startControl(t, quick)
-	stream := c.stream(t)
-	if err := stream.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "x"}, TypeUrl: "x"}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
-		t.Fatalf("got %v", err)
+func TestWhatNoEnvoyOfOursRequestsEndsTheStream(t *testing.T) {
+	for name, request := range map[string]*discoveryv3.DeltaDiscoveryRequest{
+		"an unknown type": {TypeUrl: "x"},
+		"names":           {TypeUrl: resourcev3.ClusterType, ResourceNamesSubscribe: []string{"service/a", "service/b"}},
+	} {
+		c := startControl(t, quick)
+		c.publish(withServices(t, "a"))
+		stream := c.stream(t)
+		request.Node = &corev3.Node{Id: "x"}
+		if err := stream.Send(request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
