@@ -17,9 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gatepost/definitions"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/proven"
-	"gatepost/tokens/endpoint"
 	"gatepost/xds"
 )
 
@@ -36,7 +34,7 @@ type Config struct {
 	// LastGood keeps the definitions that were last proven. It may block. Required.
 	LastGood LastGood
 	// Obey has Gatepost's own parts do what the definitions that are now in force say. Required. It must not block.
-	Obey func(login *endpoint.Settings, tokens *gatewayv1.Tokens)
+	Obey func(tokens *definitions.Tokens)
 	// Log is told of each change of what is in force. Required.
 	Log *slog.Logger
 	// Registerer takes the metrics. Required.
@@ -74,7 +72,6 @@ type applied struct {
 	definitions *definitions.Definitions
 	snapshot    *xds.Snapshot
 	version     string
-	login       *endpoint.Settings
 	saved       time.Time // when they were written; zero: before this gateway began
 	withheld    []string  // the services that are served without their upstreams
 	former      []string  // the services that are served in the form that they had before
@@ -102,12 +99,8 @@ func (a *Applier) Apply(d *definitions.Definitions, saved time.Time) error {
 
 // build makes of definitions what is published of them, with some services withheld.
 func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ...string) (*applied, error) {
-	login, err := endpoint.SettingsFrom(d.Gateway.GetTokens())
-	if err != nil {
-		return nil, fmt.Errorf("reading the token settings of %s: %w", d.Name, err)
-	}
 	options := a.config.Options
-	if options.Listen != "" {
+	if options.Listen.IsValid() {
 		if err := d.CheckListen(options.Listen); err != nil {
 			return nil, err
 		}
@@ -120,7 +113,7 @@ func (a *Applier) build(d *definitions.Definitions, saved time.Time, withheld ..
 	if err != nil {
 		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
 	}
-	return &applied{definitions: d, snapshot: snapshot, version: snapshot.Version, login: login, saved: saved, withheld: withheld}, nil
+	return &applied{definitions: d, snapshot: snapshot, version: snapshot.Version, saved: saved, withheld: withheld}, nil
 }
 
 // publish hands what was built to the Envoys. It is called with mu held.
@@ -133,20 +126,15 @@ func (a *Applier) publish(next *applied) error {
 	}
 	a.newest, a.failed, a.rejectedLast = next, nil, nil
 	a.published[next.version] = next
-	a.obey(a.newest)
+	a.config.Obey(&next.definitions.Gateway.Tokens)
 	// Reading and building a large configuration leaves several times its size as garbage, which an idle runtime keeps.
 	go debug.FreeOSMemory()
 	return nil
 }
 
-// obey is called with mu held.
-func (a *Applier) obey(now *applied) {
-	a.config.Obey(now.login, now.definitions.Gateway.GetTokens())
-}
-
 // Changed is told of new definitions by the watcher.
 func (a *Applier) Changed(_ context.Context, d *definitions.Definitions) {
-	a.config.Log.Info("definitions read", "from", d.Name, "services", len(d.Gateway.GetServices()))
+	a.config.Log.Info("definitions read", "from", d.Name, "services", len(d.Gateway.Services))
 	if err := a.Apply(d, savedAt(d.Name)); err != nil {
 		a.Failed(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,7 +29,6 @@ import (
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	gatewayv1 "gatepost/proto/gatepost/v1"
-	"gatepost/tokens/endpoint"
 	"gatepost/xds"
 )
 
@@ -41,7 +41,7 @@ type kit struct {
 	addr     string
 	lastGood *disk
 	registry *prometheus.Registry
-	obeyed   atomic.Pointer[endpoint.Settings]
+	obeyed   atomic.Pointer[definitions.Tokens]
 	grpc     string // where Envoys connect
 }
 
@@ -89,7 +89,7 @@ func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config))
 	config := Config{
 		Control:  control,
 		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: filepath.Join(t.TempDir(), "roots.pem")},
-		LastGood: k.lastGood, Obey: func(login *endpoint.Settings, _ *gatewayv1.Tokens) { k.obeyed.Store(login) }, Log: log, Registerer: registry,
+		LastGood: k.lastGood, Obey: func(tokens *definitions.Tokens) { k.obeyed.Store(tokens) }, Log: log, Registerer: registry,
 	}
 	for _, f := range change {
 		f(&config)
@@ -265,7 +265,7 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k.serves(first)
 	before := k.Status()
 	broken := define(t, k.addr, "200s", service("a", taken))
-	broken.Gateway.Services[0].Upstreams = []string{"ftp://nowhere"}
+	broken.Gateway.Services[0].Name = "\xff" // no string of Envoy's
 	k.Changed(t.Context(), broken)
 	if now := k.Status(); now.GetVersion() != before.GetVersion() || !strings.Contains(now.GetRejected(), "building Envoy's configuration") {
 		t.Errorf("version %s, rejected %q; want %s, and why", now.GetVersion(), now.GetRejected(), before.GetVersion())
@@ -279,7 +279,7 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 
 // TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
-	a := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: "127.0.0.1:5501"},
+	a := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
 		Control: xds.New(xds.ServerOptions{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), Registerer: prometheus.NewRegistry()})
 	err := a.Apply(define(t, "127.0.0.1:5500", "100s", service("a", taken), service("b", "http://127.0.0.1:5501")), time.Now())
 	if err == nil || err.Error() != `gateway.yaml:5:5: services[1].upstreams: "http://127.0.0.1:5501" is the address on which this gateway listens (write where the service runs)` {
@@ -337,7 +337,7 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 	k.isDegraded("serving some services not as defined: closes, fresh, moves", 2)
 	k.obeys(200 * time.Second)
 	serving, _, _, _ := k.Serving()
-	if got := serving.Gateway.GetServices()[2].GetTimeout().AsDuration(); got != 7*time.Second {
+	if got := serving.Gateway.Services[2].Timeout; got != 7*time.Second {
 		t.Errorf("the service that Envoy takes has a timeout of %v, want what is defined now", got)
 	}
 

@@ -65,7 +65,7 @@ func (a *Applier) Settle() {
 		}
 		rejected := a.newest
 		a.newest, a.rejectedLast, a.failed = before, rejected, status.Rejected
-		a.obey(a.newest)
+		a.config.Obey(&a.newest.definitions.Gateway.Tokens)
 		a.withhold(rejected, before.definitions, status.Rejected)
 	}
 	maps.DeleteFunc(a.published, func(version string, one *applied) bool {

@@ -75,7 +75,7 @@ func (a *Applier) listen() string {
 	if a.newest == nil {
 		return ""
 	}
-	return a.config.Options.ListenAddress(a.newest.definitions.Gateway)
+	return a.config.Options.ListenAddress(a.newest.definitions.Gateway).String()
 }
 
 // Serving tells what was last published, how far the Envoys have proven it, and why newer definitions were rejected
@@ -127,9 +127,9 @@ func (a *Applier) Status() *gatewayv1.Status {
 // formerServices are the services that are served in the form that they had before, in that form.
 func (a *applied) formerServices() []*gatewayv1.Service {
 	var former []*gatewayv1.Service
-	for _, s := range a.definitions.Gateway.GetServices() {
-		if slices.Contains(a.former, s.GetName()) {
-			former = append(former, s)
+	for _, s := range a.definitions.Gateway.Services {
+		if slices.Contains(a.former, s.Name) {
+			former = append(former, s.Message())
 		}
 	}
 	return former

@@ -13,43 +13,46 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// listenFault says why Envoy could not listen there.
-func listenFault(listen string) *fault {
-	if listen == "" {
-		return nil
-	}
+// parseListen parses an address that Envoy can listen on, as ip:port. Without an IP address it is every IPv4 address.
+func parseListen(listen string) (netip.AddrPort, *fault) {
+	none := netip.AddrPort{}
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		remedy := "write an IP address and a port, such as " + defaultListen
 		if isPort(listen) {
 			remedy = "write :" + listen
 		}
-		return faultf(remedy, "%s is not an address with a port", shown(listen))
+		return none, faultf(remedy, "%s is not an address with a port", shown(listen))
 	}
 	if !isPort(port) {
-		return faultf("write a port from 1 to 65535", "%s has no such port", shown(listen))
+		return none, faultf("write a port from 1 to 65535", "%s has no such port", shown(listen))
 	}
+	number, _ := strconv.ParseUint(port, 10, 16) // a port, by isPort
 	if host == "" {
-		return nil
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(number)), nil
 	}
 	switch addr, err := netip.ParseAddr(host); {
 	case err != nil && host == "localhost":
-		return faultf("write 127.0.0.1:"+port, "%s has a name where an IP address must be", shown(listen))
+		return none, faultf("write 127.0.0.1:"+port, "%s has a name where an IP address must be", shown(listen))
 	case err != nil:
-		return faultf("write an IP address of this machine, or :"+port+" for all of them", "%s has no IP address", shown(listen))
+		return none, faultf("write an IP address of this machine, or :"+port+" for all of them", "%s has no IP address", shown(listen))
 	case addr.Zone() != "" || addr.Is4In6() || addr.IsMulticast():
-		return faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
+		return none, faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
+	default:
+		return netip.AddrPortFrom(addr, uint16(number)), nil
 	}
-	return nil
 }
 
-// ParseListen returns an address to listen on in the form that Gateway.listen has once it was parsed: ip:port.
-// An empty address stays empty.
-func ParseListen(text string) (string, error) {
-	if fault := listenFault(text); fault != nil {
-		return "", fmt.Errorf("%s (%s)", fault.what, fault.remedy)
+// ParseListen parses an address to listen on, as the field listen. An empty text is the zero address.
+func ParseListen(text string) (netip.AddrPort, error) {
+	if text == "" {
+		return netip.AddrPort{}, nil
 	}
-	return canonicalListen(text), nil
+	addr, fault := parseListen(text)
+	if fault != nil {
+		return addr, fmt.Errorf("%s (%s)", fault.what, fault.remedy)
+	}
+	return addr, nil
 }
 
 // isPort says whether text is a port from 1 to 65535 as it is usually written.
@@ -58,19 +61,14 @@ func isPort(text string) bool {
 	return err == nil && n > 0 && text[0] != '0' && text[0] != '+'
 }
 
-// upstream is what an upstream's address says.
-type upstream struct{ scheme, host, port, base string }
-
-func (u upstream) address() string { return net.JoinHostPort(u.host, u.port) }
-
-// parseUpstream reads an upstream: scheme://host[:port][/base], and nothing else that a URL can have.
-func parseUpstream(text string) (upstream, *fault) {
+// parseUpstream parses an upstream: scheme://host[:port][/base], without any other part of a URL.
+func parseUpstream(text string) (Upstream, *fault) {
 	u, fault := parseAddress(text)
 	if fault != nil {
-		return upstream{}, fault
+		return Upstream{}, fault
 	}
 	if strings.ContainsRune(text, '?') {
-		return upstream{}, faultf("remove it; a request keeps its own", "%s has a query", shown(text))
+		return Upstream{}, faultf("remove it; a request keeps its own", "%s has a query", shown(text))
 	}
 	base := u.EscapedPath()
 	if base == "/" {
@@ -78,22 +76,21 @@ func parseUpstream(text string) (upstream, *fault) {
 	}
 	if base != "" {
 		if fault := pathFault(base); fault != nil {
-			return upstream{}, faultf(fault.remedy, "its path %s", fault.what)
+			return Upstream{}, faultf(fault.remedy, "its path %s", fault.what)
 		}
 	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	port := defaultPorts[u.Scheme]
+	if number, err := strconv.ParseUint(u.Port(), 10, 16); err == nil {
+		port = uint16(number)
 	}
-	return upstream{u.Scheme, strings.ToLower(u.Hostname()), port, base}, nil
+	_, err := netip.ParseAddr(u.Hostname())
+	return Upstream{Host: strings.ToLower(u.Hostname()), Port: port, TLS: u.Scheme == "https", IsIP: err == nil, Base: base}, nil
 }
 
-// ownAddressFault says that an upstream is the address on which the gateway listens. Such a request would come back until a
-// limit ends it. Names other than localhost are not resolved: they may mean another machine where the gateway runs.
-func ownAddressFault(text, listen string) *fault {
-	u, fault := parseUpstream(text)
-	at, err := netip.ParseAddrPort(listen)
-	if fault != nil || err != nil || u.port != strconv.Itoa(int(at.Port())) || !reaches(u.host, at.Addr()) {
+// ownAddressFault is the problem of an upstream that is the address on which the gateway listens. Such a request would come
+// back until a limit ends it. Names other than localhost are not resolved: they may mean another machine.
+func ownAddressFault(u Upstream, text string, listen netip.AddrPort) *fault {
+	if u.Port != listen.Port() || !reaches(u.Host, listen.Addr()) {
 		return nil
 	}
 	return faultf("write where the service runs", "%s is the address on which this gateway listens", shown(text))
@@ -115,12 +112,6 @@ func reaches(host string, addr netip.Addr) bool {
 
 // afterScheme is what stands before a host where "http://" should.
 var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
-
-// authenticatorFault says why a login could not be sent to the address.
-func authenticatorFault(text string) *fault {
-	_, fault := parseAddress(text)
-	return fault
-}
 
 // parseAddress reads the address of something that the gateway calls: an http or https URL with a host that it
 // may call, without user info and fragment.

@@ -17,7 +17,7 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// decode returns what the text says, as far as it can be read. What the reader refuses and checkShape did not
+// decode returns what the text says, as far as it can be read. What the reader refuses and checkStructure did not
 // find is added: nothing that the reader had to leave out may be served.
 func decode(f *findings, text []byte) *gatewayv1.Gateway {
 	g := &gatewayv1.Gateway{}
@@ -80,8 +80,8 @@ type modelRules struct{ protovalidate.Validator }
 
 var lastValidator atomic.Pointer[weak.Pointer[modelRules]]
 
-// checkRules finds what breaks a rule that stands in the model at the field.
-func checkRules(f *findings, g *gatewayv1.Gateway) {
+// checkConstraints finds what breaks a rule that stands in the model at the field.
+func checkConstraints(f *findings, g *gatewayv1.Gateway) {
 	defer f.spoil()
 	v, err := validator()
 	if err == nil {

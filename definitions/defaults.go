@@ -2,8 +2,6 @@ package definitions
 
 import (
 	"cmp"
-	"net/netip"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,12 +13,12 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// What a file need not say.
+// The defaults.
 const (
 	defaultListen          = "0.0.0.0:5500"
 	defaultTokensPath      = "/token"
 	defaultFormat          = "uuid"
-	defaultRevocation      = "proven"
+	defaultRevocation      = RevocationProven
 	defaultUserIDHeader    = "userid"
 	defaultScopesHeader    = "scopes"
 	defaultIdentityHeader  = "x-user-id"
@@ -36,11 +34,18 @@ const (
 var (
 	defaultAllowHeaders = []string{"Authorization", "Content-Type", "Accept"}
 	defaultMethods      = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
-	sharedTimeout       = durationpb.New(defaultTimeout)
+	// Many people can share one address (an office, a mobile network), so an address has a hundred free failures, and a
+	// hundred more per hour. A user has five, and then one in half an hour.
+	defaultShield = Shield{
+		Address:    Limit{Failures: 100, Forgive: 36 * time.Second, Base: time.Second, Cap: 15 * time.Minute},
+		User:       Limit{Failures: 5, Forgive: 30 * time.Minute, Base: time.Second, Cap: 15 * time.Minute},
+		Concurrent: 256,
+		Breaker:    Breaker{Failures: 10, Pause: time.Second, Cap: 30 * time.Second},
+	}
 )
 
-// emptyDefaults are the defaults that stand in for a value which a message cannot tell from a missing one: an
-// empty text, an empty list, 0. A file must leave such a field out; to write it empty means something else.
+// emptyDefaults are the defaults of fields whose zero value (an empty text, an empty list, 0) a message cannot distinguish
+// from a missing one. A file must leave out such a field instead of leaving it empty.
 var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Gateway.listen":              defaultListen,
 	"gatepost.v1.Cors.allow_headers":          strings.Join(defaultAllowHeaders, ", "),
@@ -54,61 +59,98 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 }
 
-// defaultOf returns what an empty value of the field would be replaced by; "" where empty is a value like another.
+// defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns "".
 func defaultOf(fd protoreflect.FieldDescriptor) string { return emptyDefaults[fd.FullName()] }
 
-// fillDefaults makes good definitions whole: each default is filled in, and what can be written in several ways
-// has one form. What it has done once it does not change again.
-func fillDefaults(g *gatewayv1.Gateway) {
-	g.Listen = canonicalListen(cmp.Or(g.GetListen(), defaultListen))
-	g.Cors = cmp.Or(g.GetCors(), &gatewayv1.Cors{})
-	g.Tokens = cmp.Or(g.GetTokens(), &gatewayv1.Tokens{})
-	g.Identity = cmp.Or(g.GetIdentity(), &gatewayv1.Identity{})
-	g.Identity.UserHeader = strings.ToLower(cmp.Or(g.Identity.GetUserHeader(), defaultIdentityHeader))
+// The following functions parse a part of the schema that cannot be wrong by itself, and fill in the defaults.
 
-	if len(g.Cors.GetAllowHeaders()) == 0 {
-		g.Cors.AllowHeaders = slices.Clone(defaultAllowHeaders)
+func corsOf(m *gatewayv1.Cors) Cors {
+	c := Cors{
+		AllowHeaders:     m.GetAllowHeaders(),
+		ExposeHeaders:    m.GetExposeHeaders(),
+		AllowCredentials: m.GetAllowCredentials(),
+		MaxAge:           orDuration(m.GetMaxAge(), defaultMaxAge),
 	}
-	g.Cors.MaxAge = duration(g.Cors.GetMaxAge(), defaultMaxAge)
-	fillTokens(g.Tokens)
-	for _, s := range g.GetServices() {
-		fillService(s)
+	if len(c.AllowHeaders) == 0 {
+		c.AllowHeaders = defaultAllowHeaders
+	}
+	return c
+}
+
+func tokensOf(m *gatewayv1.Tokens) Tokens {
+	t := Tokens{
+		Path:         cmp.Or(m.GetPath(), defaultTokensPath),
+		Lifetime:     orDuration(m.GetLifetime(), defaultLifetime),
+		RefreshGrace: orDuration(m.GetRefreshGrace(), defaultRefreshGrace),
+		Format:       cmp.Or(m.GetFormat(), defaultFormat),
+		Revocation:   cmp.Or(m.GetRevocation(), defaultRevocation),
+		Lease:        orDuration(m.GetLease(), 0),
+		MaxSessions:  int(cmp.Or(m.GetMaxSessions(), defaultMaxSessions)),
+		Shield:       shieldOf(m.GetShield()),
+		Cookie:       m.GetCookie(),
+		Subprotocol:  m.GetSubprotocol(),
+	}
+	t.SessionLifetime = orDuration(m.GetSessionLifetime(), max(defaultSessionLifetime, t.Lifetime))
+	if a := m.GetAuthenticator(); a != nil {
+		t.Authenticator = &Authenticator{
+			Timeout:      orDuration(a.GetTimeout(), defaultLoginTimeout),
+			UserHeader:   strings.ToLower(cmp.Or(a.GetUserHeader(), defaultUserIDHeader)),
+			ScopesHeader: strings.ToLower(cmp.Or(a.GetScopesHeader(), defaultScopesHeader)),
+			UserField:    a.GetUserField(),
+		}
+	}
+	return t
+}
+
+func shieldOf(m *gatewayv1.Shield) Shield {
+	b := m.GetBreaker()
+	s := Shield{
+		Address:    limitOf(m.GetAddress(), defaultShield.Address),
+		User:       limitOf(m.GetUser(), defaultShield.User),
+		Concurrent: int(cmp.Or(m.GetConcurrent(), uint32(defaultShield.Concurrent))),
+		Breaker:    defaultShield.Breaker,
+	}
+	if b != nil {
+		s.Breaker = Breaker{
+			Failures: orCount(b.Failures, s.Breaker.Failures),
+			Pause:    orDuration(b.GetPause(), s.Breaker.Pause),
+			Cap:      orDuration(b.GetCap(), s.Breaker.Cap),
+		}
+	}
+	return s
+}
+
+func limitOf(m *gatewayv1.Limit, otherwise Limit) Limit {
+	if m == nil {
+		return otherwise
+	}
+	return Limit{
+		Failures: orCount(m.Failures, otherwise.Failures),
+		Forgive:  orDuration(m.GetForgive(), otherwise.Forgive),
+		Base:     orDuration(m.GetBase(), otherwise.Base),
+		Cap:      orDuration(m.GetCap(), otherwise.Cap),
 	}
 }
 
-func fillTokens(t *gatewayv1.Tokens) {
-	t.Path = cmp.Or(t.GetPath(), defaultTokensPath)
-	t.Lifetime = duration(t.GetLifetime(), defaultLifetime)
-	t.Format = cmp.Or(t.GetFormat(), defaultFormat)
-	t.Lease = duration(t.GetLease(), 0)
-	t.Revocation = cmp.Or(t.GetRevocation(), defaultRevocation)
-	t.SessionLifetime = duration(t.GetSessionLifetime(), max(defaultSessionLifetime, t.GetLifetime().AsDuration()))
-	t.RefreshGrace = duration(t.GetRefreshGrace(), defaultRefreshGrace)
-	t.MaxSessions = cmp.Or(t.GetMaxSessions(), defaultMaxSessions)
-	if a := t.GetAuthenticator(); a != nil {
-		a.Timeout = duration(a.GetTimeout(), defaultLoginTimeout)
-		a.UserHeader = strings.ToLower(cmp.Or(a.GetUserHeader(), defaultUserIDHeader))
-		a.ScopesHeader = strings.ToLower(cmp.Or(a.GetScopesHeader(), defaultScopesHeader))
-	}
-}
-
-func fillService(s *gatewayv1.Service) {
-	if s.Authenticate == nil {
-		s.Authenticate = new(true) // secure unless it says otherwise
-	}
-	s.AllowedMethods = withHead(s.GetAllowedMethods())
-	if s.Timeout == nil {
-		s.Timeout = sharedTimeout
-	}
-	for i, u := range s.GetUpstreams() {
-		s.Upstreams[i] = canonicalUpstream(u)
+// serviceOf leaves out the upstreams.
+func serviceOf(m *gatewayv1.Service) *Service {
+	return &Service{
+		Name:         m.GetName(),
+		Path:         m.GetPath(),
+		Authenticate: m.Authenticate == nil || m.GetAuthenticate(), // secure by default
+		KeepPrefix:   m.GetKeepPrefix(),
+		ForwardToken: m.GetForwardToken(),
+		WebSocket:    m.GetWebsocket(),
+		Methods:      withHead(m.GetAllowedMethods()),
+		Timeout:      orDuration(m.GetTimeout(), defaultTimeout),
+		Scopes:       m.GetScopes(),
 	}
 }
 
 // withHead returns the methods with HEAD behind GET (RFC 9110 §9.3.2: HEAD is GET without the content).
 func withHead(methods []string) []string {
 	if len(methods) == 0 {
-		return defaultMethods // shared by all: definitions are never changed
+		return defaultMethods
 	}
 	if get := slices.Index(methods, "GET"); get >= 0 && !slices.Contains(methods, "HEAD") {
 		return slices.Insert(methods, get+1, "HEAD")
@@ -116,30 +158,16 @@ func withHead(methods []string) []string {
 	return methods
 }
 
-func duration(d *durationpb.Duration, otherwise time.Duration) *durationpb.Duration {
+func orDuration(d *durationpb.Duration, otherwise time.Duration) time.Duration {
 	if d == nil {
-		return durationpb.New(otherwise)
+		return otherwise
 	}
-	return d
+	return d.AsDuration()
 }
 
-// canonicalListen returns a good address as ip:port; without a host it is every IPv4 address.
-func canonicalListen(listen string) string {
-	if strings.HasPrefix(listen, ":") {
-		listen = "0.0.0.0" + listen
+func orCount(n *uint32, otherwise int) int {
+	if n == nil {
+		return otherwise
 	}
-	if addr, err := netip.ParseAddrPort(listen); err == nil {
-		return addr.String()
-	}
-	return listen
-}
-
-// canonicalUpstream returns a good upstream with scheme and host in lower case and no path that is only a slash.
-func canonicalUpstream(upstream string) string {
-	u, err := url.Parse(upstream)
-	if err != nil {
-		return upstream
-	}
-	u.Host = strings.ToLower(u.Host)
-	return strings.TrimSuffix(u.String(), "/")
+	return int(*n)
 }

@@ -1,8 +1,14 @@
-// Package definitions decides what a definitions file says and whether it may be served.
+// Package definitions decides whether a definitions file is valid, and parses it.
 //
-// A file is a gatepost.v1.Gateway in YAML. [Parse] reads it and finds all that is wrong with it at once, each
-// [Problem] with its line and what to do about it. What comes out is whole: every default is filled in, so that
-// no other package knows one. A [Watcher] follows a file, [LastGood] keeps what was last proven to be good.
+// A file is a gatepost.v1.Gateway in YAML. [Parse] returns either a [Gateway], in which every value is parsed and every
+// default is filled in, or all problems of the file, each [Problem] with its position and its remedy. Every rule about
+// definitions is in this package, and no other package parses a value of the definitions:
+//
+//   - structure.go: the fields and types of the schema
+//   - constraints.go: the constraints of the schema (protovalidate)
+//   - semantics.go: what values mean, alone and together; it makes the [Gateway]
+//
+// [Definitions.Next] parses only what changed. A [Watcher] follows a file, [LastGood] keeps the last active definitions.
 package definitions
 
 import (
@@ -28,17 +34,17 @@ const MaxSize = 16 << 20
 // OwnPath is the path that the gateway keeps for itself, and all below it, beside that of the tokens.
 const OwnPath = "/.gatepost"
 
-// Definitions is a file that may be served. It is shared and never changed.
+// Definitions is a valid file. It is immutable.
 type Definitions struct {
-	// Name is what the file is called in problems: its path, or where else it comes from.
+	// Name is the name of the file in problems: its path or another source.
 	Name string
-	// Text is the file as it was read.
+	// Text is the content of the file.
 	Text []byte
-	// Gateway is what it says, with every default filled in and the services in the file's order.
-	Gateway *gatewayv1.Gateway
+	// Gateway is the parsed text.
+	Gateway *Gateway
 
 	places []position // :: index of the service → where it begins
-	end    position   // where the field after the services begins; zero: they are the last
+	end    position   // where the field after the services begins; zero if they are the last field
 }
 
 // Parse reads the definitions in text. An error is a [Problems] with all that is wrong, sorted by position, or
@@ -49,15 +55,14 @@ func Parse(name string, text []byte) (*Definitions, error) {
 		return nil, problems
 	}
 	f := &findings{file: name, root: root}
-	checkShape(f)
-	g := decode(f, text)
-	checkRules(f, g)
-	checkMeaning(f, g)
+	checkStructure(f)
+	message := decode(f, text)
+	checkConstraints(f, message)
+	gateway := parseGateway(f, message)
 	if len(f.found) > 0 {
 		return nil, f.sorted()
 	}
-	fillDefaults(g)
-	d := &Definitions{Name: name, Text: text, Gateway: g}
+	d := &Definitions{Name: name, Text: text, Gateway: gateway}
 	d.places, d.end = servicePlaces(root)
 	return d, nil
 }

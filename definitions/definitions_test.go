@@ -7,10 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
-
-	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
@@ -39,14 +38,14 @@ func mustParse(t testing.TB, text string) *Definitions {
 
 func TestServiceThatDoesNotSaySoIsSecured(t *testing.T) {
 	d := mustParse(t, shop("orders"))
-	if s := d.Gateway.GetServices()[0]; s.Authenticate == nil || !s.GetAuthenticate() {
-		t.Errorf("authenticate is %v, want true", s.Authenticate)
+	if !d.Gateway.Services[0].Authenticate {
+		t.Error("authenticate is false, want true")
 	}
 }
 
 func TestLifetimeAboveTheDefaultSessionRaisesTheSession(t *testing.T) {
 	d := mustParse(t, "tokens: {lifetime: 1000h}\nservices: []\n")
-	if got := d.Gateway.GetTokens().GetSessionLifetime().AsDuration().Hours(); got != 1000 {
+	if got := d.Gateway.Tokens.SessionLifetime.Hours(); got != 1000 {
 		t.Errorf("a session lives %v h, want 1000", got)
 	}
 }
@@ -57,7 +56,7 @@ func TestServicesKeepTheFilesOrderAndKnowTheirLines(t *testing.T) {
 		name string
 		line int
 	}{{"b", 4}, {"a", 7}} {
-		if got := d.Gateway.GetServices()[i].GetName(); got != want.name || d.Line(i) != want.line {
+		if got := d.Gateway.Services[i].Name; got != want.name || d.Line(i) != want.line {
 			t.Errorf("service %d is %s on line %d, want %s on line %d", i, got, d.Line(i), want.name, want.line)
 		}
 	}
@@ -66,12 +65,12 @@ func TestServicesKeepTheFilesOrderAndKnowTheirLines(t *testing.T) {
 func TestGatewayIsTheSameAfterBeingWrittenAndReadAgain(t *testing.T) {
 	for _, path := range archives(t, "testdata/good") {
 		d := mustParse(t, string(readArchive(t, path).Files[0].Data))
-		again, err := fromGateway("again.yaml", d.Gateway)
+		again, err := fromGateway("again.yaml", d.Gateway.Message())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !proto.Equal(d.Gateway, again.Gateway) {
-			t.Errorf("%s: became\n%v\nand was\n%v", path, again.Gateway, d.Gateway)
+		if !reflect.DeepEqual(d.Gateway, again.Gateway) {
+			t.Errorf("%s: became\n%v\nand was\n%v", path, again.Gateway.Message(), d.Gateway.Message())
 		}
 	}
 }
@@ -82,7 +81,7 @@ func TestNoServicesAreWrittenInAFormThatIsReadAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(d.Gateway.GetServices()); n != 0 {
+		if n := len(d.Gateway.Services); n != 0 {
 			t.Errorf("%d services, want none", n)
 		}
 	}

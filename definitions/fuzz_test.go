@@ -2,10 +2,9 @@ package definitions
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
-
-	"google.golang.org/protobuf/proto"
 )
 
 // FuzzParse holds Parse to its promise for any text: problems with a place in it, or definitions that are the
@@ -33,16 +32,16 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		again, err := fromGateway("again.yaml", d.Gateway)
+		again, err := fromGateway("again.yaml", d.Gateway.Message())
 		if err != nil {
-			t.Fatalf("is taken once and not twice: %v\n%v", err, d.Gateway)
+			t.Fatalf("is taken once and not twice: %v\n%v", err, d.Gateway.Message())
 		}
-		if !proto.Equal(d.Gateway, again.Gateway) {
-			t.Fatalf("becomes\n%v\nand was\n%v", again.Gateway, d.Gateway)
+		if !reflect.DeepEqual(d.Gateway, again.Gateway) {
+			t.Fatalf("becomes\n%v\nand was\n%v", again.Gateway.Message(), d.Gateway.Message())
 		}
-		for _, s := range d.Gateway.GetServices() {
-			if s.Authenticate == nil || len(s.GetAllowedMethods()) == 0 || s.GetTimeout() == nil || pathFault(s.GetPath()) != nil {
-				t.Fatalf("a service that is not whole: %v", s)
+		for _, s := range d.Gateway.Services {
+			if len(s.Methods) == 0 || len(s.Upstreams) == 0 || s.Timeout <= 0 || pathFault(s.Path) != nil {
+				t.Fatalf("an incomplete service: %v", s)
 			}
 		}
 	})

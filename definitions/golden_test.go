@@ -13,6 +13,11 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 var update = flag.Bool("update", false, "write what comes out into testdata instead of comparing it")
@@ -43,12 +48,37 @@ func TestDefaultsOfGoodFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out, err := Marshal(d.Gateway)
+			out, err := Marshal(d.Gateway.Message())
 			if err != nil {
 				t.Fatal(err)
 			}
 			compareGolden(t, path, archive, "whole.yaml", string(out))
 		})
+	}
+}
+
+// TestTheModelHasEveryFieldOfTheSchema: all.txtar sets every field of the schema, and none is lost on the way through the
+// model. A field that is added to the schema fails here until it is in all.txtar, in the model and in Message.
+func TestTheModelHasEveryFieldOfTheSchema(t *testing.T) {
+	d := mustParse(t, string(readArchive(t, "testdata/good/all.txtar").Files[0].Data))
+	set := map[protoreflect.FullName]bool{}
+	err := protorange.Range(d.Gateway.Message().ProtoReflect(), func(values protopath.Values) error {
+		if step := values.Index(-1).Step; step.Kind() == protopath.FieldAccessStep {
+			set[step.FieldDescriptor().FullName()] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor().ParentFile().Messages()
+	for i := range messages.Len() {
+		fields := messages.Get(i).Fields()
+		for j := range fields.Len() {
+			if name := fields.Get(j).FullName(); !set[name] {
+				t.Errorf("%s is not set in the message of the model", name)
+			}
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package definitions
 import (
 	"bytes"
 	"fmt"
+	"reflect"
 	"slices"
 	"sort"
 	"strings"
@@ -10,14 +11,12 @@ import (
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// Next reads the text that comes after d, with the result that [Parse] has. A service that says what it said in d is the
-// same message: who has made something of it need not look into it. Where some services were edited, only these are
-// read, which of ten thousand takes a hundredth of the time. d may be nil.
+// Next parses the text that follows d. The result is that of [Parse], but unchanged services keep the pointer that they
+// have in d. If only some services were edited, only those are parsed. d may be nil.
 func (d *Definitions) Next(name string, text []byte) (*Definitions, error) {
 	if d == nil {
 		return Parse(name, text)
@@ -29,23 +28,21 @@ func (d *Definitions) Next(name string, text []byte) (*Definitions, error) {
 	if err != nil {
 		return nil, err
 	}
-	next.Gateway.Services = unchanged(d.Gateway.GetServices(), next.Gateway.GetServices())
+	keepUnchanged(d.Gateway.Services, next.Gateway.Services)
 	return next, nil
 }
 
-// unchanged is the present services, those that are former ones in the former message.
-func unchanged(former, present []*gatewayv1.Service) []*gatewayv1.Service {
-	byName := make(map[string]*gatewayv1.Service, len(former))
+// keepUnchanged replaces each present service by the equal former one.
+func keepUnchanged(former, present []*Service) {
+	byName := make(map[string]*Service, len(former))
 	for _, s := range former {
-		byName[s.GetName()] = s
+		byName[s.Name] = s
 	}
-	out := slices.Clone(present)
-	for i, s := range out {
-		if same := byName[s.GetName()]; proto.Equal(same, s) {
-			out[i] = same
+	for i, s := range present {
+		if same := byName[s.Name]; reflect.DeepEqual(same, s) {
+			present[i] = same
 		}
 	}
-	return out
 }
 
 // edited is what the text says where it is that of d but for some of the services, and good; else nil: the whole is to be
@@ -63,10 +60,12 @@ func (d *Definitions) edited(name string, text []byte) *Definitions {
 	if between == nil {
 		return nil
 	}
-	former := d.Gateway.GetServices()
-	now := unchanged(former[e.first:e.last], between.Gateway.GetServices())
-	next := &Definitions{Name: name, Text: text, Gateway: withServices(d.Gateway, slices.Concat(former[:e.first], now, former[e.last:])), end: d.end}
-	if !goodTogether(next.Gateway.GetServices()) {
+	former, now := d.Gateway.Services, between.Gateway.Services
+	keepUnchanged(former[e.first:e.last], now)
+	gateway := *d.Gateway
+	gateway.Services = slices.Concat(former[:e.first], now, former[e.last:])
+	next := &Definitions{Name: name, Text: text, Gateway: &gateway, end: d.end}
+	if !goodTogether(gateway.Services) {
 		return nil
 	}
 	more := bytes.Count(e.now, newline) - bytes.Count(e.former, newline)
@@ -137,7 +136,7 @@ func (d *Definitions) readItems(name string, items []byte) *Definitions {
 		return nil // the document may end there
 	}
 	// All that a service is held against beside other services.
-	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nservices:\n", d.Gateway.GetListen(), d.Gateway.GetTokens().GetPath())
+	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nservices:\n", d.Gateway.Listen, d.Gateway.Tokens.Path)
 	part, err := Parse(name, append(head, items...))
 	if err != nil || part.end.line > 0 {
 		return nil
@@ -147,23 +146,12 @@ func (d *Definitions) readItems(name string, items []byte) *Definitions {
 }
 
 // goodTogether says whether services that are good each by itself may all be served. Who asks does not tell why not.
-func goodTogether(services []*gatewayv1.Service) bool {
+func goodTogether(services []*Service) bool {
 	list := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor().Fields().ByName("services")
 	rules := proto.GetExtension(list.Options(), validate.E_Field).(*validate.FieldRules)
 	f := &findings{root: new(yaml.Node)}
 	checkAmongServices(f, services)
 	return len(f.found) == 0 && uint64(len(services)) <= rules.GetRepeated().GetMaxItems()
-}
-
-// withServices is what g says, with other services.
-func withServices(g *gatewayv1.Gateway, services []*gatewayv1.Service) *gatewayv1.Gateway {
-	out := new(gatewayv1.Gateway)
-	g.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
-		out.ProtoReflect().Set(field, value)
-		return true
-	})
-	out.Services = services
-	return out
 }
 
 // below are places that much further below.

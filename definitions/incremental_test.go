@@ -3,14 +3,11 @@ package definitions
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"google.golang.org/protobuf/proto"
-
-	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // checkNext holds Next to its promise: what Parse says, and what has not changed is the same message.
@@ -24,13 +21,13 @@ func checkNext(t *testing.T, before *Definitions, text string) (next *Definition
 	if err != nil {
 		return nil, err
 	}
-	if next.Name != want.Name || string(next.Text) != text || !proto.Equal(next.Gateway, want.Gateway) || !slices.Equal(next.places, want.places) || next.end != want.end {
+	if next.Name != want.Name || string(next.Text) != text || !reflect.DeepEqual(next.Gateway, want.Gateway) || !slices.Equal(next.places, want.places) || next.end != want.end {
 		t.Fatalf("after\n%s\nthe text\n%s\nbecomes\n%v %v %v\nand is\n%v %v %v",
-			before.Text, text, next.Gateway, next.places, next.end, want.Gateway, want.places, want.end)
+			before.Text, text, next.Gateway.Message(), next.places, next.end, want.Gateway.Message(), want.places, want.end)
 	}
-	for _, s := range next.Gateway.GetServices() {
-		if former := before.service(s.GetName()); former != s && proto.Equal(former, s) {
-			t.Fatalf("after\n%s\nthe service %q of\n%s\nis another message", before.Text, s.GetName(), text)
+	for _, s := range next.Gateway.Services {
+		if former := before.service(s.Name); former != s && reflect.DeepEqual(former, s) {
+			t.Fatalf("after\n%s\nthe unchanged service %q of\n%s\nhas another pointer", before.Text, s.Name, text)
 		}
 	}
 	return next, nil
@@ -173,9 +170,9 @@ func TestOneServiceMoreIsReadByItself(t *testing.T) {
 
 // TestNoMoreServicesThanTheModelAllows: though few of them are read.
 func TestNoMoreServicesThanTheModelAllows(t *testing.T) {
-	services := make([]*gatewayv1.Service, 20_001)
+	services := make([]*Service, 20_001)
 	for i := range services {
-		services[i] = &gatewayv1.Service{Name: fmt.Sprint("s", i), Path: fmt.Sprint("/s", i)}
+		services[i] = &Service{Name: fmt.Sprint("s", i), Path: fmt.Sprint("/s", i)}
 	}
 	if !goodTogether(services[:20_000]) || goodTogether(services) {
 		t.Error("the model allows 20,000")

@@ -2,10 +2,9 @@ package definitions
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
-
-	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // Notes returns what is no mistake but what a reader may have missed: a public service below the path of a secured
@@ -15,16 +14,16 @@ func (d *Definitions) Notes() Problems {
 	byPath := d.byPath()
 	doors := d.openDoors()
 	var notes Problems
-	for i, s := range d.Gateway.GetServices() {
-		if outer, ok := enclosing(byPath, s.GetPath()); ok && !s.GetAuthenticate() && d.Gateway.GetServices()[outer].GetAuthenticate() {
+	for i, s := range d.Gateway.Services {
+		if outer, ok := enclosing(byPath, s.Path); ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
 			notes = append(notes, d.note(i, "authenticate", fmt.Sprintf(
 				"the public service %q lies under the path of %q on line %d, which is secured",
-				s.GetName(), d.Gateway.GetServices()[outer].GetName(), d.Line(outer)), "see that this is meant"))
+				s.Name, d.Gateway.Services[outer].Name, d.Line(outer)), "see that this is meant"))
 		}
-		if door, ok := doors.to(s); ok && s.GetAuthenticate() {
+		if door, ok := doors.to(s); ok && s.Authenticate {
 			notes = append(notes, d.note(i, "upstreams", fmt.Sprintf(
 				"the public service %q on line %d leads to the same upstream, so what %q has there may be reached without a token",
-				d.Gateway.GetServices()[door].GetName(), d.Line(door), s.GetName()), "see that this is meant, or give each an upstream or a base path of its own"))
+				d.Gateway.Services[door].Name, d.Line(door), s.Name), "see that this is meant, or give each an upstream or a base path of its own"))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
 	}
@@ -38,16 +37,16 @@ type doors map[string]map[string]int // :: host:port → path there, without a s
 
 func (d *Definitions) openDoors() doors {
 	open := doors{}
-	for i, s := range d.Gateway.GetServices() {
-		if s.GetAuthenticate() {
+	for i, s := range d.Gateway.Services {
+		if s.Authenticate {
 			continue
 		}
 		for _, at := range leads(s) {
-			if open[at.address()] == nil {
-				open[at.address()] = map[string]int{}
+			if open[at.Address()] == nil {
+				open[at.Address()] = map[string]int{}
 			}
-			if _, taken := open[at.address()][at.base]; !taken {
-				open[at.address()][at.base] = i
+			if _, taken := open[at.Address()][at.Base]; !taken {
+				open[at.Address()][at.Base] = i
 			}
 		}
 	}
@@ -56,9 +55,9 @@ func (d *Definitions) openDoors() doors {
 
 // to returns a public service by which a request comes to where s leads, or above it. Where its own path is above that of
 // s the requests for s are taken out, but not what an upstream may read as one: /admin;x, /admin%20.
-func (o doors) to(s *gatewayv1.Service) (index int, ok bool) {
+func (o doors) to(s *Service) (index int, ok bool) {
 	for _, at := range leads(s) {
-		for path, open := at.base, o[at.address()]; open != nil; path = path[:strings.LastIndexByte(path, '/')] {
+		for path, open := at.Base, o[at.Address()]; open != nil; path = path[:strings.LastIndexByte(path, '/')] {
 			if index, ok = open[path]; ok {
 				return index, true
 			}
@@ -71,23 +70,20 @@ func (o doors) to(s *gatewayv1.Service) (index int, ok bool) {
 }
 
 // leads returns where a service's requests come to: its upstreams, each with the path that stands before the rest.
-func leads(s *gatewayv1.Service) []upstream {
-	var to []upstream
-	for _, text := range s.GetUpstreams() {
-		if u, fault := parseUpstream(text); fault == nil {
-			if s.GetKeepPrefix() && s.GetPath() != "/" {
-				u.base += s.GetPath()
-			}
-			to = append(to, u)
+func leads(s *Service) []Upstream {
+	to := slices.Clone(s.Upstreams)
+	if s.KeepPrefix && s.Path != "/" {
+		for i := range to {
+			to[i].Base += s.Path
 		}
 	}
 	return to
 }
 
 // methodNotes lists methods that Envoy accepts over HTTP/2 only.
-func (d *Definitions) methodNotes(i int, s *gatewayv1.Service) Problems {
+func (d *Definitions) methodNotes(i int, s *Service) Problems {
 	var odd []string
-	for _, m := range s.GetAllowedMethods() {
+	for _, m := range s.Methods {
 		if !TakenOverHTTP1(m) {
 			odd = append(odd, m)
 		}
@@ -95,9 +91,9 @@ func (d *Definitions) methodNotes(i int, s *gatewayv1.Service) Problems {
 	switch len(odd) {
 	case 0:
 		return nil
-	case len(s.GetAllowedMethods()):
+	case len(s.Methods):
 		return Problems{d.note(i, "allowed_methods", fmt.Sprintf("nobody can reach %q over HTTP/1.1: Envoy knows none of its methods there (%s)",
-			s.GetName(), strings.Join(odd, ", ")), "use methods that HTTP defines")}
+			s.Name, strings.Join(odd, ", ")), "use methods that HTTP defines")}
 	}
 	return Problems{d.note(i, "allowed_methods", fmt.Sprintf("Envoy takes %s over HTTP/2 alone", strings.Join(odd, ", ")),
 		"use methods that HTTP defines, or HTTP/2")}
@@ -105,16 +101,16 @@ func (d *Definitions) methodNotes(i int, s *gatewayv1.Service) Problems {
 
 // tokenNotes tells of secured services that nobody, or no page, can use.
 func (d *Definitions) tokenNotes() Problems {
-	secured := slices.IndexFunc(d.Gateway.GetServices(), (*gatewayv1.Service).GetAuthenticate)
+	secured := slices.IndexFunc(d.Gateway.Services, func(s *Service) bool { return s.Authenticate })
 	if secured < 0 {
 		return nil
 	}
 	var notes Problems
-	if d.Gateway.GetTokens().GetAuthenticator() == nil {
+	if d.Gateway.Tokens.Authenticator == nil {
 		notes = append(notes, d.note(secured, "authenticate",
 			"nobody can log in to this or another secured service", "set tokens.authenticator"))
 	}
-	if !slices.ContainsFunc(d.Gateway.GetCors().GetAllowHeaders(), func(h string) bool { return strings.EqualFold(h, "authorization") }) {
+	if !slices.ContainsFunc(d.Gateway.Cors.AllowHeaders, func(h string) bool { return strings.EqualFold(h, "authorization") }) {
 		notes = append(notes, d.note(secured, "authenticate",
 			"no page of another origin can show a token to this or another secured service: cors.allow_headers has no Authorization",
 			"add it to cors.allow_headers"))
@@ -122,13 +118,13 @@ func (d *Definitions) tokenNotes() Problems {
 	return notes
 }
 
-// CheckListen returns the problems of d on a gateway that listens on an address, as ip:port, other than Gateway.listen:
-// upstreams that are this address.
-func (d *Definitions) CheckListen(listen string) error {
+// CheckListen returns the problems of d on a gateway that listens on an address other than Gateway.Listen: upstreams
+// that are this address.
+func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 	var problems Problems
-	for i, s := range d.Gateway.GetServices() {
-		for _, upstream := range s.GetUpstreams() {
-			if fault := ownAddressFault(upstream, listen); fault != nil {
+	for i, s := range d.Gateway.Services {
+		for _, u := range s.Upstreams {
+			if fault := ownAddressFault(u, u.String(), listen); fault != nil {
 				problems = append(problems, d.note(i, "upstreams", fault.what, fault.remedy))
 			}
 		}
@@ -140,9 +136,9 @@ func (d *Definitions) CheckListen(listen string) error {
 }
 
 func (d *Definitions) byPath() map[string]int { // :: path in lower case → index
-	byPath := make(map[string]int, len(d.Gateway.GetServices()))
-	for i, s := range d.Gateway.GetServices() {
-		byPath[strings.ToLower(s.GetPath())] = i
+	byPath := make(map[string]int, len(d.Gateway.Services))
+	for i, s := range d.Gateway.Services {
+		byPath[strings.ToLower(s.Path)] = i
 	}
 	return byPath
 }

@@ -32,21 +32,21 @@ func (p PublicPath) String() string {
 // Public lists all that can be reached without a token, sorted by path. Where origins are listed, the request still
 // needs one of them.
 func (d *Definitions) Public() []PublicPath {
-	services, byPath := d.Gateway.GetServices(), d.byPath()
+	services, byPath := d.Gateway.Services, d.byPath()
 	except := map[int][]string{} // :: index of a public service → the secured ones right below it
 	for _, s := range services {
-		if outer, ok := enclosing(byPath, s.GetPath()); ok && s.GetAuthenticate() {
-			except[outer] = append(except[outer], s.GetPath())
+		if outer, ok := enclosing(byPath, s.Path); ok && s.Authenticate {
+			except[outer] = append(except[outer], s.Path)
 		}
 	}
 	public := d.ownPublic()
 	for i, s := range services {
-		if s.GetAuthenticate() {
+		if s.Authenticate {
 			continue
 		}
 		slices.Sort(except[i])
 		public = append(public, PublicPath{
-			Path: s.GetPath(), Methods: slices.Sorted(slices.Values(s.GetAllowedMethods())), Service: s.GetName(), Except: except[i],
+			Path: s.Path, Methods: slices.Sorted(slices.Values(s.Methods)), Service: s.Name, Except: except[i],
 		})
 	}
 	slices.SortStableFunc(public, func(a, b PublicPath) int { return strings.Compare(a.Path, b.Path) })
@@ -55,7 +55,7 @@ func (d *Definitions) Public() []PublicPath {
 
 // ownPublic are the gateway's own calls, none of which Envoy asks for a token.
 func (d *Definitions) ownPublic() []PublicPath {
-	tokens := d.Gateway.GetTokens().GetPath()
+	tokens := d.Gateway.Tokens.Path
 	own := func(path string, methods ...string) PublicPath {
 		return PublicPath{Path: path, Methods: methods, Service: gatewayItself}
 	}

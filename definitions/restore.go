@@ -1,55 +1,69 @@
 package definitions
 
 import (
+	"reflect"
 	"slices"
-
-	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// Restore returns d with the named services in the form that they have in before, and the names of those that have
-// none there, whose former path another service has now, or whose former form asks less of a request; these are left as
-// they are in d. It is for services that Envoy has refused: the others need not wait for them. before may be nil.
+// Restore returns d with the named services in their form in before. It also returns the names of the services that stay
+// as they are in d: those that before does not have, those whose former path another service has now, and those whose
+// former form lets more requests pass. It is for services that Envoy rejected, so that the others can be updated. before
+// may be nil.
 func (d *Definitions) Restore(names []string, before *Definitions) (restored *Definitions, rest []string) {
-	g := withServices(d.Gateway, slices.Clone(d.Gateway.GetServices()))
-	for i, s := range g.GetServices() {
-		if !slices.Contains(names, s.GetName()) {
+	var former []*gatewayv1.Service
+	for _, s := range d.Gateway.Services {
+		if !slices.Contains(names, s.Name) {
 			continue
 		}
-		if former := before.service(s.GetName()); former != nil && !proto.Equal(former, s) && !weaker(former, s) {
-			g.Services[i] = former
+		if was := before.service(s.Name); was != nil && !reflect.DeepEqual(was, s) && !weaker(was, s) {
+			former = append(former, was.Message())
 		} else {
-			rest = append(rest, s.GetName())
+			rest = append(rest, s.Name)
 		}
 	}
-	text, err := Marshal(g)
-	if err == nil {
-		restored, err = d.Next(d.Name, text)
-	}
+	restored, err := d.WithServices(former)
 	if err != nil { // a former path is another's now
 		return d, names
 	}
 	return restored, rest
 }
 
-// weaker says whether the former form of a service lets a request pass that the present one does not. What is to be
-// closed from now on does not stay open because something else about it was refused.
-func weaker(former, now *gatewayv1.Service) bool {
-	if now.GetAuthenticate() && !former.GetAuthenticate() {
-		return true
+// WithServices returns d with the services of these names in another form. An error has the problems of the result.
+// Services that do not change keep their pointer.
+func (d *Definitions) WithServices(services []*gatewayv1.Service) (*Definitions, error) {
+	if len(services) == 0 {
+		return d, nil
 	}
-	return slices.ContainsFunc(now.GetScopes(), func(scope string) bool { return !slices.Contains(former.GetScopes(), scope) })
+	m := d.Gateway.Message()
+	for i, s := range m.GetServices() {
+		if at := slices.IndexFunc(services, func(other *gatewayv1.Service) bool { return other.GetName() == s.GetName() }); at >= 0 {
+			m.Services[i] = services[at]
+		}
+	}
+	text, err := Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return d.Next(d.Name, text)
 }
 
-// service returns the service of a name, or nil.
-func (d *Definitions) service(name string) *gatewayv1.Service {
+// weaker reports whether the former form of a service lets a request pass that the present one does not. A service that is
+// closed from now on does not stay open because Envoy rejected something else about it.
+func weaker(former, now *Service) bool {
+	return now.Authenticate && !former.Authenticate ||
+		slices.ContainsFunc(now.Scopes, func(scope string) bool { return !slices.Contains(former.Scopes, scope) })
+}
+
+// service returns the service with the name, or nil.
+func (d *Definitions) service(name string) *Service {
 	if d == nil {
 		return nil
 	}
-	at := slices.IndexFunc(d.Gateway.GetServices(), func(s *gatewayv1.Service) bool { return s.GetName() == name })
+	at := slices.IndexFunc(d.Gateway.Services, func(s *Service) bool { return s.Name == name })
 	if at < 0 {
 		return nil
 	}
-	return d.Gateway.GetServices()[at]
+	return d.Gateway.Services[at]
 }

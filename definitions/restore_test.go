@@ -23,14 +23,14 @@ func TestRestoreTakesTheFormerFormOfWhatIsNamedAndNothingElse(t *testing.T) {
 		t.Errorf("left over: %v, want c, which is new", rest)
 	}
 	for name, upstream := range map[string]string{"a": "http://old-a", "b": "http://new-b", "c": "https://c"} {
-		if got := restored.service(name).GetUpstreams()[0]; got != upstream {
+		if got := restored.service(name).Upstreams[0].String(); got != upstream {
 			t.Errorf("%s goes to %s, want %s", name, got, upstream)
 		}
 	}
-	if !restored.service("a").GetAuthenticate() {
+	if !restored.service("a").Authenticate {
 		t.Error("a, which was secured, is public in its former form")
 	}
-	if after.service("a").GetUpstreams()[0] != "https://new-a" {
+	if after.service("a").Upstreams[0].String() != "https://new-a" {
 		t.Error("the definitions that were given have changed")
 	}
 
@@ -49,7 +49,7 @@ func TestRestoreTakesTheFormerFormOfWhatIsNamedAndNothingElse(t *testing.T) {
 	} {
 		open := parse(`{name: p, path: /p, authenticate: false, upstreams: ["http://p"]}`, `{name: s, path: /s, scopes: [read], upstreams: ["http://s"]}`)
 		after := parse(closed)
-		what := after.Gateway.GetServices()[0].GetName()
+		what := after.Gateway.Services[0].Name
 		if _, rest := after.Restore([]string{what}, open); !slices.Equal(rest, []string{what}) {
 			t.Errorf("%s: left over %v, want it and not its former form", name, rest)
 		}

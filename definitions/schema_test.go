@@ -57,7 +57,7 @@ func TestTheSchemaTakesEveryGoodFile(t *testing.T) {
 		if err != nil {
 			return
 		}
-		whole, err := Marshal(d.Gateway)
+		whole, err := Marshal(d.Gateway.Message())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,41 +3,46 @@ package definitions
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
-
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// checkMeaning finds what is wrong with values by what they mean, each by itself and all together. Where two of
-// them collide the later one is the problem, and it names the line of the earlier.
-func checkMeaning(f *findings, g *gatewayv1.Gateway) {
-	f.add("listen", listenFault(g.GetListen()))
-	checkOrigins(f, g)
-	checkCors(f, g.GetCors(), len(g.GetOrigins()) > 0)
-	checkTokens(f, g.GetTokens())
-	if g.GetTokens().GetCookie() != "" && len(g.GetOrigins()) == 0 {
+// parseGateway turns a message into its parsed form and adds the problems of its values to f. If two values collide, the
+// later one is the problem, and it names the line of the earlier one. If f has problems, the result must not be used.
+func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
+	g := &Gateway{
+		Origins:  m.GetOrigins(),
+		Cors:     corsOf(m.GetCors()),
+		Tokens:   tokensOf(m.GetTokens()),
+		Identity: Identity{UserHeader: strings.ToLower(cmp.Or(m.GetIdentity().GetUserHeader(), defaultIdentityHeader))},
+	}
+	var fault *fault
+	g.Listen, fault = parseListen(cmp.Or(m.GetListen(), defaultListen))
+	f.add("listen", fault)
+	checkOrigins(f, g.Origins)
+	checkCors(f, &g.Cors, len(g.Origins) > 0)
+	checkTokens(f, &g.Tokens, m.GetTokens().GetAuthenticator())
+	if g.Tokens.Cookie != "" && len(g.Origins) == 0 {
 		f.add("tokens.cookie", faultf("list the origins that may, under origins",
 			"would let every page on the web act as its visitor: browsers send a cookie by themselves"))
 	}
-	f.add("identity.user_header", identityHeaderFault(g.GetIdentity().GetUserHeader()))
-	tokensPath := cmp.Or(g.GetTokens().GetPath(), defaultTokensPath)
-	listen := canonicalListen(cmp.Or(g.GetListen(), defaultListen))
-	for i, s := range g.GetServices() {
-		checkService(f, s, fmt.Sprintf("services[%d]", i), tokensPath)
-		for j, upstream := range s.GetUpstreams() {
-			f.add(fmt.Sprintf("services[%d].upstreams[%d]", i, j), ownAddressFault(upstream, listen))
-		}
+	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
+	g.Services = make([]*Service, len(m.GetServices()))
+	for i, s := range m.GetServices() {
+		g.Services[i] = parseService(f, s, g, "services["+strconv.Itoa(i)+"]")
 	}
-	checkAmongServices(f, g.GetServices())
+	checkAmongServices(f, g.Services)
+	return g
 }
 
-func checkOrigins(f *findings, g *gatewayv1.Gateway) {
+func checkOrigins(f *findings, origins []string) {
 	first := map[string]int{}
-	for i, origin := range g.GetOrigins() {
+	for i, origin := range origins {
 		field := fmt.Sprintf("origins[%d]", i)
 		f.add(field, originFault(origin))
 		if earlier, twice := first[origin]; twice {
@@ -52,17 +57,17 @@ func twinFault(f *findings, value, earlier string) *fault {
 	return faultf("remove one of them", "%s is in the list twice, first on %s", shown(value), f.where(earlier))
 }
 
-func checkCors(f *findings, c *gatewayv1.Cors, originsSet bool) {
-	if c.GetAllowCredentials() && !originsSet {
+func checkCors(f *findings, c *Cors, originsSet bool) {
+	if c.AllowCredentials && !originsSet {
 		f.add("cors.allow_credentials", faultf("list the origins that may, under origins",
 			"is true, which would let every page on the web act with its visitor's cookies"))
 	}
-	checkHeaderTwins(f, "cors.allow_headers", c.GetAllowHeaders())
-	checkHeaderTwins(f, "cors.expose_headers", c.GetExposeHeaders())
-	f.add("cors.max_age", wholeSeconds(c.GetMaxAge()))
+	checkHeaderTwins(f, "cors.allow_headers", c.AllowHeaders)
+	checkHeaderTwins(f, "cors.expose_headers", c.ExposeHeaders)
+	f.add("cors.max_age", wholeSeconds(c.MaxAge))
 }
 
-// checkHeaderTwins finds header names that differ in case alone; the rules find those that are the same.
+// checkHeaderTwins finds header names that differ only in case. The constraints find equal names.
 func checkHeaderTwins(f *findings, list string, names []string) {
 	first := map[string]int{}
 	for i, name := range names {
@@ -75,118 +80,128 @@ func checkHeaderTwins(f *findings, list string, names []string) {
 	}
 }
 
-func checkTokens(f *findings, t *gatewayv1.Tokens) {
-	if path := t.GetPath(); path != "" {
-		f.add("tokens.path", tokensPathFault(path))
+// checkTokens checks t, and parses the URL of the authenticator, whose message is m.
+func checkTokens(f *findings, t *Tokens, m *gatewayv1.Authenticator) {
+	f.add("tokens.path", tokensPathFault(t.Path))
+	f.add("tokens.lifetime", wholeSeconds(t.Lifetime))
+	f.add("tokens.session_lifetime", wholeSeconds(t.SessionLifetime))
+	if t.SessionLifetime < t.Lifetime && !f.isSpoilt("tokens.lifetime") {
+		f.add("tokens.session_lifetime", faultf("write at least "+seconds(t.Lifetime)+", or a shorter lifetime",
+			"is shorter than the lifetime of a token, %s (%s)", seconds(t.Lifetime), f.where("tokens.lifetime")))
 	}
-	f.add("tokens.lifetime", wholeSeconds(t.GetLifetime()))
-	f.add("tokens.session_lifetime", wholeSeconds(t.GetSessionLifetime()))
-	lifetime := defaultLifetime
-	if t.GetLifetime() != nil {
-		lifetime = t.GetLifetime().AsDuration()
-	}
-	if session := t.GetSessionLifetime(); session != nil && session.AsDuration() < lifetime && !f.isSpoilt("tokens.lifetime") {
-		f.add("tokens.session_lifetime", faultf("write at least "+seconds(lifetime)+", or a shorter lifetime",
-			"is shorter than the lifetime of a token, %s (%s)", seconds(lifetime), f.where("tokens.lifetime")))
-	}
-	a := t.GetAuthenticator()
+	a := t.Authenticator
 	if a == nil {
 		return
 	}
-	f.add("tokens.authenticator.url", authenticatorFault(a.GetUrl()))
-	f.add("tokens.authenticator.user_header", answerHeaderFault(a.GetUserHeader()))
-	f.add("tokens.authenticator.scopes_header", answerHeaderFault(a.GetScopesHeader()))
-	user, scopes := cmp.Or(a.GetUserHeader(), defaultUserIDHeader), cmp.Or(a.GetScopesHeader(), defaultScopesHeader)
-	if strings.EqualFold(user, scopes) {
-		where := "tokens.authenticator.scopes_header"
-		if a.GetScopesHeader() == "" {
-			where = "tokens.authenticator.user_header"
+	var fault *fault
+	a.URL, fault = parseAddress(m.GetUrl())
+	f.add("tokens.authenticator.url", fault)
+	f.add("tokens.authenticator.user_header", answerHeaderFault(m.GetUserHeader()))
+	f.add("tokens.authenticator.scopes_header", answerHeaderFault(m.GetScopesHeader()))
+	if a.UserHeader == a.ScopesHeader {
+		field := "tokens.authenticator.scopes_header"
+		if m.GetScopesHeader() == "" {
+			field = "tokens.authenticator.user_header"
 		}
-		f.add(where, faultf("use two headers", "the user's id and the scopes would come in one header, %s", shown(user)))
+		f.add(field, faultf("use two headers", "the user's id and the scopes would come in one header, %s",
+			shown(cmp.Or(m.GetUserHeader(), defaultUserIDHeader))))
 	}
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
-// wholeSeconds refuses a part of a second where HTTP or a store counts in seconds (expires_in, max-age, EXPIRE).
-func wholeSeconds(d *durationpb.Duration) *fault {
-	if d.GetNanos() == 0 {
+// wholeSeconds refuses a fraction of a second, because HTTP and the stores count in seconds (expires_in, max-age, EXPIRE).
+func wholeSeconds(d time.Duration) *fault {
+	if d%time.Second == 0 {
 		return nil
 	}
 	return faultf("write whole seconds, such as 60s", "has a part of a second, which cannot be told to a client")
 }
 
-// checkService checks a service by itself.
-func checkService(f *findings, s *gatewayv1.Service, field, tokensPath string) {
-	if name := strings.ToLower(s.GetName()); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
-		f.add(field+".name", faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.GetName())))
+// parseService parses a service of g and checks it by itself.
+func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *Service {
+	s := serviceOf(m)
+	if name := strings.ToLower(s.Name); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
+		f.add(field+".name", faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
 	}
-	path := s.GetPath()
-	switch fault := pathFault(path); {
+	switch fault := pathFault(s.Path); {
 	case fault != nil:
 		f.add(field+".path", fault)
-	case within(path, tokensPath):
+	case within(s.Path, g.Tokens.Path):
 		f.add(field+".path", faultf("choose another, or another tokens.path",
-			"%s is a path that the gateway keeps for its tokens (%s, %s)", shown(path), tokensPath, f.where("tokens.path")))
-	case within(path, OwnPath):
-		f.add(field+".path", faultf("choose another", "%s is a path that the gateway keeps for itself", shown(path)))
+			"%s is a path that the gateway keeps for its tokens (%s, %s)", shown(s.Path), g.Tokens.Path, f.where("tokens.path")))
+	case within(s.Path, OwnPath):
+		f.add(field+".path", faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
 	}
-	checkUpstreams(f, s.GetUpstreams(), field+".upstreams")
-	if s.Authenticate != nil && !s.GetAuthenticate() && len(s.GetScopes()) > 0 {
+	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen)
+	if !s.Authenticate && len(s.Scopes) > 0 {
 		f.add(field+".scopes", faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
 	}
-	if methods := s.GetAllowedMethods(); s.GetWebsocket() && len(methods) > 0 && !slices.Contains(methods, "GET") {
+	if s.WebSocket && !slices.Contains(s.Methods, "GET") {
 		f.add(field+".websocket", faultf("allow GET too",
 			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))
 	}
+	return s
 }
 
-// checkUpstreams checks the upstreams of a service by themselves, and that they are alternatives to each other.
-func checkUpstreams(f *findings, texts []string, list string) {
-	var model *upstream // the first good one
-	modelField := ""
-	first := map[string]string{} // :: host:port → field
+// parseUpstreams parses the upstreams of a service and checks that they are alternatives to each other.
+func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrPort) []Upstream {
+	out := make([]Upstream, 0, len(texts))
+	var first []string // :: index in out → field
 	for i, text := range texts {
-		field := fmt.Sprintf("%s[%d]", list, i)
+		field := list + "[" + strconv.Itoa(i) + "]"
 		u, fault := parseUpstream(text)
 		if fault != nil {
 			f.add(field, fault)
 			continue
 		}
-		if model == nil {
-			model, modelField = &u, field
-		}
-		switch earlier, twice := first[u.address()]; {
-		case u.scheme != model.scheme:
-			f.add(field, faultf("write "+model.scheme+" for all, or make two services",
-				"is %s, and the upstream on %s is %s", u.scheme, f.where(modelField), model.scheme))
-		case u.base != model.base:
-			f.add(field, faultf("upstreams of a service differ in host and port alone; make two services",
-				"has the path %s, and the upstream on %s has %s", shown(u.base), f.where(modelField), shown(model.base)))
-		case twice:
-			f.add(field, twinFault(f, text, earlier))
-		default:
-			first[u.address()] = field
-		}
+		f.add(field, mismatch(f, u, text, out, first))
+		f.add(field, ownAddressFault(u, text, listen))
+		out, first = append(out, u), append(first, field)
 	}
+	slices.SortFunc(out, func(a, b Upstream) int {
+		return strings.Compare(a.Host+":"+strconv.Itoa(int(a.Port)), b.Host+":"+strconv.Itoa(int(b.Port)))
+	})
+	return out
 }
 
-// checkAmongServices finds services of the same name or the same path.
-func checkAmongServices(f *findings, services []*gatewayv1.Service) {
+// mismatch is the problem of u beside the upstreams before it, whose fields are given.
+func mismatch(f *findings, u Upstream, text string, before []Upstream, fields []string) *fault {
+	if len(before) == 0 {
+		return nil
+	}
+	model := before[0]
+	scheme := func(u Upstream) string { return strings.SplitN(u.Origin(), ":", 2)[0] }
+	switch {
+	case u.TLS != model.TLS:
+		return faultf("write "+scheme(model)+" for all, or make two services",
+			"is %s, and the upstream on %s is %s", scheme(u), f.where(fields[0]), scheme(model))
+	case u.Base != model.Base:
+		return faultf("upstreams of a service differ in host and port alone; make two services",
+			"has the path %s, and the upstream on %s has %s", shown(u.Base), f.where(fields[0]), shown(model.Base))
+	}
+	if i := slices.Index(before, u); i >= 0 {
+		return twinFault(f, text, fields[i])
+	}
+	return nil
+}
+
+// checkAmongServices finds services with the same name or the same path.
+func checkAmongServices(f *findings, services []*Service) {
 	names, paths := make(map[string]int, len(services)), make(map[string]int, len(services)) // :: → index of the first service that has it
 	for i, s := range services {
-		if earlier, taken := names[s.GetName()]; taken {
+		if earlier, taken := names[s.Name]; taken {
 			f.add(fmt.Sprintf("services[%d].name", i), faultf("give each service a name of its own",
-				"%s is also the name of the service on %s", shown(s.GetName()), f.where(fmt.Sprintf("services[%d].name", earlier))))
+				"%s is also the name of the service on %s", shown(s.Name), f.where(fmt.Sprintf("services[%d].name", earlier))))
 		} else {
-			names[s.GetName()] = i
+			names[s.Name] = i
 		}
-		path := strings.ToLower(s.GetPath())
+		path := strings.ToLower(s.Path)
 		if earlier, taken := paths[path]; taken {
 			f.add(fmt.Sprintf("services[%d].path", i), faultf("give each service a path of its own; letters count alike in any case",
 				"%s is also the path of the service %q on %s",
-				shown(s.GetPath()), services[earlier].GetName(), f.where(fmt.Sprintf("services[%d].path", earlier))))
+				shown(s.Path), services[earlier].Name, f.where(fmt.Sprintf("services[%d].path", earlier))))
 		} else {
 			paths[path] = i
 		}

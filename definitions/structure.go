@@ -13,10 +13,10 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// checkShape finds what does not fit the model: fields that it does not have or that are given twice, values of
+// checkStructure finds what does not fit the model: fields that it does not have or that are given twice, values of
 // another kind than it has there, and values that are left empty where the model has a default for nothing. An
 // alias is refused wherever it stands, so a small file cannot stand for a huge one.
-func checkShape(f *findings) {
+func checkStructure(f *findings) {
 	descriptor := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
 	checkFields(f, f.root, descriptor, "")
 	services := descriptor.Fields().ByName("services")

@@ -1,10 +1,6 @@
 package definitions
 
-import (
-	"strings"
-
-	gatewayv1 "gatepost/proto/gatepost/v1"
-)
+import "strings"
 
 // nearest returns the name that was probably meant by name, or "" where none is near.
 func nearest(name string, names []string) string {
@@ -53,12 +49,12 @@ func distance(a, b string) int {
 
 // Nearest returns the service whose path was probably meant by a path that none has: one that is a letter or two
 // away from as many segments of it. It returns nil where none is near.
-func (d *Definitions) Nearest(path string) *gatewayv1.Service {
-	var best *gatewayv1.Service
+func (g *Gateway) Nearest(path string) *Service {
+	var best *Service
 	bestDistance := 0
-	for _, s := range d.Gateway.GetServices() {
+	for _, s := range g.Services {
 		segments := strings.Split(path, "/")
-		want := strings.ToLower(s.GetPath())
+		want := strings.ToLower(s.Path)
 		begin := strings.ToLower(strings.Join(segments[:min(len(segments), strings.Count(want, "/")+1)], "/"))
 		away := distance(begin, want)
 		if away > max(1, (len(want)-1)/3) || best != nil && away >= bestDistance {

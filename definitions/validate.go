@@ -60,7 +60,7 @@ func (v Validation) check(path string) Report {
 		return report
 	}
 	report.OK = true
-	report.Services = len(d.Gateway.GetServices())
+	report.Services = len(d.Gateway.Services)
 	report.Warnings = append(report.Warnings, d.Warnings()...)
 	report.Notes = append(report.Notes, d.Notes()...)
 	if v.Public {

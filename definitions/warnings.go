@@ -15,14 +15,14 @@ func (d *Definitions) Warnings() Problems {
 		return nil // not reached: the same text was read before
 	}
 	f := &findings{file: d.Name, root: root}
-	for i, s := range d.Gateway.GetServices() {
-		for _, method := range s.GetAllowedMethods() {
+	for i, s := range d.Gateway.Services {
+		for _, method := range s.Methods {
 			if !slices.Contains(knownMethods, method) {
 				f.add(f.item(fmt.Sprintf("services[%d].allowed_methods", i), method), methodFault(method))
 			}
 		}
 	}
-	if d.Gateway.GetTokens().GetLease().AsDuration() > 0 {
+	if d.Gateway.Tokens.Lease > 0 {
 		f.add("tokens.lease", faultf("remove it", "it has no effect: Envoy checks tokens by itself (--module)"))
 	}
 	return f.sorted()

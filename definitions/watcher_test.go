@@ -49,8 +49,8 @@ func followWith(t *testing.T, config WatcherConfig) *followed {
 
 func good(d *Definitions) string {
 	report := "good"
-	for _, s := range d.Gateway.GetServices() {
-		report += " " + s.GetName()
+	for _, s := range d.Gateway.Services {
+		report += " " + s.Name
 	}
 	return report
 }

@@ -7,7 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 	"gatepost/xds"
 )
 
@@ -105,10 +105,10 @@ func (e *Explainer) answer(x *exchange, when string) *Answer {
 		a.Path, _, _ = strings.Cut(x.path, "?")
 	}
 	if i := e.index(x.route); i >= 0 {
-		s := e.definitions.Gateway.GetServices()[i]
+		s := e.served.Services[i]
 		a.Service = &Service{
-			Name: s.GetName(), File: e.definitions.Name, Line: e.definitions.Line(i), Path: s.GetPath(),
-			Public: !s.GetAuthenticate(), Methods: s.GetAllowedMethods(),
+			Name: s.Name, File: e.definitions.Name, Line: e.definitions.Line(i), Path: s.Path,
+			Public: !s.Authenticate, Methods: s.Methods,
 		}
 	}
 	if x.asked {
@@ -144,12 +144,10 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 }
 
 // addresses are a service's upstreams without their base path, which stands in the path.
-func addresses(s *gatewayv1.Service) []string {
-	out := make([]string, 0, len(s.GetUpstreams()))
-	for _, u := range s.GetUpstreams() {
-		scheme, rest, _ := strings.Cut(u, "://")
-		host, _, _ := strings.Cut(rest, "/")
-		out = append(out, scheme+"://"+host)
+func addresses(s *definitions.Service) []string {
+	out := make([]string, 0, len(s.Upstreams))
+	for _, u := range s.Upstreams {
+		out = append(out, u.Origin())
 	}
 	return out
 }
@@ -172,22 +170,22 @@ func (e *Explainer) index(route *routev3.Route) int {
 	if path != "/" {
 		path = strings.TrimSuffix(path, "/")
 	}
-	return slices.IndexFunc(e.definitions.Gateway.GetServices(), func(s *gatewayv1.Service) bool {
-		return strings.EqualFold(s.GetPath(), path)
+	return slices.IndexFunc(e.served.Services, func(s *definitions.Service) bool {
+		return strings.EqualFold(s.Path, path)
 	})
 }
 
 // taker is the service that a route was made for; nil for a route of the gateway's own.
-func (e *Explainer) taker(route *routev3.Route) *gatewayv1.Service {
+func (e *Explainer) taker(route *routev3.Route) *definitions.Service {
 	if i := e.index(route); i >= 0 {
-		return e.definitions.Gateway.GetServices()[i]
+		return e.served.Services[i]
 	}
 	return nil
 }
 
 // at is where a service is defined, for a sentence.
-func (e *Explainer) at(s *gatewayv1.Service) string {
-	i := slices.Index(e.definitions.Gateway.GetServices(), s)
+func (e *Explainer) at(s *definitions.Service) string {
+	i := slices.Index(e.served.Services, s)
 	return fmt.Sprintf("%s:%d", e.definitions.Name, e.definitions.Line(i))
 }
 

@@ -44,16 +44,19 @@ var ErrNotModelled = errors.New("this is not modelled")
 // Explainer answers for one set of definitions. It may be used from many goroutines at once.
 type Explainer struct {
 	definitions *definitions.Definitions
-	version     string
-	sessions    authz.Sessions
-	store       string // what the sessions are called
-	gateway     *Gateway
-	served      bool // the gateway serves what is explained
-	manager     *hcmv3.HttpConnectionManager
-	scopes      map[string]*routev3.VirtualHost // :: key → its routes
-	scopeKey    *scopeKeyOf
-	filters     []filter
-	unsure      []string
+	// served is what the gateway makes of the definitions: some services can be in their former form. The services have
+	// the order of the definitions.
+	served   *definitions.Gateway
+	version  string
+	sessions authz.Sessions
+	store    string // what the sessions are called
+	gateway  *Gateway
+	isServed bool // the gateway serves what is explained
+	manager  *hcmv3.HttpConnectionManager
+	scopes   map[string]*routev3.VirtualHost // :: key → its routes
+	scopeKey *scopeKeyOf
+	filters  []filter
+	unsure   []string
 }
 
 // New builds what Envoy would be served for the definitions. sessions, a token store, is asked whose a token is; nil:
@@ -68,19 +71,19 @@ func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, 
 	switch {
 	case sessions != nil:
 		e.sessions, e.store = sessions, "the token store"
-	case gateway != nil && (gateway.Named || e.served):
+	case gateway != nil && (gateway.Named || e.isServed):
 		e.sessions, e.store = gateway.Sessions, "the gateway on "+gateway.Address
 	}
 	return e, nil
 }
 
 // built makes an explainer that asks nobody.
-func built(d *definitions.Definitions, opts xds.Options) (*Explainer, error) {
-	snapshot, err := xds.Build(d.Gateway, opts)
+func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Options) (*Explainer, error) {
+	snapshot, err := xds.Build(served, opts)
 	if err != nil {
 		return nil, err
 	}
-	e := &Explainer{definitions: d, version: snapshot.Version}
+	e := &Explainer{definitions: d, served: served, version: snapshot.Version}
 	if err := e.read(snapshot); err != nil {
 		return nil, fmt.Errorf("reading Envoy's configuration: %w", err)
 	}
@@ -158,8 +161,10 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Answer, error) {
 // undecided tells what follows where it is not known whose the token is.
 func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*Answer, error) {
 	when := "the token is live"
-	service := e.taker(live.route)
-	needed := service.GetScopes()
+	var needed []string
+	if service := e.taker(live.route); service != nil {
+		needed = service.Scopes
+	}
 	if len(needed) > 0 {
 		when += " and has the scopes that are needed"
 	}
@@ -214,8 +219,8 @@ func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions
 // allScopes are all scopes of tokens that any service asks for.
 func (e *Explainer) allScopes() []string {
 	var all []string
-	for _, s := range e.definitions.Gateway.GetServices() {
-		all = append(all, s.GetScopes()...)
+	for _, s := range e.served.Services {
+		all = append(all, s.Scopes...)
 	}
 	return all
 }

@@ -219,19 +219,19 @@ func TestEveryServiceIsReached(t *testing.T) {
 	for range 30 {
 		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
 		e := explainerOf(t, text, liveSession{someScopes})
-		for _, s := range e.definitions.Gateway.GetServices() {
-			for _, method := range s.GetAllowedMethods() {
-				r := asked(method + " " + s.GetPath() + " [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]")
-				if listed := e.definitions.Gateway.GetOrigins(); len(listed) > 0 {
+		for _, s := range e.served.Services {
+			for _, method := range s.Methods {
+				r := asked(method + " " + s.Path + " [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]")
+				if listed := e.served.Origins; len(listed) > 0 {
 					r.Header = append(r.Header, Field{"Origin", listed[0]})
 				}
 				a, err := e.Explain(t.Context(), r)
 				if err != nil {
 					t.Fatal(err)
 				}
-				reached := a.Outcomes[0].Forward != nil && a.Service.Name == s.GetName()
+				reached := a.Outcomes[0].Forward != nil && a.Service.Name == s.Name
 				if reached != definitions.TakenOverHTTP1(method) {
-					t.Errorf("%s %s reaches %q: %t (%s)\n%s", method, s.GetPath(), s.GetName(), reached, outcome(a.Outcomes[0]), text)
+					t.Errorf("%s %s reaches %q: %t (%s)\n%s", method, s.Path, s.Name, reached, outcome(a.Outcomes[0]), text)
 				}
 			}
 		}

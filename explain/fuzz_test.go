@@ -74,9 +74,9 @@ func resources(t testing.TB, text string) []proto.Message {
 	if err != nil || len(e.unsure) > 0 {
 		t.Fatalf("cannot be explained: %v %v\n%s", err, e.unsure, text)
 	}
-	for _, s := range d.Gateway.GetServices() {
-		if a, err := e.Explain(t.Context(), Request{Target: s.GetPath(), Header: []Field{{"Host", "h"}}}); err != nil || a.Service.Name != s.GetName() {
-			t.Fatalf("%s is not taken by %q: %+v %v\n%s", s.GetPath(), s.GetName(), a, err, text)
+	for _, s := range d.Gateway.Services {
+		if a, err := e.Explain(t.Context(), Request{Target: s.Path, Header: []Field{{"Host", "h"}}}); err != nil || a.Service.Name != s.Name {
+			t.Fatalf("%s is not taken by %q: %+v %v\n%s", s.Path, s.Name, a, err, text)
 		}
 	}
 	return all

@@ -7,7 +7,6 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
-	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
 	"gatepost/definitions"
@@ -32,15 +31,15 @@ type Gateway struct {
 // the services. Else, or without a gateway, they are taken as they are.
 func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer, error) {
 	if g != nil {
-		served := opts
-		served.Withheld = g.Status.GetWithheld()
-		e, err := built(g.served(d), served)
+		withheld := opts
+		withheld.Withheld = g.Status.GetWithheld()
+		e, err := builtAs(d, g.Status.GetFormer(), withheld)
 		if err == nil && e.version == g.Status.GetVersion() {
-			e.gateway, e.served = g, true
+			e.gateway, e.isServed = g, true
 			return e, nil
 		}
 	}
-	e, err := built(d, opts)
+	e, err := built(d, d.Gateway, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -48,17 +47,13 @@ func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer
 	return e, nil
 }
 
-// served are the definitions with the services in their former form that the gateway serves in that. They keep their
-// places in the file.
-func (g *Gateway) served(d *definitions.Definitions) *definitions.Definitions {
-	served := *d
-	served.Gateway = proto.CloneOf(d.Gateway)
-	for i, s := range served.Gateway.GetServices() {
-		if former := named(g.Status.GetFormer(), s.GetName()); former != nil {
-			served.Gateway.Services[i] = former
-		}
+// builtAs makes an explainer of the definitions with some services in their former form.
+func builtAs(d *definitions.Definitions, former []*gatewayv1.Service, opts xds.Options) (*Explainer, error) {
+	served, err := d.WithServices(former)
+	if err != nil {
+		return nil, err
 	}
-	return &served
+	return built(d, served.Gateway, opts)
 }
 
 // named returns the service of a name, or nil.
@@ -103,7 +98,7 @@ func (e *Explainer) running() *Running {
 		return nil
 	}
 	s := e.gateway.Status
-	return &Running{e.gateway.Address, s.GetVersion(), s.GetSource(), e.served, s.GetRejected()}
+	return &Running{e.gateway.Address, s.GetVersion(), s.GetSource(), e.isServed, s.GetRejected()}
 }
 
 // rejected is why a gateway does not serve the newest definitions as they are.
@@ -145,8 +140,8 @@ func (e *Explainer) servedStep(s *Service, add func(part, format string, args ..
 
 // orMend is what to change about a service; where the gateway serves its former form, what stands in the file may be
 // right already, and Envoy must take it first.
-func (e *Explainer) orMend(s *gatewayv1.Service, change string) string {
-	if !e.served || s == nil || named(e.gateway.Status.GetFormer(), s.GetName()) == nil || !strings.Contains(change, e.at(s)) {
+func (e *Explainer) orMend(s *definitions.Service, change string) string {
+	if !e.isServed || s == nil || named(e.gateway.Status.GetFormer(), s.Name) == nil || !strings.Contains(change, e.at(s)) {
 		return change
 	}
 	return fmt.Sprintf("mend what Envoy refuses about %s; this follows from the form that it had before", e.at(s))

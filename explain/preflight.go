@@ -5,12 +5,12 @@ import (
 	"slices"
 	"strings"
 
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // preflightWords say what a browser makes of the response to a preflight (Fetch standard, "CORS-preflight fetch"), and
 // what to change if it does not send the request.
-func (e *Explainer) preflightWords(x *exchange, service *gatewayv1.Service) (why, change string) {
+func (e *Explainer) preflightWords(x *exchange, service *definitions.Service) (why, change string) {
 	if x.origin == "" {
 		return "a browser will not make the call: its origin is not on the list", e.listOrigin(x)
 	}
@@ -54,9 +54,9 @@ func listed(list, value string, equal func(a, b string) bool) bool {
 }
 
 // addMethod says how to allow a method. The gateway's own paths have the methods that they have.
-func (e *Explainer) addMethod(method string, service *gatewayv1.Service) string {
+func (e *Explainer) addMethod(method string, service *definitions.Service) string {
 	if service == nil {
 		return "send a method that is allowed"
 	}
-	return fmt.Sprintf("add %s to allowed_methods of %q at %s", method, service.GetName(), e.at(service))
+	return fmt.Sprintf("add %s to allowed_methods of %q at %s", method, service.Name, e.at(service))
 }

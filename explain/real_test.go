@@ -250,13 +250,13 @@ func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
 		text := d.definitions(w.addr, urls)
 		served := w.serve(text)
 		w.awaitServed(t, served)
-		paths := []string{served.Gateway.GetTokens().GetPath()}
-		for _, s := range served.Gateway.GetServices() {
-			paths = append(paths, s.GetPath(), s.GetPath())
+		paths := []string{served.Gateway.Tokens.Path}
+		for _, s := range served.Gateway.Services {
+			paths = append(paths, s.Path, s.Path)
 		}
 		with, without := w.explainer(served, w.sessions), w.explainer(served, nil)
 		for range requests / sets {
-			r := d.request(paths, credentials, served.Gateway.GetIdentity().GetUserHeader())
+			r := d.request(paths, credentials, served.Gateway.Identity.UserHeader)
 			seen[w.compare(t, with, without, r)]++
 			if d.chance(4) { // a decision that Envoy remembers is the same
 				w.compare(t, with, without, r)

@@ -15,7 +15,7 @@ type unreadToken struct {
 
 // unreadTokenOf returns the first such token of a request; nil: it has none.
 func (e *Explainer) unreadTokenOf(x *exchange) *unreadToken {
-	read := e.definitions.Gateway.GetTokens().GetSubprotocol()
+	read := e.served.Tokens.Subprotocol
 	for one := range strings.SplitSeq(x.client.value("sec-websocket-protocol"), ",") {
 		one = strings.Trim(one, " \t")
 		if read != "" && strings.HasPrefix(one, read+".") {
@@ -36,7 +36,7 @@ func (t *unreadToken) step(e *Explainer, x *exchange) string {
 		place = fmt.Sprintf("after %q", t.name+".")
 	}
 	says := fmt.Sprintf("a token (%s) is offered as a subprotocol %s and is not read: tokens.subprotocol is ", t.fingerprint, place)
-	if read := e.definitions.Gateway.GetTokens().GetSubprotocol(); read != "" {
+	if read := e.served.Tokens.Subprotocol; read != "" {
 		says += read
 	} else {
 		says += "not set"
@@ -49,7 +49,7 @@ func (t *unreadToken) step(e *Explainer, x *exchange) string {
 
 // change says how the token can be read.
 func (t *unreadToken) change(e *Explainer) string {
-	if read := e.definitions.Gateway.GetTokens().GetSubprotocol(); read != "" {
+	if read := e.served.Tokens.Subprotocol; read != "" {
 		return fmt.Sprintf("offer it as %s.TOKEN", read)
 	}
 	name := t.name

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"strings"
 
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // steps says what was decided, in order.
@@ -57,7 +57,7 @@ func (e *Explainer) methodStep(x *exchange, a *Answer, add func(part, format str
 
 func (e *Explainer) originStep(x *exchange, add func(part, format string, args ...any)) {
 	origin, there := x.header.get("origin")
-	listed := e.definitions.Gateway.GetOrigins()
+	listed := e.served.Origins
 	switch {
 	case len(listed) == 0 && there && origin != "":
 		add("origin", "%s may read the answer: no origins are listed, so every page may call", origin)
@@ -83,7 +83,7 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 		}
 	}
 	service := e.taker(x.route)
-	if service == nil || !service.GetAuthenticate() || !x.checked {
+	if service == nil || !service.Authenticate || !x.checked {
 		return
 	}
 	switch x.reason {
@@ -94,7 +94,7 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 	case "token_unknown":
 		add("token", "%s was never issued, has expired or was revoked, says %s", x.token, e.store)
 	case "scope_missing":
-		add("token", "%s is live, says %s, and has not all of the scopes %s", x.token, e.store, strings.Join(service.GetScopes(), ", "))
+		add("token", "%s is live, says %s, and has not all of the scopes %s", x.token, e.store, strings.Join(service.Scopes, ", "))
 	case "store_unavailable":
 		add("token", "%s has the right form; %s could not tell whose it is", x.token, e.store)
 	case "", "withheld":
@@ -125,10 +125,10 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 		return "forwarded", "the token handler of Gatepost answers", ""
 	case x.forward != nil:
 		its := "its upstream responds"
-		if len(service.GetUpstreams()) > 1 {
+		if len(service.Upstreams) > 1 {
 			its = "its upstreams respond"
 		}
-		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.GetName(), its), ""
+		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, its), ""
 	case isVersion(x.route):
 		return "version", "this path tells which version Envoy serves", ""
 	case x.reply.status == 405:
@@ -143,11 +143,11 @@ func (e *Explainer) words(x *exchange) (reason, why, change string) {
 	return "answered", "Envoy answers by itself", ""
 }
 
-func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, change string) {
-	path := e.definitions.Gateway.GetTokens().GetPath()
+func (e *Explainer) denialWords(x *exchange, service *definitions.Service) (why, change string) {
+	path := e.served.Tokens.Path
 	switch x.reason {
 	case "withheld":
-		return fmt.Sprintf("the service %q is served without its upstreams, because Envoy refuses them: %s", service.GetName(), e.rejected()),
+		return fmt.Sprintf("the service %q is served without its upstreams, because Envoy refuses them: %s", service.Name, e.rejected()),
 			fmt.Sprintf("mend what Envoy refuses about %s", e.at(service))
 	case "origin_refused":
 		return "only listed origins may call, whatever the path", e.listOrigin(x)
@@ -155,9 +155,9 @@ func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, c
 		if service == nil {
 			return "nothing here takes WebSockets", "ask for the path of a service that does"
 		}
-		return fmt.Sprintf("the service %q takes no WebSockets", service.GetName()), fmt.Sprintf("set websocket: true at %s", e.at(service))
+		return fmt.Sprintf("the service %q takes no WebSockets", service.Name), fmt.Sprintf("set websocket: true at %s", e.at(service))
 	case "token_missing":
-		why = fmt.Sprintf("the service %q needs a token", service.GetName())
+		why = fmt.Sprintf("the service %q needs a token", service.Name)
 		if unread := e.unreadTokenOf(x); unread != nil {
 			return why, unread.change(e)
 		}
@@ -168,7 +168,7 @@ func (e *Explainer) denialWords(x *exchange, service *gatewayv1.Service) (why, c
 	case "token_unknown":
 		return "the token opens nothing (any more)", fmt.Sprintf("log in again: POST %s", path)
 	case "scope_missing":
-		return fmt.Sprintf("the token's session has not all of the scopes that %q needs: %s", service.GetName(), strings.Join(service.GetScopes(), ", ")),
+		return fmt.Sprintf("the token's session has not all of the scopes that %q needs: %s", service.Name, strings.Join(service.Scopes, ", ")),
 			fmt.Sprintf("have the user service grant them at login, or change scopes at %s", e.at(service))
 	case "store_unavailable":
 		return "the token store could not be asked, which is no word about the token", "see that the store is up"
@@ -187,7 +187,7 @@ func (e *Explainer) listOrigin(x *exchange) string {
 	return fmt.Sprintf("send the Origin of a listed page, or remove origins from %s to let everyone call", e.definitions.Name)
 }
 
-func (e *Explainer) allowMethod(x *exchange, service *gatewayv1.Service) string {
+func (e *Explainer) allowMethod(x *exchange, service *definitions.Service) string {
 	allowed := x.reply.header.value("allow")
 	if service == nil {
 		return "send " + strings.ReplaceAll(allowed, ", ", " or ")
@@ -195,13 +195,13 @@ func (e *Explainer) allowMethod(x *exchange, service *gatewayv1.Service) string 
 	if x.method == "OPTIONS" && x.header.value("access-control-request-method") == "" {
 		return "a preflight has Origin and Access-Control-Request-Method; any other OPTIONS must be in allowed_methods"
 	}
-	return fmt.Sprintf("add %s to allowed_methods of %q at %s, or send %s", x.method, service.GetName(), e.at(service), strings.ReplaceAll(allowed, ", ", " or "))
+	return fmt.Sprintf("add %s to allowed_methods of %q at %s, or send %s", x.method, service.Name, e.at(service), strings.ReplaceAll(allowed, ", ", " or "))
 }
 
 func (e *Explainer) definePath(x *exchange) string {
 	path, _, _ := strings.Cut(x.path, "?")
-	if s := e.definitions.Nearest(path); s != nil {
-		return fmt.Sprintf("did you mean %s, the path of %q at %s?", s.GetPath(), s.GetName(), e.at(s))
+	if s := e.served.Nearest(path); s != nil {
+		return fmt.Sprintf("did you mean %s, the path of %q at %s?", s.Path, s.Name, e.at(s))
 	}
 	return fmt.Sprintf("define a service with this path in %s", e.definitions.Name)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"gatepost/envoy"
 	"gatepost/redisconn"
@@ -14,8 +15,8 @@ import (
 type Config struct {
 	// Definitions is the definitions file. Empty: the definitions are the newest revision in Redis.
 	Definitions string
-	// Listen is the address, as ip:port, on which Envoy takes requests. Empty: the one in the definitions.
-	Listen string
+	// Listen is the address on which Envoy accepts requests. The zero address is the one in the definitions.
+	Listen netip.AddrPort
 	// Redis keeps the tokens, and the definitions if they are not in a file. Nil: tokens are in the embedded store in Data.
 	Redis *redisconn.Options
 	// Data is the folder of the embedded store and of the last good definitions. Required.

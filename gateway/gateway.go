@@ -22,7 +22,6 @@ import (
 	"gatepost/definitions"
 	"gatepost/envoy"
 	"gatepost/envoy/module"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
 	"gatepost/tokens/seen"
@@ -40,16 +39,16 @@ type Gateway struct {
 	runner   *envoy.Runner // runs our own Envoy; nil: something else starts Envoy
 	lock     *os.File      // holds the data folder; nil: it cannot be locked
 
-	module   *envoyModule                      // how Envoy checks tokens by itself
-	store    *tokenStore                       // sessions, by their tokens
-	seen     *seen.Sampler                     // when sessions were last used
-	checker  *authz.Server                     // may this request pass
-	login    atomic.Pointer[endpoint.Settings] // the token settings of the active definitions
-	endpoint *endpoint.Handler                 // the calls under /token
-	control  *xds.Server                       // the configuration of the Envoys
-	applier  *apply.Applier                    // which definitions are in force
-	redis    *redisSource                      // the definitions in Redis; nil: they are in a file
-	source   source                            // where definitions come from
+	module   *envoyModule                       // how Envoy checks tokens by itself
+	store    *tokenStore                        // sessions, by their tokens
+	seen     *seen.Sampler                      // when sessions were last used
+	checker  *authz.Server                      // may this request pass
+	login    atomic.Pointer[definitions.Tokens] // the token settings of the active definitions
+	endpoint *endpoint.Handler                  // the calls under /token
+	control  *xds.Server                        // the configuration of the Envoys
+	applier  *apply.Applier                     // which definitions are in force
+	redis    *redisSource                       // the definitions in Redis; nil: they are in a file
+	source   source                             // where definitions come from
 
 	tls      *mutualTLS     // of the next two; nil: none
 	grpc     *grpc.Server   // ext_authz, xDS and gRPC health
@@ -97,7 +96,7 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 		return nil, err
 	}
 	if g.runner != nil && first != nil {
-		if err := awaitFree(ctx, config.XDSOptions().ListenAddress(first.Gateway)); err != nil {
+		if err := awaitFree(ctx, config.XDSOptions().ListenAddress(first.Gateway).String()); err != nil {
 			return nil, err
 		}
 	}
@@ -212,10 +211,10 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 }
 
 // activate gives the token handler and the store the settings of the definitions in force.
-func (g *Gateway) activate(login *endpoint.Settings, tokens *gatewayv1.Tokens) {
-	g.login.Store(login)
+func (g *Gateway) activate(tokens *definitions.Tokens) {
+	g.login.Store(tokens)
 	revocation := cache.Proven
-	if tokens.GetRevocation() == "prompt" {
+	if tokens.Revocation == definitions.RevocationPrompt {
 		revocation = cache.Prompt
 	}
 	g.store.SetRevocation(revocation)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin s
 		t.Fatal(err)
 	}
 	config := gateway.Config{
-		Definitions: file, Listen: listen, Data: filepath.Join(dir, "data"), Admin: envoytest.Addr(t),
+		Definitions: file, Listen: netip.MustParseAddrPort(listen), Data: filepath.Join(dir, "data"), Admin: envoytest.Addr(t),
 		Envoy: envoytest.Require(t), Concurrency: 1, Logger: slog.New(log),
 	}
 	g, err := gateway.New(t.Context(), config)

@@ -6,15 +6,15 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
+	"net/netip"
+	"reflect"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/authz"
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // The names of the resources that there is one of.
@@ -27,10 +27,7 @@ const (
 
 // VersionPath is where Envoy answers with the version of the routes that it serves, as a JSON string. It is
 // public and tells a hash, nothing else.
-const VersionPath = ownPath + "/version"
-
-// ownPath is the path that the gateway keeps for itself, with all below it.
-const ownPath = "/.gatepost"
+const VersionPath = definitions.OwnPath + "/version"
 
 // Options is what the configuration needs to know of its surroundings.
 type Options struct {
@@ -41,9 +38,9 @@ type Options struct {
 	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
 	// Empty: DefaultCAFile.
 	CAFile string
-	// Listen is an address, as ip:port, that Envoy listens on instead of the one in the definitions, so that several
-	// gateways on a machine can share definitions. Empty: the one in the definitions.
-	Listen string
+	// Listen is the address that Envoy listens on instead of the one in the definitions, so that several gateways on a
+	// machine can share definitions. The zero address is the one in the definitions.
+	Listen netip.AddrPort
 	// Module is how Envoy checks tokens by itself. The zero Module: not at all.
 	Module Module
 	// Withheld are the names of services whose upstreams Envoy has refused: their paths answer 503 to whoever
@@ -51,38 +48,45 @@ type Options struct {
 	Withheld []string
 }
 
-// ListenAddress returns the address on which an Envoy with these options takes requests, as ip:port.
-func (o Options) ListenAddress(gw *gatewayv1.Gateway) string { return cmp.Or(o.Listen, gw.GetListen()) }
+// ListenAddress returns the address on which an Envoy with these options accepts requests.
+func (o Options) ListenAddress(gw *definitions.Gateway) netip.AddrPort {
+	return cmp.Or(o.Listen, gw.Listen)
+}
 
 // DefaultCAFile is where Debian, Ubuntu, Alpine and the official Envoy images keep the system's roots.
 const DefaultCAFile = "/etc/ssl/certs/ca-certificates.crt"
 
-// Build makes Envoy's configuration from definitions in which every default is filled in. It is pure and
-// deterministic: the same definitions, in whatever order their services are, make the same Snapshot. What it
-// returns is valid and every reference in it leads somewhere; else it returns all that is wrong at once.
-func Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
+// Build makes Envoy's configuration from definitions. It is pure and deterministic: the order of the services has no
+// effect. Every resource that it returns satisfies Envoy's own rules (ValidateAll), and every reference in it leads to a
+// resource. Otherwise it returns all errors at once. It does not check the definitions again.
+func Build(gw *definitions.Gateway, opts Options) (*Snapshot, error) {
 	return new(Builder).Build(gw, opts)
 }
 
-// Builder builds one configuration after the other, each as [Build] does, and takes over from the last one what is the
-// same. A service is the same where it is the same message: with ten thousand services and a change of one, only that one
-// is looked into. So definitions are not to be changed once they were given to a Builder. The zero Builder is ready. It is
-// safe for concurrent use.
+// Builder builds successive configurations as [Build] does, and reuses the unchanged resources of the last one. A service
+// is unchanged if its pointer is: with ten thousand services and a change of one, only that one is rebuilt. The zero
+// Builder is ready for use. It is safe for concurrent use.
 type Builder struct {
 	mu    sync.Mutex
 	last  built
 	shelf shelf // goes from one to the next
 }
 
-// built is what a Build has made, and of what.
+// built is the result of a Build and its input.
 type built struct {
-	common   string // names all that is the same for every service; empty: nothing was built yet
-	services []*gatewayv1.Service
+	common   *common // nil if nothing was built yet
+	services []*definitions.Service
 	view
 }
 
-// Build is [Build]. Where it fails, the Builder is as it was before.
-func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) {
+// common is the part of the input that affects every service.
+type common struct {
+	gateway definitions.Gateway // without the services
+	opts    Options
+}
+
+// Build is [Build]. If it fails, the Builder is unchanged.
+func (b *Builder) Build(gw *definitions.Gateway, opts Options) (*Snapshot, error) {
 	if opts.CAFile == "" {
 		opts.CAFile = DefaultCAFile
 	}
@@ -93,16 +97,15 @@ func (b *Builder) Build(gw *gatewayv1.Gateway, opts Options) (*Snapshot, error) 
 	if err != nil {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
 	}
-	b.last = built{one.common, slices.Clone(gw.GetServices()), snapshot.view} // whoever exchanges one in the list is heard
+	b.last = built{one.common, gw.Services, snapshot.view}
 	return snapshot, nil
 }
 
 // builder holds what one Build goes through. It collects what is wrong rather than stop at the first.
 type builder struct {
-	gw   *gatewayv1.Gateway
-	opts Options
-	// common names all that is the same for every service.
-	common string
+	gw     *definitions.Gateway
+	opts   Options
+	common *common
 	// version is the one that the beacon tells; empty until it is known.
 	version string
 	shelf   *shelf
@@ -115,17 +118,15 @@ type builder struct {
 
 // snapshot makes what differs from what was built last.
 func (b *builder) snapshot(last built) (*Snapshot, error) {
-	b.common = b.nameCommon()
-	if last.common != b.common {
-		last = built{}
+	if b.opts.GRPCCluster == "" || b.opts.HTTPCluster == "" {
+		return nil, errors.New("options: the clusters of Gatepost itself have no names")
 	}
-	gone, come := difference(last.services, b.gw.GetServices())
-	if err := checkDefinitions(b.gw, come, b.opts); err != nil {
-		return nil, err
+	b.common = &common{*b.gw, b.opts}
+	b.common.gateway.Services = nil
+	if !reflect.DeepEqual(last.common, b.common) {
+		last = built{view: b.frame()}
 	}
-	if last.common == "" {
-		last.view = b.frame()
-	}
+	gone, come := difference(last.services, b.gw.Services)
 	next := last.view
 	next.clusters = next.clusters.with(b.clusters(gone, come))
 	next.clusters.seal()
@@ -153,27 +154,26 @@ func (b *builder) tell(version string, routes set, scopes *scopes) set {
 func (b *builder) frame() view {
 	v := view{}
 	b.about = "listener"
-	if l := b.listener(); l != nil {
-		v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
-		v.listeners.seal()
-	}
+	l := b.listener()
+	v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
+	v.listeners.seal()
 	b.about = "clusters"
 	v.clusters = v.clusters.with(map[string]*resource{nowhere: b.finish(withoutEndpoint(nowhere))})
 	scopes := b.scopes(v.clusters)
-	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.GetTokens().GetPath()), nil)).with(scopes.of(scopeOf("/"), nil))
+	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.Tokens.Path), nil)).with(scopes.of(scopeOf("/"), nil))
 	return v
 }
 
 // difference is which of the former services are there no more, and which of the present ones were not there. Mostly they
 // are many, and only some in the middle differ.
-func difference(former, present []*gatewayv1.Service) (gone, come []*gatewayv1.Service) {
+func difference(former, present []*definitions.Service) (gone, come []*definitions.Service) {
 	for len(former) > 0 && len(present) > 0 && former[0] == present[0] {
 		former, present = former[1:], present[1:]
 	}
 	for len(former) > 0 && len(present) > 0 && former[len(former)-1] == present[len(present)-1] {
 		former, present = former[:len(former)-1], present[:len(present)-1]
 	}
-	had := make(map[*gatewayv1.Service]bool, len(former))
+	had := make(map[*definitions.Service]bool, len(former))
 	for _, s := range former {
 		had[s] = true
 	}
@@ -189,23 +189,6 @@ func difference(former, present []*gatewayv1.Service) (gone, come []*gatewayv1.S
 		}
 	}
 	return gone, come
-}
-
-// nameCommon names all that the services share: whatever the definitions say beside the services, and the options.
-func (b *builder) nameCommon() string {
-	b.about = "definitions"
-	shared := new(gatewayv1.Gateway).ProtoReflect()
-	b.gw.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
-		if field.Name() != "services" {
-			shared.Set(field, value)
-		}
-		return true
-	})
-	named := hashed(b.content(shared.Interface()), b.opts.GRPCCluster, b.opts.HTTPCluster, b.opts.CAFile, b.opts.Listen, b.opts.Module.Library, b.opts.Module.Table)
-	for _, withheld := range b.opts.Withheld {
-		named.add(withheld)
-	}
-	return named.key()
 }
 
 // content is all that a message says: the same for messages that say the same.
@@ -268,5 +251,5 @@ func (b *builder) gate(rule authz.Rule) *anypb.Any {
 
 // checks reports whether Gatepost is asked about each request for a route with the rule.
 func (b *builder) checks(rule authz.Rule) bool {
-	return rule.Authenticate || len(b.gw.GetOrigins()) > 0
+	return rule.Authenticate || len(b.gw.Origins) > 0
 }

@@ -1,13 +1,7 @@
 package xds
 
 import (
-	"errors"
-	"fmt"
-	"net/netip"
-	"net/url"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -18,7 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 const (
@@ -34,7 +28,7 @@ const (
 const maxRequests = 4096
 
 // clusters makes one cluster for each service that has come. Those of the services that have gone are nil, by name.
-func (b *builder) clusters(gone, come []*gatewayv1.Service) map[string]*resource {
+func (b *builder) clusters(gone, come []*definitions.Service) map[string]*resource {
 	out := make(map[string]*resource, len(gone)+len(come))
 	for _, def := range gone {
 		if s := b.service(def); !s.withheld {
@@ -61,11 +55,7 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 }
 
 func (b *builder) cluster(s *service) *resource {
-	targets, err := upstreams(s.def.GetUpstreams())
-	if err != nil {
-		b.fail(err)
-		return &resource{}
-	}
+	targets := s.def.Upstreams
 	c := &clusterv3.Cluster{
 		Name:                          s.cluster,
 		AltStatName:                   statName(s),
@@ -81,7 +71,7 @@ func (b *builder) cluster(s *service) *resource {
 		},
 	}
 	discover(c, targets)
-	if targets[0].tls {
+	if targets[0].TLS {
 		b.secure(c, targets)
 	}
 	b.validate(c)
@@ -89,7 +79,7 @@ func (b *builder) cluster(s *service) *resource {
 }
 
 // discover says how Envoy comes to addresses: they are written down, or names are looked up again and again.
-func discover(c *clusterv3.Cluster, targets []upstream) {
+func discover(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	if !looksUp(targets) {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return
@@ -104,8 +94,8 @@ func discover(c *clusterv3.Cluster, targets []upstream) {
 }
 
 // looksUp reports whether upstreams have names that Envoy looks up.
-func looksUp(targets []upstream) bool {
-	return slices.ContainsFunc(targets, func(u upstream) bool { return !u.ip })
+func looksUp(targets []definitions.Upstream) bool {
+	return slices.ContainsFunc(targets, func(u definitions.Upstream) bool { return !u.IsIP })
 }
 
 func http1() *upstreamhttpv3.HttpProtocolOptions {
@@ -124,90 +114,20 @@ func http1() *upstreamhttpv3.HttpProtocolOptions {
 // ofNoUse is the name of the cluster as its own endpoints have it: required, and read of endpoints that come by themselves (EDS).
 const ofNoUse = "-"
 
-func endpoints(targets []upstream) *endpointv3.ClusterLoadAssignment {
+func endpoints(targets []definitions.Upstream) *endpointv3.ClusterLoadAssignment {
 	group := &endpointv3.LocalityLbEndpoints{}
 	several := len(tlsHosts(targets)) > 1
 	for _, u := range targets {
 		e := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
 			Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-				Address:       u.host,
-				PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: u.port},
+				Address:       u.Host,
+				PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(u.Port)},
 			}}},
 		}}}
 		if several {
-			e.Metadata = hostMetadata(u.host)
+			e.Metadata = hostMetadata(u.Host)
 		}
 		group.LbEndpoints = append(group.LbEndpoints, e)
 	}
 	return &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
-}
-
-// upstream is one address of a service.
-type upstream struct {
-	tls  bool
-	host string // lower case; an address without brackets
-	ip   bool
-	port uint32
-	base string // the path, without a slash at its end
-}
-
-func (u upstream) String() string {
-	return fmt.Sprintf("%v %s %d", u.tls, u.host, u.port)
-}
-
-// upstreams reads a service's addresses, which may differ in host and port alone. They come back sorted: the
-// order in which they are written down means nothing.
-func upstreams(raw []string) ([]upstream, error) {
-	var out []upstream
-	var errs []error
-	for _, r := range raw {
-		u, err := parseUpstream(r)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if len(out) > 0 && (u.tls != out[0].tls || u.base != out[0].base) {
-			errs = append(errs, fmt.Errorf("upstream %q differs from the first in more than host and port", r))
-		}
-		out = append(out, u)
-	}
-	slices.SortFunc(out, func(a, b upstream) int {
-		return strings.Compare(a.host+":"+strconv.Itoa(int(a.port)), b.host+":"+strconv.Itoa(int(b.port)))
-	})
-	return slices.Compact(out), errors.Join(errs...)
-}
-
-func parseUpstream(raw string) (upstream, error) {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return upstream{}, fmt.Errorf("upstream: %w", err)
-	}
-	switch {
-	case u.Scheme != "http" && u.Scheme != "https":
-		return upstream{}, fmt.Errorf("upstream %q is neither http nor https", raw)
-	case u.Hostname() == "", strings.ContainsAny(u.Hostname(), "%* "):
-		return upstream{}, fmt.Errorf("upstream %q has no host that can be called", raw)
-	case u.User != nil, u.RawQuery != "", u.ForceQuery, u.Fragment != "":
-		return upstream{}, fmt.Errorf("upstream %q has more than a host, a port and a path", raw)
-	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	number, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || number == 0 {
-		return upstream{}, fmt.Errorf("upstream %q has a port that is none", raw)
-	}
-	base := strings.TrimRight(u.EscapedPath(), "/")
-	if base != "" && !plainPath(strings.ReplaceAll(base, "%", "")) {
-		return upstream{}, fmt.Errorf("upstream %q has a path that cannot be put before another", raw)
-	}
-	_, notIP := netip.ParseAddr(u.Hostname())
-	return upstream{
-		tls:  u.Scheme == "https",
-		host: strings.ToLower(u.Hostname()),
-		ip:   notIP == nil,
-		port: uint32(number),
-		base: base,
-	}, nil
 }

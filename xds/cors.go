@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
@@ -21,17 +22,17 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	if policy := b.policies[key]; policy != nil {
 		return policy
 	}
-	cors := b.gw.GetCors()
+	cors := &b.gw.Cors
 	policy := &corsv3.CorsPolicy{
-		AllowOriginStringMatch: allowedOrigins(b.gw.GetOrigins()),
+		AllowOriginStringMatch: allowedOrigins(b.gw.Origins),
 		AllowMethods:           allowed,
-		AllowHeaders:           strings.Join(cors.GetAllowHeaders(), ","),
+		AllowHeaders:           strings.Join(cors.AllowHeaders, ","),
 		ExposeHeaders:          exposed,
-		MaxAge:                 strconv.FormatInt(cors.GetMaxAge().GetSeconds(), 10),
+		MaxAge:                 strconv.FormatInt(int64(cors.MaxAge/time.Second), 10),
 		// A preflight of another origin is answered too, without leave, and never forwarded.
 		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
 	}
-	if cors.GetAllowCredentials() {
+	if cors.AllowCredentials {
 		policy.AllowCredentials = wrapperspb.Bool(true)
 	}
 	packed := b.pack(policy)
@@ -46,7 +47,7 @@ const challengeHeader = "www-authenticate"
 // exposed returns the answer headers that a page may read: the given ones and those of the definitions, each once.
 func (b *builder) exposed(own ...string) []string {
 	var out []string
-	for _, h := range slices.Concat(own, b.gw.GetCors().GetExposeHeaders()) {
+	for _, h := range slices.Concat(own, b.gw.Cors.ExposeHeaders) {
 		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
 			out = append(out, h)
 		}

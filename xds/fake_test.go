@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+
+	"gatepost/definitions"
 )
 
 // quick are times that a test need not wait for.
@@ -329,7 +331,7 @@ func refusing(typeURL, name, reason string) func(*discoveryv3.DeltaDiscoveryResp
 func refusingVersion(s *Snapshot, reason string) func(*discoveryv3.DeltaDiscoveryResponse) string {
 	return func(resp *discoveryv3.DeltaDiscoveryResponse) string {
 		for _, r := range resp.GetResources() {
-			if r.GetVersion() == s.routes.get(ownPath).version {
+			if r.GetVersion() == s.routes.get(definitions.OwnPath).version {
 				return reason
 			}
 		}

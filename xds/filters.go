@@ -70,7 +70,7 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ValidateMutations:   true,
-		AllowedHeaders:      exactly(authz.CheckedHeaders(b.gw.GetTokens().GetCookie(), b.gw.GetTokens().GetSubprotocol())),
+		AllowedHeaders:      exactly(authz.CheckedHeaders(b.gw.Tokens.Cookie, b.gw.Tokens.Subprotocol)),
 		// The sidecar adds and removes headers, and never a path, a method or a host. Of x-envoy-* it has one.
 		DecoderHeaderMutationRules: &mutationrulesv3.HeaderMutationRules{
 			AllowExpression: &matcherv3.RegexMatcher{Regex: "^" + authz.HeaderStreamDuration + "$"},

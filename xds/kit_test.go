@@ -9,7 +9,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"gatepost/definitions"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -17,8 +16,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // testOptions are the names of the bootstrap's clusters, as package envoy gives them.
 var testOptions = Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http"}
 
-// parse reads definitions as a file would be.
-func parse(t testing.TB, text string) *gatewayv1.Gateway {
+// parse parses definitions that are known to be good.
+func parse(t testing.TB, text string) *definitions.Gateway {
 	t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
 	if err != nil {

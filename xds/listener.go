@@ -26,11 +26,7 @@ const (
 // there is a module: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
-	addr, err := listenAddress(b.opts.ListenAddress(b.gw))
-	if err != nil {
-		b.fail(err)
-		return nil
-	}
+	addr := b.opts.ListenAddress(b.gw)
 	l := &listenerv3.Listener{
 		Name: listenerName,
 		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // Module names the files, as Envoy sees them, by which Envoy checks tokens by itself; see envoy/module.
@@ -117,8 +117,8 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 	if flags == "" {
 		flags = "-"
 	}
-	header := b.gw.GetIdentity().GetUserHeader()
-	text := fmt.Sprintf("1 %s %d %s %s %016x", rule.ID, rule.Milliseconds(), flags, strings.ToLower(header), authz.ServiceID(rule.Service))
+	header := b.gw.Identity.UserHeader
+	text := fmt.Sprintf("1 %s %d %s %s %016x", rule.ID, rule.Milliseconds(), flags, header, authz.ServiceID(rule.Service))
 	if rule.ID == "" || len(header) > maxModuleHeader {
 		return nil
 	}
@@ -130,17 +130,17 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 // shared is the part of the rule that is the same for every route.
 func (b *builder) shared() authz.Shared {
 	return authz.Shared{
-		Origins:     b.gw.GetOrigins(),
-		Cookie:      b.gw.GetTokens().GetCookie(),
-		Subprotocol: b.gw.GetTokens().GetSubprotocol(),
-		UserHeader:  b.gw.GetIdentity().GetUserHeader(),
+		Origins:     b.gw.Origins,
+		Cookie:      b.gw.Tokens.Cookie,
+		Subprotocol: b.gw.Tokens.Subprotocol,
+		UserHeader:  b.gw.Identity.UserHeader,
 	}
 }
 
 // Probe returns a configuration for `envoy --mode validate` that loads the module and gives it the configuration of a route. It opens
 // no port that matters: a validation listens nowhere.
 func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
-	gw := &gatewayv1.Gateway{Identity: &gatewayv1.Identity{UserHeader: "x-user-id"}}
+	gw := &definitions.Gateway{Identity: definitions.Identity{UserHeader: "x-user-id"}}
 	b := &builder{gw: gw, opts: Options{Module: m}, about: "module"}
 	route := answer("module", prefix("/"), 200, b.pack(authz.Unchecked()))
 	route.TypedPerFilterConfig = map[string]*anypb.Any{filterModule: b.moduleOn(b.identify(authz.Rule{Service: "probe", Authenticate: true}))}

@@ -455,7 +455,7 @@ func TestEveryHeaderThatACheckReceivesIsAnInput(t *testing.T) {
 		gw := parse(t, "origins: [\"https://shop.example\"]\ntokens: {"+more+"}\nservices: []")
 		b := &builder{gw: gw}
 		inputs := append(b.shared().ModuleInputs(), "authorization", "x-request-id")
-		told := authz.CheckedHeaders(gw.GetTokens().GetCookie(), gw.GetTokens().GetSubprotocol())
+		told := authz.CheckedHeaders(gw.Tokens.Cookie, gw.Tokens.Subprotocol)
 		slices.Sort(inputs)
 		slices.Sort(told)
 		if !slices.Equal(inputs, told) {

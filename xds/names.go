@@ -11,6 +11,8 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
+
+	"gatepost/definitions"
 )
 
 // Until Envoy has looked up the names of a new cluster, it answers 503 for it, and it does not tell when it has. So the
@@ -131,7 +133,7 @@ func (r *rollout) resolvedRoutes() (routes set, held bool) {
 	if len(former) == 0 {
 		return r.target.routes, false
 	}
-	former[ownPath] = r.view.routes.get(ownPath)
+	former[definitions.OwnPath] = r.view.routes.get(definitions.OwnPath)
 	routes = r.target.routes.with(former)
 	routes.seal()
 	return routes, true

@@ -10,6 +10,7 @@ import (
 
 	"gatepost/authz"
 	"gatepost/convention"
+	"gatepost/definitions"
 )
 
 // tokenTimeout is how long an endpoint of the token handler may take, but for the login. It covers a revoke
@@ -23,15 +24,19 @@ var commonMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 // listed, and for no token: the handler reads the one that is shown. All else below the path is 404.
 func (b *builder) tokenRoutes() []*routev3.Route {
 	b.about = "tokens"
-	path := b.gw.GetTokens().GetPath()
-	login := timeoutOf(b.gw.GetTokens().GetAuthenticator())
+	path := b.gw.Tokens.Path
+	authenticator := b.gw.Tokens.Authenticator
+	if authenticator == nil {
+		authenticator = new(definitions.Authenticator)
+	}
+	login := loginTimeout(authenticator)
 	var out []*routev3.Route
 	add := func(name string, at *routev3.RouteMatch, rewrite string, timeout time.Duration, methods ...string) {
 		out = append(out, b.surface(surface{
 			name:    name,
 			at:      []*routev3.RouteMatch{at},
 			methods: methods,
-			expose:  b.exposed("token", "expires_in", b.gw.GetTokens().GetAuthenticator().GetUserHeader(), challengeHeader),
+			expose:  b.exposed("token", "expires_in", authenticator.UserHeader, challengeHeader),
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
 
@@ -58,7 +63,7 @@ func (b *builder) catchAll() []*routev3.Route {
 func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route {
 	open := b.gate(authz.Rule{Service: name})
 	return []*routev3.Route{
-		preflight(name, at, b.corsPolicy(commonMethods, b.gw.GetCors().GetExposeHeaders()), open),
+		preflight(name, at, b.corsPolicy(commonMethods, b.gw.Cors.ExposeHeaders), open),
 		answer(name+" 404", at, 404, open),
 	}
 }

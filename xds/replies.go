@@ -13,7 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/convention"
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // reply is what an answer of Envoy's own says: one to a request that goes wrong, or one of a route (see answer).
@@ -64,14 +64,14 @@ const tooLargeHeaders = "The headers of the request are too large."
 // localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for which an origin was
 // sent that is on the list is told apart: a page of another origin is not to read it. Some of these answers
 // are made before any filter has seen the request, so that the CORS filter is of no help.
-func localReplies(gw *gatewayv1.Gateway) *hcmv3.LocalReplyConfig {
+func localReplies(gw *definitions.Gateway) *hcmv3.LocalReplyConfig {
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {
 		if r.text == "" {
 			config.Mappers = append(config.Mappers, r.unchanged())
 			continue
 		}
-		if listed := fromOneOf(gw.GetOrigins()); listed != nil {
+		if listed := fromOneOf(gw.Origins); listed != nil {
 			config.Mappers = append(config.Mappers, r.mapper(listed, readable(gw)), r.mapper(nil, nil))
 		} else {
 			config.Mappers = append(config.Mappers, r.mapper(nil, readable(gw)))
@@ -140,9 +140,9 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 // readable makes an answer of Envoy's own one that the page that asked may read. Without an Origin in the
 // request the value is empty, and Envoy adds no header with an empty value. A route that is open to listed
 // origins alone is guarded by ext_authz, so that no other origin comes as far as this.
-func readable(gw *gatewayv1.Gateway) []*corev3.HeaderValueOption {
+func readable(gw *definitions.Gateway) []*corev3.HeaderValueOption {
 	out := []*corev3.HeaderValueOption{setHeader("access-control-allow-origin", "%REQ(origin)%")}
-	if gw.GetCors().GetAllowCredentials() {
+	if gw.Cors.AllowCredentials {
 		out = append(out, setHeader("access-control-allow-credentials", "true"))
 	}
 	return out

@@ -91,14 +91,14 @@ func (b *builder) surface(s surface) []*routev3.Route {
 // mayOfferToken reports whether requests for s reach an upstream unchecked, and may contain a token in a subprotocol that
 // the upstream is not to get.
 func (b *builder) mayOfferToken(s surface) bool {
-	return b.gw.GetTokens().GetSubprotocol() != "" && !b.checks(s.rule) && !s.keepsToken
+	return b.gw.Tokens.Subprotocol != "" && !b.checks(s.rule) && !s.keepsToken
 }
 
 // offersToken is a copy of a public route for handshakes that offer the subprotocol of a token. Only these are checked:
 // Gatepost removes the token from the list and leaves the other subprotocols.
 func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Route {
 	twin := proto.CloneOf(route)
-	twin.Match = with(route.GetMatch(), contains(headerSubprotocols, b.gw.GetTokens().GetSubprotocol()))
+	twin.Match = with(route.GetMatch(), contains(headerSubprotocols, b.gw.Tokens.Subprotocol))
 	twin.TypedPerFilterConfig[filterAuthz] = b.pack(rule.With(b.shared()))
 	return twin
 }
@@ -111,7 +111,7 @@ func (b *builder) claims(s surface, to *routev3.RouteAction) []string {
 	if s.rule.Authenticate {
 		return nil
 	}
-	remove := []string{b.gw.GetIdentity().GetUserHeader()}
+	remove := []string{b.gw.Identity.UserHeader}
 	if b.mayOfferToken(s) && !takesUpgrades(to) {
 		remove = append(remove, headerSubprotocols)
 	}

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // A scope is the routes of all paths that begin with the same segment. Envoy finds it by that segment in a hash table, so
@@ -63,15 +63,15 @@ func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
 
 // changed makes each scope from which a service has gone or to which one has come. Resources that are no more are nil, by
 // name. The beacon's is among them, and tells no version yet.
-func (s *scopes) changed(gone, come []*gatewayv1.Service) map[string]*resource {
+func (s *scopes) changed(gone, come []*definitions.Service) map[string]*resource {
 	out := s.of(scopeOf(VersionPath), nil)
 	services := map[string][]*service{} // :: scope → all services in it
 	for _, def := range slices.Concat(gone, come) {
-		services[scopeOf(def.GetPath())] = nil
-		out["/"+firstSegment(def.GetPath())], out["/"+scopeOf(def.GetPath())] = nil, nil
+		services[scopeOf(def.Path)] = nil
+		out["/"+firstSegment(def.Path)], out["/"+scopeOf(def.Path)] = nil, nil
 	}
-	for _, def := range s.b.gw.GetServices() {
-		scope := scopeOf(def.GetPath())
+	for _, def := range s.b.gw.Services {
+		scope := scopeOf(def.Path)
 		if those, asked := services[scope]; asked {
 			services[scope] = append(those, s.b.service(def))
 		}
@@ -88,9 +88,6 @@ func (s *scopes) changed(gone, come []*gatewayv1.Service) map[string]*resource {
 func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Route, spellings []string) {
 	b := s.b
 	slices.SortStableFunc(services, byPath)
-	if err := checkPaths(services); err != nil {
-		b.errs = append(b.errs, err)
-	}
 	add := func(path string, more func() []*routev3.Route) {
 		if scopeOf(path) == scope {
 			spellings = append(spellings, firstSegment(path), scope)
@@ -98,7 +95,7 @@ func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Ro
 		}
 	}
 	add(VersionPath, b.beacon)
-	add(b.gw.GetTokens().GetPath(), b.tokenRoutes)
+	add(b.gw.Tokens.Path, b.tokenRoutes)
 	for _, one := range services {
 		add(one.path, func() []*routev3.Route { return b.serviceRoutes(one) })
 	}
@@ -121,7 +118,7 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 		return nil
 	}
 	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
-	if scope != firstSegment(ownPath) { // the beacon's scope has no more than it, for it is sent with each change
+	if scope != firstSegment(definitions.OwnPath) { // the beacon's scope has no more than it, for it is sent with each change
 		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
 		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
 		// What an upstream says of origins is not its to say: the CORS filter says it afterwards, and of what Envoy answers

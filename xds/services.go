@@ -10,28 +10,27 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
-	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/definitions"
 )
 
 // service is one service of the definitions.
 type service struct {
-	def  *gatewayv1.Service
+	def  *definitions.Service
 	path string
 	// withheld: nothing leads to its upstreams.
 	withheld bool
 	// cluster is the name of its cluster.
 	cluster string
-	base    string // the path on the upstream that stands for the service's root: "" or "/base"
 }
 
-func (s *service) String() string { return fmt.Sprintf("service %q", s.def.GetName()) }
+// base is the path on the upstreams, which differ only in host and port.
+func (s *service) base() string { return s.def.Upstreams[0].Base }
 
-// service reads a service of the definitions.
-func (b *builder) service(def *gatewayv1.Service) *service {
-	s := &service{def: def, path: def.GetPath(), withheld: b.opts.withheld(def.GetName())}
-	// The other upstreams differ in host and port alone, and what is wrong is said where they are all read.
-	first, _ := parseUpstream(def.GetUpstreams()[0])
-	s.base = first.base
+func (s *service) String() string { return fmt.Sprintf("service %q", s.def.Name) }
+
+// service returns what the resources of a service need.
+func (b *builder) service(def *definitions.Service) *service {
+	s := &service{def: def, path: def.Path, withheld: b.opts.withheld(def.Name)}
 	s.cluster = b.clusterName(s)
 	return s
 }
@@ -43,14 +42,13 @@ func (b *builder) clusterName(s *service) string {
 	if s.withheld {
 		return nowhere
 	}
-	name := clusterOf + s.def.GetName() + s.base
-	targets, _ := upstreams(s.def.GetUpstreams())
-	if !looksUp(targets) {
+	name := clusterOf + s.def.Name + s.base()
+	if !looksUp(s.def.Upstreams) {
 		return name
 	}
 	content := hashed(b.opts.CAFile)
-	for _, u := range targets {
-		content.add(u.String())
+	for _, u := range s.def.Upstreams {
+		content.add(fmt.Sprintf("%v %s %d", u.TLS, u.Host, u.Port))
 	}
 	return name + clusterHash + content.short()
 }
@@ -70,49 +68,49 @@ func statName(s *service) string {
 // surface is the service as clients see it.
 func (s *service) surface(b *builder) surface {
 	expose := b.exposed()
-	if s.def.GetAuthenticate() {
+	if s.def.Authenticate {
 		expose = b.exposed(challengeHeader)
 	}
 	return surface{
-		name:    s.def.GetName(),
+		name:    s.def.Name,
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
-		methods: s.def.GetAllowedMethods(),
+		methods: s.def.Methods,
 		expose:  expose,
-		hide:    []string{b.gw.GetIdentity().GetUserHeader()}, // an upstream that echoes its request would return the id
+		hide:    []string{b.gw.Identity.UserHeader}, // an upstream that echoes its request would return the id
 		rule: authz.Rule{
-			Service:      s.def.GetName(),
-			Authenticate: s.def.GetAuthenticate(),
-			Scopes:       s.def.GetScopes(),
-			ForwardToken: s.def.GetForwardToken(),
+			Service:      s.def.Name,
+			Authenticate: s.def.Authenticate,
+			Scopes:       s.def.Scopes,
+			ForwardToken: s.def.ForwardToken,
 			Longest:      s.longest(),
 		},
-		forward:    s.forwards(b.gw.GetTokens().GetLifetime()),
-		keepsToken: s.def.GetForwardToken(),
+		forward:    s.forwards(b.gw.Tokens.Lifetime),
+		keepsToken: s.def.ForwardToken,
 	}
 }
 
 // longest is how long a request lasts at most, from its first byte; 0 where it may become a WebSocket, which ends when
 // one of its sides ends it.
 func (s *service) longest() time.Duration {
-	if s.def.GetWebsocket() {
+	if s.def.WebSocket {
 		return 0
 	}
-	return requestTimeout + s.def.GetTimeout().AsDuration()
+	return requestTimeout + s.def.Timeout
 }
 
 // forwards gives the routes that a prefix needs, to come off cleanly: where nothing comes in its place two, `/orders` alone,
 // and `/orders/` with what follows. One route with the prefix `/orders` would send `//5` for `/orders/5`.
-func (s *service) forwards(lifetime *durationpb.Duration) []forward {
-	timeout := s.def.GetTimeout().AsDuration()
+func (s *service) forwards(lifetime time.Duration) []forward {
+	timeout := s.def.Timeout
 	to := func(rewrite string) *routev3.RouteAction {
 		action := forwardTo(s.cluster, rewrite, timeout)
-		if s.def.GetWebsocket() {
+		if s.def.WebSocket {
 			s.upgrade(action, lifetime)
 		}
 		return action
 	}
-	root := s.base
-	if s.def.GetKeepPrefix() && s.path != "/" {
+	root := s.base()
+	if s.def.KeepPrefix && s.path != "/" {
 		root += s.path
 	}
 	switch {
@@ -131,14 +129,14 @@ func (s *service) forwards(lifetime *durationpb.Duration) []forward {
 // not end one: it runs from the end of the request, and an upgraded request ends with the stream. Where a token is
 // needed the decision says how long the stream may live; that no token lives longer than tokens.lifetime is the
 // bound behind it.
-func (s *service) upgrade(action *routev3.RouteAction, lifetime *durationpb.Duration) {
+func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
 	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
-	if s.def.GetAuthenticate() {
-		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: lifetime}
+	if s.def.Authenticate {
+		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(lifetime)}
 	}
 }
 
-// timeoutOf is the time that the login may take: what the user service gets, and some for the rest.
-func timeoutOf(a *gatewayv1.Authenticator) time.Duration {
-	return a.GetTimeout().AsDuration() + 5*time.Second
+// loginTimeout is the timeout of the login: that of the user service, and some time for the rest.
+func loginTimeout(a *definitions.Authenticator) time.Duration {
+	return a.Timeout + 5*time.Second
 }

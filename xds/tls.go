@@ -7,6 +7,8 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"gatepost/definitions"
 )
 
 // hostKey is the key of an endpoint's metadata that picks the TLS settings of its host.
@@ -15,7 +17,7 @@ const hostKey = "host"
 // secure makes a cluster speak TLS. Each host is verified by its own name: a certificate of one upstream is no
 // good for another. Where there are several names, the endpoint's metadata picks the settings; an endpoint
 // that matched none would get those of the first name, and never plain text.
-func (b *builder) secure(c *clusterv3.Cluster, targets []upstream) {
+func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	hosts := tlsHosts(targets)
 	c.TransportSocket = b.tlsTo(hosts[0])
 	if len(hosts) == 1 {
@@ -23,27 +25,27 @@ func (b *builder) secure(c *clusterv3.Cluster, targets []upstream) {
 	}
 	for _, u := range hosts {
 		c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
-			Name:            u.host,
-			Match:           hostStruct(u.host),
+			Name:            u.Host,
+			Match:           hostStruct(u.Host),
 			TransportSocket: b.tlsTo(u),
 		})
 	}
 }
 
 // tlsHosts are the different hosts among the targets, if those speak TLS.
-func tlsHosts(targets []upstream) []upstream {
-	if len(targets) == 0 || !targets[0].tls {
+func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
+	if len(targets) == 0 || !targets[0].TLS {
 		return nil
 	}
-	return slices.CompactFunc(slices.Clone(targets), func(a, b upstream) bool { return a.host == b.host })
+	return slices.CompactFunc(slices.Clone(targets), func(a, b definitions.Upstream) bool { return a.Host == b.Host })
 }
 
 // tlsTo asks for a certificate that the system's roots vouch for and that names the host. Envoy does neither by
 // itself ("Server certificate verification is not enabled by default").
-func (b *builder) tlsTo(u upstream) *corev3.TransportSocket {
-	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.host)}
-	config := &tlsv3.UpstreamTlsContext{Sni: u.host}
-	if u.ip { // an address is no server name (RFC 6066 §3)
+func (b *builder) tlsTo(u definitions.Upstream) *corev3.TransportSocket {
+	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.Host)}
+	config := &tlsv3.UpstreamTlsContext{Sni: u.Host}
+	if u.IsIP { // an address is no server name (RFC 6066 §3)
 		config.Sni, san.SanType = "", tlsv3.SubjectAltNameMatcher_IP_ADDRESS
 	}
 	config.CommonTlsContext = &tlsv3.CommonTlsContext{

@@ -231,7 +231,7 @@ func TestAServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.status.Former = d.Gateway.GetServices()
+	r.status.Former = d.Gateway.Message().GetServices()
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "PUT")
 	says(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "DELETE")

@@ -16,7 +16,6 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/redisconn"
 )
 
@@ -164,7 +163,7 @@ func (a *change) conflict(err *revisions.Conflict) error {
 }
 
 // load returns what a revision says; nil where it is none, or is not valid any more: then all is new.
-func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*gatewayv1.Gateway, error) {
+func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*definitions.Gateway, error) {
 	if r.Number == 0 {
 		return nil, nil //nolint:nilnil // no revision says nothing
 	}
@@ -222,7 +221,7 @@ func diffCommand(s *settings) *cobra.Command {
 			}
 			defer closeStore()
 			name := "no revision"
-			var before *gatewayv1.Gateway
+			var before *definitions.Gateway
 			newest, err := store.Newest(c.Context())
 			switch {
 			case err == nil:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -29,7 +30,8 @@ type settings struct {
 	grpcTLS                                       string
 	cache, caFile, module                         string
 	pprof                                         bool
-	listen                                        string // as ip:port; empty: as the definitions say
+	listen                                        string
+	listenAddr                                    netip.AddrPort // listen, parsed; zero if it is not given
 	logLevel, logFormat                           string
 	// adminNamed says that --admin stands on the command line: whoever names a gateway wants that one to be asked. The
 	// environment does not say so; it is a container's, whether a gateway runs or not.
@@ -88,9 +90,9 @@ func (s *settings) fromEnvironment(flags *pflag.FlagSet, lookup func(string) (st
 	return failed
 }
 
-// readListen gives --listen the form that listen has in definitions.
+// readListen parses --listen.
 func (s *settings) readListen() (err error) {
-	if s.listen, err = definitions.ParseListen(s.listen); err != nil {
+	if s.listenAddr, err = definitions.ParseListen(s.listen); err != nil {
 		return usageError{fmt.Errorf("reading --listen: %w", err)}
 	}
 	return nil
@@ -105,7 +107,7 @@ var modes = map[string]gateway.ModuleMode{"auto": gateway.ModuleAuto, "on": gate
 // gatewayConfig returns the gateway that the settings describe, without a logger.
 func (s *settings) gatewayConfig() (gateway.Config, error) {
 	config := gateway.Config{
-		Definitions: s.config, Listen: s.listen, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
+		Definitions: s.config, Listen: s.listenAddr, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
 		GRPCTLS: s.grpcTLS, Admin: s.admin, Profiles: s.pprof, CAFile: s.caFile, Version: version,
 	}
 	if err := s.requireConfig(); err != nil {
@@ -152,7 +154,7 @@ func (s *settings) redisOptions() (*redisconn.Options, error) {
 
 // xdsOptions returns what a gateway with these settings builds Envoy's configuration with.
 func (s *settings) xdsOptions() xds.Options {
-	return gateway.Config{CAFile: s.caFile, Listen: s.listen}.XDSOptions()
+	return gateway.Config{CAFile: s.caFile, Listen: s.listenAddr}.XDSOptions()
 }
 
 // startLog returns the logger that the settings ask for, and the queue through which it writes to out. The caller closes

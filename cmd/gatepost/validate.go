@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"gatepost/definitions"
 	"gatepost/envoy"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/xds"
 )
 
@@ -90,10 +88,8 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 }
 
 // missingRoots says why Envoy cannot look at https upstreams on this machine: it reads their roots.
-func (s *settings) missingRoots(gw *gatewayv1.Gateway) string {
-	secured := slices.ContainsFunc(gw.GetServices(), func(service *gatewayv1.Service) bool {
-		return slices.ContainsFunc(service.GetUpstreams(), func(u string) bool { return strings.HasPrefix(u, "https://") })
-	})
+func (s *settings) missingRoots(gw *definitions.Gateway) string {
+	secured := slices.ContainsFunc(gw.Services, func(service *definitions.Service) bool { return service.Upstreams[0].TLS })
 	if _, err := os.Stat(s.caFile); err != nil && secured {
 		return fmt.Sprintf("the roots for https upstreams are not on this machine (--ca-file %s)", s.caFile)
 	}

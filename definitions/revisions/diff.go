@@ -17,8 +17,8 @@ import (
 
 // Diff returns what differs between two states of the definitions, part by part and each in the unified form; empty
 // where they say the same. Defaults are written out in both, and neither comments nor the order of services count. A nil
-// Gateway is one that says nothing.
-func Diff(oldName string, old *gatewayv1.Gateway, newName string, now *gatewayv1.Gateway) (string, error) {
+// Gateway is an empty one.
+func Diff(oldName string, old *definitions.Gateway, newName string, now *definitions.Gateway) (string, error) {
 	before, err := parts(old)
 	if err != nil {
 		return "", err
@@ -40,7 +40,7 @@ func Diff(oldName string, old *gatewayv1.Gateway, newName string, now *gatewayv1
 }
 
 // Change says in a line what differs: "+orders -items ~users ~tokens".
-func Change(old, now *gatewayv1.Gateway) (string, error) {
+func Change(old, now *definitions.Gateway) (string, error) {
 	before, err := parts(old)
 	if err != nil {
 		return "", err
@@ -77,8 +77,12 @@ func Change(old, now *gatewayv1.Gateway) (string, error) {
 const servicePart = "service "
 
 // parts returns each part of the definitions as YAML.
-func parts(g *gatewayv1.Gateway) (map[string][]byte, error) {
+func parts(gateway *definitions.Gateway) (map[string][]byte, error) {
 	all := map[string][]byte{}
+	if gateway == nil {
+		return all, nil
+	}
+	g := gateway.Message()
 	var failed error
 	add := func(name string, alone *gatewayv1.Gateway) {
 		text, err := definitions.Marshal(alone)

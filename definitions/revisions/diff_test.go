@@ -4,10 +4,9 @@ import (
 	"testing"
 
 	"gatepost/definitions"
-	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-func parse(t *testing.T, text string) *gatewayv1.Gateway {
+func parse(t *testing.T, text string) *definitions.Gateway {
 	t.Helper()
 	d, err := definitions.Parse("test.yaml", []byte(text))
 	if err != nil {

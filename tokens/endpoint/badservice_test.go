@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"gatepost/tokens/shield"
+	"gatepost/definitions"
 )
 
 // rawUsers is a user service that reads a request and then does with the connection what it likes.
@@ -308,7 +308,7 @@ func TestAnAddressIsSlowedDownWithoutAName(t *testing.T) {
 		}
 		ann(w, r)
 	}))
-	g.settings.Shield.Address = shield.Limit{Failures: 10, Forgive: time.Hour, Base: time.Minute, Cap: time.Hour}
+	g.settings.Shield.Address = definitions.Limit{Failures: 10, Forgive: time.Hour, Base: time.Minute, Cap: time.Hour}
 	from := func(address, good string) answerOf {
 		return g.call("POST", "/token", "x", "X-Forwarded-For", "203.0.113.9, "+address, "X-Good", good)
 	}

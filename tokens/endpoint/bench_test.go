@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/tokens"
-	"gatepost/tokens/shield"
 )
 
 // nowhere is a store that costs nothing.
@@ -90,14 +90,14 @@ func benchmarked(b *testing.B, field string) (*Handler, string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	set := shield.Defaults()
+	set := defaultShield(b)
 	set.User.Failures = 1 << 20 // one user logs in many times at once here
-	settings := &Settings{
-		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: tokens.FormatUUID, Shield: set,
-		Authenticator: &Authenticator{URL: target, Timeout: 5 * time.Second, UserHeader: "userid", ScopesHeader: "scopes", UserField: field},
+	settings := &definitions.Tokens{
+		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: string(tokens.FormatUUID), Shield: set,
+		Authenticator: &definitions.Authenticator{URL: target, Timeout: 5 * time.Second, UserHeader: "userid", ScopesHeader: "scopes", UserField: field},
 	}
 	h := New(Config{
-		Store: nowhere{}, Settings: func() *Settings { return settings },
+		Store: nowhere{}, Settings: func() *definitions.Tokens { return settings },
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
 	})
 	b.Cleanup(func() { h.Close(); server.Close() })

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gatepost/convention"
+	"gatepost/definitions"
 	"gatepost/tokens"
 )
 
@@ -95,8 +96,8 @@ func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, erro
 
 // rotate exchanges old for a new token of the same session, and returns the one to hand out: another call may have
 // exchanged it before.
-func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, settings *Settings) (tokens.Token, *tokens.Session, error) {
-	token, err := tokens.Mint(settings.Format)
+func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, settings *definitions.Tokens) (tokens.Token, *tokens.Session, error) {
+	token, err := tokens.Mint(tokens.Format(settings.Format))
 	if err != nil {
 		return tokens.Token{}, nil, err
 	}

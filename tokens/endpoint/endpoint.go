@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gatepost/convention"
+	"gatepost/definitions"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 
@@ -26,7 +27,7 @@ type Config struct {
 	Store tokens.Store
 	// Settings returns the settings of the definitions that are being served. It is called for each request
 	// and may return others each time; what it returned is not changed. Nil, or a nil answer: there is no login. Required.
-	Settings func() *Settings
+	Settings func() *definitions.Tokens
 	// Shield says which logins may be put to the user service; nil: one that counts in memory alone.
 	Shield *shield.Shield
 	// Logger gets one line per login; nil: [slog.Default].
@@ -110,7 +111,7 @@ func (h *Handler) handle(pattern string, ms methods) {
 	})
 }
 
-func (h *Handler) settings() *Settings {
+func (h *Handler) settings() *definitions.Tokens {
 	if h.config.Settings == nil {
 		return nil
 	}

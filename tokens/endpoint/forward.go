@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http/httpguts"
+
+	"gatepost/definitions"
 )
 
 const (
@@ -76,7 +78,7 @@ func (a *answer) release() {
 // forward sends a login to the user service as it came and returns the whole answer, or errUnreachable,
 // errSlow, errAnswer, or the error of the client's body. The answer is read to its end before anything is
 // made of it, so a token is never minted for half an answer. The request's own header is used up.
-func (h *Handler) forward(r *http.Request, a *Authenticator, b *body) (*answer, error) {
+func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body) (*answer, error) {
 	// Who hangs up does not end the login: it would hide a wrong password from the shield.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.Timeout)
 	defer cancel()
@@ -139,7 +141,7 @@ func forwardError(ctx context.Context, b *body, kind, err error) error {
 
 // outbound returns the request for the user service: method, header and body as the client sent them, without hop-by-hop
 // fields. The URL is the configured one. The client's query is dropped: it could override a parameter of that URL.
-func outbound(r *http.Request, a *Authenticator, b *body) *http.Request {
+func outbound(r *http.Request, a *definitions.Authenticator, b *body) *http.Request {
 	dropHopByHop(r.Header)
 	// net/http writes the length of the body that was read, and Host from the URL.
 	delete(r.Header, "Content-Length")

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/tokens"
-	"gatepost/tokens/shield"
 )
 
 // Whatever the user service answers: a token that is handed out is stored, and one that is stored is handed
@@ -34,12 +34,12 @@ func FuzzUserServiceAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	settings := &Settings{
-		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: tokens.FormatUUID, Shield: shield.Settings{},
-		Authenticator: &Authenticator{URL: target, Timeout: 10 * time.Second, UserHeader: "userid", ScopesHeader: "scopes"},
+	settings := &definitions.Tokens{
+		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: string(tokens.FormatUUID),
+		Authenticator: &definitions.Authenticator{URL: target, Timeout: 10 * time.Second, UserHeader: "userid", ScopesHeader: "scopes"},
 	}
 	store := newMemory()
-	h := New(Config{Store: store, Settings: func() *Settings { return settings }, Logger: slog.New(slog.DiscardHandler)})
+	h := New(Config{Store: store, Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
 	f.Cleanup(h.Close)
 	f.Fuzz(func(t *testing.T, bytes []byte) {
 		answer.Store(&bytes)

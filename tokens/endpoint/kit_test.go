@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
-	"gatepost/tokens/shield"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -30,7 +30,7 @@ type gateway struct {
 	URL      string
 	handler  *Handler
 	store    *memory
-	settings *Settings // set before the first request
+	settings *definitions.Tokens // set before the first request
 	metrics  *prometheus.Registry
 	log      *safeBuffer
 	// arrived is called with each request before the handler; nil: nothing is.
@@ -47,16 +47,16 @@ func newGateway(t *testing.T, userService string) *gateway {
 func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway {
 	t.Helper()
 	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(safeBuffer)}
-	g.settings = &Settings{
-		Lifetime: time.Hour, SessionLifetime: 24 * time.Hour, Format: tokens.FormatUUID, MaxSessions: 100,
-		Shield: shield.Defaults(),
+	g.settings = &definitions.Tokens{
+		Lifetime: time.Hour, SessionLifetime: 24 * time.Hour, Format: string(tokens.FormatUUID), MaxSessions: 100,
+		Shield: defaultShield(t),
 	}
 	if userService != "" {
 		target, err := url.Parse(userService)
 		if err != nil {
 			t.Fatal(err)
 		}
-		g.settings.Authenticator = &Authenticator{
+		g.settings.Authenticator = &definitions.Authenticator{
 			URL: target, Timeout: 20 * time.Second, UserHeader: "userid", ScopesHeader: "scopes",
 		}
 	}
@@ -65,7 +65,7 @@ func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway
 		store = g.store
 	}
 	g.handler = New(Config{
-		Store: store, Settings: func() *Settings { return g.settings }, Logger: logger, Metrics: g.metrics,
+		Store: store, Settings: func() *definitions.Tokens { return g.settings }, Logger: logger, Metrics: g.metrics,
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if g.arrived != nil {
@@ -390,4 +390,14 @@ func (b *safeBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// defaultShield returns the shield of definitions that do not mention it.
+func defaultShield(t testing.TB) definitions.Shield {
+	t.Helper()
+	d, err := definitions.Parse("gatepost.yaml", []byte("services: []"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.Gateway.Tokens.Shield
 }

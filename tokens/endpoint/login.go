@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"gatepost/convention"
+	"gatepost/definitions"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 )
@@ -26,7 +27,7 @@ const (
 type login struct {
 	*Handler
 	client
-	settings *Settings
+	settings *definitions.Tokens
 	w        http.ResponseWriter
 	r        *http.Request
 
@@ -65,11 +66,11 @@ func (l *login) run() outcome {
 	if err != nil {
 		return l.badRequest(err)
 	}
-	user, err := a.userName(l.r, b)
+	user, err := userName(a.UserField, l.r, b)
 	if err != nil {
 		return l.badRequest(err)
 	}
-	pass, err := l.config.Shield.Admit(l.r.Context(), &l.settings.Shield, l.address, user)
+	pass, err := l.config.Shield.Admit(l.r.Context(), limits(&l.settings.Shield), l.address, user)
 	if err != nil {
 		return l.held(err)
 	}
@@ -98,12 +99,22 @@ func (l *login) run() outcome {
 	return l.open(answer, id)
 }
 
+// limits returns the settings of the shield.
+func limits(s *definitions.Shield) *shield.Settings {
+	return &shield.Settings{
+		Address:    shield.Limit(s.Address),
+		User:       shield.Limit(s.User),
+		Concurrent: s.Concurrent,
+		Breaker:    shield.BreakerSettings(s.Breaker),
+	}
+}
+
 // open mints a token, has the store keep its session, and hands it over in the user service's own answer.
 func (l *login) open(answer *answer, user string) outcome {
 	if err := l.r.Context().Err(); err != nil {
 		return clientGone // nobody is there to take a token
 	}
-	token, err := tokens.Mint(l.settings.Format)
+	token, err := tokens.Mint(tokens.Format(l.settings.Format))
 	if err != nil {
 		return l.fault(err)
 	}

@@ -27,7 +27,7 @@ func TestLoginHandsOverATokenThatIsStored(t *testing.T) {
 				w.Header().Set("Content-Type", "application/vnd.users+json")
 				_, _ = io.WriteString(w, `{"name":"Ann"}`)
 			}))
-			g.settings.Format = format
+			g.settings.Format = string(format)
 			a := g.call("POST", "/token", "x", "User-Agent", "test/1", "X-Forwarded-For", "203.0.113.9, 192.0.2.7")
 			a.is(t, 200)
 			if a.body != `{"name":"Ann"}` {
@@ -396,7 +396,7 @@ func TestSettingsChangeWhileRunning(t *testing.T) {
 	g := newGateway(t, users(t, ann))
 	g.login()
 	other := *g.settings
-	other.Lifetime, other.Format = 48*time.Hour, tokens.FormatSecret
+	other.Lifetime, other.Format = 48*time.Hour, string(tokens.FormatSecret)
 	g.settings = &other
 	a := g.call("POST", "/token", "x")
 	a.has(t, "expires_in", "86400") // no longer than the session

@@ -85,7 +85,7 @@ func TestRepeatedRefreshInItsGraceGetsTheSameToken(t *testing.T) {
 		g := newGatewayOn(t, users(t, ann), store)
 		g.settings.RefreshGrace = time.Minute
 		for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
-			g.settings.Format = format
+			g.settings.Format = string(format)
 			first := g.login()
 			refresh := func(token string) answerOf { return g.call("POST", "/token/refresh", "", "Authorization", token) }
 			second := refresh(first).Header.Get("token")

@@ -22,15 +22,15 @@ func (e ambiguousError) Error() string { return string(e) }
 
 const errMedia = ambiguousError("send Content-Type application/json or application/x-www-form-urlencoded, in UTF-8")
 
-// userName returns the user that a login names in its field UserField, or "" if it names none. It changes nothing that is
-// sent on.
+// userName returns the value of the field with which a login names its user. It returns "" if field is empty or the login
+// does not have it. It changes nothing that is sent on.
 //
 // The limit for a user holds only if the user service reads the same name. So the media type alone chooses the parser, and
 // what parsers are known to read differently is an ambiguousError. That includes a body in which the parser of the other
 // media type would find a name, because many services ignore the media type.
-func (a *Authenticator) userName(r *http.Request, b *body) (string, error) {
+func userName(field string, r *http.Request, b *body) (string, error) {
 	switch {
-	case a.UserField == "":
+	case field == "":
 		return "", nil
 	case b.rest != nil:
 		return "", errTooLarge
@@ -41,7 +41,7 @@ func (a *Authenticator) userName(r *http.Request, b *body) (string, error) {
 	case !utf8.Valid(b.head):
 		return "", ambiguousError("send the body in UTF-8")
 	}
-	n := namer{field: a.UserField}
+	n := namer{field: field}
 	err := error(errMedia)
 	switch mediaType(r.Header) {
 	case "application/json":

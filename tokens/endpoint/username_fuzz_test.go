@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"gatepost/definitions"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 )
@@ -89,13 +90,13 @@ func newReader(f *testing.F, name, address string) reader {
 	if err != nil {
 		f.Fatal(err)
 	}
-	settings := &Settings{
-		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: tokens.FormatUUID, Shield: shield.Settings{},
-		Authenticator: &Authenticator{
+	settings := &definitions.Tokens{
+		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: string(tokens.FormatUUID),
+		Authenticator: &definitions.Authenticator{
 			URL: target, Timeout: time.Minute, UserHeader: "userid", ScopesHeader: "scopes", UserField: "username",
 		},
 	}
-	h := New(Config{Store: newMemory(), Settings: func() *Settings { return settings }, Logger: slog.New(slog.DiscardHandler)})
+	h := New(Config{Store: newMemory(), Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
 	f.Cleanup(h.Close)
 	return reader{name, h}
 }

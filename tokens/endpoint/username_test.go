@@ -6,8 +6,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-
-	"gatepost/tokens/shield"
 )
 
 // read reads the user name of a login with the field username.
@@ -20,7 +18,7 @@ func read(t testing.TB, contentType, text string) (string, error) {
 	if err != nil {
 		t.Skip("too large")
 	}
-	return (&Authenticator{UserField: "username"}).userName(r, b)
+	return userName("username", r, b)
 }
 
 const jsonType = "application/json"
@@ -162,7 +160,7 @@ func TestPHPsSpellingsOfAFieldAreRefused(t *testing.T) {
 		r := httptest.NewRequest("POST", "/token", strings.NewReader(name+"=bob"))
 		r.Header.Set("Content-Type", formType)
 		b, _ := readBody(r)
-		got, err := (&Authenticator{UserField: "user_name"}).userName(r, b)
+		got, err := userName("user_name", r, b)
 		var ambiguous ambiguousError
 		if !errors.As(err, &ambiguous) {
 			t.Errorf("%s: %q, %v, want it refused", name, got, err)
@@ -175,7 +173,8 @@ func TestGuessesCountForOneUserHoweverTheyAreSpelled(t *testing.T) {
 	asked := 0
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { asked++; w.WriteHeader(401) }))
 	g.settings.Authenticator.UserField = "username"
-	g.settings.Shield.User = shield.Limit{Failures: 2, Forgive: shield.Defaults().User.Forgive, Base: shield.Defaults().User.Cap, Cap: shield.Defaults().User.Cap}
+	user := &g.settings.Shield.User
+	user.Failures, user.Base = 2, user.Cap
 	logins := []struct{ contentType, text string }{
 		{jsonType, `{"username":"12345"}`}, {jsonType, `{"username":12345}`}, {formType, "username=12345"},
 		{formType, "username=+12345+"}, {jsonType, `{"USERNAME":"１２３４５"}`}, {jsonType, `{"username":"1\u03012345"}`},

@@ -44,18 +44,6 @@ type Limit struct {
 	Cap time.Duration
 }
 
-// Defaults are the settings that are right for most. Many people may share one address (an office, a mobile
-// network), so an address may fail a hundred times at once and a hundred times an hour for ever; a user five
-// times at once and then, at the steady end, once in a quarter of an hour.
-func Defaults() Settings {
-	return Settings{
-		Address:    Limit{Failures: 100, Forgive: 36 * time.Second, Base: time.Second, Cap: 15 * time.Minute},
-		User:       Limit{Failures: 5, Forgive: 30 * time.Minute, Base: time.Second, Cap: 15 * time.Minute},
-		Concurrent: 256,
-		Breaker:    BreakerSettings{Failures: 10, Pause: time.Second, Cap: 30 * time.Second},
-	}
-}
-
 // Config is what a Shield is made of.
 type Config struct {
 	// Shared is where gateways tell each other of failures; nil: this gateway is alone.

@@ -46,7 +46,12 @@ type gate struct {
 
 func newGate(t *testing.T, shared Shared) *gate {
 	c := &clock{now: time.Unix(1_700_000_000, 0)}
-	return &gate{t: t, clock: c, set: Defaults(),
+	return &gate{t: t, clock: c, set: Settings{
+		Address:    Limit{Failures: 100, Forgive: 36 * time.Second, Base: time.Second, Cap: 15 * time.Minute},
+		User:       Limit{Failures: 5, Forgive: 30 * time.Minute, Base: time.Second, Cap: 15 * time.Minute},
+		Concurrent: 256,
+		Breaker:    BreakerSettings{Failures: 10, Pause: time.Second, Cap: 30 * time.Second},
+	},
 		Shield: New(Config{Shared: shared, Now: c.Now, Logger: slog.New(slog.DiscardHandler)})}
 }
 

@@ -1,0 +1,86 @@
+package definitions
+
+import (
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// Message returns g in the form of the schema, for output. Every default is written out.
+func (g *Gateway) Message() *gatewayv1.Gateway {
+	m := &gatewayv1.Gateway{
+		Listen:  g.Listen.String(),
+		Origins: g.Origins,
+		Cors: &gatewayv1.Cors{
+			AllowHeaders:     g.Cors.AllowHeaders,
+			ExposeHeaders:    g.Cors.ExposeHeaders,
+			AllowCredentials: g.Cors.AllowCredentials,
+			MaxAge:           durationpb.New(g.Cors.MaxAge),
+		},
+		Tokens:   g.Tokens.message(),
+		Identity: &gatewayv1.Identity{UserHeader: g.Identity.UserHeader},
+	}
+	for _, s := range g.Services {
+		m.Services = append(m.Services, s.Message())
+	}
+	return m
+}
+
+func (t *Tokens) message() *gatewayv1.Tokens {
+	m := &gatewayv1.Tokens{
+		Path:            t.Path,
+		Lifetime:        durationpb.New(t.Lifetime),
+		SessionLifetime: durationpb.New(t.SessionLifetime),
+		RefreshGrace:    durationpb.New(t.RefreshGrace),
+		Format:          t.Format,
+		Revocation:      t.Revocation,
+		Lease:           durationpb.New(t.Lease),
+		MaxSessions:     uint32(t.MaxSessions),
+		Shield:          t.Shield.message(),
+		Cookie:          t.Cookie,
+		Subprotocol:     t.Subprotocol,
+	}
+	if a := t.Authenticator; a != nil {
+		m.Authenticator = &gatewayv1.Authenticator{
+			Url:          a.URL.String(),
+			Timeout:      durationpb.New(a.Timeout),
+			UserHeader:   a.UserHeader,
+			ScopesHeader: a.ScopesHeader,
+			UserField:    a.UserField,
+		}
+	}
+	return m
+}
+
+func (s *Shield) message() *gatewayv1.Shield {
+	limit := func(l Limit) *gatewayv1.Limit {
+		return &gatewayv1.Limit{Failures: new(uint32(l.Failures)), Forgive: durationpb.New(l.Forgive), Base: durationpb.New(l.Base), Cap: durationpb.New(l.Cap)}
+	}
+	return &gatewayv1.Shield{
+		Address:    limit(s.Address),
+		User:       limit(s.User),
+		Concurrent: new(uint32(s.Concurrent)),
+		Breaker: &gatewayv1.Breaker{
+			Failures: new(uint32(s.Breaker.Failures)), Pause: durationpb.New(s.Breaker.Pause), Cap: durationpb.New(s.Breaker.Cap),
+		},
+	}
+}
+
+// Message returns s in the form of the schema, for output.
+func (s *Service) Message() *gatewayv1.Service {
+	m := &gatewayv1.Service{
+		Name:           s.Name,
+		Path:           s.Path,
+		Authenticate:   new(s.Authenticate),
+		AllowedMethods: s.Methods,
+		KeepPrefix:     s.KeepPrefix,
+		ForwardToken:   s.ForwardToken,
+		Timeout:        durationpb.New(s.Timeout),
+		Scopes:         s.Scopes,
+		Websocket:      s.WebSocket,
+	}
+	for _, u := range s.Upstreams {
+		m.Upstreams = append(m.Upstreams, u.String())
+	}
+	return m
+}

@@ -1,0 +1,168 @@
+package definitions
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Gateway is a definitions file with every value parsed and every default filled in. Only this package makes one, from
+// a file in which it found no problem, so no other package checks or parses a value again. A Gateway and everything it
+// points to are immutable.
+type Gateway struct {
+	// Listen is the address on which Envoy accepts requests.
+	Listen netip.AddrPort
+	// Origins are the allowed origins, each exactly as a browser sends it. If empty, every origin is allowed.
+	Origins []string
+	Cors    Cors
+	Tokens  Tokens
+	// Identity is how an upstream learns the user.
+	Identity Identity
+	// Services are in the order of the file. Names and paths are unique. [Definitions.Next] keeps the pointers of
+	// unchanged services, so callers detect changes by comparing pointers.
+	Services []*Service
+}
+
+// Cors is the content of CORS responses.
+type Cors struct {
+	AllowHeaders, ExposeHeaders []string
+	AllowCredentials            bool
+	// MaxAge is in whole seconds.
+	MaxAge time.Duration
+}
+
+// Tokens is how tokens are issued, stored and ended.
+type Tokens struct {
+	// Path is the path of the login. The other calls are below it.
+	Path string
+	// Lifetime is how long a token is valid, SessionLifetime how long its session can be refreshed. Both are in whole
+	// seconds.
+	Lifetime, SessionLifetime time.Duration
+	// RefreshGrace is how long a refreshed token stays valid.
+	RefreshGrace time.Duration
+	// Format is the form of new tokens: uuid or secret.
+	Format string
+	// Revocation is RevocationProven or RevocationPrompt.
+	Revocation string
+	// Lease has no effect. It is read so that [Definitions.Warnings] can name it.
+	Lease time.Duration
+	// MaxSessions is how many sessions one user can have.
+	MaxSessions int
+	// Authenticator is the user service. If nil, there is no login.
+	Authenticator *Authenticator
+	// Shield limits failed logins.
+	Shield Shield
+	// Cookie and Subprotocol are the other places from which a token is read. If empty, it is not read from there.
+	Cookie, Subprotocol string
+}
+
+// The values of Tokens.Revocation.
+const (
+	RevocationProven = "proven"
+	RevocationPrompt = "prompt"
+)
+
+// Authenticator is the user service that checks logins.
+type Authenticator struct {
+	URL *url.URL
+	// Timeout limits a call, from the first byte sent to the last byte received.
+	Timeout time.Duration
+	// UserHeader and ScopesHeader are the headers of its 200 with the user's id and the session's scopes, in lower case.
+	UserHeader, ScopesHeader string
+	// UserField is the field of a login, JSON or form, that names the user. If empty, failed logins are counted per client
+	// address only.
+	UserField string
+}
+
+// Shield limits failed logins and protects the user service.
+type Shield struct {
+	// Address limits the failed logins of a client address, User those of a user.
+	Address, User Limit
+	// Concurrent is how many logins the user service handles at once.
+	Concurrent int
+	Breaker    Breaker
+}
+
+// Limit is an exponential limit of failures.
+type Limit struct {
+	// Failures is how many failures are free. If 0, all are.
+	Failures int
+	// Forgive is how long it takes until one failure is forgiven.
+	Forgive time.Duration
+	// Base is the wait after the first failure above Failures. Each further one doubles it, up to Cap.
+	Base, Cap time.Duration
+}
+
+// Breaker is the circuit breaker of a user service that does not respond.
+type Breaker struct {
+	// Failures is how many logins in a row fail before it opens. If 0, it never opens.
+	Failures int
+	// Pause is how long it stays open at first. Each failed trial doubles it, up to Cap.
+	Pause, Cap time.Duration
+}
+
+// Identity is how an upstream learns the user.
+type Identity struct {
+	// UserHeader is the request header with the user's id, in lower case.
+	UserHeader string
+}
+
+// Service is one HTTP service behind the gateway.
+type Service struct {
+	Name string
+	// Path is the path of the service. It also receives all requests below it.
+	Path string
+	// Authenticate is whether a request needs a token.
+	Authenticate bool
+	// KeepPrefix is whether the upstream receives Path, ForwardToken whether it receives the token.
+	KeepPrefix, ForwardToken bool
+	// WebSocket is whether requests can become WebSockets.
+	WebSocket bool
+	// Methods are the allowed methods. HEAD follows GET.
+	Methods []string
+	// Upstreams differ only in host and port. They are sorted, so that their order in the file has no meaning.
+	Upstreams []Upstream
+	// Timeout limits the response.
+	Timeout time.Duration
+	// Scopes are the scopes that a session needs.
+	Scopes []string
+}
+
+// Upstream is one address of a service.
+type Upstream struct {
+	// Host is a host name in lower case, or an IP address without brackets.
+	Host string
+	Port uint16
+	// TLS is whether the scheme is https.
+	TLS bool
+	// IsIP is whether Host is an IP address.
+	IsIP bool
+	// Base is put in front of the path of each request. It has no slash at the end, and is empty for the root.
+	Base string
+}
+
+// Address returns host:port.
+func (u Upstream) Address() string { return net.JoinHostPort(u.Host, strconv.Itoa(int(u.Port))) }
+
+// Origin returns the scheme, the host, and the port unless it is the default port of the scheme.
+func (u Upstream) Origin() string {
+	scheme, host := "http", u.Host
+	if u.TLS {
+		scheme = "https"
+	}
+	if u.Port != defaultPorts[scheme] {
+		host = u.Address()
+	} else if strings.Contains(host, ":") { // IPv6
+		host = "[" + host + "]"
+	}
+	return scheme + "://" + host
+}
+
+// String returns the upstream as a definitions file has it.
+func (u Upstream) String() string { return u.Origin() + u.Base }
+
+// defaultPorts are the ports of addresses without one. :: scheme → port
+var defaultPorts = map[string]uint16{"http": 80, "https": 443}
