@@ -25,9 +25,9 @@ const LookupTimeout = time.Second
 
 // Sessions finds the principal of a token. The Lookup of a [tokens.Store] is one, as [tokens.LookupFunc].
 type Sessions interface {
-	// Holder returns the principal of a live token. The error is [tokens.ErrUnknown] if there is no such token, and any
+	// Principal returns the principal of a live token. The error is [tokens.ErrUnknown] if there is no such token, and any
 	// other if that cannot be determined. It keeps the context's deadline and is safe for concurrent use.
-	Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error)
+	Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error)
 }
 
 // Config is what a Server needs.
@@ -36,7 +36,7 @@ type Config struct {
 	Sessions Sessions
 	// Seen is called for each use of a session, with its principal and the client's address, which it must copy to keep.
 	// It runs within the request, on many goroutines at once. Nil: not called.
-	Seen func(holder tokens.Holder, address string)
+	Seen func(principal tokens.Principal, address string)
 	// Decisions takes the decisions that Envoy may repeat by itself from then on. Nil: Envoy repeats none.
 	Decisions Decisions
 	// Logger gets at most one line for each denied request, and a bounded number of lines per second. Nil: none.
@@ -50,7 +50,7 @@ type Config struct {
 // Server answers Envoy's Checks. Its methods are safe for concurrent use.
 type Server struct {
 	sessions  Sessions
-	seen      func(tokens.Holder, string)
+	seen      func(tokens.Principal, string)
 	decisions Decisions
 	logger    *slog.Logger
 	now       func() time.Time
@@ -109,7 +109,7 @@ func (s *Server) decide(ctx context.Context, c *call) Decision {
 	if d.Reason == ReasonTokenKnown {
 		s.grant(c, &d)
 		if s.seen != nil {
-			s.seen(c.holder, c.client)
+			s.seen(c.principal, c.client)
 		}
 	}
 	s.counts.add(d.rule.service, d.Reason)
@@ -122,19 +122,19 @@ func (s *Server) decide(ctx context.Context, c *call) Decision {
 // call is one Check in progress. It is the [Sessions] of its own decision.
 type call struct {
 	Request
-	server *Server
-	ticket table.Ticket  // taken before the look-up
-	holder tokens.Holder // found by the look-up
+	server    *Server
+	ticket    table.Ticket     // taken before the look-up
+	principal tokens.Principal // found by the look-up
 }
 
-// Holder looks the token up, for at most LookupTimeout. A revoke after the ticket is taken makes the ticket useless.
-func (c *call) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
+// Principal looks the token up, for at most LookupTimeout. A revoke after the ticket is taken makes the ticket useless.
+func (c *call) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error) {
 	if c.server.decisions != nil {
 		c.ticket = c.server.decisions.Ticket(h)
 	}
 	bounded := withTimeout(ctx, LookupTimeout)
 	defer bounded.done()
-	holder, err := c.server.sessions.Holder(bounded, h)
-	c.holder = holder
-	return holder, err
+	principal, err := c.server.sessions.Principal(bounded, h)
+	c.principal = principal
+	return principal, err
 }

@@ -97,8 +97,8 @@ func Decide(ctx context.Context, r *Request, sessions Sessions, now func() time.
 		return d
 	}
 	d.LookedUp = true
-	holder, err := sessions.Holder(ctx, d.Token)
-	d.resolve(holder, err, now())
+	principal, err := sessions.Principal(ctx, d.Token)
+	d.resolve(principal, err, now())
 	if d.Reason == ReasonStoreUnavailable && ctx.Err() != nil {
 		d.Reason = ReasonCallerGone // nobody waits for the response, and the store is not to blame
 	}
@@ -142,7 +142,7 @@ var (
 )
 
 // resolve completes a decision with the result of the look-up, at the time now.
-func (d *Decision) resolve(h tokens.Holder, err error, now time.Time) {
+func (d *Decision) resolve(h tokens.Principal, err error, now time.Time) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
 		d.Reason = ReasonTokenUnknown
@@ -179,7 +179,7 @@ func originAllowed(list, origin string) bool {
 }
 
 // hasScopes reports whether a session has every scope of the list needed.
-func hasScopes(h tokens.Holder, needed string) bool {
+func hasScopes(h tokens.Principal, needed string) bool {
 	if needed == "" {
 		return true
 	}

@@ -142,7 +142,7 @@ func TestAPanicIsAnErrorAndNotAnAnswer(t *testing.T) {
 			if got := strings.Count(g.log.String(), "a value of type string"); got != 1 || strings.Contains(g.log.String(), "mind") {
 				t.Errorf("%s: logged %d times: %s", name, got, g.log)
 			}
-			if !strings.Contains(g.log.String(), "authz.(*call).Holder") {
+			if !strings.Contains(g.log.String(), "authz.(*call).Principal") {
 				t.Errorf("%s: no stack in %s", name, g.log)
 			}
 		}
@@ -420,7 +420,7 @@ func TestEachUseOfASessionIsTold(t *testing.T) {
 	g := newGate(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
 	var told []string
-	g.seen = func(h tokens.Holder, address string) { told = append(told, h.User()+" "+address) }
+	g.seen = func(h tokens.Principal, address string) { told = append(told, h.User()+" "+address) }
 	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"b"}}
 	for _, r := range []*authv3.CheckRequest{
 		asking(shop, secured, authorization(token)), asking(shop, secured, authorization(token)),

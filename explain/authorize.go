@@ -151,14 +151,14 @@ const someone = "(the id of the token's user)"
 // liveSession knows every token, as one with these scopes.
 type liveSession struct{ scopes []string }
 
-func (l liveSession) Holder(_ context.Context, h tokens.Hash) (tokens.Holder, error) {
+func (l liveSession) Principal(_ context.Context, h tokens.Hash) (tokens.Principal, error) {
 	s := &tokens.Session{Hash: h, User: someone, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}
-	return s.Holder(), nil
+	return s.Principal(), nil
 }
 
 // noSession knows no token.
 type noSession struct{}
 
-func (noSession) Holder(context.Context, tokens.Hash) (tokens.Holder, error) {
-	return tokens.Holder{}, tokens.ErrUnknown
+func (noSession) Principal(context.Context, tokens.Hash) (tokens.Principal, error) {
+	return tokens.Principal{}, tokens.ErrUnknown
 }

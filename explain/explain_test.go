@@ -138,8 +138,8 @@ func TestWithoutAStoreEachEndIsTold(t *testing.T) {
 
 type downSessions struct{}
 
-func (downSessions) Holder(context.Context, tokens.Hash) (tokens.Holder, error) {
-	return tokens.Holder{}, tokens.ErrUnavailable
+func (downSessions) Principal(context.Context, tokens.Hash) (tokens.Principal, error) {
+	return tokens.Principal{}, tokens.ErrUnavailable
 }
 
 func TestAStoreThatIsDownIsNoWordAboutTheToken(t *testing.T) {

@@ -46,11 +46,11 @@ type world struct {
 // sessions is a store in memory. It is not changed after it is made.
 type sessions map[tokens.Hash]*tokens.Session
 
-func (s sessions) Holder(_ context.Context, h tokens.Hash) (tokens.Holder, error) {
+func (s sessions) Principal(_ context.Context, h tokens.Hash) (tokens.Principal, error) {
 	if found := s[h]; found != nil {
-		return found.Holder(), nil
+		return found.Principal(), nil
 	}
-	return tokens.Holder{}, tokens.ErrUnknown
+	return tokens.Principal{}, tokens.ErrUnknown
 }
 
 // open keeps a session and returns its token's text.

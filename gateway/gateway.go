@@ -24,7 +24,7 @@ import (
 	"gatepost/envoy/module"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
-	"gatepost/tokens/seen"
+	"gatepost/tokens/lastseen"
 	"gatepost/tokens/shield"
 	"gatepost/xds"
 )
@@ -41,7 +41,7 @@ type Gateway struct {
 
 	module   *envoyModule                       // how Envoy checks tokens by itself
 	store    *tokenStore                        // sessions, by their tokens
-	seen     *seen.Sampler                      // when sessions were last used
+	seen     *lastseen.Sampler                  // when sessions were last used
 	checker  *authz.Server                      // may this request pass
 	login    atomic.Pointer[definitions.Tokens] // the token settings of the active definitions
 	endpoint *endpoint.Handler                  // the calls under /token
@@ -163,11 +163,11 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.store, err = openStore(ctx, g.config, g.module.table, g.registry); err != nil {
 		return err
 	}
-	if g.seen, err = seen.New(seen.Config{Store: g.store, Registerer: g.registry}); err != nil {
+	if g.seen, err = lastseen.New(lastseen.Config{Store: g.store, Registerer: g.registry}); err != nil {
 		return err
 	}
 	g.checker, err = authz.New(authz.Config{
-		Sessions: g.store, Seen: g.seen.Seen, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry,
+		Sessions: g.store, Seen: g.seen.Record, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry,
 	})
 	if err != nil {
 		return err

@@ -44,7 +44,7 @@ func openEmbedded(c Config, decisions *table.Table, registry prometheus.Register
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}
 	c.Logger.Info("tokens are kept in the embedded store", "dir", c.Data)
-	return withCache(store, "embedded", &cache.Alone{Store: store}, decisions, nil, c.Logger, registry)
+	return withCache(store, "embedded", &cache.LocalTracker{Store: store}, decisions, nil, c.Logger, registry)
 }
 
 func openRedis(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (_ *tokenStore, err error) {
@@ -53,7 +53,7 @@ func openRedis(ctx context.Context, c Config, decisions *table.Table, registry p
 	c.Logger.Info("tokens are kept in Redis", "redis", c.Redis, "cache", onOff(!c.NoCache))
 	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
 	// that any of them may accept a token from memory.
-	var tracker cache.Tracker = cache.Outside{}
+	var tracker cache.Tracker = cache.OfflineTracker{}
 	if !c.NoCache {
 		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: c.Logger, Prefix: redisstore.TokenPrefix}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())

@@ -140,7 +140,7 @@ func (o *observed) Ping(ctx context.Context) error {
 }
 
 // Touch is the inner store's, and nothing where that is no [Toucher].
-func (o *observed) Touch(ctx context.Context, of Holder, at time.Time, address string) error {
+func (o *observed) Touch(ctx context.Context, of Principal, at time.Time, address string) error {
 	inner, ok := o.Store.(Toucher)
 	if !ok {
 		return nil

@@ -20,13 +20,13 @@ func (a answering) Lookup(context.Context, Hash) (*Session, error) { return nil,
 func (a answering) Rotate(context.Context, Hash, Successor, time.Duration) (Successor, error) {
 	return Successor{}, a.err
 }
-func (a answering) Revoke(context.Context, Hash) error                     { return a.err }
-func (a answering) Sessions(context.Context, string) ([]*Session, error)   { return nil, a.err }
-func (a answering) RevokeSession(context.Context, string, string) error    { return a.err }
-func (a answering) RevokeUser(context.Context, string) (int, error)        { return 0, a.err }
-func (a answering) Ping(context.Context) error                             { return a.err }
-func (a answering) Touch(context.Context, Holder, time.Time, string) error { return a.err }
-func (a answering) Close() error                                           { return a.err }
+func (a answering) Revoke(context.Context, Hash) error                        { return a.err }
+func (a answering) Sessions(context.Context, string) ([]*Session, error)      { return nil, a.err }
+func (a answering) RevokeSession(context.Context, string, string) error       { return a.err }
+func (a answering) RevokeUser(context.Context, string) (int, error)           { return 0, a.err }
+func (a answering) Ping(context.Context) error                                { return a.err }
+func (a answering) Touch(context.Context, Principal, time.Time, string) error { return a.err }
+func (a answering) Close() error                                              { return a.err }
 
 func callAll(ctx context.Context, s Store) error {
 	var h Hash
@@ -34,7 +34,7 @@ func callAll(ctx context.Context, s Store) error {
 	_, list := s.Sessions(ctx, "ann")
 	_, user := s.RevokeUser(ctx, "ann")
 	_, rotate := s.Rotate(ctx, h, Successor{}, 0)
-	touch := s.(Toucher).Touch(ctx, Holder{}, time.Time{}, "")
+	touch := s.(Toucher).Touch(ctx, Principal{}, time.Time{}, "")
 	return errors.Join(touch, s.Create(ctx, nil, 0), lookup, rotate, s.Revoke(ctx, h), list,
 		s.RevokeSession(ctx, "ann", "x"), user, s.Ping(ctx))
 }

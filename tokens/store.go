@@ -74,5 +74,5 @@ type Store interface {
 // is for samples: once a minute and session at the most, and never on the path of a request. A touch that is
 // lost is no harm, and one that comes late brings no ended session back.
 type Toucher interface {
-	Touch(ctx context.Context, of Holder, at time.Time, address string) error
+	Touch(ctx context.Context, of Principal, at time.Time, address string) error
 }

@@ -150,7 +150,7 @@ func TestSecretOfStrangeCharactersIsMalformed(t *testing.T) {
 	}
 }
 
-// holders are the ways in which a token may lie about in what somebody prints.
+// principals are the ways in which a token may lie about in what somebody prints.
 type (
 	outside struct{ Token Token }
 	inside  struct{ token Token }

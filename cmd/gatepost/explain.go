@@ -134,11 +134,11 @@ type tokensOfGateway struct {
 	failed error // why it could not be asked: that is neither a word about the token nor one of its store's
 }
 
-// Holder sends the token's hash, in a body: the token itself stays here.
-func (g *tokensOfGateway) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
+// Principal sends the token's hash, in a body: the token itself stays here.
+func (g *tokensOfGateway) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error) {
 	question, err := json.Marshal(admin.Question{TokenHash: h.Hex()})
 	if err != nil {
-		return tokens.Holder{}, err
+		return tokens.Principal{}, err
 	}
 	var found admin.Found
 	body, err := g.tell(ctx, http.MethodPost, "/api/v1/lookup", question)
@@ -148,15 +148,15 @@ func (g *tokensOfGateway) Holder(ctx context.Context, h tokens.Hash) (tokens.Hol
 	var refused *refusal
 	switch {
 	case errors.As(err, &refused) && refused.code == http.StatusServiceUnavailable:
-		return tokens.Holder{}, tokens.ErrUnavailable
+		return tokens.Principal{}, tokens.ErrUnavailable
 	case err != nil:
 		g.failed = fmt.Errorf("asking whose the token is: %w", err)
-		return tokens.Holder{}, g.failed
+		return tokens.Principal{}, g.failed
 	case found.Session == nil:
-		return tokens.Holder{}, tokens.ErrUnknown
+		return tokens.Principal{}, tokens.ErrUnknown
 	}
 	s := tokens.Session{Hash: h, ID: found.Session.ID, User: found.Session.User, Scopes: found.Session.Scopes, Expires: found.Session.Expires, Ends: found.Session.Ends}
-	return s.Holder(), nil
+	return s.Principal(), nil
 }
 
 // currentDefinitions are those of the file that --config names, or the newest revision in Redis.

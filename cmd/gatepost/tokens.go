@@ -175,7 +175,7 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 		return err
 	}
 	redis := redisstore.New(redisconn.Open(options))
-	store, err := cache.New(redis, cache.Outside{}, cache.Config{})
+	store, err := cache.New(redis, cache.OfflineTracker{}, cache.Config{})
 	if err != nil {
 		return fmt.Errorf("opening the token store: %w", err)
 	}

@@ -312,7 +312,7 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 }
 
 // Touch implements [tokens.Toucher].
-func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
+func (s *Store) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
 	return s.update(ctx, "keeping when a session was seen", func(t *change) error {
 		id := []byte(of.ID())
 		if t.tx.Bucket(idsBucket).Get(id) == nil {

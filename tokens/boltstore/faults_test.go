@@ -256,7 +256,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 				if err := rotate(s, short.Hash, next); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Touch(t.Context(), next.Holder(), now, "192.0.2.1"); err != nil {
+				if err := s.Touch(t.Context(), next.Principal(), now, "192.0.2.1"); err != nil {
 					t.Fatal(err)
 				}
 			}

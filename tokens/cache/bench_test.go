@@ -11,13 +11,13 @@ func BenchmarkLookupHit(b *testing.B) {
 	c := newCache(b, &everything{}, Config{})
 	h := randomHash()
 	redistest.Eventually(b, "a token in memory", func() bool {
-		_, err := c.Holder(b.Context(), h)
+		_, err := c.Principal(b.Context(), h)
 		return err == nil && c.Stats().Entries == 1
 	})
 	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := c.Holder(ctx, h); err != nil {
+		if _, err := c.Principal(ctx, h); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -32,7 +32,7 @@ func BenchmarkLookupHitRedis(b *testing.B) {
 	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := g.Holder(ctx, s.Hash); err != nil {
+		if _, err := g.Principal(ctx, s.Hash); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -43,13 +43,13 @@ func BenchmarkLookupHitParallel(b *testing.B) {
 	hashes := make([]tokens.Hash, 1024)
 	for i := range hashes {
 		hashes[i] = randomHash()
-		_, _ = c.Holder(b.Context(), hashes[i])
+		_, _ = c.Principal(b.Context(), hashes[i])
 	}
 	ctx := b.Context()
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for i := 0; pb.Next(); i++ {
-			if _, err := c.Holder(ctx, hashes[i%len(hashes)]); err != nil {
+			if _, err := c.Principal(ctx, hashes[i%len(hashes)]); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -64,7 +64,7 @@ func BenchmarkLookupMiss(b *testing.B) {
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
 		h[1], h[2], h[3], h[4] = byte(i), byte(i>>8), byte(i>>16), byte(i>>24)
-		if _, err := c.Holder(ctx, h); err != nil {
+		if _, err := c.Principal(ctx, h); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -77,8 +77,8 @@ func BenchmarkLookupMissRedis(b *testing.B) {
 	ctx := b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
-		g.CallBack(s.Hash)
-		if _, err := g.Holder(ctx, s.Hash); err != nil {
+		g.Invalidate(s.Hash)
+		if _, err := g.Principal(ctx, s.Hash); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -5,7 +5,7 @@
 //
 // A use of a token that begins after a revoke of it has returned (mode [Proven]) is refused by every gateway, whatever
 // happens to Redis, to a connection or to a gateway's process: killed, frozen, slow, cut off on one side or on both.
-// A use begins when [Cache.Holder] is called, or if Envoy answers from its table, when the module looks into the table.
+// A use begins when [Cache.Principal] is called, or if Envoy answers from its table, when the module looks into the table.
 // What Redis forgets, the cache cannot know: a restart with old data (remedy: appendonly), or a fail-over to a
 // replica that had not heard of the revoke (remedy: WAIT, min-replicas-to-write), which is also the lot of what a master takes
 // that was replaced already. Such a master is left behind Sentinel with the next heartbeat, or where none of the Sentinels
@@ -52,7 +52,7 @@
 // parse, and its PubSub reconnects unasked, each a call-back that may be lost unnoticed; here whatever is not
 // understood ends the connection and with it the lease. Dialling, TLS and credentials are go-redis's, and so is the way of look-ups by Sentinel.
 // The table is an index of four bytes a token and a clock hand per shard: no cache library checks a generation under the lock that inserts,
-// and in a map of Go the hashes alone would take half as much as the holders.
+// and in a map of Go the hashes alone would take half as much as the principals.
 //
 // Unknown tokens and errors are not kept at all. Junk costs a look-up each; what it cannot do is to
 // push live sessions out of memory.
@@ -115,9 +115,9 @@ type Tracker interface {
 	// times at which it is held with a gap in between, the listener was told to forget all. It does not block.
 	Held(now time.Time) bool
 
-	// Settle returns nil when no use that begins from now on can be decided, by any gateway or by any Envoy, by what the store
-	// answered before Settle was called; or the context's error.
-	Settle(ctx context.Context) error
+	// WaitInvalidated returns nil when no use that begins from now on can be decided, by any gateway or by any Envoy, by what the store
+	// answered before WaitInvalidated was called; or the context's error.
+	WaitInvalidated(ctx context.Context) error
 
 	// Close ends the tracking; nothing is held after it.
 	Close() error
@@ -125,10 +125,10 @@ type Tracker interface {
 
 // A Listener is told what is to be forgotten. It must not block.
 type Listener interface {
-	// CallBack: the token was changed.
-	CallBack(h tokens.Hash)
-	// CallAllBack: anything may have changed.
-	CallAllBack()
+	// Invalidate: the token was changed.
+	Invalidate(h tokens.Hash)
+	// InvalidateAll: anything may have changed.
+	InvalidateAll()
 	// Extend: Envoys may use the decisions in their table until then. It is called when a lease is extended, with the lease's end,
 	// and by a tracker of a store that nothing else can change.
 	Extend(until table.Instant)
@@ -203,8 +203,8 @@ func (c *Cache) Held() bool { return c.tracker.Held(time.Now()) }
 // shard returns the part that a token belongs to. Only tokens that were minted, at random, take memory there.
 func (c *Cache) shard(h tokens.Hash) *shard { return c.shards[h[0]] }
 
-// CallBack forgets a token, here and in the table. It implements [Listener].
-func (c *Cache) CallBack(h tokens.Hash) {
+// Invalidate forgets a token, here and in the table. It implements [Listener].
+func (c *Cache) Invalidate(h tokens.Hash) {
 	s := c.shard(h)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -217,8 +217,8 @@ func (c *Cache) callBack(s *shard, h tokens.Hash) {
 	c.table.Drop(h)
 }
 
-// CallAllBack forgets everything. It implements [Listener].
-func (c *Cache) CallAllBack() {
+// InvalidateAll forgets everything. It implements [Listener].
+func (c *Cache) InvalidateAll() {
 	// From here on nothing of before is believed; the rest gives back the memory.
 	c.table.Reset(c.epoch.Add(1))
 	for _, s := range c.shards {
@@ -239,7 +239,7 @@ func (c *Cache) Sessions(ctx context.Context, user string) ([]*tokens.Session, e
 }
 
 // Touch is the inner store's, and nothing where that is no tokens.Toucher.
-func (c *Cache) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
+func (c *Cache) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
 	if inner, ok := c.store.(tokens.Toucher); ok {
 		return inner.Touch(ctx, of, at, address)
 	}

@@ -34,7 +34,7 @@ func TestConcurrentMissesOfOneTokenAreOneLookup(t *testing.T) {
 	var all sync.WaitGroup
 	for range 50 {
 		all.Go(func() {
-			if s, err := c.Holder(t.Context(), h); err != nil || !s.Has(h) {
+			if s, err := c.Principal(t.Context(), h); err != nil || !s.Has(h) {
 				t.Errorf("looking up: %v, %v", s, err)
 			}
 		})
@@ -61,13 +61,13 @@ func TestWhoAskedFirstMayGoAwayWithoutTheOthers(t *testing.T) {
 	first, leave := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if _, err := c.Holder(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		if _, err := c.Principal(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 			t.Errorf("the one who left: %v", err)
 		}
 	})
 	redistest.Eventually(t, "the first who asks", func() bool { return c.Stats().Misses == 1 })
 	all.Go(func() {
-		if _, err := c.Holder(t.Context(), h); err != nil {
+		if _, err := c.Principal(t.Context(), h); err != nil {
 			t.Errorf("the one who stayed: %v", err)
 		}
 	})
@@ -93,7 +93,7 @@ func TestLookupsNeverMixTokens(t *testing.T) {
 			for range 2000 {
 				h := hashes[rand.N(len(hashes))]
 				ctx, cancel := context.WithTimeout(t.Context(), rand.N(500*time.Microsecond))
-				s, err := c.Holder(ctx, h)
+				s, err := c.Principal(ctx, h)
 				cancel()
 				if err == nil && s.User() != h.Hex() {
 					t.Errorf("the session of another token")
@@ -114,7 +114,7 @@ func (s *swapped) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) 
 
 func TestASessionOfAnotherTokenIsNoAnswer(t *testing.T) {
 	c := newCache(t, &swapped{}, Config{})
-	if s, err := c.Holder(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+	if s, err := c.Principal(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
 		t.Fatalf("a store that mixes tokens is believed: %v, %v", s, err)
 	}
 }
@@ -129,13 +129,13 @@ func TestErrorsAndUnknownTokensAreNotKept(t *testing.T) {
 			return nil
 		}}, Config{})
 		h := randomHash()
-		_, err := c.Holder(t.Context(), h)
+		_, err := c.Principal(t.Context(), h)
 		if errors.Is(answer, tokens.ErrUnknown) != errors.Is(err, tokens.ErrUnknown) ||
 			errors.Is(err, tokens.ErrUnknown) == errors.Is(err, tokens.ErrUnavailable) {
 			t.Fatalf("the store answered %v, the cache %v", answer, err)
 		}
 		fail = false
-		if _, err := c.Holder(t.Context(), h); err != nil {
+		if _, err := c.Principal(t.Context(), h); err != nil {
 			t.Fatalf("after %v the token lives: %v", answer, err)
 		}
 	}
@@ -145,8 +145,8 @@ func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
 	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { return tokens.ErrUnknown }}, Config{})
 	h := randomHash()
 	s := c.shard(h)
-	s.put((&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}).Holder(), c.epoch.Load(), 10, 1<<20)
-	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	s.put((&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}).Principal(), c.epoch.Load(), 10, 1<<20)
+	if _, err := c.Principal(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Fatalf("an expired session: %v", err)
 	}
 	if entries, bytes := s.sizes(); entries != 0 || bytes != 0 {
@@ -160,7 +160,7 @@ func TestAnEntryOfAnotherEpochIsNotBelieved(t *testing.T) {
 	c := newCache(t, store, Config{})
 	h := randomHash()
 	for range 2 {
-		if _, err := c.Holder(t.Context(), h); err != nil {
+		if _, err := c.Principal(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 		c.epoch.Add(1)
@@ -180,7 +180,7 @@ func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
 	for range 4 {
 		all.Go(func() {
 			for i := range 250_000 {
-				if _, err := c.Holder(t.Context(), randomHash()); err != nil {
+				if _, err := c.Principal(t.Context(), randomHash()); err != nil {
 					t.Errorf("looking up: %v", err)
 					return
 				}
@@ -220,7 +220,7 @@ func TestTheEstimateIsNearTheMemoryTaken(t *testing.T) {
 		for i := range kept {
 			kept[i] = newShard()
 			for range 400 {
-				kept[i].put(holder(randomHash(), user), 0, 400, 1<<20)
+				kept[i].put(principal(randomHash(), user), 0, 400, 1<<20)
 			}
 			estimate += kept[i].bytes
 		}
@@ -237,15 +237,15 @@ func TestBytesAreBoundedToo(t *testing.T) {
 	s := newShard()
 	long := make([]byte, 1000)
 	for range 100 {
-		s.put(holder(randomHash(), string(long)), 0, 1000, 10_000)
+		s.put(principal(randomHash(), string(long)), 0, 1000, 10_000)
 		if s.bytes > 10_000 {
 			t.Fatalf("%d bytes", s.bytes)
 		}
 	}
-	if len(s.ring) == 0 || len(s.ring) != s.places.n {
-		t.Fatalf("%d in the ring, %d in the map", len(s.ring), s.places.n)
+	if len(s.ring) == 0 || len(s.ring) != s.slots.n {
+		t.Fatalf("%d in the ring, %d in the map", len(s.ring), s.slots.n)
 	}
-	s.put(holder(randomHash(), string(make([]byte, 20_000))), 0, 1000, 10_000)
+	s.put(principal(randomHash(), string(make([]byte, 20_000))), 0, 1000, 10_000)
 	if s.bytes > 10_000 || len(s.ring) == 0 {
 		t.Fatalf("a session larger than the shard: %d bytes, %d entries", s.bytes, len(s.ring))
 	}
@@ -254,12 +254,12 @@ func TestBytesAreBoundedToo(t *testing.T) {
 func TestWhatIsUsedOutlivesWhatIsNot(t *testing.T) {
 	s := newShard()
 	hot := randomHash()
-	s.put(holder(hot, "ann"), 0, 10, 1<<20)
+	s.put(principal(hot, "ann"), 0, 10, 1<<20)
 	for range 1000 {
 		if got, _ := s.get(hot); got.IsZero() {
 			t.Fatal("a token in use was evicted before those that are not")
 		}
-		s.put(holder(randomHash(), "bob"), 0, 10, 1<<20)
+		s.put(principal(randomHash(), "bob"), 0, 10, 1<<20)
 	}
 }
 
@@ -268,12 +268,12 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { <-release; return nil }}, Config{MaxLookups: 5})
 	var all sync.WaitGroup
 	for range 5 {
-		all.Go(func() { _, _ = c.Holder(t.Context(), randomHash()) })
+		all.Go(func() { _, _ = c.Principal(t.Context(), randomHash()) })
 	}
 	redistest.Eventually(t, "five look-ups", func() bool { return len(c.slots) == 5 })
 	before := runtime.NumGoroutine()
 	for range 1000 {
-		if _, err := c.Holder(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
+		if _, err := c.Principal(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
 			t.Fatalf("a look-up beyond the bound: %v", err)
 		}
 	}
@@ -286,13 +286,13 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 
 func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
 	store := &everything{asked: map[tokens.Hash]int{}}
-	c, err := New(store, Outside{}, Config{})
+	c, err := New(store, OfflineTracker{}, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := randomHash()
 	for range 3 {
-		if _, err := c.Holder(t.Context(), h); err != nil {
+		if _, err := c.Principal(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -307,7 +307,7 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 	inRevoke := make(chan struct{})
 	store := &slowRevoke{entered: inRevoke, release: make(chan struct{})}
 	c = newCache(t, store, Config{})
-	if _, err := c.Holder(t.Context(), h); err != nil {
+	if _, err := c.Principal(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
@@ -317,12 +317,12 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 		}
 	})
 	<-inRevoke
-	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Principal(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("a token that is being revoked: %v", err)
 	}
 	close(store.release)
 	all.Wait()
-	if _, err := c.Holder(t.Context(), h); err != nil {
+	if _, err := c.Principal(t.Context(), h); err != nil {
 		t.Errorf("a token whose revoke failed is as the store says: %v", err)
 	}
 }
@@ -353,7 +353,7 @@ func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
 				return nil
 			}
 			c := newCache(t, store, Config{})
-			use := func() error { _, err := c.Holder(t.Context(), h); return err }
+			use := func() error { _, err := c.Principal(t.Context(), h); return err }
 			if err := use(); err != nil {
 				t.Fatal(err)
 			}
@@ -402,18 +402,18 @@ func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {
 		return nil
 	}}, Config{LookupTimeout: time.Minute})
 	var all sync.WaitGroup
-	all.Go(func() { _, _ = c.Holder(t.Context(), h) }) // began before the revoke: either answer is right
+	all.Go(func() { _, _ = c.Principal(t.Context(), h) }) // began before the revoke: either answer is right
 	redistest.Eventually(t, "a look-up under way", func() bool { return len(c.slots) == 1 })
 	dead.Store(h, true)
 	if err := c.Revoke(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Principal(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("after the revoke, before the late answer: %v", err)
 	}
 	close(release)
 	all.Wait()
-	if _, err := c.Holder(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
+	if _, err := c.Principal(t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("after the revoke and the late answer: %v", err)
 	}
 }
@@ -423,7 +423,7 @@ func TestMetricsSayWhatTheCacheDid(t *testing.T) {
 	c := newCache(t, &everything{}, Config{Registerer: registry})
 	h := randomHash()
 	for range 3 {
-		if _, err := c.Holder(t.Context(), h); err != nil {
+		if _, err := c.Principal(t.Context(), h); err != nil {
 			t.Fatal(err)
 		}
 	}

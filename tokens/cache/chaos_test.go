@@ -73,7 +73,7 @@ func (h *history) use(t *testing.T, g *gateway, s *subject) {
 		return
 	}
 	ticket := g.Ticket(s.session.Hash)
-	got, err := g.Holder(ctx, s.session.Hash)
+	got, err := g.Principal(ctx, s.session.Hash)
 	h.uses.Add(1)
 	switch {
 	case err == nil:

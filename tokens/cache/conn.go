@@ -337,7 +337,7 @@ func (c *conn) pushed(m message) error {
 // calledBack tells the listener which keys changed; null is all of them.
 func (c *conn) calledBack(keys message) error {
 	if keys.null {
-		c.redis.listener.CallAllBack()
+		c.redis.listener.InvalidateAll()
 		return nil
 	}
 	if keys.kind != '*' {
@@ -350,7 +350,7 @@ func (c *conn) calledBack(keys message) error {
 			continue // no token's key
 		}
 		if _, err := hex.Decode(h[:], []byte(text)); err == nil {
-			c.redis.listener.CallBack(h)
+			c.redis.listener.Invalidate(h)
 		}
 	}
 	return nil
@@ -428,9 +428,9 @@ func (c *conn) beginSettling(number uint64) {
 	if c.settling == nil || c.settling.number != number {
 		return
 	}
-	if holders, ok := c.gateways.holders(time.Now(), c.redis.lease); ok {
-		holders[c.redis.id] = true
-		c.settling.missing = holders
+	if principals, ok := c.gateways.principals(time.Now(), c.redis.lease); ok {
+		principals[c.redis.id] = true
+		c.settling.missing = principals
 	}
 }
 

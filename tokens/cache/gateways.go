@@ -69,18 +69,18 @@ func (g *gateways) hear(n notice, now time.Time) {
 	}
 }
 
-// holders returns every gateway that may hold a lease of the length at the time now, or false where they are not all known.
-func (g *gateways) holders(now time.Time, lease time.Duration) (map[string]bool, bool) {
+// principals returns every gateway that may hold a lease of the length at the time now, or false where they are not all known.
+func (g *gateways) principals(now time.Time, lease time.Duration) (map[string]bool, bool) {
 	if now.Before(g.since.Add(withMargin(lease))) || len(g.heard) > maxGateways {
 		return nil, false
 	}
-	holders := make(map[string]bool)
+	principals := make(map[string]bool)
 	for id, at := range g.heard {
 		if now.Before(at.Add(withMargin(lease))) {
-			holders[id] = true
+			principals[id] = true
 		}
 	}
-	return holders, true
+	return principals, true
 }
 
 // settling is one wait for all gateways to have heard what was changed before it was published.

@@ -88,7 +88,7 @@ func TestAGraceEndsInMemoryAtItsDeadline(t *testing.T) {
 		if _, err := c.Rotate(t.Context(), old.Hash, storetest.Successor(next), 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
-		use := func() error { _, err := c.Holder(t.Context(), old.Hash); return err }
+		use := func() error { _, err := c.Principal(t.Context(), old.Hash); return err }
 		if err := use(); err != nil {
 			t.Fatal(err)
 		}
@@ -100,7 +100,7 @@ func TestAGraceEndsInMemoryAtItsDeadline(t *testing.T) {
 		if err := use(); !errors.Is(err, tokens.ErrUnknown) {
 			t.Errorf("at the deadline: %v", err)
 		}
-		if _, err := c.Holder(t.Context(), next.Hash); err != nil {
+		if _, err := c.Principal(t.Context(), next.Hash); err != nil {
 			t.Errorf("the new token: %v", err)
 		}
 	})

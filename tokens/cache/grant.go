@@ -19,7 +19,7 @@ import (
 
 // Ticket is taken before a token is looked up; see [Cache.Grant].
 func (c *Cache) Ticket(h tokens.Hash) table.Ticket {
-	t := table.Ticket{Epoch: c.epoch.Load()} // before the generation: CallAllBack changes them in this order
+	t := table.Ticket{Epoch: c.epoch.Load()} // before the generation: InvalidateAll changes them in this order
 	s := c.shard(h)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -32,7 +32,7 @@ func (c *Cache) Grant(t table.Ticket, e table.Entry) {
 	s := c.shard(e.Token)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	if s.generation == t.Generation && s.ending[e.Token] == 0 {
+	if s.generation == t.Generation && s.revoking[e.Token] == 0 {
 		c.table.Put(t.Epoch, &e)
 	}
 }

@@ -64,7 +64,7 @@ func (g *gateway) learn(s *tokens.Session) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a hit", func() bool {
 		ticket := g.Ticket(s.Hash)
-		if _, err := g.Holder(g.t.Context(), s.Hash); err == nil {
+		if _, err := g.Principal(g.t.Context(), s.Hash); err == nil {
 			g.Grant(ticket, entryOf(s))
 		}
 		return g.module.hits(s)
@@ -135,10 +135,10 @@ func TestGrantAfterACallBackIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for what, between := range map[string]func(h tokens.Hash){
-		"called back":      c.CallBack,
-		"all called back":  func(tokens.Hash) { c.CallAllBack() },
+		"called back":      c.Invalidate,
+		"all called back":  func(tokens.Hash) { c.InvalidateAll() },
 		"revoked":          func(h tokens.Hash) { _ = c.Revoke(context.Background(), h) },
-		"revoked and back": func(h tokens.Hash) { c.CallBack(h); c.CallBack(h) },
+		"revoked and back": func(h tokens.Hash) { c.Invalidate(h); c.Invalidate(h) },
 	} {
 		s := session("ann")
 		ticket := c.Ticket(s.Hash)
@@ -172,7 +172,7 @@ func TestEmbeddedStoreAndTheModule(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := startModule(t)
-	c, err := New(store, &Alone{Store: store}, Config{Table: m.table})
+	c, err := New(store, &LocalTracker{Store: store}, Config{Table: m.table})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,8 +19,8 @@ func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
 		hashes[i][8] = byte(r.IntN(4))
 	}
 	s := newShard()
-	s.places.add(partOf(hashes[0]), 0, nil) // as if it had been there and gone
-	s.places.drop(partOf(hashes[0]), 0, nil)
+	s.slots.add(partOf(hashes[0]), 0, nil) // as if it had been there and gone
+	s.slots.drop(partOf(hashes[0]), 0, nil)
 	for step := range 20_000 {
 		h := hashes[r.IntN(len(hashes))]
 		switch r.IntN(5) {
@@ -30,7 +30,7 @@ func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
 				t.Fatalf("step %d: a token that was called back is found", step)
 			}
 		default:
-			s.put(holder(h, "ann"), 0, 300, 1<<20)
+			s.put(principal(h, "ann"), 0, 300, 1<<20)
 			if kept, _ := s.get(h); !kept.Has(h) {
 				t.Fatalf("step %d: a token that was kept is not found", step)
 			}
@@ -47,8 +47,8 @@ func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
 				t.Fatalf("step %d: in the ring: %v, found: %v", step, there[h], kept)
 			}
 		}
-		if s.places.n != len(s.ring) || len(there) != len(s.ring) {
-			t.Fatalf("step %d: %d in the index, %d in the ring, %d of them different", step, s.places.n, len(s.ring), len(there))
+		if s.slots.n != len(s.ring) || len(there) != len(s.ring) {
+			t.Fatalf("step %d: %d in the index, %d in the ring, %d of them different", step, s.slots.n, len(s.ring), len(there))
 		}
 	}
 }
@@ -66,7 +66,7 @@ func TestAUseIsOfATokenAndNotOfAPlace(t *testing.T) {
 			s.callBack(h)
 			delete(used, h)
 		case 1:
-			s.put(holder(h, "ann"), 0, 300, 1<<20)
+			s.put(principal(h, "ann"), 0, 300, 1<<20)
 			used[h] = false
 		default:
 			if kept, _ := s.get(h); !kept.IsZero() {

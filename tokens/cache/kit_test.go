@@ -213,9 +213,9 @@ func awaitAcquainted(t testing.TB, all ...*gateway) {
 			g.tracker.mu.Unlock()
 			for _, c := range conns {
 				c.mu.Lock()
-				holders, ok := c.gateways.holders(time.Now(), g.tracker.lease)
+				principals, ok := c.gateways.principals(time.Now(), g.tracker.lease)
 				c.mu.Unlock()
-				if !ok || len(holders) < len(all) {
+				if !ok || len(principals) < len(all) {
 					return false
 				}
 			}
@@ -234,10 +234,10 @@ func (g *gateway) create(user string) *tokens.Session {
 }
 
 // answer looks the token up until the store can tell.
-func (g *gateway) answer(s *tokens.Session) (got tokens.Holder, err error) {
+func (g *gateway) answer(s *tokens.Session) (got tokens.Principal, err error) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a store that can tell", func() bool {
-		got, err = g.Holder(g.t.Context(), s.Hash)
+		got, err = g.Principal(g.t.Context(), s.Hash)
 		return !errors.Is(err, tokens.ErrUnavailable)
 	})
 	return got, err
@@ -265,7 +265,7 @@ func (g *gateway) deny(s *tokens.Session) {
 func (g *gateway) warm(s *tokens.Session) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a token in memory", func() bool {
-		_, _ = g.Holder(g.t.Context(), s.Hash)
+		_, _ = g.Principal(g.t.Context(), s.Hash)
 		return g.keeps(s)
 	})
 }
@@ -311,15 +311,15 @@ func (*everything) Close() error                              { return nil }
 // always is a tracker whose lease is always held and that is always settled.
 type always struct{}
 
-func (*always) Start(Listener)               {}
-func (*always) Held(time.Time) bool          { return true }
-func (*always) Settle(context.Context) error { return nil }
-func (*always) Close() error                 { return nil }
+func (*always) Start(Listener)                        {}
+func (*always) Held(time.Time) bool                   { return true }
+func (*always) WaitInvalidated(context.Context) error { return nil }
+func (*always) Close() error                          { return nil }
 
-// holder is who holds a token for an hour.
-func holder(h tokens.Hash, user string) tokens.Holder {
+// principal is who holds a token for an hour.
+func principal(h tokens.Hash, user string) tokens.Principal {
 	s := tokens.Session{Hash: h, User: user, Expires: time.Now().Add(time.Hour)}
-	return s.Holder()
+	return s.Principal()
 }
 
 func randomHash() (h tokens.Hash) {

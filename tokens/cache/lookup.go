@@ -17,7 +17,7 @@ var (
 )
 
 // Lookup returns the live session of a token as the store has it, or tokens.ErrUnknown, or tokens.ErrUnavailable.
-// From memory [Cache.Holder] answers: of all that is known of a session, that is what is kept.
+// From memory [Cache.Principal] answers: of all that is known of a session, that is what is kept.
 func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
 	s := c.shard(h)
 	if s.isEnding(h) {
@@ -42,18 +42,18 @@ func (c *Cache) takeSlot() bool {
 
 func (c *Cache) freeSlot() { <-c.slots }
 
-// Holder returns who holds a token that is live, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
-func (c *Cache) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error) {
+// Principal returns who holds a token that is live, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
+func (c *Cache) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error) {
 	// The order matters: the time first, then the lease, then the epoch. Where the lease ended and began again
 	// after the time was read, the epoch has been counted up before, and is seen here.
 	now := time.Now()
 	held := c.tracker.Held(now)
 	s := c.shard(h)
 	if held {
-		if holder, epoch := s.get(h); !holder.IsZero() && epoch == c.epoch.Load() {
-			if holder.Live(now) {
+		if principal, epoch := s.get(h); !principal.IsZero() && epoch == c.epoch.Load() {
+			if principal.Live(now) {
 				s.hits.Add(1)
-				return holder, nil
+				return principal, nil
 			}
 			s.dropExpired(h, now)
 		}
@@ -62,90 +62,90 @@ func (c *Cache) Holder(ctx context.Context, h tokens.Hash) (tokens.Holder, error
 	return c.ask(ctx, s, h, held)
 }
 
-// flight is one look-up in the store on behalf of all who ask for the token meanwhile.
-type flight struct {
-	done   chan struct{} // closed when the two below are set
-	holder tokens.Holder
-	err    error
+// load is one look-up in the store on behalf of all who ask for the token meanwhile.
+type load struct {
+	done      chan struct{} // closed when the two below are set
+	principal tokens.Principal
+	err       error
 
 	generation, epoch uint64 // when it was sent
 }
 
 // ask asks the store. Where no lease is held, nobody could say how old the answer of another's look-up is:
 // then each asks for itself, and keeps nothing.
-func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (tokens.Holder, error) {
+func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (tokens.Principal, error) {
 	s.mu.Lock()
-	if s.ending[h] > 0 {
+	if s.revoking[h] > 0 {
 		s.mu.Unlock()
-		return tokens.Holder{}, tokens.ErrUnknown
+		return tokens.Principal{}, tokens.ErrUnknown
 	}
 	epoch := c.epoch.Load()
-	f := s.flights[h]
+	f := s.loads[h]
 	if held && f != nil && f.generation == s.generation && f.epoch == epoch {
 		s.mu.Unlock()
 		return f.wait(ctx)
 	}
 	if !c.takeSlot() {
 		s.mu.Unlock()
-		return tokens.Holder{}, errBusy
+		return tokens.Principal{}, errBusy
 	}
 	if !held {
 		s.mu.Unlock()
 		defer c.freeSlot()
-		return c.holder(ctx, s, h)
+		return c.principal(ctx, s, h)
 	}
-	f = &flight{done: make(chan struct{}), generation: s.generation, epoch: epoch}
-	s.flights[h] = f
+	f = &load{done: make(chan struct{}), generation: s.generation, epoch: epoch}
+	s.loads[h] = f
 	s.mu.Unlock()
 	// Whoever asked first may go away; the others wait for the same answer.
-	go c.fly(context.WithoutCancel(ctx), s, h, f)
+	go c.loadOnce(context.WithoutCancel(ctx), s, h, f)
 	return f.wait(ctx)
 }
 
-func (f *flight) wait(ctx context.Context) (tokens.Holder, error) {
+func (f *load) wait(ctx context.Context) (tokens.Principal, error) {
 	select {
 	case <-f.done:
-		return f.holder, f.err
+		return f.principal, f.err
 	case <-ctx.Done():
-		return tokens.Holder{}, fmt.Errorf("%w: %w", tokens.ErrUnavailable, ctx.Err())
+		return tokens.Principal{}, fmt.Errorf("%w: %w", tokens.ErrUnavailable, ctx.Err())
 	}
 }
 
-func (c *Cache) fly(ctx context.Context, s *shard, h tokens.Hash, f *flight) {
+func (c *Cache) loadOnce(ctx context.Context, s *shard, h tokens.Hash, f *load) {
 	defer c.freeSlot()
-	f.holder, f.err = c.guardedHolder(ctx, s, h)
+	f.principal, f.err = c.guardedHolder(ctx, s, h)
 	s.mu.Lock()
-	if s.flights[h] == f {
-		delete(s.flights, h)
+	if s.loads[h] == f {
+		delete(s.loads, h)
 	}
 	now := time.Now()
 	if f.err == nil && c.tracker.Held(now) && f.generation == s.generation && f.epoch == c.epoch.Load() {
-		s.put(f.holder, f.epoch, c.maxEntries, c.maxBytes)
+		s.put(f.principal, f.epoch, c.maxEntries, c.maxBytes)
 	}
 	s.mu.Unlock()
 	close(f.done)
 }
 
-// guardedHolder is holder for a goroutine of the cache's own. A panic of the store would end the process there; it is
+// guardedHolder is principal for a goroutine of the cache's own. A panic of the store would end the process there; it is
 // logged, and an error.
-func (c *Cache) guardedHolder(ctx context.Context, s *shard, h tokens.Hash) (holder tokens.Holder, err error) {
+func (c *Cache) guardedHolder(ctx context.Context, s *shard, h tokens.Hash) (principal tokens.Principal, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.panics.Add(1)
 			c.logger.Error("panic while a token was looked up", "panic", panics.Text(p), "stack", panics.Stack())
-			holder, err = tokens.Holder{}, errPanic
+			principal, err = tokens.Principal{}, errPanic
 		}
 	}()
-	return c.holder(ctx, s, h)
+	return c.principal(ctx, s, h)
 }
 
-// holder makes one look-up in the store, and takes of its answer what is kept.
-func (c *Cache) holder(ctx context.Context, s *shard, h tokens.Hash) (tokens.Holder, error) {
+// principal makes one look-up in the store, and takes of its answer what is kept.
+func (c *Cache) principal(ctx context.Context, s *shard, h tokens.Hash) (tokens.Principal, error) {
 	session, err := c.lookup(ctx, s, h)
 	if err != nil {
-		return tokens.Holder{}, err
+		return tokens.Principal{}, err
 	}
-	return session.Holder(), nil
+	return session.Principal(), nil
 }
 
 // lookup makes one look-up in the store, whose answer is the token's or an error of package tokens.

@@ -47,14 +47,14 @@ func TestGatewaysThatMayHoldALease(t *testing.T) {
 	hear("a", 100)
 	hear("b", 900)
 	hear("a", 1050)
-	if _, ok := g.holders(at(1000), time.Second); ok {
+	if _, ok := g.principals(at(1000), time.Second); ok {
 		t.Error("who has listened for no longer than a lease cannot know all")
 	}
 	for ms, want := range map[int]string{1100: "a b", 1915: "a b", 2000: "a", 2100: ""} {
-		holders, ok := g.holders(at(ms), time.Second)
+		principals, ok := g.principals(at(ms), time.Second)
 		var got []string
 		for _, id := range []string{"a", "b"} {
-			if holders[id] {
+			if principals[id] {
 				got = append(got, id)
 			}
 		}
@@ -74,7 +74,7 @@ func TestTooManyGatewaysAreWaitedOut(t *testing.T) {
 	if len(g.heard) > maxGateways+1 {
 		t.Errorf("%d are remembered", len(g.heard))
 	}
-	if _, ok := g.holders(start.Add(2*time.Second), time.Second); ok {
+	if _, ok := g.principals(start.Add(2*time.Second), time.Second); ok {
 		t.Error("more gateways than are remembered are taken for known")
 	}
 }
@@ -205,7 +205,7 @@ func TestAPanicInALookupIsAnErrorOfAllWhoWaitForIt(t *testing.T) {
 		h := randomHash()
 		errs := make(chan error, 2)
 		for range 2 {
-			go func() { _, err := c.Holder(t.Context(), h); errs <- err }()
+			go func() { _, err := c.Principal(t.Context(), h); errs <- err }()
 		}
 		synctest.Wait() // both wait for one look-up
 		close(release)
@@ -218,7 +218,7 @@ func TestAPanicInALookupIsAnErrorOfAllWhoWaitForIt(t *testing.T) {
 			t.Errorf("%d counted, the log is %s", c.panics.Load(), &log)
 		}
 		nobody = new(tokens.Session)
-		if got, err := c.Holder(t.Context(), h); err != nil || got.IsZero() {
+		if got, err := c.Principal(t.Context(), h); err != nil || got.IsZero() {
 			t.Errorf("after the panic: %v, %v", got, err)
 		}
 	})

@@ -190,7 +190,7 @@ func (r *Redis) forget() {
 	r.conns = nil
 	r.term.end()
 	r.mu.Unlock()
-	r.listener.CallAllBack()
+	r.listener.InvalidateAll()
 }
 
 // connectAll connects to all masters at once, or to none.
@@ -250,14 +250,14 @@ func (r *Redis) confirm(c *conn, sent table.Instant) {
 		if !now.Before(oldest.Wall.Add(r.lease)) {
 			return // it could not be held now either
 		}
-		r.listener.CallAllBack()
+		r.listener.InvalidateAll()
 	}
 	r.term.extend(oldest.Wall, r.lease)
 	r.listener.Extend(oldest.Add(r.lease))
 }
 
-// Settle returns when all gateways have said that they heard what was changed before, or when their leases have run out.
-func (r *Redis) Settle(ctx context.Context) error {
+// WaitInvalidated returns when all gateways have said that they heard what was changed before, or when their leases have run out.
+func (r *Redis) WaitInvalidated(ctx context.Context) error {
 	r.mu.Lock()
 	conns := r.conns
 	r.mu.Unlock()

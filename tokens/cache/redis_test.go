@@ -41,7 +41,7 @@ func (s settled) Create(ctx context.Context, session *tokens.Session, limit int)
 	if err := s.Cache.Create(ctx, session, limit); err != nil || limit == 0 {
 		return err
 	}
-	return s.tracker.Settle(ctx)
+	return s.tracker.WaitInvalidated(ctx)
 }
 
 func TestAHotTokenAsksRedisNothing(t *testing.T) {
@@ -94,7 +94,7 @@ func TestWhatRedisForgetsIsRefused(t *testing.T) {
 		g.warm(s)
 		do(s)
 		redistest.Eventually(t, "a token refused that was "+what, func() bool {
-			_, err := g.Holder(t.Context(), s.Hash)
+			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
@@ -108,7 +108,7 @@ func TestWhatRedisEvictsIsRefused(t *testing.T) {
 	server.Do("CONFIG", "SET", "maxmemory", "1")
 	redistest.Eventually(t, "an evicted token refused", func() bool {
 		_ = client(t, server.Addr).Set(t.Context(), "other", "value", 0).Err() // makes Redis look for room
-		_, err := g.Holder(t.Context(), s.Hash)
+		_, err := g.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 }
@@ -147,7 +147,7 @@ func TestAnAnswerThatItsCallBackOvertookIsNotKept(t *testing.T) {
 	data.Hold(faultproxy.Down)
 	var late sync.WaitGroup
 	late.Go(func() {
-		_, _ = g.Holder(t.Context(), s.Hash) // it began before the token ended: either answer is right
+		_, _ = g.Principal(t.Context(), s.Hash) // it began before the token ended: either answer is right
 	})
 	redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
 	server.Do("DEL", key(s.Hash))
@@ -168,7 +168,7 @@ func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
 	g.warm(s)
 	server.Freeze()
 	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
-		_, err := g.Holder(t.Context(), s.Hash)
+		_, err := g.Principal(t.Context(), s.Hash)
 		if errors.Is(err, tokens.ErrUnknown) {
 			t.Fatal("a live token is unknown while Redis cannot be asked")
 		}
@@ -179,7 +179,7 @@ func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
 	}
 	server.Thaw()
 	redistest.Eventually(t, "an answer when Redis goes on", func() bool {
-		_, err := g.Holder(t.Context(), s.Hash)
+		_, err := g.Principal(t.Context(), s.Hash)
 		return err == nil
 	})
 	g.awaitHeld()
@@ -193,7 +193,7 @@ func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
 	g.warm(ended)
 	server.Kill()
 	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
-		_, err := g.Holder(t.Context(), s.Hash)
+		_, err := g.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnavailable)
 	})
 	server.Restart()
@@ -201,7 +201,7 @@ func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
 	redistest.Eventually(t, "a lease that is held", g.Held)
 	g.deny(ended)
 	redistest.Eventually(t, "a token that lives", func() bool {
-		_, err := g.Holder(t.Context(), s.Hash)
+		_, err := g.Principal(t.Context(), s.Hash)
 		return err == nil
 	})
 }
@@ -235,7 +235,7 @@ func TestTheTrackingIsKilledByRedis(t *testing.T) {
 		redistest.Eventually(t, "a lease that was lost and is held", func() bool { return g.Stats().EpochDrops > drops && g.Held() })
 		server.Do("DEL", key(s.Hash))
 		redistest.Eventually(t, "a token refused", func() bool {
-			_, err := g.Holder(t.Context(), s.Hash)
+			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
@@ -250,10 +250,10 @@ func TestOnlyTheDataIsCut(t *testing.T) {
 	data.Refuse()
 	data.Cut()
 	epoch, holds := g.epoch.Load(), g.Held() && g.keeps(s)
-	if _, err := g.Holder(t.Context(), s.Hash); err != nil && holds && g.Held() && g.epoch.Load() == epoch {
+	if _, err := g.Principal(t.Context(), s.Hash); err != nil && holds && g.Held() && g.epoch.Load() == epoch {
 		t.Errorf("a kept token, while the lease is held: %v", err)
 	}
-	if _, err := g.Holder(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+	if _, err := g.Principal(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
 		t.Errorf("a token that is not kept: %v", err)
 	}
 	if err := g.Revoke(t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
@@ -261,7 +261,7 @@ func TestOnlyTheDataIsCut(t *testing.T) {
 	}
 	data.Heal()
 	redistest.Eventually(t, "a token that lives", func() bool {
-		_, err := g.Holder(t.Context(), cold.Hash)
+		_, err := g.Principal(t.Context(), cold.Hash)
 		return err == nil
 	})
 }
@@ -276,7 +276,7 @@ func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
 		tracking.Swallow(d)
 		server.Do("DEL", key(s.Hash))
 		redistest.Eventually(t, "a token refused", func() bool {
-			_, err := g.Holder(t.Context(), s.Hash)
+			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 		tracking.Heal()
@@ -330,8 +330,8 @@ type counting struct {
 	until table.Instant
 }
 
-func (*counting) CallBack(tokens.Hash)         {}
-func (c *counting) CallAllBack()               { c.all++ }
+func (*counting) Invalidate(tokens.Hash)       {}
+func (c *counting) InvalidateAll()             { c.all++ }
 func (c *counting) Extend(until table.Instant) { c.until = until }
 
 func TestWhatIsAskedWhileNobodyListensIsNotKept(t *testing.T) {
@@ -374,7 +374,7 @@ func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
 			for i := range 400 {
 				s := all[(i*31+w*7)%len(all)]
 				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1+i%4)*time.Millisecond)
-				got, err := g.Holder(ctx, s.Hash)
+				got, err := g.Principal(ctx, s.Hash)
 				cancel()
 				if err == nil && got.User() != s.User {
 					t.Errorf("%s is taken for %s", s.User, got.User())
@@ -422,9 +422,9 @@ func TestAPasswordAndTLS(t *testing.T) {
 
 type deaf struct{}
 
-func (deaf) CallBack(tokens.Hash) {}
-func (deaf) CallAllBack()         {}
-func (deaf) Extend(table.Instant) {}
+func (deaf) Invalidate(tokens.Hash) {}
+func (deaf) InvalidateAll()         {}
+func (deaf) Extend(table.Instant)   {}
 
 // A gateway that may not speak to the others must not hold a lease: they could not know of it.
 func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {
@@ -486,7 +486,7 @@ func TestSentinelLeadsToTheNewMaster(t *testing.T) {
 		return err == nil && role[0] == "master" && g.Held()
 	})
 	redistest.Eventually(t, "a token in memory again", func() bool {
-		_, _ = g.Holder(t.Context(), s.Hash)
+		_, _ = g.Principal(t.Context(), s.Hash)
 		return g.keeps(s)
 	})
 	g.revoke(s)
@@ -515,7 +515,7 @@ func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
 			t.Fatal(err)
 		}
 		redistest.Eventually(t, "a token refused that was deleted by hand", func() bool {
-			_, err := b.Holder(t.Context(), s.Hash)
+			_, err := b.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}

@@ -30,7 +30,7 @@ func (c *Cache) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 	mode := c.mode()
 	given, err := c.store.Rotate(ctx, old, next, grace)
 	// After an error too: it may have happened.
-	c.CallBack(old)
+	c.Invalidate(old)
 	if err == nil || errors.Is(err, tokens.ErrReused) { // reused: the session's newer token was ended
 		_ = c.settle(ctx, mode)
 	}
@@ -64,7 +64,7 @@ func (c *Cache) settle(ctx context.Context, mode Revocation) error {
 	if mode == Prompt {
 		return nil
 	}
-	if err := c.tracker.Settle(ctx); err != nil {
+	if err := c.tracker.WaitInvalidated(ctx); err != nil {
 		return fmt.Errorf("%w: waiting until no gateway can accept the token: %w", tokens.ErrUnavailable, err)
 	}
 	return nil
@@ -76,14 +76,14 @@ func (c *Cache) refuse(h tokens.Hash) (end func()) {
 	s := c.shard(h)
 	s.mu.Lock()
 	c.callBack(s, h)
-	s.ending[h]++
+	s.revoking[h]++
 	s.mu.Unlock()
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		c.callBack(s, h)
-		if s.ending[h]--; s.ending[h] == 0 {
-			delete(s.ending, h)
+		if s.revoking[h]--; s.revoking[h] == 0 {
+			delete(s.revoking, h)
 		}
 	}
 }
@@ -92,5 +92,5 @@ func (c *Cache) refuse(h tokens.Hash) (end func()) {
 func (s *shard) isEnding(h tokens.Hash) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.ending[h] > 0
+	return s.revoking[h] > 0
 }

@@ -33,18 +33,18 @@ func TestAfterARevokeNoOtherGatewayAccepts(t *testing.T) {
 				var user sync.WaitGroup
 				user.Go(func() { // someone who uses it at the other gateway all the while
 					for !over.Load() {
-						if got, err := b.Holder(t.Context(), s.Hash); err == nil && !got.Has(s.Hash) {
+						if got, err := b.Principal(t.Context(), s.Hash); err == nil && !got.Has(s.Hash) {
 							t.Error("the session of another token")
 						}
 						time.Sleep(50 * time.Microsecond)
 					}
 				})
-				_, _ = b.Holder(t.Context(), s.Hash)
+				_, _ = b.Principal(t.Context(), s.Hash)
 				if err := a.Revoke(t.Context(), s.Hash); err != nil {
 					t.Errorf("revoking: %v", err)
 				}
 				for range 3 {
-					if _, err := b.Holder(t.Context(), s.Hash); err == nil {
+					if _, err := b.Principal(t.Context(), s.Hash); err == nil {
 						t.Error("accepted after the revoke returned")
 					}
 				}
@@ -178,17 +178,17 @@ func TestALookupUnderWayIsNotJoinedAfterARevoke(t *testing.T) {
 		b := openWith(t, client(t, data.Addr), client(t, tracking.Addr), Config{LookupTimeout: time.Minute}, RedisConfig{})
 		awaitAcquainted(t, a, b)
 		s := a.create("ann")
-		b.Holder(t.Context(), randomHash()) // a connection that is open
+		b.Principal(t.Context(), randomHash()) // a connection that is open
 		asked := server.CommandStats()["get"]
 		data.Delay(faultproxy.Down, 900*time.Millisecond)
 		var before sync.WaitGroup
-		before.Go(func() { _, _ = b.Holder(t.Context(), s.Hash) })
+		before.Go(func() { _, _ = b.Principal(t.Context(), s.Hash) })
 		redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
 		if trackingToo {
 			tracking.Hold(faultproxy.Up, faultproxy.Down)
 		}
 		a.revoke(s)
-		if _, err := b.Holder(t.Context(), s.Hash); err == nil {
+		if _, err := b.Principal(t.Context(), s.Hash); err == nil {
 			t.Errorf("after the revoke returned (tracking held: %v) the answer of a look-up from before is taken", trackingToo)
 		}
 		before.Wait()
@@ -204,7 +204,7 @@ func TestPromptRevokesAreHeardAfterThem(t *testing.T) {
 	a.revoke(s)
 	a.deny(s)
 	redistest.Eventually(t, "a token refused", func() bool {
-		_, err := b.Holder(t.Context(), s.Hash)
+		_, err := b.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 	if a.tracker.acknowledged.Load()+a.tracker.waitedOut.Load() != 0 {

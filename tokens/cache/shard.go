@@ -8,7 +8,7 @@ import (
 	"gatepost/tokens"
 )
 
-// shard holds the holders of a part of the tokens, no more than its bounds. A kept holder is its string, a place in
+// shard holds the principals of a part of the tokens, no more than its bounds. A kept principal is its string, a place in
 // the ring and one in the index: a session with all that is known of it would be four times that.
 type shard struct {
 	mu sync.RWMutex
@@ -16,18 +16,18 @@ type shard struct {
 	generation uint64
 	// epoch is the one in which all that is kept was asked for.
 	epoch uint64
-	// places says where in the ring a token is.
-	places index
+	// slots finds the slot of a token in the ring.
+	slots index
 	// ring is who is kept, in the order of the clock's hand.
-	ring  []tokens.Holder
+	ring  []tokens.Principal
 	hand  int
 	bytes int
 	// used are the places in the ring that were asked for since the hand passed them. They are marked under the lock for reading.
-	used marks
-	// flights are the look-ups that are under way.
-	flights map[tokens.Hash]*flight
-	// ending are the tokens that this gateway is revoking, with how often: they open nothing here, whatever the store says.
-	ending map[tokens.Hash]int
+	used bitset
+	// loads are the look-ups that are under way.
+	loads map[tokens.Hash]*load
+	// revoking are the tokens that this gateway is revoking, with how often: they open nothing here, whatever the store says.
+	revoking map[tokens.Hash]int
 
 	hits, misses, evictions atomic.Uint64
 
@@ -36,20 +36,20 @@ type shard struct {
 
 func newShard() *shard {
 	s := &shard{
-		flights: make(map[tokens.Hash]*flight),
-		ending:  make(map[tokens.Hash]int),
+		loads:    make(map[tokens.Hash]*load),
+		revoking: make(map[tokens.Hash]int),
 	}
 	s.clear()
 	return s
 }
 
-// get returns the kept holder of a token and the epoch in which it was asked for, or nobody. It counts as a use.
-func (s *shard) get(h tokens.Hash) (tokens.Holder, uint64) {
+// get returns the kept principal of a token and the epoch in which it was asked for, or nobody. It counts as a use.
+func (s *shard) get(h tokens.Hash) (tokens.Principal, uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	at, ok := s.find(h)
 	if !ok {
-		return tokens.Holder{}, 0
+		return tokens.Principal{}, 0
 	}
 	s.used.mark(at)
 	return s.ring[at], s.epoch
@@ -57,15 +57,15 @@ func (s *shard) get(h tokens.Hash) (tokens.Holder, uint64) {
 
 // find returns the place of a token. The lock is held.
 func (s *shard) find(h tokens.Hash) (at int, ok bool) {
-	return s.places.find(partOf(h), func(at int) bool { return s.ring[at].Has(h) })
+	return s.slots.find(partOf(h), func(at int) bool { return s.ring[at].Has(h) })
 }
 
 // part is the one of the token at a place. The lock is held.
 func (s *shard) part(at int) part { return partOf(s.ring[at].Hash()) }
 
-// put keeps a holder that was asked for in an epoch, and evicts what was not used lately where the bounds ask for it. The lock is held.
-func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int) {
-	size := sizeOf(holder)
+// put keeps a principal that was asked for in an epoch, and evicts what was not used lately where the bounds ask for it. The lock is held.
+func (s *shard) put(principal tokens.Principal, epoch uint64, maxEntries, maxBytes int) {
+	size := sizeOf(principal)
 	if size > maxBytes {
 		return
 	}
@@ -73,7 +73,7 @@ func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int
 		s.forget()
 		s.epoch = epoch
 	}
-	hash := holder.Hash()
+	hash := principal.Hash()
 	if old, ok := s.find(hash); ok {
 		s.drop(old)
 	}
@@ -81,10 +81,10 @@ func (s *shard) put(holder tokens.Holder, epoch uint64, maxEntries, maxBytes int
 		s.evict()
 	}
 	if n := len(s.ring); n == cap(s.ring) && n >= maxEntries/2 { // it will hardly be larger than that: append would make room for more
-		s.ring = append(make([]tokens.Holder, 0, maxEntries), s.ring...)
+		s.ring = append(make([]tokens.Principal, 0, maxEntries), s.ring...)
 	}
-	s.places.add(partOf(hash), len(s.ring), s.part)
-	s.ring = append(s.ring, holder)
+	s.slots.add(partOf(hash), len(s.ring), s.part)
+	s.ring = append(s.ring, principal)
 	s.used.reach(len(s.ring))
 	s.bytes += size
 }
@@ -108,7 +108,7 @@ func (s *shard) evict() {
 // drop forgets who is at a place; the last takes it. The lock is held.
 func (s *shard) drop(at int) {
 	s.bytes -= sizeOf(s.ring[at])
-	s.places.drop(s.part(at), at, s.part)
+	s.slots.drop(s.part(at), at, s.part)
 	last := len(s.ring) - 1
 	s.used.unmark(at)
 	if at != last {
@@ -116,9 +116,9 @@ func (s *shard) drop(at int) {
 		if s.used.unmark(last) {
 			s.used.mark(at)
 		}
-		s.places.move(s.part(at), last, at)
+		s.slots.move(s.part(at), last, at)
 	}
-	s.ring[last] = tokens.Holder{}
+	s.ring[last] = tokens.Principal{}
 	s.ring = s.ring[:last]
 }
 
@@ -147,7 +147,7 @@ func (s *shard) clear() {
 
 // forget forgets everybody. The lock is held.
 func (s *shard) forget() {
-	s.places = index{}
+	s.slots = index{}
 	s.ring, s.used, s.hand, s.bytes = nil, nil, 0, 0
 }
 
@@ -158,18 +158,18 @@ func (s *shard) sizes() (entries, bytes int) {
 	return len(s.ring), s.bytes
 }
 
-// marks says of places whether they are marked, in a bit each.
-type marks []uint64
+// bitset says of places whether they are marked, in a bit each.
+type bitset []uint64
 
 // reach makes room for so many places. Those that are new are not marked.
-func (m *marks) reach(places int) {
+func (m *bitset) reach(places int) {
 	if places > 64*len(*m) {
 		*m = append(*m, 0)
 	}
 }
 
 // mark may be called by many goroutines at once; most find what they would write.
-func (m marks) mark(at int) {
+func (m bitset) mark(at int) {
 	word, bit := &m[at/64], uint64(1)<<(at%64)
 	if atomic.LoadUint64(word)&bit == 0 {
 		atomic.OrUint64(word, bit)
@@ -177,15 +177,15 @@ func (m marks) mark(at int) {
 }
 
 // unmark says whether the place was marked. Nothing else may be called meanwhile.
-func (m marks) unmark(at int) (was bool) {
+func (m bitset) unmark(at int) (was bool) {
 	word, bit := &m[at/64], uint64(1)<<(at%64)
 	was = *word&bit != 0
 	*word &^= bit
 	return was
 }
 
-// overhead is what keeping a holder costs beside its string: 16 bytes in the ring and 4 in the index, of which some are empty.
+// overhead is what keeping a principal costs beside its string: 16 bytes in the ring and 4 in the index, of which some are empty.
 const overhead = 22
 
-// sizeOf estimates the memory that keeping a holder takes, in bytes. Short strings are allocated in steps of 16.
-func sizeOf(h tokens.Holder) int { return overhead + (h.Size()+15)&^15 }
+// sizeOf estimates the memory that keeping a principal takes, in bytes. Short strings are allocated in steps of 16.
+func sizeOf(h tokens.Principal) int { return overhead + (h.Size()+15)&^15 }

@@ -1,4 +1,4 @@
-// Package endpoint decides what comes of a request under the token path: who gets a token, and what the holder
+// Package endpoint decides what comes of a request under the token path: who gets a token, and what the principal
 // of one may do with it (revoke, refresh, introspect, list and end sessions). It is the HTTP handler that Envoy reaches
 // for these paths, under their canonical names whatever the definitions call them.
 //

@@ -45,7 +45,7 @@ func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(cont
 		"sessions":       func(ctx context.Context) error { _, err := s.Sessions(ctx, "ann"); return err },
 		"revoke session": func(ctx context.Context) error { return s.RevokeSession(ctx, "", session.ID) },
 		"revoke user":    func(ctx context.Context) error { _, err := s.RevokeUser(ctx, "ann"); return err },
-		"touch":          func(ctx context.Context) error { return s.Touch(ctx, session.Holder(), time.Now(), "192.0.2.1") },
+		"touch":          func(ctx context.Context) error { return s.Touch(ctx, session.Principal(), time.Now(), "192.0.2.1") },
 		"ping":           s.Ping,
 		"check": func(ctx context.Context) error { // of the connection, which knows no errors of tokens
 			_, err := s.conn.Check(ctx)
@@ -322,7 +322,7 @@ func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
 	s := open(t, server)
 	session := create(t, s, "ann")
 	next := session.Renewed(storetest.NewHash(t), time.Now(), time.Hour)
-	if err := errors.Join(rotate(t.Context(), s, session.Hash, next), s.Touch(t.Context(), next.Holder(), time.Now(), "192.0.2.1")); err != nil {
+	if err := errors.Join(rotate(t.Context(), s, session.Hash, next), s.Touch(t.Context(), next.Principal(), time.Now(), "192.0.2.1")); err != nil {
 		t.Fatal(err)
 	}
 	keys := strings.Fields(server.Do("KEYS", "*"))

@@ -11,7 +11,7 @@
 // remembers a token that was refreshed, so that its reuse is noticed after its grace, when its record has expired.
 //
 // If one server has all keys, a login changes them in one step, by one command; the commands of logins that come at once
-// are sent together ([convoy]). In a Cluster they lie on different servers, so nothing else here relies on two keys
+// are sent together ([batcher]). In a Cluster they lie on different servers, so nothing else here relies on two keys
 // changing together. What it relies on is the order in which they change:
 //
 //  1. A token is entered in the index before its record is written, and handed out only after the index has been
@@ -70,7 +70,7 @@ const chunk = 500
 type Store struct {
 	conn   *redisconn.Conn
 	client redis.UniversalClient // of conn
-	logins *convoy               // of a single server
+	logins *batcher              // of a single server
 }
 
 var (
@@ -80,7 +80,7 @@ var (
 
 // New returns a store in the Redis of conn. [Store.Close] closes conn.
 func New(conn *redisconn.Conn) *Store {
-	return &Store{conn: conn, client: conn.Client(), logins: newConvoy(conn)}
+	return &Store{conn: conn, client: conn.Client(), logins: newBatcher(conn)}
 }
 
 func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
@@ -316,7 +316,7 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 }
 
 // Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
-func (s *Store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
+func (s *Store) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()

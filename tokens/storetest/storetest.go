@@ -689,7 +689,7 @@ func touched(t *testing.T, s store) {
 	session := s.create(New(t, "ann"))
 	at := session.Issued.Add(time.Minute)
 	for _, address := range []string{"192.0.2.1", "2001:db8::1", ""} {
-		if err := toucher.Touch(t.Context(), session.Holder(), at, address); err != nil {
+		if err := toucher.Touch(t.Context(), session.Principal(), at, address); err != nil {
 			t.Fatalf("touching: %v", err)
 		}
 		listed, err := s.Sessions(t.Context(), "ann")
@@ -707,7 +707,7 @@ func touched(t *testing.T, s store) {
 	if err := s.Revoke(t.Context(), next.Hash); err != nil {
 		t.Fatal(err)
 	}
-	if err := toucher.Touch(t.Context(), next.Holder(), at, "192.0.2.1"); err != nil {
+	if err := toucher.Touch(t.Context(), next.Principal(), at, "192.0.2.1"); err != nil {
 		t.Errorf("touching an ended session: %v", err)
 	}
 	s.refused(next.Hash)

@@ -11,43 +11,43 @@ import (
 )
 
 const (
-	// convoyLength is how many commands go together at most, and so how many callers feel that a connection breaks.
-	convoyLength = 64
-	// convoyPatience is how long a command waits for the pipelines before it. Then they are taken for ones that hang, and
-	// another is begun beside them, convoyPipelines at most.
-	convoyPatience  = 100 * time.Millisecond
-	convoyPipelines = 8
+	// batchSize is how many commands go together at most, and so how many callers feel that a connection breaks.
+	batchSize = 64
+	// batchPatience is how long a command waits for the pipelines before it. Then they are taken for ones that hang, and
+	// another is begun beside them, maxPipelines at most.
+	batchPatience = 100 * time.Millisecond
+	maxPipelines  = 8
 )
 
-// convoy sends the commands of many callers together: what comes while a pipeline is under way goes with the next, in
+// batcher sends the commands of many callers together: what comes while a pipeline is under way goes with the next, in
 // one write and one read for all of them. Who comes alone is sent at once, and who comes while a pipeline hangs waits
-// for convoyPatience at most, as long as not all hang. It may be used by many goroutines.
-type convoy struct {
+// for batchPatience at most, as long as not all hang. It may be used by many goroutines.
+type batcher struct {
 	client   redis.UniversalClient
 	timeout  time.Duration // of a pipeline
 	patience time.Duration
 
 	mu       sync.Mutex
-	waiting  []*passenger
+	waiting  []*pendingCommand
 	underway int // goroutines that send pipelines
 }
 
-func newConvoy(conn *redisconn.Conn) *convoy {
-	return &convoy{client: conn.Client(), timeout: conn.CallTimeout(), patience: convoyPatience}
+func newBatcher(conn *redisconn.Conn) *batcher {
+	return &batcher{client: conn.Client(), timeout: conn.CallTimeout(), patience: batchPatience}
 }
 
-// passenger is one caller's command.
-type passenger struct {
+// pendingCommand is one caller's command.
+type pendingCommand struct {
 	ctx  context.Context
 	cmd  redis.Cmder
-	gone bool          // it waits no longer; under the convoy's lock
+	gone bool          // it waits no longer; under the batcher's lock
 	done chan struct{} // :: closed when cmd has its answer or its error
 }
 
 // process has Redis carry out a command, and returns its error, or the context's where that ends before; then the
 // command may be carried out yet, and must not be looked at.
-func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
-	p := &passenger{ctx: ctx, cmd: cmd, done: make(chan struct{})}
+func (c *batcher) process(ctx context.Context, cmd redis.Cmder) error {
+	p := &pendingCommand{ctx: ctx, cmd: cmd, done: make(chan struct{})}
 	c.mu.Lock()
 	c.waiting = append(c.waiting, p)
 	if c.underway == 0 {
@@ -64,7 +64,7 @@ func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
 			return context.Cause(ctx)
 		case <-patience.C:
 			c.mu.Lock()
-			if !p.gone && c.underway < convoyPipelines {
+			if !p.gone && c.underway < maxPipelines {
 				c.begin()
 			}
 			c.mu.Unlock()
@@ -73,22 +73,22 @@ func (c *convoy) process(ctx context.Context, cmd redis.Cmder) error {
 }
 
 // begin has one goroutine more send pipelines. The lock is held.
-func (c *convoy) begin() {
+func (c *batcher) begin() {
 	c.underway++
 	go c.run()
 }
 
 // run sends one pipeline after another until nobody waits.
-func (c *convoy) run() {
+func (c *batcher) run() {
 	for next := c.next(); len(next) > 0; next = c.next() {
 		c.send(next)
 	}
 }
 
-func (c *convoy) next() []*passenger {
+func (c *batcher) next() []*pendingCommand {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := min(len(c.waiting), convoyLength)
+	n := min(len(c.waiting), batchSize)
 	next := c.waiting[:n:n]
 	c.waiting = c.waiting[n:]
 	if len(c.waiting) == 0 {
@@ -104,7 +104,7 @@ func (c *convoy) next() []*passenger {
 }
 
 // send sends one pipeline. The deadlines of those in it are not its own: who cannot wait any longer has gone by then.
-func (c *convoy) send(together []*passenger) {
+func (c *batcher) send(together []*pendingCommand) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
 	pipe := c.client.Pipeline()

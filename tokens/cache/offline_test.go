@@ -13,7 +13,7 @@ import (
 
 func outside(t *testing.T, addr string) *Cache {
 	t.Helper()
-	c, err := New(plain{client(t, addr)}, Outside{}, Config{})
+	c, err := New(plain{client(t, addr)}, OfflineTracker{}, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestWhatWasEndedFromOutsideIsRefusedByGateways(t *testing.T) {
 		deaf.warm(s)
 		tracking.Hold(faultproxy.Up, faultproxy.Down)
 		if err := end(s); err != nil {
-			t.Fatalf("ending a session by %s: %v", what, err)
+			t.Fatalf("revoking a session by %s: %v", what, err)
 		}
 		hears.deny(s)
 		deaf.deny(s)

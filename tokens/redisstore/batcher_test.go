@@ -84,7 +84,7 @@ func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { echo(t, s, "first") })
 	sent.await(t, 1)
-	const others = convoyLength + 10
+	const others = batchSize + 10
 	for i := range others {
 		wg.Go(func() { echo(t, s, strconv.Itoa(i)) })
 	}
@@ -103,7 +103,7 @@ func TestAPipelineThatHangsHoldsUpNobodyElse(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { echo(t, s, "first") })
 	sent.await(t, 1)
-	for range 3 { // each comes to a convoy of which one pipeline hangs
+	for range 3 { // each comes to a batcher of which one pipeline hangs
 		echo(t, s, "later")
 	}
 	for range 3 { // and so do these, at once

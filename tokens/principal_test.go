@@ -18,7 +18,7 @@ func TestAHolderIsWhatItsSessionIs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h := s.Holder()
+			h := s.Principal()
 			if h.IsZero() || h.Hash() != s.Hash || !h.Has(s.Hash) || h.Has(Hash{1, 2}) || h.ID() != s.ID || h.User() != user ||
 				!h.Expires().Equal(s.Expires) || !h.Ends().Equal(s.Ends) || h.Live(now) != s.Live(now) || h.Live(s.Expires) {
 				t.Errorf("%+v became %q", s, h.packed)
@@ -38,13 +38,13 @@ func TestAHolderIsWhatItsSessionIs(t *testing.T) {
 func TestAHolderOfTheFarFutureLives(t *testing.T) {
 	now := time.Now()
 	far, long := Session{Expires: now.AddDate(500, 0, 0)}, Session{}
-	if !far.Holder().Live(now) || long.Holder().Live(now) || long.Holder().Live(time.Unix(0, 0)) {
+	if !far.Principal().Live(now) || long.Principal().Live(now) || long.Principal().Live(time.Unix(0, 0)) {
 		t.Error("a time that cannot be told is taken for another")
 	}
 }
 
 func TestNobodyHoldsNothing(t *testing.T) {
-	var h Holder
+	var h Principal
 	if !h.IsZero() || h.Has(Hash{}) || h.Hash() != (Hash{}) || h.ID() != "" || h.User() != "" || h.HasScope("") || h.Live(time.Time{}) {
 		t.Error("nobody is somebody")
 	}
@@ -52,23 +52,23 @@ func TestNobodyHoldsNothing(t *testing.T) {
 
 func TestAHolderIsKeptInOnePiece(t *testing.T) {
 	s := &Session{Hash: Hash{7}, User: "ann", Scopes: []string{"a", "b"}, Expires: time.Now()}
-	h := s.Holder()
+	h := s.Principal()
 	if n := testing.AllocsPerRun(100, func() {
 		_, _, _, _ = h.User(), h.HasScope("b"), h.Live(s.Expires), h.Has(s.Hash)
 	}); n != 0 {
-		t.Errorf("reading a holder allocates %v times", n)
+		t.Errorf("reading a principal allocates %v times", n)
 	}
 }
 
 func TestNothingOfAHolderIsPrinted(t *testing.T) {
 	s := &Session{Hash: Hash{7}, User: "ann", Expires: time.Now()}
-	h := s.Holder()
+	h := s.Principal()
 	var out bytes.Buffer
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
 		fmt.Fprintf(&out, verb, h)
-		fmt.Fprintf(&out, verb, struct{ H Holder }{h})
+		fmt.Fprintf(&out, verb, struct{ H Principal }{h})
 	}
-	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "holder", h)
+	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "principal", h)
 	if err := json.NewEncoder(&out).Encode(h); err != nil {
 		t.Fatal(err)
 	}

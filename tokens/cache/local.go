@@ -8,10 +8,10 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// Alone is the tracker of a store that this process has to itself and that answers as fast as a cache would: it never holds a
+// LocalTracker is the tracker of a store that this process has to itself and that answers as fast as a cache would: it never holds a
 // lease, so each look-up asks the store. The store reports each token that it ends before the change is
 // answered, so Envoy may decide by itself for as long as the process runs.
-type Alone struct {
+type LocalTracker struct {
 	// Store reports what it ends. Required.
 	Store interface{ OnEnd(func(tokens.Hash)) }
 
@@ -19,7 +19,7 @@ type Alone struct {
 	stopped chan struct{}
 }
 
-var _ Tracker = (*Alone)(nil)
+var _ Tracker = (*LocalTracker)(nil)
 
 // How long Envoy goes on by itself if this process stands still, and how often it is told that it does not.
 const (
@@ -28,8 +28,8 @@ const (
 )
 
 // Start begins to report what the store ends, and to extend what Envoys may use.
-func (a *Alone) Start(l Listener) {
-	a.Store.OnEnd(l.CallBack)
+func (a *LocalTracker) Start(l Listener) {
+	a.Store.OnEnd(l.Invalidate)
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan struct{})
 	go func() {
@@ -42,13 +42,13 @@ func (a *Alone) Start(l Listener) {
 }
 
 // Held returns false.
-func (*Alone) Held(time.Time) bool { return false }
+func (*LocalTracker) Held(time.Time) bool { return false }
 
-// Settle returns at once: what the store has ended was reported before it answered.
-func (*Alone) Settle(ctx context.Context) error { return ctx.Err() }
+// WaitInvalidated returns at once: what the store has ended was reported before it answered.
+func (*LocalTracker) WaitInvalidated(ctx context.Context) error { return ctx.Err() }
 
 // Close ends the reports.
-func (a *Alone) Close() error {
+func (a *LocalTracker) Close() error {
 	if a.stop != nil {
 		a.stop()
 		<-a.stopped

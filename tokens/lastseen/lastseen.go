@@ -1,7 +1,7 @@
-// Package seen decides which uses of sessions are worth keeping, so that their owners can see when and from where
+// Package lastseen decides which uses of sessions are worth keeping, so that their owners can see when and from where
 // each was last used, and a check writes nothing: once a minute and token at the most, by one goroutine, and what
 // it cannot keep up with is left out.
-package seen
+package lastseen
 
 import (
 	"context"
@@ -71,9 +71,9 @@ type part uint32
 type milliseconds uint32
 
 type sample struct {
-	holder  tokens.Holder
-	at      time.Time
-	address string
+	principal tokens.Principal
+	at        time.Time
+	address   string
 }
 
 // New returns a sampler and starts its goroutine, which Close ends. It fails where a metric of its name is
@@ -99,15 +99,15 @@ func New(c Config) (*Sampler, error) {
 	return s, nil
 }
 
-// Seen takes down a use of a session from an address, where it is time for it. It never waits for the store, and
+// Record takes down a use of a session from an address, where it is time for it. It never waits for the store, and
 // keeps a copy of the address alone.
-func (s *Sampler) Seen(holder tokens.Holder, address string) {
-	now, hash := time.Now(), holder.Hash()
+func (s *Sampler) Record(principal tokens.Principal, address string) {
+	now, hash := time.Now(), principal.Hash()
 	switch due, room := s.shards[shardOf(hash)].due(hash, now, s.every); {
 	case !room:
 		s.leftOut.Inc()
 	case due:
-		s.send(sample{holder, now, strings.Clone(address)})
+		s.send(sample{principal, now, strings.Clone(address)})
 	}
 }
 
@@ -157,7 +157,7 @@ func (s *Sampler) write(ctx context.Context) {
 			return
 		}
 		bounded, cancel := context.WithTimeout(ctx, writeTimeout)
-		err := s.store.Touch(bounded, one.holder, one.at, one.address)
+		err := s.store.Touch(bounded, one.principal, one.at, one.address)
 		cancel()
 		if err != nil {
 			s.failed.Inc() // the store's own metrics say what of it failed

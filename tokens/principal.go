@@ -11,16 +11,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// Holder is who holds a token: of a [Session] what a decision about a request needs, in as little memory as it can be
+// Principal is who holds a token: of a [Session] what a decision about a request needs, in as little memory as it can be
 // kept in. That is one string, which the collector of garbage never looks into; to read from it allocates nothing.
-// The zero Holder is nobody. What prints it prints its hash's fingerprint.
-type Holder struct {
+// The zero Principal is nobody. What prints it prints its hash's fingerprint.
+type Principal struct {
 	// packed is the hash, the id, Expires and Ends in nanoseconds since 1970, then the user and each scope, with
 	// their lengths before them. An id that is no UUID is all zero.
 	packed string
 }
 
-// Where what is of one length stands in a packed Holder.
+// Where what is of one length stands in a packed Principal.
 const (
 	packedID      = len(Hash{})
 	packedExpires = packedID + 16
@@ -28,8 +28,8 @@ const (
 	packedUser    = packedEnds + 8
 )
 
-// Holder returns who holds the session's token.
-func (s *Session) Holder() Holder {
+// Principal returns who holds the session's token.
+func (s *Session) Principal() Principal {
 	var most [256]byte // enough for most: what is allocated is the string alone
 	b := append(most[:0], s.Hash[:]...)
 	id := uuid.Nil
@@ -43,25 +43,25 @@ func (s *Session) Holder() Holder {
 	for _, scope := range s.Scopes {
 		b = appendText(b, scope)
 	}
-	return Holder{string(b)}
+	return Principal{string(b)}
 }
 
 // IsZero says whether h is nobody.
-func (h Holder) IsZero() bool { return h.packed == "" }
+func (h Principal) IsZero() bool { return h.packed == "" }
 
 // Hash is that of the token.
-func (h Holder) Hash() (hash Hash) {
+func (h Principal) Hash() (hash Hash) {
 	copy(hash[:], h.packed)
 	return hash
 }
 
 // Has says whether the token is the one with this hash.
-func (h Holder) Has(hash Hash) bool {
+func (h Principal) Has(hash Hash) bool {
 	return !h.IsZero() && h.packed[:len(hash)] == string(hash[:])
 }
 
 // ID is the session's public id; empty where it has none.
-func (h Holder) ID() string {
+func (h Principal) ID() string {
 	var id uuid.UUID
 	if !h.IsZero() {
 		copy(id[:], h.packed[packedID:])
@@ -73,16 +73,16 @@ func (h Holder) ID() string {
 }
 
 // Expires is when the token expires.
-func (h Holder) Expires() time.Time { return h.moment(packedExpires) }
+func (h Principal) Expires() time.Time { return h.moment(packedExpires) }
 
 // Ends is when the session ends, whatever its tokens' expiry.
-func (h Holder) Ends() time.Time { return h.moment(packedEnds) }
+func (h Principal) Ends() time.Time { return h.moment(packedEnds) }
 
 // Live says whether the token opens anything at the time now.
-func (h Holder) Live(now time.Time) bool { return now.Before(h.Expires()) }
+func (h Principal) Live(now time.Time) bool { return now.Before(h.Expires()) }
 
 // User is the user's id.
-func (h Holder) User() string {
+func (h Principal) User() string {
 	if h.IsZero() {
 		return ""
 	}
@@ -91,7 +91,7 @@ func (h Holder) User() string {
 }
 
 // HasScope says whether the session has a scope.
-func (h Holder) HasScope(scope string) bool {
+func (h Principal) HasScope(scope string) bool {
 	if h.IsZero() {
 		return false
 	}
@@ -105,10 +105,10 @@ func (h Holder) HasScope(scope string) bool {
 	return false
 }
 
-// Size is how many bytes a Holder keeps beside itself.
-func (h Holder) Size() int { return len(h.packed) }
+// Size is how many bytes a Principal keeps beside itself.
+func (h Principal) Size() int { return len(h.packed) }
 
-func (h Holder) moment(at int) time.Time {
+func (h Principal) moment(at int) time.Time {
 	if h.IsZero() {
 		return time.Time{}
 	}
@@ -129,16 +129,16 @@ func nanoseconds(t time.Time) uint64 {
 }
 
 // String is the fingerprint of the token's hash.
-func (h Holder) String() string { return h.Hash().String() }
+func (h Principal) String() string { return h.Hash().String() }
 
 // Format prints what String returns, whatever the verb.
-func (h Holder) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(h.String())) }
+func (h Principal) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(h.String())) }
 
 // MarshalText is what String returns, for JSON and whatever else asks for text.
-func (h Holder) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
+func (h Principal) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
 // LogValue is what String returns.
-func (h Holder) LogValue() slog.Value { return slog.StringValue(h.String()) }
+func (h Principal) LogValue() slog.Value { return slog.StringValue(h.String()) }
 
 func appendText(b []byte, text string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
@@ -161,14 +161,14 @@ func cutText(packed string) (text, rest string) {
 	return "", ""
 }
 
-// LookupFunc is the Lookup of a store, from which a holder is asked for.
+// LookupFunc is the Lookup of a store, from which a principal is asked for.
 type LookupFunc func(ctx context.Context, h Hash) (*Session, error)
 
-// Holder asks for the session, and returns the holder of its token or the error.
-func (f LookupFunc) Holder(ctx context.Context, h Hash) (Holder, error) {
+// Principal asks for the session, and returns the principal of its token or the error.
+func (f LookupFunc) Principal(ctx context.Context, h Hash) (Principal, error) {
 	s, err := f(ctx, h)
 	if err != nil || s == nil {
-		return Holder{}, err
+		return Principal{}, err
 	}
-	return s.Holder(), nil
+	return s.Principal(), nil
 }

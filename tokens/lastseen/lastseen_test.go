@@ -1,4 +1,4 @@
-package seen
+package lastseen
 
 import (
 	"context"
@@ -27,7 +27,7 @@ type store struct {
 	err     error
 }
 
-func (s *store) Touch(ctx context.Context, of tokens.Holder, at time.Time, address string) error {
+func (s *store) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
 	s.mu.Lock()
 	held, err := s.held, s.err
 	if !held && err == nil {
@@ -59,10 +59,10 @@ func sampler(t *testing.T, s *store) *Sampler {
 	return made
 }
 
-func session(n uint32, user string) tokens.Holder {
+func session(n uint32, user string) tokens.Principal {
 	s := &tokens.Session{User: user}
 	binary.BigEndian.PutUint32(s.Hash[2:], n)
-	return s.Holder()
+	return s.Principal()
 }
 
 func TestASessionIsSampledOnceAMinute(t *testing.T) {
@@ -71,11 +71,11 @@ func TestASessionIsSampledOnceAMinute(t *testing.T) {
 		s := sampler(t, kept)
 		ann, bob := session(1, "ann"), session(2, "bob")
 		for range 180 {
-			s.Seen(ann, "192.0.2.1")
-			s.Seen(ann, "192.0.2.2")
+			s.Record(ann, "192.0.2.1")
+			s.Record(ann, "192.0.2.2")
 			time.Sleep(time.Second)
 		}
-		s.Seen(bob, "192.0.2.3")
+		s.Record(bob, "192.0.2.3")
 		synctest.Wait()
 		want := []string{"ann 00:00:00 192.0.2.1", "ann 00:01:00 192.0.2.1", "ann 00:02:00 192.0.2.1", "bob 00:03:00 192.0.2.3"}
 		if got := kept.took(); !slices.Equal(got, want) {
@@ -90,7 +90,7 @@ func TestAStoreThatHangsHoldsNobodyUp(t *testing.T) {
 		s := sampler(t, kept)
 		start := time.Now()
 		for n := range uint32(3 * queued) {
-			s.Seen(session(n<<16, "ann"), "192.0.2.1")
+			s.Record(session(n<<16, "ann"), "192.0.2.1")
 		}
 		if took := time.Since(start); took != 0 {
 			t.Errorf("the uses took %v", took)
@@ -105,7 +105,7 @@ func TestAStoreThatHangsHoldsNobodyUp(t *testing.T) {
 			t.Errorf("%v writes have failed, want 1", n)
 		}
 		s.Close() // though a write hangs, and more are waiting
-		s.Seen(session(1, "bob"), "192.0.2.1")
+		s.Record(session(1, "bob"), "192.0.2.1")
 		if got := kept.took(); len(got) != 0 {
 			t.Errorf("kept %q", got)
 		}
@@ -116,13 +116,13 @@ func TestAnErrorOfTheStoreIsNoMoreThanASampleLess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept := &store{err: errors.New("down")}
 		s := sampler(t, kept)
-		s.Seen(session(1, "ann"), "192.0.2.1")
+		s.Record(session(1, "ann"), "192.0.2.1")
 		synctest.Wait()
 		kept.mu.Lock()
 		kept.err = nil
 		kept.mu.Unlock()
 		time.Sleep(time.Minute)
-		s.Seen(session(1, "ann"), "192.0.2.1")
+		s.Record(session(1, "ann"), "192.0.2.1")
 		synctest.Wait()
 		if got := kept.took(); !slices.Equal(got, []string{"ann 00:01:00 192.0.2.1"}) {
 			t.Errorf("kept %q", got)
@@ -134,7 +134,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := sampler(t, &store{})
 		for n := range uint32(2 * perShard) { // all in one shard
-			s.Seen(session(n, "ann"), "192.0.2.1")
+			s.Record(session(n, "ann"), "192.0.2.1")
 		}
 		remembered := func() int { return len(s.shards[0].young) + len(s.shards[0].old) }
 		if n := remembered(); n != perShard {
@@ -142,7 +142,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		}
 		for range 2 {
 			time.Sleep(time.Minute)
-			s.Seen(session(2*perShard, "ann"), "192.0.2.1")
+			s.Record(session(2*perShard, "ann"), "192.0.2.1")
 		}
 		if n := remembered(); n != 2 {
 			t.Errorf("two minutes later %d tokens are remembered, want one, twice", n)
@@ -153,8 +153,8 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 func TestAUseThatIsNotSampledAllocatesNothing(t *testing.T) {
 	s := sampler(t, &store{})
 	ann := session(1, "ann")
-	s.Seen(ann, "192.0.2.1")
-	if n := testing.AllocsPerRun(1000, func() { s.Seen(ann, "192.0.2.1") }); n != 0 {
+	s.Record(ann, "192.0.2.1")
+	if n := testing.AllocsPerRun(1000, func() { s.Record(ann, "192.0.2.1") }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -166,7 +166,7 @@ func TestUsesAtOnce(t *testing.T) {
 	for range 8 {
 		all.Go(func() {
 			for n := range uint32(500) {
-				s.Seen(session(n, "ann"), "192.0.2.1")
+				s.Record(session(n, "ann"), "192.0.2.1")
 			}
 		})
 	}
@@ -188,7 +188,7 @@ func BenchmarkSeen(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			s.Seen(ann, "192.0.2.1")
+			s.Record(ann, "192.0.2.1")
 		}
 	})
 }
