@@ -40,7 +40,7 @@ test: lint ## everything: lint, unit and end-to-end tests, a real browser, the c
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
 	@tools/lint
 
-generate: tools ## the Go code of proto/, and the golden files
+generate: tools ## the Go code of proto/, the JSON Schema, and the generated pages of docs/reference
 	@tools/generate
 
 fuzz: ## each fuzz target for FUZZTIME (default 60s); make test runs their seeds

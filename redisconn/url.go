@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// defaultTimeout is the Timeout of [Options]. README, "A slow Redis", names this figure.
+// defaultTimeout is the Timeout of [Options]. docs/operations.md, "A slow Redis", names this figure.
 const defaultTimeout = 500 * time.Millisecond
 
 // Options is where a Redis is and how it is spoken to: what [ParseURL] read. It holds a password, so whatever
