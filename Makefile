@@ -46,8 +46,8 @@ generate: tools ## the Go code of proto/, the JSON Schema, and the generated pag
 fuzz: ## each fuzz target for FUZZTIME (default 60s); make test runs their seeds
 	@tools/fuzz $(or $(FUZZTIME),60s)
 
-soak: tools ## the checker of the tokens for ten minutes under faults
-	GATEPOST_SOAK=10m go test -timeout 30m -run 'TestRevokedMeansRefused' ./e2e/...
+soak: tools ## the checker of the tokens for ten minutes under faults, and ten minutes of load in the same memory
+	GATEPOST_SOAK=10m go test -v -timeout 60m -run '^(TestRevokedMeansRefused.*|TestMemoryStaysFlat)$$' ./e2e/...
 
 bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some)
 	go run -C bench . $(if $(ONLY),-only $(ONLY))

@@ -163,7 +163,11 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.store, err = openStore(ctx, g.config, g.module.table, g.registry); err != nil {
 		return err
 	}
-	if g.seen, err = lastseen.New(lastseen.Config{Store: g.store, Registerer: g.registry}); err != nil {
+	sampling := lastseen.Config{Store: g.store, Registerer: g.registry}
+	if g.module.table != nil {
+		sampling.Every = sampleEvery
+	}
+	if g.seen, err = lastseen.New(sampling); err != nil {
 		return err
 	}
 	g.checker, err = authz.New(authz.Config{

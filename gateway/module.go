@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"gatepost/authz"
 	"gatepost/envoy"
@@ -14,6 +15,10 @@ import (
 	"gatepost/tokens/cache/table"
 	"gatepost/xds"
 )
+
+// sampleEvery is how often the last use of a token is kept at the most if Envoy checks tokens by itself. It is shorter than the time
+// between two checks of a token in use, so that each of them counts and the last use is never older than a minute.
+const sampleEvery = table.MinLifetime - 5*time.Second
 
 // envoyModule is how Envoy checks tokens by itself.
 type envoyModule struct {

@@ -16,12 +16,16 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// Compile compiles what tools/module makes of a kind ("library" or "driver") with preprocessor definitions, once for the same sources,
+// Compile compiles what tools/module makes of a kind ("library", "driver", "plain" or "arm64") with preprocessor definitions, once for the same sources,
 // and returns its path. Without a C compiler the test is skipped.
 func Compile(t testing.TB, kind string, defines ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath("gcc"); err != nil {
-		t.Skip("no C compiler: the module cannot be tested")
+	compiler := "gcc"
+	if kind == "arm64" {
+		compiler = "aarch64-linux-gnu-gcc"
+	}
+	if _, err := exec.LookPath(compiler); err != nil {
+		t.Skipf("no %s: the module cannot be tested", compiler)
 	}
 	_, here, _, _ := runtime.Caller(0)
 	root := filepath.Join(filepath.Dir(here), "../../..")

@@ -37,8 +37,13 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
+	return newRigOf(t, tabletest.Start(t))
+}
+
+func newRigOf(t testing.TB, driver *tabletest.Driver) *rig {
+	t.Helper()
 	noon := table.Instant{Boot: 1000 * time.Second, Wall: time.Unix(1_800_000_000, 0)}
-	r := &rig{Driver: tabletest.Start(t), t: t, clock: &clock{noon}, path: filepath.Join(t.TempDir(), "table")}
+	r := &rig{Driver: driver, t: t, clock: &clock{noon}, path: filepath.Join(t.TempDir(), "table")}
 	r.create()
 	r.At(noon)
 	r.Must("config %s", r.path)

@@ -108,6 +108,28 @@ func TestDecisionEnds(t *testing.T) {
 	}
 }
 
+// TestTokenInUseIsCheckedEachMinute: so its last use is known to a minute, as it is if every request is checked (package lastseen).
+func TestTokenInUseIsCheckedEachMinute(t *testing.T) {
+	r := newRig(t)
+	hits, since := 0, time.Duration(0) // the last check
+	for range 600 {
+		r.advance(time.Second)
+		since += time.Second
+		if r.Hits("Bearer alice-token") {
+			hits++
+			continue
+		}
+		if hits > 0 && (since < table.MinLifetime || since > table.MaxLifetime+time.Second) {
+			t.Errorf("checked after %v, want %v to %v", since, table.MinLifetime, table.MaxLifetime)
+		}
+		r.table.Put(0, r.entry())
+		since = 0
+	}
+	if hits < 500 || hits > 590 {
+		t.Errorf("%d hits in 600 requests", hits)
+	}
+}
+
 func TestOtherDecisionsStay(t *testing.T) {
 	r := newRig(t)
 	r.table.Put(0, r.entry())
@@ -416,6 +438,53 @@ func TestReadersWhileWriting(t *testing.T) {
 	writer.Wait()
 	if hits == 0 {
 		t.Error("no hit: nothing was tried")
+	}
+}
+
+// TestUnderOtherPrograms goes once through the module under valgrind, which knows of more than the sanitizers, and as an arm64
+// program, whose memory ordering and word sizes are other ones.
+func TestUnderOtherPrograms(t *testing.T) {
+	for name, start := range map[string]func(t testing.TB) *tabletest.Driver{
+		"valgrind": func(t testing.TB) *tabletest.Driver {
+			return tabletest.StartUnder(t, "plain", "valgrind", "--quiet", "--leak-check=full", "--errors-for-leak-kinds=all", "--error-exitcode=9")
+		},
+		"arm64": func(t testing.TB) *tabletest.Driver { return tabletest.StartUnder(t, "arm64", "qemu-aarch64") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRigOf(t, start(t))
+			want := func(what, want string, headers ...string) {
+				t.Helper()
+				if got := r.Request(headers...); got != want {
+					t.Errorf("%s: got %q, want %q", what, got, want)
+				}
+			}
+			want("no decision", "miss "+alice, alice)
+			for n := range 20 { // each length modulo eight
+				e := r.entry()
+				e.Inputs[0], e.User = strings.Repeat("x", n+1), strings.Repeat("u", 2*n+1)
+				r.table.Put(0, e)
+				want("hit", "hit x-user-id="+e.User, "authorization="+e.Inputs[0])
+			}
+			r.table.Put(0, r.entry())
+			r.Route(rule, 0, "focs")
+			want("hit of a route with all inputs", "hit "+alice+" x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice", alice)
+			want("too much", "miss "+alice+" cookie="+strings.Repeat("c", 5000), alice, "cookie="+strings.Repeat("c", 5000))
+			r.table.Drop(hash("alice-token"))
+			want("dropped", "miss "+alice, alice)
+			_ = r.table.Close()
+			r.create()
+			r.advance(20 * time.Millisecond)
+			r.table.Put(0, r.entry())
+			want("hit of a new table", "hit "+alice+" x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice", alice)
+			if got := r.hits("orders"); got != 1 {
+				t.Errorf("%d hits are counted in the new table, want 1", got)
+			}
+			for _, bad := range []string{"config relative", "route x", "route 1 ab 1 - x-user-id 00000000000000ab"} {
+				if got := r.Do("%s", bad); got != "refused" {
+					t.Errorf("%s: %s", bad, got)
+				}
+			}
+		})
 	}
 }
 

@@ -28,7 +28,20 @@ type Driver struct {
 // Start starts a driver, and ends it with the test. Without a C compiler the test is skipped.
 func Start(t testing.TB) *Driver {
 	t.Helper()
-	cmd := exec.Command(moduletest.Compile(t, "driver"))
+	return start(t, exec.Command(moduletest.Compile(t, "driver")))
+}
+
+// StartUnder starts a driver of a kind of tools/module by another program, such as valgrind. Without that program the test is skipped.
+func StartUnder(t testing.TB, kind, program string, args ...string) *Driver {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Skipf("%s is not installed", program)
+	}
+	return start(t, exec.Command(program, append(args, moduletest.Compile(t, kind))...))
+}
+
+func start(t testing.TB, cmd *exec.Cmd) *Driver {
+	t.Helper()
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -1,0 +1,123 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/tokens/redistest"
+)
+
+// mostGrowth is how many bytes the memory of a process may grow while the load stays the same. A leak of a hundred bytes a request
+// is several times as much within ten minutes; the heap of Go and the arenas of Envoy's threads vary by some megabytes.
+const mostGrowth = 24 << 20
+
+// TestMemoryStaysFlat has users log in, use their tokens and revoke them for as long as GATEPOST_SOAK says, at a gateway whose Envoy
+// checks tokens by itself, while services are added and removed. The memory of both processes is compared after a third of the time
+// and at the end.
+func TestMemoryStaysFlat(t *testing.T) {
+	c := startChecking(t, setup{Redis: redistest.Start(t).URL(), Args: []string{"--concurrency", "2"}})
+	g := c.gateways[0]
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	each := func(do func(round int)) {
+		all.Go(func() {
+			for round := 0; !t.Failed(); round++ {
+				select {
+				case <-stop:
+					return
+				default:
+					do(round)
+				}
+			}
+		})
+	}
+	for i := range 6 {
+		client := envoytest.Client(t)
+		each(func(int) {
+			token := g.Login(fmt.Sprint("user-", i))
+			for range 200 {
+				u := &user{client: client, url: g.URL, token: token}
+				u.once(t)
+			}
+			g.Do("POST", "/token/revoke", "", "Authorization: "+token)
+		})
+	}
+	each(func(round int) {
+		before := g.Status().GetVersion()
+		g.Define(c.definitions("", fmt.Sprintf("identity: {user_header: x-user-%d}", round%2)))
+		g.AwaitChange(before)
+		c.orders.Reset() // the memory of this process is none of the test's
+		time.Sleep(time.Second)
+	})
+	lasts := soak(t)
+	memory := map[string]func() int64{
+		"gatepost": func() int64 { return anonymous(t, g.command.Process.Pid) },
+		"envoy":    func() int64 { return anonymous(t, envoyOf(g.command.Process.Pid)) },
+	}
+	time.Sleep(lasts / 3)
+	early := map[string]int64{}
+	for name, bytes := range memory {
+		early[name] = bytes()
+	}
+	hits := c.hits()
+	time.Sleep(lasts - lasts/3)
+	for name, bytes := range memory {
+		late := bytes()
+		t.Logf("%s: %.1f MiB after %v, %.1f MiB after %v", name, float64(early[name])/(1<<20), lasts/3, float64(late)/(1<<20), lasts)
+		if late-early[name] > mostGrowth {
+			t.Errorf("the memory of %s has grown by %d bytes", name, late-early[name])
+		}
+	}
+	close(stop)
+	all.Wait()
+	t.Logf("%.0f hits, %.0f of them after the first third", c.hits(), c.hits()-hits)
+	if c.hits() == hits {
+		t.Error("the module let nothing pass")
+	}
+}
+
+// once uses a token, which must be accepted.
+func (u *user) once(t *testing.T) {
+	request, err := http.NewRequest(http.MethodGet, u.url+"/orders/5", nil)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	request.Header.Set("Authorization", "Bearer "+u.token)
+	answer, err := u.client.Do(request)
+	if err != nil {
+		t.Errorf("using a token: %v", err)
+		return
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		t.Errorf("using a token: %s", answer.Status)
+	}
+}
+
+var rssAnon = regexp.MustCompile(`RssAnon:\s+(\d+) kB`)
+
+// anonymous returns how many bytes of its own memory a process has.
+func anonymous(t *testing.T, pid int) int64 {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := rssAnon.FindSubmatch(status)
+	if found == nil {
+		t.Fatalf("no RssAnon in the status of %d", pid)
+	}
+	kib, err := strconv.ParseInt(string(found[1]), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
