@@ -119,3 +119,28 @@ func TestFolderOfAKilledProcessIsRemoved(t *testing.T) {
 		t.Errorf("%d folders are left", len(left))
 	}
 }
+
+// TestWhoMayWriteTheHits: this user, and the folder's group if what is made in the folder belongs to it, as the sockets do.
+func TestWhoMayWriteTheHits(t *testing.T) {
+	for folder, want := range map[os.FileMode]os.FileMode{0o750: 0o600, 0o755: 0o600, 0o750 | os.ModeSetgid: 0o660} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, folder); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(dir, "table")
+		made, err := Create(path, 8, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer made.Close()
+		for file, want := range map[string]os.FileMode{path: 0o644, path + ".hits": want} {
+			info, err := os.Stat(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode() != want {
+				t.Errorf("in a folder of mode %v %s has mode %v, want %v", folder, filepath.Base(file), info.Mode(), want)
+			}
+		}
+	}
+}
