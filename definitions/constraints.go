@@ -3,60 +3,16 @@ package definitions
 import (
 	"errors"
 	"fmt"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"weak"
 
 	"buf.build/go/protovalidate"
-	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
-
-// decode returns what the text says, as far as it can be read. What the reader refuses and checkStructure did not
-// find is added: nothing that the reader had to leave out may be served.
-func decode(f *findings, text []byte) *gatewayv1.Gateway {
-	g := &gatewayv1.Gateway{}
-	for _, err := range flatten(unmarshal(text, g)) {
-		place, what := readDecodeError(err)
-		if !f.places[place] {
-			f.found = append(f.found, Problem{File: f.file, Line: place.line, Column: place.column, What: what})
-		}
-	}
-	return g
-}
-
-func unmarshal(text []byte, g *gatewayv1.Gateway) (err error) {
-	defer recovered(&err)
-	return protoyaml.UnmarshalOptions{}.Unmarshal(text, g)
-}
-
-func flatten(err error) []error {
-	if err == nil {
-		return nil
-	}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only its own joined errors
-		return joined.Unwrap()
-	}
-	return []error{err}
-}
-
-var decodeError = regexp.MustCompile(`^:(\d+):(\d+) (.*)`)
-
-// readDecodeError reads the position back out of protoyaml's message: its errors have no other form.
-func readDecodeError(err error) (place position, what string) {
-	m := decodeError.FindStringSubmatch(err.Error())
-	if m == nil {
-		return position{1, 1}, err.Error()
-	}
-	line, _ := strconv.Atoi(m[1])
-	column, _ := strconv.Atoi(m[2])
-	return position{line, column}, m[3]
-}
 
 // validator returns what knows the rules of the model. To make it takes some ten milliseconds, and it holds megabytes, a third of what
 // an idle gateway does: so it is kept no longer than until the next collection of garbage.

@@ -55,8 +55,7 @@ func Parse(name string, text []byte) (*Definitions, error) {
 		return nil, problems
 	}
 	f := &findings{file: name, root: root}
-	checkStructure(f)
-	message := decode(f, text)
+	message := readStructure(f)
 	checkConstraints(f, message)
 	gateway := parseGateway(f, message)
 	if len(f.found) > 0 {

@@ -17,8 +17,7 @@ type findings struct {
 	file   string
 	root   *yaml.Node
 	found  Problems
-	spoilt map[string]bool   // :: field path → found wrong
-	places map[position]bool // :: position → a problem is there
+	spoilt map[string]bool // :: field path → found wrong
 }
 
 type position struct{ line, column int }
@@ -26,7 +25,6 @@ type position struct{ line, column int }
 // at adds a problem of the value of field at the node, and spoils the field for the checks to come.
 func (f *findings) at(node *yaml.Node, field string, fault *fault) {
 	f.spoilAlso(field)
-	f.places[position{node.Line, node.Column}] = true
 	f.found = append(f.found, Problem{
 		File: f.file, Line: node.Line, Column: node.Column, Field: field, What: fault.what, Remedy: fault.remedy,
 	})
@@ -61,7 +59,7 @@ func (f *findings) isSpoilt(field string) bool {
 // spoilAlso marks a field as wrong though its problem stands at another.
 func (f *findings) spoilAlso(field string) {
 	if f.spoilt == nil {
-		f.spoilt, f.places = map[string]bool{}, map[position]bool{}
+		f.spoilt = map[string]bool{}
 	}
 	f.spoilt[field] = true
 }

@@ -9,29 +9,31 @@ import (
 	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// checkStructure finds what does not fit the model: fields that it does not have or that are given twice, values of
-// another kind than it has there, and values that are left empty where the model has a default for nothing. An
-// alias is refused wherever it stands, so a small file cannot stand for a huge one.
-func checkStructure(f *findings) {
-	descriptor := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
-	checkFields(f, f.root, descriptor, "")
-	services := descriptor.Fields().ByName("services")
+// readStructure turns the nodes into a message, and adds to f what does not fit the schema: unknown and repeated fields,
+// values of another type, and empty values of fields with a default. It refuses aliases, so that a small file cannot expand
+// to a huge one. List items keep their index, even if they are wrong.
+func readStructure(f *findings) *gatewayv1.Gateway {
+	g := &gatewayv1.Gateway{}
+	readFields(f, f.root, g.ProtoReflect(), "")
+	services := g.ProtoReflect().Descriptor().Fields().ByName("services")
 	if valueOf(f.root, services) == nil && !f.isSpoilt("services") {
 		f.at(f.root, "services", faultf(emptyRemedy, "is missing"))
 	}
+	return g
 }
 
-func checkFields(f *findings, mapping *yaml.Node, message protoreflect.MessageDescriptor, path string) {
+func readFields(f *findings, mapping *yaml.Node, message protoreflect.Message, path string) {
 	first := map[protoreflect.Name]int{} // :: field → line of its key
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		key, value := mapping.Content[i], mapping.Content[i+1]
-		fd := fieldOf(key, message)
+		fd := fieldOf(key, message.Descriptor())
 		if fd == nil {
-			checkUnknown(f, key, message, path)
+			checkUnknown(f, key, message.Descriptor(), path)
 			continue
 		}
 		field := join(path, string(fd.Name()))
@@ -40,7 +42,7 @@ func checkFields(f *findings, mapping *yaml.Node, message protoreflect.MessageDe
 			continue
 		}
 		first[fd.Name()] = key.Line
-		checkField(f, value, fd, field)
+		readField(f, value, message, fd, field)
 	}
 }
 
@@ -102,9 +104,11 @@ func printable(name string) string {
 	return name
 }
 
-func checkField(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, field string) {
+func readField(f *findings, node *yaml.Node, message protoreflect.Message, fd protoreflect.FieldDescriptor, field string) {
 	if !fd.IsList() {
-		checkValue(f, node, fd, field)
+		if value := readValue(f, node, message.NewField(fd), fd, field); value.IsValid() {
+			message.Set(fd, value)
+		}
 		return
 	}
 	switch {
@@ -114,8 +118,13 @@ func checkField(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 	case len(node.Content) == 0 && defaultOf(fd) != "":
 		f.at(node, field, isEmpty(fd, "list"))
 	}
+	list := message.Mutable(fd).List()
 	for i, item := range node.Content {
-		checkValue(f, item, fd, field+"["+strconv.Itoa(i)+"]")
+		value := readValue(f, item, list.NewElement(), fd, field+"["+strconv.Itoa(i)+"]")
+		if !value.IsValid() {
+			value = list.NewElement()
+		}
+		list.Append(value)
 	}
 }
 
@@ -144,8 +153,9 @@ func isEmpty(fd protoreflect.FieldDescriptor, kind string) *fault {
 	return faultf("remove the line for the default, "+defaultOf(fd), "is an empty %s", kind)
 }
 
-// checkValue checks one value: that of a field, or one of a list.
-func checkValue(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, field string) {
+// readValue reads the value of a field, or of an item of a list. If it is wrong or null, the result is invalid. empty is
+// a new value of the type; a message is read into it.
+func readValue(f *findings, node *yaml.Node, empty protoreflect.Value, fd protoreflect.FieldDescriptor, field string) (value protoreflect.Value) {
 	null := node.Kind == yaml.ScalarNode && node.Tag == "!!null"
 	message := fd.Message()
 	switch {
@@ -153,13 +163,14 @@ func checkValue(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 		f.at(node, field, faultf("write the value out", "is an alias"))
 	case message != nil && message.FullName() != "google.protobuf.Duration":
 		if null && !fd.IsList() {
-			return // `tokens:` with all of its lines commented out
+			return value // `tokens:` with all of its lines commented out
 		}
 		if node.Kind != yaml.MappingNode {
 			f.at(node, field, faultf("write fields below it, as `name: value`", "is %s, not a set of fields", kindOf(node)))
-			return
+			return value
 		}
-		checkFields(f, node, message, field)
+		readFields(f, node, empty.Message(), field)
+		return empty
 	case null:
 		f.at(node, field, faultf("give it one, or remove the line", "has no value"))
 	case node.Kind != yaml.ScalarNode:
@@ -167,10 +178,13 @@ func checkValue(f *findings, node *yaml.Node, fd protoreflect.FieldDescriptor, f
 	case variable.MatchString(node.Value):
 		f.at(node, field, faultf(variableRemedy(field), "%s has a variable, and variables are not replaced", shown(node.Value)))
 	default:
-		if fault := scalarFault(node, fd); fault != nil {
+		value, fault := readScalar(node, fd)
+		if fault != nil {
 			f.at(node, field, fault)
 		}
+		return value
 	}
+	return value
 }
 
 // variable matches what shells, docker-compose and envsubst replace by the value of an environment variable.
@@ -184,31 +198,35 @@ func variableRemedy(field string) string {
 	return remedy
 }
 
-func scalarFault(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
+func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protoreflect.Value, wrong *fault) {
 	switch fd.Kind() {
 	case protoreflect.BoolKind:
 		// Only these two: YAML 1.1 has a dozen words for them, and YAML 1.2 reads most of those as text.
 		if node.Tag != "!!bool" || node.Value != "true" && node.Value != "false" {
-			return faultf("write true or false, without quotes", "is %s", shown(node.Value))
+			return value, faultf("write true or false, without quotes", "is %s", shown(node.Value))
 		}
+		return protoreflect.ValueOfBool(node.Value == "true"), nil
 	case protoreflect.Uint32Kind:
 		n, err := strconv.ParseUint(node.Value, 10, 32)
 		if err != nil {
-			return faultf("write a whole number", "is %s", shown(node.Value))
+			return value, faultf("write a whole number", "is %s", shown(node.Value))
 		}
 		if n == 0 && defaultOf(fd) != "" {
-			return faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
+			return value, faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
 		}
+		return protoreflect.ValueOfUint32(uint32(n)), nil
 	case protoreflect.MessageKind:
-		if _, err := protoyaml.ParseDuration(node.Value); err != nil {
-			return faultf("write a number with its unit, such as 15s, 500ms or 2h", "is %s, not a duration", shown(node.Value))
+		d, err := protoyaml.ParseDuration(node.Value)
+		if err != nil {
+			return value, faultf("write a number with its unit, such as 15s, 500ms or 2h", "is %s, not a duration", shown(node.Value))
 		}
+		return protoreflect.ValueOfMessage((&durationpb.Duration{Seconds: d.GetSeconds(), Nanos: d.GetNanos()}).ProtoReflect()), nil
 	case protoreflect.StringKind:
 		if node.Value == "" && !fd.IsList() && defaultOf(fd) != "" {
-			return isEmpty(fd, "text")
+			return value, isEmpty(fd, "text")
 		}
+		return protoreflect.ValueOfString(node.Value), nil
 	default:
-		return faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
+		return value, faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
 	}
-	return nil
 }
