@@ -70,7 +70,7 @@ func AwaitInStep(t testing.TB, master, replica *Server) {
 // AwaitReplica waits until a node that was a master follows the other.
 func AwaitReplica(t testing.TB, replica, master *Server) {
 	t.Helper()
-	Eventually(t, "a former master that follows the new one", func() bool {
+	eventually(t, []*Server{master, replica}, "a former master that follows the new one", func() bool {
 		info := replication(replica)
 		return info["role"] == "slave" && info["master_link_status"] == "up" && info["master_port"] == master.Port()
 	})
@@ -82,7 +82,7 @@ func AwaitReplica(t testing.TB, replica, master *Server) {
 // one: then both are masters, and the wrong one may step back.
 func AwaitAgreement(t testing.TB, nodes []*Server) {
 	t.Helper()
-	Eventually(t, "a cluster whose nodes agree", func() bool {
+	eventually(t, nodes, "a cluster whose nodes agree", func() bool {
 		views := map[string]bool{}
 		for _, node := range nodes {
 			view, settled := viewOf(node)
@@ -93,6 +93,23 @@ func AwaitAgreement(t testing.TB, nodes []*Server) {
 		}
 		return len(views) == 1 && !slices.Contains(slices.Collect(maps.Values(views)), false)
 	})
+}
+
+// eventually is Eventually that logs, if it fails, what each node knows of the others and the end of its log.
+func eventually(t testing.TB, nodes []*Server, what string, ok func() bool) {
+	t.Helper()
+	came := false
+	defer func() {
+		for _, node := range nodes {
+			if !came {
+				view, err := node.try("CLUSTER", "NODES")
+				log := node.log()
+				t.Logf("%s: %v\n%s\n%s", node.Addr, err, view, log[max(0, len(log)-2000):])
+			}
+		}
+	}()
+	Eventually(t, what, ok)
+	came = true
 }
 
 // viewOf is what a node of a Cluster knows: the current epoch, and a line for each node. It is settled if the node serves
