@@ -380,6 +380,95 @@ func TestCallsOfTheAdminAddressAreDocumented(t *testing.T) {
 	}
 }
 
+// Each problem of the golden files of package definitions is explained, and nothing else is.
+func TestValidationMessagesAreExplained(t *testing.T) {
+	section := cut(troubleshooting(t), "## Validation messages", "### Warnings")
+	explained := map[string]*regexp.Regexp{}
+	for _, row := range regexp.MustCompile(`(?m)^\| ([^|]+) \|`).FindAllStringSubmatch(section, -1) {
+		for _, span := range codeSpan.FindAllString(row[1], -1) {
+			span = strings.Trim(span, "`")
+			explained[span] = regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(span), "…", ".*") + `($|[ :])`)
+		}
+	}
+	matched := map[string]bool{}
+	for _, message := range problems(t) {
+		known := false
+		for span, pattern := range explained {
+			if pattern.MatchString(message) {
+				known, matched[span] = true, true
+			}
+		}
+		if !known {
+			t.Errorf("docs/troubleshooting.md does not explain %q", message)
+		}
+	}
+	for span := range explained {
+		if !matched[span] {
+			t.Errorf("docs/troubleshooting.md explains %q, which no golden file of package definitions has", span)
+		}
+	}
+}
+
+// problems returns what is wrong, without place, field and remedy, of each problem in the golden files.
+func problems(t *testing.T) (all []string) {
+	t.Helper()
+	files, err := filepath.Glob("definitions/testdata/*.txtar")
+	if err != nil || len(files) < 20 {
+		t.Fatalf("%d golden files, %v", len(files), err)
+	}
+	line := regexp.MustCompile(`(?m)^[\w.-]+:\d+:\d+: (?:[\w.\[\]<?]+: |"[^"]*": )?(.*)$`)
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := filepath.Base(path); name == "notes.txtar" || strings.Contains(name, "warnings") || name == "lease.txtar" {
+			continue
+		}
+		for _, m := range line.FindAllStringSubmatch(string(text), -1) {
+			all = append(all, m[1])
+		}
+	}
+	return all
+}
+
+// Each body that the gateway answers with by itself is documented.
+func TestAnswersOfTheGatewayAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("docs/reference/http.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := cut(string(page), "## Answers of the gateway", "## What a 401 means")
+	found := 0
+	for _, folder := range []string{"authz", "convention", "tokens/endpoint", "xds"} {
+		for _, text := range literals(t, folder, bodies) {
+			found++
+			if !strings.Contains(documented, "`\""+strings.TrimSpace(text)) {
+				t.Errorf("docs/reference/http.md does not have the answer %q of %s", text, folder)
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d answers were found in the code", found)
+	}
+}
+
+// bodies returns the texts of responses: constants whose names begin with text, and the fields of xds.replies.
+func bodies(n ast.Node) []ast.Expr {
+	switch n := n.(type) {
+	case *ast.ValueSpec:
+		name := n.Names[0].Name
+		if len(name) > 4 && strings.EqualFold(name[:4], "text") && name != "textCannotTell" { // Envoy has its own for that one
+			return n.Values
+		}
+	case *ast.KeyValueExpr:
+		if key, _ := n.Key.(*ast.Ident); key != nil && key.Name == "text" {
+			return []ast.Expr{n.Value}
+		}
+	}
+	return nil
+}
+
 func troubleshooting(t *testing.T) string {
 	t.Helper()
 	text, err := os.ReadFile("docs/troubleshooting.md")

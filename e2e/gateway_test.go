@@ -27,6 +27,7 @@ type gateway struct {
 	File, Data string
 
 	t       testing.TB
+	dir     string // where the process runs; empty: here
 	args    []string
 	env     []string
 	stderr  *os.File // nil: log
@@ -110,7 +111,7 @@ func (g *gateway) DefineExactly(definitions string) {
 func (g *gateway) Run() {
 	g.t.Helper()
 	g.command = exec.Command(binary, g.args...)
-	g.command.Env = g.env
+	g.command.Env, g.command.Dir = g.env, g.dir
 	g.command.Stdout, g.command.Stderr = g.log, g.log
 	if g.stderr != nil {
 		g.command.Stderr = g.stderr

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +17,7 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// step is a command of a README and the answer that is shown under it.
+// step is a command of a page and the answer that is shown under it.
 type step struct {
 	command string
 	shown   []string // its lines; those that are empty are left out
@@ -34,7 +35,11 @@ func readmeSession(t *testing.T, readme string) []step {
 		t.Fatalf("%s has no console block", readme)
 	}
 	block, _, _ = strings.Cut(block, "```")
-	var steps []step
+	return readSteps(block)
+}
+
+// readSteps returns the steps of a console block.
+func readSteps(block string) (steps []step) {
 	for line := range strings.Lines(block) {
 		line = strings.TrimRight(line, "\n")
 		if command, isCommand := strings.CutPrefix(line, "$ "); isCommand {
@@ -60,26 +65,25 @@ const marker = "----8<----"
 // A GUID that is shown stands for any GUID.
 var guid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
 
-// compare fails the test where a line that is shown is not in the answer, or not in that order.
+// compare fails the test if a line that is shown is not in the answer, or not in that order. The number of spaces does not
+// matter, and … stands for any text.
 func compare(t *testing.T, s step, answer string) {
 	t.Helper()
 	got := strings.Split(strings.ReplaceAll(guid.ReplaceAllString(answer, "GUID"), "\r", ""), "\n")
 	for _, shown := range s.shown {
-		shown = guid.ReplaceAllString(shown, "GUID")
-		at := -1
-		for i, line := range got {
-			if line == shown {
-				at = i
-				break
-			}
-		}
+		pattern := regexp.QuoteMeta(spaced(guid.ReplaceAllString(shown, "GUID")))
+		want := regexp.MustCompile("^" + strings.ReplaceAll(pattern, "…", ".*") + "$")
+		at := slices.IndexFunc(got, func(line string) bool { return want.MatchString(spaced(line)) })
 		if at < 0 {
-			t.Errorf("$ %s\nthe README shows %q, which is not in the rest of the answer:\n%s", s.command, shown, strings.Join(got, "\n"))
+			t.Errorf("$ %s\nthe page shows %q, which is not in the rest of the answer:\n%s", s.command, shown, strings.Join(got, "\n"))
 			return
 		}
 		got = got[at+1:]
 	}
 }
+
+// spaced returns a line with one space where it has several.
+func spaced(line string) string { return strings.Join(strings.Fields(line), " ") }
 
 // The README's `make run` and what follows it, word by word.
 func TestTheReadmesSessionIsWhatHappens(t *testing.T) {

@@ -53,8 +53,8 @@ func cliPage(root *cobra.Command) string {
 		"Each flag has an [environment variable](environment.md).\n\n")
 	fmt.Fprintf(&b, "| exit code | meaning |\n|---|---|\n| %d | done |\n| %d | failed: the error is on standard error |\n"+
 		"| %d | wrong usage of the command line |\n", exitDone, exitFailed, exitUsage)
-	b.WriteString("\n`gatepost diff` also exits 1 if the definitions differ, `gatepost validate` if a file is refused, " +
-		"`gatepost tokens revoke`\nif nothing was revoked, and `gatepost health` if the gateway is not ready.\n")
+	b.WriteString("\n`gatepost diff` also exits 1 if the definitions differ, `gatepost validate` if a file is refused,\n" +
+		"`gatepost tokens revoke` if nothing was revoked, and `gatepost health` if the gateway is not ready.\n")
 	b.WriteString("\n## Flags of all commands\n\n")
 	flagTable(&b, root.PersistentFlags())
 	for _, c := range commandsBelow(root) {
