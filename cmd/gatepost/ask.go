@@ -41,7 +41,7 @@ func healthCommand(s *settings) *cobra.Command {
 	var live bool
 	command := &cobra.Command{
 		Use:   "health",
-		Short: "Exit 0 where the gateway on --admin is ready; for a container's health check",
+		Short: "Exit 0 if the gateway on --admin is ready, for health checks of containers",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			path := "/readyz"
@@ -53,7 +53,7 @@ func healthCommand(s *settings) *cobra.Command {
 			return err
 		},
 	}
-	command.Flags().BoolVar(&live, "live", false, "ask only whether the process answers, not whether it is ready")
+	command.Flags().BoolVar(&live, "live", false, "ask only whether the process answers")
 	return command
 }
 
@@ -61,7 +61,7 @@ func statusCommand(s *settings) *cobra.Command {
 	var format string
 	command := &cobra.Command{
 		Use:   "status",
-		Short: "Show the version that is served, and what each Envoy has made of it",
+		Short: "Show the version that is served, and the state of each Envoy",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if format != "text" && format != "json" {

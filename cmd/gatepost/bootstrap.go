@@ -16,8 +16,8 @@ func bootstrapCommand(s *settings) *cobra.Command {
 	var format, node, host, envoyAdmin string
 	command := &cobra.Command{
 		Use:   "bootstrap",
-		Short: "Print the bootstrap of an Envoy that `gatepost serve` feeds",
-		Long: "Print the bootstrap of an Envoy that `gatepost serve` feeds. --grpc and --http are the addresses by which\n" +
+		Short: "Print the bootstrap of an Envoy for `gatepost serve`",
+		Long: "Print the bootstrap of an Envoy for `gatepost serve`. --grpc and --http are the addresses at which\n" +
 			"that Envoy reaches Gatepost, such as unix:/run/gatepost/grpc.sock and unix:/run/gatepost/http.sock in a compose file.\n" +
 			"--grpc-tls is a folder as that Envoy sees it, with a certificate of its own.",
 		Args: usage(cobra.NoArgs),
@@ -49,8 +49,8 @@ func bootstrapCommand(s *settings) *cobra.Command {
 		},
 	}
 	command.Flags().StringVar(&format, "format", "yaml", "yaml or json")
-	command.Flags().StringVar(&node, "node-id", envoy.DefaultNodeID, "the `NAME` by which this Envoy shows itself")
-	command.Flags().StringVar(&host, "envoy-host", "", "the `HOST` at which Gatepost reaches this Envoy's listener to verify changes (none: where its connection comes from)")
-	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "where this Envoy's own admin interface listens: a loopback `ADDR` or unix:/path (none: nowhere)")
+	command.Flags().StringVar(&node, "node-id", envoy.DefaultNodeID, "the `NAME` of this Envoy in logs and `gatepost status`")
+	command.Flags().StringVar(&host, "envoy-host", "", "the `HOST` at which Gatepost reaches this Envoy's listener to verify changes (none: the address of its connection)")
+	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "the `ADDR` of this Envoy's own admin interface, on loopback, or unix:/path (none: no admin interface)")
 	return command
 }

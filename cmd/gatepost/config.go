@@ -13,7 +13,7 @@ import (
 )
 
 func configCommand(s *settings) *cobra.Command {
-	command := &cobra.Command{Use: "config", Short: "Look into the Envoy configuration", Args: usage(cobra.NoArgs)}
+	command := &cobra.Command{Use: "config", Short: "Show the Envoy configuration", Args: usage(cobra.NoArgs)}
 	command.AddCommand(configDumpCommand(s))
 	return command
 }
@@ -22,8 +22,8 @@ func configDumpCommand(s *settings) *cobra.Command {
 	var format, service string
 	command := &cobra.Command{
 		Use:   "dump FILE",
-		Short: "Print the Envoy configuration that definitions become",
-		Long: "Print the listener, the routes and the clusters that a definitions file becomes, as Envoy receives them. What a\n" +
+		Short: "Print the Envoy configuration that is made from definitions",
+		Long: "Print the listener, the routes and the clusters that are made from a definitions file, as Envoy receives them. What a\n" +
 			"running gateway serves is at /api/v1/config of --admin, in the same form.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -30,12 +30,12 @@ func explainCommand(s *settings) *cobra.Command {
 	var headers []string
 	command := &cobra.Command{
 		Use:   "explain URL --config FILE",
-		Short: "Say which service and rule take a request, what answer it gets, and why",
-		Long: "Say which service and rule take a request, what answer it gets, and why. URL is a path (/orders/5) or whole; a ws or\n" +
-			"wss URL is the handshake of a WebSocket.\n" +
-			"The gateway on --admin is asked whose the token is that the request shows, and what it serves; it is told the token's\n" +
-			"hash alone. Without --admin that is done where a gateway is there and serves these very definitions. With --redis that\n" +
-			"Redis is asked about the token. Where nobody is asked, what follows in each case is told.",
+		Short: "Explain which response a request gets, and why",
+		Long: "Explain which service and rule a request matches, which response it gets, why, and what to change. URL is a path\n" +
+			"(/orders/5) or a whole URL; a ws or wss URL is the handshake of a WebSocket.\n" +
+			"The gateway on --admin is asked for the session of the token, by the token's hash, and for what it serves. Without\n" +
+			"--admin on the command line, that is done only if a gateway answers there and serves these definitions. With --redis,\n" +
+			"Redis is asked for the session. If neither is asked, the explanation lists every case.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if format != "text" && format != "json" {

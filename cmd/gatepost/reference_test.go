@@ -58,10 +58,7 @@ func cliPage(root *cobra.Command) string {
 	b.WriteString("\n## Flags of all commands\n\n")
 	flagTable(&b, root.PersistentFlags())
 	for _, c := range commandsBelow(root) {
-		fmt.Fprintf(&b, "\n## %s\n\n```text\n%s\n```\n\n%s\n", c.CommandPath(), c.UseLine(), sentence(c.Short))
-		if long := strings.TrimPrefix(c.Long, c.Short); c.Long != "" && strings.Trim(long, ". \n") != "" {
-			fmt.Fprintf(&b, "\n%s\n", wrapped(c.Long))
-		}
+		fmt.Fprintf(&b, "\n## %s\n\n```text\n%s\n```\n\n%s\n", c.CommandPath(), c.UseLine(), about(c))
 		if own := c.LocalNonPersistentFlags(); own.HasAvailableFlags() {
 			b.WriteString("\n")
 			flagTable(&b, own)
@@ -70,7 +67,16 @@ func cliPage(root *cobra.Command) string {
 	return b.String()
 }
 
-func sentence(text string) string { return strings.TrimSuffix(text, ".") + "." }
+// about returns what a command does. Most long texts begin with the short one.
+func about(c *cobra.Command) string {
+	switch {
+	case c.Long == "":
+		return c.Short + "."
+	case strings.HasPrefix(c.Long, c.Short):
+		return wrapped(c.Long)
+	}
+	return c.Short + ".\n\n" + wrapped(c.Long)
+}
 
 // wrapped breaks text into lines of at most 110 columns. Indented lines, which are examples, become code.
 func wrapped(text string) string {
@@ -126,7 +132,7 @@ func flagTable(b *strings.Builder, flags *pflag.FlagSet) {
 		if f.DefValue != "" && f.DefValue != "[]" {
 			standard = "`" + f.DefValue + "`"
 		}
-		fmt.Fprintf(b, "| `%s` | %s | %s |\n", name, standard, cell(meaning))
+		fmt.Fprintf(b, "| `%s` | %s | %s |\n", cell(name), standard, cell(meaning))
 	})
 }
 

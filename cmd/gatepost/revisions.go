@@ -47,19 +47,19 @@ type change struct {
 
 func (a *change) register(command *cobra.Command) {
 	flags := command.Flags()
-	flags.Int64Var(&a.base, "base", 0, "refuse where another `REVISION` is the newest (none: the newest now)")
-	flags.StringVar(&a.message, "message", "", "why, for the history")
-	flags.DurationVar(&a.timeout, "timeout", provenTimeout, "how long to wait until every gateway has proven it")
+	flags.Int64Var(&a.base, "base", 0, "store nothing if another `REVISION` is the newest (none: the newest now)")
+	flags.StringVar(&a.message, "message", "", "a `TEXT` for the history")
+	flags.DurationVar(&a.timeout, "timeout", provenTimeout, "how long to wait until every gateway serves it")
 }
 
 func applyCommand(s *settings) *cobra.Command {
 	a := &change{settings: s}
 	command := &cobra.Command{
 		Use:   "apply FILE",
-		Short: "Store definitions in Redis; exit 0 where every gateway has proven them",
+		Short: "Store definitions in Redis, and wait until every gateway serves them",
 		Long: "Store definitions in Redis as a new revision, and wait until every gateway and its Envoys serve it.\n" +
-			"Exit 0 where all do; else say which do not, and why. Nothing is stored where the file has a mistake,\n" +
-			"where it says what the newest revision says already, or where somebody else applies at the same time.",
+			"Exit 0 if all do, else report which do not, and why. Nothing is stored if the file has a mistake, if the newest\n" +
+			"revision has the same content, or if somebody else applies at the same time.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := loadOrSay(c, args[0])
@@ -77,7 +77,7 @@ func rollbackCommand(s *settings) *cobra.Command {
 	a := &change{settings: s}
 	command := &cobra.Command{
 		Use:   "rollback REVISION",
-		Short: "Store what an earlier revision said as a new one, and wait as apply does",
+		Short: "Store the content of an earlier revision as a new one, and wait as apply does",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			number, err := readRevision(args[0])
@@ -208,7 +208,7 @@ func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Stor
 func diffCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff FILE",
-		Short: "Show what a file says otherwise than the newest revision; exit 0 where it says the same, else 1",
+		Short: "Show differences from the newest revision (exit 0 if none, 1 otherwise)",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := loadOrSay(c, args[0])

@@ -16,7 +16,7 @@ import (
 func serveCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve --config FILE",
-		Short: "Run the sidecar alone, for an Envoy that is started by something else",
+		Short: "Run the sidecar alone, for an Envoy that something else starts",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c, func(*gateway.Config) error { return nil })
@@ -28,7 +28,7 @@ func runCommand(s *settings) *cobra.Command {
 	var concurrency int
 	command := &cobra.Command{
 		Use:   "run --config FILE",
-		Short: "Run the sidecar and an Envoy: a working gateway by one command",
+		Short: "Run the sidecar and an Envoy as its child: a whole gateway",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c, func(config *gateway.Config) (err error) {

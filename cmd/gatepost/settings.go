@@ -46,21 +46,21 @@ const (
 )
 
 func (s *settings) register(flags *pflag.FlagSet) {
-	flags.StringVar(&s.config, "config", "", "the definitions `FILE` (redis: those in Redis)")
-	flags.StringVar(&s.listen, "listen", "", "the `ADDR` on which Envoy takes requests, as ip:port (none: `listen` of the definitions)")
+	flags.StringVar(&s.config, "config", "", "the definitions `FILE`, or redis for the newest revision in Redis")
+	flags.StringVar(&s.listen, "listen", "", "the `ADDR` on which Envoy takes requests, as ip:port (none: listen of the definitions)")
 	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens and definitions (none: the embedded store in --data)")
-	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last proven definitions")
+	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last good definitions; one for each gateway")
 	flags.StringVar(&s.grpc, "grpc", defaultGRPC, "the `ADDR` of ext_authz and xDS (unix:/path too)")
 	flags.StringVar(&s.http, "http", defaultHTTP, "the `ADDR` of the token handler, as Envoy reaches it (unix:/path too)")
 	flags.StringVar(&s.grpcTLS, "grpc-tls", "", "the `DIR` of tls.crt, tls.key and ca.crt for TLS with client certificates on --grpc and --http (none: no TLS)")
 	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
-	flags.StringVar(&s.envoy, "envoy", "", "the Envoy `PATH` (none: the one on PATH)")
-	flags.StringVar(&s.cache, "cache", "on", "whether tokens in Redis are answered from memory: on or off")
-	flags.StringVar(&s.module, "module", "auto", "whether Envoy checks tokens by itself: auto (if it can), on (else an error) or off")
-	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, of the roots that https upstreams are verified against")
+	flags.StringVar(&s.envoy, "envoy", "", "the `PATH` of the Envoy of run and validate (none: envoy on PATH, then .tools/bin)")
+	flags.StringVar(&s.cache, "cache", "on", "whether look-ups of tokens in Redis are answered from memory: `on|off`")
+	flags.StringVar(&s.module, "module", "auto", "whether Envoy checks tokens itself: `auto|on|off`; auto is if it can, on is an error if it cannot")
+	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, with the roots that verify https upstreams")
 	flags.BoolVar(&s.pprof, "pprof", false, "serve profiles of the process on --admin, under /debug/pprof/")
-	flags.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
-	flags.StringVar(&s.logFormat, "log-format", "auto", "text, json, or auto: text on a terminal")
+	flags.StringVar(&s.logLevel, "log-level", "info", "the least `LEVEL` that is logged: debug, info, warn or error")
+	flags.StringVar(&s.logFormat, "log-format", "auto", "the `FORMAT` of the log: text, json, or auto, which is text on a terminal")
 }
 
 // fromEnvironment fills in each flag that was not given from its environment variable.

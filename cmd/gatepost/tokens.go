@@ -25,7 +25,7 @@ import (
 func tokensCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "tokens",
-		Short: "List and revoke sessions: of the gateway on --admin, or with --redis those in that Redis",
+		Short: "List and revoke sessions of the gateway on --admin, or with --redis those in that Redis",
 		Args:  usage(cobra.NoArgs),
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -90,9 +90,9 @@ func revokeCommand(s *settings) *cobra.Command {
 	var user, format string
 	command := &cobra.Command{
 		Use:   "revoke (ID | --user ID)",
-		Short: "End one session by its public id, or all of a user's; returns when no gateway accepts them any more",
-		Long: "End one session by its public id, as `gatepost tokens list` shows it, or all of a user's. Returns when no gateway\n" +
-			"accepts them any more. Exit 1 if there was nothing to revoke. With --redis the gateways log who has revoked what.\n" +
+		Short: "End one session by its public id, or all of a user, and wait until no gateway accepts them",
+		Long: "End one session by its public id, which `gatepost tokens list` shows, or all sessions of a user. Returns when no\n" +
+			"gateway accepts them any more. Exit 1 if there was nothing to revoke. With --redis the gateways log the author.\n" +
 			whatIsUserID,
 		Args: usage(cobra.MaximumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {

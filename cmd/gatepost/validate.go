@@ -19,11 +19,11 @@ func validateCommand(s *settings) *cobra.Command {
 	validation := definitions.Validation{}
 	command := &cobra.Command{
 		Use:   "validate FILE...",
-		Short: "Exit 0 where the definitions may be served, else say every mistake as file:line:column",
-		Long: "Exit 0 where the definitions may be served, else say every mistake as file:line:column. Where there is an Envoy\n" +
-			"(--envoy, or as `gatepost run` finds it) it is asked too. With --public all that is written about a good file is\n" +
+		Short: "Report every mistake in definitions as file:line:column; exit 0 if there is none",
+		Long: "Report every mistake in definitions as file:line:column; exit 0 if there is none. If there is an Envoy\n" +
+			"(--envoy, or as `gatepost run` finds it) it checks the configuration too. With --public the output for a valid file is\n" +
 			"what can be reached without a token, one line for each path: keep it in a repository and compare it in CI. With\n" +
-			"--strict a warning, such as a method that HTTP does not know, is a mistake too.",
+			"--strict a warning, such as for a method that HTTP does not know, is a mistake too.",
 		Args: usage(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if validation.Format != "text" && validation.Format != "json" {
