@@ -288,6 +288,41 @@ func TestReasonsAndOutcomesAreExplained(t *testing.T) {
 	sameNames(t, "outcomes", outcomes, firstCells(section, regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")))
 }
 
+// Each reason that gatepost explain reports is explained.
+func TestReasonsOfExplainAreExplained(t *testing.T) {
+	var reasons []string
+	add := func(e ast.Expr) {
+		if reason, _ := e.(*ast.BasicLit); reason != nil && reason.Value != `""` && !slices.Contains(reasons, unquoted(reason)) {
+			reasons = append(reasons, unquoted(reason))
+		}
+	}
+	inspectFolder(t, "explain", func(n ast.Node) {
+		switch n := n.(type) {
+		case *ast.AssignStmt:
+			for i, left := range n.Lhs {
+				if field, _ := left.(*ast.SelectorExpr); field != nil && field.Sel.Name == "reason" && len(n.Rhs) == len(n.Lhs) {
+					add(n.Rhs[i])
+				}
+			}
+		case *ast.ReturnStmt: // of reason, why, change
+			if len(n.Results) == 3 {
+				add(n.Results[0])
+			}
+		}
+	})
+	all := troubleshooting(t)
+	explained := append(firstCells(cut(all, "## Reasons\n", "### Other reasons"), regexp.MustCompile(`(?m)^### (\S+)$`)),
+		firstCells(cut(all, "### Other reasons", "## Outcomes"), regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|"))...)
+	for _, reason := range reasons {
+		if !slices.Contains(explained, reason) {
+			t.Errorf("docs/troubleshooting.md does not explain the reason %q of gatepost explain", reason)
+		}
+	}
+	if len(reasons) < 5 {
+		t.Errorf("only the reasons %v were found in the code", reasons)
+	}
+}
+
 // Each log record above DEBUG has its explanation in docs/troubleshooting.md, and nothing else has.
 func TestLogEventsAreExplained(t *testing.T) {
 	section := cut(troubleshooting(t), "## Log events", "")
