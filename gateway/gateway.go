@@ -217,7 +217,7 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 // activate gives the token handler and the store the settings of the definitions in force.
 func (g *Gateway) activate(tokens *definitions.Tokens) {
 	g.login.Store(tokens)
-	revocation := cache.Proven
+	revocation := cache.Strict
 	if tokens.Revocation == definitions.RevocationPrompt {
 		revocation = cache.Prompt
 	}

@@ -8,9 +8,9 @@ import (
 )
 
 func BenchmarkLookupHit(b *testing.B) {
-	c := newCache(b, &everything{}, Config{})
+	c := newCache(b, &fullStore{}, Config{})
 	h := randomHash()
-	redistest.Eventually(b, "a token in memory", func() bool {
+	redistest.Eventually(b, "a cached token", func() bool {
 		_, err := c.Principal(b.Context(), h)
 		return err == nil && c.Stats().Entries == 1
 	})
@@ -23,7 +23,7 @@ func BenchmarkLookupHit(b *testing.B) {
 	}
 }
 
-// BenchmarkLookupHitRedis is a hit under a lease that Redis gives.
+// BenchmarkLookupHitRedis measures a hit under a lease from Redis.
 func BenchmarkLookupHitRedis(b *testing.B) {
 	addr := redistest.Start(b).Addr
 	g := start(b, addr, addr)
@@ -39,7 +39,7 @@ func BenchmarkLookupHitRedis(b *testing.B) {
 }
 
 func BenchmarkLookupHitParallel(b *testing.B) {
-	c := newCache(b, &everything{}, Config{})
+	c := newCache(b, &fullStore{}, Config{})
 	hashes := make([]tokens.Hash, 1024)
 	for i := range hashes {
 		hashes[i] = randomHash()
@@ -56,9 +56,9 @@ func BenchmarkLookupHitParallel(b *testing.B) {
 	})
 }
 
-// BenchmarkLookupMiss is what a miss costs beside the store.
+// BenchmarkLookupMiss measures the cost of a miss without the store.
 func BenchmarkLookupMiss(b *testing.B) {
-	c := newCache(b, &everything{}, Config{})
+	c := newCache(b, &fullStore{}, Config{})
 	h := randomHash()
 	ctx := b.Context()
 	b.ReportAllocs()
@@ -84,7 +84,7 @@ func BenchmarkLookupMissRedis(b *testing.B) {
 	}
 }
 
-// BenchmarkNaiveGet is a look-up that asks Redis each time, as with --cache=off.
+// BenchmarkNaiveGet measures a look-up that reads Redis each time, as with --cache=off.
 func BenchmarkNaiveGet(b *testing.B) {
 	store := plain{client(b, redistest.Start(b).Addr)}
 	s := session("ann")
@@ -100,11 +100,11 @@ func BenchmarkNaiveGet(b *testing.B) {
 	}
 }
 
-// BenchmarkRevoke is a proven revoke between two gateways that answer.
+// BenchmarkRevoke measures a strict revoke with two connected gateways.
 func BenchmarkRevoke(b *testing.B) {
 	addr := redistest.Start(b).Addr
 	a, other := start(b, addr, addr), start(b, addr, addr)
-	awaitAcquainted(b, a, other)
+	awaitPeers(b, a, other)
 	for b.Loop() {
 		b.StopTimer()
 		s := a.create("ann")
@@ -115,6 +115,6 @@ func BenchmarkRevoke(b *testing.B) {
 		}
 	}
 	if n := a.tracker.waitedOut.Load(); n > 0 {
-		b.Logf("%d of %d waited out the lease", n, b.N)
+		b.Logf("%d of %d waited for the lease to expire", n, b.N)
 	}
 }

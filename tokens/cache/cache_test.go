@@ -19,16 +19,16 @@ import (
 
 func newCache(t testing.TB, store tokens.Store, config Config) *Cache {
 	t.Helper()
-	c, err := New(store, &always{}, config)
+	c, err := New(store, &alwaysHeld{}, config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func TestConcurrentMissesOfOneTokenAreOneLookup(t *testing.T) {
+func TestConcurrentMissesShareOneLookup(t *testing.T) {
 	release := make(chan struct{})
-	store := &everything{asked: map[tokens.Hash]int{}, before: func(context.Context, tokens.Hash) error { <-release; return nil }}
+	store := &fullStore{lookups: map[tokens.Hash]int{}, before: func(context.Context, tokens.Hash) error { <-release; return nil }}
 	c := newCache(t, store, Config{})
 	h := randomHash()
 	var all sync.WaitGroup
@@ -39,17 +39,17 @@ func TestConcurrentMissesOfOneTokenAreOneLookup(t *testing.T) {
 			}
 		})
 	}
-	redistest.Eventually(t, "50 who ask", func() bool { return c.Stats().Misses == 50 })
+	redistest.Eventually(t, "50 callers", func() bool { return c.Stats().Misses == 50 })
 	close(release)
 	all.Wait()
-	if n := store.asked[h]; n != 1 {
-		t.Fatalf("the store was asked %d times", n)
+	if n := store.lookups[h]; n != 1 {
+		t.Fatalf("%d look-ups reached the store", n)
 	}
 }
 
-func TestWhoAskedFirstMayGoAwayWithoutTheOthers(t *testing.T) {
+func TestCancelOfFirstCallerKeepsSharedLookup(t *testing.T) {
 	release := make(chan struct{})
-	c := newCache(t, &everything{before: func(ctx context.Context, _ tokens.Hash) error {
+	c := newCache(t, &fullStore{before: func(ctx context.Context, _ tokens.Hash) error {
 		select {
 		case <-release:
 			return nil
@@ -62,23 +62,23 @@ func TestWhoAskedFirstMayGoAwayWithoutTheOthers(t *testing.T) {
 	var all sync.WaitGroup
 	all.Go(func() {
 		if _, err := c.Principal(first, h); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.Canceled) {
-			t.Errorf("the one who left: %v", err)
+			t.Errorf("the caller that left: %v", err)
 		}
 	})
-	redistest.Eventually(t, "the first who asks", func() bool { return c.Stats().Misses == 1 })
+	redistest.Eventually(t, "the first caller", func() bool { return c.Stats().Misses == 1 })
 	all.Go(func() {
 		if _, err := c.Principal(t.Context(), h); err != nil {
-			t.Errorf("the one who stayed: %v", err)
+			t.Errorf("the caller that stayed: %v", err)
 		}
 	})
-	redistest.Eventually(t, "the second who asks", func() bool { return c.Stats().Misses == 2 })
+	redistest.Eventually(t, "the second caller", func() bool { return c.Stats().Misses == 2 })
 	leave()
 	close(release)
 	all.Wait()
 }
 
 func TestLookupsNeverMixTokens(t *testing.T) {
-	c := newCache(t, &everything{before: func(ctx context.Context, _ tokens.Hash) error {
+	c := newCache(t, &fullStore{before: func(ctx context.Context, _ tokens.Hash) error {
 		time.Sleep(rand.N(300 * time.Microsecond))
 		return ctx.Err()
 	}}, Config{LookupTimeout: 200 * time.Microsecond, MaxEntries: 300, MaxLookups: 16})
@@ -106,23 +106,23 @@ func TestLookupsNeverMixTokens(t *testing.T) {
 	all.Wait()
 }
 
-type swapped struct{ everything }
+type swapped struct{ fullStore }
 
 func (s *swapped) Lookup(context.Context, tokens.Hash) (*tokens.Session, error) {
 	return &tokens.Session{Hash: randomHash(), Expires: time.Now().Add(time.Hour)}, nil
 }
 
-func TestASessionOfAnotherTokenIsNoAnswer(t *testing.T) {
+func TestSessionOfAnotherTokenIsRejected(t *testing.T) {
 	c := newCache(t, &swapped{}, Config{})
 	if s, err := c.Principal(t.Context(), randomHash()); !errors.Is(err, tokens.ErrUnavailable) {
-		t.Fatalf("a store that mixes tokens is believed: %v, %v", s, err)
+		t.Fatalf("the session of another token was accepted: %v, %v", s, err)
 	}
 }
 
-func TestErrorsAndUnknownTokensAreNotKept(t *testing.T) {
-	for _, answer := range []error{tokens.ErrUnknown, tokens.ErrUnavailable, errors.New("the driver's own")} {
+func TestErrorsAndUnknownTokensAreNotCached(t *testing.T) {
+	for _, answer := range []error{tokens.ErrUnknown, tokens.ErrUnavailable, errors.New("a driver's error")} {
 		fail := true
-		c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error {
+		c := newCache(t, &fullStore{before: func(context.Context, tokens.Hash) error {
 			if fail {
 				return answer
 			}
@@ -132,17 +132,17 @@ func TestErrorsAndUnknownTokensAreNotKept(t *testing.T) {
 		_, err := c.Principal(t.Context(), h)
 		if errors.Is(answer, tokens.ErrUnknown) != errors.Is(err, tokens.ErrUnknown) ||
 			errors.Is(err, tokens.ErrUnknown) == errors.Is(err, tokens.ErrUnavailable) {
-			t.Fatalf("the store answered %v, the cache %v", answer, err)
+			t.Fatalf("the store returned %v, the cache %v", answer, err)
 		}
 		fail = false
 		if _, err := c.Principal(t.Context(), h); err != nil {
-			t.Fatalf("after %v the token lives: %v", answer, err)
+			t.Fatalf("after %v, a live token: %v", answer, err)
 		}
 	}
 }
 
-func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
-	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { return tokens.ErrUnknown }}, Config{})
+func TestExpiredSessionIsRefusedAndDropped(t *testing.T) {
+	c := newCache(t, &fullStore{before: func(context.Context, tokens.Hash) error { return tokens.ErrUnknown }}, Config{})
 	h := randomHash()
 	s := c.shard(h)
 	s.put((&tokens.Session{Hash: h, Expires: time.Now().Add(-time.Millisecond)}).Principal(), c.epoch.Load(), 10, 1<<20)
@@ -150,13 +150,13 @@ func TestAnExpiredSessionIsRefusedAndForgotten(t *testing.T) {
 		t.Fatalf("an expired session: %v", err)
 	}
 	if entries, bytes := s.sizes(); entries != 0 || bytes != 0 {
-		t.Fatalf("an expired session is kept: %d entries, %d bytes", entries, bytes)
+		t.Fatalf("an expired session is still cached: %d entries, %d bytes", entries, bytes)
 	}
 }
 
-// Dropping everything takes a while; from its first moment on nothing of before is believed.
-func TestAnEntryOfAnotherEpochIsNotBelieved(t *testing.T) {
-	store := &everything{asked: map[tokens.Hash]int{}}
+// After the epoch has changed, no older entry is used, even before the shards are emptied.
+func TestEntryOfEarlierEpochIsNotUsed(t *testing.T) {
+	store := &fullStore{lookups: map[tokens.Hash]int{}}
 	c := newCache(t, store, Config{})
 	h := randomHash()
 	for range 2 {
@@ -165,17 +165,17 @@ func TestAnEntryOfAnotherEpochIsNotBelieved(t *testing.T) {
 		}
 		c.epoch.Add(1)
 	}
-	if n := store.asked[h]; n != 2 {
-		t.Fatalf("the store was asked %d times", n)
+	if n := store.lookups[h]; n != 2 {
+		t.Fatalf("%d look-ups reached the store", n)
 	}
 }
 
-func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
+func TestMillionTokensStayWithinBounds(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a million tokens take seconds: run without -short")
 	}
 	const maxEntries, maxBytes = 100_000, 32 << 20
-	c := newCache(t, &everything{}, Config{})
+	c := newCache(t, &fullStore{}, Config{})
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
@@ -207,7 +207,7 @@ func TestAMillionTokensStayWithinTheBounds(t *testing.T) {
 }
 
 // What the bound in bytes goes by is the memory that is really taken.
-func TestTheEstimateIsNearTheMemoryTaken(t *testing.T) {
+func TestEstimateMatchesMemory(t *testing.T) {
 	for _, user := range []string{"user-4711", strings.Repeat("u", 500)} {
 		heap := func() int {
 			runtime.GC()
@@ -225,15 +225,15 @@ func TestTheEstimateIsNearTheMemoryTaken(t *testing.T) {
 			estimate += kept[i].bytes
 		}
 		if taken := heap() - before; taken > estimate*5/4 || taken < estimate*3/4 {
-			t.Errorf("an estimate of %d bytes for %d, by %d a token", estimate, taken, taken/len(kept)/400)
+			t.Errorf("estimated %d bytes, measured %d, %d per token", estimate, taken, taken/len(kept)/400)
 		} else {
-			t.Logf("%d bytes a token, %d as estimated", taken/len(kept)/400, estimate/len(kept)/400)
+			t.Logf("%d bytes per token, estimated %d", taken/len(kept)/400, estimate/len(kept)/400)
 		}
 		runtime.KeepAlive(kept)
 	}
 }
 
-func TestBytesAreBoundedToo(t *testing.T) {
+func TestBytesAreBounded(t *testing.T) {
 	s := newShard()
 	long := make([]byte, 1000)
 	for range 100 {
@@ -243,7 +243,7 @@ func TestBytesAreBoundedToo(t *testing.T) {
 		}
 	}
 	if len(s.ring) == 0 || len(s.ring) != s.slots.n {
-		t.Fatalf("%d in the ring, %d in the map", len(s.ring), s.slots.n)
+		t.Fatalf("%d in the ring, %d in the index", len(s.ring), s.slots.n)
 	}
 	s.put(principal(randomHash(), string(make([]byte, 20_000))), 0, 1000, 10_000)
 	if s.bytes > 10_000 || len(s.ring) == 0 {
@@ -251,21 +251,21 @@ func TestBytesAreBoundedToo(t *testing.T) {
 	}
 }
 
-func TestWhatIsUsedOutlivesWhatIsNot(t *testing.T) {
+func TestUsedEntriesOutliveUnused(t *testing.T) {
 	s := newShard()
 	hot := randomHash()
 	s.put(principal(hot, "ann"), 0, 10, 1<<20)
 	for range 1000 {
 		if got, _ := s.get(hot); got.IsZero() {
-			t.Fatal("a token in use was evicted before those that are not")
+			t.Fatal("a used token was evicted before unused ones")
 		}
 		s.put(principal(randomHash(), "bob"), 0, 10, 1<<20)
 	}
 }
 
-func TestLookupsUnderWayAreBounded(t *testing.T) {
+func TestConcurrentLookupsAreBounded(t *testing.T) {
 	release := make(chan struct{})
-	c := newCache(t, &everything{before: func(context.Context, tokens.Hash) error { <-release; return nil }}, Config{MaxLookups: 5})
+	c := newCache(t, &fullStore{before: func(context.Context, tokens.Hash) error { <-release; return nil }}, Config{MaxLookups: 5})
 	var all sync.WaitGroup
 	for range 5 {
 		all.Go(func() { _, _ = c.Principal(t.Context(), randomHash()) })
@@ -284,8 +284,8 @@ func TestLookupsUnderWayAreBounded(t *testing.T) {
 	all.Wait()
 }
 
-func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
-	store := &everything{asked: map[tokens.Hash]int{}}
+func TestWithoutLeaseNothingIsSharedOrCached(t *testing.T) {
+	store := &fullStore{lookups: map[tokens.Hash]int{}}
 	c, err := New(store, OfflineTracker{}, Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -296,12 +296,12 @@ func TestWithoutALeaseEachAsksForItselfAndNothingIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := store.asked[h]; n != 3 || c.Stats().Entries != 0 {
-		t.Fatalf("asked %d times, %d kept", n, c.Stats().Entries)
+	if n := store.lookups[h]; n != 3 || c.Stats().Entries != 0 {
+		t.Fatalf("%d look-ups reached the store, %d cached", n, c.Stats().Entries)
 	}
 }
 
-func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
+func TestTokenIsRefusedDuringItsRevoke(t *testing.T) {
 	var c *Cache
 	h := randomHash()
 	inRevoke := make(chan struct{})
@@ -313,7 +313,7 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	all.Go(func() {
 		if err := c.Revoke(t.Context(), h); err == nil {
-			t.Error("a revoke that the store refused succeeded")
+			t.Error("the revoke succeeded although the store failed")
 		}
 	})
 	<-inRevoke
@@ -323,13 +323,13 @@ func TestATokenUnderRevocationIsRefusedHereAtOnce(t *testing.T) {
 	close(store.release)
 	all.Wait()
 	if _, err := c.Principal(t.Context(), h); err != nil {
-		t.Errorf("a token whose revoke failed is as the store says: %v", err)
+		t.Errorf("a live token after a failed revoke: %v", err)
 	}
 }
 
-// slowRevoke is a store that fails each revoke, when it is released.
+// slowRevoke is a store whose Revoke fails after it is released.
 type slowRevoke struct {
-	everything
+	fullStore
 	entered, release chan struct{}
 }
 
@@ -339,8 +339,8 @@ func (s *slowRevoke) Revoke(context.Context, tokens.Hash) error {
 	return tokens.ErrUnavailable
 }
 
-// A refresh that hangs and then fails has ended nothing: requests beside it must not be told that their token is dead.
-func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
+// A refresh that hangs and then fails has revoked nothing, so the token must stay valid meanwhile.
+func TestTokenLivesDuringRefreshUntilStoreRotates(t *testing.T) {
 	for name, failure := range map[string]error{"the store fails": tokens.ErrUnavailable, "the store retires it": nil} {
 		t.Run(name, func(t *testing.T) {
 			h := randomHash()
@@ -377,9 +377,9 @@ func TestATokenUnderRefreshLivesUntilTheStoreHasRetiredIt(t *testing.T) {
 	}
 }
 
-// slowRotate is a store that answers each rotation when it is released.
+// slowRotate is a store whose Rotate returns after it is released.
 type slowRotate struct {
-	everything
+	fullStore
 	entered, release chan struct{}
 	err              error
 }
@@ -390,20 +390,21 @@ func (s *slowRotate) Rotate(context.Context, tokens.Hash, tokens.Successor, time
 	return tokens.Successor{}, s.err
 }
 
-func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {
+func TestAnswerBeforeRevokeIsNeitherCachedNorShared(t *testing.T) {
 	release, h := make(chan struct{}), randomHash()
 	var dead sync.Map
-	c := newCache(t, &everything{before: func(_ context.Context, h tokens.Hash) error {
+	c := newCache(t, &fullStore{before: func(_ context.Context, h tokens.Hash) error {
 		_, revoked := dead.Load(h)
 		if revoked {
 			return tokens.ErrUnknown
 		}
-		<-release // the store has answered "live", and the answer is on its way
+		<-release // the store has read "live" but not returned yet
 		return nil
 	}}, Config{LookupTimeout: time.Minute})
 	var all sync.WaitGroup
-	all.Go(func() { _, _ = c.Principal(t.Context(), h) }) // began before the revoke: either answer is right
-	redistest.Eventually(t, "a look-up under way", func() bool { return len(c.slots) == 1 })
+	// it begins before the revoke, so either answer is correct
+	all.Go(func() { _, _ = c.Principal(t.Context(), h) })
+	redistest.Eventually(t, "a look-up in progress", func() bool { return len(c.slots) == 1 })
 	dead.Store(h, true)
 	if err := c.Revoke(t.Context(), h); err != nil {
 		t.Fatal(err)
@@ -418,9 +419,9 @@ func TestAnAnswerFromBeforeARevokeIsNeitherKeptNorJoined(t *testing.T) {
 	}
 }
 
-func TestMetricsSayWhatTheCacheDid(t *testing.T) {
+func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	c := newCache(t, &everything{}, Config{Registerer: registry})
+	c := newCache(t, &fullStore{}, Config{Registerer: registry})
 	h := randomHash()
 	for range 3 {
 		if _, err := c.Principal(t.Context(), h); err != nil {

@@ -17,17 +17,19 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-var chaos = flag.Duration("chaos", 8*time.Second, "how long the test of the promise under faults lasts")
+var chaos = flag.Duration("chaos", 8*time.Second, "the duration of the test under faults")
 
-// subject is one token of the test under faults, and what is known of its end.
+// subject is one token of the test under faults.
 type subject struct {
 	session *tokens.Session
-	// tried is set before its first revoke begins, and ended (Unix nanoseconds, by the test's clock) when one has returned nil.
+	// tried is set before the first revoke. ended is the time (Unix nanoseconds, by the test's
+	// clock) at which a revoke first returned nil.
 	tried atomic.Bool
 	ended atomic.Int64
 }
 
-// history is all tokens of the test. Its clock is one for all, for all is one process.
+// history records all tokens of the test. One clock is enough, because all gateways share a
+// process.
 type history struct {
 	mu       sync.Mutex
 	subjects []*subject
@@ -35,9 +37,9 @@ type history struct {
 
 	count, uses, hits, accepted, refused, revoked atomic.Int64
 
-	// apart is set while one gateway may have been led to a new master and the other not yet, which then refuses what was minted there.
-	// That breaks no promise; all else is judged as ever.
-	apart atomic.Bool
+	// diverged is set while only some gateways may use a new master. The others may refuse tokens
+	// that were minted there, which is allowed. All other checks stay.
+	diverged atomic.Bool
 }
 
 func (h *history) now() int64 { return int64(time.Since(h.start)) + 1 }
@@ -48,7 +50,7 @@ func (h *history) add(s *subject) {
 	h.subjects = append(h.subjects, s)
 }
 
-// any returns one of the latest tokens, or nil.
+// any returns one of the newest tokens, or nil.
 func (h *history) any() *subject {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -59,16 +61,16 @@ func (h *history) any() *subject {
 	return latest[rand.N(len(latest))]
 }
 
-// use looks a token up, and judges the answer.
+// use looks a token up and checks the answer.
 func (h *history) use(t *testing.T, g *gateway, s *subject) {
 	ctx, cancel := context.WithTimeout(t.Context(), rand.N(800*time.Millisecond))
 	defer cancel()
-	ended, tried, apart := s.ended.Load(), s.tried.Load(), h.apart.Load()
+	ended, tried, diverged := s.ended.Load(), s.tried.Load(), h.diverged.Load()
 	if g.module != nil && g.module.hits(s.session) {
 		h.uses.Add(1)
 		h.hits.Add(1)
 		if ended != 0 {
-			t.Errorf("the module let a use pass that began %v after the revoke returned", time.Duration(h.now()-ended))
+			t.Errorf("the module allowed a use that began %v after the revoke returned", time.Duration(h.now()-ended))
 		}
 		return
 	}
@@ -79,7 +81,7 @@ func (h *history) use(t *testing.T, g *gateway, s *subject) {
 	case err == nil:
 		h.accepted.Add(1)
 		if !got.Has(s.session.Hash) || got.User() != s.session.User {
-			t.Errorf("the token of %s is taken for %s's", s.session.User, got.User())
+			t.Errorf("the token of %s returned the session of %s", s.session.User, got.User())
 		}
 		if ended != 0 {
 			t.Errorf("a use that began %v after the revoke returned was accepted", time.Duration(h.now()-ended))
@@ -87,7 +89,7 @@ func (h *history) use(t *testing.T, g *gateway, s *subject) {
 		g.Grant(ticket, entryOf(s.session))
 	case errors.Is(err, tokens.ErrUnknown):
 		h.refused.Add(1)
-		if !tried && !s.tried.Load() && !apart {
+		if !tried && !s.tried.Load() && !diverged {
 			t.Errorf("a live token is unknown")
 		}
 	case !errors.Is(err, tokens.ErrUnavailable):
@@ -116,9 +118,9 @@ func (h *history) revoke(t *testing.T, g *gateway, s *subject) {
 	}
 }
 
-// Two gateways, one Redis, and everything that can befall them, each by itself and together; the history of all uses and revokes shows
-// that the promise held.
-func TestThePromiseUnderFaults(t *testing.T) {
+// Two gateways on one Redis, with all kinds of faults in random order. The recorded uses and
+// revokes show whether an accepted use began after a revoke returned.
+func TestRevokesHoldUnderFaults(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	var proxies []*faultproxy.Proxy
 	var gateways []*gateway
@@ -139,16 +141,16 @@ func TestThePromiseUnderFaults(t *testing.T) {
 	faults(over, server, proxies)
 	wait()
 
-	h.showsSomething(t)
+	h.requireCoverage(t)
 	if t.Logf("%d hits of the module", h.hits.Load()); h.hits.Load() < 100 {
-		t.Errorf("the module let only %d uses pass: too little to show anything", h.hits.Load())
+		t.Errorf("the module allowed only %d uses, too few for a result", h.hits.Load())
 	}
 	for _, g := range gateways {
 		g.awaitHeld()
 	}
 }
 
-// traffic has clients at all gateways until the time is over. It returns at once; wait returns when the last of them has ended.
+// traffic starts clients at all gateways that run until over is done. wait waits for their end.
 func (h *history) traffic(t *testing.T, over context.Context, gateways []*gateway) (wait func()) {
 	var all sync.WaitGroup
 	these := func(n int, do func(g *gateway)) {
@@ -184,16 +186,16 @@ func (h *history) traffic(t *testing.T, over context.Context, gateways []*gatewa
 	return all.Wait
 }
 
-// showsSomething fails the test where next to nothing happened.
-func (h *history) showsSomething(t *testing.T) {
+// requireCoverage fails the test if it exercised too little.
+func (h *history) requireCoverage(t *testing.T) {
 	t.Helper()
 	t.Logf("%d uses: %d accepted, %d refused; %d revokes", h.uses.Load(), h.accepted.Load(), h.refused.Load(), h.revoked.Load())
 	if h.accepted.Load() == 0 || h.refused.Load() == 0 || h.revoked.Load() == 0 {
-		t.Error("the faults let nothing happen: the history shows nothing")
+		t.Error("the faults prevented all uses or all revokes: no result")
 	}
 }
 
-// faults does one thing after the other to Redis and to the connections, with a while of health between them.
+// faults injects one fault after another into Redis and the connections, with short pauses between.
 func faults(over context.Context, server *redistest.Server, proxies []*faultproxy.Proxy) {
 	const longest = 1500 * time.Millisecond
 	for over.Err() == nil {

@@ -13,12 +13,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// routes watches where the client of a Cluster sends its commands. The lease vouches only for the tracked masters, but
-// after a fail-over the client may reach the new master before the tracking does. So the first reply about a token from
-// an untracked node ends the tracking before the reply is used: what was read there is not kept, and what was changed
-// there is waited out, because other gateways may not have received an invalidation.
+// routes watches where the client of a Cluster sends its commands. The lease vouches only for the
+// tracked masters, but after a fail-over the client may reach the new master before the tracking
+// does. So the first reply about a token from an untracked node ends the tracking before the reply
+// is used: what was read there is not kept, and what was changed there is waited out, because other
+// gateways may not have received an invalidation.
 type routes struct {
-	prefix  string // of the keys of tokens
+	prefix  string // the prefix of token keys
 	tracked atomic.Pointer[trackedNodes]
 }
 
@@ -35,7 +36,7 @@ func watchRoutes(client *redis.ClusterClient, prefix string) *routes {
 	return r
 }
 
-// pin has moved called when a node other than those of conns replies about a token.
+// pin registers moved, which is called if a node other than those of conns replies about a token.
 func (r *routes) pin(conns []*conn, moved func()) {
 	addrs := make(map[string]bool, len(conns))
 	for _, c := range conns {
@@ -44,16 +45,17 @@ func (r *routes) pin(conns []*conn, moved func()) {
 	r.tracked.Store(&trackedNodes{addrs, sync.OnceFunc(moved)})
 }
 
-// unpin ends what pin began.
+// unpin removes what pin registered.
 func (r *routes) unpin() { r.tracked.Store(nil) }
 
-// route is the part of routes that leads to one node.
+// route is the hook on the client of one node.
 type route struct {
 	routes *routes
 	addr   string
 }
 
-// replied checks the node after it replied to a command. An error as the reply has read nothing and promises nothing.
+// replied checks the node after its reply to a command. Error replies carry no data, so they are
+// ignored.
 func (r route) replied(command redis.Cmder, err error) {
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return
@@ -70,7 +72,7 @@ func (r *routes) isAboutToken(command redis.Cmder) bool {
 	})
 }
 
-// DialHook changes nothing.
+// DialHook returns next unchanged.
 func (r route) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessHook checks the node of a command.
@@ -93,8 +95,8 @@ func (r route) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Process
 	}
 }
 
-// findClusterMasters asks the masters that client knows. Masters without slots, which client does not know, are found
-// in their replies.
+// findClusterMasters queries the masters that client knows. Their replies also name the masters
+// without slots, which client does not know.
 func findClusterMasters(ctx context.Context, client *redis.ClusterClient, routes *routes) ([]master, error) {
 	var mu sync.Mutex
 	var nodes string
@@ -111,7 +113,7 @@ func findClusterMasters(ctx context.Context, client *redis.ClusterClient, routes
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("asking for the masters (CLUSTER NODES): %w", err)
+		return nil, fmt.Errorf("querying the masters (CLUSTER NODES): %w", err)
 	}
 	o := client.Options()
 	dial := o.Dialer
@@ -142,8 +144,9 @@ func findClusterMasters(ctx context.Context, client *redis.ClusterClient, routes
 
 type clusterNode struct{ id, address string }
 
-// clusterNodes yields the masters of the answer to CLUSTER NODES (redis.io/commands/cluster-nodes) that are not
-// known to be gone. Masters without slots are among them: they can be given some at any moment.
+// clusterNodes yields the masters in a reply to CLUSTER NODES (redis.io/commands/cluster-nodes),
+// except failed ones. Masters without slots are included, because they can receive slots at any
+// time.
 func clusterNodes(nodes string) func(yield func(clusterNode) bool) {
 	return func(yield func(clusterNode) bool) {
 		for line := range strings.Lines(nodes) {
@@ -152,8 +155,8 @@ func clusterNodes(nodes string) func(yield func(clusterNode) bool) {
 				continue
 			}
 			flags := strings.Split(fields[2], ",")
-			gone := slices.ContainsFunc(flags, func(f string) bool { return f == "fail" || f == "noaddr" || f == "handshake" })
-			if gone || !slices.Contains(flags, "master") {
+			failed := slices.ContainsFunc(flags, func(f string) bool { return f == "fail" || f == "noaddr" || f == "handshake" })
+			if failed || !slices.Contains(flags, "master") {
 				continue
 			}
 			// ip:port@bus[,hostname[,…]]
@@ -165,8 +168,8 @@ func clusterNodes(nodes string) func(yield func(clusterNode) bool) {
 	}
 }
 
-// clusterMasters returns the ids of the masters in one text that is the same for the same masters, and the id of
-// the answering node where it is one.
+// clusterMasters returns the sorted ids of the masters as one text, and the id of the answering
+// node.
 func clusterMasters(nodes string) (ids, myself string) {
 	var all []string
 	for node := range clusterNodes(nodes) {

@@ -14,30 +14,31 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// conn is the tracking connection to one master, its lines of call-backs, heartbeats and notices all in one order.
-// One goroutine reads, one writes.
+// conn is the tracking connection to one master. Invalidations, heartbeats and notices share it, so
+// they arrive in order. One goroutine reads, one writes.
 type conn struct {
 	redis  *Redis
 	master master
 	net    net.Conn
 	in     *reader
-	// probe is the command that shows with each heartbeat that the server is still the master it was.
+	// probe is the command of each heartbeat that checks that the server is still the same master.
 	probe []string
 	out   chan request
 
 	mu       sync.Mutex
-	awaited  []awaited // replies in the order of their requests
+	awaited  []awaited // the pending replies, in the order of their requests
 	gateways gateways
-	settling *settling // the one that is under way
-	next     *settling // the one that goes out after it
+	barrier  *barrier // the barrier in progress
+	next     *barrier // the barrier to send after it
 
-	// confirmed is when the last answered heartbeat was sent. Under Redis.mu.
+	// confirmed is the time at which the last answered heartbeat was sent. Guarded by Redis.mu.
 	confirmed table.Instant
-	// named is when the Sentinels were last asked and named this master. Under Redis.mu.
+	// named is the time of the last query in which the Sentinels named this master. Guarded by
+	// Redis.mu.
 	named table.Instant
 }
 
-// request is commands to be written at once, and what is done with the reply of each.
+// request is a batch of commands to write, with one function per reply.
 type request struct {
 	commands [][]string
 	replies  []func(m message, sent table.Instant) error
@@ -49,14 +50,14 @@ type awaited struct {
 }
 
 var (
-	errSilent   = errors.New("redis did not answer in time")
-	errBehind   = errors.New("more to write than redis takes")
-	errUnasked  = errors.New("a reply that was not asked for")
-	errReplica  = errors.New("the server is a replica")
-	errTopology = errors.New("the masters of the cluster have changed")
+	errTimeout         = errors.New("redis did not answer in time")
+	errBacklog         = errors.New("the write queue is full: redis reads too slowly")
+	errUnexpectedReply = errors.New("unexpected reply")
+	errReplica         = errors.New("the server is a replica")
+	errTopology        = errors.New("the masters of the cluster have changed")
 )
 
-// connect dials the master, and returns when it tracks and listens.
+// connect dials the master and returns after tracking and subscriptions are set up.
 func (r *Redis) connect(ctx context.Context, m master) (*conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.lease)
 	defer cancel()
@@ -71,29 +72,30 @@ func (r *Redis) connect(ctx context.Context, m master) (*conn, error) {
 		in:       newReader(nc),
 		probe:    []string{"ROLE"},
 		out:      make(chan request, 1024),
-		gateways: gateways{heard: make(map[string]time.Time)},
+		gateways: gateways{lastHeartbeat: make(map[string]time.Time)},
 	}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := c.greet(ctx); err != nil {
+	if err := c.handshake(ctx); err != nil {
 		_ = nc.Close()
 		return nil, err
 	}
-	if m.led != nil {
-		if err := c.checkName(ctx); err != nil {
+	if m.data != nil {
+		if err := c.checkMaster(ctx); err != nil {
 			_ = nc.Close()
 			return nil, err
 		}
 	}
 	if !stop() {
 		_ = nc.Close()
-		return nil, errSilent
+		return nil, errTimeout
 	}
 	return c, nil
 }
 
-// greet opens the conversation. What is pushed meanwhile may be passed over: everything is forgotten before the first lease.
-func (c *conn) greet(ctx context.Context) error {
+// handshake performs the handshake. It may skip pushes, because the cache is emptied before the
+// first lease.
+func (c *conn) handshake(ctx context.Context) error {
 	hello := []string{"HELLO", "3"}
 	user, password, err := c.master.credentials(ctx)
 	if err != nil {
@@ -107,34 +109,34 @@ func (c *conn) greet(ctx context.Context) error {
 	}
 	welcome, err := c.call(append(hello, "SETNAME", "gatepost-tracking")...)
 	if err != nil {
-		return fmt.Errorf("greeting (HELLO 3, as of Redis 6): %w", err)
+		return fmt.Errorf("handshake (HELLO 3, needs Redis 6): %w", err)
 	}
 	if role := welcome.field("role"); role != "" && role != "master" {
 		return errReplica
 	}
 	if _, err := c.call("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", c.redis.prefix); err != nil {
-		return fmt.Errorf("asking for call-backs (CLIENT TRACKING): %w", err)
+		return fmt.Errorf("enabling invalidations (CLIENT TRACKING): %w", err)
 	}
-	if err := c.subscribe(everyone, personal+c.redis.id); err != nil {
-		return fmt.Errorf("listening to the other gateways (SUBSCRIBE): %w", err)
+	if err := c.subscribe(broadcastChannel, gatewayChannel+c.redis.id); err != nil {
+		return fmt.Errorf("subscribing to the other gateways (SUBSCRIBE): %w", err)
 	}
 	if c.master.node != "" {
 		c.probe = []string{"CLUSTER", "NODES"}
 	}
 	reply, err := c.call(c.probe...)
 	if err != nil && c.master.node == "" {
-		// Whom an ACL denies ROLE is told of a deposed master by Sentinel, which closes its connections.
+		// If an ACL denies ROLE, Sentinel still closes the connections of a demoted master.
 		c.probe = []string{"PING"}
 		reply, err = c.call(c.probe...)
 	}
 	if err != nil {
-		return fmt.Errorf("asking for the server's role (%s): %w", strings.Join(c.probe, " "), err)
+		return fmt.Errorf("querying the server's role (%s): %w", strings.Join(c.probe, " "), err)
 	}
 	c.gateways.since = time.Now()
 	return c.checkProbe(reply)
 }
 
-// call sends a command and returns its reply. Only greet uses it.
+// call sends a command and returns its reply. Only handshake uses it.
 func (c *conn) call(args ...string) (message, error) {
 	if _, err := c.net.Write(appendCommand(nil, args...)); err != nil {
 		return message{}, err
@@ -150,7 +152,7 @@ func (c *conn) call(args ...string) (message, error) {
 	}
 }
 
-// subscribe listens to channels. It is answered by pushes alone, one for each, or by an error.
+// subscribe subscribes to channels. Redis replies with one push per channel, or with an error.
 func (c *conn) subscribe(channels ...string) error {
 	if _, err := c.net.Write(appendCommand(nil, append([]string{"SUBSCRIBE"}, channels...)...)); err != nil {
 		return err
@@ -163,13 +165,14 @@ func (c *conn) subscribe(channels ...string) error {
 		if m.is("subscribe", 2) {
 			missing--
 		} else if m.kind != '>' {
-			return errors.Join(m.err(), errUnasked)
+			return errors.Join(m.err(), errUnexpectedReply)
 		}
 	}
 	return nil
 }
 
-// run reads, writes and, behind Sentinel, asks for the master's name until one of them fails or the context ends; it returns why.
+// run reads, writes and, behind Sentinel, checks the master's name. It returns the first failure,
+// or the context's error.
 func (c *conn) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -178,15 +181,15 @@ func (c *conn) run(ctx context.Context) error {
 	var all sync.WaitGroup
 	all.Go(func() { cancel(c.readLoop()) })
 	all.Go(func() { cancel(c.writeLoop(ctx)) })
-	if c.master.led != nil {
-		all.Go(func() { cancel(c.watchName(ctx)) })
+	if c.master.data != nil {
+		all.Go(func() { cancel(c.watchMaster(ctx)) })
 	}
 	all.Wait()
 	return context.Cause(ctx)
 }
 
-// readLoop takes what Redis sends, in its order. With a heartbeat each quarter of a lease, a
-// connection that is silent for a whole one is dead.
+// readLoop handles the messages of Redis in order. Heartbeats are a quarter of a lease apart, so a
+// connection that is silent for a whole lease is dead.
 func (c *conn) readLoop() error {
 	for {
 		if err := c.net.SetReadDeadline(time.Now().Add(c.redis.lease)); err != nil {
@@ -196,14 +199,14 @@ func (c *conn) readLoop() error {
 		if err != nil {
 			var timeout net.Error
 			if errors.As(err, &timeout) && timeout.Timeout() {
-				return errSilent
+				return errTimeout
 			}
 			return fmt.Errorf("reading: %w", err)
 		}
 		if m.kind == '>' {
-			err = c.pushed(m)
+			err = c.handlePush(m)
 		} else {
-			err = c.replied(m)
+			err = c.handleReply(m)
 		}
 		if err != nil {
 			return err
@@ -211,7 +214,7 @@ func (c *conn) readLoop() error {
 	}
 }
 
-// writeLoop sends the heartbeats and what the others ask for.
+// writeLoop sends the heartbeats and the queued requests.
 func (c *conn) writeLoop(ctx context.Context) error {
 	beat := time.NewTicker(c.redis.lease / 4)
 	defer beat.Stop()
@@ -224,7 +227,7 @@ func (c *conn) writeLoop(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-beat.C:
-			c.giveUpSettling(time.Now())
+			c.expireBarrier(time.Now())
 			q = c.heartbeat()
 		case q = <-c.out:
 		}
@@ -235,7 +238,7 @@ func (c *conn) writeLoop(ctx context.Context) error {
 }
 
 func (c *conn) write(q request) error {
-	now := table.Now() // before the write: a lease counts from here
+	now := table.Now() // read before the write, because the lease counts from here
 	c.mu.Lock()
 	for _, reply := range q.replies {
 		c.awaited = append(c.awaited, awaited{reply, now})
@@ -254,21 +257,21 @@ func (c *conn) write(q request) error {
 	return nil
 }
 
-// send hands a request to the writer. It does not block: who reads must not wait for who writes.
+// send queues a request for writeLoop. It does not block: the reader must not wait for the writer.
 func (c *conn) send(q request) error {
 	select {
 	case c.out <- q:
 		return nil
 	default:
-		return errBehind
+		return errBacklog
 	}
 }
 
-// heartbeat announces this gateway and probes the server; when both are answered the lease is extended.
+// heartbeat announces this gateway and probes the server. The lease is extended after both replies.
 func (c *conn) heartbeat() request {
 	here := notice{"here", c.redis.id, c.master.node, 0}
 	return request{
-		commands: [][]string{{"PUBLISH", everyone, here.String()}, c.probe},
+		commands: [][]string{{"PUBLISH", broadcastChannel, here.String()}, c.probe},
 		replies: []func(message, table.Instant) error{
 			mustSucceed,
 			func(m message, sent table.Instant) error {
@@ -287,7 +290,7 @@ func (c *conn) heartbeat() request {
 
 func mustSucceed(m message, _ table.Instant) error { return m.err() }
 
-// checkProbe says whether the server is the master that it was taken for.
+// checkProbe returns an error if the server is no longer the master it was at the handshake.
 func (c *conn) checkProbe(m message) error {
 	switch {
 	case c.master.node != "":
@@ -306,11 +309,11 @@ func (c *conn) checkCluster(nodes string) error {
 	return nil
 }
 
-func (c *conn) replied(m message) error {
+func (c *conn) handleReply(m message) error {
 	c.mu.Lock()
 	if len(c.awaited) == 0 {
 		c.mu.Unlock()
-		return errUnasked
+		return errUnexpectedReply
 	}
 	a := c.awaited[0]
 	c.awaited = c.awaited[1:]
@@ -318,14 +321,14 @@ func (c *conn) replied(m message) error {
 	return a.reply(m, a.sent)
 }
 
-// pushed takes a call-back or a notice.
-func (c *conn) pushed(m message) error {
+// handlePush handles a push: an invalidation or a notice.
+func (c *conn) handlePush(m message) error {
 	switch {
 	case m.is("invalidate", 2):
-		return c.calledBack(m.items[1])
+		return c.handleInvalidate(m.items[1])
 	case m.is("message", 3):
 		if n, ok := parseNotice(m.items[2].text); ok && n.node == c.master.node {
-			return c.noticed(n)
+			return c.handleNotice(n)
 		}
 		return nil
 	case m.is("invalidate", 0), m.is("tracking-redir-broken", 0):
@@ -334,8 +337,8 @@ func (c *conn) pushed(m message) error {
 	return nil
 }
 
-// calledBack tells the listener which keys changed; null is all of them.
-func (c *conn) calledBack(keys message) error {
+// handleInvalidate reports the changed keys to the listener. A null array means all keys.
+func (c *conn) handleInvalidate(keys message) error {
 	if keys.null {
 		c.redis.listener.InvalidateAll()
 		return nil
@@ -347,7 +350,7 @@ func (c *conn) calledBack(keys message) error {
 		var h tokens.Hash
 		text := strings.TrimPrefix(key.text, c.redis.prefix)
 		if len(text) != hex.EncodedLen(len(h)) {
-			continue // no token's key
+			continue // not a token's key
 		}
 		if _, err := hex.Decode(h[:], []byte(text)); err == nil {
 			c.redis.listener.Invalidate(h)
@@ -356,30 +359,30 @@ func (c *conn) calledBack(keys message) error {
 	return nil
 }
 
-// noticed takes what a gateway says, this one's own included.
-func (c *conn) noticed(n notice) error {
+// handleNotice handles a gateway's notice, including this gateway's own.
+func (c *conn) handleNotice(n notice) error {
 	switch n.verb {
 	case "here":
 		c.mu.Lock()
-		c.gateways.hear(n, time.Now())
+		c.gateways.record(n, time.Now())
 		c.mu.Unlock()
 	case "settle":
 		if n.from == c.redis.id {
-			c.beginSettling(n.number)
+			c.startBarrier(n.number)
 		}
 		return c.acknowledge(n)
 	case "settled":
-		c.answerSettling(n)
+		c.answerBarrier(n)
 	}
 	return nil
 }
 
-// acknowledge answers that all call-backs of before have been heard, when one more round trip has shown that
-// Redis has sent them.
+// acknowledge confirms that all earlier invalidations have arrived. It first makes one more round
+// trip, which shows that Redis has sent them.
 func (c *conn) acknowledge(n notice) error {
 	settled := notice{"settled", c.redis.id, c.master.node, n.number}
 	answer := request{
-		commands: [][]string{{"PUBLISH", personal + n.from, settled.String()}},
+		commands: [][]string{{"PUBLISH", gatewayChannel + n.from, settled.String()}},
 		replies:  []func(message, table.Instant) error{mustSucceed},
 	}
 	return c.send(request{
@@ -393,64 +396,65 @@ func (c *conn) acknowledge(n notice) error {
 	})
 }
 
-// settle asks every gateway whether it has heard all that was called back until now. The answer's done is closed when all
-// have said so; it may never be. Those who ask while one is under way share the next.
-func (c *conn) settle() *settling {
+// requestBarrier starts a barrier: every gateway is requested to confirm that it has received all
+// earlier invalidations. done of the result is closed after the last confirmation, or never.
+// Callers that arrive while a barrier is in progress share the next one.
+func (c *conn) requestBarrier() *barrier {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.next == nil {
-		c.next = &settling{number: c.redis.count.Add(1), done: make(chan struct{})}
+		c.next = &barrier{number: c.redis.count.Add(1), done: make(chan struct{})}
 	}
 	s := c.next
-	c.sendNext()
+	c.sendBarrier()
 	return s
 }
 
-// sendNext sends the next settling unless one is under way. The lock is held.
-func (c *conn) sendNext() {
-	if c.settling != nil || c.next == nil {
+// sendBarrier sends the next barrier unless one is in progress. The caller holds the lock.
+func (c *conn) sendBarrier() {
+	if c.barrier != nil || c.next == nil {
 		return
 	}
-	c.settling, c.next = c.next, nil
-	c.settling.sent = time.Now()
-	ask := notice{"settle", c.redis.id, c.master.node, c.settling.number}
-	_ = c.send(request{ // where it cannot be sent it is waited out
-		commands: [][]string{{"PUBLISH", everyone, ask.String()}},
+	c.barrier, c.next = c.next, nil
+	c.barrier.sent = time.Now()
+	ask := notice{"settle", c.redis.id, c.master.node, c.barrier.number}
+	_ = c.send(request{ // if this fails, the caller waits until the leases have expired
+		commands: [][]string{{"PUBLISH", broadcastChannel, ask.String()}},
 		replies:  []func(message, table.Instant) error{mustSucceed},
 	})
 }
 
-// beginSettling takes down who has to answer. All who held a lease when the settling was published have been
-// heard by now, on this connection.
-func (c *conn) beginSettling(number uint64) {
+// startBarrier records which gateways must answer. Every gateway that held a lease when the barrier
+// was published has sent a heartbeat on this connection before.
+func (c *conn) startBarrier(number uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.settling == nil || c.settling.number != number {
+	if c.barrier == nil || c.barrier.number != number {
 		return
 	}
-	if principals, ok := c.gateways.principals(time.Now(), c.redis.lease); ok {
-		principals[c.redis.id] = true
-		c.settling.missing = principals
+	if holders, ok := c.gateways.leaseHolders(time.Now(), c.redis.lease); ok {
+		holders[c.redis.id] = true
+		c.barrier.missing = holders
 	}
 }
 
-func (c *conn) answerSettling(n notice) {
+func (c *conn) answerBarrier(n notice) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.settling == nil || c.settling.number != n.number || !c.settling.answered(n.from) {
+	if c.barrier == nil || c.barrier.number != n.number || !c.barrier.answered(n.from) {
 		return
 	}
-	close(c.settling.done)
-	c.settling = nil
-	c.sendNext()
+	close(c.barrier.done)
+	c.barrier = nil
+	c.sendBarrier()
 }
 
-// giveUpSettling lets the next one go where somebody does not answer.
-func (c *conn) giveUpSettling(now time.Time) {
+// expireBarrier abandons a barrier after a lease without all answers, and sends the next one.
+func (c *conn) expireBarrier(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.settling != nil && now.Sub(c.settling.sent) > c.redis.lease {
-		c.settling = nil
-		c.sendNext()
+	if c.barrier != nil && now.Sub(c.barrier.sent) > c.redis.lease {
+		c.barrier = nil
+		c.sendBarrier()
 	}
 }

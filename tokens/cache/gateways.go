@@ -7,24 +7,26 @@ import (
 	"time"
 )
 
-// What gateways say to each other, on the tracking connection, in Redis' own channels. Whoever may publish there may
-// also write the store: what is not understood is passed over.
+// Gateways send each other notices over Redis channels, on the tracking connection. A client that
+// may publish there may also write to the store, so unknown messages are ignored, not treated as an
+// error.
 const (
-	// everyone is heard by every gateway: "here", each heartbeat, and "settle", after a revoke.
-	everyone = "gatepost:gateways"
-	// personal and a gateway's id is heard by that one: "settled".
-	personal = "gatepost:gateway:"
+	// broadcastChannel is the channel of all gateways: "here" with each heartbeat, "settle" after a
+	// revoke.
+	broadcastChannel = "gatepost:gateways"
+	// gatewayChannel, followed by a gateway's id, is the channel of that gateway: "settled".
+	gatewayChannel = "gatepost:gateway:"
 )
 
-// notice is one message between gateways.
+// notice is one message between gateways. The verbs are part of the protocol between versions.
 type notice struct {
 	verb string
-	// from is the gateway that says it.
+	// from is the id of the sending gateway.
 	from string
-	// node is the master on whose connection it was said: in a cluster, Redis carries it to all others as well,
-	// where it is in no order with what they call back.
+	// node is the master on whose connection the notice was published. A cluster forwards notices
+	// to all nodes, but there they have no order relative to invalidations, so they are ignored.
 	node string
-	// number says which settling is meant; of "here" it is 0.
+	// number identifies the barrier; 0 in "here".
 	number uint64
 }
 
@@ -44,58 +46,60 @@ func parseNotice(text string) (notice, bool) {
 	return notice{parts[0], parts[1], parts[2], number}, true
 }
 
-// gateways is who has been heard on one connection, since when it listens.
+// gateways records which gateways have sent a heartbeat on one connection.
 type gateways struct {
-	since time.Time
-	heard map[string]time.Time // :: gateway → when it was last heard
+	since         time.Time            // when the subscription began
+	lastHeartbeat map[string]time.Time // gateway → its last heartbeat
 }
 
-// memory is for how long a gateway that fell silent is remembered.
+// memory is how long a silent gateway is remembered.
 const memory = time.Minute
 
-// maxGateways bounds the memory; where there are more the settling is waited out, for they cannot all be known.
+// maxGateways bounds the map. With more gateways, a revoke waits until all leases have expired.
 const maxGateways = 4096
 
-func (g *gateways) hear(n notice, now time.Time) {
-	if len(g.heard) >= maxGateways {
-		for id, at := range g.heard {
+func (g *gateways) record(n notice, now time.Time) {
+	if len(g.lastHeartbeat) >= maxGateways {
+		for id, at := range g.lastHeartbeat {
 			if now.Sub(at) > memory {
-				delete(g.heard, id)
+				delete(g.lastHeartbeat, id)
 			}
 		}
 	}
-	if len(g.heard) <= maxGateways {
-		g.heard[n.from] = now
+	if len(g.lastHeartbeat) <= maxGateways {
+		g.lastHeartbeat[n.from] = now
 	}
 }
 
-// principals returns every gateway that may hold a lease of the length at the time now, or false where they are not all known.
-func (g *gateways) principals(now time.Time, lease time.Duration) (map[string]bool, bool) {
-	if now.Before(g.since.Add(withMargin(lease))) || len(g.heard) > maxGateways {
+// leaseHolders returns every gateway that may hold a lease at the time now. It returns false if it
+// does not know all of them.
+func (g *gateways) leaseHolders(now time.Time, lease time.Duration) (map[string]bool, bool) {
+	if now.Before(g.since.Add(withMargin(lease))) || len(g.lastHeartbeat) > maxGateways {
 		return nil, false
 	}
-	principals := make(map[string]bool)
-	for id, at := range g.heard {
+	holders := make(map[string]bool)
+	for id, at := range g.lastHeartbeat {
 		if now.Before(at.Add(withMargin(lease))) {
-			principals[id] = true
+			holders[id] = true
 		}
 	}
-	return principals, true
+	return holders, true
 }
 
-// settling is one wait for all gateways to have heard what was changed before it was published.
-type settling struct {
+// barrier is a barrier: it waits until all gateways have received the earlier invalidations.
+type barrier struct {
 	number uint64
 	sent   time.Time
-	// missing is who has yet to answer; nil until the settling was itself read back, so that all who were there before it are known.
+	// missing holds the gateways that have not answered. It is nil until this gateway has read its
+	// own notice back: only then are all earlier gateways known.
 	missing map[string]bool
 	done    chan struct{}
 }
 
-// answered takes one gateway's answer, and says whether it was the last.
-func (s *settling) answered(id string) bool {
+// answered records one gateway's answer and reports whether it was the last.
+func (s *barrier) answered(id string) bool {
 	if s.missing == nil {
-		return false // nobody can have answered what has not come back yet
+		return false // an answer cannot precede the notice
 	}
 	delete(s.missing, id)
 	return len(s.missing) == 0

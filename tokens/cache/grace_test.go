@@ -12,19 +12,19 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// When a refresh has returned, no gateway has the old token in memory for longer than its grace; when an end has
-// returned, none has either token.
-func TestAPredecessorIsKeptInMemoryUntilItsGraceEndsAndNoLonger(t *testing.T) {
+// After a refresh has returned, no gateway caches the old token beyond its grace. After a revoke
+// has returned, no gateway accepts either token.
+func TestPredecessorIsCachedOnlyUntilItsGraceEnds(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := openReal(t, server.URL()), openReal(t, server.URL())
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	const grace = 30 * time.Second
 	for what, end := range map[string]func(old, next *tokens.Session) error{
-		"the old token is revoked":        func(old, _ *tokens.Session) error { return a.Revoke(t.Context(), old.Hash) },
-		"the new token is revoked":        func(_, next *tokens.Session) error { return a.Revoke(t.Context(), next.Hash) },
-		"the session is ended by its id":  func(old, _ *tokens.Session) error { return a.RevokeSession(t.Context(), "", old.ID) },
-		"the user's sessions are ended":   func(*tokens.Session, *tokens.Session) error { _, err := a.RevokeUser(t.Context(), "ann"); return err },
-		"the new token is refreshed, too": nil,
+		"the old token is revoked":       func(old, _ *tokens.Session) error { return a.Revoke(t.Context(), old.Hash) },
+		"the new token is revoked":       func(_, next *tokens.Session) error { return a.Revoke(t.Context(), next.Hash) },
+		"the session is revoked by id":   func(old, _ *tokens.Session) error { return a.RevokeSession(t.Context(), "", old.ID) },
+		"the user is logged out":         func(*tokens.Session, *tokens.Session) error { _, err := a.RevokeUser(t.Context(), "ann"); return err },
+		"the new token is refreshed too": nil,
 	} {
 		for range 10 {
 			old := storetest.New(t, "ann")
@@ -40,7 +40,7 @@ func TestAPredecessorIsKeptInMemoryUntilItsGraceEndsAndNoLonger(t *testing.T) {
 			latest := time.Now().Add(grace)
 			for _, g := range []*gateway{b, a} {
 				if got, err := g.answer(old); err != nil || got.Expires().After(latest) {
-					t.Errorf("after the refresh the old token lives until %v, %v beyond its grace: %v", got.Expires(), got.Expires().Sub(latest), err)
+					t.Errorf("the old token expires at %v, %v after its grace: %v", got.Expires(), got.Expires().Sub(latest), err)
 				}
 				g.warm(old)
 				g.warm(next)
@@ -68,14 +68,14 @@ func TestAPredecessorIsKeptInMemoryUntilItsGraceEndsAndNoLonger(t *testing.T) {
 	}
 }
 
-// From memory a token in its grace is refused at the deadline: nobody has to say that it is over.
-func TestAGraceEndsInMemoryAtItsDeadline(t *testing.T) {
+// A cached token in its grace is refused at the deadline, without an invalidation.
+func TestGraceEndsInMemoryAtDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, err := boltstore.Open(t.TempDir(), boltstore.Options{SweepEvery: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}
-		c, err := New(store, new(always), Config{})
+		c, err := New(store, new(alwaysHeld), Config{})
 		if err != nil {
 			t.Fatal(err)
 		}

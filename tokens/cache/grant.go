@@ -5,21 +5,25 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// What Envoy decides by itself. After an allow, the decision is put into the table from which the module in Envoy answers
-// (package table). It may be used as long as this cache may use a kept answer, and no longer:
+// Decisions for Envoy. After an allow, the decision is written to the table from which the module
+// in Envoy answers (package table). The module may use it as long as this cache may use a cached
+// answer:
 //
-//   - It is written under the shard's lock, and only if nothing of the shard was called back since before the token was looked up
-//     (generation), and the epoch is the same. So a call-back either finds it in the table, or prevents it. These are
-//     the conditions on which an answer of the store is kept.
-//   - A call-back takes it out in the same critical section in which the cache forgets the token. The trackers call back before
-//     they say so ("settled"), and a revoke is answered after that.
-//   - The table as a whole is in force until the lease ends, counted from when the heartbeat was sent, by CLOCK_BOOTTIME and by the
-//     wall clock ([Cache.Extend]). A gateway that stands still therefore stops its Envoy in time for the others' revokes.
-//   - A gap in the tracking is another epoch: the table gets another key, under which none of the former decisions is found.
+//   - It is written under the shard's lock, and only if nothing in the shard was invalidated since
+//     before the look-up (generation) and the epoch is the same. So an invalidation either finds
+//     the decision in the table or prevents the write. The same conditions hold for cached answers.
+//   - An invalidation removes it in the critical section that removes the token from the cache. The
+//     trackers invalidate before they acknowledge ("settled"), and a revoke returns after that.
+//   - The whole table is valid until the lease ends, counted from the time the heartbeat was sent,
+//     by CLOCK_BOOTTIME and by the wall clock ([Cache.Extend]). So if a gateway is stopped, its
+//     Envoy stops to use the table before another gateway's revoke returns.
+//   - A gap in the tracking begins a new epoch: the table gets a new key, under which no former
+//     decision is found.
 
-// Ticket is taken before a token is looked up; see [Cache.Grant].
+// Ticket returns the state before a look-up of the token; pass it to [Cache.Grant].
 func (c *Cache) Ticket(h tokens.Hash) table.Ticket {
-	t := table.Ticket{Epoch: c.epoch.Load()} // before the generation: InvalidateAll changes them in this order
+	// before the generation: InvalidateAll changes them in this order
+	t := table.Ticket{Epoch: c.epoch.Load()}
 	s := c.shard(h)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -27,7 +31,7 @@ func (c *Cache) Ticket(h tokens.Hash) table.Ticket {
 	return t
 }
 
-// Grant lets Envoy decide by itself as was decided after the ticket was taken, unless the token may have changed since.
+// Grant writes a decision for Envoy, unless the token may have changed since the ticket was taken.
 func (c *Cache) Grant(t table.Ticket, e table.Entry) {
 	s := c.shard(e.Token)
 	s.mu.RLock()
@@ -37,7 +41,7 @@ func (c *Cache) Grant(t table.Ticket, e table.Entry) {
 	}
 }
 
-// Hits returns how many requests Envoy has decided by itself, by service.
+// Hits returns a function that reports how many requests of a service Envoy has decided by itself.
 func (c *Cache) Hits() (of func(service string) uint64) { return c.table.Hits().Of }
 
 // Extend lets Envoys use the decisions in the table until then. It implements [Listener].

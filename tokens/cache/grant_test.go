@@ -16,7 +16,7 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// module is a table and the module of an Envoy that reads it. It may be used by many goroutines at once.
+// module is a table and the module of an Envoy that reads it. It is safe for concurrent use.
 type module struct {
 	mu    sync.Mutex
 	table *table.Table
@@ -37,19 +37,19 @@ func startModule(t testing.TB) *module {
 	return m
 }
 
-// hits reports whether the module lets a request with the session's token pass.
+// hits reports whether the module allows a request with the session's token.
 func (m *module) hits(s *tokens.Session) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.Hits(s.ID)
 }
 
-// entryOf is the decision about a request with the session's token. In these tests the id is the token.
+// entryOf returns the decision about a request with the session's token. Here the id is the token.
 func entryOf(s *tokens.Session) table.Entry {
 	return table.Entry{Rule: [16]byte{1}, Inputs: [4]string{s.ID}, Token: s.Hash, User: s.User, Expires: s.Expires}
 }
 
-// withModule starts a gateway with a module, and waits until it holds its lease.
+// withModule starts a gateway with a module and waits until it holds the lease.
 func withModule(t testing.TB, data, tracking string) *gateway {
 	t.Helper()
 	m := startModule(t)
@@ -59,8 +59,8 @@ func withModule(t testing.TB, data, tracking string) *gateway {
 	return g
 }
 
-// learn has the module know the session, by one request that Gatepost allows.
-func (g *gateway) learn(s *tokens.Session) {
+// warmModule sends requests until the module answers for the session.
+func (g *gateway) warmModule(s *tokens.Session) {
 	g.t.Helper()
 	redistest.Eventually(g.t, "a hit", func() bool {
 		ticket := g.Ticket(s.Hash)
@@ -71,16 +71,16 @@ func (g *gateway) learn(s *tokens.Session) {
 	})
 }
 
-func TestModuleKnowsNothingOfATokenWhoseRevokeHasReturned(t *testing.T) {
+func TestModuleDropsTokenBeforeRevokeReturns(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := withModule(t, server.Addr, server.Addr), withModule(t, server.Addr, server.Addr)
-	awaitAcquainted(t, a, b)
-	command := outside(t, server.Addr)
+	awaitPeers(t, a, b)
+	command := offlineCache(t, server.Addr)
 	for what, end := range map[string]func(s *tokens.Session) error{
-		"at the gateway":      func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
-		"at the other":        func(s *tokens.Session) error { return b.Revoke(t.Context(), s.Hash) },
+		"at this gateway":     func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
+		"at another gateway":  func(s *tokens.Session) error { return b.Revoke(t.Context(), s.Hash) },
 		"by the session's id": func(s *tokens.Session) error { return b.RevokeSession(t.Context(), s.User, s.ID) },
-		"all of the user's":   func(s *tokens.Session) error { _, err := b.RevokeUser(t.Context(), s.User); return err },
+		"by the user":         func(s *tokens.Session) error { _, err := b.RevokeUser(t.Context(), s.User); return err },
 		"by a refresh": func(s *tokens.Session) error {
 			_, err := b.Rotate(t.Context(), s.Hash, tokens.Successor{Session: session(s.User)}, 0)
 			return err
@@ -89,56 +89,56 @@ func TestModuleKnowsNothingOfATokenWhoseRevokeHasReturned(t *testing.T) {
 	} {
 		s, other := a.create("ann-"+what), a.create("bob")
 		for _, g := range []*gateway{a, b} {
-			g.learn(s)
-			g.learn(other)
+			g.warmModule(s)
+			g.warmModule(other)
 		}
 		if err := end(s); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		for _, g := range []*gateway{a, b} {
 			if g.module.hits(s) {
-				t.Errorf("%s: a module lets the token pass", what)
+				t.Errorf("%s: a module allows the token", what)
 			}
 			if !g.module.hits(other) {
-				t.Errorf("%s: another token is not known any more", what)
+				t.Errorf("%s: a module refuses another token", what)
 			}
 		}
 	}
 }
 
-// TestModuleStopsWithItsGatewaysLease: a gateway that hears nothing from Redis lets its Envoy go on for no longer than the lease,
-// and a revoke elsewhere waits for that.
-func TestModuleStopsWithItsGatewaysLease(t *testing.T) {
+// If a gateway is cut off from Redis, its Envoy uses the table until the lease ends at the latest.
+// A revoke at another gateway waits for that.
+func TestModuleStopsAtEndOfLease(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
-	a, deaf := withModule(t, server.Addr, server.Addr), withModule(t, server.Addr, tracking.Addr)
-	awaitAcquainted(t, a, deaf)
+	a, isolated := withModule(t, server.Addr, server.Addr), withModule(t, server.Addr, tracking.Addr)
+	awaitPeers(t, a, isolated)
 	s := a.create("ann")
-	deaf.learn(s)
+	isolated.warmModule(s)
 	tracking.Hold(faultproxy.Up, faultproxy.Down)
 	a.revoke(s)
-	if deaf.module.hits(s) {
-		t.Error("a module lets a token pass whose revoke has returned")
+	if isolated.module.hits(s) {
+		t.Error("the module allows a token after its revoke returned")
 	}
 	tracking.Heal()
-	deaf.awaitHeld()
-	if deaf.module.hits(s) {
-		t.Error("a module knows the token again")
+	isolated.awaitHeld()
+	if isolated.module.hits(s) {
+		t.Error("the module allows the token again")
 	}
 }
 
-// TestGrantAfterACallBackIsRefused is the race of a look-up with a revoke: the decision follows from an answer of before.
-func TestGrantAfterACallBackIsRefused(t *testing.T) {
+// A look-up races with a revoke: the decision follows from an answer of before the revoke.
+func TestGrantAfterInvalidationIsRefused(t *testing.T) {
 	m := startModule(t)
-	c, err := New(&everything{}, &always{}, Config{Table: m.table})
+	c, err := New(&fullStore{}, &alwaysHeld{}, Config{Table: m.table})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for what, between := range map[string]func(h tokens.Hash){
-		"called back":      c.Invalidate,
-		"all called back":  func(tokens.Hash) { c.InvalidateAll() },
-		"revoked":          func(h tokens.Hash) { _ = c.Revoke(context.Background(), h) },
-		"revoked and back": func(h tokens.Hash) { c.Invalidate(h); c.Invalidate(h) },
+		"invalidated":       c.Invalidate,
+		"all invalidated":   func(tokens.Hash) { c.InvalidateAll() },
+		"revoked":           func(h tokens.Hash) { _ = c.Revoke(context.Background(), h) },
+		"invalidated twice": func(h tokens.Hash) { c.Invalidate(h); c.Invalidate(h) },
 	} {
 		s := session("ann")
 		ticket := c.Ticket(s.Hash)
@@ -146,15 +146,15 @@ func TestGrantAfterACallBackIsRefused(t *testing.T) {
 		c.Extend(table.Now().Add(time.Second))
 		c.Grant(ticket, entryOf(s))
 		if m.hits(s) {
-			t.Errorf("%s: the decision of before is used", what)
+			t.Errorf("%s: the earlier decision is used", what)
 		}
 		c.Extend(table.Now().Add(time.Second))
 		c.Grant(c.Ticket(s.Hash), entryOf(s))
 		if !m.hits(s) {
-			t.Errorf("%s: a decision of afterwards is not used", what)
+			t.Errorf("%s: a later decision is not used", what)
 		}
 	}
-	// While a revoke is under way the token opens nothing.
+	// During a revoke, a new decision about the token is refused.
 	s := session("ann")
 	end := c.refuse(s.Hash)
 	c.Grant(c.Ticket(s.Hash), entryOf(s))
@@ -164,9 +164,9 @@ func TestGrantAfterACallBackIsRefused(t *testing.T) {
 	end()
 }
 
-// TestEmbeddedStoreAndTheModule: the store that this process has to itself has a heartbeat of its own, and whatever ends a token there
-// ends what the module knows of it, before the call returns.
-func TestEmbeddedStoreAndTheModule(t *testing.T) {
+// With the embedded store, every way to end a token removes it from the module's table before the
+// call returns.
+func TestModuleWithEmbeddedStore(t *testing.T) {
 	store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +181,7 @@ func TestEmbeddedStoreAndTheModule(t *testing.T) {
 	for what, end := range map[string]func(s *tokens.Session) error{
 		"its token":            func(s *tokens.Session) error { return c.Revoke(t.Context(), s.Hash) },
 		"its id":               func(s *tokens.Session) error { return c.RevokeSession(t.Context(), s.User, s.ID) },
-		"all of a user's":      func(s *tokens.Session) error { _, err := c.RevokeUser(t.Context(), s.User); return err },
+		"its user":             func(s *tokens.Session) error { _, err := c.RevokeUser(t.Context(), s.User); return err },
 		"one session too many": func(s *tokens.Session) error { return c.Create(t.Context(), session(s.User), 1) },
 		"a refresh": func(s *tokens.Session) error {
 			_, err := c.Rotate(t.Context(), s.Hash, storetest.Successor(s.Renewed(randomHash(), time.Now(), time.Hour)), 0)
@@ -189,48 +189,48 @@ func TestEmbeddedStoreAndTheModule(t *testing.T) {
 		},
 	} {
 		s := g.create("ann-" + what)
-		g.learn(s)
+		g.warmModule(s)
 		if err := end(s); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
 		if m.hits(s) {
-			t.Errorf("%s: the module lets the token pass", what)
+			t.Errorf("%s: the module allows the token", what)
 		}
 	}
 	s := g.create("ann")
-	g.learn(s)
+	g.warmModule(s)
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
 	_ = m.table.Close()
 	if m.hits(s) {
-		t.Error("the module goes on after the gateway has ended")
+		t.Error("the module answers after the gateway has closed")
 	}
 }
 
-// extensions records until when Envoys may decide by themselves.
+// extensions records the times passed to Extend.
 type extensions struct {
-	deaf
+	discard
 	until chan table.Instant
 }
 
 func (e *extensions) Extend(until table.Instant) { e.until <- until }
 
-// TestHeartbeatCountsFromWhenItWasSent: Redis may answer late, and the others count from when they heard it.
-func TestHeartbeatCountsFromWhenItWasSent(t *testing.T) {
+// The lease counts from the time a heartbeat was sent, because other gateways count from then too.
+func TestLeaseCountsFromSentHeartbeat(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := faultproxy.Start(t, server.Addr)
 	tracker, err := Track(client(t, proxy.Addr), RedisConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	heard := &extensions{until: make(chan table.Instant, 1000)}
-	tracker.Start(heard)
+	listener := &extensions{until: make(chan table.Instant, 1000)}
+	tracker.Start(listener)
 	defer tracker.Close()
-	<-heard.until // it is connected
+	<-listener.until // it is connected
 	proxy.Hold(faultproxy.Down)
-	for len(heard.until) > 0 {
-		<-heard.until
+	for len(listener.until) > 0 {
+		<-listener.until
 	}
 	waits := func() bool {
 		tracker.mu.Lock()
@@ -242,11 +242,11 @@ func TestHeartbeatCountsFromWhenItWasSent(t *testing.T) {
 		}
 		return false
 	}
-	redistest.Eventually(t, "a heartbeat that waits for its answer", waits)
+	redistest.Eventually(t, "a heartbeat without an answer", waits)
 	afterwards := table.Now()
 	proxy.Heal()
-	until := <-heard.until
+	until := <-listener.until
 	if late := afterwards.Add(tracker.lease); until.Boot > late.Boot || until.Wall.After(late.Wall) {
-		t.Errorf("Envoys go on until %v after the heartbeat was sent, longer than a lease", until.Boot-afterwards.Boot)
+		t.Errorf("the table is valid until %v after the heartbeat was sent, longer than a lease", until.Boot-afterwards.Boot)
 	}
 }

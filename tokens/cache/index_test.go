@@ -7,32 +7,32 @@ import (
 	"gatepost/tokens"
 )
 
-// TestTheIndexFindsWhoIsInTheRingAndNobodyElse keeps, forgets and evicts tokens of which many share what the index knows of them.
-func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
+// The test adds, removes and evicts tokens, many of which share the bits that the index stores.
+func TestIndexMatchesRing(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	hashes := make([]tokens.Hash, 600)
 	for i := range hashes {
 		hashes[i][31] = byte(i)
 		hashes[i][30] = byte(i >> 8)
-		hashes[i][1] = byte(r.IntN(3)) << 6 // few homes, at the end of the table and at its beginning
+		hashes[i][1] = byte(r.IntN(3)) << 6 // few home cells, at both ends of the table
 		hashes[i][2] = byte(r.IntN(2))
 		hashes[i][8] = byte(r.IntN(4))
 	}
 	s := newShard()
-	s.slots.add(partOf(hashes[0]), 0, nil) // as if it had been there and gone
+	s.slots.add(partOf(hashes[0]), 0, nil) // leaves an empty, allocated index
 	s.slots.drop(partOf(hashes[0]), 0, nil)
 	for step := range 20_000 {
 		h := hashes[r.IntN(len(hashes))]
 		switch r.IntN(5) {
 		case 0:
-			s.callBack(h)
+			s.invalidate(h)
 			if kept, _ := s.get(h); !kept.IsZero() {
-				t.Fatalf("step %d: a token that was called back is found", step)
+				t.Fatalf("step %d: an invalidated token is found", step)
 			}
 		default:
 			s.put(principal(h, "ann"), 0, 300, 1<<20)
 			if kept, _ := s.get(h); !kept.Has(h) {
-				t.Fatalf("step %d: a token that was kept is not found", step)
+				t.Fatalf("step %d: a cached token is not found", step)
 			}
 		}
 		if step%100 > 0 {
@@ -48,22 +48,21 @@ func TestTheIndexFindsWhoIsInTheRingAndNobodyElse(t *testing.T) {
 			}
 		}
 		if s.slots.n != len(s.ring) || len(there) != len(s.ring) {
-			t.Fatalf("step %d: %d in the index, %d in the ring, %d of them different", step, s.slots.n, len(s.ring), len(there))
+			t.Fatalf("step %d: %d in the index, %d in the ring, %d of them distinct", step, s.slots.n, len(s.ring), len(there))
 		}
 	}
 }
 
-// TestAUseIsOfATokenAndNotOfAPlace: who is moved to another place takes along that it was used, and who comes to a place where another
-// was has not been used.
-func TestAUseIsOfATokenAndNotOfAPlace(t *testing.T) {
+// A use mark moves with its token to another slot, and a token that takes over a slot has no mark.
+func TestUseMarkFollowsToken(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	s := newShard()
-	used := map[tokens.Hash]bool{} // of those that are kept
+	used := map[tokens.Hash]bool{} // per cached token
 	for step := range 5_000 {
 		h := tokens.Hash{1: byte(r.IntN(200))}
 		switch r.IntN(3) {
 		case 0:
-			s.callBack(h)
+			s.invalidate(h)
 			delete(used, h)
 		case 1:
 			s.put(principal(h, "ann"), 0, 300, 1<<20)
@@ -76,7 +75,7 @@ func TestAUseIsOfATokenAndNotOfAPlace(t *testing.T) {
 		for at, one := range s.ring {
 			marked := s.used.unmark(at)
 			if marked != used[one.Hash()] {
-				t.Fatalf("step %d: a token was used: %v, and counts as used: %v", step, used[one.Hash()], marked)
+				t.Fatalf("step %d: used is %v, marked is %v", step, used[one.Hash()], marked)
 			}
 			if marked {
 				s.used.mark(at)

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
-// plain is the least store that Redis can be: it asks each time. A user's hashes are in a set.
+// plain is a minimal store in Redis, without a cache. A user's hashes are in a set.
 type plain struct{ redis.UniversalClient }
 
 func key(h tokens.Hash) string { return "gatepost:tok:" + h.Hex() }
@@ -96,7 +96,7 @@ func (p plain) RevokeUser(ctx context.Context, user string) (int, error) {
 
 func (p plain) Ping(ctx context.Context) error { return p.UniversalClient.Ping(ctx).Err() }
 
-// hashOf is the hash of the session that has the id in the plain store: there the id is the token.
+// hashOf returns the hash of the session with an id. In the plain store the id is the token.
 func hashOf(id string) tokens.Hash {
 	t, err := tokens.Parse(id)
 	if err != nil {
@@ -105,7 +105,7 @@ func hashOf(id string) tokens.Hash {
 	return t.Hash()
 }
 
-// session returns a new session of the user, with a token of its own.
+// session returns a new session of the user with a new token.
 func session(user string) *tokens.Session {
 	t, err := tokens.Mint(tokens.FormatUUID)
 	if err != nil {
@@ -118,15 +118,15 @@ func session(user string) *tokens.Session {
 	}
 }
 
-// gateway is a cache on Redis with both its kinds of connections.
+// gateway is a cache on Redis with its data and tracking connections.
 type gateway struct {
 	*Cache
 	tracker *Redis
-	module  *module // nil: its Envoy decides nothing by itself
+	module  *module // nil: without a module in Envoy
 	t       testing.TB
 }
 
-// open starts a gateway whose look-ups go to the data address and whose tracking to the tracking address.
+// open starts a gateway with separate addresses for look-ups and for the tracking.
 func open(t testing.TB, data, tracking string, config Config) *gateway {
 	t.Helper()
 	return openWith(t, client(t, data), client(t, tracking), config, RedisConfig{})
@@ -163,13 +163,13 @@ func client(t testing.TB, addr string) *redis.Client {
 	return c
 }
 
-// realConn is a connection as users configure it. The store that is made with it closes it.
+// realConn opens a connection as the product does. The store closes it.
 func realConn(t testing.TB, url string) *redisconn.Conn {
 	t.Helper()
 	return openConn(t, url, 0)
 }
 
-// openConn is realConn with a time limit of the test's own; 0: that of users.
+// openConn is realConn with another timeout; 0: the default.
 func openConn(t testing.TB, url string, timeout time.Duration) *redisconn.Conn {
 	t.Helper()
 	options, err := redisconn.ParseURL(url)
@@ -182,14 +182,14 @@ func openConn(t testing.TB, url string, timeout time.Duration) *redisconn.Conn {
 	return redisconn.Open(options)
 }
 
-// openReal starts a gateway as users run it, on a store that it closes.
+// openReal starts a gateway as the product does.
 func openReal(t testing.TB, url string) *gateway {
 	t.Helper()
 	conn := realConn(t, url)
 	return openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: conn})
 }
 
-// start starts a gateway and waits until it holds its lease.
+// start starts a gateway and waits until it holds the lease.
 func start(t testing.TB, data, tracking string) *gateway {
 	t.Helper()
 	g := open(t, data, tracking, Config{})
@@ -199,13 +199,13 @@ func start(t testing.TB, data, tracking string) *gateway {
 
 func (g *gateway) awaitHeld() {
 	g.t.Helper()
-	redistest.Eventually(g.t, "a lease that is held", g.Held)
+	redistest.Eventually(g.t, "the lease", g.Held)
 }
 
-// awaitAcquainted waits until the gateways have listened for long enough to know each other.
-func awaitAcquainted(t testing.TB, all ...*gateway) {
+// awaitPeers waits until each gateway knows all others.
+func awaitPeers(t testing.TB, all ...*gateway) {
 	t.Helper()
-	redistest.Eventually(t, "gateways that know each other", func() bool {
+	redistest.Eventually(t, "gateways to know each other", func() bool {
 		for _, g := range all {
 			g.awaitHeld()
 			g.tracker.mu.Lock()
@@ -213,9 +213,9 @@ func awaitAcquainted(t testing.TB, all ...*gateway) {
 			g.tracker.mu.Unlock()
 			for _, c := range conns {
 				c.mu.Lock()
-				principals, ok := c.gateways.principals(time.Now(), g.tracker.lease)
+				holders, ok := c.gateways.leaseHolders(time.Now(), g.tracker.lease)
 				c.mu.Unlock()
-				if !ok || len(principals) < len(all) {
+				if !ok || len(holders) < len(all) {
 					return false
 				}
 			}
@@ -233,10 +233,10 @@ func (g *gateway) create(user string) *tokens.Session {
 	return s
 }
 
-// answer looks the token up until the store can tell.
+// answer looks the token up until the store is available.
 func (g *gateway) answer(s *tokens.Session) (got tokens.Principal, err error) {
 	g.t.Helper()
-	redistest.Eventually(g.t, "a store that can tell", func() bool {
+	redistest.Eventually(g.t, "an available store", func() bool {
 		got, err = g.Principal(g.t.Context(), s.Hash)
 		return !errors.Is(err, tokens.ErrUnavailable)
 	})
@@ -250,28 +250,28 @@ func (g *gateway) allow(s *tokens.Session) {
 		g.t.Fatalf("looking up a live token: %v", err)
 	}
 	if !got.Has(s.Hash) || got.User() != s.User {
-		g.t.Fatalf("looking up %v's token: it is %v's", s.User, got.User())
+		g.t.Fatalf("the token of %v returned the session of %v", s.User, got.User())
 	}
 }
 
 func (g *gateway) deny(s *tokens.Session) {
 	g.t.Helper()
 	if _, err := g.answer(s); !errors.Is(err, tokens.ErrUnknown) {
-		g.t.Fatalf("looking up a dead token: %v, want ErrUnknown", err)
+		g.t.Fatalf("looking up a revoked token: %v, want ErrUnknown", err)
 	}
 }
 
-// warm looks the session up until it is answered from memory.
+// warm looks the session up until it is cached.
 func (g *gateway) warm(s *tokens.Session) {
 	g.t.Helper()
-	redistest.Eventually(g.t, "a token in memory", func() bool {
+	redistest.Eventually(g.t, "a cached token", func() bool {
 		_, _ = g.Principal(g.t.Context(), s.Hash)
-		return g.keeps(s)
+		return g.caches(s)
 	})
 }
 
-// keeps says whether the session is in memory, believed or not.
-func (g *gateway) keeps(s *tokens.Session) bool {
+// caches reports whether the session is cached, valid or not.
+func (g *gateway) caches(s *tokens.Session) bool {
 	kept, _ := g.shard(s.Hash).get(s.Hash)
 	return kept.Has(s.Hash)
 }
@@ -283,18 +283,18 @@ func (g *gateway) revoke(s *tokens.Session) {
 	}
 }
 
-// memory is a store in memory for what needs no Redis: each session is there, made from its hash.
-type everything struct {
+// fullStore is a store that has a session for every hash.
+type fullStore struct {
 	tokens.Store
-	before func(ctx context.Context, h tokens.Hash) error // called in each look-up
-	mu     sync.Mutex
-	asked  map[tokens.Hash]int
+	before  func(ctx context.Context, h tokens.Hash) error // called by each look-up
+	mu      sync.Mutex
+	lookups map[tokens.Hash]int
 }
 
-func (e *everything) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
-	if e.asked != nil {
+func (e *fullStore) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
+	if e.lookups != nil {
 		e.mu.Lock()
-		e.asked[h]++
+		e.lookups[h]++
 		e.mu.Unlock()
 	}
 	if e.before != nil {
@@ -305,18 +305,18 @@ func (e *everything) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session
 	return &tokens.Session{Hash: h, User: h.Hex(), Expires: time.Now().Add(time.Hour)}, nil
 }
 
-func (*everything) Revoke(context.Context, tokens.Hash) error { return nil }
-func (*everything) Close() error                              { return nil }
+func (*fullStore) Revoke(context.Context, tokens.Hash) error { return nil }
+func (*fullStore) Close() error                              { return nil }
 
-// always is a tracker whose lease is always held and that is always settled.
-type always struct{}
+// alwaysHeld is a tracker whose lease is always held.
+type alwaysHeld struct{}
 
-func (*always) Start(Listener)                        {}
-func (*always) Held(time.Time) bool                   { return true }
-func (*always) WaitInvalidated(context.Context) error { return nil }
-func (*always) Close() error                          { return nil }
+func (*alwaysHeld) Start(Listener)                        {}
+func (*alwaysHeld) Held(time.Time) bool                   { return true }
+func (*alwaysHeld) WaitInvalidated(context.Context) error { return nil }
+func (*alwaysHeld) Close() error                          { return nil }
 
-// principal is who holds a token for an hour.
+// principal returns the principal of a token that lives for an hour.
 func principal(h tokens.Hash, user string) tokens.Principal {
 	s := tokens.Session{Hash: h, User: user, Expires: time.Now().Add(time.Hour)}
 	return s.Principal()
@@ -329,7 +329,7 @@ func randomHash() (h tokens.Hash) {
 	return h
 }
 
-// clientTLS is a client's side of a server of redistest.StartTLS.
+// clientTLS returns the client configuration for a server of redistest.StartTLS.
 func clientTLS(t testing.TB, c redistest.Certificates) *tls.Config {
 	t.Helper()
 	pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)

@@ -8,11 +8,11 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// LocalTracker is the tracker of a store that this process has to itself and that answers as fast as a cache would: it never holds a
-// lease, so each look-up asks the store. The store reports each token that it ends before the change is
-// answered, so Envoy may decide by itself for as long as the process runs.
+// LocalTracker is the tracker of a store that only this process uses and that is as fast as a
+// cache. It never holds a lease, so each look-up reads the store. The store reports each ended
+// token before it answers the change, so Envoy may use its table as long as this process runs.
 type LocalTracker struct {
-	// Store reports what it ends. Required.
+	// Store reports each ended token. Required.
 	Store interface{ OnEnd(func(tokens.Hash)) }
 
 	stop    context.CancelFunc
@@ -21,13 +21,14 @@ type LocalTracker struct {
 
 var _ Tracker = (*LocalTracker)(nil)
 
-// How long Envoy goes on by itself if this process stands still, and how often it is told that it does not.
+// localLease is how long Envoy uses its table after this process stops; localHeartbeat is the
+// interval at which that time is extended.
 const (
-	aloneLease = time.Second
-	aloneBeat  = aloneLease / 4
+	localLease     = time.Second
+	localHeartbeat = localLease / 4
 )
 
-// Start begins to report what the store ends, and to extend what Envoys may use.
+// Start subscribes l to the store's reports and extends the table's validity until Close.
 func (a *LocalTracker) Start(l Listener) {
 	a.Store.OnEnd(l.Invalidate)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -35,8 +36,8 @@ func (a *LocalTracker) Start(l Listener) {
 	go func() {
 		defer close(a.stopped)
 		for ctx.Err() == nil {
-			l.Extend(table.Now().Add(aloneLease))
-			_ = sleep(ctx, aloneBeat)
+			l.Extend(table.Now().Add(localLease))
+			_ = sleep(ctx, localHeartbeat)
 		}
 	}()
 }
@@ -44,10 +45,10 @@ func (a *LocalTracker) Start(l Listener) {
 // Held returns false.
 func (*LocalTracker) Held(time.Time) bool { return false }
 
-// WaitInvalidated returns at once: what the store has ended was reported before it answered.
+// WaitInvalidated returns at once, because the store reports an ended token before it answers.
 func (*LocalTracker) WaitInvalidated(ctx context.Context) error { return ctx.Err() }
 
-// Close ends the reports.
+// Close stops to extend the table's validity.
 func (a *LocalTracker) Close() error {
 	if a.stop != nil {
 		a.stop()

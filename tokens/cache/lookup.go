@@ -11,16 +11,17 @@ import (
 )
 
 var (
-	errPanic = fmt.Errorf("%w: panic in a look-up", tokens.ErrUnavailable)
-	errBusy  = fmt.Errorf("%w: too many look-ups under way", tokens.ErrUnavailable)
-	errMixed = fmt.Errorf("%w: it answered with another token's session", tokens.ErrUnavailable)
+	errPanic = fmt.Errorf("%w: panic during a look-up", tokens.ErrUnavailable)
+	errBusy  = fmt.Errorf("%w: too many concurrent look-ups", tokens.ErrUnavailable)
+	errMixed = fmt.Errorf("%w: the store returned another token's session", tokens.ErrUnavailable)
 )
 
-// Lookup returns the live session of a token as the store has it, or tokens.ErrUnknown, or tokens.ErrUnavailable.
-// From memory [Cache.Principal] answers: of all that is known of a session, that is what is kept.
+// Lookup returns the live session of a token from the store, or tokens.ErrUnknown, or
+// tokens.ErrUnavailable. It always reads the store, because the cache keeps principals only;
+// [Cache.Principal] answers from memory.
 func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, error) {
 	s := c.shard(h)
-	if s.isEnding(h) {
+	if s.isRevoking(h) {
 		return nil, tokens.ErrUnknown
 	}
 	if !c.takeSlot() {
@@ -30,7 +31,8 @@ func (c *Cache) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 	return c.lookup(ctx, s, h)
 }
 
-// takeSlot says whether one more look-up may be under way; who took a slot frees it.
+// takeSlot reports whether another look-up may start. If it returns true, the caller calls
+// freeSlot.
 func (c *Cache) takeSlot() bool {
 	select {
 	case c.slots <- struct{}{}:
@@ -42,10 +44,11 @@ func (c *Cache) takeSlot() bool {
 
 func (c *Cache) freeSlot() { <-c.slots }
 
-// Principal returns who holds a token that is live, or tokens.ErrUnknown, or tokens.ErrUnavailable. A hit allocates nothing.
+// Principal returns the principal of a live token, or tokens.ErrUnknown, or tokens.ErrUnavailable.
+// A hit does not allocate.
 func (c *Cache) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error) {
-	// The order matters: the time first, then the lease, then the epoch. Where the lease ended and began again
-	// after the time was read, the epoch has been counted up before, and is seen here.
+	// The order matters: time, then lease, then epoch. If the lease ended and began again after the
+	// time was read, the epoch was increased before, and the comparison fails.
 	now := time.Now()
 	held := c.tracker.Held(now)
 	s := c.shard(h)
@@ -59,21 +62,21 @@ func (c *Cache) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal,
 		}
 	}
 	s.misses.Add(1)
-	return c.ask(ctx, s, h, held)
+	return c.fetch(ctx, s, h, held)
 }
 
-// load is one look-up in the store on behalf of all who ask for the token meanwhile.
+// load is one look-up in the store, shared by all callers that need the token at the time.
 type load struct {
-	done      chan struct{} // closed when the two below are set
+	done      chan struct{} // closed when principal and err are set
 	principal tokens.Principal
 	err       error
 
-	generation, epoch uint64 // when it was sent
+	generation, epoch uint64 // at the time the look-up was sent
 }
 
-// ask asks the store. Where no lease is held, nobody could say how old the answer of another's look-up is:
-// then each asks for itself, and keeps nothing.
-func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (tokens.Principal, error) {
+// fetch queries the store. Without a lease, the age of another caller's look-up is unknown, so each
+// caller sends its own look-up and nothing is cached.
+func (c *Cache) fetch(ctx context.Context, s *shard, h tokens.Hash, held bool) (tokens.Principal, error) {
 	s.mu.Lock()
 	if s.revoking[h] > 0 {
 		s.mu.Unlock()
@@ -97,7 +100,7 @@ func (c *Cache) ask(ctx context.Context, s *shard, h tokens.Hash, held bool) (to
 	f = &load{done: make(chan struct{}), generation: s.generation, epoch: epoch}
 	s.loads[h] = f
 	s.mu.Unlock()
-	// Whoever asked first may go away; the others wait for the same answer.
+	// The first caller may leave; the others still wait for the answer.
 	go c.loadOnce(context.WithoutCancel(ctx), s, h, f)
 	return f.wait(ctx)
 }
@@ -113,7 +116,7 @@ func (f *load) wait(ctx context.Context) (tokens.Principal, error) {
 
 func (c *Cache) loadOnce(ctx context.Context, s *shard, h tokens.Hash, f *load) {
 	defer c.freeSlot()
-	f.principal, f.err = c.guardedHolder(ctx, s, h)
+	f.principal, f.err = c.recoverPrincipal(ctx, s, h)
 	s.mu.Lock()
 	if s.loads[h] == f {
 		delete(s.loads, h)
@@ -126,9 +129,9 @@ func (c *Cache) loadOnce(ctx context.Context, s *shard, h tokens.Hash, f *load) 
 	close(f.done)
 }
 
-// guardedHolder is principal for a goroutine of the cache's own. A panic of the store would end the process there; it is
-// logged, and an error.
-func (c *Cache) guardedHolder(ctx context.Context, s *shard, h tokens.Hash) (principal tokens.Principal, err error) {
+// recoverPrincipal calls principal from a goroutine of the cache. It recovers a panic of the store,
+// which would otherwise end the process, logs it and returns errPanic.
+func (c *Cache) recoverPrincipal(ctx context.Context, s *shard, h tokens.Hash) (principal tokens.Principal, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			c.panics.Add(1)
@@ -139,7 +142,7 @@ func (c *Cache) guardedHolder(ctx context.Context, s *shard, h tokens.Hash) (pri
 	return c.principal(ctx, s, h)
 }
 
-// principal makes one look-up in the store, and takes of its answer what is kept.
+// principal makes one look-up in the store and returns the session's principal.
 func (c *Cache) principal(ctx context.Context, s *shard, h tokens.Hash) (tokens.Principal, error) {
 	session, err := c.lookup(ctx, s, h)
 	if err != nil {
@@ -148,7 +151,8 @@ func (c *Cache) principal(ctx context.Context, s *shard, h tokens.Hash) (tokens.
 	return session.Principal(), nil
 }
 
-// lookup makes one look-up in the store, whose answer is the token's or an error of package tokens.
+// lookup makes one look-up in the store. It returns the token's session or an error of package
+// tokens.
 func (c *Cache) lookup(ctx context.Context, s *shard, h tokens.Hash) (*tokens.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -160,8 +164,8 @@ func (c *Cache) lookup(ctx context.Context, s *shard, h tokens.Hash) (*tokens.Se
 		return nil, tokens.ErrUnknown
 	case err != nil && !errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, tokens.ErrUnavailable):
 		return nil, fmt.Errorf("%w: %w", tokens.ErrUnavailable, err)
-	case err == nil && s.isEnding(h):
-		return nil, tokens.ErrUnknown // revoked here since it was asked for
+	case err == nil && s.isRevoking(h):
+		return nil, tokens.ErrUnknown // revoked here during the look-up
 	}
 	return session, err
 }

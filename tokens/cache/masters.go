@@ -9,25 +9,25 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// master is one server whose keys are tracked.
+// master is one tracked server.
 type master struct {
-	// node is its id in a cluster, and empty elsewhere.
+	// node is its id in a cluster; empty otherwise.
 	node string
-	// peers are the ids of all masters of the cluster, itself included, as clusterMasters gives them.
+	// peers are the ids of all masters of the cluster, its own included, as returned by
+	// clusterMasters.
 	peers string
-	// name is its address for the log.
+	// name is its address, for the log.
 	name string
 	dial func(ctx context.Context) (net.Conn, error)
-	// led is the data connections of a client that Sentinel leads, and nil elsewhere.
-	led *led
-	// routes is where the client of a cluster sends its commands, and nil elsewhere.
+	// data holds the data connections of a client behind Sentinel; nil otherwise.
+	data *dataConns
+	// routes watches the commands of a cluster client; nil otherwise.
 	routes      *routes
 	credentials func(ctx context.Context) (user, password string, err error)
 }
 
-// findMasters returns a function that says which servers hold the keys now: the ones that client talks to, with
-// its way of dialling. Where Sentinel leads the client, sentinels must name the master. prefix is what the keys of
-// tokens begin with.
+// findMasters returns a function that lists the servers that hold the keys now, with client's way
+// of dialling. Behind Sentinel, sentinels must name the master. prefix is the prefix of token keys.
 func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix string) (func(context.Context) ([]master, error), error) {
 	switch client := client.(type) {
 	case *redis.Client:
@@ -40,14 +40,14 @@ func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix strin
 			if sentinels == nil {
 				return nil, errors.New("tracking Redis behind Sentinel needs the Sentinels")
 			}
-			led := follow(client)
+			data := follow(client)
 			return func(ctx context.Context) ([]master, error) {
 				name, err := named(ctx, sentinels)
 				if err != nil {
 					return nil, err
 				}
 				dial := func(ctx context.Context) (net.Conn, error) { return sentinels.Dial(ctx, name) }
-				return []master{{name: name, dial: dial, led: led, credentials: credentials}}, nil
+				return []master{{name: name, dial: dial, data: data, credentials: credentials}}, nil
 			}, nil
 		}
 		one := []master{{
@@ -63,7 +63,8 @@ func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix strin
 	return nil, fmt.Errorf("tracking Redis through a %T is not supported", client)
 }
 
-// credentials reads them in go-redis' order of precedence, anew for each connection.
+// credentials returns a function that reads the credentials in go-redis' order of precedence, once
+// per connection.
 func credentials(user, password string, provide func() (string, string),
 	provideContext func(context.Context) (string, string, error),
 ) func(context.Context) (string, string, error) {

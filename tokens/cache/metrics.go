@@ -7,15 +7,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Stats is how the cache has done.
+// Stats are the cache's counts.
 type Stats struct {
-	// Hits were answered from memory, Misses asked the store.
+	// Hits were answered from memory, Misses from the store.
 	Hits, Misses uint64
-	// Entries are the kept sessions, and Bytes the memory they take, as estimated.
+	// Entries is the number of cached sessions, Bytes their estimated memory.
 	Entries, Bytes int
-	// Evictions made room for others.
+	// Evictions made room for other sessions.
 	Evictions uint64
-	// EpochDrops is how often everything was forgotten, which each start of the tracking does as well.
+	// EpochDrops is how often the cache was emptied. Each start of the tracking counts too.
 	EpochDrops uint64
 }
 
@@ -33,7 +33,8 @@ func (c *Cache) Stats() Stats {
 	return all
 }
 
-// register registers the metrics, which are read when they are asked for: a hit counts in its shard alone.
+// register registers the metrics. They are computed on each scrape, so a hit only counts in its
+// shard.
 func (c *Cache) register(registerer prometheus.Registerer) error {
 	counter := func(name, help string, read func() float64) prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, read)
@@ -51,19 +52,22 @@ func (c *Cache) register(registerer prometheus.Registerer) error {
 		}
 	}
 	collectors := []prometheus.Collector{
-		counter("gatepost_cache_hits_total", "Look-ups of tokens that were answered from memory.",
+		counter("gatepost_cache_hits_total", "Token look-ups answered from memory.",
 			sum(func(s *shard) *atomic.Uint64 { return &s.hits })),
-		counter("gatepost_cache_misses_total", "Look-ups of tokens that were not.",
+		counter("gatepost_cache_misses_total", "Token look-ups answered by the store.",
 			sum(func(s *shard) *atomic.Uint64 { return &s.misses })),
-		counter("gatepost_cache_evictions_total", "Sessions that were dropped from memory to make room.",
+		counter("gatepost_cache_evictions_total", "Cached sessions evicted to make room.",
 			sum(func(s *shard) *atomic.Uint64 { return &s.evictions })),
-		counter("gatepost_cache_epoch_drops_total", "How often all kept sessions were dropped: the tracking began or was lost, or Redis was flushed.",
+		counter("gatepost_cache_epoch_drops_total",
+			"How often the cache was emptied because the tracking began or was lost, or Redis was flushed.",
 			func() float64 { return float64(c.epoch.Load()) }),
 		counter("gatepost_cache_panics_total", "Look-ups that ended in a panic of the store.",
 			func() float64 { return float64(c.panics.Load()) }),
-		gauge("gatepost_cache_entries", "Sessions kept in memory.", func() float64 { return float64(c.Stats().Entries) }),
-		gauge("gatepost_cache_bytes", "Memory that the kept sessions take, estimated.", func() float64 { return float64(c.Stats().Bytes) }),
-		gauge("gatepost_cache_lease_held", "1 where look-ups may be answered from memory, 0 where each asks the store.", func() float64 {
+		gauge("gatepost_cache_entries", "Sessions cached in memory.",
+			func() float64 { return float64(c.Stats().Entries) }),
+		gauge("gatepost_cache_bytes", "Estimated memory of the cached sessions.",
+			func() float64 { return float64(c.Stats().Bytes) }),
+		gauge("gatepost_cache_lease_held", "1 if look-ups may be answered from memory, 0 if each reads the store.", func() float64 {
 			if c.tracker.Held(time.Now()) {
 				return 1
 			}
@@ -72,9 +76,9 @@ func (c *Cache) register(registerer prometheus.Registerer) error {
 	}
 	if r, ok := c.tracker.(*Redis); ok {
 		collectors = append(collectors,
-			counter("gatepost_cache_revokes_acknowledged_total", "Revokes that returned when all gateways had answered.",
+			counter("gatepost_cache_revokes_acknowledged_total", "Revokes that returned after all gateways had answered.",
 				func() float64 { return float64(r.acknowledged.Load()) }),
-			counter("gatepost_cache_revokes_waited_out_total", "Revokes that returned when all leases had run out.",
+			counter("gatepost_cache_revokes_waited_out_total", "Revokes that returned after all leases had expired.",
 				func() float64 { return float64(r.waitedOut.Load()) }))
 	}
 	for _, collector := range collectors {

@@ -11,7 +11,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-func outside(t *testing.T, addr string) *Cache {
+func offlineCache(t *testing.T, addr string) *Cache {
 	t.Helper()
 	c, err := New(plain{client(t, addr)}, OfflineTracker{}, Config{})
 	if err != nil {
@@ -20,46 +20,46 @@ func outside(t *testing.T, addr string) *Cache {
 	return c
 }
 
-// A command that ends a session knows of no gateway, and none of it: what it says has ended is refused all the same, by a
-// gateway that hears of it and by one that does not.
-func TestWhatWasEndedFromOutsideIsRefusedByGateways(t *testing.T) {
+// A command that revokes a session does not know the gateways. After it returns, both a connected
+// and an isolated gateway refuse the token.
+func TestOfflineRevokeIsRefusedByGateways(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
-	hears, deaf := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
-	command := outside(t, server.Addr)
+	connected, isolated := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
+	command := offlineCache(t, server.Addr)
 	for what, end := range map[string]func(s *tokens.Session) error{
-		"its token":       func(s *tokens.Session) error { return command.Revoke(t.Context(), s.Hash) },
-		"its id":          func(s *tokens.Session) error { return command.RevokeSession(t.Context(), "", s.ID) },
-		"all of a user's": func(s *tokens.Session) error { _, err := command.RevokeUser(t.Context(), s.User); return err },
+		"its token": func(s *tokens.Session) error { return command.Revoke(t.Context(), s.Hash) },
+		"its id":    func(s *tokens.Session) error { return command.RevokeSession(t.Context(), "", s.ID) },
+		"its user":  func(s *tokens.Session) error { _, err := command.RevokeUser(t.Context(), s.User); return err },
 	} {
-		s := hears.create("ann")
-		hears.warm(s)
-		deaf.awaitHeld()
-		deaf.warm(s)
+		s := connected.create("ann")
+		connected.warm(s)
+		isolated.awaitHeld()
+		isolated.warm(s)
 		tracking.Hold(faultproxy.Up, faultproxy.Down)
 		if err := end(s); err != nil {
 			t.Fatalf("revoking a session by %s: %v", what, err)
 		}
-		hears.deny(s)
-		deaf.deny(s)
+		connected.deny(s)
+		isolated.deny(s)
 		tracking.Heal()
 	}
 }
 
-func TestAnEndFromOutsideWhoseWaitWasCutIsNoSuccess(t *testing.T) {
+func TestCanceledOfflineRevokeFails(t *testing.T) {
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
-	if err := outside(t, server.Addr).Revoke(ctx, s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
+	if err := offlineCache(t, server.Addr).Revoke(ctx, s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
 		t.Errorf("got %v, want ErrUnavailable", err)
 	}
 }
 
-func TestOutsideNothingIsAnsweredFromMemory(t *testing.T) {
+func TestOfflineCacheReadsStore(t *testing.T) {
 	server := redistest.Start(t)
-	g, command := start(t, server.Addr, server.Addr), outside(t, server.Addr)
+	g, command := start(t, server.Addr, server.Addr), offlineCache(t, server.Addr)
 	s := g.create("ann")
 	for range 2 {
 		if _, err := command.Lookup(t.Context(), s.Hash); err != nil {

@@ -18,29 +18,32 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// RedisConfig says how Redis is tracked. The zero RedisConfig is a good one.
+// RedisConfig configures the tracking of Redis. The zero RedisConfig is valid.
 type RedisConfig struct {
-	// Lease is for how long what Redis does not call back is believed after the last sign of life. All
-	// gateways at one Redis must have the same. 0: 1 s. A quarter of it is the longest round trip at which the
-	// tracking begins (it takes four), and three quarters the longest at which it goes on (heartbeats are a quarter apart).
+	// Lease is how long cached answers are valid after the last answered heartbeat was sent. All
+	// gateways of one Redis must use the same value. 0: 1 s. Tracking starts if a round trip takes
+	// less than a quarter of it (the start needs four), and continues up to three quarters
+	// (heartbeats are a quarter apart).
 	Lease time.Duration
-	// Prefix is what the keys of sessions begin with; 64 hex digits follow. Empty: "gatepost:tok:".
+	// Prefix is the prefix of session keys; 64 hex digits follow. Empty: "gatepost:tok:".
 	Prefix string
-	// Sentinels are asked with each heartbeat for the master; needed where Sentinel leads the client. There is no
-	// lease while they do not answer.
+	// Sentinels are queried for the master with each heartbeat; required behind Sentinel. While
+	// none of them answers, there is no lease.
 	Sentinels Sentinels
-	// Logger is told when the tracking begins and why it ended. Nil: nobody.
+	// Logger logs when the tracking begins and why it ended. Nil: no log.
 	Logger *slog.Logger
 }
 
-// Redis is the tracker of a store in Redis: one connection to each master, on which Redis calls back what was
-// changed (CLIENT TRACKING, RESP3, Redis 6 or later) and the gateways hear each other (the user needs the channels "gatepost:gateway*").
+// Redis is the tracker of a store in Redis. It has one connection to each master, on which Redis
+// sends invalidations (CLIENT TRACKING, RESP3, Redis 6 or later) and the gateways exchange notices
+// (the user needs the channels "gatepost:gateway*").
 //
-// In a cluster a lease is held only where it is held at all masters, those without slots included, and each
-// of them names the same masters with each heartbeat: one that could be given a slot unheard ends it. While a master
-// is down, look-ups of the other shards ask Redis.
+// In a cluster, the lease is held only while it is held at all masters, including those without
+// slots, and while each of them names the same masters with each heartbeat. Otherwise a slot could
+// move to a master that is not tracked. While one master is down, look-ups in the other slots read
+// Redis.
 type Redis struct {
-	id        string // of this gateway among the others
+	id        string // this gateway's id
 	masters   func(context.Context) ([]master, error)
 	sentinels Sentinels
 	lease     time.Duration
@@ -52,19 +55,20 @@ type Redis struct {
 	count atomic.Uint64
 
 	mu    sync.Mutex
-	conns []*conn // of the tracking that goes on, or nil
+	conns []*conn // the current tracking connections; nil: none
 
 	stop    context.CancelFunc
 	stopped chan struct{}
-	// acknowledged and waitedOut count how revokes were proven.
+	// acknowledged and waitedOut count how strict revokes completed.
 	acknowledged, waitedOut atomic.Uint64
 }
 
 var _ Tracker = (*Redis)(nil)
 
-// Track returns a tracker of the Redis that client talks to: a single one, one behind Sentinel, or a cluster. Of the
-// client it uses the way of dialling and, in a cluster, the list of nodes; it must be closed after the tracker. Behind Sentinel
-// and in a cluster it must be the client of the look-ups, and not have been used yet.
+// Track returns a tracker of the Redis that client uses: one server, one behind Sentinel, or a
+// cluster. It uses the client's way of dialling and, in a cluster, its list of nodes. Close the
+// client after the tracker. Behind Sentinel and in a cluster, client must be the client of the
+// look-ups, and must not have been used yet.
 func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 	if config.Prefix == "" {
 		config.Prefix = "gatepost:tok:"
@@ -100,7 +104,7 @@ func (r *Redis) Start(l Listener) {
 	go r.run(ctx)
 }
 
-// Held says whether the lease is held.
+// Held reports whether the lease is held.
 func (r *Redis) Held(now time.Time) bool { return r.term.held(now) }
 
 // Close ends the tracking.
@@ -112,34 +116,35 @@ func (r *Redis) Close() error {
 	return nil
 }
 
-// How long it waits before it connects again: a Redis that returns is found within half a second.
+// Backoff between attempts to connect. A Redis that returns is found within half a second.
 const (
-	firstPause = 20 * time.Millisecond
-	lastPause  = 400 * time.Millisecond
+	minBackoff = 20 * time.Millisecond
+	maxBackoff = 400 * time.Millisecond
 )
 
-// run tracks until the context ends: all masters, or it begins anew.
+// run tracks all masters until the context ends. If one connection fails, it starts again.
 func (r *Redis) run(ctx context.Context) {
 	defer close(r.stopped)
-	pause, said := firstPause, ""
+	backoff, lastReason := minBackoff, ""
 	for ctx.Err() == nil {
 		began, err := r.track(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		if began {
-			pause, said = firstPause, ""
+			backoff, lastReason = minBackoff, ""
 			r.log.Warn("redis tracking lost: look-ups ask the store", "reason", err.Error())
-		} else if said != err.Error() {
-			said = err.Error() // once for each reason, not once for each try
-			r.log.Warn("redis cannot be tracked: look-ups ask the store", "reason", said)
+		} else if lastReason != err.Error() {
+			lastReason = err.Error() // log each reason once, not each attempt
+			r.log.Warn("redis cannot be tracked: look-ups ask the store", "reason", lastReason)
 		}
-		_ = sleep(ctx, pause/2+rand.N(pause/2))
-		pause = min(2*pause, lastPause)
+		_ = sleep(ctx, backoff/2+rand.N(backoff/2))
+		backoff = min(2*backoff, maxBackoff)
 	}
 }
 
-// track connects to all masters and stays until the first connection fails. It says whether it got that far, and why it ended.
+// track connects to all masters and tracks until the first connection fails. It returns whether the
+// tracking began, and why it ended.
 func (r *Redis) track(ctx context.Context) (began bool, err error) {
 	conns, err := r.connectAll(ctx)
 	if err != nil {
@@ -147,11 +152,11 @@ func (r *Redis) track(ctx context.Context) (began bool, err error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	first := conns[0] // the only one where Sentinel leads
-	led, routes := first.master.led, first.master.routes
-	// Unpinned after the lease has ended, and not before: while it may be held, no look-up can go elsewhere.
-	if led != nil {
-		defer func() { led.unpin(errors.Is(err, errReplaced)) }()
+	first := conns[0] // behind Sentinel the only one
+	data, routes := first.master.data, first.master.routes
+	// Unpin after the lease has ended: while it may be held, no look-up may use another server.
+	if data != nil {
+		defer func() { data.unpin(errors.Is(err, errReplaced)) }()
 	}
 	if routes != nil {
 		defer routes.unpin()
@@ -164,8 +169,8 @@ func (r *Redis) track(ctx context.Context) (began bool, err error) {
 		r.forget()
 		cancel(errMoved)
 	}
-	if led != nil {
-		led.pin(first.net.RemoteAddr().String(), moved)
+	if data != nil {
+		data.pin(first.net.RemoteAddr().String(), moved)
 	}
 	if routes != nil {
 		routes.pin(conns, moved)
@@ -184,7 +189,7 @@ func (r *Redis) track(ctx context.Context) (began bool, err error) {
 	return true, context.Cause(ctx)
 }
 
-// forget ends the lease and then has everything forgotten.
+// forget ends the lease and then empties the cache.
 func (r *Redis) forget() {
 	r.mu.Lock()
 	r.conns = nil
@@ -193,7 +198,7 @@ func (r *Redis) forget() {
 	r.listener.InvalidateAll()
 }
 
-// connectAll connects to all masters at once, or to none.
+// connectAll connects to all masters concurrently. If one fails, it closes the others.
 func (r *Redis) connectAll(ctx context.Context) ([]*conn, error) {
 	timeout, cancel := context.WithTimeout(ctx, r.lease)
 	defer cancel()
@@ -224,8 +229,8 @@ func (r *Redis) connectAll(ctx context.Context) ([]*conn, error) {
 	return conns, nil
 }
 
-// confirm takes an answered heartbeat of one connection, which was sent at the time sent. The lease of all is as old as
-// the oldest of them.
+// confirm records that a heartbeat of one connection, sent at the time sent, was answered. The
+// lease counts from the oldest heartbeat of all connections.
 func (r *Redis) confirm(c *conn, sent table.Instant) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -236,19 +241,20 @@ func (r *Redis) confirm(c *conn, sent table.Instant) {
 	oldest := sent
 	for _, other := range r.conns {
 		if other.confirmed.Wall.IsZero() {
-			return // not all have been heard yet
+			return // not all have answered yet
 		}
 		if other.confirmed.Wall.Before(oldest.Wall) {
 			oldest = other.confirmed
 		}
-		if other.master.led != nil && other.named.Wall.Before(oldest.Wall) {
+		if other.master.data != nil && other.named.Wall.Before(oldest.Wall) {
 			oldest = other.named
 		}
 	}
-	// A lease that ran out, if for a moment only, is a gap: what was called back in it may be on its way still.
+	// A lease that has expired, even for a moment, is a gap: invalidations from it may still
+	// arrive.
 	if now := time.Now(); !r.term.held(now) {
 		if !now.Before(oldest.Wall.Add(r.lease)) {
-			return // it could not be held now either
+			return // already expired again
 		}
 		r.listener.InvalidateAll()
 	}
@@ -256,7 +262,8 @@ func (r *Redis) confirm(c *conn, sent table.Instant) {
 	r.listener.Extend(oldest.Add(r.lease))
 }
 
-// WaitInvalidated returns when all gateways have said that they heard what was changed before, or when their leases have run out.
+// WaitInvalidated returns when all gateways have confirmed the earlier invalidations, or when their
+// leases have expired.
 func (r *Redis) WaitInvalidated(ctx context.Context) error {
 	r.mu.Lock()
 	conns := r.conns
@@ -266,13 +273,13 @@ func (r *Redis) WaitInvalidated(ctx context.Context) error {
 	if len(conns) == 0 {
 		conns = []*conn{nil}
 	}
-	settlings := make([]<-chan struct{}, len(conns))
+	barriers := make([]<-chan struct{}, len(conns))
 	for i, c := range conns {
 		if c != nil {
-			settlings[i] = c.settle().done
+			barriers[i] = c.requestBarrier().done
 		}
 	}
-	for _, done := range settlings {
+	for _, done := range barriers {
 		select {
 		case <-done:
 		case <-out.C:

@@ -22,29 +22,30 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-func TestACacheOnRedisIsATokenStore(t *testing.T) {
+func TestCacheOnRedisIsATokenStore(t *testing.T) {
 	server := redistest.Start(t)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
-		conn := openConn(t, server.URL(), time.Minute) // a busy machine may need more than a gateway waits
+		// a busy machine may need longer than the default
+		conn := openConn(t, server.URL(), time.Minute)
 		g := openStore(t, redisstore.New(conn), conn.Client(), Config{LookupTimeout: time.Minute}, RedisConfig{Lease: 200 * time.Millisecond})
 		g.awaitHeld()
-		return settled{g}
+		return waitingLogins{g}
 	})
 }
 
-// settled is a gateway whose logins return when all gateways have heard which sessions made way: they hear of those as
-// of a prompt revoke, and the suite asks at once.
-type settled struct{ *gateway }
+// waitingLogins is a gateway whose logins wait for the invalidation of the sessions that they
+// replace. Logins only send it, but the suite checks at once.
+type waitingLogins struct{ *gateway }
 
-func (s settled) Create(ctx context.Context, session *tokens.Session, limit int) error {
+func (s waitingLogins) Create(ctx context.Context, session *tokens.Session, limit int) error {
 	if err := s.Cache.Create(ctx, session, limit); err != nil || limit == 0 {
 		return err
 	}
 	return s.tracker.WaitInvalidated(ctx)
 }
 
-func TestAHotTokenAsksRedisNothing(t *testing.T) {
+func TestHitsDoNotReachRedis(t *testing.T) {
 	server := redistest.Start(t)
 	var asked atomic.Int64
 	store := countingLookups{plain{client(t, server.Addr)}, &asked}
@@ -53,19 +54,20 @@ func TestAHotTokenAsksRedisNothing(t *testing.T) {
 	s := g.create("ann")
 	for held := 0; held < 10_000; {
 		g.warm(s)
-		// A busy machine may lose the lease. If it is held before and after, without a gap, the look-up is answered from memory.
-		epoch, before, holds := g.epoch.Load(), asked.Load(), g.Held() && g.keeps(s)
+		// A busy machine may lose the lease. If it is held without a gap, the look-up must be a
+		// hit.
+		epoch, before, holds := g.epoch.Load(), asked.Load(), g.Held() && g.caches(s)
 		g.allow(s)
 		if !holds || !g.Held() || g.epoch.Load() != epoch {
 			continue
 		}
 		if held++; asked.Load() != before {
-			t.Fatal("a look-up asked Redis although the lease was held")
+			t.Fatal("a look-up reached Redis although the lease was held")
 		}
 	}
 }
 
-// countingLookups counts the look-ups that ask the store.
+// countingLookups counts the look-ups that reach the store.
 type countingLookups struct {
 	plain
 	asked *atomic.Int64
@@ -76,16 +78,16 @@ func (c countingLookups) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Ses
 	return c.plain.Lookup(ctx, h)
 }
 
-func TestWhatRedisForgetsIsRefused(t *testing.T) {
+func TestTokenDeletedFromRedisIsRefused(t *testing.T) {
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	for what, do := range map[string]func(s *tokens.Session){
-		"deleted by hand":  func(s *tokens.Session) { server.Do("DEL", key(s.Hash)) },
-		"unlinked by hand": func(s *tokens.Session) { server.Do("UNLINK", key(s.Hash)) },
-		"renamed":          func(s *tokens.Session) { server.Do("RENAME", key(s.Hash), "elsewhere") },
-		"expired early":    func(s *tokens.Session) { server.Do("PEXPIRE", key(s.Hash), "20") },
-		"flushed":          func(*tokens.Session) { server.Do("FLUSHALL") },
-		"flushed in a way": func(*tokens.Session) { server.Do("FLUSHDB", "ASYNC") },
+		"deleted by hand":        func(s *tokens.Session) { server.Do("DEL", key(s.Hash)) },
+		"unlinked by hand":       func(s *tokens.Session) { server.Do("UNLINK", key(s.Hash)) },
+		"renamed":                func(s *tokens.Session) { server.Do("RENAME", key(s.Hash), "other-key") },
+		"expired early":          func(s *tokens.Session) { server.Do("PEXPIRE", key(s.Hash), "20") },
+		"flushed":                func(*tokens.Session) { server.Do("FLUSHALL") },
+		"flushed asynchronously": func(*tokens.Session) { server.Do("FLUSHDB", "ASYNC") },
 		"deleted from a script": func(s *tokens.Session) {
 			server.Do("EVAL", "return redis.call('DEL', KEYS[1])", "1", key(s.Hash))
 		},
@@ -93,27 +95,28 @@ func TestWhatRedisForgetsIsRefused(t *testing.T) {
 		s := g.create("ann")
 		g.warm(s)
 		do(s)
-		redistest.Eventually(t, "a token refused that was "+what, func() bool {
+		redistest.Eventually(t, "a refused token that was "+what, func() bool {
 			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
 }
 
-func TestWhatRedisEvictsIsRefused(t *testing.T) {
+func TestTokenEvictedByRedisIsRefused(t *testing.T) {
 	server := redistest.Start(t, "--maxmemory-policy", "allkeys-random")
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
 	g.warm(s)
 	server.Do("CONFIG", "SET", "maxmemory", "1")
-	redistest.Eventually(t, "an evicted token refused", func() bool {
-		_ = client(t, server.Addr).Set(t.Context(), "other", "value", 0).Err() // makes Redis look for room
+	redistest.Eventually(t, "a refusal of the evicted token", func() bool {
+		// makes Redis evict keys
+		_ = client(t, server.Addr).Set(t.Context(), "other", "value", 0).Err()
 		_, err := g.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 }
 
-func TestATokenIsKnownAtOnceAfterItsLogin(t *testing.T) {
+func TestTokenIsKnownRightAfterLogin(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	for range 50 {
@@ -128,8 +131,8 @@ func TestATokenIsKnownAtOnceAfterItsLogin(t *testing.T) {
 	}
 }
 
-// The race of an answer against its call-back: the answer says "live", and on its way it is overtaken by the call-back.
-func TestAnAnswerThatItsCallBackOvertookIsNotKept(t *testing.T) {
+// An answer "live" is overtaken by the token's invalidation.
+func TestAnswerOvertakenByInvalidationIsNotCached(t *testing.T) {
 	server := redistest.Start(t)
 	data := faultproxy.Start(t, server.Addr)
 	g := start(t, data.Addr, server.Addr)
@@ -140,73 +143,74 @@ func TestAnAnswerThatItsCallBackOvertookIsNotKept(t *testing.T) {
 		defer shard.mu.RUnlock()
 		return shard.generation
 	}
-	redistest.Eventually(t, "the call-back of the login", func() bool { return generation() > 1 })
-	_ = g.Ping(t.Context()) // a connection that is open
-	asked, heard := server.CommandStats()["get"], generation()
+	redistest.Eventually(t, "the invalidation of the login", func() bool { return generation() > 1 })
+	_ = g.Ping(t.Context()) // opens a connection
+	sent, before := server.CommandStats()["get"], generation()
 
 	data.Hold(faultproxy.Down)
 	var late sync.WaitGroup
 	late.Go(func() {
-		_, _ = g.Principal(t.Context(), s.Hash) // it began before the token ended: either answer is right
+		// it begins before the end, so either answer is correct
+		_, _ = g.Principal(t.Context(), s.Hash)
 	})
-	redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > asked })
+	redistest.Eventually(t, "a look-up at Redis", func() bool { return server.CommandStats()["get"] > sent })
 	server.Do("DEL", key(s.Hash))
-	redistest.Eventually(t, "the call-back", func() bool { return generation() > heard })
+	redistest.Eventually(t, "the invalidation", func() bool { return generation() > before })
 	data.Heal()
 	g.deny(s)
 	late.Wait()
 	g.deny(s)
-	if g.keeps(s) {
-		t.Fatal("the late answer is kept")
+	if g.caches(s) {
+		t.Fatal("the late answer is cached")
 	}
 }
 
-func TestAFrozenRedisIsOutOfReachAfterTheLease(t *testing.T) {
+func TestFrozenRedisIsUnavailableAfterLease(t *testing.T) {
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
 	g.warm(s)
 	server.Freeze()
-	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
+	redistest.Eventually(t, "an unavailable store", func() bool {
 		_, err := g.Principal(t.Context(), s.Hash)
 		if errors.Is(err, tokens.ErrUnknown) {
-			t.Fatal("a live token is unknown while Redis cannot be asked")
+			t.Fatal("a live token is unknown while Redis is frozen")
 		}
 		return errors.Is(err, tokens.ErrUnavailable)
 	})
 	if g.Held() {
-		t.Fatal("a lease is held of a Redis that does not answer")
+		t.Fatal("the lease is held although Redis does not answer")
 	}
 	server.Thaw()
-	redistest.Eventually(t, "an answer when Redis goes on", func() bool {
+	redistest.Eventually(t, "an answer after Redis resumes", func() bool {
 		_, err := g.Principal(t.Context(), s.Hash)
 		return err == nil
 	})
 	g.awaitHeld()
 }
 
-func TestAKilledRedisIsOutOfReachUntilItReturns(t *testing.T) {
+func TestKilledRedisIsUnavailableUntilRestart(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")
 	g := start(t, server.Addr, server.Addr)
 	s, ended := g.create("ann"), g.create("ben")
 	g.warm(s)
 	g.warm(ended)
 	server.Kill()
-	redistest.Eventually(t, "an answer that the store is out of reach", func() bool {
+	redistest.Eventually(t, "an unavailable store", func() bool {
 		_, err := g.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnavailable)
 	})
 	server.Restart()
-	server.Do("DEL", key(ended.Hash)) // before anyone tracks
-	redistest.Eventually(t, "a lease that is held", g.Held)
+	server.Do("DEL", key(ended.Hash)) // before the tracking starts again
+	redistest.Eventually(t, "the lease", g.Held)
 	g.deny(ended)
-	redistest.Eventually(t, "a token that lives", func() bool {
+	redistest.Eventually(t, "a live token", func() bool {
 		_, err := g.Principal(t.Context(), s.Hash)
 		return err == nil
 	})
 }
 
-func TestOnlyTheTrackingIsCut(t *testing.T) {
+func TestTrackingConnectionCut(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	g := start(t, server.Addr, tracking.Addr)
@@ -215,8 +219,8 @@ func TestOnlyTheTrackingIsCut(t *testing.T) {
 		g.warm(s)
 		tracking.Refuse()
 		tracking.Cut()
-		redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
-		server.Do("DEL", key(s.Hash)) // nobody is called back
+		redistest.Eventually(t, "the end of the lease", func() bool { return !g.Held() })
+		server.Do("DEL", key(s.Hash)) // without an invalidation
 		g.deny(s)
 		tracking.Heal()
 		g.awaitHeld()
@@ -224,7 +228,7 @@ func TestOnlyTheTrackingIsCut(t *testing.T) {
 	}
 }
 
-func TestTheTrackingIsKilledByRedis(t *testing.T) {
+func TestTrackingConnectionKilledByRedis(t *testing.T) {
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	for range 20 {
@@ -232,16 +236,16 @@ func TestTheTrackingIsKilledByRedis(t *testing.T) {
 		g.warm(s)
 		drops := g.Stats().EpochDrops
 		server.Do("CLIENT", "KILL", "TYPE", "pubsub")
-		redistest.Eventually(t, "a lease that was lost and is held", func() bool { return g.Stats().EpochDrops > drops && g.Held() })
+		redistest.Eventually(t, "a new lease", func() bool { return g.Stats().EpochDrops > drops && g.Held() })
 		server.Do("DEL", key(s.Hash))
-		redistest.Eventually(t, "a token refused", func() bool {
+		redistest.Eventually(t, "a refused token", func() bool {
 			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
 	}
 }
 
-func TestOnlyTheDataIsCut(t *testing.T) {
+func TestDataConnectionCut(t *testing.T) {
 	server := redistest.Start(t)
 	data := faultproxy.Start(t, server.Addr)
 	g := start(t, data.Addr, server.Addr)
@@ -249,24 +253,24 @@ func TestOnlyTheDataIsCut(t *testing.T) {
 	g.warm(s)
 	data.Refuse()
 	data.Cut()
-	epoch, holds := g.epoch.Load(), g.Held() && g.keeps(s)
+	epoch, holds := g.epoch.Load(), g.Held() && g.caches(s)
 	if _, err := g.Principal(t.Context(), s.Hash); err != nil && holds && g.Held() && g.epoch.Load() == epoch {
-		t.Errorf("a kept token, while the lease is held: %v", err)
+		t.Errorf("a cached token under a lease: %v", err)
 	}
 	if _, err := g.Principal(t.Context(), cold.Hash); !errors.Is(err, tokens.ErrUnavailable) {
-		t.Errorf("a token that is not kept: %v", err)
+		t.Errorf("a token that is not cached: %v", err)
 	}
 	if err := g.Revoke(t.Context(), s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
-		t.Errorf("a revoke that the store did not take: %v", err)
+		t.Errorf("a revoke that did not reach the store: %v", err)
 	}
 	data.Heal()
-	redistest.Eventually(t, "a token that lives", func() bool {
+	redistest.Eventually(t, "a live token", func() bool {
 		_, err := g.Principal(t.Context(), cold.Hash)
 		return err == nil
 	})
 }
 
-func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
+func TestHalfOpenTrackingLosesLease(t *testing.T) {
 	for _, d := range []faultproxy.Direction{faultproxy.Up, faultproxy.Down} {
 		server := redistest.Start(t)
 		tracking := faultproxy.Start(t, server.Addr)
@@ -275,7 +279,7 @@ func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
 		g.warm(s)
 		tracking.Swallow(d)
 		server.Do("DEL", key(s.Hash))
-		redistest.Eventually(t, "a token refused", func() bool {
+		redistest.Eventually(t, "a refused token", func() bool {
 			_, err := g.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
@@ -285,15 +289,16 @@ func TestAHalfOpenTrackingLosesTheLease(t *testing.T) {
 	}
 }
 
-// connections is what the gateway tracks with at present.
+// connections returns the current tracking connections.
 func (g *gateway) connections() []*conn {
 	g.tracker.mu.Lock()
 	defer g.tracker.mu.Unlock()
 	return g.tracker.conns
 }
 
-// A lease that ran out is a gap, even where the connection lives: heartbeats that are answered late must not revive what is kept.
-func TestALateHeartbeatRevivesNothing(t *testing.T) {
+// An expired lease is a gap even if the connection lives, so late replies to heartbeats must not
+// revive cached answers.
+func TestLateHeartbeatEmptiesCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &conn{}
 		listener := &counting{}
@@ -303,7 +308,7 @@ func TestALateHeartbeatRevivesNothing(t *testing.T) {
 		time.Sleep(900 * time.Millisecond)
 		r.confirm(c, start.Add(500*time.Millisecond))
 		if !r.Held(time.Now()) || listener.all != 1 {
-			t.Fatalf("answered in time: held %v, all called back %d times", r.Held(time.Now()), listener.all)
+			t.Fatalf("in time: held %v, emptied %d times", r.Held(time.Now()), listener.all)
 		}
 		time.Sleep(600 * time.Millisecond) // the lease ends at 1.5 s
 		if r.Held(time.Now()) {
@@ -311,20 +316,20 @@ func TestALateHeartbeatRevivesNothing(t *testing.T) {
 		}
 		r.confirm(c, start.Add(600*time.Millisecond))
 		if !r.Held(time.Now()) || listener.all != 2 {
-			t.Fatalf("answered late: held %v, all called back %d times", r.Held(time.Now()), listener.all)
+			t.Fatalf("late: held %v, emptied %d times", r.Held(time.Now()), listener.all)
 		}
 		time.Sleep(time.Second)
 		r.confirm(c, start.Add(700*time.Millisecond))
 		if r.Held(time.Now()) {
-			t.Fatal("held by a heartbeat that was sent a lease ago")
+			t.Fatal("held by a heartbeat that is older than a lease")
 		}
 		if until := start.Add(1600 * time.Millisecond); listener.until != until {
-			t.Fatalf("Envoys go on until %v, want a lease after the last heartbeat in time was sent: %v", listener.until, until)
+			t.Fatalf("the table is valid until %v, want a lease after the last heartbeat: %v", listener.until, until)
 		}
 	})
 }
 
-// counting is a listener that counts how often all was called back, and keeps until when Envoys go on.
+// counting is a listener that counts the calls of InvalidateAll and records the last Extend.
 type counting struct {
 	all   int
 	until table.Instant
@@ -334,7 +339,7 @@ func (*counting) Invalidate(tokens.Hash)       {}
 func (c *counting) InvalidateAll()             { c.all++ }
 func (c *counting) Extend(until table.Instant) { c.until = until }
 
-func TestWhatIsAskedWhileNobodyListensIsNotKept(t *testing.T) {
+func TestAnswersWithoutTrackingAreNotCached(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	g := start(t, server.Addr, tracking.Addr)
@@ -342,13 +347,13 @@ func TestWhatIsAskedWhileNobodyListensIsNotKept(t *testing.T) {
 		s := g.create("ann")
 		tracking.Refuse()
 		tracking.Cut()
-		redistest.Eventually(t, "a tracking that is lost", func() bool { return len(g.connections()) == 0 })
+		redistest.Eventually(t, "the end of the tracking", func() bool { return len(g.connections()) == 0 })
 		for range 3 {
 			g.allow(s)
 		}
-		server.Do("DEL", key(s.Hash)) // nobody is called back
+		server.Do("DEL", key(s.Hash)) // without an invalidation
 		tracking.Heal()
-		redistest.Eventually(t, "a tracking that goes on", func() bool { return len(g.connections()) == 1 && g.Held() })
+		redistest.Eventually(t, "a new tracking", func() bool { return len(g.connections()) == 1 && g.Held() })
 		g.deny(s)
 	}
 }
@@ -377,7 +382,7 @@ func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
 				got, err := g.Principal(ctx, s.Hash)
 				cancel()
 				if err == nil && got.User() != s.User {
-					t.Errorf("%s is taken for %s", s.User, got.User())
+					t.Errorf("got the session of %s, want %s", s.User, got.User())
 				}
 				if errors.Is(err, tokens.ErrUnknown) {
 					t.Errorf("a live token is unknown")
@@ -388,7 +393,7 @@ func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
 	workers.Wait()
 }
 
-func TestAPasswordAndTLS(t *testing.T) {
+func TestPasswordAndTLS(t *testing.T) {
 	t.Run("password", func(t *testing.T) {
 		server := redistest.StartWithPassword(t, "s3cret")
 		c := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "s3cret"})
@@ -403,7 +408,7 @@ func TestAPasswordAndTLS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tracker.listener = &deaf{}
+		tracker.listener = &discard{}
 		if _, err := tracker.connectAll(t.Context()); err == nil || strings.Contains(err.Error(), "wrong ") || !strings.Contains(err.Error(), "WRONGPASS") {
 			t.Fatalf("connecting with a wrong password: %v", err)
 		}
@@ -420,14 +425,14 @@ func TestAPasswordAndTLS(t *testing.T) {
 	})
 }
 
-type deaf struct{}
+type discard struct{}
 
-func (deaf) Invalidate(tokens.Hash) {}
-func (deaf) InvalidateAll()         {}
-func (deaf) Extend(table.Instant)   {}
+func (discard) Invalidate(tokens.Hash) {}
+func (discard) InvalidateAll()         {}
+func (discard) Extend(table.Instant)   {}
 
-// A gateway that may not speak to the others must not hold a lease: they could not know of it.
-func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {
+// Without permission to publish, a gateway must not hold a lease, because others do not know it.
+func TestNoLeaseWithoutPublishPermission(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do("ACL", "SETUSER", "mute", "on", ">pw", "allkeys", "allcommands", "resetchannels")
 	server.Do("ACL", "SETUSER", "least", "on", ">pw", "~gatepost:*", "+@read", "+@write", "+hello", "+ping", "+client", "+publish", "+subscribe", "&gatepost:*")
@@ -437,9 +442,9 @@ func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {
 		return openWith(t, c, c, Config{}, RedisConfig{})
 	}
 	mute, least := as("mute"), as("least")
-	least.awaitHeld() // by PING, for ROLE is denied to it
+	least.awaitHeld() // uses PING, because ROLE is denied
 	if _, err := mute.tracker.connectAll(t.Context()); err == nil || !strings.Contains(err.Error(), "SUBSCRIBE") {
-		t.Fatalf("connecting without the right to the channels: %v", err)
+		t.Fatalf("connecting without permission for the channels: %v", err)
 	}
 	s := mute.create("ann")
 	mute.allow(s)
@@ -447,11 +452,11 @@ func TestWithoutTheRightToSpeakThereIsNoLease(t *testing.T) {
 	least.revoke(s)
 	mute.deny(s)
 	if mute.Held() || mute.Stats().Entries > 0 {
-		t.Fatal("a gateway that cannot be heard holds a lease")
+		t.Fatal("a gateway that cannot publish holds a lease")
 	}
 }
 
-func TestAReplicaIsNotTracked(t *testing.T) {
+func TestReplicaIsNotTracked(t *testing.T) {
 	server := redistest.Start(t)
 	host, port, _ := net.SplitHostPort(server.Addr)
 	replica := redistest.Start(t, "--replicaof", host, port)
@@ -459,48 +464,48 @@ func TestAReplicaIsNotTracked(t *testing.T) {
 	if _, err := g.tracker.connectAll(t.Context()); !errors.Is(err, errReplica) {
 		t.Fatalf("tracking a replica: %v", err)
 	}
-	// A master that becomes one is left.
+	// The tracking of a master ends if it becomes a replica.
 	g = start(t, replica.Addr, server.Addr)
 	server.Do("REPLICAOF", "127.0.0.1", "1")
-	redistest.Eventually(t, "a lease that is lost", func() bool { return !g.Held() })
+	redistest.Eventually(t, "the end of the lease", func() bool { return !g.Held() })
 	server.Do("REPLICAOF", "NO", "ONE")
 	g.awaitHeld()
 }
 
-func TestSentinelLeadsToTheNewMaster(t *testing.T) {
+func TestSentinelFailoverMovesTracking(t *testing.T) {
 	server := redistest.Start(t)
 	host, port, _ := net.SplitHostPort(server.Addr)
 	replica := redistest.Start(t, "--replicaof", host, port)
 	sentinel := redistest.StartSentinel(t, server)
-	redistest.Eventually(t, "a replica that Sentinel knows", func() bool {
+	redistest.Eventually(t, "Sentinel to know the replica", func() bool {
 		return strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
 	})
 	g := openReal(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	g.awaitHeld()
 	s := g.create("ann")
 	g.warm(s)
-	redistest.Eventually(t, "a replica that has it all", func() bool { return server.Do("WAIT", "1", "100") == "1" })
+	redistest.Eventually(t, "a complete replica", func() bool { return server.Do("WAIT", "1", "100") == "1" })
 	server.Kill()
-	redistest.Eventually(t, "a lease from the new master", func() bool {
+	redistest.Eventually(t, "a lease at the new master", func() bool {
 		role, err := client(t, replica.Addr).Do(t.Context(), "ROLE").Slice()
 		return err == nil && role[0] == "master" && g.Held()
 	})
-	redistest.Eventually(t, "a token in memory again", func() bool {
+	redistest.Eventually(t, "a cached token", func() bool {
 		_, _ = g.Principal(t.Context(), s.Hash)
-		return g.keeps(s)
+		return g.caches(s)
 	})
 	g.revoke(s)
 	g.deny(s)
 }
 
-func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
+func TestEveryClusterMasterIsTracked(t *testing.T) {
 	nodes := redistest.StartCluster(t, 3)
 	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{nodes[0].Addr}, DialTimeout: time.Second, ReadTimeout: time.Second})
 	t.Cleanup(func() { _ = c.Close() })
 	a, b := openWith(t, c, c, Config{}, RedisConfig{}), openWith(t, c, c, Config{}, RedisConfig{})
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	var all []*tokens.Session
-	for range 60 { // on all masters
+	for range 60 { // enough for all masters
 		s := a.create("ann")
 		b.warm(s)
 		all = append(all, s)
@@ -514,7 +519,7 @@ func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
 		if err := c.Del(t.Context(), key(s.Hash)).Err(); err != nil {
 			t.Fatal(err)
 		}
-		redistest.Eventually(t, "a token refused that was deleted by hand", func() bool {
+		redistest.Eventually(t, "a refused token that was deleted by hand", func() bool {
 			_, err := b.Principal(t.Context(), s.Hash)
 			return errors.Is(err, tokens.ErrUnknown)
 		})
@@ -523,20 +528,20 @@ func TestAClusterIsTrackedAtEachMaster(t *testing.T) {
 		t.Error("no revoke was acknowledged")
 	}
 
-	// A master that joins, as yet without slots, is tracked as well.
+	// A new master without slots is tracked too.
 	_, bus, _ := net.SplitHostPort(redistest.FreeAddr(t))
 	fourth := redistest.Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000")
 	fourth.Do("CLUSTER", "MEET", "127.0.0.1", nodes[0].Port(), clusterBus(t, nodes[0]))
-	redistest.Eventually(t, "a lease from four masters", func() bool {
+	redistest.Eventually(t, "a lease at four masters", func() bool {
 		a.tracker.mu.Lock()
 		n := len(a.tracker.conns)
 		a.tracker.mu.Unlock()
 		return n == 4 && a.Held()
 	})
 
-	// Without one of them there is no lease, and the shards of the others answer.
+	// If it freezes, there is no lease, and look-ups at the other masters still work.
 	fourth.Freeze()
-	redistest.Eventually(t, "a lease that is lost", func() bool { return !a.Held() })
+	redistest.Eventually(t, "the end of the lease", func() bool { return !a.Held() })
 	s := a.create("ben")
 	a.allow(s)
 	fourth.Thaw()
@@ -555,7 +560,7 @@ func clusterBus(t *testing.T, node *redistest.Server) string {
 	return ""
 }
 
-func TestClosingEndsEverything(t *testing.T) {
+func TestCloseEndsTracking(t *testing.T) {
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	if err := g.Close(); err != nil {
@@ -564,7 +569,7 @@ func TestClosingEndsEverything(t *testing.T) {
 	if g.Held() {
 		t.Fatal("a closed cache holds a lease")
 	}
-	redistest.Eventually(t, "no connection left", func() bool {
+	redistest.Eventually(t, "the end of the connection", func() bool {
 		return !strings.Contains(server.Do("CLIENT", "LIST"), "gatepost-tracking")
 	})
 }

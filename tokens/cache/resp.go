@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// What one message of Redis may be at most. Whatever is larger ends the connection, and with it the lease:
-// what cannot be read cannot have been heard.
+// Limits of one message of Redis. A larger message ends the connection and the lease, because it
+// could contain an invalidation.
 const (
 	maxElements = 1 << 20
 	maxBulk     = 16 << 20
@@ -19,7 +19,8 @@ const (
 
 var errProtocol = errors.New("unexpected bytes from Redis")
 
-// message is one reply or push of Redis. Kind is the type byte of RESP3 ('+', '-', ':', '$', '*', '%', '~', '>', '_', ',', '#', '(', '=').
+// message is one reply or push of Redis. kind is the type byte of RESP3
+// ('+', '-', ':', '$', '*', '%', '~', '>', '_', ',', '#', '(', '=').
 type message struct {
 	kind  byte
 	null  bool
@@ -27,7 +28,7 @@ type message struct {
 	items []message // of a map: key, value, key, value, …
 }
 
-// err returns the error that Redis answered, or nil.
+// err returns the message's error if it is an error reply, else nil.
 func (m message) err() error {
 	if m.kind == '-' || m.kind == '!' {
 		return errors.New(m.text)
@@ -35,7 +36,7 @@ func (m message) err() error {
 	return nil
 }
 
-// is says whether m is a push of the name with at least n items, the name included.
+// is reports whether m is a push with the name and at least n items, the name included.
 func (m message) is(name string, n int) bool {
 	return m.kind == '>' && len(m.items) >= n && m.items[0].text == name
 }
@@ -50,8 +51,8 @@ func (m message) field(name string) string {
 	return ""
 }
 
-// reader reads RESP3 (github.com/redis/redis-specifications, protocol/RESP3.md), without streamed types,
-// which no command that is sent here is answered with. After an error it is of no more use.
+// reader reads RESP3 (github.com/redis/redis-specifications, protocol/RESP3.md) without streamed
+// types, which no command used here returns. It must not be used after an error.
 type reader struct{ in *bufio.Reader }
 
 func newReader(in io.Reader) *reader { return &reader{bufio.NewReaderSize(in, maxLine)} }
@@ -64,7 +65,7 @@ func (r *reader) read() (message, error) {
 
 func (r *reader) readValue(depth int, budget *int) (message, error) {
 	if *budget--; *budget < 0 || depth > maxDepth {
-		return message{}, fmt.Errorf("%w: a message too large", errProtocol)
+		return message{}, fmt.Errorf("%w: the message is too large", errProtocol)
 	}
 	line, err := r.readLine()
 	if err != nil {
@@ -84,7 +85,7 @@ func (r *reader) readValue(depth int, budget *int) (message, error) {
 		return r.readItems(m, line[1:], 1, depth, budget)
 	case '%':
 		return r.readItems(m, line[1:], 2, depth, budget)
-	case '|': // attributes stand before the value that they describe
+	case '|': // attributes precede the value that they describe
 		if _, err := r.readItems(m, line[1:], 2, depth, budget); err != nil {
 			return message{}, err
 		}
@@ -93,17 +94,18 @@ func (r *reader) readValue(depth int, budget *int) (message, error) {
 	return message{}, fmt.Errorf("%w: type %q", errProtocol, m.kind)
 }
 
-// readLine returns the next line without its CRLF; it holds at least the type byte, and is good until the next read.
+// readLine returns the next line without its CRLF. It has at least the type byte, and is valid
+// until the next read.
 func (r *reader) readLine() ([]byte, error) {
 	line, err := r.in.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		return nil, fmt.Errorf("%w: a line too long", errProtocol)
+		return nil, fmt.Errorf("%w: the line is too long", errProtocol)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if len(line) < 3 || line[len(line)-2] != '\r' {
-		return nil, fmt.Errorf("%w: a line without its end", errProtocol)
+		return nil, fmt.Errorf("%w: the line does not end in CRLF", errProtocol)
 	}
 	return line[:len(line)-2], nil
 }
@@ -126,11 +128,11 @@ func (r *reader) readBulk(m message, length []byte) (message, error) {
 		return message{}, err
 	}
 	if end != [2]byte{'\r', '\n'} {
-		return message{}, fmt.Errorf("%w: a string without its end", errProtocol)
+		return message{}, fmt.Errorf("%w: the string does not end in CRLF", errProtocol)
 	}
-	if m.kind == '=' { // three letters say what kind of text it is
+	if m.kind == '=' { // three letters give the format of the text
 		if len(text) < 4 || text[3] != ':' {
-			return message{}, fmt.Errorf("%w: a text without its kind", errProtocol)
+			return message{}, fmt.Errorf("%w: the text has no format", errProtocol)
 		}
 		text = text[4:]
 	}
@@ -138,7 +140,7 @@ func (r *reader) readBulk(m message, length []byte) (message, error) {
 	return m, nil
 }
 
-// readBytes reads n bytes and takes no more memory than has arrived, or a little.
+// readBytes reads n bytes. It allocates in steps, so memory follows what has arrived.
 func (r *reader) readBytes(n int) ([]byte, error) {
 	const step = 64 << 10
 	text := make([]byte, 0, min(n, step))
@@ -177,12 +179,12 @@ func (r *reader) readItems(m message, length []byte, each, depth int, budget *in
 func readLength(text []byte, limit int) (int, error) {
 	n, err := strconv.Atoi(string(text))
 	if err != nil || n < -1 || n > limit {
-		return 0, fmt.Errorf("%w: a length of %.20q", errProtocol, text)
+		return 0, fmt.Errorf("%w: invalid length %.20q", errProtocol, text)
 	}
 	return n, nil
 }
 
-// appendCommand appends a command as Redis reads it: an array of strings.
+// appendCommand appends a command in the format that Redis reads: an array of strings.
 func appendCommand(to []byte, args ...string) []byte {
 	to = append(to, '*')
 	to = strconv.AppendInt(to, int64(len(args)), 10)

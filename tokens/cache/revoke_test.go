@@ -14,11 +14,11 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// The promise itself, a thousand times: no use that began after the revoke returned.
-func TestAfterARevokeNoOtherGatewayAccepts(t *testing.T) {
+// No use that begins after the revoke has returned is accepted, in a thousand trials.
+func TestNoGatewayAcceptsAfterRevoke(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	const workers, trials = 10, 100
 	var all sync.WaitGroup
 	for w := range workers {
@@ -31,10 +31,10 @@ func TestAfterARevokeNoOtherGatewayAccepts(t *testing.T) {
 				}
 				var over atomic.Bool
 				var user sync.WaitGroup
-				user.Go(func() { // someone who uses it at the other gateway all the while
+				user.Go(func() { // uses the token at the other gateway all the time
 					for !over.Load() {
 						if got, err := b.Principal(t.Context(), s.Hash); err == nil && !got.Has(s.Hash) {
-							t.Error("the session of another token")
+							t.Error("got the session of another token")
 						}
 						time.Sleep(50 * time.Microsecond)
 					}
@@ -55,23 +55,23 @@ func TestAfterARevokeNoOtherGatewayAccepts(t *testing.T) {
 	}
 	all.Wait()
 	if a.tracker.acknowledged.Load() == 0 {
-		t.Error("no revoke was acknowledged; all waited out the lease")
+		t.Error("no revoke was acknowledged: all waited for the lease to expire")
 	}
 }
 
-func TestEveryWayToEndASessionIsProven(t *testing.T) {
+func TestEveryRevokeIsStrict(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	for what, end := range map[string]func(s *tokens.Session) error{
 		"revoked": func(s *tokens.Session) error { return a.Revoke(t.Context(), s.Hash) },
 		"refreshed": func(s *tokens.Session) error {
 			_, err := a.Rotate(t.Context(), s.Hash, tokens.Successor{Session: session(s.User)}, 0)
 			return err
 		},
-		"ended by its id":  func(s *tokens.Session) error { return a.RevokeSession(t.Context(), s.User, s.ID) },
-		"logged out":       func(s *tokens.Session) error { _, err := a.RevokeUser(t.Context(), s.User); return err },
-		"revoked a second": func(s *tokens.Session) error { server.Do("DEL", key(s.Hash)); return a.Revoke(t.Context(), s.Hash) },
+		"revoked by id":   func(s *tokens.Session) error { return a.RevokeSession(t.Context(), s.User, s.ID) },
+		"logged out":      func(s *tokens.Session) error { _, err := a.RevokeUser(t.Context(), s.User); return err },
+		"already deleted": func(s *tokens.Session) error { server.Do("DEL", key(s.Hash)); return a.Revoke(t.Context(), s.Hash) },
 	} {
 		for range 20 {
 			s := a.create("ann")
@@ -86,24 +86,24 @@ func TestEveryWayToEndASessionIsProven(t *testing.T) {
 	}
 }
 
-// cutOff are the ways in which a gateway does not hear what Redis says to it.
-var cutOff = map[string]func(*faultproxy.Proxy){
-	"nothing comes":             func(p *faultproxy.Proxy) { p.Hold(faultproxy.Down) },
-	"nothing goes":              func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up) },
-	"partitioned":               func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up, faultproxy.Down) },
-	"half open":                 func(p *faultproxy.Proxy) { p.Swallow(faultproxy.Down) },
-	"slow by more than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 1500*time.Millisecond) },
-	"slow by less than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 300*time.Millisecond) },
+// disconnects maps each way to disconnect a gateway's tracking to its fault.
+var disconnects = map[string]func(*faultproxy.Proxy){
+	"no incoming data":             func(p *faultproxy.Proxy) { p.Hold(faultproxy.Down) },
+	"no outgoing data":             func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up) },
+	"partitioned":                  func(p *faultproxy.Proxy) { p.Hold(faultproxy.Up, faultproxy.Down) },
+	"half open":                    func(p *faultproxy.Proxy) { p.Swallow(faultproxy.Down) },
+	"delayed by more than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 1500*time.Millisecond) },
+	"delayed by less than a lease": func(p *faultproxy.Proxy) { p.Delay(faultproxy.Down, 300*time.Millisecond) },
 }
 
-func TestAfterARevokeAGatewayThatDoesNotHearDoesNotAccept(t *testing.T) {
-	for what, cut := range cutOff {
+func TestDisconnectedGatewayRefusesAfterRevoke(t *testing.T) {
+	for what, cut := range disconnects {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			server := redistest.Start(t)
 			tracking := faultproxy.Start(t, server.Addr)
 			a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
-			awaitAcquainted(t, a, b)
+			awaitPeers(t, a, b)
 			for range 2 {
 				s := a.create("ann")
 				b.warm(s)
@@ -118,28 +118,28 @@ func TestAfterARevokeAGatewayThatDoesNotHearDoesNotAccept(t *testing.T) {
 	}
 }
 
-// A lease counts from when the heartbeat was sent: its answer may have been on the way for long.
-func TestAnAnswerThatWasLongOnItsWayGivesNoLongerLease(t *testing.T) {
+// A lease counts from the time a heartbeat was sent, even if its reply was delayed.
+func TestDelayedReplyDoesNotExtendLease(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	s := a.create("ann")
 	tracking.Delay(faultproxy.Down, 500*time.Millisecond)
-	time.Sleep(600 * time.Millisecond) // so that what comes is as old as that
+	time.Sleep(600 * time.Millisecond) // from now on, replies are that old
 	b.warm(s)
 	deleted := server.CommandStats()["del"]
 	var revoke sync.WaitGroup
 	revoke.Go(func() { a.revoke(s) })
-	redistest.Eventually(t, "a token that is gone from Redis", func() bool { return server.CommandStats()["del"] > deleted })
-	time.Sleep(350 * time.Millisecond) // answers from before arrive, the call-back does not
+	redistest.Eventually(t, "the deletion in Redis", func() bool { return server.CommandStats()["del"] > deleted })
+	time.Sleep(350 * time.Millisecond) // earlier replies arrive, the invalidation does not
 	tracking.Hold(faultproxy.Down)
 	revoke.Wait()
 	b.deny(s)
 }
 
-// A gateway that has only just started knows of no other.
-func TestAFreshGatewayWaitsForThoseItHasNotHeardOf(t *testing.T) {
+// A new gateway does not know the others yet.
+func TestNewGatewayWaitsForUnknownGateways(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	b := start(t, server.Addr, tracking.Addr)
@@ -152,12 +152,12 @@ func TestAFreshGatewayWaitsForThoseItHasNotHeardOf(t *testing.T) {
 	b.deny(s)
 }
 
-// A gateway without tracking of its own cannot know who else holds a lease.
-func TestAGatewayThatIsCutOffItselfWaits(t *testing.T) {
+// A gateway without tracking does not know which gateways hold a lease.
+func TestRevokeWithoutTrackingWaitsForLeases(t *testing.T) {
 	server := redistest.Start(t)
 	mine, others := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, mine.Addr), start(t, server.Addr, others.Addr)
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	s := a.create("ann")
 	b.warm(s)
 	mine.Refuse()
@@ -166,19 +166,19 @@ func TestAGatewayThatIsCutOffItselfWaits(t *testing.T) {
 	a.revoke(s)
 	b.deny(s)
 	if a.tracker.waitedOut.Load() == 0 {
-		t.Fatal("nothing was waited out")
+		t.Fatal("the revoke did not wait for the leases")
 	}
 }
 
-func TestALookupUnderWayIsNotJoinedAfterARevoke(t *testing.T) {
+func TestEarlierLookupIsNotSharedAfterRevoke(t *testing.T) {
 	for _, trackingToo := range []bool{false, true} {
 		server := redistest.Start(t)
 		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 		a := start(t, server.Addr, server.Addr)
 		b := openWith(t, client(t, data.Addr), client(t, tracking.Addr), Config{LookupTimeout: time.Minute}, RedisConfig{})
-		awaitAcquainted(t, a, b)
+		awaitPeers(t, a, b)
 		s := a.create("ann")
-		b.Principal(t.Context(), randomHash()) // a connection that is open
+		b.Principal(t.Context(), randomHash()) // opens a connection
 		asked := server.CommandStats()["get"]
 		data.Delay(faultproxy.Down, 900*time.Millisecond)
 		var before sync.WaitGroup
@@ -189,13 +189,13 @@ func TestALookupUnderWayIsNotJoinedAfterARevoke(t *testing.T) {
 		}
 		a.revoke(s)
 		if _, err := b.Principal(t.Context(), s.Hash); err == nil {
-			t.Errorf("after the revoke returned (tracking held: %v) the answer of a look-up from before is taken", trackingToo)
+			t.Errorf("an earlier answer was used after the revoke returned (tracking held: %v)", trackingToo)
 		}
 		before.Wait()
 	}
 }
 
-func TestPromptRevokesAreHeardAfterThem(t *testing.T) {
+func TestPromptRevokeDoesNotWait(t *testing.T) {
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	a.SetRevocation(Prompt)
@@ -203,28 +203,28 @@ func TestPromptRevokesAreHeardAfterThem(t *testing.T) {
 	b.warm(s)
 	a.revoke(s)
 	a.deny(s)
-	redistest.Eventually(t, "a token refused", func() bool {
+	redistest.Eventually(t, "a refused token", func() bool {
 		_, err := b.Principal(t.Context(), s.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 	if a.tracker.acknowledged.Load()+a.tracker.waitedOut.Load() != 0 {
-		t.Fatal("a prompt revoke waited for the others")
+		t.Fatal("a prompt revoke waited for the other gateways")
 	}
 }
 
-func TestARevokeWhoseWaitWasCutIsNoSuccess(t *testing.T) {
+func TestCanceledRevokeFails(t *testing.T) {
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	s := a.create("ann")
 	b.warm(s)
 	tracking.Hold(faultproxy.Down)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := a.Revoke(ctx, s.Hash); !errors.Is(err, tokens.ErrUnavailable) {
-		t.Fatalf("a revoke that was not proven: %v", err)
+		t.Fatalf("a revoke with a canceled wait: %v", err)
 	}
-	a.revoke(s) // again, with time enough
+	a.revoke(s) // again, with enough time
 	b.deny(s)
 }

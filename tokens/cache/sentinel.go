@@ -14,25 +14,25 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Sentinels say which server is the master. *redisstore.Store does.
+// Sentinels find the current master. *redisstore.Store implements it.
 type Sentinels interface {
-	// NamedMasters returns every server that a Sentinel that answers names as the master: more than one while they
-	// do not agree.
+	// NamedMasters returns every server that an answering Sentinel names as the master. There are
+	// several while the Sentinels disagree.
 	NamedMasters(ctx context.Context) ([]string, error)
-	// Dial connects to one.
+	// Dial connects to a server.
 	Dial(ctx context.Context, addr string) (net.Conn, error)
 }
 
-// failoverClient is what go-redis gives a client that Sentinel leads for its address.
+// failoverClient is the address of a go-redis client behind Sentinel.
 const failoverClient = "FailoverClient"
 
 var (
 	errReplaced = errors.New("sentinel names another master")
 	errDisagree = errors.New("the Sentinels name different masters")
-	errMoved    = errors.New("the look-ups went to a server that is not tracked")
+	errMoved    = errors.New("look-ups reached a server that is not tracked")
 )
 
-// nameTimeout is how long a Sentinel may take to say who the master is. Those that are not heard by then do not count.
+// nameTimeout bounds one query of the Sentinels. Later answers do not count.
 const nameTimeout = 250 * time.Millisecond
 
 // named returns the one master that the Sentinels name.
@@ -49,12 +49,12 @@ func named(ctx context.Context, sentinels Sentinels) (string, error) {
 	return all[0], nil
 }
 
-// watchName asks the Sentinels with each heartbeat whether the master is still the one that is tracked: a master that they have
-// replaced may go on for seconds as if it were one. Where they name another the tracking ends; where none answers,
-// the lease runs out.
-func (c *conn) watchName(ctx context.Context) error {
+// watchMaster checks with each heartbeat that the Sentinels still name the tracked master, because
+// a replaced master may act as master for some seconds more. If they name another one, the tracking
+// ends; if none answers, the lease expires.
+func (c *conn) watchMaster(ctx context.Context) error {
 	for {
-		if err := c.checkName(ctx); errors.Is(err, errReplaced) {
+		if err := c.checkMaster(ctx); errors.Is(err, errReplaced) {
 			return err
 		}
 		if err := sleep(ctx, c.redis.lease/4); err != nil {
@@ -63,8 +63,8 @@ func (c *conn) watchName(ctx context.Context) error {
 	}
 }
 
-// checkName asks once, and keeps when it asked.
-func (c *conn) checkName(ctx context.Context) error {
+// checkMaster queries the Sentinels once and records the time of the query.
+func (c *conn) checkMaster(ctx context.Context) error {
 	asked := table.Now()
 	name, err := named(ctx, c.redis.sentinels)
 	switch {
@@ -79,34 +79,34 @@ func (c *conn) checkName(ctx context.Context) error {
 	return nil
 }
 
-// led is the data connections of a client that Sentinel leads, so that the lease vouches only for what the tracked server
-// itself has answered: while one is held all of them lead there.
-type led struct {
+// dataConns holds the data connections of a client behind Sentinel. The lease covers only answers
+// of the tracked server, so while it is held all data connections must lead there.
+type dataConns struct {
 	mu    sync.Mutex
-	conns map[*ledConn]struct{}
-	// at is the server that is tracked, and moved ends that; empty and nil while none is.
+	conns map[*dataConn]struct{}
+	// at is the tracked server, and moved ends the tracking. Both are zero if nothing is tracked.
 	at    string
 	moved func()
 }
 
-// follow keeps account of the connections that client dials from now on: it must not have dialled before.
-func follow(client *redis.Client) *led {
-	l := &led{conns: make(map[*ledConn]struct{})}
+// follow records all connections that client dials. The client must not have dialled before.
+func follow(client *redis.Client) *dataConns {
+	l := &dataConns{conns: make(map[*dataConn]struct{})}
 	client.AddHook(l)
 	return l
 }
 
-// DialHook ends the tracking before a connection that leads elsewhere can be used.
-func (l *led) DialHook(next redis.DialHook) redis.DialHook {
+// DialHook ends the tracking before a connection to another server can be used.
+func (l *dataConns) DialHook(next redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		nc, err := next(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
 		if to, ok := nc.RemoteAddr().(*net.TCPAddr); ok && to.Port == 0 {
-			return nc, nil // never made, and fails on first use
+			return nc, nil // not connected; it fails on first use
 		}
-		c := &ledConn{Conn: nc, led: l}
+		c := &dataConn{Conn: nc, data: l}
 		l.mu.Lock()
 		l.conns[c] = struct{}{}
 		if l.moved != nil && nc.RemoteAddr().String() != l.at {
@@ -120,36 +120,37 @@ func (l *led) DialHook(next redis.DialHook) redis.DialHook {
 	}
 }
 
-// ProcessHook changes nothing.
-func (l *led) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+// ProcessHook returns next unchanged.
+func (l *dataConns) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 
-// ProcessPipelineHook changes nothing.
-func (l *led) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+// ProcessPipelineHook returns next unchanged.
+func (l *dataConns) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
-// pin closes all connections that lead elsewhere than to at; moved is called, once at most and with the lock held, before a new
-// one can.
-func (l *led) pin(at string, moved func()) {
+// pin closes all connections to servers other than at. Before a new one can be used, moved is
+// called, at most once and with the lock held.
+func (l *dataConns) pin(at string, moved func()) {
 	l.mu.Lock()
 	l.at, l.moved = at, sync.OnceFunc(moved)
-	l.closeThose(func(to string) bool { return to != at })
+	l.closeMatching(func(to string) bool { return to != at })
 	l.mu.Unlock()
 }
 
-// unpin ends what pin began. Where the server was replaced, the look-ups leave it too: go-redis might hear of it later.
-func (l *led) unpin(replaced bool) {
+// unpin ends what pin began. If the server was replaced, unpin also closes the connections to it,
+// because go-redis may notice later.
+func (l *dataConns) unpin(replaced bool) {
 	l.mu.Lock()
 	at := l.at
 	l.at, l.moved = "", nil
 	if replaced {
-		l.closeThose(func(to string) bool { return to == at })
+		l.closeMatching(func(to string) bool { return to == at })
 	}
 	l.mu.Unlock()
 }
 
-// closeThose closes connections under whoever uses them. The lock is held.
-func (l *led) closeThose(leadTo func(addr string) bool) {
+// closeMatching closes matching connections, even those in use. The caller holds the lock.
+func (l *dataConns) closeMatching(leadTo func(addr string) bool) {
 	for c := range l.conns {
 		if leadTo(c.RemoteAddr().String()) {
 			delete(l.conns, c)
@@ -158,21 +159,21 @@ func (l *led) closeThose(leadTo func(addr string) bool) {
 	}
 }
 
-// ledConn is one data connection.
-type ledConn struct {
+// dataConn is one data connection.
+type dataConn struct {
 	net.Conn
-	led *led
+	data *dataConns
 }
 
-func (c *ledConn) Close() error {
-	c.led.mu.Lock()
-	delete(c.led.conns, c)
-	c.led.mu.Unlock()
+func (c *dataConn) Close() error {
+	c.data.mu.Lock()
+	delete(c.data.conns, c)
+	c.data.mu.Unlock()
 	return c.Conn.Close()
 }
 
-// checkedConn is one whose health go-redis can look at before it uses it.
+// checkedConn lets go-redis check the connection's health before use.
 type checkedConn struct {
-	*ledConn
+	*dataConn
 	syscall.Conn
 }

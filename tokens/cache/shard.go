@@ -8,30 +8,33 @@ import (
 	"gatepost/tokens"
 )
 
-// shard holds the principals of a part of the tokens, no more than its bounds. A kept principal is its string, a place in
-// the ring and one in the index: a session with all that is known of it would be four times that.
+// shard holds the principals of a part of the tokens, within its bounds. A cached principal takes
+// its string, one slot in the ring and one cell in the index; a whole session would take four times
+// that.
 type shard struct {
 	mu sync.RWMutex
-	// generation counts what was called back in this shard. What was asked for in an older one is not kept.
+	// generation counts the invalidations in this shard. Answers to look-ups from an earlier
+	// generation are not cached.
 	generation uint64
-	// epoch is the one in which all that is kept was asked for.
+	// epoch is the epoch in which all cached principals were looked up.
 	epoch uint64
 	// slots finds the slot of a token in the ring.
 	slots index
-	// ring is who is kept, in the order of the clock's hand.
+	// ring holds the cached principals in the order of the clock's hand.
 	ring  []tokens.Principal
 	hand  int
 	bytes int
-	// used are the places in the ring that were asked for since the hand passed them. They are marked under the lock for reading.
+	// used marks the slots that were read since the hand passed them. Readers set marks under the
+	// read lock.
 	used bitset
-	// loads are the look-ups that are under way.
+	// loads are the look-ups in progress.
 	loads map[tokens.Hash]*load
-	// revoking are the tokens that this gateway is revoking, with how often: they open nothing here, whatever the store says.
-	revoking map[tokens.Hash]int
-
+	// revoking counts the revokes in progress per token. The token is refused here meanwhile,
+	// whatever the store answers.
+	revoking                map[tokens.Hash]int
 	hits, misses, evictions atomic.Uint64
 
-	_ [64]byte // so that two shards share no cache line
+	_ [64]byte // keeps two shards out of one cache line
 }
 
 func newShard() *shard {
@@ -43,7 +46,7 @@ func newShard() *shard {
 	return s
 }
 
-// get returns the kept principal of a token and the epoch in which it was asked for, or nobody. It counts as a use.
+// get returns the cached principal of a token and its epoch, or zero values. It counts as a use.
 func (s *shard) get(h tokens.Hash) (tokens.Principal, uint64) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -55,15 +58,16 @@ func (s *shard) get(h tokens.Hash) (tokens.Principal, uint64) {
 	return s.ring[at], s.epoch
 }
 
-// find returns the place of a token. The lock is held.
+// find returns the slot of a token. The caller holds the lock.
 func (s *shard) find(h tokens.Hash) (at int, ok bool) {
 	return s.slots.find(partOf(h), func(at int) bool { return s.ring[at].Has(h) })
 }
 
-// part is the one of the token at a place. The lock is held.
+// part returns the part of the token at a slot. The caller holds the lock.
 func (s *shard) part(at int) part { return partOf(s.ring[at].Hash()) }
 
-// put keeps a principal that was asked for in an epoch, and evicts what was not used lately where the bounds ask for it. The lock is held.
+// put caches a principal that was looked up in an epoch, and evicts others as the bounds require.
+// The caller holds the lock.
 func (s *shard) put(principal tokens.Principal, epoch uint64, maxEntries, maxBytes int) {
 	size := sizeOf(principal)
 	if size > maxBytes {
@@ -80,7 +84,8 @@ func (s *shard) put(principal tokens.Principal, epoch uint64, maxEntries, maxByt
 	for len(s.ring) >= maxEntries || s.bytes+size > maxBytes {
 		s.evict()
 	}
-	if n := len(s.ring); n == cap(s.ring) && n >= maxEntries/2 { // it will hardly be larger than that: append would make room for more
+	// append would reserve more than maxEntries.
+	if n := len(s.ring); n == cap(s.ring) && n >= maxEntries/2 {
 		s.ring = append(make([]tokens.Principal, 0, maxEntries), s.ring...)
 	}
 	s.slots.add(partOf(hash), len(s.ring), s.part)
@@ -89,8 +94,8 @@ func (s *shard) put(principal tokens.Principal, epoch uint64, maxEntries, maxByt
 	s.bytes += size
 }
 
-// evict drops the first under the hand that was not used since the hand passed it (the CLOCK algorithm). The
-// lock is held, and somebody is kept.
+// evict drops the first principal that was not used since the hand passed it (the CLOCK algorithm).
+// The caller holds the lock, and the ring is not empty.
 func (s *shard) evict() {
 	for {
 		if s.hand >= len(s.ring) {
@@ -105,7 +110,7 @@ func (s *shard) evict() {
 	}
 }
 
-// drop forgets who is at a place; the last takes it. The lock is held.
+// drop removes the principal at a slot and moves the last one there. The caller holds the lock.
 func (s *shard) drop(at int) {
 	s.bytes -= sizeOf(s.ring[at])
 	s.slots.drop(s.part(at), at, s.part)
@@ -122,15 +127,16 @@ func (s *shard) drop(at int) {
 	s.ring = s.ring[:last]
 }
 
-// callBack forgets a token and every look-up of the shard that was sent before. The lock is held.
-func (s *shard) callBack(h tokens.Hash) {
+// invalidate removes a token and discards every earlier look-up of the shard. The caller holds the
+// lock.
+func (s *shard) invalidate(h tokens.Hash) {
 	s.generation++
 	if at, ok := s.find(h); ok {
 		s.drop(at)
 	}
 }
 
-// dropExpired forgets a token unless it was replaced by one that lives.
+// dropExpired removes a token if its principal is still expired.
 func (s *shard) dropExpired(h tokens.Hash, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,36 +145,36 @@ func (s *shard) dropExpired(h tokens.Hash, now time.Time) {
 	}
 }
 
-// clear forgets everybody and every look-up that was sent before. The lock is held, or the shard is new.
+// clear empties the shard and discards every earlier look-up. The caller holds the lock.
 func (s *shard) clear() {
 	s.generation++
 	s.forget()
 }
 
-// forget forgets everybody. The lock is held.
+// forget empties the shard. The caller holds the lock.
 func (s *shard) forget() {
 	s.slots = index{}
 	s.ring, s.used, s.hand, s.bytes = nil, nil, 0, 0
 }
 
-// sizes returns how much is kept.
+// sizes returns the number of cached principals and their bytes.
 func (s *shard) sizes() (entries, bytes int) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return len(s.ring), s.bytes
 }
 
-// bitset says of places whether they are marked, in a bit each.
+// bitset has one bit per slot.
 type bitset []uint64
 
-// reach makes room for so many places. Those that are new are not marked.
+// reach grows the bitset to the number of slots. New bits are clear.
 func (m *bitset) reach(places int) {
 	if places > 64*len(*m) {
 		*m = append(*m, 0)
 	}
 }
 
-// mark may be called by many goroutines at once; most find what they would write.
+// mark sets a bit. It is safe for concurrent use; most calls find the bit set and write nothing.
 func (m bitset) mark(at int) {
 	word, bit := &m[at/64], uint64(1)<<(at%64)
 	if atomic.LoadUint64(word)&bit == 0 {
@@ -176,7 +182,7 @@ func (m bitset) mark(at int) {
 	}
 }
 
-// unmark says whether the place was marked. Nothing else may be called meanwhile.
+// unmark clears a bit and reports whether it was set. It must not run concurrently.
 func (m bitset) unmark(at int) (was bool) {
 	word, bit := &m[at/64], uint64(1)<<(at%64)
 	was = *word&bit != 0
@@ -184,8 +190,10 @@ func (m bitset) unmark(at int) (was bool) {
 	return was
 }
 
-// overhead is what keeping a principal costs beside its string: 16 bytes in the ring and 4 in the index, of which some are empty.
+// overhead is the cost of a cached principal besides its string: 16 bytes in the ring, 4 in the
+// index, and the share of empty cells.
 const overhead = 22
 
-// sizeOf estimates the memory that keeping a principal takes, in bytes. Short strings are allocated in steps of 16.
+// sizeOf estimates the bytes that a cached principal takes. Short strings are allocated in steps of
+// 16.
 func sizeOf(h tokens.Principal) int { return overhead + (h.Size()+15)&^15 }

@@ -518,7 +518,7 @@ func TestUserWithFewPermissionsIsEnough(t *testing.T) {
 	revokesAreFollowed(t, server, s, s)
 }
 
-func TestSentinelLeadsToTheNewMaster(t *testing.T) {
+func TestSentinelFailoverMovesTracking(t *testing.T) {
 	master := redistest.Start(t)
 	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port())
 	redistest.Eventually(t, "a replica in step", func() bool {

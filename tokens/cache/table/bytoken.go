@@ -7,14 +7,15 @@ import (
 	"gatepost/tokens"
 )
 
-// byToken finds the slots of a token: a hash table with chains through arrays, of 16 bytes a slot and without pointers. It knows
-// of a token eight bytes of its hash; two tokens that share them are dropped together, which costs one question each.
+// byToken finds the slots of a token. It is a hash table with chains in arrays, 16 bytes per slot
+// and without pointers. It stores eight bytes of a token's hash. Two tokens that share them are
+// dropped together, which costs one extra check each.
 type byToken struct {
-	heads []uint32 // :: chain → its first slot plus one
-	next  []uint32 // :: slot → the next one of its chain plus one
-	owner []uint64 // :: slot → whose decision is in it
-	since []uint32 // :: slot → the generation in which it was linked
-	// generation counts the clears. A slot that was linked in an older one is linked no more.
+	heads []uint32 // chain → its first slot plus one
+	next  []uint32 // slot → the next slot of its chain plus one
+	owner []uint64 // slot → the token of its decision
+	since []uint32 // slot → the generation in which it was linked
+	// generation counts the clears. A slot that was linked in an earlier generation is not linked.
 	generation uint32
 }
 
@@ -34,7 +35,7 @@ func (b *byToken) head(owner uint64) *uint32 { return &b.heads[owner&uint64(len(
 
 func (b *byToken) linked(slot int) bool { return b.since[slot] == b.generation }
 
-// of yields the slots of a token. They may be written meanwhile, but not linked or unlinked.
+// of yields the slots of a token. The caller may write them, but not link or unlink them.
 func (b *byToken) of(h tokens.Hash) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		for at := *b.head(owner(h)); at != 0; at = b.next[at-1] {
@@ -45,14 +46,14 @@ func (b *byToken) of(h tokens.Hash) iter.Seq[int] {
 	}
 }
 
-// link says that a slot, which is not linked, is a token's.
+// link assigns a slot, which must not be linked, to a token.
 func (b *byToken) link(slot int, h tokens.Hash) {
 	head := b.head(owner(h))
 	b.owner[slot], b.since[slot] = owner(h), b.generation
 	b.next[slot], *head = *head, uint32(slot+1)
 }
 
-// unlink says that a slot is nobody's.
+// unlink removes a slot from its token.
 func (b *byToken) unlink(slot int) {
 	if b.linked(slot) {
 		b.prune(b.head(b.owner[slot]), func(one int) bool { return one == slot })
@@ -64,11 +65,11 @@ func (b *byToken) remove(h tokens.Hash) {
 	b.prune(b.head(owner(h)), func(one int) bool { return b.owner[one] == owner(h) })
 }
 
-// prune unlinks the slots of a chain that are to go.
-func (b *byToken) prune(at *uint32, gone func(slot int) bool) {
+// prune unlinks the slots of a chain for which remove returns true.
+func (b *byToken) prune(at *uint32, remove func(slot int) bool) {
 	for *at != 0 {
 		slot := int(*at - 1)
-		if gone(slot) {
+		if remove(slot) {
 			b.since[slot] = b.generation - 1
 			*at = b.next[slot]
 		} else {

@@ -2,8 +2,9 @@ package table
 
 import "time"
 
-// Instant is one moment by the two clocks that end a decision. Boot counts from the start of the machine, also while it is
-// suspended, and cannot be set (CLOCK_BOOTTIME); Wall can be set, and goes on while a virtual machine is held.
+// Instant is one moment on the two clocks that end a decision. Boot is CLOCK_BOOTTIME: it counts
+// from the start of the machine, also during suspend, and cannot be set. Wall can be set, but it
+// also advances while a virtual machine is paused.
 type Instant struct {
 	Boot time.Duration
 	Wall time.Time

@@ -14,8 +14,9 @@ import (
 // mapping is a file of 64-bit words in shared memory.
 type mapping []uint64
 
-// createFile makes a file of zeros and maps it. The file is written beside path, so that nobody finds a part of it; publish
-// renames it. All of its memory is allocated at once: a page that cannot be allocated later would end the process.
+// createFile creates a file of zeros and maps it. The file is written beside path and publish
+// renames it, so no reader finds a partial file. All memory is allocated at once, because a page
+// that cannot be allocated later would end the process.
 func createFile(path string, words int) (m mapping, publish func() error, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
@@ -31,7 +32,8 @@ func createFile(path string, words int) (m mapping, publish func() error, err er
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		return nil, nil, fmt.Errorf("allocating %d bytes: %w", size, err)
 	}
-	if err := f.Chmod(0o644); err != nil { // Envoy may be another user; the folder says who gets here
+	// Envoy may run as another user; the folder limits access
+	if err := f.Chmod(0o644); err != nil {
 		return nil, nil, err
 	}
 	raw, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
@@ -54,7 +56,7 @@ func (m mapping) unmap() error {
 func boottime() time.Duration {
 	var t unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0 // then nothing that is written is in force
+		return 0 // then no decision is valid
 	}
 	return time.Duration(t.Nano())
 }

@@ -15,5 +15,5 @@ func (mapping) unmap() error { return nil }
 
 func boottime() time.Duration { return 0 }
 
-// Folder is for Linux.
+// Folder is only supported on Linux.
 func Folder() (dir string, release func() error, err error) { return "", nil, errors.ErrUnsupported }

@@ -9,11 +9,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sharedMemory is the system's folder for files in memory. A table on a disk would be written back, and its writer wait for that.
+// sharedMemory is the system's folder for files in memory. On a disk, writes to the table would
+// block on write-back.
 const sharedMemory = "/dev/shm"
 
-// Folder makes a folder for a table in shared memory, which this user alone can enter. It removes those that processes of this user
-// have left behind that were killed: each process holds a lock on its own. release removes it.
+// Folder creates a folder for a table in shared memory that only this user can enter. Each process
+// holds a lock on its folder; Folder removes unlocked folders, which killed processes of this user
+// have left. release removes the new folder.
 func Folder() (dir string, release func() error, err error) { return folderIn(sharedMemory) }
 
 func folderIn(parent string) (dir string, release func() error, err error) {
@@ -32,13 +34,13 @@ func folderIn(parent string) (dir string, release func() error, err error) {
 		return "", nil, err
 	}
 	held, err := lock(dir)
-	if err != nil { // another process has taken it for one that was left behind
+	if err != nil { // another process took it for an abandoned one
 		return "", nil, fmt.Errorf("locking a folder in %s: %w", parent, err)
 	}
 	return dir, func() error { return errors.Join(os.RemoveAll(dir), held.Close()) }, nil
 }
 
-// lock locks a folder that nobody else has locked, until it is closed.
+// lock takes the lock of a folder, until the file is closed. It fails if another process holds it.
 func lock(dir string) (*os.File, error) {
 	f, err := os.Open(dir)
 	if err != nil {

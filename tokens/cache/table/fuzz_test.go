@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// FuzzModule gives the module, under ASan and UBSan, any table, any route and any request. Whatever they are it must end with an
-// answer; and a hit needs a table whose header and slot are in order, with a user that can be a header's value.
+// FuzzModule feeds any table, route and request to the module under ASan and UBSan. The module must
+// always answer, and a hit must have a user that is a valid header value.
 func FuzzModule(f *testing.F) {
 	r := newRig(f)
 	r.table.Put(0, r.entry())
@@ -32,8 +32,9 @@ func FuzzModule(f *testing.F) {
 		path := filepath.Join(dir, fmt.Sprint(n))
 		if len(table) >= 16 {
 			table = append([]byte{}, table...)
-			copy(table, good[:8])                                                                      // the magic
-			copy(table[8:16], []byte{byte(buckets), byte(buckets >> 8), byte(buckets >> 16), 0, 0, 0}) // else hardly any is mapped
+			// Set the magic and a small number of buckets; otherwise hardly any input is mapped.
+			copy(table, good[:8])
+			copy(table[8:16], []byte{byte(buckets), byte(buckets >> 8), byte(buckets >> 16), 0, 0, 0})
 		}
 		if err := os.WriteFile(path, table, 0o600); err != nil {
 			t.Fatal(err)

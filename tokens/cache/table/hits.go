@@ -11,7 +11,8 @@ import (
 
 const hitsBytes = 8 * hitsSlots * hitsWords
 
-// Hits are the numbers of requests that the module has let pass, by service, since the table was created.
+// Hits are the counts of requests that the module has allowed, by service, since the table was
+// created.
 type Hits []byte
 
 // Of returns the hits of a service.
@@ -32,15 +33,16 @@ func (h Hits) Of(service string) uint64 {
 	return 0
 }
 
-// ServiceID identifies a service in the file of the hits. It is never 0.
+// ServiceID identifies a service in the hits file. It is never 0.
 func ServiceID(name string) uint64 {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(name)) // never fails
 	return max(1, h.Sum64())
 }
 
-// Hits reads the file of the hits. It is read rather than mapped: Envoy may write to it, and an access to a mapped file that Envoy
-// has truncated would end this process. On amd64 and arm64 the kernel copies whole words, so a count is not torn.
+// Hits reads the hits file. It does not map the file: Envoy may write to it, and an access to a
+// mapped file that Envoy has truncated would end this process. On amd64 and arm64 the kernel copies
+// whole words, so a count is not torn.
 func (t *Table) Hits() Hits {
 	if t == nil {
 		return nil
@@ -57,8 +59,8 @@ func (t *Table) Hits() Hits {
 	return raw
 }
 
-// createHits makes the file of the hits, in the place of what is there. Envoy may write to it, so it is open to this user alone, and
-// to the folder's group if the folder gives its group to what is made in it (set-group-ID), as the sockets are.
+// createHits creates the hits file, replacing any other. Envoy may write to it, so only this user
+// has access. If the folder is set-group-ID, its group has access too, as for the sockets.
 func createHits(path string) (f *os.File, err error) {
 	dir := filepath.Dir(path)
 	folder, err := os.Stat(dir)

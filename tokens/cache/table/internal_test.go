@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestLayoutIsTheHeaders compares every number of envoy/module/table.h with the writer's.
-func TestLayoutIsTheHeaders(t *testing.T) {
+// TestLayoutMatchesHeader compares every number in envoy/module/table.h with the writer's.
+func TestLayoutMatchesHeader(t *testing.T) {
 	ours := map[string]uint64{
 		"MAGIC": magic, "HEADER_WORDS": headerWords, "HEADER_MAGIC": headerMagic, "HEADER_BUCKETS": headerBuckets,
 		"HEADER_SEQ": headerSeq, "HEADER_KEY0": headerKey0, "HEADER_KEY1": headerKey1, "HEADER_UNTIL_BOOT": headerUntilBoot,
@@ -28,10 +28,10 @@ func TestLayoutIsTheHeaders(t *testing.T) {
 	for _, define := range regexp.MustCompile(`(?m)^#define GP_(\w+) (\S+)$`).FindAllStringSubmatch(string(text), -1) {
 		theirs, err := strconv.ParseUint(define[2], 0, 64)
 		if err != nil {
-			t.Errorf("GP_%s is no number: %v", define[1], err)
+			t.Errorf("GP_%s is not a number: %v", define[1], err)
 		}
 		if mine, known := ours[define[1]]; !known || mine != theirs {
-			t.Errorf("GP_%s is %s in table.h, and %d here (known: %v)", define[1], define[2], mine, known)
+			t.Errorf("GP_%s is %s in table.h and %d here (known: %v)", define[1], define[2], mine, known)
 		}
 		delete(ours, define[1])
 	}
@@ -40,8 +40,8 @@ func TestLayoutIsTheHeaders(t *testing.T) {
 	}
 }
 
-// TestSipHash holds the writer to the reference vectors of SipHash-2-4-128 (key and message 00 01 02 …); TestSipHashOfTheModule
-// holds the module to the writer.
+// TestSipHash checks the writer against the reference vectors of SipHash-2-4-128 (key and message
+// 00 01 02 …). TestSipHashOfTheModule checks the module against the writer.
 func TestSipHash(t *testing.T) {
 	key := [2]uint64{0x0706050403020100, 0x0f0e0d0c0b0a0908}
 	for n, want := range []tag{
@@ -53,9 +53,9 @@ func TestSipHash(t *testing.T) {
 	}
 }
 
-// TestSizeOfTheDefault: the decisions about 100,000 tokens take less than 16 MiB in all, with UUIDs for users, and
-// nearly all of them have a place at once.
-func TestSizeOfTheDefault(t *testing.T) {
+// The decisions about 100,000 tokens with UUIDs as users take less than 16 MiB, and nearly all of
+// them have a slot at the same time.
+func TestDefaultSize(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "table")
 	made, err := Create(path, Decisions, nil)
 	if err != nil {
@@ -71,7 +71,7 @@ func TestSizeOfTheDefault(t *testing.T) {
 		size += info.Size()
 	}
 	if mapped := 8 * len(made.words); int64(mapped) > size {
-		t.Errorf("%d bytes are mapped of %d", mapped, size)
+		t.Errorf("%d bytes are mapped of a file of %d", mapped, size)
 	}
 	found := map[tag]bool{}
 	for i := range 100_000 {
@@ -84,11 +84,11 @@ func TestSizeOfTheDefault(t *testing.T) {
 	}
 	t.Logf("%d bytes, %d of 100,000 decisions found", size, len(found))
 	if size >= 16<<20 || len(found) < 97_000 {
-		t.Errorf("%d bytes, and %d of 100,000 decisions have a place", size, len(found))
+		t.Errorf("%d bytes, %d of 100,000 decisions have a slot", size, len(found))
 	}
 }
 
-// TestFolderOfAKilledProcessIsRemoved: and that of a living one is not.
+// Folder removes the folder of a killed process, but not that of a living one.
 func TestFolderOfAKilledProcessIsRemoved(t *testing.T) {
 	parent := t.TempDir()
 	alive, release, err := folderIn(parent)
@@ -120,8 +120,8 @@ func TestFolderOfAKilledProcessIsRemoved(t *testing.T) {
 	}
 }
 
-// TestWhoMayWriteTheHits: this user, and the folder's group if what is made in the folder belongs to it, as the sockets do.
-func TestWhoMayWriteTheHits(t *testing.T) {
+// Only this user can write the hits file, and the folder's group if the folder is set-group-ID.
+func TestHitsFilePermissions(t *testing.T) {
 	for folder, want := range map[os.FileMode]os.FileMode{0o750: 0o600, 0o755: 0o600, 0o750 | os.ModeSetgid: 0o660} {
 		dir := t.TempDir()
 		if err := os.Chmod(dir, folder); err != nil {

@@ -12,12 +12,12 @@ import (
 	"gatepost/tokens/cache/table/tabletest"
 )
 
-// clock is the time, as the writer and the module see it.
+// clock is the time of both the writer and the module.
 type clock struct{ table.Instant }
 
 func (c *clock) now() table.Instant { return c.Instant }
 
-// rule identifies the rule in these tests; route is the configuration of a route with it.
+// rule identifies the rule in these tests; route returns the configuration of a route with it.
 var rule = [16]byte{0: 0xab, 15: 0xcd}
 
 func route(longest time.Duration, flags string) string {
@@ -26,7 +26,7 @@ func route(longest time.Duration, flags string) string {
 
 func hash(token string) tokens.Hash { return sha256.Sum256([]byte(token)) }
 
-// rig is a table and a module that reads it, with one clock.
+// rig is a table and a module that reads it, on one clock.
 type rig struct {
 	*tabletest.Driver
 	t     testing.TB
@@ -51,7 +51,7 @@ func newRigOf(t testing.TB, driver *tabletest.Driver) *rig {
 	return r
 }
 
-// create makes a new table, whose lease runs for a second.
+// create creates a new table with a lease of a second.
 func (r *rig) create() {
 	r.t.Helper()
 	made, err := table.Create(r.path, 1024, r.clock.now)
@@ -65,14 +65,14 @@ func (r *rig) create() {
 
 func (r *rig) extend() { r.table.Extend(r.clock.Add(time.Second)) }
 
-// advance lets time pass, with heartbeats.
+// advance moves the clock and extends the lease.
 func (r *rig) advance(d time.Duration) {
 	r.clock.Instant = r.clock.Add(d)
 	r.extend()
 	r.At(r.clock.Instant)
 }
 
-// entry is a decision about alice's token in Authorization, which expires in an hour.
+// entry returns a decision about alice's token in Authorization, which expires in an hour.
 func (r *rig) entry() *table.Entry {
 	return &table.Entry{
 		Rule: rule, Inputs: [4]string{"Bearer alice-token"}, Token: hash("alice-token"), User: "alice",

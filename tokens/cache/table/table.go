@@ -1,18 +1,22 @@
-// Package table decides what the module in Envoy may answer by itself: it writes decisions into a table in shared memory, and
-// takes them out before a revoke is answered; and it reads how many requests the module has let pass. The layout and the reader's half of the protocol are in envoy/module (table.h
-// and module.c).
+// Package table decides which requests the module in Envoy may answer by itself. It writes
+// decisions into a table in shared memory and removes them before a revoke returns. It also reads
+// how many requests the module has allowed. The layout and the reader's half of the protocol are in
+// envoy/module (table.h and module.c).
 //
 // # Memory ordering
 //
-// The readers are in another process, so the Go memory model says nothing about them; what counts is what the compiler emits.
-// Every word of the file is written by a store of sync/atomic. Those are single instructions on naturally aligned words, and
-// sequentially consistent: XCHG on amd64, STLR (store-release) on arm64. So the compiler neither merges, splits nor moves
-// them, and a reader that sees a store sees all stores before it in program order. The cache coherence of the machine does not know
-// processes: two mappings of one page are one memory. A reader that loads the sequence, the words and the sequence again, with the fences
-// that table.h asks for, therefore sees a torn write as an odd or a changed sequence. A Go program could not read
-// the table in this way under the race detector's rules without atomics; the only reader in Go is the writer, under its lock.
+// The readers are in another process, so the Go memory model does not cover them; the instructions
+// that the compiler emits do. Every word of the file is written by a store of sync/atomic. Such a
+// store is one sequentially consistent instruction on a naturally aligned word: XCHG on amd64, STLR
+// (store-release) on arm64. So the compiler neither merges, splits nor moves stores, and a reader
+// that sees a store sees all earlier stores in program order. Cache coherence works on physical
+// memory, so two mappings of one page behave as one. A reader loads the sequence, the words and the
+// sequence again, with the fences that table.h requires. It sees a torn write as an odd or a
+// changed sequence. The only reader in Go is the writer, under its lock, so the race detector has
+// nothing to report.
 //
-// An invalidation is complete when Drop or Reset returns: the stores have been executed, and the next load by any CPU sees them.
+// An invalidation is complete when Drop or Reset returns: the stores have been executed, and the
+// next load by any CPU sees them.
 package table
 
 import (
@@ -28,29 +32,31 @@ import (
 	"gatepost/tokens"
 )
 
-// Decisions is how many decisions a table of the default size has room for: 15 MiB. Of 100,000 decisions at once,
-// 98 in 100 have a place; the others are asked about.
+// Decisions is the capacity of a table of the default size: 15 MiB. Of 100,000 concurrent
+// decisions, 98 % have a slot; for the others Envoy calls Gatepost.
 const Decisions = 160 << 10
 
-// Entry is one decision: the request that was allowed, and what Envoy is to do with the same request.
+// Entry is one decision: an allowed request, and how Envoy handles the same request.
 type Entry struct {
 	// Rule identifies the rule by its content, so a changed rule never finds an older decision.
 	Rule [ruleBytes]byte
-	// Inputs are the values of Authorization, Origin, Cookie and Sec-WebSocket-Protocol; empty if the rule does not use the header.
+	// Inputs are the values of Authorization, Origin, Cookie and Sec-WebSocket-Protocol. A value is
+	// empty if the rule does not use the header.
 	Inputs [inputs]string
 	// Token is the hash of the request's token: the decision ends when Drop is called with it.
 	Token tokens.Hash
-	// User is the user's id, as the upstream receives it.
+	// User is the user's id, as sent to the upstream.
 	User string
 	// Expires is when the token expires.
 	Expires time.Time
 }
 
-// Ticket says what was known before a token was looked up: the epoch of the table, and for the cache the generation of the
-// token's shard. A decision that follows from the look-up is written only if neither has changed.
+// Ticket is the state before a token was looked up: the epoch of the table, and for the cache the
+// generation of the token's shard. A resulting decision is written only if neither has changed.
 type Ticket struct{ Epoch, Generation uint64 }
 
-// Table is a table of decisions. A nil Table is one that takes nothing. Its methods may be called from many goroutines at once.
+// Table is a table of decisions. A nil Table ignores all calls. Its methods are safe for concurrent
+// use.
 type Table struct {
 	mu    sync.Mutex
 	words mapping // nil: closed
@@ -61,8 +67,8 @@ type Table struct {
 	byToken
 }
 
-// Create makes a table with room for so many decisions in a file at path, in the place of what is there. No decision is in force
-// until Extend is called. now reads the clocks; nil: Now.
+// Create creates a table of the given capacity in a file at path, replacing any other. No decision
+// is valid until Extend is called. now reads the clocks; nil: Now.
 func Create(path string, decisions int, now func() Instant) (*Table, error) {
 	if now == nil {
 		now = Now
@@ -72,7 +78,7 @@ func Create(path string, decisions int, now func() Instant) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("creating the table of decisions at %s: %w", path, err)
 	}
-	hits, err := createHits(path + ".hits") // before the table: a reader that finds a new table looks for it
+	hits, err := createHits(path + ".hits") // first, because a reader of a new table opens it
 	if err != nil {
 		return nil, errors.Join(err, words.unmap())
 	}
@@ -86,7 +92,8 @@ func Create(path string, decisions int, now func() Instant) (*Table, error) {
 	return t, nil
 }
 
-// Close ends every decision and gives the memory back. The files stay: a reader may have them open.
+// Close ends every decision and frees the memory. The files stay, because a reader may have them
+// open.
 func (t *Table) Close() error {
 	if t == nil {
 		return nil
@@ -104,7 +111,8 @@ func (t *Table) Close() error {
 
 func (t *Table) store(at int, value uint64) { atomic.StoreUint64(&t.words[at], value) }
 
-// guarded calls write between making the sequence at a place odd and making it even again. The lock is held.
+// guarded calls write while the sequence at a word is odd, and then makes it even. The caller holds
+// the lock.
 func (t *Table) guarded(seq int, write func()) {
 	before := t.words[seq]
 	t.store(seq, before+1)
@@ -112,7 +120,7 @@ func (t *Table) guarded(seq int, write func()) {
 	t.store(seq, before+2)
 }
 
-// Extend has the decisions in the table be used until then, and no longer.
+// Extend makes the decisions in the table valid until then.
 func (t *Table) Extend(until Instant) {
 	if t == nil {
 		return
@@ -128,8 +136,8 @@ func (t *Table) Extend(until Instant) {
 	})
 }
 
-// Reset ends every decision, and begins an epoch unless it has begun already. The next decision is used after the next Extend.
-// The decisions need not be looked at: under the new key none is found.
+// Reset ends every decision, and begins the epoch if it is newer. Decisions are used again after
+// the next Extend. Reset need not clear the slots: under the new key no older decision is found.
 func (t *Table) Reset(epoch uint64) {
 	if t == nil {
 		return
@@ -152,7 +160,7 @@ func (t *Table) Reset(epoch uint64) {
 	})
 }
 
-// Drop ends the decisions about a token. When it returns, no reader finds them any more.
+// Drop ends the decisions about a token. After it returns, no reader finds them.
 func (t *Table) Drop(h tokens.Hash) {
 	if t == nil {
 		return
@@ -168,8 +176,9 @@ func (t *Table) Drop(h tokens.Hash) {
 	t.remove(h)
 }
 
-// Put writes a decision, over the one that ends first if its bucket is full. It does nothing if another epoch has begun, or if
-// no slot or reader can take the entry.
+// Put writes a decision. If its bucket is full, Put replaces the decision that ends first. Put does
+// nothing if another epoch has begun, or if the entry does not fit into a slot or a reader's
+// buffer.
 func (t *Table) Put(epoch uint64, e *Entry) {
 	if t == nil || e.User == "" || len(e.User) > userBytes || e.Inputs[0] == "" {
 		return
@@ -192,31 +201,33 @@ func (t *Table) Put(epoch uint64, e *Entry) {
 	t.link(slot, e.Token)
 }
 
-// message is what the tag is computed from; see table.h.
+// message returns the input of the tag; see table.h.
 func (e *Entry) message(b []byte) []byte {
 	b = append(b, e.Rule[:]...)
 	for _, value := range e.Inputs {
 		b = append(binary.LittleEndian.AppendUint16(b, uint16(len(value))), value...)
-		if len(b) > maxMessage { // before a length of more than 16 bits
+		if len(b) > maxMessage { // before a length exceeds 16 bits
 			break
 		}
 	}
 	return b
 }
 
-// A decision is used for MinLifetime to MaxLifetime before Gatepost is asked again, so that it learns within a minute that a session
-// is in use.
+// A decision is used for MinLifetime to MaxLifetime. Then Envoy calls Gatepost again, so Gatepost
+// learns within a minute that a session is in use.
 const (
 	MinLifetime = 45 * time.Second
 	MaxLifetime = time.Minute
 )
 
-// lifetime is how long a decision is used. Decisions that were written together do not all end together.
+// lifetime returns how long a decision is used. It varies, so decisions written together do not
+// expire together.
 func (is tag) lifetime() time.Duration {
 	return MaxLifetime - time.Duration(is[1]%uint64(MaxLifetime-MinLifetime))
 }
 
-// choose returns the slot for a tag: the one that has it, else the one that ends first; an empty one has ended. The lock is held.
+// choose returns the slot for a tag: the slot that has it, else the slot that ends first (an empty
+// one has ended). The caller holds the lock.
 func (t *Table) choose(is tag, now uint64) (best int) {
 	buckets := uint64(len(t.owner) / bucketSlots)
 	first := int(is[0] >> 32 * buckets >> 32 * bucketSlots)
@@ -233,7 +244,7 @@ func (t *Table) choose(is tag, now uint64) (best int) {
 	return best
 }
 
-// end returns when the decision in a slot ends; 0 if none is in force there.
+// end returns when the decision in a slot ends; 0 if there is none.
 func (t *Table) end(slot int) uint64 {
 	if !t.linked(slot) {
 		return 0
@@ -243,7 +254,8 @@ func (t *Table) end(slot int) uint64 {
 
 func (t *Table) place(slot int) int { return headerWords + slot*slotWords }
 
-// write fills a slot. The lock is held.
+// write fills a slot. The caller holds the lock.
+
 func (t *Table) write(slot int, is tag, expires, until uint64, user string) {
 	var text [1 + userBytes]byte
 	text[0] = byte(copy(text[1:], user))

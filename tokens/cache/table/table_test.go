@@ -14,7 +14,7 @@ import (
 	"gatepost/tokens/cache/table/tabletest"
 )
 
-func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
+func TestHitChangesRequestAsGatepostDoes(t *testing.T) {
 	r := newRig(t)
 	r.table.Put(0, r.entry())
 	for _, test := range []struct {
@@ -23,20 +23,20 @@ func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
 		headers     []string
 		want        string
 	}{
-		{"token taken out, user put in", "-", 5 * time.Minute, []string{alice, "accept=x"}, "hit accept=x x-user-id=alice"},
+		{"token removed, user added", "-", 5 * time.Minute, []string{alice, "accept=x"}, "hit accept=x x-user-id=alice"},
 		{"the client's own header is replaced", "-", 5 * time.Minute, []string{alice, "x-user-id=bob", "x-user-id=eve"}, "hit x-user-id=alice"},
 		{"token forwarded", "f", 5 * time.Minute, []string{alice}, "hit " + alice + " x-user-id=alice"},
 		{"a request that could outlast the token ends with it", "-", 2 * time.Hour, []string{alice}, "hit x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice"},
 		{"a WebSocket ends with the token", "-", 0, []string{alice}, "hit x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice"},
 		{"another token", "-", 5 * time.Minute, []string{"authorization=Bearer bob-token"}, "miss authorization=Bearer bob-token"},
-		{"the same token, written otherwise", "-", 5 * time.Minute, []string{"authorization=alice-token"}, "miss authorization=alice-token"},
+		{"the same token in another form", "-", 5 * time.Minute, []string{"authorization=alice-token"}, "miss authorization=alice-token"},
 		{"no token", "-", 5 * time.Minute, []string{"x-user-id=bob"}, "miss x-user-id=bob"},
 		{"an empty token", "-", 5 * time.Minute, []string{"authorization="}, "miss authorization="},
 		{"two tokens", "-", 5 * time.Minute, []string{alice, alice}, "miss " + alice + " " + alice},
-		{"an input that the decision was made without", "o", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "miss " + alice + " origin=https://a.example"},
-		{"an empty input is an absent one", "ocs", 5 * time.Minute, []string{alice, "cookie="}, "hit cookie= x-user-id=alice"},
-		{"a header that is no input", "-", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "hit origin=https://a.example x-user-id=alice"},
-		{"more than is hashed", "c", 5 * time.Minute, []string{alice, "cookie=" + strings.Repeat("c", 4096)}, "miss " + alice + " cookie=" + strings.Repeat("c", 4096)},
+		{"an input that the decision lacks", "o", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "miss " + alice + " origin=https://a.example"},
+		{"an empty input counts as absent", "ocs", 5 * time.Minute, []string{alice, "cookie="}, "hit cookie= x-user-id=alice"},
+		{"a header that is not an input", "-", 5 * time.Minute, []string{alice, "origin=https://a.example"}, "hit origin=https://a.example x-user-id=alice"},
+		{"longer than the hashed message", "c", 5 * time.Minute, []string{alice, "cookie=" + strings.Repeat("c", 4096)}, "miss " + alice + " cookie=" + strings.Repeat("c", 4096)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r.Route(rule, test.longest, test.flags)
@@ -47,7 +47,7 @@ func TestHitChangesTheRequestAsGatepostWould(t *testing.T) {
 	}
 }
 
-func TestInputsAreAllOfTheRules(t *testing.T) {
+func TestEveryInputCounts(t *testing.T) {
 	r := newRig(t)
 	e := r.entry()
 	e.Inputs = [4]string{"Bearer alice-token", "https://a.example", "a=1", "chat"}
@@ -71,13 +71,13 @@ func TestInputsAreAllOfTheRules(t *testing.T) {
 			t.Errorf("with both %s and %s: %s", same[i], other, got)
 		}
 	}
-	// The end of one value must not be taken for the beginning of the next.
+	// The boundary between two values is part of the hash.
 	if got := r.Request(alice, "origin=https://a.examplea", "cookie==1", "sec-websocket-protocol=chat"); !strings.HasPrefix(got, "miss") {
-		t.Errorf("the same bytes, divided otherwise: %s", got)
+		t.Errorf("the same bytes with another boundary: %s", got)
 	}
 }
 
-func TestDecisionEnds(t *testing.T) {
+func TestEndOfDecision(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		end  func(r *rig)
@@ -85,12 +85,12 @@ func TestDecisionEnds(t *testing.T) {
 		{"token dropped", func(r *rig) { r.table.Drop(hash("alice-token")) }},
 		{"all invalidated", func(r *rig) { r.table.Reset(1); r.extend() }},
 		{"table closed", func(r *rig) { _ = r.table.Close() }},
-		{"asked again within a minute", func(r *rig) { r.advance(time.Minute) }},
+		{"lifetime over", func(r *rig) { r.advance(time.Minute) }},
 		{"token expired", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Hour); r.advance(0) }},
 		{"lease not held", func(r *rig) { r.clock.Instant = r.clock.Add(time.Second); r.At(r.clock.Instant) }},
-		{"lease ended by the wall clock, of a machine that was held", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.At(r.clock.Instant) }},
-		{"lease further ahead than any", func(r *rig) { r.table.Extend(r.clock.Add(time.Hour)) }},
-		{"clocks of another start of the machine", func(r *rig) { r.clock.Boot = time.Second; r.At(r.clock.Instant) }},
+		{"lease ended by the wall clock of a paused machine", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.At(r.clock.Instant) }},
+		{"lease longer than the maximum", func(r *rig) { r.table.Extend(r.clock.Add(time.Hour)) }},
+		{"boot clock of an earlier boot", func(r *rig) { r.clock.Boot = time.Second; r.At(r.clock.Instant) }},
 		{"another rule", func(r *rig) { r.Must("route 1 %032x 300000 - x-user-id %016x", 1, 1) }},
 		{"table replaced", func(r *rig) { _ = r.table.Close(); r.create(); r.advance(20 * time.Millisecond) }},
 	} {
@@ -108,10 +108,10 @@ func TestDecisionEnds(t *testing.T) {
 	}
 }
 
-// TestTokenInUseIsCheckedEachMinute: so its last use is known to a minute, as it is if every request is checked (package lastseen).
-func TestTokenInUseIsCheckedEachMinute(t *testing.T) {
+// A token in use is checked each minute, so its last use is known to a minute (package lastseen).
+func TestUsedTokenIsCheckedEachMinute(t *testing.T) {
 	r := newRig(t)
-	hits, since := 0, time.Duration(0) // the last check
+	hits, since := 0, time.Duration(0) // since the last check
 	for range 600 {
 		r.advance(time.Second)
 		since += time.Second
@@ -149,7 +149,7 @@ func TestOtherDecisionsStay(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotWritten(t *testing.T) {
+func TestEntriesThatAreNotWritten(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		change func(*table.Entry)
@@ -157,7 +157,7 @@ func TestWhatIsNotWritten(t *testing.T) {
 		{"user longer than a slot", func(e *table.Entry) { e.User = strings.Repeat("u", 56) }},
 		{"no user", func(e *table.Entry) { e.User = "" }},
 		{"no Authorization", func(e *table.Entry) { e.Inputs[0] = "" }},
-		{"a user that is no header value", func(e *table.Entry) { e.User = "alice\r\nx-admin: 1" }},
+		{"a user that is not a header value", func(e *table.Entry) { e.User = "alice\r\nx-admin: 1" }},
 		{"expired", func(e *table.Entry) { e.Expires = e.Expires.Add(-time.Hour) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestWhatIsNotWritten(t *testing.T) {
 	})
 }
 
-// TestEntryOfAnOlderEpoch is the race of a look-up with the loss of the tracking connection: the entry comes after the Reset.
+// An entry is written after the Reset of a lost tracking connection, which began a new epoch.
 func TestEntryOfAnOlderEpoch(t *testing.T) {
 	r := newRig(t)
 	e := r.entry() // looked up in epoch 0
@@ -189,16 +189,16 @@ func TestEntryOfAnOlderEpoch(t *testing.T) {
 	r.extend()
 	r.table.Put(0, e)
 	if got := r.Request(alice); got != "miss "+alice {
-		t.Errorf("an entry of the epoch before: %s", got)
+		t.Errorf("an entry of the earlier epoch: %s", got)
 	}
 	r.table.Put(1, e)
 	if got := r.Request(alice); got != "hit x-user-id=alice" {
-		t.Errorf("one of this epoch: %s", got)
+		t.Errorf("an entry of this epoch: %s", got)
 	}
 }
 
-// TestFullBucket puts far more decisions than there is room for: each is either found with its user or not found, the newest
-// is found, and every token can still be dropped.
+// The test writes more decisions than fit. Each is found with its user or not at all, the newest is
+// found, and every token can be dropped.
 func TestFullBucket(t *testing.T) {
 	r := newRig(t)
 	const many = 3000
@@ -208,7 +208,7 @@ func TestFullBucket(t *testing.T) {
 		r.table.Put(0, e)
 		if i%97 == 0 {
 			if got := r.Request("authorization=" + e.Inputs[0]); got != "hit x-user-id="+e.User {
-				t.Fatalf("%d, just written: %s", i, got)
+				t.Fatalf("%d, after the write: %s", i, got)
 			}
 		}
 	}
@@ -223,19 +223,19 @@ func TestFullBucket(t *testing.T) {
 		}
 	}
 	if found < 900 || found > 1024 {
-		t.Errorf("%d decisions are found of a table of 1024", found)
+		t.Errorf("%d decisions are found in a table of 1024", found)
 	}
 	for i := range many {
 		r.table.Drop(hash(fmt.Sprintf("t%d", i)))
 	}
 	for i := range many {
 		if got := r.Request(fmt.Sprintf("authorization=t%d", i)); strings.HasPrefix(got, "hit") {
-			t.Fatalf("t%d was dropped: %s", i, got)
+			t.Fatalf("t%d after Drop: %s", i, got)
 		}
 	}
 }
 
-// hits are the hits of a service by the file.
+// hits returns the hits of a service from the hits file.
 func (r *rig) hits(service string) uint64 { return r.table.Hits().Of(service) }
 
 func TestHitsAreCountedByService(t *testing.T) {
@@ -245,7 +245,7 @@ func TestHitsAreCountedByService(t *testing.T) {
 		r.Request(alice)
 	}
 	r.Request("authorization=x")
-	r.Route(rule, time.Minute, "-") // a change of the route loses none
+	r.Route(rule, time.Minute, "-") // keeps the counts
 	r.Request(alice)
 	r.Must("route 1 %x 300000 - x-user-id %016x", rule, table.ServiceID("items"))
 	r.Request(alice)
@@ -265,7 +265,7 @@ func TestHitsAreCountedByService(t *testing.T) {
 	}
 }
 
-// TestServicesThatShareASlot have one each: the second takes the next one.
+// Services with the same hash slot take successive slots.
 func TestServicesThatShareASlot(t *testing.T) {
 	r := newRig(t)
 	r.table.Put(0, r.entry())
@@ -288,8 +288,8 @@ func TestServicesThatShareASlot(t *testing.T) {
 	}
 }
 
-// TestTableWithoutItsHits is not used: no hit goes uncounted.
-func TestTableWithoutItsHits(t *testing.T) {
+// Without a valid hits file the table is not used, so every hit is counted.
+func TestTableWithoutHitsFile(t *testing.T) {
 	for name, spoil := range map[string]func(path string) error{
 		"absent":          os.Remove,
 		"cut short":       func(path string) error { return os.Truncate(path, 100) },
@@ -310,8 +310,8 @@ func TestTableWithoutItsHits(t *testing.T) {
 	}
 }
 
-// TestHitKeepsTheLimitsOfTheListener: ext_authz would count the headers again, and refuse what is too much.
-func TestHitKeepsTheLimitsOfTheListener(t *testing.T) {
+// A hit respects the listener's header limits, as ext_authz does.
+func TestHitRespectsListenerLimits(t *testing.T) {
 	r := newRig(t)
 	r.table.Put(0, r.entry())
 	for _, test := range []struct {
@@ -328,7 +328,8 @@ func TestHitKeepsTheLimitsOfTheListener(t *testing.T) {
 	}
 }
 
-// TestSipHashOfTheModule holds the module to the writer, by decisions whose message has each length modulo eight.
+// Decisions with a message of each length modulo eight check the module's hash against the
+// writer's.
 func TestSipHashOfTheModule(t *testing.T) {
 	r := newRig(t)
 	for n := range 20 {
@@ -341,7 +342,7 @@ func TestSipHashOfTheModule(t *testing.T) {
 	}
 }
 
-func TestConfigurationIsRefused(t *testing.T) {
+func TestBadConfigurationIsRefused(t *testing.T) {
 	d := tabletest.Start(t)
 	for _, line := range []string{
 		"config relative/path", "config /" + strings.Repeat("p", 4096),
@@ -358,7 +359,7 @@ func TestConfigurationIsRefused(t *testing.T) {
 	}
 }
 
-// TestTornWritesAreMisses stops the writer, in effect, in the middle of a write: a sequence is odd.
+// An odd sequence, as in the middle of a write, is a miss.
 func TestTornWritesAreMisses(t *testing.T) {
 	for name, seqAt := range map[string]func(file []byte) int{
 		"lease": func([]byte) int { return 8 * 8 },
@@ -392,17 +393,17 @@ func TestTornWritesAreMisses(t *testing.T) {
 			}
 			flip()
 			if got := r.Request(alice); got != "miss "+alice {
-				t.Errorf("while it is written: %s", got)
+				t.Errorf("during the write: %s", got)
 			}
 			flip()
 			if got := r.Request(alice); got != "hit x-user-id=alice" {
-				t.Errorf("afterwards: %s", got)
+				t.Errorf("after the write: %s", got)
 			}
 		})
 	}
 }
 
-// TestReadersWhileWriting writes one slot with two users by turns while the module reads: no answer is a mixture.
+// The writer alternates two users in one slot while the module reads. No answer mixes both.
 func TestReadersWhileWriting(t *testing.T) {
 	r := newRig(t)
 	users := [2]string{strings.Repeat("a", 55), strings.Repeat("b", 55)}
@@ -430,20 +431,20 @@ func TestReadersWhileWriting(t *testing.T) {
 			hits++
 		default:
 			if !strings.HasPrefix(got, "miss") {
-				t.Fatalf("a mixture: %s", got)
+				t.Fatalf("a mixed answer: %s", got)
 			}
 		}
 	}
 	close(stop)
 	writer.Wait()
 	if hits == 0 {
-		t.Error("no hit: nothing was tried")
+		t.Error("no hit, so no result")
 	}
 }
 
-// TestUnderOtherPrograms goes once through the module under valgrind, which knows of more than the sanitizers, and as an arm64
-// program, whose memory ordering and word sizes are other ones.
-func TestUnderOtherPrograms(t *testing.T) {
+// The module runs under valgrind, which finds more than the sanitizers, and as an arm64 program,
+// with another memory model.
+func TestUnderValgrindAndOnArm64(t *testing.T) {
 	for name, start := range map[string]func(t testing.TB) *tabletest.Driver{
 		"valgrind": func(t testing.TB) *tabletest.Driver {
 			return tabletest.StartUnder(t, "plain", "valgrind", "--quiet", "--leak-check=full", "--errors-for-leak-kinds=all", "--error-exitcode=9")
@@ -468,7 +469,7 @@ func TestUnderOtherPrograms(t *testing.T) {
 			r.table.Put(0, r.entry())
 			r.Route(rule, 0, "focs")
 			want("hit of a route with all inputs", "hit "+alice+" x-envoy-upstream-stream-duration-ms=3600000 x-user-id=alice", alice)
-			want("too much", "miss "+alice+" cookie="+strings.Repeat("c", 5000), alice, "cookie="+strings.Repeat("c", 5000))
+			want("message too long", "miss "+alice+" cookie="+strings.Repeat("c", 5000), alice, "cookie="+strings.Repeat("c", 5000))
 			r.table.Drop(hash("alice-token"))
 			want("dropped", "miss "+alice, alice)
 			_ = r.table.Close()
@@ -488,7 +489,7 @@ func TestUnderOtherPrograms(t *testing.T) {
 	}
 }
 
-// TestBadTables gives the module files that are no tables. None may be read beyond its end (the driver runs under ASan).
+// The files are not valid tables. The driver runs under ASan, which detects reads beyond their end.
 func TestBadTables(t *testing.T) {
 	good := func(r *rig) []byte {
 		file, err := os.ReadFile(r.path)
@@ -498,14 +499,14 @@ func TestBadTables(t *testing.T) {
 		return file
 	}
 	for name, spoil := range map[string]func(file []byte) []byte{
-		"empty":                  func([]byte) []byte { return nil },
-		"cut short":              func(f []byte) []byte { return f[:len(f)-1] },
-		"a header alone":         func(f []byte) []byte { return f[:128] },
-		"too long":               func(f []byte) []byte { return append(f, 0) },
-		"another magic":          func(f []byte) []byte { f[0] ^= 1; return f },
-		"more buckets than said": func(f []byte) []byte { f[8]++; return f },
-		"no bucket":              func(f []byte) []byte { clear(f[8:16]); return f },
-		"most buckets":           func(f []byte) []byte { copy(f[8:16], "\xff\xff\xff\xff\xff\xff\xff\xff"); return f },
+		"empty":                 func([]byte) []byte { return nil },
+		"cut short":             func(f []byte) []byte { return f[:len(f)-1] },
+		"a header alone":        func(f []byte) []byte { return f[:128] },
+		"too long":              func(f []byte) []byte { return append(f, 0) },
+		"another magic":         func(f []byte) []byte { f[0] ^= 1; return f },
+		"more buckets than fit": func(f []byte) []byte { f[8]++; return f },
+		"no bucket":             func(f []byte) []byte { clear(f[8:16]); return f },
+		"most buckets":          func(f []byte) []byte { copy(f[8:16], "\xff\xff\xff\xff\xff\xff\xff\xff"); return f },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)

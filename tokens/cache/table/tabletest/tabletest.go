@@ -1,5 +1,6 @@
-// Package tabletest runs the module that Envoy loads (envoy/module) without Envoy, for tests of what it finds in a table. It is the
-// module's own code, compiled with the sanitizers, in a process of its own (envoy/module/driver.c).
+// Package tabletest runs the module that Envoy loads (envoy/module) without Envoy, to test how it
+// reads a table. It runs the module's own code, compiled with the sanitizers, in a separate process
+// (envoy/module/driver.c).
 package tabletest
 
 import (
@@ -18,20 +19,22 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// Driver is a module that can be given one request after the other. Only one goroutine at a time may use it.
+// Driver sends requests to a module. It must not be used concurrently.
 type Driver struct {
 	t   testing.TB
 	in  io.WriteCloser
 	out *bufio.Reader
 }
 
-// Start starts a driver, and ends it with the test. Without a C compiler the test is skipped.
+// Start starts a driver and stops it at the end of the test. It skips the test without a C
+// compiler.
 func Start(t testing.TB) *Driver {
 	t.Helper()
 	return start(t, exec.Command(moduletest.Compile(t, "driver")))
 }
 
-// StartUnder starts a driver of a kind of tools/module by another program, such as valgrind. Without that program the test is skipped.
+// StartUnder starts a driver of a kind of tools/module under another program, such as valgrind. It
+// skips the test if the program is not installed.
 func StartUnder(t testing.TB, kind, program string, args ...string) *Driver {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
@@ -75,23 +78,24 @@ func (d *Driver) Do(format string, args ...any) string {
 	return strings.TrimSuffix(line, "\n")
 }
 
-// Must is Do for a command that is to succeed.
+// Must is Do for a command that must succeed.
 func (d *Driver) Must(format string, args ...any) {
 	if answer := d.Do(format, args...); answer != "ok" {
 		d.t.Fatalf("%s: %s", fmt.Sprintf(format, args...), answer)
 	}
 }
 
-// At sets the module's clocks. Until then they are the machine's.
+// At sets the module's clocks. Before, they are the machine's.
 func (d *Driver) At(i table.Instant) { d.Must("clock %d %d", i.Boot, i.Wall.UnixNano()) }
 
-// Route has the requests from now on be those of a route.
+// Route makes all following requests use a route.
 func (d *Driver) Route(rule [16]byte, longest time.Duration, flags string) {
 	d.Must("route 1 %x %d %s x-user-id %016x", rule, longest.Milliseconds(), flags, table.ServiceID("orders"))
 }
 
-// Request sends a request, whose headers are name=value, and returns what comes of it: hit or miss, then the headers that go on, in
-// order.
+// Request sends a request with headers of the form name=value. It returns hit or miss, then the
+// resulting headers, sorted.
+
 func (d *Driver) Request(headers ...string) string {
 	var line strings.Builder
 	line.WriteString("request")

@@ -16,7 +16,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// twoGateways starts two gateways as users run them, and waits until each holds its lease.
+// twoGateways starts two gateways as the product does and waits until each holds the lease.
 func twoGateways(t *testing.T, url string) []*gateway {
 	t.Helper()
 	var gateways []*gateway
@@ -29,8 +29,8 @@ func twoGateways(t *testing.T, url string) []*gateway {
 	return gateways
 }
 
-// A Redis Cluster whose slots change hands while tokens that lie in them are minted, used and revoked.
-func TestThePromiseWhileSlotsMove(t *testing.T) {
+// Slots of a Cluster move while tokens in them are minted, used and revoked.
+func TestRevokesHoldWhileSlotsMove(t *testing.T) {
 	nodes := redistest.StartCluster(t, 3)
 	gateways := twoGateways(t, "redis://"+nodes[0].Addr+"?cluster=true")
 	h := &history{start: time.Now()}
@@ -38,8 +38,8 @@ func TestThePromiseWhileSlotsMove(t *testing.T) {
 	defer end()
 	wait := h.traffic(t, over, gateways)
 	moved := 0
-	for time.Since(h.start) < *chaos || moved < 20 { // fewer would show nothing, and a busy machine needs longer for them
-		// The slot of anything that is in use: a token, a user's index, a session's id.
+	for time.Since(h.start) < *chaos || moved < 20 { // a busy machine may need longer for 20
+		// Choose the slot of a key in use: a token, a user's index, a session's id.
 		name := nodes[rand.N(len(nodes))].Do("RANDOMKEY")
 		if name == "" {
 			_ = sleep(over, 10*time.Millisecond)
@@ -56,21 +56,22 @@ func TestThePromiseWhileSlotsMove(t *testing.T) {
 	end()
 	wait()
 	t.Logf("%d slots moved", moved)
-	h.showsSomething(t)
+	h.requireCoverage(t)
 	for _, g := range gateways {
 		g.awaitHeld()
 	}
 }
 
-// Sentinel makes the replica the master, twice, while tokens are minted, used and revoked: at first because the master
-// died, then because an operator wants it so and the old master lives on, for seconds as a master. Replication is
-// asynchronous, and what a master acknowledged and did not hand on is lost with it; that is documented (WAIT,
-// min-replicas-to-write). So the masters here have handed on all before, and the one that lives on takes no writes without a
-// replica. For the same reason it is the test alone that has Sentinel fail over: one that does so unasked, because the machine
-// was busy, may choose a server that has just come back and knows nothing of what happened since.
-func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
+// Sentinel promotes the replica twice while tokens are minted, used and revoked: first because the
+// master died, then because an operator requested it, so the old master acts as one for some
+// seconds. Replication is asynchronous, and unreplicated writes are lost, as documented (WAIT,
+// min-replicas-to-write). So here the masters replicate fullStore first, and the surviving old
+// master accepts no writes without a replica. For the same reason only the test triggers
+// fail-overs: if Sentinel did so on a busy machine, it could choose a server that has just
+// restarted.
+func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 	if testing.Short() {
-		t.Skip("Sentinel takes its time: run without -short")
+		t.Skip("fail-overs take seconds: run without -short")
 	}
 	master, replica, sentinel := startReplicated(t)
 	gateways := twoGateways(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
@@ -79,30 +80,30 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 	defer end()
 	wait := h.traffic(t, over, gateways)
 	for round, dies := range []bool{true, false} {
-		h.await(t, "uses that are accepted", &h.accepted)
-		h.await(t, "uses that are refused", &h.refused)
+		h.await(t, "accepted uses", &h.accepted)
+		h.await(t, "refused uses", &h.refused)
 		if !dies {
 			master.Do("CONFIG", "SET", "min-replicas-to-write", "1")
 		}
 		master.Do("CLIENT", "PAUSE", "60000", "WRITE")
-		redistest.Eventually(t, "a replica that has it all", func() bool {
+		redistest.Eventually(t, "a complete replica", func() bool {
 			sent := offset(t, master, "master_repl_offset:")
 			return sent != "" && sent == offset(t, replica, "slave_repl_offset:")
 		})
 		if dies {
 			master.Kill()
 		} else {
-			h.apart.Store(true)
+			h.diverged.Store(true)
 		}
 		failOver(t, sentinel, replica)
 		if !dies {
 			master.Do("CLIENT", "UNPAUSE")
 		}
-		redistest.Eventually(t, "gateways that are at the new master", func() bool {
+		redistest.Eventually(t, "both gateways to track the new master", func() bool {
 			return gateways[0].isTrackedAt(replica.Addr) && gateways[1].isTrackedAt(replica.Addr)
 		})
-		h.apart.Store(false)
-		h.await(t, "uses that are accepted by the new master", &h.accepted)
+		h.diverged.Store(false)
+		h.await(t, "accepted uses at the new master", &h.accepted)
 		if dies {
 			master.Restart()
 		}
@@ -111,33 +112,33 @@ func TestThePromiseWhileSentinelFailsOver(t *testing.T) {
 			return strings.Contains(info, "role:slave") && strings.Contains(info, "master_link_status:up")
 		})
 		if epoch := failovers(t, sentinel); epoch != round+1 {
-			t.Fatalf("Sentinel has failed over %d times, the test %d times: what was lost meanwhile is not known", epoch, round+1)
+			t.Fatalf("Sentinel failed over %d times, the test requested %d: writes may be lost", epoch, round+1)
 		}
-		h.await(t, "uses that are accepted in the end", &h.accepted)
-		h.await(t, "uses that are refused in the end", &h.refused)
+		h.await(t, "accepted uses at the end", &h.accepted)
+		h.await(t, "refused uses at the end", &h.refused)
 		master, replica = replica, master
 	}
 	end()
 	wait()
-	h.showsSomething(t)
+	h.requireCoverage(t)
 }
 
-// An operator has Sentinel fail over, and the old master lives on, for seconds as a master. Who still listened to it
-// would not hear what is revoked at the new one.
-func TestNobodyListensToAMasterThatWasReplaced(t *testing.T) {
+// An operator requests a fail-over, and the old master acts as a master for some seconds. A gateway
+// that still tracked it would miss revokes at the new master.
+func TestReplacedMasterIsNotTracked(t *testing.T) {
 	master, replica, sentinel := startReplicated(t)
 	gateways := twoGateways(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	a, b := gateways[0], gateways[1]
-	awaitAcquainted(t, a, b)
+	awaitPeers(t, a, b)
 	var all []*tokens.Session
 	for range 10 {
 		s := a.create("ann")
 		b.warm(s)
 		all = append(all, s)
 	}
-	redistest.Eventually(t, "a replica that has it all", func() bool { return master.Do("WAIT", "1", "100") == "1" })
+	redistest.Eventually(t, "a complete replica", func() bool { return master.Do("WAIT", "1", "100") == "1" })
 	failOver(t, sentinel, replica)
-	redistest.Eventually(t, "a gateway that writes to the new master and is tracked", func() bool {
+	redistest.Eventually(t, "a gateway that writes to the new master and holds its lease", func() bool {
 		s := session("bob")
 		return a.Create(t.Context(), s, 0) == nil && replica.Do("EXISTS", key(s.Hash)) == "1" && a.Held()
 	})
@@ -147,52 +148,53 @@ func TestNobodyListensToAMasterThatWasReplaced(t *testing.T) {
 	}
 }
 
-// What some Sentinel says may be old. Until all that answer say the same, or where none does, look-ups ask the store.
-func TestThereIsNoLeaseWhileTheSentinelsDoNotNameOneMaster(t *testing.T) {
+// A Sentinel's answer may be outdated. Unless all answers agree, look-ups read the store.
+func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 	master, _, sentinel := startReplicated(t)
 	conn := realConn(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
-	sentinels := &sentinelsThatSay{Sentinels: conn}
+	sentinels := &fakeSentinels{Sentinels: conn}
 	g := openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
 	g.awaitHeld()
 	s := g.create("ann")
-	for _, said := range [][]string{{master.Addr, "127.0.0.1:1"}, {"127.0.0.1:1"}, {}} {
-		sentinels.say(said)
-		redistest.Eventually(t, fmt.Sprint("no lease where they say ", said), func() bool { return !g.Held() })
+	for _, names := range [][]string{{master.Addr, "127.0.0.1:1"}, {"127.0.0.1:1"}, {}} {
+		sentinels.set(names)
+		redistest.Eventually(t, fmt.Sprint("no lease with the masters ", names), func() bool { return !g.Held() })
 		g.allow(s)
-		sentinels.say(nil)
+		sentinels.set(nil)
 		g.awaitHeld()
 		g.warm(s)
 	}
 }
 
-// sentinelsThatSay say what they are told to, nil: what is true, and empty: nothing.
-type sentinelsThatSay struct {
+// fakeSentinels returns fixed names. nil: the real ones; empty: an error.
+type fakeSentinels struct {
 	Sentinels
-	mu   sync.Mutex
-	said []string
+	mu    sync.Mutex
+	names []string
 }
 
-func (s *sentinelsThatSay) say(said []string) {
+func (s *fakeSentinels) set(names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.said = said
+	s.names = names
 }
 
-func (s *sentinelsThatSay) NamedMasters(ctx context.Context) ([]string, error) {
+func (s *fakeSentinels) NamedMasters(ctx context.Context) ([]string, error) {
 	s.mu.Lock()
-	said := s.said
+	names := s.names
 	s.mu.Unlock()
 	switch {
-	case said == nil:
+	case names == nil:
 		return s.Sentinels.NamedMasters(ctx)
-	case len(said) == 0:
+	case len(names) == 0:
 		return nil, tokens.ErrUnavailable
 	}
-	return said, nil
+	return names, nil
 }
 
-// A tracking whose look-ups could go to another server is none, and a look-up that could go to another than the tracked one ends it.
-func TestLookupsGoWhereTheTrackingGoes(t *testing.T) {
+// While a server is tracked, look-ups must use it. A connection to another server ends the
+// tracking.
+func TestLookupsUseTrackedServer(t *testing.T) {
 	one, other := redistest.Start(t), redistest.Start(t)
 	to := one.Addr
 	c := client(t, "")
@@ -208,55 +210,55 @@ func TestLookupsGoWhereTheTrackingGoes(t *testing.T) {
 		return port["port"]
 	}
 	if got := ping(); got != one.Port() {
-		t.Fatalf("asked %s", got)
+		t.Fatalf("the look-up used %s", got)
 	}
 	moved := 0
 	to = other.Addr
 	l.pin(other.Addr, func() { moved++ })
-	redistest.Eventually(t, "look-ups that go where the tracking is", func() bool { return ping() == other.Port() })
+	redistest.Eventually(t, "look-ups at the tracked server", func() bool { return ping() == other.Port() })
 	if moved != 0 {
-		t.Error("a look-up that went to the tracked server ended the tracking")
+		t.Error("a look-up at the tracked server ended the tracking")
 	}
 	to = one.Addr
 	l.pin(one.Addr, func() { moved++ })
 	to = other.Addr
-	redistest.Eventually(t, "look-ups that go elsewhere", func() bool { return ping() == other.Port() })
+	redistest.Eventually(t, "look-ups at another server", func() bool { return ping() == other.Port() })
 	if moved != 1 {
-		t.Errorf("look-ups elsewhere ended the tracking %d times", moved)
+		t.Errorf("look-ups at another server ended the tracking %d times, want 1", moved)
 	}
 	l.pin(other.Addr, func() { moved++ })
 	to = one.Addr
 	l.unpin(true)
-	redistest.Eventually(t, "look-ups that leave a replaced server", func() bool { return ping() == one.Port() })
+	redistest.Eventually(t, "look-ups to leave the replaced server", func() bool { return ping() == one.Port() })
 	if moved != 1 {
-		t.Error("without a tracking there is none to end")
+		t.Error("a look-up after unpin ended a tracking")
 	}
 }
 
-// startReplicated starts a master, a replica in step with it, and a Sentinel that knows both and fails over only when it is
-// told to.
+// startReplicated starts a master, a replica in sync with it, and a Sentinel that knows both and
+// does not fail over by itself.
 func startReplicated(t *testing.T) (master, replica, sentinel *redistest.Server) {
 	t.Helper()
 	master = redistest.Start(t, "--appendonly", "yes", "--repl-diskless-sync-delay", "0")
 	replica = redistest.Start(t, "--appendonly", "yes", "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+master.Port())
 	sentinel = redistest.StartSentinel(t, master)
 	sentinel.Do("SENTINEL", "SET", "mymaster", "down-after-milliseconds", "3600000", "failover-timeout", "60000")
-	redistest.Eventually(t, "a replica in step that Sentinel knows", func() bool {
+	redistest.Eventually(t, "a synchronized replica that Sentinel knows", func() bool {
 		return strings.Contains(replication(t, replica), "master_link_status:up") &&
 			strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
 	})
 	return master, replica, sentinel
 }
 
-// isTrackedAt says whether the gateway holds its lease at the server, so that its look-ups go there too.
+// isTrackedAt reports whether the gateway holds the lease at the server.
 func (g *gateway) isTrackedAt(addr string) bool {
 	g.tracker.mu.Lock()
 	defer g.tracker.mu.Unlock()
 	return g.Held() && len(g.tracker.conns) == 1 && g.tracker.conns[0].master.name == addr
 }
 
-// failOver has Sentinel make the replica the master, and waits until it names it. Until Sentinel has asked a replica how it
-// is, it does not take it for a suitable one.
+// failOver makes Sentinel promote the replica and waits until it names it. Sentinel refuses while
+// it has not queried the replica.
 func failOver(t *testing.T, sentinel, replica *redistest.Server) {
 	t.Helper()
 	c := client(t, sentinel.Addr)
@@ -264,19 +266,19 @@ func failOver(t *testing.T, sentinel, replica *redistest.Server) {
 	redistest.Eventually(t, "Sentinel to fail over", func() bool {
 		err := c.Do(t.Context(), "SENTINEL", "FAILOVER", "mymaster").Err()
 		if err != nil && !strings.HasPrefix(err.Error(), "NOGOODSLAVE") {
-			t.Fatalf("asking for a fail-over: %v", err)
+			t.Fatalf("requesting a fail-over: %v", err)
 		}
 		return err == nil
 	})
-	redistest.Eventually(t, "Sentinel to name the other", func() bool { return namedBy(sentinel) == replica.Addr })
+	redistest.Eventually(t, "Sentinel to name the replica", func() bool { return namedBy(sentinel) == replica.Addr })
 }
 
-// namedBy is the address of the master that a Sentinel names.
+// namedBy returns the address of the master that a Sentinel names.
 func namedBy(sentinel *redistest.Server) string {
 	return strings.ReplaceAll(sentinel.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"), "\n", ":")
 }
 
-// failovers is how often a Sentinel has failed over: it counts its epochs.
+// failovers returns how often a Sentinel has failed over, from its config epoch.
 func failovers(t *testing.T, sentinel *redistest.Server) int {
 	t.Helper()
 	_, rest, _ := strings.Cut(sentinel.Do("SENTINEL", "MASTER", "mymaster"), "config-epoch\n")
@@ -288,7 +290,7 @@ func failovers(t *testing.T, sentinel *redistest.Server) int {
 	return n
 }
 
-// replication is what a server says of its part in it, or nothing: one that is made a replica drops its clients.
+// replication returns a server's INFO replication, or "" on error: a new replica drops its clients.
 func replication(t *testing.T, s *redistest.Server) string {
 	c := client(t, s.Addr)
 	defer c.Close()

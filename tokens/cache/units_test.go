@@ -15,11 +15,11 @@ import (
 	"gatepost/tokens"
 )
 
-func TestALeaseEndsByWhicheverClockIsAhead(t *testing.T) {
+func TestLeaseEndsByFasterClock(t *testing.T) {
 	now := time.Now()
 	var l lease
 	if l.held(now) {
-		t.Error("a lease that was never given is held")
+		t.Error("a new lease is held")
 	}
 	l.extend(now, time.Second)
 	for after, want := range map[time.Duration]bool{0: true, 999 * time.Millisecond: true, time.Second: false, time.Hour: false} {
@@ -27,34 +27,34 @@ func TestALeaseEndsByWhicheverClockIsAhead(t *testing.T) {
 			t.Errorf("after %v: held %v", after, got)
 		}
 	}
-	// A machine that was suspended: the wall clock went on, the monotonic one did not.
+	// The machine was suspended: the wall clock went on, the monotonic clock stopped.
 	l.term.Store(&term{end: now.Add(time.Second), wall: now.Add(-time.Minute).UnixNano()})
 	if l.held(now) {
-		t.Error("a lease whose time has passed on the wall is held")
+		t.Error("a lease is held after its end by the wall clock")
 	}
 	l.extend(now, time.Second)
 	l.end()
 	if l.held(now) {
-		t.Error("a lease that was ended is held")
+		t.Error("an ended lease is held")
 	}
 }
 
-func TestGatewaysThatMayHoldALease(t *testing.T) {
+func TestLeaseHolders(t *testing.T) {
 	start := time.Now()
 	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
-	g := gateways{since: start, heard: map[string]time.Time{}}
-	hear := func(id string, ms int) { g.hear(notice{"here", id, "", 0}, at(ms)) }
-	hear("a", 100)
-	hear("b", 900)
-	hear("a", 1050)
-	if _, ok := g.principals(at(1000), time.Second); ok {
-		t.Error("who has listened for no longer than a lease cannot know all")
+	g := gateways{since: start, lastHeartbeat: map[string]time.Time{}}
+	record := func(id string, ms int) { g.record(notice{"here", id, "", 0}, at(ms)) }
+	record("a", 100)
+	record("b", 900)
+	record("a", 1050)
+	if _, ok := g.leaseHolders(at(1000), time.Second); ok {
+		t.Error("all gateways are known after less than a lease")
 	}
 	for ms, want := range map[int]string{1100: "a b", 1915: "a b", 2000: "a", 2100: ""} {
-		principals, ok := g.principals(at(ms), time.Second)
+		holders, ok := g.leaseHolders(at(ms), time.Second)
 		var got []string
 		for _, id := range []string{"a", "b"} {
-			if principals[id] {
+			if holders[id] {
 				got = append(got, id)
 			}
 		}
@@ -64,35 +64,35 @@ func TestGatewaysThatMayHoldALease(t *testing.T) {
 	}
 }
 
-func TestTooManyGatewaysAreWaitedOut(t *testing.T) {
+func TestTooManyGatewaysAreNotAllKnown(t *testing.T) {
 	start := time.Now()
-	g := gateways{since: start, heard: map[string]time.Time{}}
+	g := gateways{since: start, lastHeartbeat: map[string]time.Time{}}
 	for range 3 * maxGateways {
 		id := randomHash()
-		g.hear(notice{"here", id.Hex(), "", 0}, start)
+		g.record(notice{"here", id.Hex(), "", 0}, start)
 	}
-	if len(g.heard) > maxGateways+1 {
-		t.Errorf("%d are remembered", len(g.heard))
+	if len(g.lastHeartbeat) > maxGateways+1 {
+		t.Errorf("%d are remembered", len(g.lastHeartbeat))
 	}
-	if _, ok := g.principals(start.Add(2*time.Second), time.Second); ok {
-		t.Error("more gateways than are remembered are taken for known")
+	if _, ok := g.leaseHolders(start.Add(2*time.Second), time.Second); ok {
+		t.Error("all gateways are known although there are too many")
 	}
 }
 
-func TestNoticesAreReadAsWritten(t *testing.T) {
+func TestNoticesRoundTrip(t *testing.T) {
 	for _, n := range []notice{{"here", "0a", "", 250}, {"settle", "0a", "node", 1 << 40}} {
 		if got, ok := parseNotice(n.String()); !ok || got != n {
-			t.Errorf("%v is read as %v (%v)", n, got, ok)
+			t.Errorf("%v was parsed as %v (%v)", n, got, ok)
 		}
 	}
 	for _, text := range []string{"", "here", "here   1", "here a  -1", "here a  x", "here a b 1 2"} {
 		if n, ok := parseNotice(text); ok {
-			t.Errorf("%q is read as %v", text, n)
+			t.Errorf("%q was parsed as %v", text, n)
 		}
 	}
 }
 
-func TestMessagesAreReadAsRedisWritesThem(t *testing.T) {
+func TestReadMessages(t *testing.T) {
 	text := func(kind byte, s string) message { return message{kind: kind, text: s} }
 	for in, want := range map[string]message{
 		"+OK\r\n":                     text('+', "OK"),
@@ -111,17 +111,17 @@ func TestMessagesAreReadAsRedisWritesThem(t *testing.T) {
 	} {
 		got, err := newReader(strings.NewReader(in)).read()
 		if err != nil || !reflect.DeepEqual(got, want) {
-			t.Errorf("%q is read as %v, %v; want %v", in, got, err, want)
+			t.Errorf("reading %q: got %v, %v, want %v", in, got, err, want)
 		}
 	}
 }
 
-func TestWhatIsNoMessageIsAnError(t *testing.T) {
+func TestInvalidMessagesAreErrors(t *testing.T) {
 	deep := strings.Repeat("*1\r\n", maxDepth+2)
 	for _, in := range []string{"\r\n", "+\n", "?1\r\n", "$x\r\n", "$-2\r\n", "$99999999999\r\n", "$1\r\nab\r\n", "*9999999\r\n",
 		"+" + strings.Repeat("x", 2*maxLine), deep, "*2\r\n+a\r\n", "$5\r\nab", "=2\r\nab\r\n"} {
 		if m, err := newReader(strings.NewReader(in)).read(); err == nil {
-			t.Errorf("%.40q is read as %v", in, m)
+			t.Errorf("reading %.40q: got %v, want an error", in, m)
 		} else if !errors.Is(err, errProtocol) && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%.40q: %v", in, err)
 		}
@@ -142,7 +142,7 @@ func FuzzReader(f *testing.F) {
 			}
 			read += sizeOfMessage(m)
 			if read > 16*len(in) {
-				t.Fatalf("%d bytes became %d", len(in), read)
+				t.Fatalf("%d bytes were read as %d", len(in), read)
 			}
 		}
 	})
@@ -156,17 +156,17 @@ func sizeOfMessage(m message) int {
 	return n
 }
 
-func FuzzCommandsAreReadBack(f *testing.F) {
+func FuzzCommandsRoundTrip(f *testing.F) {
 	f.Add("PUBLISH", "a\r\nb")
 	f.Fuzz(func(t *testing.T, a, b string) {
 		m, err := newReader(bytes.NewReader(appendCommand(nil, a, b))).read()
 		if err != nil || len(m.items) != 2 || m.items[0].text != a || m.items[1].text != b {
-			t.Fatalf("%q %q is read as %v, %v", a, b, m, err)
+			t.Fatalf("%q %q was read as %v, %v", a, b, m, err)
 		}
 	})
 }
 
-func TestTheMastersOfACluster(t *testing.T) {
+func TestClusterMasters(t *testing.T) {
 	const nodes = `bbb 127.0.0.1:7001@17001 master - 0 1426238316232 2 connected 5461-10922
 ccc 127.0.0.1:7002@17002,host master - 0 1426238318243 3 connected
 aaa 127.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-5460
@@ -181,23 +181,23 @@ ggg 127.0.0.1:7006@17006 master,fail? - 0 0 5 connected 10923-16383
 	}
 	for node := range clusterNodes(nodes) {
 		if node.id == "ccc" && node.address != "127.0.0.1:7002" {
-			t.Errorf("the address with a hostname is %q", node.address)
+			t.Errorf("the address before the hostname is %q", node.address)
 		}
 	}
 }
 
-// A look-up runs in a goroutine of the cache's own, which nothing else would recover.
-func TestAPanicInALookupIsAnErrorOfAllWhoWaitForIt(t *testing.T) {
+// A look-up runs in a goroutine of the cache, so the cache must recover its panics.
+func TestPanicInLookupFailsAllCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		release := make(chan bool)
 		var nobody *tokens.Session
-		store := &everything{before: func(context.Context, tokens.Hash) error {
+		store := &fullStore{before: func(context.Context, tokens.Hash) error {
 			<-release
 			nobody.User = "x"
 			return nil
 		}}
-		c, err := New(store, &always{}, Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), MaxLookups: 1})
+		c, err := New(store, &alwaysHeld{}, Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), MaxLookups: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,14 +207,14 @@ func TestAPanicInALookupIsAnErrorOfAllWhoWaitForIt(t *testing.T) {
 		for range 2 {
 			go func() { _, err := c.Principal(t.Context(), h); errs <- err }()
 		}
-		synctest.Wait() // both wait for one look-up
+		synctest.Wait() // both callers wait for one look-up
 		close(release)
 		for range 2 {
 			if err := <-errs; !errors.Is(err, tokens.ErrUnavailable) {
 				t.Errorf("%v, want %v", err, tokens.ErrUnavailable)
 			}
 		}
-		if n := strings.Count(log.String(), "\n"); n != 1 || c.panics.Load() != 1 || !strings.Contains(log.String(), "parts_test.go") {
+		if n := strings.Count(log.String(), "\n"); n != 1 || c.panics.Load() != 1 || !strings.Contains(log.String(), "units_test.go") {
 			t.Errorf("%d counted, the log is %s", c.panics.Load(), &log)
 		}
 		nobody = new(tokens.Session)
