@@ -13,7 +13,7 @@ import (
 )
 
 // explained runs `gatepost explain` on the gateway's definitions.
-func (g *gateway) explained(t *testing.T, args []string, method, path string, headers ...string) explain.Answer {
+func (g *gateway) explained(t *testing.T, args []string, method, path string, headers ...string) explain.Explanation {
 	t.Helper()
 	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...) // the last --config counts
 	for _, h := range headers {
@@ -25,7 +25,7 @@ func (g *gateway) explained(t *testing.T, args []string, method, path string, he
 	if err != nil {
 		t.Fatalf("gatepost %q: %v", args, err)
 	}
-	var a explain.Answer
+	var a explain.Explanation
 	if err := json.Unmarshal(out, &a); err != nil {
 		t.Fatalf("gatepost %q: %v\n%s", args, err, out)
 	}
@@ -136,7 +136,7 @@ func TestExplainAsksTheRunningGateway(t *testing.T) {
 	alice := shop.Login("alice")
 	show := "Authorization: Bearer " + alice
 	ask := []string{"--admin", shop.Admin}
-	explained := func(what, header string, status int, reason string) explain.Answer {
+	explained := func(what, header string, status int, reason string) explain.Explanation {
 		t.Helper()
 		a := shop.explained(t, ask, "GET", "/orders/5", header)
 		if len(a.Outcomes) != 1 || a.Outcomes[0].Reason != reason || a.Asked != "the gateway on "+shop.Admin || a.Gateway == nil || !a.Gateway.Serves {

@@ -14,13 +14,14 @@ import (
 
 // address is an address in the form of Gatepost's flags: host:port or unix:/path.
 type address struct {
-	path string     // of a unix socket; else empty
-	host string     // a name; empty for a unix socket and for an IP
-	ip   netip.Addr // not valid for a unix socket and for a name
+	path string     // of a Unix socket; otherwise empty
+	host string     // a host name; empty for a Unix socket or an IP address
+	ip   netip.Addr // invalid for a Unix socket or a host name
 	port uint16
 }
 
-// maxSocketPath is the longest path of a unix socket that every system takes, its end included (Linux: 108).
+// maxSocketPath is the longest path of a Unix socket that every system accepts, including the
+// terminating zero (Linux: 108).
 const maxSocketPath = 104
 
 func parseAddress(s string) (address, error) {
@@ -50,7 +51,7 @@ func parseAddress(s string) (address, error) {
 	return address{host: host, port: uint16(port)}, nil
 }
 
-// reachable refuses an address at which one listens and nobody is reached: 0.0.0.0 and [::].
+// reachable rejects addresses that are only valid for listening: 0.0.0.0 and [::].
 func (a address) reachable() error {
 	if a.ip.IsUnspecified() {
 		return errors.New(a.ip.String() + " is an address to listen on; give the one at which Envoy reaches Gatepost")
@@ -58,7 +59,8 @@ func (a address) reachable() error {
 	return nil
 }
 
-// envoy returns the address as Envoy's configuration has it; mode is that of a socket that Envoy creates.
+// envoy converts the address to Envoy's message. mode is the file mode of a socket that Envoy
+// creates.
 func (a address) envoy(mode uint32) *corev3.Address {
 	if a.path != "" {
 		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: a.path, Mode: mode}}}

@@ -17,7 +17,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// serveADS starts a control plane that has a listener and a cluster for every Envoy; it ends with the test.
+// serveADS starts a control plane that serves the same listener and cluster to every Envoy. It
+// stops with the test.
 func serveADS(t *testing.T, network, addr string, listener, cluster types.Resource) {
 	t.Helper()
 	snapshot, err := cachev3.NewSnapshot("1", map[resourcev3.Type][]types.Resource{

@@ -22,41 +22,47 @@ import (
 	"buf.build/go/protoyaml"
 )
 
-// What a BootstrapOptions leaves out.
+// Defaults of BootstrapOptions.
 const (
 	DefaultNodeID         = "gatepost-envoy"
 	DefaultMaxConnections = 50_000
 	DefaultMaxHeap        = 1 << 30
 )
 
-// nodeCluster is the name by which every Envoy of a Gatepost counts as one of a group.
+// nodeCluster is the service cluster name of every Envoy that belongs to a Gatepost.
 const nodeCluster = "gatepost"
 
-// BootstrapOptions is what differs between one Envoy's bootstrap and another's.
+// BootstrapOptions are the settings that differ between Envoys.
 type BootstrapOptions struct {
-	// GRPC is where this Envoy reaches Gatepost's gRPC server (ADS and ext_authz): host:port or unix:/path. Required.
+	// GRPC is the address of Gatepost's gRPC server (ADS and ext_authz) as seen by Envoy: host:port
+	// or unix:/path. Required.
 	GRPC string
-	// HTTP is where it reaches Gatepost's token handler: host:port or unix:/path. Required.
+	// HTTP is the address of Gatepost's token handler as seen by Envoy: host:port or unix:/path.
+	// Required.
 	HTTP string
-	// TLS is the folder, as this Envoy sees it, of its certificate and of the CA of Gatepost's (TLSCert, TLSKey, TLSCA), for
-	// those of the two that are no Unix socket. Empty: no TLS.
+	// TLS is the folder, as seen by Envoy, of its certificate and key and of the CA of Gatepost's
+	// certificate (TLSCert, TLSKey, TLSCA). It applies to those of the two addresses that are not
+	// Unix sockets. If it is empty, there is no TLS.
 	TLS string
-	// Admin is where Envoy's admin interface listens: a loopback ip:port or unix:/path. Empty: there is none.
+	// Admin is the address of Envoy's admin interface: a loopback ip:port or unix:/path. If it is
+	// empty, there is no admin interface.
 	Admin string
-	// NodeID is the name by which this Envoy shows itself to Gatepost. Empty: DefaultNodeID.
+	// NodeID identifies this Envoy to Gatepost. The default is DefaultNodeID.
 	NodeID string
 	// Metadata is sent to Gatepost with the node id.
 	Metadata map[string]string
-	// MaxConnections is how many clients may be connected at once; above it, new ones are closed at once.
-	// Zero: DefaultMaxConnections. Envoy must be allowed about twice as many files (one more for the upstream).
+	// MaxConnections limits the client connections; Envoy closes new ones above it. The default is
+	// DefaultMaxConnections. Envoy's file limit must be about twice as high, because each request
+	// can need an upstream connection.
 	MaxConnections int64
-	// MaxHeap is how many bytes of memory Envoy's heap may take: at 95 of 100 it gives memory back to the
-	// system, at 98 it answers 503 to new requests. Zero: DefaultMaxHeap.
+	// MaxHeap limits Envoy's heap, in bytes. At 95 % Envoy releases memory to the system, at 98 %
+	// it answers new requests with 503. The default is DefaultMaxHeap.
 	MaxHeap uint64
 }
 
-// Bootstrap builds the static configuration with which an Envoy finds Gatepost: everything else comes from
-// there by ADS. What it returns is valid. It is an error where an address is none that Envoy can use.
+// Bootstrap returns the static configuration that connects Envoy to Gatepost; everything else comes
+// over ADS. The result is valid. Bootstrap returns an error if Envoy cannot use one of the
+// addresses.
 func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 	static, err := staticClusters(opts)
 	if err != nil {
@@ -77,7 +83,7 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 		DynamicResources: fromGatepost(),
 		OverloadManager:  overload,
 		StatsConfig:      keptStats(),
-		// A service that nobody calls costs next to no memory.
+		// Services without traffic then use almost no memory.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 	}
 	if err := b.ValidateAll(); err != nil {
@@ -109,8 +115,8 @@ func staticClusters(opts BootstrapOptions) ([]*clusterv3.Cluster, error) {
 	return []*clusterv3.Cluster{grpc, http}, nil
 }
 
-// fromGatepost says that listeners and clusters (and what they name) come over one delta ADS stream. Delta,
-// because a rejected update is then sent once and not again and again.
+// fromGatepost makes Envoy fetch listeners and clusters, and what they refer to, over one delta ADS
+// stream. Delta xDS does not resend a rejected update again and again.
 func fromGatepost() *bootstrapv3.Bootstrap_DynamicResources {
 	return &bootstrapv3.Bootstrap_DynamicResources{
 		LdsConfig: overADS(),
@@ -122,7 +128,8 @@ func fromGatepost() *bootstrapv3.Bootstrap_DynamicResources {
 			GrpcServices: []*corev3.GrpcService{{
 				TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
 					ClusterName: ClusterGRPC,
-					// Envoy's own back-off grows to 30 s; a Gatepost that comes back is to be found at once.
+					// Envoy's default backoff grows to 30 s, but a restarted Gatepost must be found
+					// at once.
 					RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
 						BaseInterval: durationpb.New(100 * time.Millisecond),
 						MaxInterval:  durationpb.New(time.Second),
@@ -133,8 +140,8 @@ func fromGatepost() *bootstrapv3.Bootstrap_DynamicResources {
 	}
 }
 
-// overADS waits for ever for the first configuration. With a time, Envoy would call itself ready without a
-// single listener once it had run out (initial_fetch_timeout of ConfigSource: 0 is no timeout).
+// overADS waits for the first configuration without a timeout. With one (initial_fetch_timeout; 0
+// disables it), Envoy would report itself ready without any listener when it expires.
 func overADS() *corev3.ConfigSource {
 	return &corev3.ConfigSource{
 		ResourceApiVersion:    corev3.ApiVersion_V3,
@@ -143,8 +150,8 @@ func overADS() *corev3.ConfigSource {
 	}
 }
 
-// overloadManager makes Envoy refuse work before it runs out of memory or of files (Envoy docs, "Configuring
-// Envoy as an edge proxy").
+// overloadManager makes Envoy reject work before it runs out of memory or files (Envoy docs,
+// "Configuring Envoy as an edge proxy").
 func overloadManager(connections int64, heap uint64) (*overloadv3.OverloadManager, error) {
 	const heapMonitor = "envoy.resource_monitors.fixed_heap"
 	heapConfig, err := anypb.New(&heapv3.FixedHeapConfig{MaxHeapSizeBytes: heap})
@@ -174,7 +181,8 @@ func overloadManager(connections int64, heap uint64) (*overloadv3.OverloadManage
 	}, nil
 }
 
-// keptStats leaves out the counters that nobody has asked for and that there is one of per service or thread.
+// keptStats drops the statistics that exist once per service or thread and that Gatepost does not
+// use.
 func keptStats() *metricsv3.StatsConfig {
 	exclude := func(re string) *matcherv3.StringMatcher {
 		return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: re}}}
@@ -189,16 +197,16 @@ func keptStats() *metricsv3.StatsConfig {
 	}}}
 }
 
-// The paths of the admin interface that are served. None of them ends or changes a running Envoy: a page in a
-// browser on the same machine can post to a loopback port.
+// The paths of the admin interface that are served. None of them stops or changes a running Envoy,
+// because a page in a browser on the same machine can post to a loopback port.
 var (
 	adminReads = []string{"/ready", "/stats", "/server_info", "/config_dump", "/clusters", "/listeners", "/memory", "/certs"}
-	// Only who may open the socket, the Runner, can ask for a drain.
+	// adminDrains are served on a Unix socket only, so that just the Runner can start a drain.
 	adminDrains = []string{"/healthcheck/fail", "/drain_listeners"}
 )
 
-// adminInterface returns the admin interface at an address, or nil for none. Over TCP it is on loopback
-// alone: it shows the whole configuration to everyone who can connect.
+// adminInterface returns the admin interface for an address, or nil if the address is empty. A TCP
+// address must be loopback, because every client can read the whole configuration.
 func adminInterface(address string) (*bootstrapv3.Admin, error) {
 	if address == "" {
 		return nil, nil
@@ -221,7 +229,7 @@ func adminInterface(address string) (*bootstrapv3.Admin, error) {
 	return admin, nil
 }
 
-// YAML renders a bootstrap for a file that Envoy reads. The same bootstrap is the same text.
+// YAML renders a bootstrap as a YAML file for Envoy. Equal bootstraps have equal text.
 func YAML(b *bootstrapv3.Bootstrap) ([]byte, error) {
 	out, err := protoyaml.MarshalOptions{UseProtoNames: true, Indent: 2}.Marshal(b)
 	if err != nil {
@@ -230,13 +238,13 @@ func YAML(b *bootstrapv3.Bootstrap) ([]byte, error) {
 	return out, nil
 }
 
-// JSON renders a bootstrap like YAML does, as JSON.
+// JSON renders a bootstrap as JSON. Equal bootstraps have equal text.
 func JSON(b *bootstrapv3.Bootstrap) ([]byte, error) {
 	out, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(b)
 	if err != nil {
 		return nil, fmt.Errorf("writing the bootstrap as JSON: %w", err)
 	}
-	var indented bytes.Buffer // protojson's own spaces differ from build to build, on purpose
+	var indented bytes.Buffer // protojson varies its spaces between builds, on purpose
 	if err := json.Indent(&indented, out, "", "  "); err != nil {
 		return nil, fmt.Errorf("writing the bootstrap as JSON: %w", err)
 	}

@@ -21,14 +21,14 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// bootstraps are the kinds that there are, each with a golden file in testdata.
+// bootstraps are bootstraps of each kind; each has a golden file in testdata.
 var bootstraps = map[string]envoy.BootstrapOptions{
 	"sidecar-by-name": {GRPC: "gatepost:18000", HTTP: "gatepost:18001", NodeID: "edge-1"},
 	"sidecar-by-ip":   {GRPC: "127.0.0.1:18000", HTTP: "[::1]:18001", Admin: "127.0.0.1:9901", MaxConnections: 1000, MaxHeap: 256 << 20},
 	"managed":         {GRPC: "unix:/run/gatepost/grpc.sock", HTTP: "unix:/run/gatepost/http.sock", Admin: "unix:/run/gatepost/admin.sock"},
 }
 
-func TestBootstrapIsAsWrittenDownAndEnvoyTakesIt(t *testing.T) {
+func TestBootstrapMatchesGoldenFileAndIsValid(t *testing.T) {
 	for name, opts := range bootstraps {
 		t.Run(name, func(t *testing.T) {
 			b, err := envoy.Bootstrap(opts)
@@ -50,17 +50,17 @@ func TestBootstrapIsAsWrittenDownAndEnvoyTakesIt(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got, want) {
-				t.Errorf("the bootstrap is not that of %s (-update writes it anew):\n%s", golden, cmp.Diff(string(want), string(got)))
+				t.Errorf("the bootstrap differs from %s (-update rewrites it):\n%s", golden, cmp.Diff(string(want), string(got)))
 			}
 			if verdict := envoytest.Validate(t, b); verdict != "" {
-				t.Errorf("Envoy says: %s", verdict)
+				t.Errorf("Envoy rejects it: %s", verdict)
 			}
 		})
 	}
 }
 
-// The files must be there for Envoy to take it, so this one has no golden file.
-func TestEnvoyTakesABootstrapWithMutualTLS(t *testing.T) {
+// The certificate files must exist for the validation, so this test has no golden file.
+func TestBootstrapWithMutualTLSIsValid(t *testing.T) {
 	dir := t.TempDir()
 	ca := testcert.New(t)
 	ca.Write(filepath.Join(dir, envoy.TLSCA))
@@ -75,7 +75,7 @@ func TestEnvoyTakesABootstrapWithMutualTLS(t *testing.T) {
 		}
 	}
 	if verdict := envoytest.Validate(t, b); verdict != "" {
-		t.Errorf("Envoy says: %s", verdict)
+		t.Errorf("Envoy rejects it: %s", verdict)
 	}
 	overSockets, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: "unix:/run/grpc.sock", HTTP: "unix:/run/http.sock", TLS: dir})
 	if err != nil {
@@ -88,7 +88,7 @@ func TestEnvoyTakesABootstrapWithMutualTLS(t *testing.T) {
 	}
 }
 
-func TestJSONSaysTheSameAsYAML(t *testing.T) {
+func TestJSONEqualsYAML(t *testing.T) {
 	want, err := envoy.Bootstrap(bootstraps["sidecar-by-ip"])
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestJSONSaysTheSameAsYAML(t *testing.T) {
 	}
 }
 
-func TestBootstrapRefusesAnAddressThatEnvoyCannotUse(t *testing.T) {
+func TestBootstrapRejectsUnusableAddresses(t *testing.T) {
 	const good = "127.0.0.1:18000"
 	for name, tc := range map[string]struct {
 		opts envoy.BootstrapOptions
@@ -135,7 +135,7 @@ func TestBootstrapRefusesAnAddressThatEnvoyCannotUse(t *testing.T) {
 }
 
 // A page in a browser on the same machine can post to a loopback port.
-func TestAdminOverTCPEndsAndChangesNothing(t *testing.T) {
+func TestAdminOverTCPCannotStopOrChangeEnvoy(t *testing.T) {
 	b, err := envoy.Bootstrap(bootstraps["sidecar-by-ip"])
 	if err != nil {
 		t.Fatal(err)

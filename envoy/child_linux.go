@@ -6,14 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownGroup gives the child a process group of its own, so that Ctrl-C in the terminal reaches Gatepost alone,
-// which then ends the child gracefully; and has the kernel kill the child when Gatepost dies.
+// ownGroup puts the child into its own process group, so that Ctrl-C in the terminal reaches only
+// Gatepost, which then stops the child gracefully. It also makes the kernel kill the child when
+// Gatepost dies.
 func ownGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 
-// raiseFileLimit lets the child open as many files as this user may. The usual soft limit of 1024 is some
-// 500 clients, and Envoy, unlike a Go program, does not raise it by itself. Where it cannot be raised it stays.
+// raiseFileLimit raises the child's soft limit of open files to its hard limit. The usual soft
+// limit of 1024 allows about 500 clients, and unlike a Go program, Envoy does not raise it.
+// Failures are ignored.
 func raiseFileLimit(pid int) {
 	var limit unix.Rlimit
 	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {

@@ -4,9 +4,10 @@ package envoy
 
 import "syscall"
 
-// ownGroup gives the child a process group of its own, so that Ctrl-C in the terminal reaches Gatepost alone,
-// which then ends the child gracefully. Only Linux can also end it where Gatepost is killed.
+// ownGroup puts the child into its own process group, so that Ctrl-C in the terminal reaches only
+// Gatepost, which then stops the child gracefully. Only Linux can also kill the child when Gatepost
+// dies.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
 
-// raiseFileLimit is for Linux: elsewhere a process cannot change another's limit.
+// raiseFileLimit does nothing: only on Linux can a process change another's limit.
 func raiseFileLimit(int) {}

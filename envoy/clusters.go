@@ -15,7 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// The clusters of the bootstrap, by which the configuration that comes by ADS names Gatepost.
+// The clusters in the bootstrap. The configuration from ADS refers to Gatepost by these names.
 const (
 	// ClusterGRPC is Gatepost's gRPC server: ADS and ext_authz. HTTP/2.
 	ClusterGRPC = "gatepost-grpc"
@@ -23,17 +23,20 @@ const (
 	ClusterHTTP = "gatepost-http"
 )
 
-// UpstreamIdle is how long Envoy keeps an idle connection to Gatepost's token handler. The handler's own
-// idle timeout must be longer, or Envoy could send a login on a connection that is just being closed.
+// UpstreamIdle is the idle timeout of Envoy's connections to Gatepost's token handler. The
+// handler's own idle timeout must be longer; otherwise Envoy could send a login on a connection
+// that is being closed.
 const UpstreamIdle = 30 * time.Second
 
-// connectTimeout is for a neighbour: the same machine or the same network.
+// connectTimeout is short, because Gatepost runs on the same machine or network.
 const connectTimeout = time.Second
 
-// grpcCluster is Gatepost's gRPC server at an address. Each request of a secured service waits for one check
-// there, so its budget is wide; a check that finds no room is answered 503 like one that fails.
+// grpcCluster is the cluster of Gatepost's gRPC server. Each request to a secured service waits for
+// a check there, so its budget is large. If a check exceeds the budget, the client gets a 503, as
+// for a failed check.
 func grpcCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
-	// The ping finds a peer that is gone without a word; Gatepost's server must allow one each 30 s.
+	// The ping detects a peer that disappeared without closing the connection. Gatepost's server
+	// must permit one every 30 s.
 	h2 := &corev3.Http2ProtocolOptions{ConnectionKeepalive: &corev3.KeepaliveSettings{
 		Interval: durationpb.New(30 * time.Second),
 		Timeout:  durationpb.New(5 * time.Second),
@@ -46,8 +49,8 @@ func grpcCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	return gatepostCluster(ClusterGRPC, address, transport{tlsDir, "h2"}, options, budget{connections: 1024, pending: 16384, requests: 16384})
 }
 
-// httpCluster is Gatepost's token handler at an address. Its budget is small: a flood of logins is refused
-// here, and takes nothing away from the checks or from the user service.
+// httpCluster is the cluster of Gatepost's token handler. Its budget is small: a flood of logins is
+// rejected here and does not affect the checks or the user service.
 func httpCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	options := &upstreamhttpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(UpstreamIdle)},
@@ -60,11 +63,11 @@ func httpCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	return gatepostCluster(ClusterHTTP, address, transport{tlsDir, "http/1.1"}, options, budget{connections: 256, pending: 256, requests: 512})
 }
 
-// budget is how much of a cluster may be in use at once, over all of Envoy's threads (circuit breakers).
-// Nothing is ever retried: a check is answered or denied, a login must not be sent twice.
+// budget limits the concurrent use of a cluster over all of Envoy's threads (circuit breakers).
+// Retries are disabled: a check is decided once, and a login must not be sent twice.
 type budget struct{ connections, pending, requests uint32 }
 
-// transport is how a cluster is connected if its address is no Unix socket.
+// transport is the TLS setup of a cluster that is not reached over a Unix socket.
 type transport struct{ tlsDir, protocol string }
 
 func gatepostCluster(name, address string, over transport, options *upstreamhttpv3.HttpProtocolOptions, b budget) (*clusterv3.Cluster, error) {
@@ -117,9 +120,9 @@ func gatepostCluster(name, address string, over transport, options *upstreamhttp
 	return c, nil
 }
 
-// resolution says how a name becomes endpoints: as STRICT_DNS does, whose own fields for this are deprecated. The
-// name is asked for again each second: a container that is made anew has a new address, and is to be found as
-// fast as one that was only restarted. IPv4 is taken where there is one, as compose networks have.
+// resolution configures DNS as STRICT_DNS would; the fields of that type are deprecated. Names are
+// resolved every second, so that a recreated container with a new address is found as fast as a
+// restarted one. IPv4 is preferred, because compose networks use it.
 func resolution() *dnsclusterv3.DnsCluster {
 	return &dnsclusterv3.DnsCluster{
 		DnsLookupFamily: dnsv3.DnsLookupFamily_V4_PREFERRED,

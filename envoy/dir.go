@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 )
 
-// Dir is a folder that only this user can enter, for the unix sockets over which Gatepost and its Envoy talk.
+// Dir is a folder with access for this user only. It has the Unix sockets between Gatepost and its
+// Envoy.
 type Dir string
 
-// PrivateDir makes a Dir in the system's folder for temporary files. Remove removes it.
+// PrivateDir creates a Dir in the system's folder for temporary files. Remove deletes it.
 func PrivateDir() (Dir, error) {
-	// MkdirTemp makes it 0700. The name is short: a socket's path may be no longer than some hundred bytes.
+	// MkdirTemp sets mode 0700. The name is short because the path of a socket is limited to about
+	// 100 bytes.
 	dir, err := os.MkdirTemp("", "gatepost-")
 	if err != nil {
 		return "", fmt.Errorf("making a private folder for Envoy: %w", err)
@@ -23,16 +25,16 @@ func PrivateDir() (Dir, error) {
 	return Dir(dir), nil
 }
 
-// GRPC is the address for Gatepost's gRPC server, in the form unix:/path.
+// GRPC returns the address of Gatepost's gRPC server as unix:/path.
 func (d Dir) GRPC() string { return "unix:" + filepath.Join(string(d), "grpc.sock") }
 
-// HTTP is the address for Gatepost's token handler, in the form unix:/path.
+// HTTP returns the address of Gatepost's token handler as unix:/path.
 func (d Dir) HTTP() string { return "unix:" + filepath.Join(string(d), "http.sock") }
 
-// Admin is the address of the admin interface of a Runner's Envoy, in the form unix:/path.
+// Admin returns the address of the admin interface of a Runner's Envoy as unix:/path.
 func (d Dir) Admin() string { return "unix:" + d.adminPath() }
 
 func (d Dir) adminPath() string { return filepath.Join(string(d), "admin.sock") }
 
-// Remove removes the folder and what is in it.
+// Remove deletes the folder and its content.
 func (d Dir) Remove() error { return os.RemoveAll(string(d)) }

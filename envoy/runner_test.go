@@ -22,10 +22,10 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 )
 
-// gone says whether no process has this id any more.
+// gone reports whether no process has this id.
 func gone(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
 
-// run starts a Runner; the function that it returns ends it and returns what Run returned.
+// run starts a Runner. The returned function stops it and returns the result of Run.
 func run(t *testing.T, r *envoy.Runner) (end func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -57,7 +57,7 @@ func get(t *testing.T, addr string) (status int, err error) {
 	return res.StatusCode, err
 }
 
-func TestWhenTheContextEndsNoProcessAndNoFileIsLeft(t *testing.T) {
+func TestShutdownLeavesNoProcessAndNoFile(t *testing.T) {
 	path := envoytest.Require(t)
 	temp := t.TempDir()
 	t.Setenv("TMPDIR", temp)
@@ -65,7 +65,7 @@ func TestWhenTheContextEndsNoProcessAndNoFileIsLeft(t *testing.T) {
 	pids := make(chan int, 1)
 	end := run(t, &envoy.Runner{Path: path, Bootstrap: b, Concurrency: 1, OnStart: func(pid int) { pids <- pid }})
 	pid := <-pids
-	envoytest.Eventually(t, "a request is answered", func() bool { status, _ := get(t, addr); return status == 200 })
+	envoytest.Eventually(t, "a request succeeds", func() bool { status, _ := get(t, addr); return status == 200 })
 
 	dirs, err := filepath.Glob(filepath.Join(temp, "gatepost-*"))
 	if err != nil || len(dirs) != 1 {
@@ -85,7 +85,7 @@ func TestWhenTheContextEndsNoProcessAndNoFileIsLeft(t *testing.T) {
 	}
 }
 
-func TestARequestUnderWayIsAnsweredBeforeEnvoyEnds(t *testing.T) {
+func TestActiveRequestFinishesBeforeEnvoyExits(t *testing.T) {
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr()), Drain: envoytest.Deadline})
@@ -122,11 +122,11 @@ func TestARequestUnderWayIsAnsweredBeforeEnvoyEnds(t *testing.T) {
 		t.Error("Envoy is still there")
 	}
 	if !strings.Contains(e.Log(), "reason=drained") {
-		t.Errorf("the log does not say that Envoy drained:\n%s", e.Log())
+		t.Errorf("the log does not report the drain:\n%s", e.Log())
 	}
 }
 
-func TestARequestThatNeverEndsKeepsEnvoyNoLongerThanItMay(t *testing.T) {
+func TestDrainTimeoutEndsAnActiveRequest(t *testing.T) {
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -139,21 +139,21 @@ func TestARequestThatNeverEndsKeepsEnvoyNoLongerThanItMay(t *testing.T) {
 	envoytest.Eventually(t, "the request is at the upstream", func() bool { return len(upstream.Requests()) == 1 })
 	e.Stop()
 	if err := <-refused; err == nil {
-		t.Error("the request was answered")
+		t.Error("the request got a response")
 	}
 	if want := "1 requests did not end in time"; !strings.Contains(e.Log(), want) {
-		t.Errorf("the log does not say %q:\n%s", want, e.Log())
+		t.Errorf("the log does not contain %q:\n%s", want, e.Log())
 	}
 }
 
-func TestAnEnvoyThatDoesNotListenIsKilled(t *testing.T) {
+func TestHangingEnvoyIsKilled(t *testing.T) {
 	t.Parallel()
 	b, addr, _ := forward(t)
 	pids := make(chan int, 1)
 	end := run(t, &envoy.Runner{Path: envoytest.Require(t), Bootstrap: b, Drain: 100 * time.Millisecond, OnStart: func(pid int) { pids <- pid }})
 	pid := <-pids
 	envoytest.Eventually(t, "Envoy serves", func() bool { return envoytest.Accepts(addr) })
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil { // it now answers nothing, and SIGTERM waits
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil { // it now responds to nothing, and SIGTERM stays pending
 		t.Fatal(err)
 	}
 	if err := end(); err != nil {
@@ -164,7 +164,7 @@ func TestAnEnvoyThatDoesNotListenIsKilled(t *testing.T) {
 	}
 }
 
-func TestAnEnvoyThatIsKilledComesBack(t *testing.T) {
+func TestKilledEnvoyIsRestarted(t *testing.T) {
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -172,18 +172,18 @@ func TestAnEnvoyThatIsKilledComesBack(t *testing.T) {
 	for starts := range 3 {
 		e.Kill()
 		envoytest.Eventually(t, "Envoy is started again", func() bool { return e.Starts() == starts+2 })
-		envoytest.Eventually(t, "a request is answered", func() bool { status, _ := get(t, addr); return status == 200 })
+		envoytest.Eventually(t, "a request succeeds", func() bool { status, _ := get(t, addr); return status == 200 })
 	}
 	if !gone(first) {
 		t.Error("the first Envoy is still there")
 	}
 	if want := `reason="signal: killed"`; !strings.Contains(e.Log(), want) {
-		t.Errorf("the log does not say %s:\n%s", want, e.Log())
+		t.Errorf("the log does not contain %s:\n%s", want, e.Log())
 	}
 }
 
-func TestEachEndThatNobodyAskedForIsTold(t *testing.T) {
-	// It calls itself an Envoy, takes its bootstrap, and dies as soon as it is to serve.
+func TestEachUnexpectedExitIsReported(t *testing.T) {
+	// It acts as an Envoy that accepts its bootstrap and exits as soon as it should serve.
 	fake := script(t, filepath.Join(t.TempDir(), "envoy"), `case "$*" in
 --version) echo "envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL" ;;
 --mode*) ;;
@@ -201,12 +201,12 @@ esac`)
 	if err := end(); err != nil {
 		t.Errorf("Run = %v", err)
 	}
-	if len(exits) > 1 { // at most the one that came before end
-		t.Errorf("%d more ends were told", len(exits))
+	if len(exits) > 1 { // at most the exit before end
+		t.Errorf("%d more exits were reported", len(exits))
 	}
 }
 
-func TestRunDoesNotStartWhatCannotServe(t *testing.T) {
+func TestRunFailsIfEnvoyCannotServe(t *testing.T) {
 	b, _, _ := forward(t)
 	t.Run("an Envoy that is too old", func(t *testing.T) {
 		old := script(t, filepath.Join(t.TempDir(), "envoy"), `echo "envoy  version: abc/1.38.2/Clean/RELEASE/BoringSSL"`)
@@ -219,12 +219,12 @@ func TestRunDoesNotStartWhatCannotServe(t *testing.T) {
 		broken := envoytest.Bootstrap(t, envoytest.Options{Resources: resources[:1]})
 		err := (&envoy.Runner{Path: envoytest.Require(t), Bootstrap: broken}).Run(t.Context())
 		if err == nil || !strings.Contains(err.Error(), "unknown cluster 'upstream'") {
-			t.Errorf("Run = %v, want Envoy's own words", err)
+			t.Errorf("Run = %v, want Envoy's own message", err)
 		}
 	})
 }
 
-func TestAnEnvoyThatNeverEndsItsCheckIsAnError(t *testing.T) {
+func TestHangingValidationIsAnError(t *testing.T) {
 	fake := script(t, filepath.Join(t.TempDir(), "envoy"), `case "$*" in
 --version) echo "envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL" ;;
 *) exec tail -f /dev/null ;;
@@ -236,10 +236,10 @@ esac`)
 	}
 }
 
-// The test runs itself as a Gatepost that is then killed.
+// The test runs its own binary as the Gatepost that is then killed.
 const actAsGatepost = "GATEPOST_TEST_RUN_ENVOY"
 
-func TestEnvoyDiesWithAGatepostThatIsKilled(t *testing.T) {
+func TestEnvoyDiesWithAKilledGatepost(t *testing.T) {
 	path := envoytest.Require(t)
 	if os.Getenv(actAsGatepost) != "" {
 		b, addr, _ := forward(t)
@@ -269,11 +269,11 @@ func TestEnvoyDiesWithAGatepostThatIsKilled(t *testing.T) {
 	if err := gatepost.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = gatepost.Wait() // killed, as it says
-	envoytest.Eventually(t, "Envoy is gone", func() bool { return gone(pid) })
+	_ = gatepost.Wait() // it was killed
+	envoytest.Eventually(t, "Envoy has exited", func() bool { return gone(pid) })
 }
 
-func TestTheChildHasItsOwnProcessGroupAndAllTheFilesItMay(t *testing.T) {
+func TestChildHasItsOwnProcessGroupAndFileLimit(t *testing.T) {
 	addr := envoytest.Addr(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, "127.0.0.1:1")})
 	if pgid, err := syscall.Getpgid(e.PID()); err != nil || pgid != e.PID() {

@@ -11,15 +11,16 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// The files of a folder for mutual TLS, all in PEM: the own certificate, its key, and the CA of the other side.
+// The file names in a folder for mutual TLS, all PEM: the own certificate, its key, and the CA of
+// the peer.
 const (
 	TLSCert = "tls.crt"
 	TLSKey  = "tls.key"
 	TLSCA   = "ca.crt"
 )
 
-// mutualTLS returns the transport socket by which Envoy shows its certificate to Gatepost and verifies Gatepost's, which
-// must be for the host of the address.
+// mutualTLS returns the transport socket with which Envoy presents its certificate to Gatepost.
+// Envoy verifies that Gatepost's certificate is valid for the host of the address.
 func mutualTLS(dir string, addr address, protocol string) (*corev3.TransportSocket, error) {
 	if !filepath.IsAbs(dir) {
 		return nil, errors.New("the folder of the TLS files must be absolute")

@@ -13,13 +13,14 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 )
 
-// validateTimeout bounds one check; a configuration of ten thousand services takes seconds.
+// validateTimeout limits one validation; a configuration of ten thousand services takes seconds.
 const validateTimeout = 2 * time.Minute
 
-// Validate has the Envoy at path look at a configuration (--mode validate), without a port or a name being
-// touched. It returns what Envoy finds wrong, in its words, or "". An error says that Envoy could not be asked.
+// Validate runs the Envoy at path with --mode validate, which opens no port and resolves no name.
+// It returns Envoy's error message, or "" if the configuration is valid. An error means that Envoy
+// could not be run.
 func Validate(ctx context.Context, path string, b *bootstrapv3.Bootstrap) (refused string, err error) {
-	text, err := JSON(b) // which Envoy reads faster than YAML
+	text, err := JSON(b) // Envoy parses JSON faster than YAML
 	if err != nil {
 		return "", err
 	}
@@ -35,7 +36,7 @@ func Validate(ctx context.Context, path string, b *bootstrapv3.Bootstrap) (refus
 	ctx, cancel := context.WithTimeout(ctx, validateTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "--mode", "validate", "-c", file, "--log-level", "error", "--log-format", "%v")
-	cmd.WaitDelay = time.Second // a child of the program may hold the pipe open after it was killed
+	cmd.WaitDelay = time.Second // a killed program can leave a child that holds the pipe open
 	out, err := cmd.CombinedOutput()
 	var exited *exec.ExitError
 	switch {
@@ -46,7 +47,7 @@ func Validate(ctx context.Context, path string, b *bootstrapv3.Bootstrap) (refus
 	case !errors.As(err, &exited):
 		return "", fmt.Errorf("asking Envoy: %w", err)
 	}
-	// One line: what Envoy quotes of the configuration may have several.
+	// Envoy's message can quote several lines of the configuration; this joins them.
 	words := strings.ReplaceAll(string(out), file, "the configuration")
 	refused = strings.Join(strings.Fields(words), " ")
 	if refused == "" {

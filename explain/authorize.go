@@ -14,17 +14,18 @@ import (
 	"gatepost/tokens"
 )
 
-// extAuthz is Envoy's ext_authz filter with Gatepost behind it: the decision is package authz's own.
+// extAuthz is Envoy's ext_authz filter with Gatepost behind it. Package authz makes the decision.
 type extAuthz struct {
 	name   string
 	config *extauthzv3.ExtAuthz
-	// maxHeaders and maxBytes are how many headers a request may have, and how many bytes of them; 0: any number.
+	// maxHeaders and maxBytes limit the number of request headers and their size; 0 means no limit.
 	maxHeaders, maxBytes int
 }
 
-// outgrown says whether the request, with what Envoy has added to it, has more headers than it may have. Envoy looks
-// once more after what Gatepost changed. The address is that of a client on this machine.
-func (f extAuthz) outgrown(x *exchange) bool {
+// exceedsLimits reports whether the request exceeds the header limits after Envoy and Gatepost
+// added headers. Envoy checks the limits again after ext_authz. The address is that of a local
+// client.
+func (f extAuthz) exceedsLimits(x *exchange) bool {
 	all := append(fields{
 		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", "127.0.0.1"}, {"x-forwarded-proto", "http"},
 		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"}, {"x-envoy-external-address", "127.0.0.1"},
@@ -36,25 +37,26 @@ func (f extAuthz) outgrown(x *exchange) bool {
 	return f.maxHeaders > 0 && all.lines() > f.maxHeaders || f.maxBytes > 0 && size > f.maxBytes
 }
 
-// settingsHolder is what may say something about a filter: a virtual host, a route.
+// settingsHolder is a virtual host or a route: it can have per-filter configuration.
 type settingsHolder interface {
 	GetTypedPerFilterConfig() map[string]*anypb.Any
 }
 
-// extensions are what the virtual host and the route tell Gatepost, merged, and whether it is asked at all.
+// extensions merges the context extensions of the virtual host and the route. asked is false if the
+// filter is disabled.
 func (f extAuthz) extensions(x *exchange) (all map[string]string, asked bool) {
 	all, asked = map[string]string{}, true
 	for _, level := range []settingsHolder{x.vhost, x.route} {
-		says := new(extauthzv3.ExtAuthzPerRoute)
-		there, err := settings(level, f.name, says)
+		perRoute := new(extauthzv3.ExtAuthzPerRoute)
+		there, err := settings(level, f.name, perRoute)
 		switch {
 		case err != nil:
 			x.err = err
-		case there && says.GetDisabled():
+		case there && perRoute.GetDisabled():
 			asked = false
 		case there:
 			asked = true
-			maps.Copy(all, says.GetCheckSettings().GetContextExtensions())
+			maps.Copy(all, perRoute.GetCheckSettings().GetContextExtensions())
 		}
 	}
 	return all, asked
@@ -75,7 +77,7 @@ func (f extAuthz) request(x *exchange) {
 			Headers: f.checkedHeaders(x.header),
 		}},
 	}}), x.sessions, time.Now)
-	x.asked = decision.LookedUp
+	x.lookedUp = decision.LookedUp
 	if decision.Token != (tokens.Hash{}) {
 		x.token = decision.Token.String()
 	}
@@ -85,14 +87,14 @@ func (f extAuthz) request(x *exchange) {
 	f.apply(x, decision.Response())
 }
 
-// response adds to the answer what Gatepost has said to.
+// response adds the response headers that Gatepost requested.
 func (extAuthz) response(x *exchange) {
 	for _, h := range x.adds {
 		put(&x.reply.header, h, h.GetHeader().GetValue())
 	}
 }
 
-// checkedHeaders are the request headers that Envoy sends with a Check.
+// checkedHeaders returns the request headers that Envoy includes in a Check.
 func (f extAuthz) checkedHeaders(header fields) map[string]string {
 	all := map[string]string{}
 	for _, h := range header {
@@ -103,7 +105,8 @@ func (f extAuthz) checkedHeaders(header fields) map[string]string {
 	return all
 }
 
-// printable puts a ! for each byte that is no part of UTF-8, as Envoy does: a gRPC message cannot have it.
+// printable replaces each byte that is not valid UTF-8 by !, as Envoy does: gRPC strings must be
+// UTF-8.
 func printable(value string) string {
 	var b strings.Builder
 	for i, c := range value {
@@ -116,10 +119,10 @@ func printable(value string) string {
 	return b.String()
 }
 
-// apply changes the request as the response to its Check requires.
+// apply changes the request as the Check response requires.
 func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 	if denied := response.GetDeniedResponse(); denied != nil {
-		r := x.answer(int(denied.GetStatus().GetCode()), denied.GetBody())
+		r := x.localReply(int(denied.GetStatus().GetCode()), denied.GetBody())
 		r.flag = flagUnauthorized
 		for _, h := range denied.GetHeaders() {
 			put(&r.header, h, h.GetHeader().GetValue())
@@ -131,7 +134,7 @@ func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 		name := strings.ToLower(h.GetHeader().GetKey())
 		put(&x.header, h, h.GetHeader().GetValue())
 		if name == authz.HeaderStreamDuration {
-			x.endsWithToken = true // the router obeys it and takes it out
+			x.endsWithToken = true // the router applies this header and removes it
 			continue
 		}
 		x.set = append(x.set, Field{name, h.GetHeader().GetValue()})
@@ -139,24 +142,24 @@ func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 	for _, name := range response.GetOkResponse().GetHeadersToRemove() {
 		x.header.remove(strings.ToLower(name))
 	}
-	if f.outgrown(x) {
-		x.answer(500, "").flag = flagUnauthorized
+	if f.exceedsLimits(x) {
+		x.localReply(500, "").flag = flagUnauthorized
 		x.set, x.adds, x.reason = nil, nil, "too_many_headers"
 	}
 }
 
-// someone stands for the id of the token's user, where nobody was asked for it.
-const someone = "(the id of the token's user)"
+// placeholderUser is shown instead of the user's id if the token was not looked up.
+const placeholderUser = "(the id of the token's user)"
 
-// liveSession knows every token, as one with these scopes.
+// liveSession is a store in which every token is live and has these scopes.
 type liveSession struct{ scopes []string }
 
 func (l liveSession) Principal(_ context.Context, h tokens.Hash) (tokens.Principal, error) {
-	s := &tokens.Session{Hash: h, User: someone, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}
+	s := &tokens.Session{Hash: h, User: placeholderUser, Scopes: l.scopes, Expires: time.Now().Add(time.Hour)}
 	return s.Principal(), nil
 }
 
-// noSession knows no token.
+// noSession is a store in which every token is unknown.
 type noSession struct{}
 
 func (noSession) Principal(context.Context, tokens.Hash) (tokens.Principal, error) {

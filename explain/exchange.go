@@ -12,40 +12,43 @@ import (
 	"gatepost/authz"
 )
 
-// exchange is one request on its way through Envoy, and what has become of it.
+// exchange is the state of one request on its way through Envoy.
 type exchange struct {
 	ctx      context.Context
 	sessions authz.Sessions
-	err      error // what could not be told
+	err      error // the first failure; the explanation is then incomplete
 
-	// The request as it came: its target, the path in that, and its headers as far as they were read.
+	// The request as the client sent it: its target, the path in the target, and the headers that
+	// were parsed.
 	target, sent string
 	client       fields
-	// The request as Envoy has it now. path has its query still; header names are in lower case.
+	// The request as Envoy sees it now. path includes the query; header names are in lower case.
 	method, path, host string
 	header             fields
-	// known says whether Envoy had read the headers when it answered.
+	// known reports whether Envoy had parsed the headers before it responded.
 	known bool
-	// refused is why the connection manager answered by itself.
+	// refused is the connection manager's reason for rejecting the request.
 	refused string
 
 	vhost *routev3.VirtualHost
 	route *routev3.Route
 
-	// asked says that a store was asked for the session of a token; reason is authz's word for why a request
-	// did not pass; token is the token's fingerprint.
-	asked         bool
+	// lookedUp reports whether the session of a token was looked up. reason is the reason that
+	// authz gives for a denial. token is the token's fingerprint.
+	lookedUp      bool
 	reason, token string
-	// checked says that Gatepost was asked, set what headers it gave the request, adds those of the answer, and
-	// endsWithToken that the exchange lives no longer than the token.
+	// checked reports whether Envoy sent a Check to Gatepost. set are the request headers that
+	// Gatepost set; adds are the response headers that it adds. If endsWithToken is true, Envoy
+	// ends the stream when the token expires.
 	checked       bool
 	set           []Field
 	adds          []*corev3.HeaderValueOption
 	endsWithToken bool
-	// upgrade is the protocol that the request asks to change to; empty: none.
+	// upgrade is the protocol that the request wants to switch to, or "".
 	upgrade string
 
-	// preflight says that the CORS filter answered, origin that it lets that origin read the answer.
+	// preflight reports whether the CORS filter responded. origin is the origin that it allows to
+	// read the response.
 	preflight bool
 	origin    string
 
@@ -53,24 +56,25 @@ type exchange struct {
 	reply   *reply
 }
 
-// reply is an answer, on its way back.
+// reply is a response on its way back to the client.
 type reply struct {
-	// local says that Envoy or Gatepost made it: one that an upstream makes is not known here.
+	// local reports whether Envoy or Gatepost produced the reply. Replies of upstreams are not
+	// modelled.
 	local bool
-	// flag is Envoy's response flag, by which local replies are told apart.
+	// flag is Envoy's response flag, which identifies the cause of a local reply.
 	flag   string
 	status int
 	header fields
 	body   string
 }
 
-// answer ends the way of the request with an answer of Envoy's own.
-func (x *exchange) answer(status int, body string) *reply {
+// localReply ends the request with a response from Envoy.
+func (x *exchange) localReply(status int, body string) *reply {
 	x.reply = &reply{local: true, status: status, body: body}
 	return x.reply
 }
 
-// settings unpacks what the route says about a filter into m, and whether it says anything.
+// settings unpacks the per-filter configuration of from into m. It returns false if there is none.
 func settings(from settingsHolder, filter string, m proto.Message) (bool, error) {
 	packed := from.GetTypedPerFilterConfig()[filter]
 	if packed == nil {
@@ -79,11 +83,11 @@ func settings(from settingsHolder, filter string, m proto.Message) (bool, error)
 	return true, packed.UnmarshalTo(m)
 }
 
-// fields are headers, with names in lower case, in their order.
+// fields are headers in order, with names in lower case.
 type fields []Field
 
-// get returns the value of a header, and whether there is one. Several of one name are one to Envoy's matchers
-// and to Gatepost, joined by commas; empty ones add nothing.
+// get returns the value of a header and whether it is present. Repeated headers are joined with
+// commas and empty values are dropped, as Envoy's matchers and Gatepost do.
 func (f fields) get(name string) (value string, there bool) {
 	var values []string
 	for _, one := range f {
@@ -98,7 +102,8 @@ func (f fields) get(name string) (value string, there bool) {
 	return strings.Join(values, ","), there
 }
 
-// joined are the request headers of which Envoy keeps one line however many came, beside those of no interest here.
+// joined are the request headers that Envoy stores as one line even if they are repeated. Headers
+// that do not matter here are left out.
 var joined = []string{
 	"accept", "accept-encoding", "access-control-request-headers", "access-control-request-method", "authorization",
 	"cache-control", "content-length", "content-type", "host", "origin", "pragma", "referer", "user-agent", "via",
@@ -106,7 +111,7 @@ var joined = []string{
 	"x-request-id",
 }
 
-// lines is how many lines the headers have to Envoy.
+// lines returns the number of header lines that Envoy counts.
 func (f fields) lines() int {
 	n := 0
 	for i, one := range f {
@@ -127,7 +132,7 @@ func (f fields) has(name string) bool {
 	return ok
 }
 
-// set puts one header in the place of all of its name.
+// set replaces all headers with this name by a single one.
 func (f *fields) set(name, value string) {
 	for i, one := range *f {
 		if one.Name == name {

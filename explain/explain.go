@@ -1,8 +1,9 @@
-// Package explain decides what answer a request would get, and says why.
+// Package explain decides what response a request would get, and gives the reasons.
 //
-// It matches no path of its own: it builds the very resources that Envoy is served (package xds), walks a request
-// through them as Envoy does, and leaves the question whether it may pass to package authz. What it adds is how Envoy
-// reads its configuration, and a differential test holds that to a real Envoy.
+// It has no path matcher of its own. It builds the resources that Envoy is served (package xds),
+// walks a request through them as Envoy would, and calls package authz for the decision. The
+// package itself models how Envoy interprets its configuration; a differential test compares it
+// with a real Envoy.
 package explain
 
 import (
@@ -22,13 +23,14 @@ import (
 	"gatepost/xds"
 )
 
-// Request is a request as a client sends it, over HTTP/1.1. Its body never matters to what happens to it.
+// Request is a request that a client sends over HTTP/1.1. The body is left out because it does not
+// affect routing or authorization.
 type Request struct {
-	// Method is the method; empty: GET.
+	// Method is the HTTP method. The default is GET.
 	Method string
-	// Target is what stands in the request line: a path with its query, as it is sent, or a whole http URL.
+	// Target is the request target: a path with its query, not normalized, or an absolute http URL.
 	Target string
-	// Header are the headers in their order. Without a Host, one that does not matter is put in.
+	// Header are the headers in order. If Host is missing, a placeholder is added.
 	Header []Field
 }
 
@@ -38,31 +40,34 @@ type Field struct {
 	Value string `json:"value"`
 }
 
-// ErrNotModelled says that what happens to a request depends on a part of HTTP that is not looked at here.
-var ErrNotModelled = errors.New("this is not modelled")
+// ErrNotModelled means that the outcome depends on a part of HTTP that this package does not model.
+var ErrNotModelled = errors.New("not modelled")
 
-// Explainer answers for one set of definitions. It may be used from many goroutines at once.
+// Explainer explains requests for one set of definitions. It is safe for concurrent use.
 type Explainer struct {
 	definitions *definitions.Definitions
-	// served is what the gateway makes of the definitions: some services can be in their former form. The services have
-	// the order of the definitions.
+	// served are the definitions as the gateway serves them: some services can have their previous
+	// form. The services are in the order of the definitions.
 	served   *definitions.Gateway
 	version  string
 	sessions authz.Sessions
-	store    string // what the sessions are called
+	store    string // the name of the session store
 	gateway  *Gateway
-	isServed bool // the gateway serves what is explained
+	isServed bool // the gateway serves these definitions
 	manager  *hcmv3.HttpConnectionManager
-	scopes   map[string]*routev3.VirtualHost // :: key → its routes
+	scopes   map[string]*routev3.VirtualHost // :: scope key → its routes
 	scopeKey *scopeKeyOf
 	filters  []filter
 	unsure   []string
 }
 
-// New builds what Envoy would be served for the definitions. sessions, a token store, is asked whose a token is; nil:
-// the gateway is, and where there is none either, the answer tells what follows in either case. What a gateway that
-// serves these definitions has had to change about them is explained as it is served; nil: none runs. opts must be what
-// the gateway in question has, for the versions to be the same.
+// New builds the configuration that Envoy would be served for the definitions.
+//
+// sessions is the token store for session lookups. If it is nil, New uses the gateway's sessions;
+// if there is no gateway either, an explanation lists the outcome of each case. gateway is the
+// running gateway, or nil. If it serves these definitions, its withheld and rolled-back services
+// are explained as they are served. opts must be the options of that gateway; otherwise the
+// versions differ.
 func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, gateway *Gateway) (*Explainer, error) {
 	e, err := build(d, opts, gateway)
 	if err != nil {
@@ -77,7 +82,7 @@ func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, 
 	return e, nil
 }
 
-// built makes an explainer that asks nobody.
+// built returns an explainer without session lookups.
 func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Options) (*Explainer, error) {
 	snapshot, err := xds.Build(served, opts)
 	if err != nil {
@@ -90,10 +95,10 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	return e, nil
 }
 
-// Version is the version of the definitions, as `gatepost status` shows it.
+// Version returns the version of the definitions, as `gatepost status` prints it.
 func (e *Explainer) Version() string { return e.version }
 
-// read takes out of a snapshot what decides about requests.
+// read extracts the routing configuration from a snapshot.
 func (e *Explainer) read(s *xds.Snapshot) error {
 	listener, err := only[*listenerv3.Listener](s, resourcev3.ListenerType)
 	if err != nil {
@@ -121,7 +126,7 @@ func (e *Explainer) read(s *xds.Snapshot) error {
 	return nil
 }
 
-// only returns the one resource of a type.
+// only returns the resource of a type that has exactly one.
 func only[R any](s *xds.Snapshot, typeURL string) (one R, err error) {
 	all, err := s.Resources(typeURL)
 	if err != nil {
@@ -135,9 +140,9 @@ func only[R any](s *xds.Snapshot, typeURL string) (one R, err error) {
 	return one, fmt.Errorf("want one %s, got %v", typeURL, slices.Sorted(maps.Keys(all)))
 }
 
-// Explain tells what answer the request gets. The error is ErrNotModelled where that cannot be told, or says that
-// the request cannot be sent at all.
-func (e *Explainer) Explain(ctx context.Context, r Request) (*Answer, error) {
+// Explain returns the explanation of a request. The error is ErrNotModelled if the outcome cannot
+// be determined; any other error means that the request cannot be sent.
+func (e *Explainer) Explain(ctx context.Context, r Request) (*Explanation, error) {
 	if err := r.check(); err != nil {
 		return nil, err
 	}
@@ -146,35 +151,35 @@ func (e *Explainer) Explain(ctx context.Context, r Request) (*Answer, error) {
 		if err != nil {
 			return nil, err
 		}
-		return e.answer(x, ""), nil
+		return e.explanation(x, ""), nil
 	}
 	x, err := e.walk(ctx, r, liveSession{e.allScopes()})
 	if err != nil {
 		return nil, err
 	}
-	if !x.asked {
-		return e.answer(x, ""), nil
+	if !x.lookedUp {
+		return e.explanation(x, ""), nil
 	}
 	return e.undecided(ctx, r, x)
 }
 
-// undecided tells what follows where it is not known whose the token is.
-func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*Answer, error) {
+// undecided lists the outcomes of each case if the token cannot be looked up.
+func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*Explanation, error) {
 	when := "the token is live"
 	var needed []string
-	if service := e.taker(live.route); service != nil {
+	if service := e.serviceOf(live.route); service != nil {
 		needed = service.Scopes
 	}
 	if len(needed) > 0 {
-		when += " and has the scopes that are needed"
+		when += " and has the required scopes"
 	}
-	a := e.answer(live, when)
+	a := e.explanation(live, when)
 	others := []struct {
 		when     string
 		sessions authz.Sessions
 	}{
-		{"the token was never issued, has expired or was revoked", noSession{}},
-		{"the token is live and has not all of these scopes", liveSession{}},
+		{"the token is unknown, expired or revoked", noSession{}},
+		{"the token is live and lacks one of these scopes", liveSession{}},
 	}
 	if len(needed) == 0 {
 		others = others[:1]
@@ -189,7 +194,8 @@ func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*
 	return a, nil
 }
 
-// walk takes a request through Envoy: the connection manager, the route, the filters in their order, and back.
+// walk takes a request through the connection manager, the route table and the filters, and then
+// back through the filters.
 func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions) (*exchange, error) {
 	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target}
 	if err := e.receive(x, r); err != nil {
@@ -216,7 +222,7 @@ func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions
 	return x, x.err
 }
 
-// allScopes are all scopes of tokens that any service asks for.
+// allScopes returns every token scope that any service requires.
 func (e *Explainer) allScopes() []string {
 	var all []string
 	for _, s := range e.served.Services {

@@ -40,8 +40,8 @@ func explainerOf(t *testing.T, text string, sessions authz.Sessions) *Explainer 
 	return explainer(t, d, sessions)
 }
 
-// asked reads a line "METHOD TARGET [Name: value]..." with headers in brackets.
-func asked(line string) Request {
+// requestOf parses a line "METHOD TARGET [Name: value]...", with each header in brackets.
+func requestOf(line string) Request {
 	first, rest, _ := strings.Cut(line, " [")
 	method, target, _ := strings.Cut(first, " ")
 	r := Request{Method: method, Target: target, Header: []Field{{"Host", "gate.example"}}}
@@ -53,7 +53,7 @@ func asked(line string) Request {
 	return r
 }
 
-// outcome is what a test reads of an outcome, in a line.
+// outcome formats an outcome as one line.
 func outcome(o Outcome) string {
 	switch {
 	case o.Forward != nil && o.Forward.TokenHandler:
@@ -64,7 +64,7 @@ func outcome(o Outcome) string {
 	return fmt.Sprintf("%s: %d", o.Reason, o.Status)
 }
 
-func TestWhatBecomesOfARequest(t *testing.T) {
+func TestExplainedOutcomes(t *testing.T) {
 	sessions := sessions{}
 	alice := sessions.open(t, tokens.FormatUUID, "alice", time.Hour)
 	reader := sessions.open(t, tokens.FormatUUID, "reader", time.Hour, "read")
@@ -73,7 +73,7 @@ func TestWhatBecomesOfARequest(t *testing.T) {
 		{"", "GET /orders/5?x=1 [Authorization: " + alice + "]", "forwarded: http://orders:8080 GET /base/5?x=1", ""},
 		{"", "GET /ORDERS [Authorization: Bearer " + alice + "]", "forwarded: http://orders:8080 GET /base", ""},
 		{"", "GET /orders", "token_missing: 401", "send Authorization: Bearer TOKEN with a token of POST /token, or set authenticate: false at gateway.yaml:3"},
-		{"", "GET /orders [Authorization: Basic eA==]", "token_malformed: 401", "send the token by itself or after Bearer, as POST /token gave it"},
+		{"", "GET /orders [Authorization: Basic eA==]", "token_malformed: 401", "send the token by itself or after Bearer, exactly as POST /token returned it"},
 		{"", "GET /orders [Authorization: " + late + "]", "token_unknown: 401", "log in again: POST /token"},
 		{"", "GET /orders/prices [Authorization: " + alice + "]", "scope_missing: 403", "have the user service grant them at login, or change scopes at gateway.yaml:4"},
 		{"", "GET /orders/prices [Authorization: " + reader + "]", "forwarded: http://prices:8080 GET /", ""},
@@ -88,7 +88,7 @@ func TestWhatBecomesOfARequest(t *testing.T) {
 		{"", "GET /items [X_Under: 1]", "malformed: 400", "send it in the plain form"},
 		{"", "GET /live [Connection: Upgrade] [Upgrade: websocket]", "forwarded: http://live:8080 GET /", ""},
 		{"", "GET /items [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "set websocket: true at gateway.yaml:5"},
-		{"", "GET /nothing [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "ask for the path of a service that does"},
+		{"", "GET /nothing [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "use the path of a service that does"},
 		{"", "POST /token", "forwarded: token handler POST /token", ""},
 		{"", "GET /token", "method_not_allowed: 405", "send POST"},
 		{"", "GET /.gatepost/version", "version: 200", ""},
@@ -100,8 +100,8 @@ func TestWhatBecomesOfARequest(t *testing.T) {
 		{origins, "GET /nothing", "origin_refused: 401", "send the Origin of a listed page, or remove origins from gateway.yaml to let everyone call"},
 		{origins, "OPTIONS /orders [Origin: https://evil.example] [Access-Control-Request-Method: GET]", "preflight: 200", "add https://evil.example to origins in gateway.yaml, if its pages may call"},
 	} {
-		// The lines that change names are those of shop: what is given stands behind it.
-		a, err := explainerOf(t, shop+c.given, sessions).Explain(t.Context(), asked(c.asked))
+		// The expected line numbers are those of shop, so c.given is appended to it.
+		a, err := explainerOf(t, shop+c.given, sessions).Explain(t.Context(), requestOf(c.asked))
 		if err != nil {
 			t.Fatalf("%s: %v", c.asked, err)
 		}
@@ -111,7 +111,7 @@ func TestWhatBecomesOfARequest(t *testing.T) {
 	}
 }
 
-func TestWithoutAStoreEachEndIsTold(t *testing.T) {
+func TestWithoutAStoreEveryOutcomeIsListed(t *testing.T) {
 	const token = "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
 	e := explainerOf(t, shop, nil)
 	for line, want := range map[string][]string{
@@ -120,14 +120,14 @@ func TestWithoutAStoreEachEndIsTold(t *testing.T) {
 		"GET /items [Authorization: " + token + "]":         {"forwarded: http://items:8080 GET /items"},
 		"GET /orders": {"token_missing: 401"},
 	} {
-		a, err := e.Explain(t.Context(), asked(line))
+		a, err := e.Explain(t.Context(), requestOf(line))
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
 		for _, o := range a.Outcomes {
 			if got = append(got, outcome(o)); (o.When == "") != (len(want) == 1) {
-				t.Errorf("%s: the outcome %q is where %q", line, outcome(o), o.When)
+				t.Errorf("%s: the outcome %q has the condition %q", line, outcome(o), o.When)
 			}
 		}
 		if !slices.Equal(got, want) {
@@ -142,8 +142,8 @@ func (downSessions) Principal(context.Context, tokens.Hash) (tokens.Principal, e
 	return tokens.Principal{}, tokens.ErrUnavailable
 }
 
-func TestAStoreThatIsDownIsNoWordAboutTheToken(t *testing.T) {
-	a, err := explainerOf(t, shop, downSessions{}).Explain(t.Context(), asked("GET /orders [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]"))
+func TestUnavailableStoreIsReported(t *testing.T) {
+	a, err := explainerOf(t, shop, downSessions{}).Explain(t.Context(), requestOf("GET /orders [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,12 +152,12 @@ func TestAStoreThatIsDownIsNoWordAboutTheToken(t *testing.T) {
 	}
 }
 
-func TestNoAnswerShowsTheToken(t *testing.T) {
+func TestTokenIsNeverPrinted(t *testing.T) {
 	sessions := sessions{}
 	token := sessions.open(t, tokens.FormatSecret, "alice", time.Hour, "read")
 	for _, store := range []authz.Sessions{nil, sessions, downSessions{}} {
 		for _, path := range []string{"/orders", "/orders/prices", "/items", "/token", "/%2f"} {
-			a, err := explainerOf(t, shop, store).Explain(t.Context(), asked("GET "+path+" [Authorization: Bearer "+token+"]"))
+			a, err := explainerOf(t, shop, store).Explain(t.Context(), requestOf("GET "+path+" [Authorization: Bearer "+token+"]"))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -176,13 +176,13 @@ func TestNoAnswerShowsTheToken(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotModelledIsSaid(t *testing.T) {
+func TestUnmodelledRequestsAreRejected(t *testing.T) {
 	e := explainerOf(t, shop, nil)
 	for _, line := range []string{
 		"CONNECT /items", "POST /items [Transfer-Encoding: chunked]", "GET /items [Connection: x-user-id]", "GET /items [Upgrade: h2c]",
 		"POST /items [Content-Type: application/grpc+proto]", "GET /items [Expect: 100-continue]",
 	} {
-		if _, err := e.Explain(t.Context(), asked(line)); !errors.Is(err, ErrNotModelled) {
+		if _, err := e.Explain(t.Context(), requestOf(line)); !errors.Is(err, ErrNotModelled) {
 			t.Errorf("%s: got %v, want ErrNotModelled", line, err)
 		}
 	}
@@ -193,7 +193,7 @@ func TestWhatIsNotModelledIsSaid(t *testing.T) {
 	}
 }
 
-// TestPathsAreNormalisedAsEnvoyDoes holds down what the differential test has found out.
+// TestPathsAreNormalisedAsEnvoyDoes pins cases that the differential test found.
 func TestPathsAreNormalisedAsEnvoyDoes(t *testing.T) {
 	for path, want := range map[string]string{
 		"/a/b": "/a/b", "/a/": "/a/", "/a//b": "/a/b", "//": "//", "/a/..//": "//", "/a/./b": "/a/b", "/a/../b": "/b", "/../../a": "/a",
@@ -212,8 +212,8 @@ func TestPathsAreNormalisedAsEnvoyDoes(t *testing.T) {
 	}
 }
 
-// TestEveryServiceIsReached: whatever the definitions, each service gets the requests for its path, by each of its
-// methods.
+// TestEveryServiceIsReached checks that each service gets the requests for its path and methods,
+// for random definitions.
 func TestEveryServiceIsReached(t *testing.T) {
 	d := dice{rand.New(rand.NewPCG(2, 2))}
 	for range 30 {
@@ -221,7 +221,7 @@ func TestEveryServiceIsReached(t *testing.T) {
 		e := explainerOf(t, text, liveSession{someScopes})
 		for _, s := range e.served.Services {
 			for _, method := range s.Methods {
-				r := asked(method + " " + s.Path + " [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]")
+				r := requestOf(method + " " + s.Path + " [Authorization: 7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b]")
 				if listed := e.served.Origins; len(listed) > 0 {
 					r.Header = append(r.Header, Field{"Origin", listed[0]})
 				}
@@ -238,13 +238,14 @@ func TestEveryServiceIsReached(t *testing.T) {
 	}
 }
 
-// TestPublicIsWhatTheRoutesLetThrough holds the list of `validate --public` to the routes that Envoy is served.
-func TestPublicIsWhatTheRoutesLetThrough(t *testing.T) {
+// TestPublicListMatchesRoutes compares the list of `validate --public` with the routes that Envoy
+// is served.
+func TestPublicListMatchesRoutes(t *testing.T) {
 	d := dice{rand.New(rand.NewPCG(3, 3))}
 	for range 30 {
 		text := d.definitions("127.0.0.1:5500", []string{"http://a:1", "http://b:2"})
 		e := explainerOf(t, text, nil)
-		open := map[string]bool{} // :: path in lower case → some route lets requests through without a token
+		open := map[string]bool{} // :: path in lower case → a route lets requests pass without a token
 		for _, scope := range e.scopes {
 			for _, route := range scope.GetRoutes() {
 				leads := route.GetRoute() != nil && !strings.HasSuffix(route.GetName(), " preflight") || isVersion(route)

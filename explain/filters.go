@@ -20,14 +20,14 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
 
-// filter is one of Envoy's HTTP filters. A request passes them in their order until one gives it a reply; the
-// reply passes all of them in the opposite order.
+// filter is one of Envoy's HTTP filters. A request passes the filters in order until one of them
+// replies. The reply passes all filters in reverse order.
 type filter interface {
 	request(x *exchange)
 	response(x *exchange)
 }
 
-// filtersOf reads the connection manager's filters. empty are the clusters without an upstream.
+// filtersOf reads the connection manager's filters. empty are the clusters without upstreams.
 func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[string]bool) ([]filter, error) {
 	var all []filter
 	for _, one := range manager.GetHttpFilters() {
@@ -61,7 +61,7 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 			if one.GetName() != "module" || !one.GetDisabled() {
 				return nil, fmt.Errorf("%w: the module %s", ErrNotModelled, one.GetName())
 			}
-			// The decision that it finds is the one that would be made.
+			// A decision in the module's table equals the one that Gatepost would make.
 		case *routerv3.Router:
 			all = append(all, router{empty})
 		default:
@@ -71,10 +71,11 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 	return all, nil
 }
 
-// cors is Envoy's CORS filter. It looks at requests that are to be forwarded and at no others.
+// cors is Envoy's CORS filter. It handles only requests that are to be forwarded.
 type cors struct{ name string }
 
-// policy is what the route, or its scope, says about CORS; nil: nothing. xds has one of the two say it.
+// policy returns the CORS policy of the route or its scope, or nil. Package xds sets it on one of
+// the two.
 func (f cors) policy(x *exchange) *corsv3.CorsPolicy {
 	if x.route.GetRoute() == nil {
 		return nil
@@ -118,7 +119,7 @@ func (f cors) request(x *exchange) {
 	}
 }
 
-// forwardsOthers says whether a preflight of an origin that is not listed goes on to the upstream.
+// forwardsOthers reports whether preflights of unlisted origins are forwarded to the upstream.
 func forwardsOthers(policy *corsv3.CorsPolicy) bool {
 	return policy.GetForwardNotMatchingPreflights() == nil || policy.GetForwardNotMatchingPreflights().GetValue()
 }
@@ -137,13 +138,13 @@ func (f cors) response(x *exchange) {
 	}
 }
 
-// mutation is Envoy's header mutation filter: what it does on every route, and then what a route adds to that.
+// mutation is Envoy's header mutation filter: its own mutations, followed by those of the route.
 type mutation struct {
 	name string
 	own  *headermutationv3.Mutations
 }
 
-// all are the filter's own mutations, the virtual host's and the route's.
+// all returns the mutations of the filter, the virtual host and the route.
 func (f mutation) all(x *exchange) []*headermutationv3.Mutations {
 	out := []*headermutationv3.Mutations{f.own}
 	for _, level := range []settingsHolder{x.vhost, x.route} {
@@ -188,7 +189,7 @@ func (x *exchange) mutate(header *fields, list []*mutationrulesv3.HeaderMutation
 	}
 }
 
-// put adds a header with a value, in the way that the option says.
+// put adds a header as the option's append action requires.
 func put(header *fields, option *corev3.HeaderValueOption, value string) {
 	name := strings.ToLower(option.GetHeader().GetKey())
 	switch option.GetAppendAction() {
@@ -207,7 +208,7 @@ func put(header *fields, option *corev3.HeaderValueOption, value string) {
 	}
 }
 
-// router is Envoy's last filter: it answers, or sends the request on.
+// router is Envoy's last filter: it responds or forwards the request.
 type router struct {
 	empty map[string]bool // the clusters without an upstream
 }
@@ -215,14 +216,14 @@ type router struct {
 func (f router) request(x *exchange) {
 	switch action := x.route.GetAction().(type) {
 	case *routev3.Route_DirectResponse:
-		r := x.answer(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
+		r := x.localReply(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())
 		x.addHeaders(x.route.GetResponseHeadersToAdd())
 		for _, name := range x.vhost.GetResponseHeadersToRemove() {
 			r.header.remove(strings.ToLower(name))
 		}
 	case *routev3.Route_Route:
 		if f.empty[action.Route.GetCluster()] {
-			x.answer(503, "no healthy upstream").flag = flagNoUpstream
+			x.localReply(503, "no healthy upstream").flag = flagNoUpstream
 			x.reason = "withheld"
 			return
 		}

@@ -17,7 +17,7 @@ import (
 	"gatepost/xds"
 )
 
-// corpus are all definitions files that the project's tests have, good and bad.
+// corpus returns all definitions files in the project's tests, valid and invalid.
 func corpus(t testing.TB) []string {
 	t.Helper()
 	var texts []string
@@ -42,8 +42,8 @@ func corpus(t testing.TB) []string {
 	return texts
 }
 
-// resources returns what Envoy is served for a text; nothing where it is refused. Whatever is taken as definitions
-// can be built, is valid, and can be explained in full.
+// resources returns the Envoy resources for a text, or nil if the text is rejected. Accepted
+// definitions must build, validate and be fully modelled.
 func resources(t testing.TB, text string) []proto.Message {
 	t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
@@ -82,7 +82,7 @@ func resources(t testing.TB, text string) []proto.Message {
 	return all
 }
 
-// FuzzDefinitionsToEnvoy: whatever the text is, it is refused, or makes resources that are valid.
+// FuzzDefinitionsToEnvoy checks that every text is either rejected or results in valid resources.
 func FuzzDefinitionsToEnvoy(f *testing.F) {
 	for _, text := range corpus(f) {
 		f.Add(text)
@@ -90,9 +90,10 @@ func FuzzDefinitionsToEnvoy(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) { resources(t, text) })
 }
 
-// TestEnvoyTakesWhateverIsTaken has a real Envoy look at what is made of the project's definitions files, of random
-// definitions, and of some in which a few words were changed.
-func TestEnvoyTakesWhateverIsTaken(t *testing.T) {
+// TestEnvoyAcceptsValidDefinitions validates the configuration with a real Envoy: for the project's
+// definitions files, for random definitions, and for definitions in which a few words were
+// replaced.
+func TestEnvoyAcceptsValidDefinitions(t *testing.T) {
 	envoytest.Require(t)
 	d := dice{rand.New(rand.NewPCG(1, 1))}
 	texts := corpus(t)
@@ -102,7 +103,7 @@ func TestEnvoyTakesWhateverIsTaken(t *testing.T) {
 	for range 400 {
 		texts = append(texts, d.reworded(texts[d.IntN(len(texts))], texts[d.IntN(len(texts))]))
 	}
-	const most = 16 // each takes Envoy a moment
+	const most = 16 // each takes Envoy some time
 	d.Shuffle(len(texts), func(i, j int) { texts[i], texts[j] = texts[j], texts[i] })
 	_, noRoots := os.Stat(xds.DefaultCAFile)
 	taken, asked := map[string]bool{}, 0
@@ -118,11 +119,11 @@ func TestEnvoyTakesWhateverIsTaken(t *testing.T) {
 		}
 	}
 	if asked < most {
-		t.Errorf("Envoy was asked about %d definitions, want %d", asked, most)
+		t.Errorf("Envoy validated %d definitions, want %d", asked, most)
 	}
 }
 
-// reworded puts a few words of another text into a text.
+// reworded replaces some words of text by words of other.
 func (d dice) reworded(text, other string) string {
 	split := func(s string) []string { return strings.SplitAfterN(s, " ", -1) }
 	words, others := split(text), split(other)
@@ -132,7 +133,8 @@ func (d dice) reworded(text, other string) string {
 	return strings.Join(words, "")
 }
 
-// FuzzExplain: whatever is asked about gets an answer or an error, and what is forwarded goes to whom the path belongs.
+// FuzzExplain checks that every request gets an explanation or an error, and that a forwarded
+// request goes to the service that owns the path.
 func FuzzExplain(f *testing.F) {
 	d, err := definitions.Parse("gateway.yaml", []byte(shop))
 	if err != nil {
@@ -155,7 +157,7 @@ func FuzzExplain(f *testing.F) {
 		}
 		for _, o := range a.Outcomes {
 			if (o.Forward == nil) == (o.Status == 0) {
-				t.Fatalf("neither answered nor forwarded, or both: %+v", o)
+				t.Fatalf("want either a response or a forwarded request: %+v", o)
 			}
 			if o.Forward == nil || o.Forward.TokenHandler {
 				continue

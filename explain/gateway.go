@@ -138,11 +138,11 @@ func (e *Explainer) servedStep(s *Service, add func(part, format string, args ..
 	}
 }
 
-// orMend is what to change about a service; where the gateway serves its former form, what stands in the file may be
+// orFix is what to change about a service; where the gateway serves its former form, what stands in the file may be
 // right already, and Envoy must take it first.
-func (e *Explainer) orMend(s *definitions.Service, change string) string {
-	if !e.isServed || s == nil || named(e.gateway.Status.GetFormer(), s.Name) == nil || !strings.Contains(change, e.at(s)) {
+func (e *Explainer) orFix(s *definitions.Service, change string) string {
+	if !e.isServed || s == nil || named(e.gateway.Status.GetFormer(), s.Name) == nil || !strings.Contains(change, e.location(s)) {
 		return change
 	}
-	return fmt.Sprintf("mend what Envoy refuses about %s; this follows from the form that it had before", e.at(s))
+	return fmt.Sprintf("mend what Envoy refuses about %s; this follows from the form that it had before", e.location(s))
 }

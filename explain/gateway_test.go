@@ -10,7 +10,7 @@ import (
 	"gatepost/xds"
 )
 
-// at is a gateway that serves a version, without the upstreams of some services.
+// at returns explainers for a gateway that serves a version and withholds some services.
 func at(t *testing.T, w *world, text string, withheld ...string) (with, without *Explainer) {
 	t.Helper()
 	d := w.serve(text, withheld...)
@@ -27,12 +27,12 @@ func at(t *testing.T, w *world, text string, withheld ...string) (with, without 
 	if without, err = New(d, w.options(), nil, g); err != nil {
 		t.Fatal(err)
 	}
-	without.sessions = nil // the gateway is not asked either
+	without.sessions = nil // no session lookups
 	return with, without
 }
 
-// TestWithheldServicesAreExplainedAsARealEnvoyServesThem compares the whole answers.
-func TestWithheldServicesAreExplainedAsARealEnvoyServesThem(t *testing.T) {
+// TestWithheldServicesMatchARealEnvoy compares whole responses.
+func TestWithheldServicesMatchARealEnvoy(t *testing.T) {
 	for name, more := range map[string]string{"every origin": "", "listed origins": origins, "credentials": origins + "cors: {allow_credentials: true, expose_headers: [x-total]}\n"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -47,7 +47,7 @@ func TestWithheldServicesAreExplainedAsARealEnvoyServesThem(t *testing.T) {
 					"GET /orders/prices/7?a=b [Authorization: " + reader + "]", "GET /orders/prices [Authorization: " + alice + "]",
 					"GET /live [Connection: Upgrade] [Upgrade: websocket]", "GET /live", "OPTIONS /live [Access-Control-Request-Method: GET]", "GET /items",
 				} {
-					seen[w.compare(t, with, without, asked(line+origin))]++
+					seen[w.compare(t, with, without, requestOf(line+origin))]++
 				}
 			}
 			if seen["withheld"] < 5 || seen["forwarded"] == 0 {

@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// The generators make definitions and requests of which many are nasty, and few are refused for one reason alone:
-// a request differs from a plain one in a handful of places.
+// The generators create definitions and requests with many edge cases. Few requests have more than
+// a handful of deviations, so most are rejected for one reason only.
 
 type dice struct{ *rand.Rand }
 
-// chance is true in one case of n.
+// chance returns true in one case of n.
 func (d dice) chance(n int) bool { return d.IntN(n) == 0 }
 
 func (d dice) one(of ...string) string { return of[d.IntN(len(of))] }
@@ -34,7 +34,7 @@ var (
 	someScopes  = []string{"read", "write:all", "x"}
 )
 
-// definitions writes a definitions file. Upstreams are taken from the given ones.
+// definitions generates a definitions file with the given upstreams.
 func (d dice) definitions(listen string, upstreams []string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "listen: %s\n", listen)
@@ -103,7 +103,7 @@ func quoted(all []string) string {
 	return strings.Join(out, ", ")
 }
 
-// request makes a request, mostly for one of the paths.
+// request generates a request, usually for one of the paths.
 func (d dice) request(paths, credentials []string, userHeader string) Request {
 	r := Request{Method: d.one("GET", "GET", "GET", "POST", "DELETE", "OPTIONS", d.one(someMethods...)), Target: d.target(paths)}
 	if d.chance(40) {
@@ -192,7 +192,7 @@ func (d dice) origin() string {
 	return d.one(someOrigins...)
 }
 
-// target makes a request target out of a path: a handful of things are done to it.
+// target derives a request target from a path with a handful of changes.
 func (d dice) target(paths []string) string {
 	path := d.one(paths...)
 	if d.chance(6) {
@@ -219,7 +219,7 @@ func (d dice) target(paths []string) string {
 	return path
 }
 
-// pieces are what normalisation is about.
+// pieces are path fragments that normalization treats specially.
 var pieces = []string{
 	"/", "//", "/.", "/..", "/./", "/../", "/.../", "/%2e", "/%2E%2e/", "/.%2e/", "/..;/", "/..;x=1/", "/.;", "/%2e%2e;/", "\\..;\\", "\\", "/..\\", "%2f", "%2F", "%5c", "%5C", "%252f", "%25",
 	"%", "%%", "%zz", "%4", "%41", "%61", "%7e", "%20", "%00", "%%300", "%%30%30", "%0%30", "%1%41", "%7f", "%80", "%c3%a4", "%3f", "%23", "%3B", ";", ";x=1",

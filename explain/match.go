@@ -10,15 +10,15 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// match finds the route that takes the request. A change of protocol is refused where the route that is found at once does
-// not take it, by Envoy, and where the filters find one later, by the one that does so.
+// match finds the route for the request. If that route does not allow the requested upgrade, Envoy
+// rejects the request. If a filter selects another route later, that filter makes this check.
 func (e *Explainer) match(x *exchange) {
 	if e.find(x); x.route != nil {
 		x.refuseUpgrade()
 	}
 }
 
-// refuseUpgrade refuses a change of protocol that the route does not take.
+// refuseUpgrade rejects an upgrade that the route does not allow.
 func (x *exchange) refuseUpgrade() {
 	if x.upgrade == "" {
 		return
@@ -27,7 +27,7 @@ func (x *exchange) refuseUpgrade() {
 		return strings.EqualFold(c.GetUpgradeType(), x.upgrade) && (c.GetEnabled() == nil || c.GetEnabled().GetValue())
 	})
 	if !taken {
-		x.answer(403, "")
+		x.localReply(403, "")
 		x.reason = "upgrade_refused"
 	}
 }
@@ -45,7 +45,8 @@ func matches(m *routev3.RouteMatch, x *exchange) bool {
 	return true
 }
 
-// matchPath says whether a path without its query matches, and how many bytes of it a rewrite replaces.
+// matchPath reports whether a path without its query matches, and how many bytes of it a rewrite
+// replaces.
 func matchPath(m *routev3.RouteMatch, path string) (matched int, ok bool) {
 	begins := func(prefix string) bool {
 		if len(path) < len(prefix) {
@@ -67,10 +68,10 @@ func matchPath(m *routev3.RouteMatch, path string) (matched int, ok bool) {
 	case *routev3.RouteMatch_SafeRegex:
 		return len(path), matchWhole(by.SafeRegex, path)
 	}
-	return 0, false // said in unsure
+	return 0, false // reported as unsure
 }
 
-// equalASCII compares without regard to the case of ASCII letters, and of no others.
+// equalASCII compares two strings ignoring the case of ASCII letters only.
 func equalASCII(a, b string) bool {
 	lower := func(c byte) byte {
 		if c >= 'A' && c <= 'Z' {
@@ -86,7 +87,7 @@ func equalASCII(a, b string) bool {
 	return len(a) == len(b)
 }
 
-// matchHeader says whether the request has a header as asked for.
+// matchHeader reports whether the request's headers match m.
 func matchHeader(m *routev3.HeaderMatcher, x *exchange) bool {
 	value, there := x.header.get(m.GetName())
 	switch m.GetName() {
@@ -98,7 +99,7 @@ func matchHeader(m *routev3.HeaderMatcher, x *exchange) bool {
 		value, there = x.host, true
 	}
 	if !there && !m.GetTreatMissingHeaderAsEmpty() {
-		return false // not even where the match is inverted
+		return false // a missing header never matches, even if the match is inverted
 	}
 	return matchString(m.GetStringMatch(), value) != m.GetInvertMatch()
 }
@@ -114,23 +115,24 @@ func matchString(m *matcherv3.StringMatcher, value string) bool {
 	case *matcherv3.StringMatcher_SafeRegex:
 		return matchWhole(by.SafeRegex, value)
 	}
-	return false // said in unsure
+	return false // reported as unsure
 }
 
-// matchWhole says whether the expression matches all of a value, as Envoy asks; Go's syntax is RE2's, as Envoy's is.
+// matchWhole reports whether the expression matches the entire value, as Envoy requires. Go and
+// Envoy both use RE2 syntax.
 func matchWhole(m *matcherv3.RegexMatcher, value string) bool {
 	re, known := expressions.Load(m.GetRegex())
 	if !known {
 		compiled, err := regexp.Compile(`^(?:` + m.GetRegex() + `)$`)
 		if err != nil {
-			return false // Envoy would not have taken it
+			return false // Envoy rejects such an expression
 		}
 		re, _ = expressions.LoadOrStore(m.GetRegex(), compiled)
 	}
 	return re.(*regexp.Regexp).MatchString(value)
 }
 
-// expressions are those that were compiled so far. :: text → *regexp.Regexp
+// expressions caches compiled expressions. :: text → *regexp.Regexp
 var expressions sync.Map
 
 func matchAny(list []*matcherv3.StringMatcher, value string) bool {

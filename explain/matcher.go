@@ -53,7 +53,7 @@ func (f matched) response(x *exchange) {
 // skips reports whether the filter does nothing to the request.
 func skips(m *xdsmatcherv3.Matcher, x *exchange) bool {
 	for _, one := range m.GetMatcherList().GetMatchers() {
-		if holdsFor(one.GetPredicate(), x) {
+		if predicateMatches(one.GetPredicate(), x) {
 			return isSkip(one.GetOnMatch(), x)
 		}
 	}
@@ -68,10 +68,10 @@ func isSkip(on *xdsmatcherv3.Matcher_OnMatch, x *exchange) bool {
 	return true
 }
 
-// holdsFor evaluates a predicate: a header against a regular expression, or not.
-func holdsFor(p *xdsmatcherv3.Matcher_MatcherList_Predicate, x *exchange) bool {
+// predicateMatches evaluates a predicate: a header against a regular expression, or not.
+func predicateMatches(p *xdsmatcherv3.Matcher_MatcherList_Predicate, x *exchange) bool {
 	if p.GetNotMatcher() != nil {
-		return !holdsFor(p.GetNotMatcher(), x)
+		return !predicateMatches(p.GetNotMatcher(), x)
 	}
 	input := new(matcherv3.HttpRequestHeaderMatchInput)
 	x.unpack(p.GetSinglePredicate().GetInput().GetTypedConfig().UnmarshalTo(input))
@@ -80,7 +80,7 @@ func holdsFor(p *xdsmatcherv3.Matcher_MatcherList_Predicate, x *exchange) bool {
 	return there && matchWhole(&matcherv3.RegexMatcher{Regex: regex}, value)
 }
 
-// unpack notes that a message is not the one that is modelled.
+// unpack records an error of unpacking as ErrNotModelled.
 func (x *exchange) unpack(err error) {
 	if err != nil {
 		x.err = fmt.Errorf("%w: %w", ErrNotModelled, err)

@@ -9,10 +9,10 @@ import (
 	"gatepost/tokens"
 )
 
-// explained returns what is printed about a request.
+// explained returns the printed explanation of a request.
 func explained(t *testing.T, e *Explainer, line string) string {
 	t.Helper()
-	a, err := e.Explain(t.Context(), asked(line))
+	a, err := e.Explain(t.Context(), requestOf(line))
 	if err != nil {
 		t.Fatalf("%s: %v", line, err)
 	}
@@ -23,7 +23,7 @@ func explained(t *testing.T, e *Explainer, line string) string {
 	return out.String()
 }
 
-// wants fails the test unless the output has each of the texts, or does not have it if it begins with a !.
+// wants checks that the output contains each text. A text after ! must be absent.
 func wants(t *testing.T, what, out string, texts ...string) {
 	t.Helper()
 	for _, text := range texts {
@@ -34,8 +34,9 @@ func wants(t *testing.T, what, out string, texts ...string) {
 	}
 }
 
-// A token that nobody looked up is neither live nor unknown: a method that is not allowed is refused before that.
-func TestNothingIsSaidOfATokenThatWasNotLookedUp(t *testing.T) {
+// TestTokenStepNeedsALookup checks that a token that was not looked up is reported neither as live
+// nor as unknown: a method that is not allowed is rejected first.
+func TestTokenStepNeedsALookup(t *testing.T) {
 	sessions := sessions{}
 	alice := sessions.open(t, tokens.FormatUUID, "alice", time.Hour)
 	for _, given := range []string{shop, shop + origins} {
@@ -45,24 +46,24 @@ func TestNothingIsSaidOfATokenThatWasNotLookedUp(t *testing.T) {
 			"PROPFIND /orders [Origin: https://shop.example] [Authorization: " + alice + "]",
 			"DELETE /orders [Origin: https://shop.example] [Authorization: nonsense]",
 		} {
-			wants(t, line, explained(t, e, line), "answer     405", "!is live", "!the right form")
+			wants(t, line, explained(t, e, line), "response   405", "!is live", "!the right form")
 		}
 	}
 }
 
-func TestAForwardedRequestSaysWhatWasNotChecked(t *testing.T) {
+func TestForwardedRequestStatesThatUpstreamsAreNotChecked(t *testing.T) {
 	out := explained(t, explainerOf(t, shop, nil), "GET /items")
 	wants(t, "GET /items", out, `the request is sent to the service "items"`, "whether its upstream responds is not checked", "!answers")
 }
 
-func TestAPreflightThatTheBrowserRejects(t *testing.T) {
+func TestPreflightThatTheBrowserRejects(t *testing.T) {
 	const preflight = "OPTIONS /orders [Origin: https://a.example] [Access-Control-Request-Method: "
 	e := explainerOf(t, shop, nil)
 	for line, texts := range map[string][]string{
-		preflight + "GET]": {"the browser is told what it may send", "!change"},
-		preflight + "GET] [Access-Control-Request-Headers: authorization, Content-Type]": {"the browser is told what it may send", "!change"},
+		preflight + "GET]": {"the response lists what the browser may send", "!change"},
+		preflight + "GET] [Access-Control-Request-Headers: authorization, Content-Type]": {"the response lists what the browser may send", "!change"},
 		preflight + "GET] [Access-Control-Request-Headers: authorization,x-other,x-more]": {
-			"answer     200", "a browser does not send the request: the headers x-other, x-more are not in cors.allow_headers", "add them to cors.allow_headers in gateway.yaml",
+			"response   200", "a browser does not send the request: the headers x-other, x-more are not in cors.allow_headers", "add them to cors.allow_headers in gateway.yaml",
 		},
 		preflight + "GET] [Access-Control-Request-Headers: x-other]": {
 			"the header x-other is not in cors.allow_headers", "add it to cors.allow_headers in gateway.yaml",
@@ -71,11 +72,12 @@ func TestAPreflightThatTheBrowserRejects(t *testing.T) {
 			"a browser does not send the request: DELETE is not allowed here", `add DELETE to allowed_methods of "orders" at gateway.yaml:3`,
 		},
 		preflight + "DELETE] [Access-Control-Request-Headers: x-other]": {"DELETE is not allowed here", "the header x-other is not in cors.allow_headers"},
-		// Browsers send GET, HEAD and POST whatever a preflight says of methods (Fetch standard, CORS-safelisted method).
+		// Browsers send GET, HEAD and POST regardless of the preflight (Fetch standard,
+		// CORS-safelisted method).
 		"OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: POST]": {
 			"the browser sends POST all the same, and gets 405", `add POST to allowed_methods of "items" at gateway.yaml:5`,
 		},
-		"OPTIONS /nothing [Origin: https://a.example] [Access-Control-Request-Method: GET]": {"the browser is told what it may send"},
+		"OPTIONS /nothing [Origin: https://a.example] [Access-Control-Request-Method: GET]": {"the response lists what the browser may send"},
 	} {
 		wants(t, line, explained(t, e, line), texts...)
 	}
@@ -83,7 +85,7 @@ func TestAPreflightThatTheBrowserRejects(t *testing.T) {
 	wants(t, "an unlisted origin", explained(t, listed, preflight+"GET] [Access-Control-Request-Headers: x-other]"), "its origin is not on the list")
 }
 
-func TestATokenInASubprotocolThatIsNotRead(t *testing.T) {
+func TestTokenInAnUnreadSubprotocol(t *testing.T) {
 	const token = "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
 	const upgrade = " [Connection: Upgrade] [Upgrade: websocket] [Sec-WebSocket-Protocol: "
 	websocket := strings.Replace(shop, "path: /orders,", "path: /orders, websocket: true,", 1)
@@ -95,14 +97,14 @@ func TestATokenInASubprotocolThatIsNotRead(t *testing.T) {
 		texts []string
 	}{
 		{unset, "GET /orders" + upgrade + "chat, gatepost.bearer." + token + "]", []string{
-			"answer     401", `a token (09743b17) is offered as a subprotocol after "gatepost.bearer." and is not read: tokens.subprotocol is not set`,
+			"response   401", `a token (09743b17) is offered as a subprotocol after "gatepost.bearer." and is not read: tokens.subprotocol is not set`,
 			"set tokens.subprotocol: gatepost.bearer in gateway.yaml",
 		}},
 		{unset, "GET /live" + upgrade + "gatepost.bearer." + token + "]", []string{
 			"is not read: tokens.subprotocol is not set; the upstream receives it",
 		}},
 		{unset, "GET /orders" + upgrade + token + "]", []string{"is offered as a subprotocol by itself and is not read: tokens.subprotocol is not set"}},
-		{unset, "GET /orders" + upgrade + "chat]", []string{"the request shows none", "!offered"}},
+		{unset, "GET /orders" + upgrade + "chat]", []string{"the request has none", "!offered"}},
 		{set, "GET /orders" + upgrade + "gatepost.bearer." + token + "]", []string{
 			`is not read: tokens.subprotocol is my.token`, "offer it as my.token.TOKEN",
 		}},

@@ -11,9 +11,9 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// modelled are the fields of Envoy's messages that are followed here, or that change nothing about which answer a
-// request gets. A field that package xds comes to use and that is not here makes every answer an unsure one, until
-// somebody has thought about it. `*`: nothing in the message matters.
+// modelled lists the fields of Envoy's messages that this package models, or that do not affect the
+// response. If package xds starts to use another field, every explanation lists it as unsure until
+// it is added here. `*` means that no field of the message matters.
 var modelled = map[string]string{
 	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes filter_chains",
 	"envoy.config.listener.v3.FilterChain": "filters",
@@ -49,7 +49,7 @@ var modelled = map[string]string{
 
 	"envoy.config.route.v3.ScopedRouteConfiguration":     "name key route_configuration",
 	"envoy.config.route.v3.ScopedRouteConfiguration.Key": "*",
-	"envoy.config.core.v3.Metadata":                      "*", // by which scope.lua knows which routes take WebSockets
+	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for scope.lua
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
@@ -99,13 +99,13 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
 	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "*",
 	"envoy.extensions.filters.http.lua.v3.Lua":            "*",
-	// A decision that the module finds is the one that would be made.
+	// A decision in the module's table equals the one that Gatepost would make.
 	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter":         "*",
 	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute": "*",
 	"envoy.type.matcher.v3.MetadataMatcher":                                        "*",
 }
 
-// notModelled lists the settings in the resources that are not followed here, sorted.
+// notModelled lists the settings in the resources that are not modelled, sorted.
 func notModelled(resources ...proto.Message) []string {
 	found := map[string]bool{}
 	for _, r := range resources {
@@ -143,7 +143,7 @@ func findNotModelled(m protoreflect.Message, found map[string]bool) {
 	})
 }
 
-// eachMessage calls with the messages in the value of a field.
+// eachMessage calls a function with each message in the value of a field.
 func eachMessage(fd protoreflect.FieldDescriptor, value protoreflect.Value, call func(protoreflect.Message)) {
 	switch {
 	case fd.IsMap():

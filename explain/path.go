@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// plainTarget says whether Envoy's parser takes a request target: characters that a URL has, and the beginning of
-// one of the forms.
+// plainTarget reports whether Envoy's parser accepts a request target: it has only URL characters
+// and starts like one of the forms.
 func plainTarget(target string) bool {
 	if target == "" || strings.ContainsFunc(target, func(c rune) bool { return c < '!' || c > '~' }) {
 		return false
@@ -22,8 +22,9 @@ func plainTarget(target string) bool {
 	return whole && scheme != "" && !strings.ContainsFunc(scheme, func(c rune) bool { return !isLetterOrDigit(c) }) && plainHost(host)
 }
 
-// splitTarget reads a request target in origin form (/path?query), absolute form (http://host/path) or, for OPTIONS,
-// asterisk form, and says whether it is in one of them. host is empty but in absolute form.
+// splitTarget parses a request target in origin form (/path?query), absolute form
+// (http://host/path) or, for OPTIONS, asterisk form. ok is false for any other form. host is set
+// only for the absolute form.
 func splitTarget(method, target string) (path, host string, ok bool) {
 	if target == "" {
 		return "", "", false
@@ -51,7 +52,7 @@ func hasEscapedSlash(path string) bool {
 	return strings.Contains(lower, "%2f") || strings.Contains(lower, "%5c")
 }
 
-// mergeSlashes makes one slash of several. Of a path that is nothing but slashes Envoy leaves two.
+// mergeSlashes merges adjacent slashes. Envoy keeps two if the path consists only of slashes.
 func mergeSlashes(path string) string {
 	if len(path) > 1 && strings.Trim(path, "/") == "" {
 		return "//"
@@ -62,19 +63,21 @@ func mergeSlashes(path string) string {
 	return path
 }
 
-// dotParameters are the parameters of a dot segment, written plainly. Some servers resolve /..;x/ as /../.
+// dotParameters matches the parameters of an unescaped dot segment. Some servers resolve /..;x/ as
+// /../.
 var dotParameters = regexp.MustCompile(`(/\.\.?);[^/]*`)
 
-// withoutDotParameters takes the parameters off dot segments, as Envoy does before it resolves them. One that is
-// escaped, or that follows a backslash, stays.
+// withoutDotParameters removes the parameters of dot segments, as Envoy does before it resolves
+// them. Segments that are escaped or follow a backslash keep their parameters.
 func withoutDotParameters(path string) string { return dotParameters.ReplaceAllString(path, "$1") }
 
-// canonicalPath normalises a path as Envoy does (normalize_path; RFC 3986 §6, with what browsers do beside): dot
-// segments are resolved, escapes of unreserved characters undone, other escapes kept as they are, what may not
-// stand in a path escaped, backslashes turned into slashes. It says no where the path has a zero byte.
+// canonicalPath normalizes a path as Envoy does with normalize_path (RFC 3986 §6, plus what
+// browsers do). It resolves dot segments, decodes escaped unreserved characters, keeps other
+// escapes, escapes invalid characters, and turns backslashes into slashes. It returns false if the
+// path contains a zero byte.
 func canonicalPath(path string) (string, bool) {
 	out := make([]byte, 0, len(path))
-	var stray []int // :: where in out a % stands that begins no escape
+	var stray []int // :: indexes in out of each % that starts no escape
 	ok := true
 	for i := 0; i < len(path); {
 		if n := dotAt(path, i); n > 0 && len(out) > 0 && out[len(out)-1] == '/' {
@@ -113,7 +116,7 @@ func canonicalPath(path string) (string, bool) {
 	return string(escapeStray(out, stray)), ok
 }
 
-// charAt returns the character at i, how many bytes it takes, and whether it is written as an escape.
+// charAt returns the character at i, its length in bytes, and whether it is escaped.
 func charAt(path string, i int) (c byte, n int, escaped bool) {
 	if path[i] == '%' && i+2 < len(path) && isHex(path[i+1]) && isHex(path[i+2]) {
 		return unhex(path[i+1])<<4 | unhex(path[i+2]), 3, true
@@ -121,7 +124,7 @@ func charAt(path string, i int) (c byte, n int, escaped bool) {
 	return path[i], 1, false
 }
 
-// dotAt returns the length of the dot at i, plain or escaped; 0 where there is none.
+// dotAt returns the length of the dot at i, plain or escaped, or 0 if there is no dot.
 func dotAt(path string, i int) int {
 	if i >= len(path) {
 		return 0
@@ -132,8 +135,8 @@ func dotAt(path string, i int) int {
 	return 0
 }
 
-// dotSegment says whether a dot that begins a segment, and ends at i, is a dot segment: one that leads up or stays,
-// and how many bytes of it follow, with the slash behind it.
+// dotSegment reports whether the segment is a dot segment, given that its first dot ends at i, and
+// whether it goes up. consumed is the number of remaining bytes, including the slash.
 func dotSegment(path string, i int) (up bool, consumed int, ok bool) {
 	if at, n := endOfSegment(path, i); at {
 		return false, n, true
@@ -148,7 +151,7 @@ func dotSegment(path string, i int) (up bool, consumed int, ok bool) {
 	return false, 0, false
 }
 
-// endOfSegment says whether a segment ends at i, and how many bytes the slash there takes.
+// endOfSegment reports whether a segment ends at i, and the length of the slash there.
 func endOfSegment(path string, i int) (bool, int) {
 	if i >= len(path) {
 		return true, 0
@@ -156,7 +159,7 @@ func endOfSegment(path string, i int) (bool, int) {
 	return path[i] == '/' || path[i] == '\\', 1
 }
 
-// parent takes the last segment off a path that ends in a slash; the first slash stays.
+// parent removes the last segment from a path that ends in a slash. It keeps the leading slash.
 func parent(path []byte) []byte {
 	i := len(path) - 1
 	for i > 0 {
@@ -167,7 +170,8 @@ func parent(path []byte) []byte {
 	return path[:i+1]
 }
 
-// escapeStray escapes each % that began no escape and now, with escapes behind it undone, looks as if it did.
+// escapeStray escapes each stray % that looks like an escape now, because escapes after it were
+// decoded.
 func escapeStray(path []byte, stray []int) []byte {
 	for _, at := range slices.Backward(stray) {
 		if at+2 < len(path) && isHex(path[at+1]) && isHex(path[at+2]) {

@@ -8,16 +8,16 @@ import (
 	"gatepost/definitions"
 )
 
-// preflightWords say what a browser makes of the response to a preflight (Fetch standard, "CORS-preflight fetch"), and
-// what to change if it does not send the request.
-func (e *Explainer) preflightWords(x *exchange, service *definitions.Service) (why, change string) {
+// preflightReason returns what a browser concludes from the response to a preflight (Fetch
+// standard, "CORS-preflight fetch"), and what to change if it does not send the request.
+func (e *Explainer) preflightReason(x *exchange, service *definitions.Service) (why, change string) {
 	if x.origin == "" {
 		return "a browser will not make the call: its origin is not on the list", e.listOrigin(x)
 	}
 	var faults, changes []string
 	method := x.header.value("access-control-request-method")
 	if !listed(x.reply.header.value("access-control-allow-methods"), method, func(a, b string) bool { return a == b }) {
-		if slices.Contains([]string{"GET", "HEAD", "POST"}, method) { // a preflight does not decide about these
+		if slices.Contains([]string{"GET", "HEAD", "POST"}, method) { // CORS-safelisted: no preflight restricts these
 			return fmt.Sprintf("%s is not allowed here; the browser sends %s all the same, and gets 405", method, method), e.addMethod(method, service)
 		}
 		faults, changes = append(faults, method+" is not allowed here"), append(changes, e.addMethod(method, service))
@@ -38,7 +38,7 @@ func (e *Explainer) preflightWords(x *exchange, service *definitions.Service) (w
 		changes = append(changes, fmt.Sprintf("add them to cors.allow_headers in %s", e.definitions.Name))
 	}
 	if len(faults) == 0 {
-		return "the browser is told what it may send", ""
+		return "the response lists what the browser may send", ""
 	}
 	return "a browser does not send the request: " + strings.Join(faults, ", and "), strings.Join(changes, ", and ")
 }
@@ -53,10 +53,10 @@ func listed(list, value string, equal func(a, b string) bool) bool {
 	return false
 }
 
-// addMethod says how to allow a method. The gateway's own paths have the methods that they have.
+// addMethod returns how to allow a method. The methods of the gateway's own paths are fixed.
 func (e *Explainer) addMethod(method string, service *definitions.Service) string {
 	if service == nil {
 		return "send a method that is allowed"
 	}
-	return fmt.Sprintf("add %s to allowed_methods of %q at %s", method, service.Name, e.at(service))
+	return fmt.Sprintf("add %s to allowed_methods of %q at %s", method, service.Name, e.location(service))
 }

@@ -7,16 +7,16 @@ import (
 	"strings"
 )
 
-// Print writes the answer for people to read.
-func (a *Answer) Print(w io.Writer) error {
+// Print writes the explanation as text.
+func (a *Explanation) Print(w io.Writer) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s %s\n", a.Method, a.Target)
 	for _, s := range a.Steps {
-		line(&b, s.Part, s.Says)
+		line(&b, s.Part, s.Text)
 	}
 	for _, o := range a.Outcomes {
 		if o.When != "" {
-			fmt.Fprintf(&b, "  where %s:\n", o.When)
+			fmt.Fprintf(&b, "  if %s:\n", o.When)
 		}
 		o.print(&b)
 	}
@@ -34,13 +34,13 @@ func (a *Answer) Print(w io.Writer) error {
 func (o *Outcome) print(b *bytes.Buffer) {
 	status := fmt.Sprint(o.Status)
 	if o.Forward != nil {
-		status = "what the upstream says"
+		status = "the status of the upstream's response"
 		if o.Forward.TokenHandler {
-			status = "what the token handler says"
+			status = "the status of the token handler's response"
 		}
 		o.Forward.print(b)
 	}
-	line(b, "answer", status)
+	line(b, "response", status)
 	for _, h := range o.Headers {
 		line(b, "", h.Name+": "+h.Value)
 	}
@@ -58,7 +58,7 @@ func (f *Forward) print(b *bytes.Buffer) {
 	if len(f.To) > 0 {
 		to = strings.Join(f.To, " or ")
 	}
-	line(b, "sent on", fmt.Sprintf("to %s as %s %s", to, f.Method, f.Path))
+	line(b, "forwarded", fmt.Sprintf("to %s as %s %s", to, f.Method, f.Path))
 	for _, h := range f.Set {
 		line(b, "", "with "+h.Name+": "+h.Value)
 	}
@@ -73,4 +73,4 @@ func (f *Forward) print(b *bytes.Buffer) {
 	}
 }
 
-func line(b *bytes.Buffer, part, says string) { fmt.Fprintf(b, "  %-10s %s\n", part, says) }
+func line(b *bytes.Buffer, part, text string) { fmt.Fprintf(b, "  %-10s %s\n", part, text) }

@@ -29,10 +29,11 @@ import (
 	"gatepost/xds"
 )
 
-// options are those of a real gateway, so that the versions are the same.
+// options are the options of a real gateway, so that the versions are equal.
 var options = xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP}
 
-// world is a real Envoy, the control plane and the decision that feed it, and upstreams that tell what they see.
+// world is a real Envoy with its control plane and authorization server, and upstreams that echo
+// requests.
 type world struct {
 	t         *testing.T
 	addr      string
@@ -40,10 +41,10 @@ type world struct {
 	envoy     *envoytest.Envoy
 	sessions  sessions
 	module    xds.Module
-	upstreams map[string]*upstream // :: name → upstream, the token handler among them
+	upstreams map[string]*upstream // :: name → upstream; includes the token handler
 }
 
-// sessions is a store in memory. It is not changed after it is made.
+// sessions is a store in memory. It is read-only once it is filled.
 type sessions map[tokens.Hash]*tokens.Session
 
 func (s sessions) Principal(_ context.Context, h tokens.Hash) (tokens.Principal, error) {
@@ -53,7 +54,7 @@ func (s sessions) Principal(_ context.Context, h tokens.Hash) (tokens.Principal,
 	return tokens.Principal{}, tokens.ErrUnknown
 }
 
-// open keeps a session and returns its token's text.
+// open stores a session and returns its token.
 func (s sessions) open(t *testing.T, format tokens.Format, user string, lifetime time.Duration, scopes ...string) string {
 	t.Helper()
 	token, err := tokens.Mint(format)
@@ -98,7 +99,8 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// serve has Envoy serve definitions, without the upstreams of some services, and returns when it does.
+// serve publishes definitions without the upstreams of the withheld services, and returns when
+// Envoy serves them.
 func (w *world) serve(text string, withheld ...string) *definitions.Definitions {
 	w.t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
@@ -122,15 +124,15 @@ func (w *world) serve(text string, withheld ...string) *definitions.Definitions 
 	return d
 }
 
-// got is what a client got.
+// got is the response that a client received.
 type got struct {
 	status int
 	header fields
 	body   string
 }
 
-// ask sends a request as it is over a connection of its own.
-func (w *world) ask(r Request) (got, error) {
+// send sends a request over a new connection.
+func (w *world) send(r Request) (got, error) {
 	conn, err := net.Dial("tcp", w.addr)
 	if err != nil {
 		return got{}, err
@@ -145,7 +147,7 @@ func (w *world) ask(r Request) (got, error) {
 		fmt.Fprintf(&b, "%s: %s\r\n", h.Name, h.Value)
 	}
 	b.WriteString("\r\n")
-	_, _ = io.WriteString(conn, b.String()) // Envoy may answer and close before it has read all
+	_, _ = io.WriteString(conn, b.String()) // Envoy may respond and close before it has read everything
 	answer, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: r.Method})
 	if err != nil {
 		return got{}, fmt.Errorf("no answer: %w", err)
@@ -159,11 +161,11 @@ func (w *world) ask(r Request) (got, error) {
 	return g, err
 }
 
-// notOurs are headers of an answer that HTTP itself needs.
+// notOurs are response headers of HTTP itself, which are not compared.
 var notOurs = []string{"date", "server", "content-length", "connection", "transfer-encoding", "upgrade"}
 
-// told is what an explanation and an answer are compared by.
-func told(status int, header fields, body string) string {
+// summary formats a response for comparison.
+func summary(status int, header fields, body string) string {
 	var lines []string
 	for _, h := range header {
 		if !slices.Contains(notOurs, h.Name) {
@@ -175,10 +177,11 @@ func told(status int, header fields, body string) string {
 	return fmt.Sprintf("%d\n%s\n%s", status, strings.Join(slices.Compact(lines), "\n"), body)
 }
 
-// expected is the whole answer that an outcome leads to, with the upstream's part put in.
+// expected returns the summary of the response that an outcome predicts, including the upstream's
+// part.
 func (w *world) expected(o Outcome, r Request) string {
 	if o.Forward == nil {
-		return told(o.Status, o.Headers, o.Body)
+		return summary(o.Status, o.Headers, o.Body)
 	}
 	by := tokenHandler
 	for name, upstream := range w.upstreams {
@@ -205,14 +208,14 @@ func (w *world) expected(o Outcome, r Request) string {
 	}
 	switch {
 	case o.Forward.Upgrade != "":
-		return told(101, header, "")
+		return summary(101, header, "")
 	case r.Method == "HEAD":
-		return told(200, header, "")
+		return summary(200, header, "")
 	}
-	return told(200, header, "from "+by)
+	return summary(200, header, "from "+by)
 }
 
-// arrives is what an upstream sees of a request header.
+// arrives returns a request header as the upstream receives it.
 func arrives(f *Forward, r Request, name string) (string, bool) {
 	if value, set := fields(f.Set).get(name); set {
 		return value, true
@@ -227,9 +230,10 @@ func arrives(f *Forward, r Request, name string) (string, bool) {
 	return sent.get(name)
 }
 
-// TestExplanationsAreWhatARealEnvoyDoes explains requests, sends them through a real Envoy, and compares all that
-// follows. GATEPOST_EXPLAIN_REQUESTS is how many there are (3000), GATEPOST_EXPLAIN_SEED what they are made from.
-func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
+// TestExplanationsMatchARealEnvoy explains requests, sends them through a real Envoy, and compares
+// the results. GATEPOST_EXPLAIN_REQUESTS is the number of requests (default 3000),
+// GATEPOST_EXPLAIN_SEED the seed.
+func TestExplanationsMatchARealEnvoy(t *testing.T) {
 	const sets = 24
 	requests, seed := number(t, "GATEPOST_EXPLAIN_REQUESTS", 3000), number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
 	t.Logf("GATEPOST_EXPLAIN_SEED=%d GATEPOST_EXPLAIN_REQUESTS=%d", seed, requests)
@@ -245,7 +249,7 @@ func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
 		alice + "," + bob, alice + " ", "x" + alice, "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b", "\xff", strings.Repeat("a", 600),
 	}
 	urls := []string{"http://" + w.upstreams["a"].addr, "http://" + w.upstreams["b"].addr, "http://" + w.upstreams["c"].addr}
-	seen, hits := map[string]int{}, 0 // :: reason → how often
+	seen, hits := map[string]int{}, 0 // :: reason → number of requests
 	for set := range int64(sets) {
 		text := d.definitions(w.addr, urls)
 		served := w.serve(text)
@@ -258,34 +262,35 @@ func TestExplanationsAreWhatARealEnvoyDoes(t *testing.T) {
 		for range requests / sets {
 			r := d.request(paths, credentials, served.Gateway.Identity.UserHeader)
 			seen[w.compare(t, with, without, r)]++
-			if d.chance(4) { // a decision that Envoy remembers is the same
+			if d.chance(4) { // a cached decision must be the same
 				w.compare(t, with, without, r)
 			}
 			if t.Failed() {
 				t.Fatalf("seed %d, set %d, with the definitions\n%s", seed, set, text)
 			}
 		}
-		hits = max(hits, w.envoy.Stat("http.gatepost.ext_authz.disabled")) // it begins anew with a listener
+		hits = max(hits, w.envoy.Stat("http.gatepost.ext_authz.disabled")) // a new listener resets it
 	}
 	t.Logf("outcomes: %v; with up to %d hits of the module by one set of definitions", seen, hits)
 	reached := []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed"}
-	if requests >= 20_000 { // the rare ones
+	if requests >= 20_000 { // these are rare
 		reached = append(reached, "token_unknown", "scope_missing", "upgrade_refused", "version")
 	}
 	for _, reason := range reached {
 		if seen[reason] == 0 && requests >= 3000 {
-			t.Errorf("no request came to %q: the generators do not reach it", reason)
+			t.Errorf("no request had the outcome %q: the generators do not reach it", reason)
 		}
 	}
 }
 
-// awaitServed waits until a new connection gets answers by these definitions, the listener's part of them too.
+// awaitServed waits until new connections are served these definitions, including the listener's
+// part.
 func (w *world) awaitServed(t *testing.T, d *definitions.Definitions) {
 	t.Helper()
 	w.awaitServedBy(t, w.explainer(d, w.sessions))
 }
 
-// awaitServedBy waits until answers are those that are explained.
+// awaitServedBy waits until responses match the explanations.
 func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 	t.Helper()
 	var probes []Request
@@ -307,8 +312,8 @@ func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			g, err := w.ask(r)
-			if have, want := told(g.status, g.header, g.body), w.expected(a.Outcomes[0], r); err != nil || have != want {
+			g, err := w.send(r)
+			if have, want := summary(g.status, g.header, g.body), w.expected(a.Outcomes[0], r); err != nil || have != want {
 				differs = fmt.Sprintf("%q: %v\n%s\nis explained as\n%s", r, err, have, want)
 			}
 			return differs != ""
@@ -316,7 +321,7 @@ func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 	})
 }
 
-// explainer explains what the world's Envoy is served, which has the module.
+// explainer returns an explainer for the configuration of the world's Envoy, which has the module.
 func (w *world) explainer(d *definitions.Definitions, sessions authz.Sessions) *Explainer {
 	w.t.Helper()
 	e, err := New(d, w.options(), sessions, nil)
@@ -341,7 +346,8 @@ func explainer(t *testing.T, d *definitions.Definitions, sessions authz.Sessions
 	return e
 }
 
-// compare explains a request with the store and without, sends it, and returns the reason of the outcome.
+// compare explains a request with the store and without, sends it, and returns the reason of the
+// outcome.
 func (w *world) compare(t *testing.T, with, without *Explainer, r Request) string {
 	t.Helper()
 	a, err := with.Explain(t.Context(), r)
@@ -354,12 +360,12 @@ func (w *world) compare(t *testing.T, with, without *Explainer, r Request) strin
 	for _, u := range w.upstreams {
 		u.seen.Store(0)
 	}
-	g, err := w.ask(r)
+	g, err := w.send(r)
 	if err != nil {
 		t.Errorf("%q: explained as %+v, and: %v", r, a.Outcomes, err)
 		return ""
 	}
-	have := told(g.status, g.header, g.body)
+	have := summary(g.status, g.header, g.body)
 	if want := w.expected(a.Outcomes[0], r); have != want {
 		t.Errorf("%s %q %q\nis explained as\n%s\nand gets\n%s", r.Method, r.Target, r.Header, want, have)
 	}
@@ -378,21 +384,22 @@ func (w *world) compare(t *testing.T, with, without *Explainer, r Request) strin
 		t.Fatal(err)
 	}
 	if !slices.ContainsFunc(blind.Outcomes, func(o Outcome) bool { return w.sameBut(o, a.Outcomes[0], r) }) {
-		t.Errorf("%s %q %q: without the store the outcomes are %+v, and none is %+v", r.Method, r.Target, r.Header, blind.Outcomes, a.Outcomes[0])
+		t.Errorf("%s %q %q: without the store the outcomes are %+v, want one of them to be %+v", r.Method, r.Target, r.Header, blind.Outcomes, a.Outcomes[0])
 	}
 	return a.Outcomes[0].Reason
 }
 
-// sameBut says whether an outcome that was told without the store is the one with it: the user's id is not known.
+// sameBut reports whether an outcome without lookups equals the one with lookups, except for the
+// user's id.
 func (w *world) sameBut(without, with Outcome, r Request) bool {
 	if with.Reason == "bad_user" || without.Reason == "too_many_headers" {
-		return true // only the store can tell, or how long the user's id is
+		return true // these need the store, or the length of the user's id
 	}
 	if with.Forward != nil && without.Forward != nil {
 		known := *without.Forward
 		known.Set = slices.Clone(known.Set)
 		for i := range known.Set {
-			if known.Set[i].Value == someone {
+			if known.Set[i].Value == placeholderUser {
 				known.Set[i].Value = with.Forward.Set[i].Value
 			}
 		}

@@ -13,7 +13,8 @@ import (
 	"gatepost/definitions"
 )
 
-// ownHeaders are request headers that Envoy takes from no client (use_remote_address): it alone says them.
+// ownHeaders are request headers that Envoy removes from every client request (use_remote_address),
+// because only Envoy may set them.
 var ownHeaders = []string{
 	"x-envoy-internal", "x-envoy-decorator-operation", "x-envoy-downstream-service-cluster", "x-envoy-downstream-service-node",
 	"x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-upstream-alt-stat-name",
@@ -22,10 +23,10 @@ var ownHeaders = []string{
 	"x-envoy-external-address", "x-forwarded-client-cert", "keep-alive", "proxy-connection",
 }
 
-// usualHost is a host as it stands in a URL, or none.
+// usualHost matches the host of a URL, or an empty string.
 var usualHost = regexp.MustCompile(`^([A-Za-z0-9.-]+(:[0-9]{1,5})?)?$`)
 
-// check says what keeps a request from being sent, or from being explained.
+// check returns an error if the request cannot be sent or is not modelled.
 func (r *Request) check() error {
 	if r.Method == "" {
 		r.Method = "GET"
@@ -44,7 +45,7 @@ func (r *Request) check() error {
 		case slices.Contains([]string{"transfer-encoding", "expect", "te", "http2-settings"}, name),
 			name == "upgrade" && !strings.EqualFold(f.Value, "websocket"),
 			name == "connection" && !slices.Contains([]string{"close", "keep-alive", "upgrade"}, strings.ToLower(f.Value)):
-			return fmt.Errorf("%w: what the header %s asks of the connection", ErrNotModelled, f.Name)
+			return fmt.Errorf("%w: the effect of the header %s on the connection", ErrNotModelled, f.Name)
 		case name == "content-type" && strings.HasPrefix(strings.ToLower(f.Value), "application/grpc"):
 			return fmt.Errorf("%w: the form in which gRPC calls are refused", ErrNotModelled)
 		}
@@ -58,7 +59,7 @@ func (r *Request) check() error {
 	return nil
 }
 
-// size is how many bytes the head of the request has.
+// size returns the size of the request head in bytes.
 func (r *Request) size() int {
 	size := len(r.Method) + len(r.Target) + len("  HTTP/1.1\r\n\r\n")
 	for _, f := range r.Header {
@@ -67,11 +68,11 @@ func (r *Request) size() int {
 	return size
 }
 
-// receive is what the codec and the connection manager do with a request before it is matched. Whatever they
-// refuse gets an answer of Envoy's own.
+// receive applies the codec and the connection manager up to route matching. A rejected request
+// gets a local reply.
 func (e *Explainer) receive(x *exchange, r Request) error {
 	refuse := func(status int, why string) error {
-		x.answer(status, "")
+		x.localReply(status, "")
 		x.refused = why
 		return nil
 	}
@@ -79,7 +80,7 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		return refuse(431, fmt.Sprintf("its head has more than %d bytes", limit))
 	}
 	if !definitions.TakenOverHTTP1(r.Method) {
-		return refuse(400, fmt.Sprintf("Envoy's HTTP/1.1 parser knows no method %q", r.Method))
+		return refuse(400, fmt.Sprintf("Envoy's HTTP/1.1 parser does not accept the method %q", r.Method))
 	}
 	if !plainTarget(r.Target) {
 		return refuse(400, "the request target is malformed")
@@ -92,11 +93,11 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		return refuse(400, "the request target is malformed")
 	}
 	if host != "" && strings.EqualFold(r.Target[:len("https:")], "https:") {
-		x.answer(403, "Forbidden")
-		x.refused = "a whole https URL came over a connection without TLS"
+		x.localReply(403, "Forbidden")
+		x.refused = "an absolute https URL was sent over a connection without TLS"
 		return nil
 	}
-	if host != "" { // RFC 9112 §3.2.2: the Host of a whole URL counts
+	if host != "" { // RFC 9112 §3.2.2: the host of an absolute URL takes precedence
 		x.header.set("host", host)
 	}
 	x.known, x.client = true, x.header
@@ -116,7 +117,7 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		return refuse(400, "the Host is malformed")
 	}
 	if !strings.HasPrefix(x.path, "/") {
-		return refuse(404, "it asks about the gateway as a whole (*), which has nothing to say")
+		return refuse(404, "the target * (the whole server) is not supported")
 	}
 	if status, why := e.normalize(x); status != 0 {
 		return refuse(status, why)
@@ -124,7 +125,7 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 	return e.mutateEarly(x)
 }
 
-// mutateEarly is what the connection manager does to the headers before a route is looked for.
+// mutateEarly applies the connection manager's early header mutations, which run before routing.
 func (e *Explainer) mutateEarly(x *exchange) error {
 	for _, one := range e.manager.GetEarlyHeaderMutationExtensions() {
 		config := new(earlymutationv3.HeaderMutation)
@@ -136,7 +137,7 @@ func (e *Explainer) mutateEarly(x *exchange) error {
 	return nil
 }
 
-// readHeader reads the headers as far as Envoy takes them: a status and a reason where it does not.
+// readHeader parses the headers. If Envoy rejects one, it returns a status and the reason.
 func (e *Explainer) readHeader(x *exchange, r Request) (status int, why string) {
 	options := e.manager.GetCommonHttpProtocolOptions()
 	for _, f := range r.Header {
@@ -154,7 +155,7 @@ func (e *Explainer) readHeader(x *exchange, r Request) (status int, why string) 
 	return 0, ""
 }
 
-// normalize makes of the path what is matched and forwarded, as the connection manager is told to.
+// normalize applies the connection manager's path normalization.
 func (e *Explainer) normalize(x *exchange) (status int, why string) {
 	if strings.Contains(x.path, "#") {
 		return 400, "the path has a fragment, which a client keeps to itself"
@@ -179,21 +180,22 @@ func (e *Explainer) normalize(x *exchange) (status int, why string) {
 	return 0, ""
 }
 
-// isToken says whether name is a header name (RFC 9110 §5.6.2).
+// isToken reports whether name is a valid header name (RFC 9110 §5.6.2).
 func isToken(name string) bool {
 	return name != "" && !strings.ContainsFunc(name, func(c rune) bool {
 		return !isLetterOrDigit(c) && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
 	})
 }
 
-// isControl says whether a header's value cannot have the character (RFC 9110 §5.5).
+// isControl reports whether the character is invalid in a header value (RFC 9110 §5.5).
 func isControl(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
 
 func isLetterOrDigit(c rune) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-// plainHost says whether a Host has no character that an authority cannot have (RFC 3986 §3.2).
+// plainHost reports whether host has only characters that are valid in an authority (RFC 3986
+// §3.2).
 func plainHost(host string) bool {
 	return !strings.ContainsFunc(host, func(c rune) bool {
 		return !isLetterOrDigit(c) && !strings.ContainsRune("-._~%!$&'()*+,;=:@[]", c)

@@ -9,18 +9,18 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 )
 
-// flagUnauthorized is Envoy's response flag for what ext_authz ended.
+// flagUnauthorized is Envoy's response flag for requests that ext_authz ended.
 const flagUnauthorized = "UAEX"
 
-// flagNoUpstream is the one for what no upstream is there to take.
+// flagNoUpstream is Envoy's response flag for clusters without a healthy upstream.
 const flagNoUpstream = "UH"
 
-// rewrite gives a local reply the form that the connection manager is told to give it.
+// rewrite applies the connection manager's local reply configuration.
 func (e *Explainer) rewrite(x *exchange) {
 	body, contentType := x.reply.body, "text/plain"
 	ownType := x.reply.header.has("content-type")
 	for _, mapper := range e.manager.GetLocalReplyConfig().GetMappers() {
-		if !holds(mapper.GetFilter(), x) {
+		if !filterMatches(mapper.GetFilter(), x) {
 			continue
 		}
 		x.addHeaders(mapper.GetHeadersToAdd())
@@ -41,8 +41,8 @@ func (e *Explainer) rewrite(x *exchange) {
 	x.reply.body = body
 }
 
-// holds says whether a local reply is one that the filter is about.
-func holds(f *accesslogv3.AccessLogFilter, x *exchange) bool {
+// filterMatches reports whether an access log filter matches a local reply.
+func filterMatches(f *accesslogv3.AccessLogFilter, x *exchange) bool {
 	switch by := f.GetFilterSpecifier().(type) {
 	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
 		comparison := by.StatusCodeFilter.GetComparison()
@@ -52,14 +52,15 @@ func holds(f *accesslogv3.AccessLogFilter, x *exchange) bool {
 	case *accesslogv3.AccessLogFilter_HeaderFilter:
 		return x.known && matchHeader(by.HeaderFilter.GetHeader(), x)
 	case *accesslogv3.AccessLogFilter_AndFilter:
-		return !slices.ContainsFunc(by.AndFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return !holds(f, x) })
+		return !slices.ContainsFunc(by.AndFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return !filterMatches(f, x) })
 	case *accesslogv3.AccessLogFilter_OrFilter:
-		return slices.ContainsFunc(by.OrFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return holds(f, x) })
+		return slices.ContainsFunc(by.OrFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return filterMatches(f, x) })
 	}
-	return false // said in unsure
+	return false // reported as unsure
 }
 
-// addHeaders adds headers whose values are format strings to the answer. An empty value adds none.
+// addHeaders adds headers to the response whose values are format strings. Empty values are
+// skipped.
 func (x *exchange) addHeaders(options []*corev3.HeaderValueOption) {
 	for _, option := range options {
 		if value := x.format(option.GetHeader().GetValue()); value != "" || option.GetKeepEmptyValue() {
@@ -68,7 +69,7 @@ func (x *exchange) addHeaders(options []*corev3.HeaderValueOption) {
 	}
 }
 
-// format fills in a format string: %% is a percent sign, %REQ(name)% a request header.
+// format expands a format string: %% is a percent sign, %REQ(name)% is a request header.
 func (x *exchange) format(text string) string {
 	var b strings.Builder
 	for {

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// readScopes reads the scopes, and how a request comes to one.
+// readScopes reads the scoped routes and the rule that selects a scope.
 func (e *Explainer) readScopes(all map[string]proto.Message) error {
 	e.scopes = map[string]*routev3.VirtualHost{}
 	for name, r := range all {
@@ -29,7 +29,7 @@ func (e *Explainer) readScopes(all map[string]proto.Message) error {
 	return nil
 }
 
-// find looks for a route in the scope that the headers name, and there for the first one that matches.
+// find selects the scope by the headers and takes the first matching route in it.
 func (e *Explainer) find(x *exchange) {
 	x.vhost, x.route = nil, nil
 	parts := strings.Split(x.header.value(e.scopeKey.GetName()), e.scopeKey.GetElementSeparator())
@@ -45,8 +45,8 @@ func (e *Explainer) find(x *exchange) {
 	}
 }
 
-// findScope is the filter that looks again where there is no route (xds/scope.lua): in the scope of the segment in small
-// letters, then in that of all other paths.
+// findScope is the filter that searches again if no route matched (xds/scope.lua): first in the
+// scope of the segment in lower case, then in the scope of all other paths.
 type findScope struct{ e *Explainer }
 
 func (f findScope) request(x *exchange) {
@@ -66,7 +66,7 @@ func (f findScope) request(x *exchange) {
 
 func (findScope) response(*exchange) {}
 
-// lowerASCII makes small letters of A to Z alone, as Envoy's scripts do.
+// lowerASCII converts A to Z to lower case, as Envoy's Lua scripts do.
 func lowerASCII(s string) string {
 	lower := []byte(s)
 	for i, c := range lower {
@@ -77,5 +77,5 @@ func lowerASCII(s string) string {
 	return string(lower)
 }
 
-// scopeKeyOf is a type of Envoy's with a long name.
+// scopeKeyOf abbreviates the name of an Envoy type.
 type scopeKeyOf = hcmv3.ScopedRoutes_ScopeKeyBuilder_FragmentBuilder_HeaderValueExtractor

@@ -7,13 +7,14 @@ import (
 	"gatepost/tokens"
 )
 
-// unreadToken is a token that a client offers as a WebSocket subprotocol in a form that the definitions do not name.
+// unreadToken is a token that a client offers as a WebSocket subprotocol in a form that the
+// definitions do not accept.
 type unreadToken struct {
 	fingerprint string
-	name        string // what stands before the token and its dot; empty: nothing
+	name        string // the text before the token and its dot; can be empty
 }
 
-// unreadTokenOf returns the first such token of a request; nil: it has none.
+// unreadTokenOf returns the first unread token of a request, or nil.
 func (e *Explainer) unreadTokenOf(x *exchange) *unreadToken {
 	read := e.served.Tokens.Subprotocol
 	for one := range strings.SplitSeq(x.client.value("sec-websocket-protocol"), ",") {
@@ -21,7 +22,7 @@ func (e *Explainer) unreadTokenOf(x *exchange) *unreadToken {
 		if read != "" && strings.HasPrefix(one, read+".") {
 			continue
 		}
-		dot := strings.LastIndexByte(one, '.') // a token has none
+		dot := strings.LastIndexByte(one, '.') // a token contains no dot
 		if token, err := tokens.Parse(one[dot+1:]); err == nil {
 			return &unreadToken{token.Hash().String(), one[:max(dot, 0)]}
 		}
@@ -29,25 +30,25 @@ func (e *Explainer) unreadTokenOf(x *exchange) *unreadToken {
 	return nil
 }
 
-// step says that the token is not read, and why.
+// step describes the token and the reason that it is not read.
 func (t *unreadToken) step(e *Explainer, x *exchange) string {
 	place := "by itself"
 	if t.name != "" {
 		place = fmt.Sprintf("after %q", t.name+".")
 	}
-	says := fmt.Sprintf("a token (%s) is offered as a subprotocol %s and is not read: tokens.subprotocol is ", t.fingerprint, place)
+	text := fmt.Sprintf("a token (%s) is offered as a subprotocol %s and is not read: tokens.subprotocol is ", t.fingerprint, place)
 	if read := e.served.Tokens.Subprotocol; read != "" {
-		says += read
+		text += read
 	} else {
-		says += "not set"
+		text += "not set"
 	}
-	if x.forward != nil && e.taker(x.route) != nil {
-		says += "; the upstream receives it"
+	if x.forward != nil && e.serviceOf(x.route) != nil {
+		text += "; the upstream receives it"
 	}
-	return says
+	return text
 }
 
-// change says how the token can be read.
+// change returns how to offer the token so that it is read.
 func (t *unreadToken) change(e *Explainer) string {
 	if read := e.served.Tokens.Subprotocol; read != "" {
 		return fmt.Sprintf("offer it as %s.TOKEN", read)

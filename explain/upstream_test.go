@@ -11,15 +11,16 @@ import (
 	"testing"
 )
 
-// upstream is a service that takes any request line, also one that no library of Go's would, and answers with what
-// it sees: in headers, for the answer to a HEAD too. It says of origins what is not its to say.
+// upstream is an HTTP server that accepts any request line, even those that net/http rejects. It
+// echoes the request in response headers, so that HEAD works too. Its CORS headers must not reach
+// the client.
 type upstream struct {
 	name string
 	addr string
-	seen atomic.Int64 // how many requests
+	seen atomic.Int64 // number of requests
 }
 
-// shownHeaders are the request headers that an upstream tells of.
+// shownHeaders are the request headers that an upstream echoes.
 var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count", "cookie", "sec-websocket-protocol"}
 
 func startUpstream(t *testing.T, name string) *upstream {

@@ -62,7 +62,7 @@ func explainCommand(s *settings) *cobra.Command {
 }
 
 // explain tells what becomes of a request by the definitions of the settings.
-func (s *settings) explain(ctx context.Context, request explain.Request) (*explain.Answer, error) {
+func (s *settings) explain(ctx context.Context, request explain.Request) (*explain.Explanation, error) {
 	if err := s.requireConfig(); err != nil {
 		return nil, err
 	}

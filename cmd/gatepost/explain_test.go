@@ -125,7 +125,7 @@ func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
 	if err := r.store.Revoke(t.Context(), unknown.Hash()); err != nil {
 		t.Fatal(err)
 	}
-	by, whole := "says the gateway on "+r.address(), r.address()+" serves this version"
+	by, whole := "according to the gateway on "+r.address(), r.address()+" serves this version"
 	ask := func(what string, token tokens.Token, want ...string) {
 		t.Helper()
 		_, out := r.explains(t, token, "--admin", r.address())
@@ -135,13 +135,13 @@ func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
 			t.Errorf("%s: a gateway that was found: got\n%s\nwant what one that is named says\n%s", what, found, out)
 		}
 	}
-	ask("a live token", live, "is live, "+by, "with x-user-id: alice", "sent on")
-	ask("one without the scope", poor, "is live, "+by, "answer     403")
-	ask("a revoked one", unknown, "was revoked, "+by, "answer     401")
+	ask("a live token", live, "is live, "+by, "with x-user-id: alice", "forwarded")
+	ask("one without the scope", poor, "is live, "+by, "response   403")
+	ask("a revoked one", unknown, "is unknown, expired or revoked, "+by, "response   401")
 	if err := r.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ask("a store that cannot tell", live, "could not tell whose it is", "answer     503")
+	ask("a store that cannot tell", live, "the lookup by the gateway on "+r.address()+" failed", "response   503")
 
 	for _, one := range r.asked {
 		if strings.Contains(one, live.Reveal()) || strings.Contains(one, unknown.Reveal()) {
@@ -162,12 +162,12 @@ func TestAGatewayWithOtherDefinitionsIsNotTakenForTheOneThatIsExplained(t *testi
 
 	t.Setenv("GATEPOST_ADMIN", r.address())
 	_, out := r.explains(t, token)
-	says(t, "a gateway that was found", out, differs, "whose it is was not asked", "where the token is live", "where the token was never issued")
+	says(t, "a gateway that was found", out, differs, "it was not looked up", "if the token is live", "if the token is unknown")
 	if strings.Contains(strings.Join(r.asked, "\n"), "lookup") {
 		t.Errorf("it was asked about the token: %q", r.asked)
 	}
 	_, out = r.explains(t, token, "--admin", r.address())
-	says(t, "a gateway that was named", out, differs, "is live, says the gateway on "+r.address())
+	says(t, "a gateway that was named", out, differs, "is live, according to the gateway on "+r.address())
 }
 
 func TestWhatIsNoGatewayChangesNoExplanationUnlessItWasNamed(t *testing.T) {
@@ -210,7 +210,7 @@ func TestAGatewayThatDoesNotSayWhoseTheTokenIsIsAnError(t *testing.T) {
 		behind.ServeHTTP(w, q)
 	})
 	code, out := r.explains(t, r.login(t), "--admin", r.address())
-	if code != exitFailed || !strings.Contains(out, "asking whose the token is") || strings.Contains(out, "answer") {
+	if code != exitFailed || !strings.Contains(out, "asking whose the token is") || strings.Contains(out, "response ") {
 		t.Errorf("got %d\n%s\nwant an error and no answer", code, out)
 	}
 }
@@ -221,7 +221,7 @@ func TestAServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	r.serves(t, explained, "orders")
 	r.status.Rejected = "not as defined: orders: Envoy says no"
 	_, out := r.explains(t, token, "--admin", r.address())
-	says(t, "withheld", out, "without its upstreams by the gateway on "+r.address(), "answer     503", "because Envoy refuses them: not as defined: orders: Envoy says no",
+	says(t, "withheld", out, "without its upstreams by the gateway on "+r.address(), "response   503", "because Envoy rejects them: not as defined: orders: Envoy says no",
 		r.address()+" serves this version, in which some services are not as they are defined")
 
 	before := strings.Replace(explained, "[GET]", "[GET, PUT]", 1)
@@ -235,5 +235,5 @@ func TestAServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "PUT")
 	says(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "DELETE")
-	says(t, "in its former form", out, "answer     405", "mend what Envoy refuses about "+r.file+":3")
+	says(t, "in its former form", out, "response   405", "mend what Envoy refuses about "+r.file+":3")
 }

@@ -23,14 +23,14 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// nowhere is an address at which nobody answers: a reserved port of loopback.
-const nowhere = "127.0.0.1:1"
+// unusedAddress is an address on which nothing listens: a reserved port of loopback.
+const unusedAddress = "127.0.0.1:1"
 
-// Bootstrap returns the bootstrap for these options: the project's own, and where there are Resources, those
-// in place of ADS. Scoped routes take the place of the listeners' subscriptions (SRDS) to them.
+// Bootstrap returns the project's own bootstrap for these options. If there are Resources, they
+// replace ADS, and scoped routes are inlined into the listeners that subscribe to them (SRDS).
 func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 	t.Helper()
-	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, nowhere), HTTP: or(opts.HTTP, nowhere), NodeID: opts.NodeID})
+	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, unusedAddress), HTTP: or(opts.HTTP, unusedAddress), NodeID: opts.NodeID})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 		case *routev3.ScopedRouteConfiguration:
 			scopes.ScopedRouteConfigurations = append(scopes.ScopedRouteConfigurations, r)
 		default:
-			t.Fatalf("a bootstrap holds no %T", r)
+			t.Fatalf("a bootstrap cannot contain a %T", r)
 		}
 	}
 	for _, l := range b.StaticResources.Listeners {
@@ -60,7 +60,7 @@ func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 	return b
 }
 
-// resolver has Envoy ask one name server, and no other.
+// resolver makes Envoy use a single name server.
 func resolver(t testing.TB, address string) *corev3.TypedExtensionConfig {
 	t.Helper()
 	config, err := anypb.New(&caresv3.CaresDnsResolverConfig{Resolvers: []*corev3.Address{socket(t, address)}})
@@ -70,7 +70,7 @@ func resolver(t testing.TB, address string) *corev3.TypedExtensionConfig {
 	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: config}
 }
 
-// inlineRoutes puts the routes that a listener subscribes to into it.
+// inlineRoutes puts the routes that a listener subscribes to into the listener.
 func inlineRoutes(t testing.TB, l *listenerv3.Listener, scopes *hcmv3.ScopedRouteConfigurationsList) {
 	t.Helper()
 	chains := l.GetFilterChains()
@@ -99,7 +99,7 @@ func inlineRoutes(t testing.TB, l *listenerv3.Listener, scopes *hcmv3.ScopedRout
 	}
 }
 
-// Validate has Envoy check a bootstrap (--mode validate), and returns what it finds wrong, or "".
+// Validate makes Envoy validate a bootstrap (--mode validate) and returns its errors, or "".
 func Validate(t testing.TB, b *bootstrapv3.Bootstrap) string {
 	t.Helper()
 	path := Require(t)
@@ -111,7 +111,7 @@ func Validate(t testing.TB, b *bootstrapv3.Bootstrap) string {
 	if err := os.WriteFile(file, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// A warning counts: a setting that is deprecated or without effect is a mistake of ours.
+	// Warnings count as errors: a deprecated or ineffective setting is a bug.
 	out, err := exec.Command(path, "--mode", "validate", "-c", file, "--log-level", "warning", "--log-format", "%v").CombinedOutput()
 	verdict := strings.TrimSpace(string(out))
 	if err == nil && verdict == "configuration '"+file+"' OK" {
@@ -120,14 +120,15 @@ func Validate(t testing.TB, b *bootstrapv3.Bootstrap) string {
 	return verdict
 }
 
-// ValidateResources is Validate for what a control plane sends: listeners, scoped routes, clusters.
+// ValidateResources is Validate for resources of a control plane: listeners, scoped routes,
+// clusters.
 func ValidateResources(t testing.TB, resources ...proto.Message) string {
 	t.Helper()
 	return Validate(t, Bootstrap(t, Options{Resources: resources}))
 }
 
-// Forward returns resources with which Envoy, listening at an address, passes every request on to an upstream:
-// for tests in which the routes do not matter. Both are ip:port.
+// Forward returns resources for an Envoy that listens on an address and forwards every request to
+// an upstream. It is for tests that do not depend on routes. Both addresses are ip:port.
 func Forward(t testing.TB, listen, upstream string) []proto.Message {
 	t.Helper()
 	const cluster = "upstream"
@@ -184,7 +185,7 @@ func socket(t testing.TB, addr string) *corev3.Address {
 	}}}
 }
 
-// listenAddresses returns where the static listeners of a bootstrap listen, if on TCP.
+// listenAddresses returns the TCP addresses of a bootstrap's static listeners.
 func listenAddresses(b *bootstrapv3.Bootstrap) []string {
 	var addrs []string
 	for _, l := range b.GetStaticResources().GetListeners() {

@@ -10,14 +10,14 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// NameServer is a DNS server on loopback. It replies that a name does not exist unless a test has said otherwise.
+// NameServer is a DNS server on loopback. Names do not exist until Resolve or Silence is called.
 type NameServer struct {
 	t    testing.TB
 	conn net.PacketConn
 
 	mu      sync.Mutex
-	names   map[string]netip.Addr // lower case, without the last dot; the zero address: no reply
-	waiting map[string][]question // that came while there was no reply
+	names   map[string]netip.Addr // lower case, without the final dot; the zero address means no reply
+	waiting map[string][]question // unanswered questions
 }
 
 type question struct {
@@ -25,7 +25,7 @@ type question struct {
 	from    net.Addr
 }
 
-// StartNameServer starts a DNS server that ends with the test.
+// StartNameServer starts a DNS server that stops with the test.
 func StartNameServer(t testing.TB) *NameServer {
 	t.Helper()
 	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
@@ -45,17 +45,17 @@ func StartNameServer(t testing.TB) *NameServer {
 	return s
 }
 
-// Addr is the server's address, as ip:port.
+// Addr returns the server's address as ip:port.
 func (s *NameServer) Addr() string { return s.conn.LocalAddr().String() }
 
-// Silence leaves questions for a name without a reply until Resolve.
+// Silence leaves questions for a name unanswered until Resolve is called.
 func (s *NameServer) Silence(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.names[name] = netip.Addr{}
 }
 
-// Resolve makes a name that of an IPv4 address, also for the questions that have had no reply.
+// Resolve sets the IPv4 address of a name and answers the pending questions for it.
 func (s *NameServer) Resolve(name, address string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,7 +66,7 @@ func (s *NameServer) Resolve(name, address string) {
 	delete(s.waiting, name)
 }
 
-// Waits reports whether a question for a name has had no reply.
+// Waits reports whether a question for a name is unanswered.
 func (s *NameServer) Waits(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +78,7 @@ func (s *NameServer) serve() {
 	for {
 		n, from, err := s.conn.ReadFrom(buffer)
 		if err != nil {
-			return // closed
+			return // the socket was closed
 		}
 		q := question{from: from}
 		if q.message.Unpack(buffer[:n]) == nil && len(q.message.Questions) == 1 {
@@ -89,7 +89,7 @@ func (s *NameServer) serve() {
 	}
 }
 
-// reply replies to a question, or keeps it. The lock is held.
+// reply answers a question or keeps it. The caller holds the lock.
 func (s *NameServer) reply(q question) {
 	m := q.message
 	asked := m.Questions[0]
@@ -114,5 +114,5 @@ func (s *NameServer) reply(q question) {
 		s.t.Errorf("packing a DNS reply: %v", err)
 		return
 	}
-	_, _ = s.conn.WriteTo(packed, q.from) // UDP may lose it too
+	_, _ = s.conn.WriteTo(packed, q.from) // UDP can lose the reply anyway
 }

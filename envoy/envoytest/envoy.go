@@ -1,5 +1,5 @@
-// Package envoytest gives tests a real Envoy: it starts one with a static configuration or under a control
-// plane, with upstreams that record what reaches them and clients that send what no proper client would.
+// Package envoytest gives tests a real Envoy, with a static configuration or with a control plane.
+// It also has upstreams that record requests, and clients that can send malformed requests.
 package envoytest
 
 import (
@@ -26,34 +26,37 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Deadline is how long this kit waits for what must happen. It is generous: a loaded machine is no bug.
+// Deadline is how long this kit waits for an event. It is generous because machines can be loaded.
 const Deadline = 2 * time.Minute
 
-// Options say which Envoy a test needs.
+// Options configure the Envoy of a test.
 type Options struct {
-	// GRPC and HTTP are where Gatepost's servers are, host:port or unix:/path: the clusters gatepost-grpc (ADS
-	// and ext_authz) and gatepost-http. Empty: an address where nobody is.
+	// GRPC and HTTP are the addresses of Gatepost's servers, host:port or unix:/path: the clusters
+	// gatepost-grpc (ADS and ext_authz) and gatepost-http. If they are empty, the addresses are
+	// unreachable.
 	GRPC, HTTP string
-	// Resources are listeners, route configurations and clusters that Envoy is to have from the start. With
-	// them the configuration is static, and there is no ADS.
+	// Resources are the listeners, route configurations and clusters of a static configuration. If
+	// there are any, ADS is not used.
 	Resources []proto.Message
-	// Bootstrap, if set, is all of the configuration, and the fields above do not count.
+	// Bootstrap, if set, is the whole configuration; the fields above are ignored.
 	Bootstrap *bootstrapv3.Bootstrap
-	// NodeID is the name by which this Envoy shows itself. Empty: envoy.DefaultNodeID.
+	// NodeID identifies this Envoy. The default is envoy.DefaultNodeID.
 	NodeID string
-	// NameServer is the address (ip:port) of the only name server that Envoy asks. Empty: those of this machine.
+	// NameServer is the address (ip:port) of the only name server. The default is this machine's
+	// name servers.
 	NameServer string
-	// Listen are addresses (host:port) that must accept before Start returns, beside those of Resources.
+	// Listen are addresses (host:port), in addition to those of Resources, that must accept
+	// connections before Start returns.
 	Listen []string
-	// NotReady has Start return as soon as the admin interface answers, for an Envoy that is not to become ready.
+	// If NotReady is true, Start returns as soon as the admin interface responds.
 	NotReady bool
-	// Concurrency is the number of worker threads. Zero: one, which is what a test needs.
+	// Concurrency is the number of worker threads. The default is one.
 	Concurrency int
-	// Drain is how long requests under way may go on at the end. Zero: a second.
+	// Drain is how long active requests may take at shutdown. The default is one second.
 	Drain time.Duration
 }
 
-// Envoy is a running Envoy. Where it dies, it is started again, as in production.
+// Envoy is a running Envoy. If it dies, it is restarted, as in production.
 type Envoy struct {
 	t    testing.TB
 	stop func()
@@ -64,8 +67,9 @@ type Envoy struct {
 	pids []int
 }
 
-// Require returns the path of the Envoy to test with: GATEPOST_ENVOY, else as envoy.Find finds it. Where there
-// is none the test is skipped, but fails with CI=true: there, nothing may be left untested in silence.
+// Require returns the path of the Envoy to test with: GATEPOST_ENVOY, or the result of envoy.Find.
+// If there is none, the test is skipped; with CI=true it fails, so that a CI run cannot omit tests
+// silently.
 func Require(t testing.TB) string {
 	t.Helper()
 	path, err := envoy.Find(os.Getenv("GATEPOST_ENVOY"))
@@ -79,7 +83,8 @@ func Require(t testing.TB) string {
 	return ""
 }
 
-// Start starts an Envoy and waits until it is ready. It ends with the test; its log is shown where the test failed.
+// Start starts an Envoy and waits until it is ready. It stops with the test. If the test fails, its
+// log is printed.
 func Start(t testing.TB, opts Options) *Envoy {
 	t.Helper()
 	path := Require(t)
@@ -126,7 +131,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 	return e
 }
 
-// await polls until ok or Envoy cannot be started.
+// await polls until ok returns true. It returns false if Envoy cannot be started.
 func (e *Envoy) await(ok func() bool, ended chan error) bool {
 	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		select {
@@ -161,7 +166,7 @@ func (e *Envoy) started(pid int) {
 	e.pids = append(e.pids, pid)
 }
 
-// PID returns the process id of the Envoy that runs now or ran last.
+// PID returns the process id of the current or last Envoy.
 func (e *Envoy) PID() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -171,17 +176,18 @@ func (e *Envoy) PID() int {
 	return e.pids[len(e.pids)-1]
 }
 
-// Starts returns how many times Envoy was started.
+// Starts returns how often Envoy was started.
 func (e *Envoy) Starts() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.pids)
 }
 
-// Stop ends Envoy as `gatepost run` does, gracefully, and returns when it is gone. The test's end calls it too.
+// Stop shuts Envoy down gracefully, as `gatepost run` does, and returns after it has exited. It is
+// called at the end of the test.
 func (e *Envoy) Stop() { e.stop() }
 
-// Kill kills Envoy without a warning (SIGKILL). It then comes back by itself.
+// Kill sends SIGKILL to Envoy, which is then restarted.
 func (e *Envoy) Kill() {
 	e.t.Helper()
 	if err := syscall.Kill(e.PID(), syscall.SIGKILL); err != nil {
@@ -189,21 +195,21 @@ func (e *Envoy) Kill() {
 	}
 }
 
-// Log returns what Envoy has written so far.
+// Log returns Envoy's log so far.
 func (e *Envoy) Log() string { return e.logs.String() }
 
-// Ready says whether Envoy calls itself ready (LIVE).
+// Ready reports whether Envoy's state is LIVE.
 func (e *Envoy) Ready() bool {
 	status, _, err := e.admin(http.MethodGet, "/ready")
 	return err == nil && status == http.StatusOK
 }
 
-// Admin returns what the admin interface answers to a GET, which must be a 200.
+// Admin returns the body of a GET request to the admin interface. The status must be 200.
 func (e *Envoy) Admin(path string) string {
 	e.t.Helper()
 	status, body, err := e.admin(http.MethodGet, path)
 	if err != nil || status != http.StatusOK {
-		e.t.Fatalf("asking Envoy for %s: status %d, error %v: %s", path, status, err, body)
+		e.t.Fatalf("reading %s of Envoy's admin interface: status %d, error %v: %s", path, status, err, body)
 	}
 	return body
 }
@@ -234,20 +240,20 @@ func (e *Envoy) Stats(match string) map[string]int {
 	lines := bufio.NewScanner(strings.NewReader(e.Admin("/stats?filter=" + url.QueryEscape(match))))
 	for lines.Scan() {
 		name, text, _ := strings.Cut(lines.Text(), ": ")
-		if value, err := strconv.Atoi(text); err == nil { // a histogram is no number
+		if value, err := strconv.Atoi(text); err == nil { // skip histograms
 			stats[name] = value
 		}
 	}
 	return stats
 }
 
-// Stat returns one counter or gauge, and 0 where Envoy has none of this name.
+// Stat returns one counter or gauge, or 0 if it does not exist.
 func (e *Envoy) Stat(name string) int {
 	e.t.Helper()
 	return e.Stats("^" + name + "$")[name]
 }
 
-// Eventually polls until ok holds, and fails the test where it does not within Deadline.
+// Eventually polls until ok returns true. It fails the test after Deadline.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
@@ -258,7 +264,7 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("waited %v in vain: %s", Deadline, what)
 }
 
-// buffer holds what was logged; it may be written and read at once.
+// buffer is a log that can be written and read concurrently.
 type buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -276,7 +282,7 @@ func (b *buffer) String() string {
 	return b.buf.String()
 }
 
-// tail returns the end of what was logged, as much as a reader of a failed test wants.
+// tail returns the last part of the log, for the output of a failed test.
 func (b *buffer) tail() string {
 	const most = 16 << 10
 	s := b.String()

@@ -12,7 +12,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
+func TestUpstreamRecordsRequests(t *testing.T) {
 	upstream := envoytest.Upstream(t)
 	addr := envoytest.Addr(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -47,10 +47,10 @@ func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
 		}
 	})
 
-	t.Run("each of two requests in one write is answered", func(t *testing.T) {
+	t.Run("two requests in one write get two responses", func(t *testing.T) {
 		raw := envoytest.RawRequest(t, addr, []byte("GET /1 HTTP/1.1\r\nhost: h\r\n\r\nGET /2 HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"))
 		if got := envoytest.Responses(raw); len(got) != 2 {
-			t.Errorf("%d answers in %q, want 2", len(got), raw)
+			t.Errorf("%d responses in %q, want 2", len(got), raw)
 		}
 	})
 
@@ -62,7 +62,7 @@ func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
 		}
 		res.Body.Close()
 		if res.ProtoMajor != 2 || res.StatusCode != 200 || len(upstream.Requests()) != 1 {
-			t.Errorf("answer %s over %s, %d requests recorded", res.Status, res.Proto, len(upstream.Requests()))
+			t.Errorf("response %s over %s, %d requests recorded", res.Status, res.Proto, len(upstream.Requests()))
 		}
 	})
 
@@ -76,14 +76,14 @@ func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
 			t.Errorf("recorded %+v", got)
 		}
 		if a := envoytest.H2Request(t, addr, append(head, [2]string{"transfer-encoding", "chunked"}), ""); !a.Closed && a.Reset == "" {
-			t.Errorf("a field that HTTP/2 forbids is answered: %+v", a)
+			t.Errorf("a field that HTTP/2 forbids got a response: %+v", a)
 		}
 		if n := len(upstream.Requests()); n != 1 {
 			t.Errorf("%d requests reached the upstream, want 1", n)
 		}
 	})
 
-	t.Run("a handler answers what the test wants", func(t *testing.T) {
+	t.Run("a handler replaces the response", func(t *testing.T) {
 		upstream.SetHandler(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
 		res, err := envoytest.Client(t).Get("http://" + addr)
 		if err != nil {
@@ -100,7 +100,7 @@ func TestWhatReachesTheUpstreamIsRecorded(t *testing.T) {
 	}
 }
 
-func TestAnEnvoyThatIsStoppedIsGone(t *testing.T) {
+func TestStopEndsTheProcess(t *testing.T) {
 	upstream := envoytest.Upstream(t)
 	addr := envoytest.Addr(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -113,7 +113,7 @@ func TestAnEnvoyThatIsStoppedIsGone(t *testing.T) {
 	}
 }
 
-func TestValidateFindsWhatEnvoyWouldRefuse(t *testing.T) {
+func TestValidateReturnsEnvoysErrors(t *testing.T) {
 	good := envoytest.Forward(t, envoytest.Addr(t), "127.0.0.1:1")
 	if verdict := envoytest.ValidateResources(t, good...); verdict != "" {
 		t.Errorf("good resources: %s", verdict)

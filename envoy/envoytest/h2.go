@@ -14,22 +14,23 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// H2Answer is how a server answers an HTTP/2 request.
+// H2Answer is the response of a server to an HTTP/2 request.
 type H2Answer struct {
-	// Status is the status of the answer, or "" where there was none.
+	// Status is the status code, or "" if there was no response.
 	Status string
-	// Fields are the other fields of the answer's head, in their order.
+	// Fields are the other header fields of the response, in order.
 	Fields []hpack.HeaderField
 	// Body is the body.
 	Body string
-	// Reset is the error with which the server ended the stream, if it did: "PROTOCOL_ERROR".
+	// Reset is the error code with which the server reset the stream, if it did: "PROTOCOL_ERROR".
 	Reset string
-	// Closed says that the server ended the connection in place of an answer.
+	// Closed reports whether the server closed the connection without a response.
 	Closed bool
 }
 
-// H2Request sends one HTTP/2 request of these fields as they are, in this order, pseudo-fields (":method")
-// among them, over plain TCP: also what no client library would send. A body, if there is one, follows.
+// H2Request sends one HTTP/2 request over plain TCP with exactly these fields in this order,
+// including pseudo-fields (":method"). They can be fields that client libraries reject. body is
+// sent if it is not empty.
 func H2Request(t testing.TB, addr string, fields [][2]string, body string) H2Answer {
 	t.Helper()
 	a, err := H2Exchange(addr, fields, body)
@@ -39,7 +40,7 @@ func H2Request(t testing.TB, addr string, fields [][2]string, body string) H2Ans
 	return a
 }
 
-// H2Exchange is H2Request with an error, for many requests at once.
+// H2Exchange is H2Request with an error result, for concurrent requests.
 func H2Exchange(addr string, fields [][2]string, body string) (H2Answer, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -79,7 +80,7 @@ func sendH2(conn io.Writer, framer *http2.Framer, fields [][2]string, body strin
 	return framer.WriteData(1, true, []byte(body))
 }
 
-// readH2 reads frames until the stream or the connection has ended.
+// readH2 reads frames until the stream or the connection ends.
 func readH2(framer *http2.Framer) (a H2Answer, err error) {
 	framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	for {
@@ -95,10 +96,10 @@ func readH2(framer *http2.Framer) (a H2Answer, err error) {
 		switch frame := frame.(type) {
 		case *http2.SettingsFrame:
 			if !frame.IsAck() {
-				_ = framer.WriteSettingsAck() // where the connection is gone, the next read says so
+				_ = framer.WriteSettingsAck() // if the connection is closed, the next read returns the error
 			}
 		case *http2.MetaHeadersFrame:
-			if status := frame.PseudoValue("status"); status != "" { // trailers have none
+			if status := frame.PseudoValue("status"); status != "" { // trailers have no status
 				a.Status, a.Fields = status, frame.RegularFields()
 			}
 			ended = frame.StreamEnded()

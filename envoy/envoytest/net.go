@@ -17,17 +17,17 @@ import (
 	"time"
 )
 
-// Ports are given out from below the range from which Linux takes ports for outgoing connections (32768 and up), so
-// that no connection of another test can sit on one that is free for a moment.
+// Ports are allocated below the ephemeral port range of Linux (32768 and up), so that outgoing
+// connections of other tests cannot occupy them.
 const firstPort, lastPort = 20_000, 32_000
 
-// Port returns a free TCP port of loopback, which no other test that asks here is given until this one has
-// ended, in other test processes neither: for servers that can only be told a number, or that come back to it.
+// Port returns a free TCP port of loopback. It stays reserved until the test ends, also for other
+// test processes. It is for servers that need a fixed port number.
 func Port(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := firstPort + rand.IntN(lastPort-firstPort)
-		// The UDP port of the same number, which nobody uses, is the mark that it is taken.
+		// The UDP port of the same number, which is otherwise unused, marks the port as reserved.
 		mark, err := net.ListenPacket("udp4", join("127.0.0.1", uint32(port)))
 		if err != nil {
 			continue
@@ -45,13 +45,13 @@ func Port(t testing.TB) int {
 	return 0
 }
 
-// Addr returns a free address of loopback, as Port does: 127.0.0.1:20123.
+// Addr returns a free loopback address, allocated as by Port: 127.0.0.1:20123.
 func Addr(t testing.TB) string {
 	t.Helper()
 	return join("127.0.0.1", uint32(Port(t)))
 }
 
-// Accepts says whether something accepts TCP connections at an address.
+// Accepts reports whether a TCP connection to the address succeeds.
 func Accepts(addr string) bool {
 	conn, err := net.DialTimeout("tcp", addr, time.Second)
 	if err != nil {
@@ -61,12 +61,13 @@ func Accepts(addr string) bool {
 	return true
 }
 
-// quiet is for how long nothing must come after a whole answer on a connection that stays open.
+// quiet is how long an open connection must be idle after a complete response.
 const quiet = 250 * time.Millisecond
 
-// RawRequest sends bytes as they are over TCP and returns the bytes that come back: all of them, where the
-// connection is then closed (say "connection: close", and nothing is guessed); else what came until a whole
-// answer was there and nothing more followed for a moment. A connection that is reset without a word gives none.
+// RawRequest sends bytes over TCP and returns the bytes that come back. If the server closes the
+// connection, these are all bytes. Otherwise RawRequest returns when a complete response was
+// received and the connection was idle for a moment; send "connection: close" to avoid that guess.
+// If the connection is reset without a response, the result is empty.
 func RawRequest(t testing.TB, addr string, request []byte) []byte {
 	t.Helper()
 	got, err := Exchange(addr, request)
@@ -76,7 +77,7 @@ func RawRequest(t testing.TB, addr string, request []byte) []byte {
 	return got
 }
 
-// Exchange is RawRequest with an error, for many requests at once.
+// Exchange is RawRequest with an error result, for concurrent requests.
 func Exchange(addr string, request []byte) ([]byte, error) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -87,7 +88,8 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 	if err := conn.SetDeadline(end); err != nil {
 		return nil, err
 	}
-	// A server may answer and close before it has read all: what it said counts, not that writing failed.
+	// A server can respond and close the connection before it has read everything, so a failed
+	// write is ignored.
 	_, _ = conn.Write(request)
 	method, _, _ := strings.Cut(string(request[:min(len(request), 32)]), " ")
 	var got bytes.Buffer
@@ -109,20 +111,22 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 	}
 }
 
-// Response is one HTTP/1 answer in what RawRequest returned.
+// Response is one HTTP/1 response in the result of RawRequest.
 type Response struct {
 	Status int
 	Header http.Header
 	Body   string
 }
 
-// isFinal says whether it is an answer, and not one that only announces it (100 Continue).
+// isFinal reports whether the response is final, not interim (100 Continue).
 func isFinal(r Response) bool { return r.Status >= 200 }
 
-// Responses takes apart what RawRequest returned: each whole answer in it. The answer to a HEAD is not for it.
+// Responses parses the result of RawRequest into complete responses. It cannot parse the response
+// to a HEAD request.
 func Responses(raw []byte) []Response { return parse(raw, http.MethodGet) }
 
-// parse reads one answer after the other; method is that of the first request, because HEAD's has no body.
+// parse parses consecutive responses. method is the method of the first request, because a response
+// to HEAD has no body.
 func parse(raw []byte, method string) []Response {
 	var all []Response
 	r := bufio.NewReader(bytes.NewReader(raw))
@@ -140,8 +144,8 @@ func parse(raw []byte, method string) []Response {
 	}
 }
 
-// H2Client returns a client that speaks HTTP/2 over plain TCP from the first byte (prior knowledge), and
-// follows no redirects.
+// H2Client returns a client that uses HTTP/2 over plain TCP (prior knowledge) and follows no
+// redirects.
 func H2Client(t testing.TB) *http.Client {
 	t.Helper()
 	protocols := new(http.Protocols)
@@ -151,7 +155,7 @@ func H2Client(t testing.TB) *http.Client {
 	return &http.Client{Transport: transport, Timeout: Deadline, CheckRedirect: noRedirect}
 }
 
-// Client returns a client that speaks HTTP/1.1, and follows no redirects.
+// Client returns a client that uses HTTP/1.1 and follows no redirects.
 func Client(t testing.TB) *http.Client {
 	t.Helper()
 	transport := &http.Transport{}

@@ -12,30 +12,30 @@ import (
 	"testing"
 )
 
-// Request is a request as it reached an upstream.
+// Request is a request as an upstream received it.
 type Request struct {
 	Method string
-	// Path is the request target as it stood in the request line: path and query, escapes kept.
+	// Path is the request target as received: path and query, with escapes.
 	Path   string
 	Host   string
 	Header http.Header
 	Body   string
 }
 
-// Recorder is an upstream service that records what reaches it.
+// Recorder is an upstream service that records requests.
 type Recorder struct {
 	server *httptest.Server
 
 	mu       sync.Mutex
 	requests []Request
 	raw      bytes.Buffer
-	streams  map[int]*bytes.Buffer // connection's number → what came over it
+	streams  map[int]*bytes.Buffer // :: connection number → received bytes
 	accepted int
 	handler  http.Handler
 }
 
-// Upstream starts a recording upstream on loopback; it ends with the test. It answers 200 and a JSON object
-// with what it got, until SetHandler says otherwise.
+// Upstream starts a recording upstream on loopback that stops with the test. It responds with 200
+// and a JSON object that describes the request. SetHandler replaces that response.
 func Upstream(t testing.TB) *Recorder {
 	t.Helper()
 	r := &Recorder{streams: map[int]*bytes.Buffer{}, handler: http.HandlerFunc(echo)}
@@ -55,23 +55,23 @@ func (r *Recorder) Addr() string { return r.server.Listener.Addr().String() }
 // URL returns http://host:port.
 func (r *Recorder) URL() string { return r.server.URL }
 
-// Requests returns what has reached the upstream since the start or the last Reset.
+// Requests returns the requests since the start or the last Reset.
 func (r *Recorder) Requests() []Request {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.requests)
 }
 
-// Raw returns every byte that has reached the upstream since the start or the last Reset: also what its
-// server did not take for a request.
+// Raw returns all bytes received since the start or the last Reset, including those that were not
+// parsed as a request.
 func (r *Recorder) Raw() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.raw.String()
 }
 
-// Streams returns what Raw does, for each connection by itself: what one request leaves behind, the next one on
-// that connection meets.
+// Streams returns the bytes of Raw per connection, because leftovers of one request affect the next
+// on the same connection.
 func (r *Recorder) Streams() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -82,7 +82,7 @@ func (r *Recorder) Streams() []string {
 	return all
 }
 
-// Reset forgets what has been recorded.
+// Reset discards the recorded requests and bytes.
 func (r *Recorder) Reset() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -91,21 +91,21 @@ func (r *Recorder) Reset() {
 	clear(r.streams)
 }
 
-// SetHandler has h answer from now on, after the request was recorded; h can read the body as usual.
+// SetHandler makes h respond to requests after they are recorded. h can still read the body.
 func (r *Recorder) SetHandler(h http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.handler = h
 }
 
-// Handler returns what answers now, for another to call.
+// Handler returns the current handler.
 func (r *Recorder) Handler() http.Handler {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.handler
 }
 
-// record notes what came over a connection. The caller holds the lock.
+// record appends bytes received on a connection. The caller holds the lock.
 func (r *Recorder) record(number int, data []byte) {
 	if len(data) == 0 {
 		return
@@ -120,7 +120,7 @@ func (r *Recorder) record(number int, data []byte) {
 func (r *Recorder) serve(w http.ResponseWriter, req *http.Request) {
 	body, err := io.ReadAll(req.Body)
 	if err != nil {
-		return // the client went away in the middle: no request
+		return // the client disconnected before the end of the request
 	}
 	req.Body = io.NopCloser(bytes.NewReader(body))
 	r.mu.Lock()
@@ -133,14 +133,14 @@ func (r *Recorder) serve(w http.ResponseWriter, req *http.Request) {
 }
 
 func echo(w http.ResponseWriter, req *http.Request) {
-	body, _ := io.ReadAll(req.Body) // from memory: serve has read it
+	body, _ := io.ReadAll(req.Body) // serve has already read it into memory
 	w.Header().Set("content-type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{ // where the client is gone nobody reads it
+	_ = json.NewEncoder(w).Encode(map[string]any{ // fails only if the client is gone
 		"method": req.Method, "path": req.RequestURI, "host": req.Host, "headers": req.Header, "body": string(body),
 	})
 }
 
-// recordingListener notes the bytes of each connection that it accepts.
+// recordingListener records the bytes of each connection that it accepts.
 type recordingListener struct {
 	net.Listener
 	r *Recorder

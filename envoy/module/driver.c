@@ -1,16 +1,16 @@
 //go:build ignore
 
-// The unit driver: module.c without Envoy. It stands for one stream of Envoy and has a clock of its own, so the tests of package
-// table can say what time it is. It reads a command per line and answers with a line:
+// The unit driver: module.c without Envoy. It simulates one HTTP stream and has its own clock,
+// which the tests of package table set. It reads one command per line and answers each with a line:
 //
-//     clock BOOT WALL              nanoseconds that the clocks show from now on           ok
-//                                  (until then they are the machine's)
+//     clock BOOT WALL              sets the clocks, in nanoseconds                        ok
+//                                  (before that they are the machine's)
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
 //     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
 //
-// It is also what the sanitizers, valgrind and the fuzz target run.
+// The sanitizers, valgrind and the fuzz target run it too.
 #define GP_CLOCK driver_clock
 #define _GNU_SOURCE
 #include <inttypes.h>
@@ -81,7 +81,7 @@ void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter
 
 // ---- Commands ----
 
-// unhex writes what a hex text means over it, and returns its length.
+// unhex decodes a hex text in place and returns its length.
 static size_t unhex(char *text) {
   size_t n = 0;
   unsigned byte;
@@ -93,7 +93,8 @@ static void print_hex(const char *bytes, size_t n) {
   for (size_t i = 0; i < n; i++) printf("%02x", (unsigned char)bytes[i]);
 }
 
-// exactly is a copy that ends where the text ends, so that the sanitizers see a read beyond it.
+// exactly copies a text into a buffer of the same size, so that the sanitizers detect reads beyond
+// its end.
 static struct buffer exactly(const char *text, size_t length) {
   char *copy = malloc(length ? length : 1);
   if (!copy) abort();
@@ -137,7 +138,7 @@ static void configure(const char *path) {
   printf(config ? "ok\n" : "refused\n");
 }
 
-// set_route makes the new route before the old one goes, as Envoy does.
+// set_route creates the new route before it destroys the old one, as Envoy does.
 static void set_route(const char *line) {
   struct buffer text = exactly(line, strlen(line));
   const void *next = envoy_dynamic_module_on_http_filter_per_route_config_new(TEXT("gatepost"), text);

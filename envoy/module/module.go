@@ -1,8 +1,10 @@
-// Package module decides which module Envoy can load to check tokens by itself, and puts it where Envoy finds it. The module is
-// written in C in this folder: table.h describes the table of decisions that it reads, module.c is the filter, driver.c
-// runs it without Envoy for tests. tools/module compiles it into build, from where it is embedded; Go compiles none of the C
-// (its files have a build constraint), so a build without a C compiler succeeds and has no module. Package tokens/cache/table
-// writes the table.
+// Package module decides which module Envoy can load to check tokens in-process, and installs it.
+//
+// The module is written in C in this folder. table.h describes the table of decisions that it
+// reads, module.c is the filter, and driver.c runs it without Envoy for tests. tools/module
+// compiles it into build, from which it is embedded. Go does not compile the C files (they have a
+// build constraint), so a build without a C compiler succeeds and has no module. Package
+// tokens/cache/table writes the table.
 package module
 
 import (
@@ -34,10 +36,11 @@ func library() ([]byte, error) {
 	return raw, err
 }
 
-// Tested is the series of Envoy that the module is tested with. Envoy promises that it also works with the next one; nobody has tried.
+// Tested is the Envoy series that the module is tested with. Envoy's ABI promises that it also
+// works with the next series, which is not tested.
 var Tested = [2]int{1, 40}
 
-// CheckVersion returns why an Envoy of a version must not use the module; empty if it may.
+// CheckVersion returns the reason that an Envoy of this version must not use the module, or "".
 func CheckVersion(version string) string {
 	var major, minor int
 	if _, err := fmt.Sscanf(version, "%d.%d.", &major, &minor); err != nil || [2]int{major, minor} != Tested {
@@ -46,8 +49,9 @@ func CheckVersion(version string) string {
 	return ""
 }
 
-// Install puts the module into dir and returns its path. The name has a hash of the content, because an Envoy that has loaded a
-// path keeps what it loaded, and the file appears as a whole, because a mapped file that changes ends the process.
+// Install writes the module to dir and returns its path. The name contains a hash of the content,
+// because Envoy does not reload a path that it has loaded. The file is renamed into place, because
+// changing a mapped file would crash the process.
 func Install(dir string) (path string, err error) {
 	raw, err := library()
 	if err != nil {

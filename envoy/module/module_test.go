@@ -42,7 +42,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// TestLibrary is about whatever this test was built with: the module, or the error that says there is none.
+// TestLibrary covers both kinds of build: with the module, and without it (an error).
 func TestLibrary(t *testing.T) {
 	raw, err := library()
 	if errors.Is(err, ErrNotBuilt) {

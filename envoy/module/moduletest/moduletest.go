@@ -1,4 +1,5 @@
-// Package moduletest gives tests a module that a real Envoy can load, with a table that the test writes.
+// Package moduletest gives tests a module that a real Envoy can load, and a table that the test
+// writes.
 package moduletest
 
 import (
@@ -16,8 +17,9 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// Compile compiles what tools/module makes of a kind ("library", "driver", "plain" or "arm64") with preprocessor definitions, once for the same sources,
-// and returns its path. Without a C compiler the test is skipped.
+// Compile builds a target of tools/module ("library", "driver", "plain" or "arm64") with
+// preprocessor definitions and returns its path. It compiles equal sources only once. Without a C
+// compiler the test is skipped.
 func Compile(t testing.TB, kind string, defines ...string) string {
 	t.Helper()
 	compiler := "gcc"
@@ -54,14 +56,15 @@ func Compile(t testing.TB, kind string, defines ...string) string {
 	return path
 }
 
-// Module is a module for a real Envoy, and the table from which it answers. It takes the decisions of an authz.Server.
+// Module is a module for a real Envoy and its table of decisions. It records the decisions of an
+// authz.Server.
 type Module struct {
-	// Library and TablePath are the files; they go into xds.Options.
+	// Library and TablePath are the file paths for xds.Options.
 	Library, TablePath string
 	Table              *table.Table
 }
 
-// Start makes a module whose table is in force until the test ends.
+// Start creates a module whose table is valid until the test ends.
 func Start(t testing.TB) *Module {
 	t.Helper()
 	m := &Module{Library: Compile(t, "library"), TablePath: filepath.Join(t.TempDir(), "decisions")}

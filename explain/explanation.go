@@ -11,92 +11,100 @@ import (
 	"gatepost/xds"
 )
 
-// Answer is what becomes of a request, and why. It has no token in it.
-type Answer struct {
-	// Version is the version of the definitions that it follows from, as `gatepost status` shows it.
+// Explanation describes the response to a request and the reasons for it. It never contains the
+// token.
+type Explanation struct {
+	// Version is the version of the definitions, as `gatepost status` prints it.
 	Version string `json:"version"`
-	// Method, Target and Host are the request's; Path is the path that is matched, without its query, and
-	// empty where Envoy refuses the request before that.
+	// Method, Target and Host are those of the request. Path is the normalized path without its
+	// query; it is empty if Envoy rejects the request before matching.
 	Method string `json:"method"`
 	Target string `json:"target"`
 	Host   string `json:"host,omitempty"`
 	Path   string `json:"path,omitempty"`
-	// Service is the service that takes the request; nil where none does.
+	// Service is the service that the request is routed to, or nil.
 	Service *Service `json:"service,omitempty"`
 	// Route is the name of the route in Envoy's configuration.
 	Route string `json:"route,omitempty"`
-	// Steps are what was decided, in order.
+	// Steps are the decisions, in order.
 	Steps []Step `json:"steps"`
-	// Outcomes is one outcome, or, where the token decides and nobody was asked about it, what follows in each case.
+	// Outcomes has one element, or, if the decision depends on a token that was not looked up, one
+	// element for each case.
 	Outcomes []Outcome `json:"outcomes"`
-	// Unsure are settings of Envoy's that are not followed here: with them the answer may be another.
+	// Unsure lists Envoy settings that this package does not model. They can make the explanation
+	// wrong.
 	Unsure []string `json:"unsure,omitempty"`
-	// Asked is who was asked whose the token is; empty where nobody was.
+	// Asked names the store that the token was looked up in. It is empty if there was no lookup.
 	Asked string `json:"asked,omitempty"`
-	// Gateway is the running gateway that was asked what it serves; nil: none was.
+	// Gateway is the running gateway that was queried, or nil.
 	Gateway *Running `json:"gateway,omitempty"`
 }
 
-// Service is where a service is defined.
+// Service is a service and the place of its definition.
 type Service struct {
 	Name string `json:"name"`
 	File string `json:"file"`
 	Line int    `json:"line"`
 	Path string `json:"path"`
-	// Public says that it asks for no token.
+	// Public reports whether the service needs no token.
 	Public  bool     `json:"public"`
 	Methods []string `json:"methods"`
 }
 
-// Step is one thing that was decided.
+// Step is one decision.
 type Step struct {
-	// Part is what it is about: path, service, method, origin, preflight, token, identity.
+	// Part is the subject of the decision: path, service, method, origin, preflight, token or
+	// identity.
 	Part string `json:"part"`
-	Says string `json:"says"`
+	Text string `json:"says"`
 }
 
-// Outcome is what the client gets.
+// Outcome is one possible result for the client.
 type Outcome struct {
-	// When says in which case; empty where there is only one.
+	// When is the condition of this outcome. It is empty if there is only one outcome.
 	When string `json:"when,omitempty"`
-	// Reason is one word for it: forwarded, preflight, withheld, not_found, method_not_allowed, malformed, version, or a
-	// reason of gatepost_decisions_total.
+	// Reason is forwarded, preflight, withheld, not_found, method_not_allowed, malformed, version,
+	// or a reason of gatepost_decisions_total.
 	Reason string `json:"reason"`
-	// Status is the answer's; 0 where an upstream, or the token handler, gives it.
+	// Status is the status code of the response. It is 0 if an upstream or the token handler
+	// responds.
 	Status int `json:"status,omitempty"`
-	// Headers are the answer's, or where somebody else gives it those that are added to it. Names are in lower case.
+	// Headers are the response headers. If an upstream or the token handler responds, they are the
+	// headers that the gateway adds. Names are in lower case.
 	Headers []Field `json:"headers,omitempty"`
-	// Removed are headers that are taken from an upstream's answer.
+	// Removed are the headers that the gateway removes from the upstream's response.
 	Removed []string `json:"removed,omitempty"`
 	Body    string   `json:"body,omitempty"`
-	// Forward is where the request goes; nil where it goes nowhere.
+	// Forward is the forwarded request, or nil.
 	Forward *Forward `json:"forward,omitempty"`
-	// Why says it in words, Change what to change for another outcome; empty where nothing is amiss.
+	// Why is the reason as a sentence. Change is what to change for another outcome; it is empty if
+	// there is nothing to fix.
 	Why    string `json:"why"`
 	Change string `json:"change,omitempty"`
 }
 
 // Forward is a request as it leaves the gateway.
 type Forward struct {
-	// To are the addresses of the upstreams, one of which gets it; empty for the token handler.
+	// To are the origins of the upstreams, of which Envoy picks one. It is empty for the token
+	// handler.
 	To []string `json:"to,omitempty"`
-	// TokenHandler says that Gatepost itself answers.
+	// TokenHandler reports whether Gatepost itself responds.
 	TokenHandler bool   `json:"token_handler,omitempty"`
 	Method       string `json:"method"`
 	// Path is the path with its query.
 	Path string `json:"path"`
-	// Set are headers that the gateway sets, Removed those of the client's that it takes away.
+	// Set are the headers that the gateway sets. Removed are the client's headers that it removes.
 	Set     []Field  `json:"set,omitempty"`
 	Removed []string `json:"removed,omitempty"`
-	// Upgrade is the protocol that the upstream may change to: websocket. EndsWithToken says that it is all over when
-	// the token ends.
+	// Upgrade is the protocol that the upstream may switch to: websocket. If EndsWithToken is true,
+	// the gateway closes the stream when the token expires.
 	Upgrade       string `json:"upgrade,omitempty"`
 	EndsWithToken bool   `json:"ends_with_token,omitempty"`
 }
 
-// answer puts together what is known of an exchange that has ended.
-func (e *Explainer) answer(x *exchange, when string) *Answer {
-	a := &Answer{
+// explanation describes a finished exchange.
+func (e *Explainer) explanation(x *exchange, when string) *Explanation {
+	a := &Explanation{
 		Version: e.version, Method: x.method, Target: x.target, Host: x.host, Route: x.route.GetName(), Unsure: e.unsure,
 		Gateway:  e.running(),
 		Outcomes: []Outcome{e.outcome(x, when)},
@@ -111,7 +119,7 @@ func (e *Explainer) answer(x *exchange, when string) *Answer {
 			Public: !s.Authenticate, Methods: s.Methods,
 		}
 	}
-	if x.asked {
+	if x.lookedUp {
 		a.Asked = e.store
 	}
 	a.Steps = e.steps(x, a)
@@ -125,7 +133,7 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 	}
 	if x.forward != nil {
 		forward := *x.forward
-		if s := e.taker(x.route); s != nil {
+		if s := e.serviceOf(x.route); s != nil {
 			forward.To = addresses(s)
 		} else {
 			forward.TokenHandler = true
@@ -139,11 +147,12 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 		o.Forward = &forward
 		o.Removed = slices.Concat(x.vhost.GetResponseHeadersToRemove(), x.route.GetResponseHeadersToRemove())
 	}
-	o.Reason, o.Why, o.Change = e.words(x)
+	o.Reason, o.Why, o.Change = e.reason(x)
 	return o
 }
 
-// addresses are a service's upstreams without their base path, which stands in the path.
+// addresses returns the origins of a service's upstreams. Their base path is already part of the
+// forwarded path.
 func addresses(s *definitions.Service) []string {
 	out := make([]string, 0, len(s.Upstreams))
 	for _, u := range s.Upstreams {
@@ -152,8 +161,8 @@ func addresses(s *definitions.Service) []string {
 	return out
 }
 
-// index returns the index of the service that a route was made for; -1 for a route of the gateway's own. No
-// service has a path of those, and only one has this.
+// index returns the index of the service that a route was built for, or -1 for a route of the
+// gateway itself. Service paths are unique and differ from the gateway's own paths.
 func (e *Explainer) index(route *routev3.Route) int {
 	if route == nil {
 		return -1
@@ -175,19 +184,20 @@ func (e *Explainer) index(route *routev3.Route) int {
 	})
 }
 
-// taker is the service that a route was made for; nil for a route of the gateway's own.
-func (e *Explainer) taker(route *routev3.Route) *definitions.Service {
+// serviceOf returns the service that a route was built for, or nil for a route of the gateway
+// itself.
+func (e *Explainer) serviceOf(route *routev3.Route) *definitions.Service {
 	if i := e.index(route); i >= 0 {
 		return e.served.Services[i]
 	}
 	return nil
 }
 
-// at is where a service is defined, for a sentence.
-func (e *Explainer) at(s *definitions.Service) string {
+// location returns the file and line of a service's definition.
+func (e *Explainer) location(s *definitions.Service) string {
 	i := slices.Index(e.served.Services, s)
 	return fmt.Sprintf("%s:%d", e.definitions.Name, e.definitions.Line(i))
 }
 
-// isVersion says whether a route tells the version.
+// isVersion reports whether the route returns the version.
 func isVersion(route *routev3.Route) bool { return route.GetMatch().GetPath() == xds.VersionPath }

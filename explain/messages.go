@@ -1,0 +1,207 @@
+package explain
+
+import (
+	"fmt"
+	"strings"
+
+	"gatepost/definitions"
+)
+
+// steps lists the decisions in order.
+func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
+	var steps []Step
+	add := func(part, format string, args ...any) {
+		steps = append(steps, Step{part, fmt.Sprintf(format, args...)})
+	}
+	if x.refused != "" {
+		add("path", "rejected before routing: %s", x.refused)
+		return steps
+	}
+	if sent, _, _ := strings.Cut(x.sent, "?"); sent != a.Path {
+		add("path", "%s is matched as %s", sent, a.Path)
+	} else {
+		add("path", "%s", a.Path)
+	}
+	switch s := a.Service; {
+	case s != nil && s.Public:
+		add("service", "%s at %s:%d serves %s and the paths below it, without a token", s.Name, s.File, s.Line, s.Path)
+	case s != nil:
+		add("service", "%s at %s:%d serves %s and the paths below it, with a token", s.Name, s.File, s.Line, s.Path)
+	case x.forward != nil:
+		add("service", "none: the gateway's own route %q", a.Route)
+	case isVersion(x.route):
+		add("service", "none: the gateway returns its version")
+	case x.reply.status == 400:
+		add("service", "none: the path is rejected")
+		return steps
+	default:
+		add("service", "none")
+	}
+	e.servedStep(a.Service, add)
+	e.methodStep(x, a, add)
+	e.originStep(x, add)
+	e.tokenStep(x, add)
+	return steps
+}
+
+func (e *Explainer) methodStep(x *exchange, a *Explanation, add func(part, format string, args ...any)) {
+	switch {
+	case x.preflight:
+		add("preflight", "answered by Envoy before authorization; no upstream is called")
+	case x.reply.status == 405 && x.reply.local:
+		add("method", "%s is not one of %s", x.method, x.reply.header.value("allow"))
+	case a.Service != nil:
+		add("method", "%s is one of %s", x.method, strings.Join(a.Service.Methods, ", "))
+	}
+}
+
+func (e *Explainer) originStep(x *exchange, add func(part, format string, args ...any)) {
+	origin, there := x.header.get("origin")
+	listed := e.served.Origins
+	switch {
+	case len(listed) == 0 && there && origin != "":
+		add("origin", "%s may read the response: no origins are listed, so every page may call", origin)
+	case len(listed) == 0:
+	case x.reason == "origin_refused" && origin == "":
+		add("origin", "the request has no Origin, and only listed origins may call")
+	case x.reason == "origin_refused":
+		add("origin", "%s is not on the list", origin)
+	case x.checked:
+		add("origin", "%s is on the list", origin)
+	case x.preflight && x.origin == "":
+		add("origin", "%s is not on the list: the preflight response does not allow the call", origin)
+	case x.preflight:
+		add("origin", "%s is on the list", origin)
+	}
+}
+
+func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ...any)) {
+	if unread := e.unreadTokenOf(x); unread != nil {
+		add("token", "%s", unread.step(e, x))
+		if x.reason == "token_missing" {
+			return
+		}
+	}
+	service := e.serviceOf(x.route)
+	if service == nil || !service.Authenticate || !x.checked {
+		return
+	}
+	switch x.reason {
+	case "token_missing":
+		add("token", "the request has none")
+	case "token_malformed":
+		add("token", "the value of Authorization is not a token of this gateway, raw or after Bearer; no store lookup")
+	case "token_unknown":
+		add("token", "%s is unknown, expired or revoked, according to %s", x.token, e.store)
+	case "scope_missing":
+		add("token", "%s is live, according to %s, but lacks some of the scopes %s", x.token, e.store, strings.Join(service.Scopes, ", "))
+	case "store_unavailable":
+		add("token", "%s has the right form; the lookup by %s failed", x.token, e.store)
+	case "", "withheld":
+		if !x.lookedUp { // the request was denied before the lookup
+			return
+		}
+		if e.sessions == nil {
+			add("token", "%s has the right form; it was not looked up (use --redis URL or --admin ADDR)", x.token)
+			return
+		}
+		add("token", "%s is live, according to %s", x.token, e.store)
+	}
+}
+
+// reason returns why a request got its outcome, and what to change for another one.
+func (e *Explainer) reason(x *exchange) (reason, why, change string) {
+	service := e.serviceOf(x.route)
+	switch {
+	case x.refused != "":
+		return "malformed", "Envoy rejects the request: " + x.refused, "send it in the plain form"
+	case x.preflight:
+		why, change = e.preflightReason(x, service)
+		return "preflight", why, change
+	case x.reason != "":
+		why, change = e.denialReason(x, service)
+		return x.reason, why, e.orFix(service, change)
+	case x.forward != nil && service == nil:
+		return "forwarded", "Gatepost's token handler responds", ""
+	case x.forward != nil:
+		subject := "its upstream responds"
+		if len(service.Upstreams) > 1 {
+			subject = "its upstreams respond"
+		}
+		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, subject), ""
+	case isVersion(x.route):
+		return "version", "this path returns the version that Envoy serves", ""
+	case x.reply.status == 405:
+		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.orFix(service, e.allowMethod(x, service))
+	case x.reply.status == 404:
+		return "not_found", "no service has this path", e.definePath(x)
+	case x.reply.status == 400:
+		return "malformed", "a dot segment of the path has a parameter (/..;), which some servers resolve to a path outside the service", "send the path without it"
+	case x.checked:
+		return "store_unavailable", "Gatepost could not decide", "see the log of Gatepost"
+	}
+	return "answered", "Envoy responds by itself", ""
+}
+
+func (e *Explainer) denialReason(x *exchange, service *definitions.Service) (why, change string) {
+	path := e.served.Tokens.Path
+	switch x.reason {
+	case "withheld":
+		return fmt.Sprintf("the service %q is served without its upstreams, because Envoy rejects them: %s", service.Name, e.rejected()),
+			fmt.Sprintf("fix the upstreams that Envoy rejects at %s", e.location(service))
+	case "origin_refused":
+		return "only listed origins may call, whatever the path", e.listOrigin(x)
+	case "upgrade_refused":
+		if service == nil {
+			return "no service at this path accepts WebSockets", "use the path of a service that does"
+		}
+		return fmt.Sprintf("the service %q does not accept WebSockets", service.Name), fmt.Sprintf("set websocket: true at %s", e.location(service))
+	case "token_missing":
+		why = fmt.Sprintf("the service %q needs a token", service.Name)
+		if unread := e.unreadTokenOf(x); unread != nil {
+			return why, unread.change(e)
+		}
+		return why, fmt.Sprintf("send Authorization: Bearer TOKEN with a token of POST %s, or set authenticate: false at %s", path, e.location(service))
+	case "token_malformed":
+		return "the value of Authorization is not a token of this gateway",
+			fmt.Sprintf("send the token by itself or after Bearer, exactly as POST %s returned it", path)
+	case "token_unknown":
+		return "the token is unknown, expired or revoked", fmt.Sprintf("log in again: POST %s", path)
+	case "scope_missing":
+		return fmt.Sprintf("the token's session lacks scopes that %q requires: %s", service.Name, strings.Join(service.Scopes, ", ")),
+			fmt.Sprintf("have the user service grant them at login, or change scopes at %s", e.location(service))
+	case "store_unavailable":
+		return "the token store is unavailable, so the token could not be checked", "check that the store is running"
+	case "too_many_headers":
+		return "with what the gateway adds, the request exceeds Envoy's header limit", "send fewer headers"
+	case "bad_user":
+		return "the user's id cannot be put into a header", "have the user service return a different id"
+	}
+	return "Gatepost could not decide: " + x.reason, ""
+}
+
+func (e *Explainer) listOrigin(x *exchange) string {
+	if origin := x.header.value("origin"); origin != "" && origin != "null" {
+		return fmt.Sprintf("add %s to origins in %s, if its pages may call", origin, e.definitions.Name)
+	}
+	return fmt.Sprintf("send the Origin of a listed page, or remove origins from %s to let everyone call", e.definitions.Name)
+}
+
+func (e *Explainer) allowMethod(x *exchange, service *definitions.Service) string {
+	allowed := x.reply.header.value("allow")
+	if service == nil {
+		return "send " + strings.ReplaceAll(allowed, ", ", " or ")
+	}
+	if x.method == "OPTIONS" && x.header.value("access-control-request-method") == "" {
+		return "a preflight has Origin and Access-Control-Request-Method; any other OPTIONS must be in allowed_methods"
+	}
+	return fmt.Sprintf("add %s to allowed_methods of %q at %s, or send %s", x.method, service.Name, e.location(service), strings.ReplaceAll(allowed, ", ", " or "))
+}
+
+func (e *Explainer) definePath(x *exchange) string {
+	path, _, _ := strings.Cut(x.path, "?")
+	if s := e.served.Nearest(path); s != nil {
+		return fmt.Sprintf("did you mean %s, the path of %q at %s?", s.Path, s.Name, e.location(s))
+	}
+	return fmt.Sprintf("define a service with this path in %s", e.definitions.Name)
+}
