@@ -55,7 +55,7 @@ func ParseListen(text string) (netip.AddrPort, error) {
 	return addr, nil
 }
 
-// isPort says whether text is a port from 1 to 65535 as it is usually written.
+// isPort reports whether text is a port from 1 to 65535 without leading zeros or a sign.
 func isPort(text string) bool {
 	n, err := strconv.ParseUint(text, 10, 16)
 	return err == nil && n > 0 && text[0] != '0' && text[0] != '+'
@@ -96,7 +96,7 @@ func ownAddressFault(u Upstream, text string, listen netip.AddrPort) *fault {
 	return faultf("write where the service runs", "%s is the address on which this gateway listens", shown(text))
 }
 
-// reaches reports whether a connection to host comes to a socket that listens on addr.
+// reaches reports whether a connection to host reaches a socket that listens on addr.
 func reaches(host string, addr netip.Addr) bool {
 	name := strings.TrimSuffix(host, ".")
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") { // RFC 6761 §6.3
@@ -110,11 +110,11 @@ func reaches(host string, addr netip.Addr) bool {
 	return ip == addr || ip.IsLoopback() && addr.IsUnspecified() && (ip.Is4() || addr.Is6()) // [::] takes IPv4 too
 }
 
-// afterScheme is what stands before a host where "http://" should.
+// afterScheme matches what people write in front of a host instead of "http://".
 var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
 
-// parseAddress reads the address of something that the gateway calls: an http or https URL with a host that it
-// may call, without user info and fragment.
+// parseAddress parses the address of something that the gateway calls: an http or https URL without user info and fragment,
+// with a host that the gateway may call.
 func parseAddress(text string) (*url.URL, *fault) {
 	if i := strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }); i >= 0 {
 		return nil, addressCharacterFault(text, i)
@@ -124,7 +124,7 @@ func parseAddress(text string) (*url.URL, *fault) {
 	}
 	u, err := url.Parse(text)
 	if err != nil {
-		// Not what url.Parse says: it shows parts of the address, which may be those of a password.
+		// Without the error of url.Parse: it shows parts of the address, which can be those of a password.
 		return nil, faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
 	}
 	switch {
@@ -160,8 +160,8 @@ func isASCII(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
-// hostFault says why the gateway may not call a host: it is none, or it is one whose answers are for the machine
-// itself and not for callers (a link-local address, the metadata service of a cloud).
+// hostFault is the problem of a host that the gateway may not call: it is invalid, or its responses are only for the machine
+// itself (a link-local address, the metadata service of a cloud).
 func hostFault(text, host string) *fault {
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
@@ -183,7 +183,7 @@ func hostFault(text, host string) *fault {
 // nat64 is the prefix under which an IPv6 network reaches IPv4 addresses (RFC 6052 §2.1).
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
-// unwrap returns the IPv4 address that an IPv6 address stands for, or the address itself.
+// unwrap returns the IPv4 address that is embedded in an IPv6 address, or the address itself.
 func unwrap(addr netip.Addr) netip.Addr {
 	if nat64.Contains(addr) {
 		b := addr.As16()
@@ -192,7 +192,7 @@ func unwrap(addr netip.Addr) netip.Addr {
 	return addr.Unmap()
 }
 
-// Where clouds answer a machine's questions about its own keys, beside 169.254.169.254.
+// The metadata services of clouds, from which a machine gets its own keys, beside 169.254.169.254.
 var (
 	metadataAddresses = []netip.Addr{
 		netip.MustParseAddr("fd00:ec2::254"),   // AWS
@@ -207,7 +207,8 @@ var (
 	}
 )
 
-// nameFault says why a host is no name that can be looked up. Underscores are taken: container networks use them.
+// nameFault is the problem of a host name that cannot be looked up. Underscores are allowed, because container networks use
+// them.
 func nameFault(text, host string) *fault {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if slices.Contains(metadataNames, name) {

@@ -14,9 +14,9 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// validator returns what knows the rules of the model. To make it takes some ten milliseconds, and it holds megabytes, a third of what
-// an idle gateway does: so it is kept no longer than until the next collection of garbage.
-func validator() (*modelRules, error) {
+// validator returns the validator of the schema. It takes some ten milliseconds to make, and holds megabytes, a third of the
+// memory of an idle gateway. So it is kept only until the next garbage collection.
+func validator() (*schemaValidator, error) {
 	if last := lastValidator.Load(); last != nil {
 		if v := last.Value(); v != nil {
 			return v, nil
@@ -26,17 +26,17 @@ func validator() (*modelRules, error) {
 	if err != nil {
 		return nil, err
 	}
-	rules := &modelRules{v}
-	last := weak.Make(rules)
+	kept := &schemaValidator{v}
+	last := weak.Make(kept)
 	lastValidator.Store(&last)
-	return rules, nil
+	return kept, nil
 }
 
-type modelRules struct{ protovalidate.Validator }
+type schemaValidator struct{ protovalidate.Validator }
 
-var lastValidator atomic.Pointer[weak.Pointer[modelRules]]
+var lastValidator atomic.Pointer[weak.Pointer[schemaValidator]]
 
-// checkConstraints finds what breaks a rule that stands in the model at the field.
+// checkConstraints finds the values that violate a constraint of the schema.
 func checkConstraints(f *findings, g *gatewayv1.Gateway) {
 	defer f.spoil()
 	v, err := validator()
@@ -50,7 +50,7 @@ func checkConstraints(f *findings, g *gatewayv1.Gateway) {
 		for _, violation := range broken.Violations {
 			addViolation(f, violation)
 		}
-	default: // a rule that cannot be asked is one that does not hold
+	default: // a constraint that cannot be checked is violated
 		f.at(f.root, "", faultf("", "the rules of the model cannot be checked: %v", err))
 	}
 }
@@ -64,7 +64,7 @@ func addViolation(f *findings, v *protovalidate.Violation) {
 	f.add(field, violationFault(f, field, v))
 }
 
-// addTwins adds a problem for each item of a list that it has before.
+// addTwins adds a problem for each repeated item of a list.
 func addTwins(f *findings, field string) {
 	list, _ := f.locate(field)
 	first := map[string]int{} // :: value → line
@@ -78,7 +78,7 @@ func addTwins(f *findings, field string) {
 	}
 }
 
-// words say what a field's value is and what it may be, where its rule alone would say it in a regular expression.
+// words are the noun and the remedy for a value of a field whose constraint is a regular expression.
 var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 	"gatepost.v1.Service.name":                {"a name", "1 to 64 letters, digits, '.', '_' and '-', the first and the last a letter or digit"},
 	"gatepost.v1.Service.path":                {"a path", "the path that the service is found under, such as /orders"},
@@ -130,7 +130,7 @@ func patternFault(node *yaml.Node, noun, remedy string) *fault {
 	return faultf(remedy, "%s is not %s", shown(value), noun)
 }
 
-// choiceFault speaks of a text that is none of those that there are.
+// choiceFault is the problem of a string that is none of the valid ones.
 func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
 	var choices []string
 	for i := range v.RuleValue.List().Len() {
@@ -141,7 +141,7 @@ func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
 	return faultf("write "+strings.Join(choices, " or "), "is %s", shown(node.Value))
 }
 
-// fullName returns the name in the model of the field at a path.
+// fullName returns the full name in the schema of the field at a path.
 func fullName(field string) (name protoreflect.FullName) {
 	message := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
 	for step := range strings.SplitSeq(field, ".") {

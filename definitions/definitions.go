@@ -31,7 +31,7 @@ import (
 // MaxSize is the size in bytes above which a definitions file is refused unread.
 const MaxSize = 16 << 20
 
-// OwnPath is the path that the gateway keeps for itself, and all below it, beside that of the tokens.
+// OwnPath is the path that, with all paths below it and below Tokens.Path, is reserved for the gateway.
 const OwnPath = "/.gatepost"
 
 // Definitions is a valid file. It is immutable.
@@ -47,8 +47,8 @@ type Definitions struct {
 	end    position   // where the field after the services begins; zero if they are the last field
 }
 
-// Parse reads the definitions in text. An error is a [Problems] with all that is wrong, sorted by position, or
-// says that the text is no YAML. Parse keeps text: it must not be changed afterwards.
+// Parse parses the definitions in text. An error is a [Problems] with all problems, sorted by position. Parse keeps text, so
+// the caller must not change it.
 func Parse(name string, text []byte) (*Definitions, error) {
 	root, problems := readDocument(name, text)
 	if len(problems) > 0 {
@@ -66,8 +66,8 @@ func Parse(name string, text []byte) (*Definitions, error) {
 	return d, nil
 }
 
-// Load reads the definitions file at path. Beside what [Parse] returns, an error says why the file could not be
-// read, and is fs.ErrNotExist (by errors.Is) where there is none.
+// Load parses the definitions file at path. If the file could not be read, the error wraps the reason, such as
+// fs.ErrNotExist.
 func Load(path string) (*Definitions, error) {
 	text, err := readFile(path)
 	if err != nil {
@@ -76,9 +76,9 @@ func Load(path string) (*Definitions, error) {
 	return Parse(path, text)
 }
 
-// Marshal returns g as a definitions file that [Parse] takes, with snake_case names.
+// Marshal returns g as the text of a definitions file, with snake_case names.
 func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
-	const none = "services: []\n" // what an empty set is called; YAML leaves an empty list out
+	const none = "services: []\n" // protoyaml leaves out an empty list, and the field is required
 	if proto.Size(g) == 0 {
 		return []byte(none), nil
 	}
@@ -95,7 +95,7 @@ func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
 // Line returns the line in the file on which the service with the index i in Gateway.Services begins.
 func (d *Definitions) Line(i int) int { return d.places[i].line }
 
-// Hash returns the SHA-256 of the text in hex: files of the same hash say the same.
+// Hash returns the SHA-256 of the text in hex.
 func (d *Definitions) Hash() string { return hash(d.Text) }
 
 func hash(text []byte) string {
@@ -103,8 +103,8 @@ func hash(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readFile reads the file at path, and not much more than MaxSize of it: the rest would be refused anyway. It never opens
-// anything but a regular file: opening or reading a named pipe or a device may block for ever.
+// readFile reads the file at path, up to a little more than MaxSize. It opens only regular files, because opening or reading
+// a named pipe or a device can block forever.
 func readFile(path string) ([]byte, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, notRegular(path, info.Mode())
@@ -130,7 +130,7 @@ func readFile(path string) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// notRegular is the error for a path that names something that must not be opened.
+// notRegular is the error for a path that is not a regular file.
 func notRegular(path string, mode fs.FileMode) error {
 	kind := "a device"
 	switch {
@@ -144,7 +144,7 @@ func notRegular(path string, mode fs.FileMode) error {
 	return fmt.Errorf("reading definitions: %s is %s, not a regular file; write the definitions to a file", path, kind)
 }
 
-// servicePlaces returns where each service begins, and the field after them.
+// servicePlaces returns the positions of the services, and that of the field after them.
 func servicePlaces(root *yaml.Node) (places []position, end position) {
 	at := func(node *yaml.Node) position { return position{node.Line, node.Column} }
 	for i := 0; i < len(root.Content); i += 2 {

@@ -13,7 +13,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// emptyRemedy keeps a file that was truncated, or not yet written, from taking every service away.
+// emptyRemedy is required because a truncated or unfinished file must not remove all services.
 const emptyRemedy = "a gateway without services is written as `services: []`"
 
 // readDocument reads the one YAML document in text and returns its root, a mapping.
@@ -47,7 +47,7 @@ func readDocument(name string, text []byte) (*yaml.Node, Problems) {
 	return root, nil
 }
 
-// decodeYAML returns the first document and the one that follows it; nil where there is none.
+// decodeYAML returns the first document and the second one. A document that is missing is nil.
 func decodeYAML(text []byte) (document, next *yaml.Node, err error) {
 	defer recovered(&err)
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
@@ -58,10 +58,10 @@ func decodeYAML(text []byte) (document, next *yaml.Node, err error) {
 	return document, next, err
 }
 
-// recovered turns a panic into an error. A reader that is not ours must not end a gateway that serves well.
+// recovered turns a panic into an error. A bug of the YAML parser must not end a running gateway.
 func recovered(err *error) {
 	if p := recover(); p != nil {
-		*err = fmt.Errorf("yaml: the reader gave up: %v", p)
+		*err = fmt.Errorf("yaml: the parser panicked: %v", p)
 	}
 }
 
@@ -69,15 +69,15 @@ func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {
 	var node yaml.Node
 	switch err := decoder.Decode(&node); {
 	case errors.Is(err, io.EOF):
-		return nil, nil //nolint:nilnil // the end of the file is no document and no error
+		return nil, nil //nolint:nilnil // the end of the file is neither a document nor an error
 	case err != nil:
 		return nil, err
 	}
 	return &node, nil
 }
 
-// checkText refuses what cannot be a definitions file before YAML is asked. YAML 1.1 ends a line at some
-// characters where no editor does (a lone CR, NEL, LS, PS): they would make every line number wrong.
+// checkText refuses a text that is too large, not UTF-8, or has a control character. YAML 1.1 ends a line at characters at
+// which no editor does (a lone CR, NEL, LS, PS), so line numbers would be wrong.
 func checkText(text []byte) (*fault, position) {
 	if len(text) > MaxSize {
 		return faultf("", "the file is larger than %d MiB", MaxSize>>20), position{1, 1}
@@ -102,8 +102,8 @@ func checkText(text []byte) (*fault, position) {
 
 var syntaxError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 
-// syntaxProblem turns an error of the YAML reader into a problem. The reader names the line on which the part of
-// the file began that it could not make sense of, so the line on which it first could not is looked for.
+// syntaxProblem turns an error of the YAML parser into a problem. The parser names the line on which the construct that
+// it could not parse began, so this looks for the first line with which the text fails.
 func syntaxProblem(name string, text []byte, err error) Problem {
 	line, what := readSyntaxError(err)
 	lines := bytes.SplitAfter(text, []byte("\n"))
@@ -128,14 +128,14 @@ func readSyntaxError(err error) (line int, what string) {
 	if m == nil {
 		return 0, err.Error()
 	}
-	line, _ = strconv.Atoi(m[1]) // 0 where the reader names none
+	line, _ = strconv.Atoi(m[1]) // 0 if the parser names none
 	return line, m[2]
 }
 
-// firstFailing returns the number of the first line with which the text, cut off after it, fails with the error
-// that the whole text fails with.
+// firstFailing returns the number of the first line after which the text, if it is cut off there, fails with the error of
+// the whole text.
 func firstFailing(lines [][]byte, what string) (line int, ok bool) {
-	const most = 20_000 // lines: a longer file keeps the reader's own line
+	const most = 20_000 // lines; in a longer file the parser's line is used
 	if len(lines) > most {
 		return 0, false
 	}
@@ -161,7 +161,7 @@ func firstFailing(lines [][]byte, what string) (line int, ok bool) {
 	return bad, true
 }
 
-// kindOf says what a node is, for a sentence.
+// kindOf names a node in a sentence.
 func kindOf(node *yaml.Node) string {
 	switch {
 	case node.Kind == yaml.MappingNode:

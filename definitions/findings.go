@@ -10,9 +10,8 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// findings gathers the problems of one file. The checks come one after the other, and each knows a value by its
-// field path, such as services[2].path: where an earlier check has found a value wrong, a later one says
-// nothing about it, for it would only repeat in other words what is wrong already.
+// findings collects the problems of one file. The checks run one after the other. They name a value by its field path, such
+// as services[2].path. If an earlier check found a problem of a value, later checks ignore that value.
 type findings struct {
 	file   string
 	root   *yaml.Node
@@ -22,7 +21,7 @@ type findings struct {
 
 type position struct{ line, column int }
 
-// at adds a problem of the value of field at the node, and spoils the field for the checks to come.
+// at adds a problem of field at the node, and excludes the field from later checks.
 func (f *findings) at(node *yaml.Node, field string, fault *fault) {
 	f.spoilAlso(field)
 	f.found = append(f.found, Problem{
@@ -30,8 +29,8 @@ func (f *findings) at(node *yaml.Node, field string, fault *fault) {
 	})
 }
 
-// add adds a problem of the value of field unless that is spoilt. A nil fault is none. The problem stands where
-// the field is; where it is missing, at what it is missing from.
+// add adds a problem of field unless the field is spoilt or fault is nil. Its position is that of the field or, if the field
+// is missing, that of its parent.
 func (f *findings) add(field string, fault *fault) {
 	if fault == nil || f.isSpoilt(field) {
 		return
@@ -42,7 +41,7 @@ func (f *findings) add(field string, fault *fault) {
 	})
 }
 
-// isSpoilt says whether the value of field, or one that it is part of, was found wrong by an earlier check.
+// isSpoilt reports whether an earlier check found a problem of field or of a field that contains it.
 func (f *findings) isSpoilt(field string) bool {
 	if len(f.spoilt) == 0 {
 		return false
@@ -56,7 +55,7 @@ func (f *findings) isSpoilt(field string) bool {
 	return false
 }
 
-// spoilAlso marks a field as wrong though its problem stands at another.
+// spoilAlso excludes a field whose problem has the position of another.
 func (f *findings) spoilAlso(field string) {
 	if f.spoilt == nil {
 		f.spoilt = map[string]bool{}
@@ -64,7 +63,7 @@ func (f *findings) spoilAlso(field string) {
 	f.spoilt[field] = true
 }
 
-// spoil marks the fields of all problems found so far: what follows is a check of another kind.
+// spoil excludes the fields of all problems found so far, before the next kind of check.
 func (f *findings) spoil() {
 	for _, p := range f.found {
 		f.spoilAlso(p.Field)
@@ -76,7 +75,7 @@ func (f *findings) sorted() Problems {
 	return f.found
 }
 
-// where returns the line of a field for a sentence that begins elsewhere: "line 7".
+// where names the line of a field in a sentence: "line 7".
 func (f *findings) where(field string) string {
 	node, ok := f.locate(field)
 	if !ok {
@@ -85,8 +84,8 @@ func (f *findings) where(field string) string {
 	return "line " + strconv.Itoa(node.Line)
 }
 
-// locate returns the node of the value of a field; where the file does not have it, the node of the value that it
-// would be a part of, and false. It walks from the root: only who found a problem asks.
+// locate returns the node of a field. If the file does not have the field, it returns the node of its parent, and ok is
+// false. It walks from the root, so it is only for problems.
 func (f *findings) locate(field string) (node *yaml.Node, ok bool) {
 	node = f.root
 	var message protoreflect.MessageDescriptor = (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()

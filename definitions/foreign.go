@@ -8,7 +8,7 @@ import (
 
 // foreignField is a field of another gateway's configuration.
 type foreignField struct {
-	// field is the field here that stands for it; empty: none does.
+	// field is the corresponding field here. It is empty if there is none.
 	field  protoreflect.Name
 	remedy string
 }
@@ -18,11 +18,11 @@ func meant(field protoreflect.Name) foreignField {
 	return foreignField{field, "did you mean " + string(field) + "?"}
 }
 
-// whereItRuns is what other gateways call the address of a service.
+// whereItRuns is the remedy for other names of the address of a service.
 var whereItRuns = foreignField{"upstreams", `did you mean upstreams? write a list of addresses, such as upstreams: ["http://orders:8080"]`}
 
-// foreignFields are field names that users of nginx, Traefik, Kong, Envoy and Caddy bring, which nearest cannot find
-// because they are spelt differently. :: message → name in lower case without hyphens and underscores → field
+// foreignFields are field names that users of nginx, Traefik, Kong, Envoy and Caddy know, and that nearest cannot find.
+// :: message → name in lower case without hyphens and underscores → field
 var foreignFields = map[protoreflect.Name]map[string]foreignField{
 	"Gateway": {
 		"routes": meant("services"), "routers": meant("services"), "apis": meant("services"), "locations": meant("services"),
@@ -74,7 +74,7 @@ var foreignFields = map[protoreflect.Name]map[string]foreignField{
 	},
 }
 
-// foreign returns the field that a name of another gateway stands for.
+// foreign returns the field that corresponds to a name of another gateway.
 func foreign(message protoreflect.MessageDescriptor, name string) (foreignField, bool) {
 	plain := strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
 	found, ok := foreignFields[message.Name()][plain]

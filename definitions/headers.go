@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// ownedHeaders are the request headers that say something else than who the user is: to HTTP, to Envoy, or to
-// the gateway. A client's copy of the identity header is taken away, and none of these may be.
+// ownedHeaders are request headers that have another meaning to HTTP, Envoy or the gateway. The gateway removes the client's
+// copy of the identity header, and none of these may be removed.
 var ownedHeaders = []string{
 	// RFC 9110 §7.6.1 and RFC 9112: the connection's own.
 	"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
@@ -20,7 +20,7 @@ var ownedHeaders = []string{
 	"x-http-method-override", "x-ot-span-context",
 }
 
-// ownedPrefixes begin the names of whole families of such headers.
+// ownedPrefixes are the prefixes of more such headers.
 var ownedPrefixes = []string{"content-", "x-forwarded-", "x-envoy-", "access-control-", "sec-", "x-b3-", "grpc-"}
 
 func isOwned(header string) bool {
@@ -29,7 +29,7 @@ func isOwned(header string) bool {
 		slices.ContainsFunc(ownedPrefixes, func(prefix string) bool { return strings.HasPrefix(header, prefix) })
 }
 
-// identityHeaderFault says why a request header cannot tell the upstream who is calling.
+// identityHeaderFault is the problem of a request header that cannot contain the user's id.
 func identityHeaderFault(header string) *fault {
 	if header != "" && isOwned(header) {
 		return faultf("choose one of its own, such as x-user-id", "%s means something else to HTTP or to Envoy", shown(header))
@@ -37,14 +37,13 @@ func identityHeaderFault(header string) *fault {
 	return nil
 }
 
-// answerHeaders are the headers of an answer that cannot bear what the user service says of a user, beside those
-// that a request has too.
+// answerHeaders are more response headers, beside ownedHeaders, that cannot contain the user's id or scopes.
 var answerHeaders = []string{
-	"token", "expires_in", // the gateway's own in the same answer
+	"token", "expires_in", // the gateway's own in the same response
 	"set-cookie", "location", "server", "age", "etag", "expires", "vary", "www-authenticate", "retry-after", "allow", "last-modified",
 }
 
-// answerHeaderFault says why a header of the user service's answer cannot bear what it says of the user.
+// answerHeaderFault is the problem of a response header that cannot contain the user's id or scopes.
 func answerHeaderFault(header string) *fault {
 	if header != "" && (isOwned(header) || slices.Contains(answerHeaders, strings.ToLower(header))) {
 		return faultf("choose one of its own", "%s means something else in an answer", shown(header))

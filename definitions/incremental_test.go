@@ -174,7 +174,7 @@ func TestNoMoreServicesThanTheModelAllows(t *testing.T) {
 	for i := range services {
 		services[i] = &Service{Name: fmt.Sprint("s", i), Path: fmt.Sprint("/s", i)}
 	}
-	if !goodTogether(services[:20_000]) || goodTogether(services) {
+	if !validTogether(services[:20_000]) || validTogether(services) {
 		t.Error("the model allows 20,000")
 	}
 }

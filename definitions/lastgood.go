@@ -9,14 +9,13 @@ import (
 	"path/filepath"
 )
 
-// ErrDamaged says that kept definitions are not what was written: they must not be served.
+// ErrDamaged is the error for kept definitions whose checksum is wrong. They must not be served.
 var ErrDamaged = errors.New("the kept definitions are damaged")
 
-// LastGood keeps the definitions that were last proven, so that a gateway can start with them while the place
-// where they come from is out of reach. It is a file that can be read by its owner alone, replaced as a whole:
-// whoever reads it, and whenever the machine stops, it is the old one or the new one.
+// LastGood keeps the last active definitions in a file, so that a gateway can start while their source is unreachable. Only
+// the owner can read the file. It is replaced atomically, also if the machine stops.
 type LastGood struct {
-	// Dir is the data directory. It is made where there is none.
+	// Dir is the data directory. Save creates it.
 	Dir string
 }
 
@@ -26,7 +25,7 @@ const (
 	lastGoodHeader = "# Written by gatepost: the definitions that were last proven. sha256=%s name=%q\n"
 )
 
-// Save keeps d in place of what was kept before.
+// Save replaces the kept definitions by d.
 func (l LastGood) Save(d *Definitions) error {
 	if err := os.MkdirAll(l.Dir, 0o700); err != nil {
 		return fmt.Errorf("keeping definitions: %w", err)
@@ -40,8 +39,8 @@ func (l LastGood) Save(d *Definitions) error {
 	return nil
 }
 
-// Load returns what is kept. An error is fs.ErrNotExist (by errors.Is) where nothing was kept yet, [ErrDamaged]
-// where it is not what was written, and [Problems] where it breaks a rule that is newer than it.
+// Load returns the kept definitions. An error is fs.ErrNotExist if nothing was kept yet, [ErrDamaged] if the file is not what
+// Save wrote, and [Problems] if the definitions break a newer rule.
 func (l LastGood) Load() (*Definitions, error) {
 	kept, err := os.ReadFile(l.path())
 	if err != nil {
@@ -65,7 +64,7 @@ func lastGoodSum(name string, text []byte) string {
 	return hash(append([]byte(name+"\x00"), text...))
 }
 
-// replaceFile writes a file next to path and puts it in its place, with both on the disk when it returns.
+// replaceFile writes a file next to path and renames it to path. Both are on the disk when it returns.
 func replaceFile(path string, data []byte) (err error) {
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
 	if err != nil {
@@ -93,7 +92,7 @@ func ignoreMissing(err error) error {
 	return err
 }
 
-// syncDir makes a rename in the directory outlive a power cut.
+// syncDir makes a rename in the directory durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// Notes returns what is no mistake but what a reader may have missed: a public service below the path of a secured
-// one, or with the same upstream, and services that nobody can reach. They are sorted by position, and keep nothing from
-// being served.
+// Notes returns facts that an author may have missed: a public service below the path of a secured one, or with the same
+// upstream, and services that nobody can reach. They are sorted by position, and are no problems.
 func (d *Definitions) Notes() Problems {
 	byPath := d.byPath()
 	doors := d.openDoors()
@@ -32,7 +31,7 @@ func (d *Definitions) Notes() Problems {
 	return notes
 }
 
-// doors are the public services by where they lead to.
+// doors are the public services by their upstreams.
 type doors map[string]map[string]int // :: host:port → path there, without a slash at the end → index
 
 func (d *Definitions) openDoors() doors {
@@ -53,8 +52,8 @@ func (d *Definitions) openDoors() doors {
 	return open
 }
 
-// to returns a public service by which a request comes to where s leads, or above it. Where its own path is above that of
-// s the requests for s are taken out, but not what an upstream may read as one: /admin;x, /admin%20.
+// to returns a public service through which a request reaches the upstream path of s, or one above it. If its path is above
+// that of s, s receives the requests for its own path, but not those that an upstream may read as such: /admin;x, /admin%20.
 func (o doors) to(s *Service) (index int, ok bool) {
 	for _, at := range leads(s) {
 		for path, open := at.Base, o[at.Address()]; open != nil; path = path[:strings.LastIndexByte(path, '/')] {
@@ -69,7 +68,7 @@ func (o doors) to(s *Service) (index int, ok bool) {
 	return 0, false
 }
 
-// leads returns where a service's requests come to: its upstreams, each with the path that stands before the rest.
+// leads returns the upstreams of a service with the path under which its requests arrive.
 func leads(s *Service) []Upstream {
 	to := slices.Clone(s.Upstreams)
 	if s.KeepPrefix && s.Path != "/" {
@@ -99,7 +98,7 @@ func (d *Definitions) methodNotes(i int, s *Service) Problems {
 		"use methods that HTTP defines, or HTTP/2")}
 }
 
-// tokenNotes tells of secured services that nobody, or no page, can use.
+// tokenNotes lists secured services that nobody, or no page, can use.
 func (d *Definitions) tokenNotes() Problems {
 	secured := slices.IndexFunc(d.Gateway.Services, func(s *Service) bool { return s.Authenticate })
 	if secured < 0 {
@@ -143,7 +142,7 @@ func (d *Definitions) byPath() map[string]int { // :: path in lower case → ind
 	return byPath
 }
 
-// enclosing returns the service that would take the requests for a service's path if that service were not there.
+// enclosing returns the service that would receive the requests for the path of a service if that service did not exist.
 func enclosing(byPath map[string]int, path string) (index int, ok bool) {
 	for path = strings.ToLower(path); path != "/" && path != ""; {
 		path = path[:strings.LastIndexByte(path, '/')]

@@ -10,9 +10,8 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// originFault says why no browser would ever send origin. Origins are compared as they are, byte by byte, so one
-// that is written in another way than browsers write it (the HTML standard: "serialization of an origin";
-// RFC 6454 §6.2) would keep out the page that it was to let in.
+// originFault is the problem of an origin that no browser sends. Origins are compared byte by byte, so one that is not in the
+// form of browsers (the HTML standard: "serialization of an origin"; RFC 6454 §6.2) would never match.
 func originFault(origin string) *fault {
 	switch {
 	case origin == "*" || strings.Contains(origin, "*"):
@@ -31,7 +30,7 @@ func originFault(origin string) *fault {
 	return faultf(remedy, "%s is not as a browser sends it%s", shown(origin), originDetail(origin, form))
 }
 
-// originDetail says in which way origin differs from its proper form, where that is not plain to see.
+// originDetail names the difference between origin and the form of browsers, if it is hard to see.
 func originDetail(origin, form string) string {
 	switch {
 	case form == "":
@@ -46,17 +45,16 @@ func originDetail(origin, form string) string {
 	return ""
 }
 
-// browserScheme is the form of a scheme in an origin; pages of apps and extensions have schemes of their own.
+// browserScheme matches the scheme of an origin. Apps and extensions have schemes of their own.
 var browserScheme = regexp.MustCompile(`^[a-z][a-z0-9+.-]*$`)
 
-// opaqueSchemes are those whose pages have no origin but null, or whose pages have another's.
+// opaqueSchemes are the schemes whose pages have the origin null, or that of another scheme.
 var opaqueSchemes = map[string]string{
 	"ws": "http", "wss": "https", // a WebSocket's Origin is that of its page
 	"file": "", "data": "", "blob": "", "about": "", "javascript": "",
 }
 
-// browserForm returns what a browser sends as the Origin of a page at the address, and false where it could not
-// be one.
+// browserForm returns the Origin that a browser sends for a page at the address. If there is none, ok is false.
 func browserForm(address string) (string, bool) {
 	address = strings.TrimSpace(address)
 	if !strings.Contains(address, "://") && !strings.HasPrefix(address, "/") {
@@ -86,7 +84,7 @@ func browserForm(address string) (string, bool) {
 	return scheme + "://" + host, true
 }
 
-// browserHost returns a host as browsers write it: names in lower case and ASCII, addresses in their shortest form.
+// browserHost returns a host in the form of browsers: names in lower case and ASCII, addresses in their shortest form.
 func browserHost(host string) (string, bool) {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		switch {

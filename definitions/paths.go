@@ -2,9 +2,9 @@ package definitions
 
 import "strings"
 
-// pathFault says what keeps path from being one that the gateway can match. It takes only what no two readers of
-// a URL understand in different ways: Envoy resolves dot segments, merges slashes and decodes escapes before it
-// matches, so a path with any of these would match nothing, or not what its author sees.
+// pathFault is the problem of a path that the gateway cannot match. Only paths that all programs read alike are valid: Envoy
+// resolves dot segments, merges slashes and decodes escapes before it matches, so a path with any of these would match
+// nothing, or not what its author expects.
 func pathFault(path string) *fault {
 	if !strings.HasPrefix(path, "/") {
 		return faultf("write "+shown("/"+strings.TrimLeft(path, " ./")), "%s does not begin with a slash", shown(path))
@@ -28,8 +28,8 @@ func pathFault(path string) *fault {
 	return nil
 }
 
-// characterFault says why the character c cannot stand in a path. What is left is pchar (RFC 3986 §3.3) without
-// escapes, without ';', after which some servers cut a segment off, and without '*'.
+// characterFault is the problem of the character c in a path. The valid ones are pchar (RFC 3986 §3.3) without escapes, '*',
+// and ';', at which some servers truncate a segment.
 func characterFault(path string, c rune) *fault {
 	const plain = "-._~!$&'()+,=:@/"
 	switch {
@@ -72,7 +72,7 @@ func tokensPathFault(path string) *fault {
 	return nil
 }
 
-// within says whether path is parent or lies below it, without regard to case.
+// within reports whether path is parent or below it. Case is ignored.
 func within(path, parent string) bool {
 	if len(path) < len(parent) || !strings.EqualFold(path[:len(parent)], parent) {
 		return false

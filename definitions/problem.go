@@ -14,15 +14,15 @@ type Problem struct {
 	// Line and Column are where it is, counted from 1; the column counts characters.
 	Line   int `json:"line"`
 	Column int `json:"column"`
-	// Field is what it is about, such as services[2].path; empty where it is the file as a whole.
+	// Field is the field, such as services[2].path. It is empty if the problem is about the whole file.
 	Field string `json:"field,omitempty"`
-	// What is what is wrong.
+	// What is the problem.
 	What string `json:"what"`
-	// Remedy is what to do; empty where What says it all.
+	// Remedy is what to do. It can be empty.
 	Remedy string `json:"remedy,omitempty"`
 }
 
-// String returns the problem as `file:line:column: field: what is wrong (what to do)`.
+// String returns the problem as `file:line:column: field: problem (remedy)`.
 func (p Problem) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s:%d:%d: ", p.File, p.Line, p.Column)
@@ -36,13 +36,13 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// Problems is all that is wrong with a file, sorted by position. As an error it is never empty.
+// Problems are all problems of a file, sorted by position. As an error it is never empty.
 type Problems []Problem
 
-// maxShown is how many problems an error message lists: it may end in a log.
+// maxShown limits the problems in an error message, which can end up in a log.
 const maxShown = 20
 
-// Error lists the problems, one per line: the first 20, and how many more there are.
+// Error lists the first 20 problems, one per line, and the number of the others.
 func (p Problems) Error() string {
 	lines := make([]string, 0, min(len(p), maxShown)+1)
 	for _, problem := range p[:min(len(p), maxShown)] {
@@ -60,15 +60,14 @@ func (p Problems) sort() {
 	})
 }
 
-// fault is what is wrong with a value, wherever it stands.
+// fault is a problem of a value, without its position.
 type fault struct{ what, remedy string }
 
 func faultf(remedy, what string, args ...any) *fault {
 	return &fault{what: fmt.Sprintf(what, args...), remedy: remedy}
 }
 
-// shown returns a value of the file as a problem may show it: quoted, cut where it is long, and without what may
-// be a password: user info stands before the @ of an address.
+// shown returns a value of the file for a problem: quoted, truncated, and without user info, which can be a password.
 func shown(value string) string {
 	if at := strings.LastIndexByte(value, '@'); at >= 0 && strings.Contains(value[:at], ":") {
 		scheme, _, ok := strings.Cut(value[:at], "://")

@@ -5,22 +5,22 @@ import (
 	"strings"
 )
 
-// gatewayItself stands where a service's name would, for the gateway's own calls.
+// gatewayItself is the Service of the gateway's own calls.
 const gatewayItself = "(gateway)"
 
-// PublicPath is what can be reached without a token: some methods at a path and, for a service, all below it.
+// PublicPath is a path that can be reached without a token. For a service, it includes all paths below it.
 type PublicPath struct {
 	Path    string   `json:"path"`
 	Methods []string `json:"methods"`
-	// Service is its name, or "(gateway)" for a call of the gateway's own: those below tokens.path ask for the
-	// token themselves.
+	// Service is the name of the service, or "(gateway)" for the gateway's own calls. Those below tokens.path check the token
+	// themselves.
 	Service string `json:"service"`
-	// Except are the paths of the secured services right below: without them, what they have would be public.
+	// Except are the paths of the secured services directly below. Without these services, the paths would be public.
 	Except []string `json:"except,omitempty"`
 }
 
-// String returns the path as a line that can be kept and compared: nothing in it changes by an edit elsewhere, and
-// whatever makes more public changes a line.
+// String returns the path as a line for comparison. An edit elsewhere does not change it, and an edit that makes more public
+// changes a line.
 func (p PublicPath) String() string {
 	line := strings.Join(p.Methods, ",") + " " + p.Path + " " + p.Service
 	if len(p.Except) > 0 {
@@ -29,11 +29,11 @@ func (p PublicPath) String() string {
 	return line
 }
 
-// Public lists all that can be reached without a token, sorted by path. Where origins are listed, the request still
-// needs one of them.
+// Public lists everything that can be reached without a token, sorted by path. If origins are listed, a request still needs
+// one of them.
 func (d *Definitions) Public() []PublicPath {
 	services, byPath := d.Gateway.Services, d.byPath()
-	except := map[int][]string{} // :: index of a public service → the secured ones right below it
+	except := map[int][]string{} // :: index of a public service → the secured ones directly below it
 	for _, s := range services {
 		if outer, ok := enclosing(byPath, s.Path); ok && s.Authenticate {
 			except[outer] = append(except[outer], s.Path)
@@ -53,7 +53,7 @@ func (d *Definitions) Public() []PublicPath {
 	return public
 }
 
-// ownPublic are the gateway's own calls, none of which Envoy asks for a token.
+// ownPublic are the gateway's own calls. Envoy checks no token for them.
 func (d *Definitions) ownPublic() []PublicPath {
 	tokens := d.Gateway.Tokens.Path
 	own := func(path string, methods ...string) PublicPath {

@@ -70,7 +70,7 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 		return
 	case key.Tag == "!!merge":
 		f.at(key, join(path, "<<"), faultf("write the fields out", "merging is not supported"))
-		f.spoilAlso(path) // nothing is missing that it would have brought in
+		f.spoilAlso(path) // fields that the merge would add are not missing
 		return
 	}
 	names := make([]string, message.Fields().Len())
@@ -83,7 +83,7 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 	case isForeign:
 		remedy = other.remedy
 		if other.field != "" {
-			f.spoilAlso(join(path, string(other.field))) // it is not missing, it is named otherwise
+			f.spoilAlso(join(path, string(other.field))) // it is not missing, it has another name
 		}
 	case meant != "":
 		remedy = "did you mean " + meant + "?"
@@ -92,7 +92,7 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 	f.at(key, join(path, printable(key.Value)), faultf(remedy, "unknown field"))
 }
 
-// printable returns the name of an unknown field as a problem may show it.
+// printable returns the name of an unknown field for a problem.
 func printable(name string) string {
 	if len(name) > 64 {
 		name = strings.ToValidUTF8(name[:64], "") + "…"
@@ -138,8 +138,8 @@ func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
 	return faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
 }
 
-// listOfFields is about a mapping where a list of sets of fields must be: one item without its dash, or one set of
-// fields for each name, as in docker-compose.
+// listOfFields is the problem of a mapping in the place of a list of sets of fields: one item without its dash, or one set
+// of fields for each name, as in docker-compose.
 func listOfFields(node *yaml.Node, message protoreflect.MessageDescriptor) *fault {
 	first := node.Content[0]
 	if fieldOf(first, message) != nil {
@@ -201,7 +201,7 @@ func variableRemedy(field string) string {
 func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protoreflect.Value, wrong *fault) {
 	switch fd.Kind() {
 	case protoreflect.BoolKind:
-		// Only these two: YAML 1.1 has a dozen words for them, and YAML 1.2 reads most of those as text.
+		// Only these two: YAML 1.1 has a dozen words for them, and YAML 1.2 reads most of those as strings.
 		if node.Tag != "!!bool" || node.Value != "true" && node.Value != "false" {
 			return value, faultf("write true or false, without quotes", "is %s", shown(node.Value))
 		}

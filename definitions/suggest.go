@@ -2,7 +2,7 @@ package definitions
 
 import "strings"
 
-// nearest returns the name that was probably meant by name, or "" where none is near.
+// nearest returns the name that was probably meant by name, or "" if none is near.
 func nearest(name string, names []string) string {
 	plain := strings.NewReplacer("_", "", "-", "")
 	best, bestDistance := "", 0
@@ -17,8 +17,8 @@ func nearest(name string, names []string) string {
 	return best
 }
 
-// distance returns how many letters must be put in, taken out, changed or swapped with their neighbour to make b
-// of a (the optimal string alignment distance).
+// distance returns the optimal string alignment distance: the number of insertions, deletions, substitutions and swaps of
+// neighbours that turn a into b.
 func distance(a, b string) int {
 	if len(a) > 64 {
 		return len(a) // no name is that long
@@ -47,8 +47,8 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Nearest returns the service whose path was probably meant by a path that none has: one that is a letter or two
-// away from as many segments of it. It returns nil where none is near.
+// Nearest returns the service that was probably meant by an unknown path: its path is at most a third of its letters away
+// from as many segments of the unknown one. If none is near, it returns nil.
 func (g *Gateway) Nearest(path string) *Service {
 	var best *Service
 	bestDistance := 0

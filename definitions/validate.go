@@ -7,47 +7,45 @@ import (
 	"io"
 )
 
-// Report is what there is to say about one file.
+// Report is the result of validating one file.
 type Report struct {
 	File     string   `json:"file"`
 	OK       bool     `json:"ok"`
 	Services int      `json:"services"`
 	Problems Problems `json:"problems"`
-	// Warnings are probable mistakes in a good file. With Validation.Strict they are problems.
+	// Warnings are probable mistakes in a valid file. With Validation.Strict they are problems.
 	Warnings Problems `json:"warnings"`
-	// Notes are what a reader may have missed in a good file.
+	// Notes are facts about a valid file that its author may have missed.
 	Notes Problems `json:"notes"`
-	// Envoy is what Envoy says; nil where nobody asked, as of a file that has problems.
+	// Envoy is Envoy's verdict. It is nil if Envoy was not asked, such as for a file with problems.
 	Envoy *Verdict `json:"envoy,omitempty"`
-	// Public is what can be reached without a token, where that was asked for.
+	// Public lists what can be reached without a token, with Validation.Public.
 	Public []PublicPath `json:"public,omitempty"`
 }
 
-// Verdict is what Envoy says of the configuration that is made from definitions.
+// Verdict is Envoy's verdict on the configuration that is made from definitions.
 type Verdict struct {
-	// Asked says that an Envoy has looked at it.
+	// Asked is whether an Envoy validated it.
 	Asked bool `json:"asked"`
-	// Skipped is why none has.
+	// Skipped is the reason why none did.
 	Skipped string `json:"skipped,omitempty"`
-	// Refused is what it finds wrong, in its words; empty where it takes the configuration.
+	// Refused is Envoy's error. It is empty if Envoy accepts the configuration.
 	Refused string `json:"refused,omitempty"`
 }
 
-// Validation says how files are looked at.
+// Validation is how files are validated.
 type Validation struct {
-	// Format is "text": a line for each problem, each warning and each note, and one for each file that is good; or "json": one
-	// object with `ok` and `files`.
+	// Format is "text": a line for each problem, warning, note and valid file; or "json": one object with `ok` and `files`.
 	Format string
-	// Public asks for what can be reached without a token. As text it is then all that is written about a good
-	// file, to be kept and compared.
+	// Public lists what can be reached without a token. The text about a valid file is then only this list, for comparison.
 	Public bool
 	// Strict refuses files with warnings.
 	Strict bool
-	// Envoy, if set, has an Envoy look at good definitions.
+	// Envoy validates the configuration of valid definitions with an Envoy. It can be nil.
 	Envoy func(*Definitions) Verdict
 }
 
-// Check loads the file at path and reports on it. A file that cannot be read is one with a problem.
+// Check validates the file at path. A file that cannot be read has a problem.
 func Check(path string) Report { return Validation{}.check(path) }
 
 func (v Validation) check(path string) Report {
@@ -76,8 +74,8 @@ func (v Validation) check(path string) Report {
 	return report
 }
 
-// Run checks the files, writes what there is to say about them to w, and returns whether all may be served. An error
-// says that w took no more, or that there is no such format.
+// Run validates the files, writes the reports to w, and returns whether all files are valid. An error is that of w, or of an
+// unknown format.
 func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 	reports, ok := make([]Report, len(paths)), true
 	for i, path := range paths {
@@ -126,7 +124,7 @@ func (v Validation) writeText(w io.Writer, reports []Report) error {
 	return nil
 }
 
-// lines are all that there is to say about a file. If strict is true, its warnings refuse it.
+// lines returns the report as text. If strict is true, warnings are problems.
 func (r Report) lines(strict bool) []string {
 	var lines []string
 	for _, p := range r.Problems {

@@ -7,12 +7,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Warnings returns values that are served as they are written and are probably mistakes, sorted by position.
-// `gatepost validate --strict` refuses them.
+// Warnings returns valid values that are probably mistakes, sorted by position. `gatepost validate --strict` refuses them.
 func (d *Definitions) Warnings() Problems {
 	root, problems := readDocument(d.Name, d.Text)
 	if len(problems) > 0 {
-		return nil // not reached: the same text was read before
+		return nil // not reached: the same text was parsed before
 	}
 	f := &findings{file: d.Name, root: root}
 	for i, s := range d.Gateway.Services {
@@ -36,8 +35,8 @@ func methodFault(method string) *fault {
 	return faultf(remedy, "%s is not a known HTTP method", shown(method))
 }
 
-// item returns the field of the list item that has the value. Its index in the model may be another, because HEAD
-// is added behind GET.
+// item returns the field of the list item with the value. Its index in the model can differ, because HEAD is added behind
+// GET.
 func (f *findings) item(list, value string) string {
 	node, _ := f.locate(list)
 	i := slices.IndexFunc(node.Content, func(item *yaml.Node) bool { return item.Value == value })

@@ -12,50 +12,48 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// WatcherConfig says which file a [Watcher] follows and who hears of it.
+// WatcherConfig is the configuration of a [Watcher].
 type WatcherConfig struct {
-	// Path is the file. It need not be there yet. Required.
+	// Path is the file. It need not exist yet. Required.
 	Path string
-	// Current is what was loaded from the file before, which is not reported again; nil where nothing was.
+	// Current is what was loaded from the file before, which is not reported again. It can be nil.
 	Current *Definitions
-	// OnChange is given the definitions each time the file says something else than it last did and is good,
-	// and when it is good again after an error. Required. It is called by one goroutine; while it runs, the
-	// file is not looked at.
+	// OnChange receives the definitions each time that the content changes and is valid, and when it is valid again after an
+	// error. Required. One goroutine calls it. While it runs, the file is not read.
 	OnChange func(context.Context, *Definitions)
-	// OnError is given what is wrong, once for each content of the file and not each time that is looked at.
-	// What was served before it is to stay. Required. It is called as OnChange is.
+	// OnError receives the error, once for each content of the file. The former definitions stay active. Required. It is
+	// called as OnChange is.
 	OnError func(error)
-	// Poll is how often the file is read whatever the system says of it. Default: 2s.
+	// Poll is the interval at which the file is read without an event. Default: 2s.
 	Poll time.Duration
-	// Settle is how long the file must stay as it is before it counts, for a writer may be in the middle of it.
-	// Default: 100ms.
+	// Settle is the debounce time: a file that changed is parsed when it was unchanged for so long. Default: 100ms.
 	Settle time.Duration
-	// MaxWait bounds Settle: a file that changes all the time is read as it is after this time. Default: 50 × Settle.
+	// MaxWait limits the debounce of a file that changes all the time. Default: 50 × Settle.
 	MaxWait time.Duration
-	// Missing is how long the file may be away, or unreadable, before that is an error. Default: 1s.
+	// Missing is how long the file can be missing or unreadable before that is an error. Default: 1s.
 	Missing time.Duration
-	// Log hears that the system reports no changes, so that only the poll is left. Default: none.
+	// Log receives a warning if the system reports no changes, so that the file is only polled. Default: none.
 	Log *slog.Logger
 }
 
-// Watcher follows a definitions file: by the system's reports of changes in its directory, and by reading it
-// every few seconds, for not every file system reports (network mounts, and files that are a mount themselves).
-// It looks at content alone, so it does not matter how the file is replaced: written in place, renamed over, by a
-// symbolic link that is swapped, or with the directory around it.
+// Watcher follows a definitions file. It reads the file when the system reports a change in its directory, and every few
+// seconds, because not every file system reports changes (network mounts, files that are a mount themselves). It compares
+// the content, so the file can be replaced in any way: written in place, renamed over, by a symbolic link, or with its
+// directory.
 type Watcher struct {
 	config WatcherConfig
 	reload chan struct{}
 
-	last    *Definitions // the last that were good; nil: none yet
+	last    *Definitions // the last valid ones; nil if there were none
 	seen    string       // the state that was last reported
-	pending string       // a state that is not it, and waits to settle
-	since   time.Time    // since when
-	waiting time.Time    // when the first of the states that have not settled was seen
-	file    os.FileInfo  // the file that was last read; nil: there was none
+	pending string       // another state, which is being debounced
+	since   time.Time    // the time at which pending was first seen
+	waiting time.Time    // the time at which the first state was seen that was not reported
+	file    os.FileInfo  // the file that was last read; nil if there was none
 	dir     os.FileInfo
 }
 
-// NewWatcher returns a watcher, which does nothing until it runs.
+// NewWatcher returns a watcher. It does nothing until Run.
 func NewWatcher(config WatcherConfig) *Watcher {
 	if config.Poll <= 0 {
 		config.Poll = 2 * time.Second
@@ -79,27 +77,27 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	return w
 }
 
-// Reload has the file read now, as it is, without waiting for it to settle; what is wrong with it is reported
-// though it was before. It may be called from anywhere, also before Run.
+// Reload reads the file now, without debounce. A problem is reported even if it was reported before. Reload is safe for
+// concurrent use, also before Run.
 func (w *Watcher) Reload() {
 	select {
 	case w.reload <- struct{}{}:
-	default: // one is on its way
+	default: // one is pending
 	}
 }
 
-// Run follows the file until ctx ends. It returns when all that it started has ended, but for a call of the file system
-// that hangs.
+// Run follows the file until ctx ends. It returns when its goroutines have ended, except for a call of the file system that
+// hangs.
 func (w *Watcher) Run(ctx context.Context) {
 	events, rewatch, closeEvents := w.subscribe(ctx)
 	defer closeEvents()
 	poll := time.NewTicker(w.config.Poll)
 	defer poll.Stop()
-	next := time.NewTimer(0) // the first look is at once: the file may have changed since it was loaded
+	next := time.NewTimer(0) // the file may have changed since it was loaded
 	defer next.Stop()
-	due := time.Now() // of next; zero: it is not set
+	due := time.Now() // of next; zero if it is not set
 	lookIn := func(d time.Duration) {
-		if at := time.Now().Add(d); d > 0 && (due.IsZero() || at.Before(due)) { // never put off: a directory where much happens would keep the file unread
+		if at := time.Now().Add(d); d > 0 && (due.IsZero() || at.Before(due)) { // never later: frequent events in the directory would delay the read forever
 			next.Reset(d)
 			due = at
 		}
@@ -110,7 +108,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			return
 		case <-w.reload:
 			w.look(ctx, true)
-		case <-events: // any event: it may be a link on the way to the file that was swapped
+		case <-events: // any event, because a link on the path of the file may have been replaced
 			if w.pending == "" && w.touched(ctx) {
 				lookIn(w.look(ctx, false))
 			}
@@ -125,8 +123,8 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// look reads the file once. What differs from what was last reported is reported when it was the same for long
-// enough, or at once with force. It returns after which time to look again, or 0 for at the next event.
+// look reads the file once, and reports a state that is new and debounced. With force, it reports at once. It returns the
+// time until the next look, or 0 if that is at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	found, ok := await(ctx, func() (r reading) {
 		r.file, _ = os.Stat(w.config.Path) // an error is that of reading it
@@ -164,14 +162,14 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	return 0
 }
 
-// reading is what one look at the path found.
+// reading is the result of reading the path.
 type reading struct {
-	file os.FileInfo // nil: there is none
+	file os.FileInfo // nil if there is none
 	text []byte
 	err  error
 }
 
-// unsettled returns how long a state that was seen now has to wait until it counts; 0 if it counts.
+// unsettled returns the remaining debounce time of a state that was seen now.
 func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Duration {
 	if w.pending == "" {
 		w.waiting = now
@@ -185,8 +183,7 @@ func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Dura
 	return min(w.config.Settle-now.Sub(w.since), w.config.MaxWait-now.Sub(w.waiting))
 }
 
-// touched says whether there is a file that is another than the one that was last read, or was written to since, by what
-// the system tells of it without its being read.
+// touched reports whether the file was replaced or written since it was last read, from its metadata.
 func (w *Watcher) touched(ctx context.Context) bool {
 	now, _ := await(ctx, func() os.FileInfo {
 		info, _ := os.Stat(w.config.Path)
@@ -198,8 +195,8 @@ func (w *Watcher) touched(ctx context.Context) bool {
 	return !os.SameFile(now, w.file) || now.Size() != w.file.Size() || !now.ModTime().Equal(w.file.ModTime())
 }
 
-// await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned: a
-// file system that hangs (a network mount without its server) does not keep the process from ending.
+// await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned, so that
+// a file system that hangs (a network mount without its server) does not block the exit.
 func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
 	done := make(chan T, 1)
 	go func() { done <- f() }()
@@ -211,7 +208,7 @@ func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
 	}
 }
 
-// stateOf names what was found at the path: some content, or none and why.
+// stateOf names the state of the path: its content, or the error of reading it.
 func stateOf(text []byte, err error) string {
 	if err != nil {
 		return "error " + err.Error()
@@ -219,8 +216,8 @@ func stateOf(text []byte, err error) string {
 	return "content " + hash(text)
 }
 
-// subscribe asks the system to report changes in the file's directory. Where it does not, the poll has to do.
-// rewatch is to be called now and then: it asks again after the directory itself was replaced.
+// subscribe asks the system to report changes in the file's directory. If that fails, the file is only polled. The caller
+// must call rewatch regularly: it subscribes again after the directory itself was replaced.
 func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatch, closeEvents func()) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
@@ -239,7 +236,7 @@ func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatc
 		for open := true; open; {
 			select {
 			case _, open = <-watcher.Events:
-			case _, open = <-watcher.Errors: // such as an overflow: something has changed
+			case _, open = <-watcher.Errors: // such as an overflow, which hides changes
 			}
 			select {
 			case changed <- struct{}{}:
@@ -248,23 +245,23 @@ func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatc
 		}
 	}()
 	return changed, rewatch, func() {
-		_ = watcher.Close() // it only ends what is ending
+		_ = watcher.Close() // the error does not matter any more
 		<-done
 	}
 }
 
-// watchDir watches the directory that is now at dir, unless it is the one that is watched already.
+// watchDir watches the directory that is now at dir, unless it is watched already.
 func (w *Watcher) watchDir(watcher *fsnotify.Watcher, dir string) {
 	now, err := os.Stat(dir)
 	if err != nil {
-		w.dir = nil // it is away; the file in it is missed by reading it
+		w.dir = nil // it is missing; reading the file reports that
 		return
 	}
-	watched := slices.Contains(watcher.WatchList(), dir) // not so where the directory was removed
+	watched := slices.Contains(watcher.WatchList(), dir) // not if the directory was removed
 	if watched && w.dir != nil && os.SameFile(w.dir, now) {
 		return
 	}
-	_ = watcher.Remove(dir) // the watch on what was there before, if there is one
+	_ = watcher.Remove(dir) // the watch on the former directory, if there is one
 	if err := watcher.Add(dir); err != nil {
 		w.dir = nil
 		w.config.Log.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", fmt.Errorf("watching %s: %w", dir, err))
