@@ -283,6 +283,9 @@ func (c *clients) end(way, gateway int, m *minted) bool {
 	return e.Acknowledged
 }
 
+// endedOnTheWay is the body of a response to a request whose token expired before the upstream responded.
+const endedOnTheWay = "The token ended before the service had answered."
+
 // judged says what an answer means.
 func judged(got answer, err error) (verdict, string) {
 	switch {
@@ -292,6 +295,8 @@ func judged(got answer, err error) (verdict, string) {
 		return accepted, "200"
 	case got.Status == http.StatusUnauthorized:
 		return refused, "401"
+	case got.Status == http.StatusGatewayTimeout && strings.Contains(got.Body, endedOnTheWay):
+		return refused, "504 " + got.Body // it expired after it had been accepted: no request outlives its token
 	case got.Status == http.StatusServiceUnavailable:
 		return unsure, "503 " + got.Body
 	default:

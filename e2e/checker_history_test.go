@@ -43,7 +43,7 @@ type verdict int
 
 const (
 	accepted verdict = iota
-	refused          // 401
+	refused          // 401, or 504 if the token expired on the way
 	unsure           // 503, or no answer at all
 	odd              // any other answer
 )
