@@ -17,11 +17,11 @@ import (
 	"google.golang.org/grpc/health"
 
 	"gatepost/admin"
-	"gatepost/apply"
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/envoy"
 	"gatepost/envoy/module"
+	"gatepost/rollout"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
 	"gatepost/tokens/lastseen"
@@ -46,7 +46,7 @@ type Gateway struct {
 	login    atomic.Pointer[definitions.Tokens] // the token settings of the active definitions
 	endpoint *endpoint.Handler                  // the calls under /token
 	control  *xds.Server                        // the configuration of the Envoys
-	applier  *apply.Applier                     // which definitions are in force
+	rollout  *rollout.Rollout                   // which definitions are served
 	redis    *redisSource                       // the definitions in Redis; nil: they are in a file
 	source   source                             // where definitions come from
 
@@ -58,7 +58,7 @@ type Gateway struct {
 	admin    *admin.Server // health, metrics and the admin API
 }
 
-// source is where definitions come from. It reports each change to the applier.
+// source is where definitions come from. It reports each change to the rollout.
 type source interface {
 	Run(ctx context.Context)
 	Reload()
@@ -142,7 +142,7 @@ func nodeID() string {
 // why they are not the newest.
 func (g *Gateway) firstDefinitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong, err error) {
 	if g.config.Definitions != "" {
-		return apply.First(g.config.Definitions, lastGood)
+		return rollout.First(g.config.Definitions, lastGood)
 	}
 	g.redis = openRedisSource(g)
 	first, wrong = g.redis.Definitions(ctx, lastGood)
@@ -183,24 +183,28 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	return nil
 }
 
-// publish makes what applies definitions, publishes the first ones, if there are any, and makes what follows their source.
+// publish makes the rollout, publishes the first ones, if there are any, and makes what follows their source.
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
 	g.control = xds.New(xds.ServerOptions{}, g.logger, g.registry)
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
-	g.applier = apply.New(apply.Config{
+	var err error
+	g.rollout, err = rollout.New(rollout.Config{
 		Control: g.control, Options: options,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
-		LastGood: lastGood, Obey: g.activate, Log: g.logger, Registerer: g.registry,
+		LastGood: lastGood, OnPublish: g.useSettings, Logger: g.logger, Registerer: g.registry,
 	})
+	if err != nil {
+		return err
+	}
 	if first != nil {
-		if err := g.applier.Apply(first, time.Time{}); err != nil {
+		if err := g.rollout.Apply(first, time.Time{}); err != nil {
 			return err
 		}
 	}
 	current := first
 	if wrong != nil {
-		g.applier.StartedWithout(wrong)
+		g.rollout.StartDegraded(wrong)
 		current = nil // the source then reports whatever it reads, even if it is served already
 	}
 	if g.redis != nil {
@@ -209,13 +213,13 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 		return nil
 	}
 	g.source = definitions.NewWatcher(definitions.WatcherConfig{
-		Path: g.config.Definitions, Current: current, OnChange: g.applier.Changed, OnError: g.applier.Failed, Log: g.logger,
+		Path: g.config.Definitions, Current: current, OnChange: g.rollout.Changed, OnError: g.rollout.Failed, Log: g.logger,
 	})
 	return nil
 }
 
-// activate gives the token handler and the store the settings of the definitions in force.
-func (g *Gateway) activate(tokens *definitions.Tokens) {
+// useSettings gives the token handler and the store the settings of the definitions that are published.
+func (g *Gateway) useSettings(tokens *definitions.Tokens) {
 	g.login.Store(tokens)
 	revocation := cache.Strict
 	if tokens.Revocation == definitions.RevocationPrompt {
@@ -234,19 +238,25 @@ func (g *Gateway) makeServers() error {
 	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
 	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	g.admin = admin.New(admin.Config{
-		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.applier.Status, Snapshot: g.applier.Snapshot,
+		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.rollout.Message, Snapshot: g.snapshot,
 		Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
 	})
 	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return nil
 }
 
+func (g *Gateway) snapshot() *xds.Snapshot { return g.rollout.Status().Snapshot }
+
 // checks are what must hold before the gateway is ready.
 func (g *Gateway) checks() []admin.Check {
 	return []admin.Check{
-		{Name: "definitions", Ready: g.applier.Loaded, Degraded: g.applier.Degraded},
+		{
+			Name:     "definitions",
+			Ready:    func(context.Context) error { return g.rollout.Status().Loaded() },
+			Degraded: func() string { return g.rollout.Status().Degraded() },
+		},
 		{Name: "store", Ready: g.store.Ping},
-		{Name: "envoy", Ready: g.applier.Acked},
+		{Name: "envoy", Ready: func(context.Context) error { return g.rollout.Status().Missing() }},
 	}
 }
 

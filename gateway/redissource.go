@@ -12,7 +12,6 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
-	"gatepost/proven"
 	"gatepost/redisconn"
 )
 
@@ -71,7 +70,7 @@ func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.Last
 	return nil, wrong
 }
 
-// Follow makes the follower, once there is an applier that hears it.
+// Follow makes the follower, once there is a rollout that it reports to.
 func (s *redisSource) Follow() {
 	s.follower = revisions.NewFollower(revisions.FollowerConfig{
 		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Log: s.gateway.logger,
@@ -97,12 +96,11 @@ func (s *redisSource) Run(ctx context.Context) {
 // changed is told of a revision by the follower.
 func (s *redisSource) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
 	s.gateway.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
-	err := s.gateway.applier.Apply(d, storedAt(r))
+	err := s.gateway.rollout.Apply(d, storedAt(r))
 	if err != nil {
-		s.gateway.applier.Failed(err)
+		s.gateway.rollout.Failed(err)
 	}
 	s.note(r.Mark(), err)
-	s.gateway.applier.Settle() // where it says what was served before, nothing else does
 }
 
 // storedAt is when a revision was stored, where the clock of Redis can be believed to be that of this machine.
@@ -116,7 +114,7 @@ func storedAt(r revisions.Revision) time.Time {
 
 // failed is told by the follower why the newest revision cannot be had.
 func (s *redisSource) failed(r revisions.Revision, err error) {
-	s.gateway.applier.Failed(err)
+	s.gateway.rollout.Failed(err)
 	if r.Number != 0 { // else Redis is away, and what was seen last may yet be proven
 		s.note(r.Mark(), err)
 	}
@@ -141,7 +139,7 @@ func (s *redisSource) tell(ctx context.Context) {
 	beat := time.NewTicker(revisions.Beat)
 	defer beat.Stop()
 	for {
-		changed := s.gateway.applier.Moved()
+		changed := s.gateway.rollout.StatusChanged()
 		_ = s.store.Report(ctx, s.report()) // the follower is loud about a Redis that is away
 		select {
 		case <-ctx.Done():
@@ -154,42 +152,20 @@ func (s *redisSource) tell(ctx context.Context) {
 }
 
 func (s *redisSource) report() revisions.Report {
-	serving, status, applied, rejected := s.gateway.applier.Serving()
+	status := s.gateway.rollout.Status()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := revisions.Report{ID: s.id, Name: s.name, Newest: s.newest, Refused: s.refused, Envoys: len(status.Envoys)}
-	if serving != nil {
-		r.Serving.Number, _ = revisions.Number(serving.Name)
-		r.Serving.Sum = serving.Hash()
-		r.Proven = applied
+	if d := status.Definitions; d != nil {
+		r.Serving.Number, _ = revisions.Number(d.Name)
+		r.Serving.Sum = d.Hash()
+		r.Proven = status.Applied()
 	}
-	if r.Refused == "" && rejected != nil {
-		r.Refused = rejected.Error()
+	if rejection := status.Rejection(); r.Refused == "" && rejection != nil {
+		r.Refused = status.Failure.Error()
 	}
 	if !r.Proven {
-		r.Pending = pending(status)
+		r.Pending = status.Pending()
 	}
 	return r
-}
-
-// pending is what is waited for until a configuration is proven.
-func pending(status proven.Status) string {
-	if len(status.Envoys) == 0 {
-		return "no Envoy is connected to it"
-	}
-	if err := status.Missing(); err != nil {
-		return err.Error()
-	}
-	for i, e := range status.Envoys {
-		switch {
-		case !status.Counts(i):
-		case e.Nack != nil:
-			return fmt.Sprintf("Envoy %s has rejected version %s: %s: %s", e.Node, e.Nack.Version, e.Nack.Type, e.Nack.Reason)
-		case e.Acked != status.Version:
-			return fmt.Sprintf("Envoy %s has not acknowledged version %s yet", e.Node, status.Version)
-		case !status.Answers[i].Proven && status.Answers[i].Doubt != "":
-			return fmt.Sprintf("Envoy %s has acknowledged, but %s", e.Node, status.Answers[i].Doubt)
-		}
-	}
-	return ""
 }

@@ -43,8 +43,8 @@ func (g *Gateway) Run(ctx context.Context) error {
 }
 
 // Reload reads the definitions again, and has Envoy try again a version that it has rejected.
-func (g *Gateway) Reload(ctx context.Context) {
-	g.applier.Again(ctx)
+func (g *Gateway) Reload() {
+	g.rollout.RetryRejected()
 	g.source.Reload()
 }
 
@@ -71,7 +71,7 @@ func (g *Gateway) serve(ctx context.Context, group *errgroup.Group) error {
 		group.Go(func() error { g.store.redis.FollowRevokes(ctx, g.logRevoke); return nil })
 	}
 	group.Go(func() error { g.source.Run(ctx); return nil })
-	group.Go(func() error { return g.applier.Run(ctx) })
+	group.Go(func() error { return g.rollout.Run(ctx) })
 	g.logger.Info("serving", "gatepost_version", g.config.Version, "grpc", g.config.GRPC, "http", g.config.HTTP, "admin", g.config.Admin)
 	return nil
 }

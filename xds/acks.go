@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,22 +22,12 @@ var typeNames = map[string]string{
 	resourcev3.ClusterType:     "cluster",
 }
 
-// envoy is one connected Envoy, as far as its stream tells. An Envoy that comes back is another one.
+// envoy is one connected Envoy, and what it has of what it was sent.
 type envoy struct {
-	node    string
-	address string
-	peer    string // address without the port; the same for all on Unix sockets
-	trusted bool   // it is connected by a Unix socket or a client certificate
-	host    string // the host of its listener, if it named one and is trusted
-	version string // of Envoy
-	since   time.Time
-	types   map[string]*subscription // :: type → what it has of it
-
-	acked   string // the version of the snapshot that it last acknowledged in full; "": never any
-	ackedAt time.Time
-	nack    *Rejection // the last one since then
-	// rejected are the rejections that counted.
-	rejected []*Rejection
+	Peer
+	peer  string                   // address without the port; the same for all on Unix sockets
+	types map[string]*subscription // :: type → what it has of it
+	acked string                   // the version of the snapshot that it last acknowledged in full; "": never any
 	// lagging: it is not waited for, because it has not replied within Patience. An ACK of a whole version ends that.
 	lagging bool
 }
@@ -44,19 +35,6 @@ type envoy struct {
 // active reports whether an Envoy has ever acknowledged a whole version on this stream. Whoever can connect can send
 // a NACK or nothing at all, so what such a stream does concerns the others only if it has served something.
 func (e *envoy) active() bool { return e.acked != "" }
-
-// hasAckedPart reports whether it has acknowledged something on the way to a snapshot that it has not rejected.
-func (e *envoy) hasAckedPart(of *Snapshot) bool {
-	if e.nack != nil && e.nack.Version == of.Version {
-		return false
-	}
-	for _, sub := range e.types {
-		if sub.acked != "" {
-			return true
-		}
-	}
-	return false
-}
 
 // subscription is what one Envoy has of one type.
 type subscription struct {
@@ -104,9 +82,13 @@ func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) er
 	if c.s.streamsOf(peerHost(ctx)) >= maxStreams {
 		return status.Errorf(codes.ResourceExhausted, "this peer has %d streams already", maxStreams)
 	}
-	c.s.envoys[id] = &envoy{address: peerAddress(ctx), peer: peerHost(ctx), trusted: trustedPeer(ctx), since: time.Now(), types: map[string]*subscription{}}
+	e := &envoy{
+		Peer: Peer{ID: id, Address: peerAddress(ctx), Trusted: trustedPeer(ctx), Connected: time.Now()},
+		peer: peerHost(ctx), types: map[string]*subscription{},
+	}
+	c.s.envoys[id] = e
 	c.s.metrics.connected.Set(float64(len(c.s.envoys)))
-	c.s.notify()
+	c.s.report(Connected{e.Peer})
 	return nil
 }
 
@@ -118,13 +100,10 @@ func (c callbacks) OnDeltaStreamClosed(id int64, _ *corev3.Node) {
 	if e == nil {
 		return
 	}
-	c.s.logged(e, func() { c.s.log.Info("an Envoy has disconnected", "node", e.node, "address", e.address) })
+	c.s.logged(e, func() { c.s.log.Info("an Envoy has disconnected", "node", e.Node, "address", e.Address) })
 	delete(c.s.envoys, id)
-	if !e.active() {
-		c.s.forget(e)
-	}
 	c.s.metrics.connected.Set(float64(len(c.s.envoys)))
-	c.s.notify()
+	c.s.report(Disconnected{id})
 	c.s.advance()
 }
 
@@ -135,7 +114,7 @@ const maxPending = 64
 func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	e, r := c.s.envoys[id], &c.s.rollout
+	e, r := c.s.envoys[id], &c.s.delivery
 	name, known := typeNames[resp.GetTypeUrl()]
 	if e == nil || !known {
 		return
@@ -169,14 +148,14 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	if e == nil {
 		return nil
 	}
-	if e.node == "" && req.GetNode() != nil {
-		e.node = bounded(req.GetNode().GetId(), maxNode)
-		e.version = versionOf(req.GetNode())
-		if e.trusted {
-			e.host = hostOf(req.GetNode())
+	if e.Node == "" && req.GetNode() != nil {
+		e.Node = bounded(req.GetNode().GetId(), maxNode)
+		e.EnvoyVersion = versionOf(req.GetNode())
+		if e.Trusted {
+			e.Host = hostOf(req.GetNode())
 		}
-		c.s.logged(e, func() { c.s.log.Info("an Envoy has connected", "node", e.node, "address", e.address) })
-		c.s.notify()
+		c.s.logged(e, func() { c.s.log.Info("an Envoy has connected", "node", e.Node, "address", e.Address) })
+		c.s.report(Connected{e.Peer})
 	}
 	if _, known := typeNames[req.GetTypeUrl()]; !known {
 		return status.Error(codes.InvalidArgument, "Gatepost serves no resources of this type")
@@ -201,6 +180,7 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	}
 	sub.acked = answered.version
 	c.s.metrics.acks.WithLabelValues(typeNames[req.GetTypeUrl()]).Inc()
+	c.s.report(PartAcked{id})
 	c.s.advance()
 	return nil
 }
@@ -214,7 +194,7 @@ func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	if first && req.GetTypeUrl() == resourcev3.ClusterType && s.mayKeep(e) {
 		s.keep(has)
 	}
-	if serving := s.rollout.view.of(req.GetTypeUrl()); len(has) > 0 && serving.equals(has) {
+	if serving := s.delivery.view.of(req.GetTypeUrl()); len(has) > 0 && serving.equals(has) {
 		sub.acked = serving.version
 		s.advance()
 	}
@@ -223,97 +203,30 @@ func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 // mayKeep reports whether the clusters that an Envoy has from before are kept for it: if it is trusted, or if none is
 // active that would be sent them too.
 func (s *Server) mayKeep(e *envoy) bool {
-	return e.trusted || len(s.activeEnvoys()) == 0 && slices.Contains(s.voters(), e)
+	return e.Trusted || len(s.activeEnvoys()) == 0 && slices.Contains(s.voters(), e)
 }
 
-// nacked records a rejection. If it counts, its version is never sent again.
+// nacked reports a rejection.
 func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answered sent) {
-	name := typeNames[req.GetTypeUrl()]
+	name, r := typeNames[req.GetTypeUrl()], &s.delivery
 	e.of(req.GetTypeUrl()).acked = "" // some of what was sent may have been taken
-	e.nack = &Rejection{Type: name, Node: e.node, Reason: bounded(req.GetErrorDetail().GetMessage(), maxReason), At: time.Now()}
+	rejection := &Rejection{Type: name, Node: e.Node, Reason: bounded(req.GetErrorDetail().GetMessage(), maxReason), At: time.Now()}
 	if answered.target != nil {
-		e.nack.Version = answered.target.Version
+		rejection.Version = answered.target.Version
+		r.isRejected = r.isRejected || answered.target == r.target
+		r.clustersRejected = r.clustersRejected || answered.target == r.target && req.GetTypeUrl() == resourcev3.ClusterType
 	}
 	s.metrics.nacks.WithLabelValues(name).Inc()
-	defer s.notify()
-	counts := answered.target == nil || s.mayReject(e, answered.target)
 	s.logged(e, func() {
-		s.log.Error("an Envoy has rejected the configuration", "node", e.node, "address", e.address, "type", name,
-			"version", e.nack.Version, "reason", bounded(e.nack.Reason, maxLogged), "counts", counts)
+		s.log.Error("an Envoy has rejected the configuration", "node", e.Node, "address", e.Address, "type", name,
+			"version", rejection.Version, "reason", bounded(rejection.Reason, maxLogged))
 	})
-	if answered.target == nil || answered.target == s.proven || !counts {
-		return // superseded, or the best that there is, or no reason to take it from others
-	}
-	s.reject(e.nack)
-	e.rejected = slices.DeleteFunc(append(e.rejected, e.nack), func(one *Rejection) bool { return s.rejected[one.Version] != one })
-	if answered.target == s.rollout.target {
-		s.refusal = e.nack
-		s.rollout.stop()
-		s.rollBack(req.GetTypeUrl())
-	}
+	s.report(Nacked{ID: e.ID, Rejection: rejection})
 }
 
-// mayReject reports whether the rejection of a snapshot by this Envoy is one for all: if it was active before, or if
-// no other is active and none that replies has taken any of it.
-func (s *Server) mayReject(e *envoy, snapshot *Snapshot) bool {
-	voters := s.voters()
-	if !slices.Contains(voters, e) {
-		return false
-	}
-	if e.active() {
-		return true
-	}
-	for _, other := range voters {
-		if other != e && (other.active() || other.hasAckedPart(snapshot)) {
-			return false
-		}
-	}
-	return true
-}
-
-// forget forgets what an Envoy has rejected that never was active and is gone: another may take it.
-func (s *Server) forget(e *envoy) {
-	for _, r := range e.rejected {
-		if s.rejected[r.Version] == r {
-			delete(s.rejected, r.Version)
-		}
-		if s.refusal == r {
-			s.refusal = nil
-		}
-	}
-}
-
-// mostRejected bounds what is remembered: definitions that change all the time must not fill the memory.
-const mostRejected = 256
-
-func (s *Server) reject(r *Rejection) {
-	s.rejected[r.Version] = r
-	if len(s.rejected) <= mostRejected {
-		return
-	}
-	oldest := r
-	for _, other := range s.rejected {
-		if other.At.Before(oldest.At) {
-			oldest = other
-		}
-	}
-	delete(s.rejected, oldest.Version)
-}
-
-// voters returns the Envoys whose ACKs and NACKs count for others: the trusted ones or, if none is connected, all. On a
-// listener for plain TCP nobody is trusted, so there all peers count the same.
+// voters returns the Envoys that a change may wait for.
 func (s *Server) voters() []*envoy {
-	var trusted, all []*envoy
-	for _, e := range s.envoys {
-		all = append(all, e)
-		if e.trusted {
-			trusted = append(trusted, e)
-		}
-	}
-	if len(trusted) > 0 {
-		return trusted
-	}
-	return all
+	return TrustedOrAll(slices.Collect(maps.Values(s.envoys)), func(e *envoy) bool { return e.Trusted })
 }
 
 // activeEnvoys returns the voters that are active and not lagging.

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -19,7 +20,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/genproto/googleapis/rpc/status"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -47,6 +48,9 @@ type control struct {
 	server   *grpc.Server
 	dial     func() (net.Conn, error) // how Envoys connect
 	registry *prometheus.Registry
+
+	eventsMu sync.Mutex
+	events   []Event
 }
 
 func startControl(t testing.TB, opts ServerOptions) *control {
@@ -54,6 +58,7 @@ func startControl(t testing.TB, opts ServerOptions) *control {
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
 	c.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry)
 	c.server, c.dial = grpc.NewServer(grpc.WaitForHandlers(true)), c.listener.Dial
+	c.Subscribe(c.record)
 	c.Register(c.server)
 	c.serveOn(c.listener)
 	return c
@@ -86,39 +91,118 @@ func (c *control) connectTrusted(node string, judge func(*discoveryv3.DeltaDisco
 
 func (c *control) publish(s *Snapshot) {
 	c.t.Helper()
+	if s.Version != c.progress().Version || c.progress().Rejected[s.Version] != nil {
+		c.record(published{s.Version})
+	}
 	if err := c.Publish(s); err != nil {
 		c.t.Fatal(err)
 	}
 }
 
-func (c *control) proven(s *Snapshot) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	return c.Proven(ctx, s.Version)
+// delivered waits until every Envoy that a change waits for has a snapshot.
+func (c *control) delivered(s *Snapshot) {
+	c.t.Helper()
+	c.eventually("version "+s.Version+" is delivered", func(now progress) bool { return now.Delivered == s.Version })
 }
 
-// serves publishes a snapshot and waits until it is proven.
+// rejected waits until an Envoy has rejected a snapshot since it was published.
+func (c *control) rejected(s *Snapshot) *Rejection {
+	c.t.Helper()
+	var found *Rejection
+	c.eventually("version "+s.Version+" is rejected", func(now progress) bool {
+		found = now.Rejected[s.Version]
+		return found != nil
+	})
+	return found
+}
+
+// serves publishes a snapshot and waits until it is delivered.
 func (c *control) serves(s *Snapshot) {
 	c.t.Helper()
 	c.publish(s)
-	if err := c.proven(s); err != nil {
-		c.t.Fatalf("version %s: %v", s.Version, err)
-	}
+	c.delivered(s)
+}
+
+// rollsBack waits until a snapshot is rejected, publishes another in its place, and waits until every Envoy has that one.
+func (c *control) rollsBack(bad, good *Snapshot) {
+	c.t.Helper()
+	c.rejected(bad)
+	c.Halt(bad.Version)
+	c.servesAll(good)
 }
 
 // servesAll publishes a snapshot and waits until every connected Envoy has it.
 func (c *control) servesAll(s *Snapshot) {
 	c.t.Helper()
 	c.serves(s)
-	c.eventually("every Envoy has "+s.Version, func(now Status) bool {
-		return !slices.ContainsFunc(now.Envoys, func(e EnvoyStatus) bool { return e.Acked != s.Version })
+	c.eventually("every Envoy has "+s.Version, func(now progress) bool {
+		return !slices.ContainsFunc(now.Envoys, func(e envoyProgress) bool { return e.Acked != s.Version })
 	})
 }
 
-func (c *control) eventually(what string, ok func(Status) bool) {
+// progress is what all events so far amount to.
+type progress struct {
+	Version   string                // what is published
+	Delivered string                // what was delivered last since the last Publish
+	Rejected  map[string]*Rejection // :: version → its rejection since it was published
+	Envoys    []envoyProgress       // by node and stream
+}
+
+type envoyProgress struct {
+	Peer
+	Acked   string
+	AckedAt time.Time
+	Nack    *Rejection // the last one since then
+}
+
+// record notes an event; the Server reports it with its lock held.
+func (c *control) record(e Event) {
+	c.eventsMu.Lock()
+	defer c.eventsMu.Unlock()
+	c.events = append(c.events, e)
+}
+
+// published is an event of these tests.
+type published struct{ version string }
+
+func (published) isEvent() {}
+
+func (c *control) progress() progress {
+	now := progress{Rejected: map[string]*Rejection{}}
+	envoys := map[int64]*envoyProgress{}
+	c.eventsMu.Lock()
+	defer c.eventsMu.Unlock()
+	for _, e := range c.events {
+		switch e := e.(type) {
+		case published:
+			now.Version, now.Delivered = e.version, ""
+			delete(now.Rejected, e.version)
+		case Connected:
+			if envoys[e.Peer.ID] == nil {
+				envoys[e.Peer.ID] = &envoyProgress{}
+			}
+			envoys[e.Peer.ID].Peer = e.Peer
+		case Disconnected:
+			delete(envoys, e.ID)
+		case Acked:
+			envoys[e.ID].Acked, envoys[e.ID].AckedAt, envoys[e.ID].Nack = e.Version, e.At, nil
+		case Delivered:
+			now.Delivered = e.Version
+		case Nacked:
+			envoys[e.ID].Nack, now.Rejected[e.Rejection.Version] = e.Rejection, e.Rejection
+		}
+	}
+	for _, e := range envoys {
+		now.Envoys = append(now.Envoys, *e)
+	}
+	slices.SortFunc(now.Envoys, func(a, b envoyProgress) int { return cmp.Or(cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID)) })
+	return now
+}
+
+func (c *control) eventually(what string, ok func(progress) bool) {
 	c.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		now := c.Status()
+		now := c.progress()
 		if ok(now) {
 			return
 		}
@@ -220,7 +304,7 @@ func (e *fakeEnvoy) run(stream deltaClient) {
 		}
 		answer := &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 		if reason := e.take(resp); reason != "" {
-			answer.ErrorDetail = &status.Status{Code: 3, Message: reason}
+			answer.ErrorDetail = &rpcstatus.Status{Code: 3, Message: reason}
 		}
 		send(answer)
 		if resp.GetTypeUrl() == resourcev3.ListenerType && !routes {

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -49,6 +48,7 @@ func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first
 	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
 	l.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	l.Subscribe(l.record)
 	l.Register(server)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(lis) }()
@@ -60,9 +60,7 @@ func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first
 	snapshot := first(l.addr, l.upstream.URL())
 	l.publish(snapshot)
 	l.envoy = envoytest.Start(t, envoytest.Options{GRPC: lis.Addr().String(), Listen: []string{l.addr}, NameServer: nameServer})
-	if err := l.proven(snapshot); err != nil {
-		t.Fatal(err)
-	}
+	l.delivered(snapshot)
 	return l
 }
 
@@ -121,26 +119,19 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 		{"a route that Envoy refuses", "route", "", badRoute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if err := l.Publish(c.bad); err != nil {
-				t.Fatal(err)
-			}
-			var rejection *Rejection
-			if err := l.proven(c.bad); !errors.As(err, &rejection) || rejection.Type != c.kind || !strings.Contains(rejection.Reason, c.words) {
-				t.Fatalf("got %v", err)
+			l.publish(c.bad)
+			rejection := l.rejected(c.bad)
+			if rejection.Type != c.kind || !strings.Contains(rejection.Reason, c.words) {
+				t.Fatalf("got %v", rejection)
 			}
 			t.Log(rejection)
-			l.eventually("the old version again", func(s Status) bool { return s.Version == good.Version && s.Proven == good.Version })
+			l.rollsBack(c.bad, good)
 			if code, _, err := l.get(client, "/a"); err != nil || code != 200 {
 				t.Fatalf("after the rollback: %d %v", code, err)
 			}
-			if err := l.Publish(c.bad); !errors.Is(err, ErrRejected) {
-				t.Fatalf("publishing it again: %v", err)
-			}
 			better := l.open("", "a", "after"+c.kind)
 			l.publish(better)
-			if err := l.proven(better); err != nil {
-				t.Fatal(err)
-			}
+			l.delivered(better)
 			if code, _, err := l.get(client, "/after"+c.kind); err != nil || code != 200 {
 				t.Fatalf("the next good one: %d %v", code, err)
 			}
@@ -148,9 +139,7 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 				t.Fatalf("the version served is %s, want %s (%v)", version, better.Version, err)
 			}
 			l.publish(good)
-			if err := l.proven(good); err != nil {
-				t.Fatal(err)
-			}
+			l.delivered(good)
 		})
 	}
 	if n := l.envoy.Stat("listener_manager.lds.update_rejected"); n != 1 {
@@ -187,9 +176,7 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 		more := fmt.Sprintf("  - {name: %s, path: /kept, authenticate: false, upstreams: [%q]}\n", name, l.upstream.URL())
 		next := l.open(more, fmt.Sprintf("other%d", i%7))
 		l.publish(next)
-		if err := l.proven(next); err != nil {
-			t.Fatal(err)
-		}
+		l.delivered(next)
 	}
 	close(stop)
 	load.Wait()
@@ -263,9 +250,7 @@ func TestAnEnvoyThatWasBusyRejectsNothing(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.proven(last); err != nil {
-		t.Fatal(err)
-	}
+	l.delivered(last)
 	if code, _, err := l.get(envoytest.Client(t), "/c"); err != nil || code != http.StatusOK {
 		t.Fatalf("%d %v", code, err)
 	}
@@ -288,7 +273,7 @@ func TestAnEnvoyThatDiesIsServedAgain(t *testing.T) {
 	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
 	next := l.open("", "a", "b")
 	l.envoy.Kill()
-	l.eventually("it is gone", func(s Status) bool { return len(s.Envoys) == 0 })
+	l.eventually("it is gone", func(s progress) bool { return len(s.Envoys) == 0 })
 	l.serves(next)
 	envoytest.Eventually(t, "the new one accepts", func() bool { return envoytest.Accepts(l.addr) })
 	if code, _, err := l.get(envoytest.Client(t), "/b"); err != nil || code != 200 {

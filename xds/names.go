@@ -26,7 +26,7 @@ func lookUp(ctx context.Context, host string) error {
 
 // newNames returns the clusters of the target that are new and have names.
 func (s *Server) newNames() []named {
-	r := &s.rollout
+	r := &s.delivery
 	changed, _ := r.target.clusters.since(r.before.clusters)
 	return slices.DeleteFunc(changed, func(c named) bool { return !c.looksUp || r.before.clusters.get(c.name) != nil })
 }
@@ -36,10 +36,10 @@ func (s *Server) newNames() []named {
 // of the same change may find no slot; they wait LookupTimeout at most, and then Envoy alone looks up their names.
 const maxLookups = 64
 
-// resolve looks up the names of clusters, and resumes the rollout as they are found. A cluster whose names are not found,
+// resolve looks up the names of clusters, and resumes the delivery as they are found. A cluster whose names are not found,
 // for whatever reason, is not waited for: it is Envoy that has to find them, and it may ask somebody else.
 func (s *Server) resolve(clusters []named) {
-	r := &s.rollout
+	r := &s.delivery
 	if r.unresolved == nil {
 		r.unresolved = map[string]bool{}
 	}
@@ -91,11 +91,11 @@ func hosts(cluster *resource) []string {
 	return out
 }
 
-// resolved resumes the rollout when a cluster need not be waited for any more.
+// resolved resumes the delivery when a cluster need not be waited for any more.
 func (s *Server) resolved(cluster string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := &s.rollout
+	r := &s.delivery
 	if !r.unresolved[cluster] || s.ctx.Err() != nil {
 		return
 	}
@@ -119,7 +119,7 @@ func (s *Server) pause(d time.Duration) {
 
 // resolvedRoutes returns the routes of the target, with the former scope in the place of each that leads to a cluster that
 // is not resolved. The beacon's is among them: it does not tell a version that is not served as a whole.
-func (r *rollout) resolvedRoutes() (routes set, held bool) {
+func (r *delivery) resolvedRoutes() (routes set, held bool) {
 	if len(r.unresolved) == 0 {
 		return r.target.routes, false
 	}
@@ -139,7 +139,7 @@ func (r *rollout) resolvedRoutes() (routes set, held bool) {
 	return routes, true
 }
 
-func (r *rollout) leadsToUnresolved(scope *resource) bool {
+func (r *delivery) leadsToUnresolved(scope *resource) bool {
 	var config routev3.ScopedRouteConfiguration
 	if proto.Unmarshal(scope.raw, &config) != nil {
 		return false
@@ -166,5 +166,5 @@ func (s *Server) startsWithNames(typeURL, nonce string, has map[string]string) b
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.ContainsFunc(s.rollout.view.clusters.all, func(c named) bool { return c.looksUp })
+	return slices.ContainsFunc(s.delivery.view.clusters.all, func(c named) bool { return c.looksUp })
 }

@@ -55,31 +55,9 @@ func (o ServerOptions) withDefaults() ServerOptions {
 // ErrEmpty says that a snapshot has nothing in it that could be served. Envoy would close its port.
 var ErrEmpty = errors.New("the configuration is empty")
 
-// ErrRejected says that an Envoy has refused this version; it is not sent a second time. The error is a
-// *Rejection, with Envoy's words.
-var ErrRejected = errors.New("rejected by Envoy")
-
-// ErrSuperseded says that another version was published meanwhile.
-var ErrSuperseded = errors.New("another configuration was published meanwhile")
-
-// Rejection is a version that an Envoy has refused.
-type Rejection struct {
-	Version string    // the snapshot's version
-	Type    string    // the type of resource: listener, route or cluster
-	Node    string    // which Envoy
-	Reason  string    // in Envoy's words
-	At      time.Time // when
-}
-
-func (r *Rejection) Error() string {
-	return fmt.Sprintf("%v: version %s: %s: %s", ErrRejected, r.Version, r.Type, r.Reason)
-}
-
-// Is makes a Rejection an ErrRejected.
-func (r *Rejection) Is(target error) bool { return target == ErrRejected }
-
-// Server is the control plane: it serves one configuration at a time, the same to every Envoy, over delta ADS,
-// and keeps account of what each has made of it. It is safe for concurrent use.
+// Server is the control plane: it delivers one configuration at a time, the same to every Envoy, over delta ADS, and
+// reports what each makes of it. What follows from that, such as a rollback, is decided by the caller. It is safe for
+// concurrent use.
 type Server struct {
 	opts    ServerOptions
 	log     *slog.Logger
@@ -92,16 +70,14 @@ type Server struct {
 	// served nothing, in silence.
 	publisher *publisher
 
-	mu      sync.Mutex
-	rollout rollout
-	envoys  map[int64]*envoy // :: stream → the Envoy at its other end
-	// proven is the snapshot that all Envoys that a change waits for last had acknowledged in full.
-	proven *Snapshot
-	// rejected holds what no Envoy is to be sent again. :: version → why
-	rejected map[string]*Rejection
-	// refusal is why the newest definitions are not the ones that are served; nil where they are.
-	refusal *Rejection
-	changed chan struct{} // closed, and replaced, at each change of Status
+	// report receives each event, in order, with the lock held.
+	report func(Event)
+
+	mu       sync.Mutex
+	delivery delivery
+	envoys   map[int64]*envoy // :: stream → the Envoy at its other end
+	// delivered is the snapshot that all Envoys that a change waits for last had acknowledged in full.
+	delivered *Snapshot
 	// strangers limits how often streams that never were active are logged.
 	strangers rate.Sometimes
 	// resent counts how often something was sent that had been sent before.
@@ -119,8 +95,7 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 		ctx:       ctx,
 		end:       end,
 		envoys:    map[int64]*envoy{},
-		rejected:  map[string]*Rejection{},
-		changed:   make(chan struct{}),
+		report:    func(Event) {},
 		strangers: rate.Sometimes{First: 20, Interval: 10 * time.Second},
 	}
 	s.delta = deltav3.NewServer(ctx, s.publisher, callbacks{s})
@@ -131,7 +106,7 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 func (s *Server) Close() {
 	s.end()
 	s.mu.Lock()
-	s.rollout.stop()
+	s.delivery.stop()
 	s.mu.Unlock()
 	s.lookups.Wait()
 }
@@ -157,20 +132,20 @@ func (a aggregated) StreamAggregatedResources(stream discoveryv3.AggregatedDisco
 	return status.Error(codes.Unimplemented, "Gatepost serves delta ADS alone: set ads_config.api_type to DELTA_GRPC (gatepost bootstrap prints a bootstrap that does)")
 }
 
-// Publish has every Envoy served this snapshot. It returns at once; Proven waits for the outcome. A version that
-// is being served already is no push. ErrEmpty, and ErrRejected for a version that an Envoy has refused, leave
-// everything as it is.
+// Subscribe has each event reported, in order, by a function that must neither block nor call the Server. It is called
+// once, before the first stream.
+func (s *Server) Subscribe(report func(Event)) { s.report = report }
+
+// Publish has every Envoy served this snapshot. It returns at once; the outcome is reported as events. A version that
+// is being served already is sent again only if an Envoy has rejected it: for a cause outside of the configuration, such as
+// a port that was taken. ErrEmpty leaves everything as it is.
 func (s *Server) Publish(snapshot *Snapshot) error {
 	if snapshot.empty() {
 		return fmt.Errorf("publishing: %w", ErrEmpty)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.rejected[snapshot.Version]; r != nil {
-		return fmt.Errorf("publishing: %w", r)
-	}
-	s.refusal = nil
-	if snapshot.Version == s.rollout.version() {
+	if snapshot.Version == s.delivery.version() && !s.delivery.isRejected {
 		return nil
 	}
 	s.log.Info("publishing a configuration", "version", snapshot.Version)
@@ -179,64 +154,11 @@ func (s *Server) Publish(snapshot *Snapshot) error {
 	return nil
 }
 
-// Retry forgets that a version was rejected, so that it can be published once more: for a cause that lay
-// outside of the configuration, such as a port that was taken. Where it is published still, because nothing better is
-// known, the Envoys are sent it once more.
-func (s *Server) Retry(version string) {
+// Halt stops the delivery of a version at the step that it has reached; the Envoys keep what they have.
+func (s *Server) Halt(version string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.rejected[version] == nil {
-		return
+	if version == s.delivery.version() {
+		s.delivery.stop()
 	}
-	delete(s.rejected, version)
-	if version == s.rollout.version() {
-		s.refusal = nil
-		s.begin(s.again(s.rollout.target))
-	}
-}
-
-// Rejects reports whether a version is not to be sent because an Envoy has rejected it.
-func (s *Server) Rejects(version string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.rejected[version] != nil
-}
-
-// Proven waits until every Envoy that a change waits for, and at least one, has acknowledged this version in full. It returns
-// ErrRejected with Envoy's words where one has refused it, ErrSuperseded where another version was published
-// meanwhile, and the context's error.
-func (s *Server) Proven(ctx context.Context, version string) error {
-	for {
-		s.mu.Lock()
-		changed, serving := s.changed, s.rollout.version()
-		rejection, proven := s.rejected[version], s.proven != nil && s.proven.Version == version
-		s.mu.Unlock()
-		switch {
-		case rejection != nil:
-			return rejection
-		case proven && serving == version:
-			return nil
-		case serving != version:
-			return ErrSuperseded
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// Changed returns a channel that is closed at the next change of Status. Take it before Status is read, and
-// again after each time.
-func (s *Server) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.changed
-}
-
-// notify tells all who wait that Status has changed. The lock is held.
-func (s *Server) notify() {
-	close(s.changed)
-	s.changed = make(chan struct{})
 }

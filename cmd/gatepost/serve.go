@@ -86,7 +86,7 @@ func reloadOnHangup(ctx context.Context, g *gateway.Gateway, logger *slog.Logger
 				return
 			case <-hangup:
 				logger.Info("SIGHUP: reading the definitions again")
-				g.Reload(ctx)
+				g.Reload()
 			}
 		}
 	}()

@@ -1,4 +1,4 @@
-package apply
+package rollout
 
 import (
 	"context"
@@ -34,15 +34,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// kit is an applier with a real Envoy. The file of roots is not there, so that Envoy refuses each https upstream.
+// kit is a rollout with a real Envoy. The file of roots is not there, so that Envoy refuses each https upstream.
 type kit struct {
-	*Applier
+	*Rollout
 	t        *testing.T
 	addr     string
 	lastGood *disk
 	registry *prometheus.Registry
-	obeyed   atomic.Pointer[definitions.Tokens]
-	grpc     string // where Envoys connect
+	used     atomic.Pointer[definitions.Tokens] // of what was published last
+	grpc     string                             // where Envoys connect
 }
 
 // disk is a real LastGood on a disk that can hang: Save blocks while the lock is held.
@@ -89,12 +89,14 @@ func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config))
 	config := Config{
 		Control:  control,
 		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: filepath.Join(t.TempDir(), "roots.pem")},
-		LastGood: k.lastGood, Obey: func(tokens *definitions.Tokens) { k.obeyed.Store(tokens) }, Log: log, Registerer: registry,
+		LastGood: k.lastGood, OnPublish: func(tokens *definitions.Tokens) { k.used.Store(tokens) }, Logger: log, Registerer: registry,
 	}
 	for _, f := range change {
 		f(&config)
 	}
-	k.Applier = New(config)
+	if k.Rollout, err = New(config); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(listener) })
@@ -137,12 +139,12 @@ func (k *kit) apply(d *definitions.Definitions) {
 	}
 }
 
-// awaits waits until Envoy serves what the applier has published, and the status is as it should be.
+// awaits waits until Envoy serves what is published, and the status is as it should be.
 func (k *kit) awaits(what string, ok func(*gatewayv1.Status) bool) {
 	k.t.Helper()
 	envoytest.Eventually(k.t, what, func() bool {
-		_, _, applied, _ := k.Serving()
-		return applied && ok(k.Status())
+		now := k.Status()
+		return now.Applied() && ok(now.message())
 	})
 }
 
@@ -166,7 +168,7 @@ func (k *kit) serves(d *definitions.Definitions) {
 // obeys fails the test where the token handler does not do what definitions with this lifetime of a token say.
 func (k *kit) obeys(lifetime time.Duration) {
 	k.t.Helper()
-	if got := k.obeyed.Load().Lifetime; got != lifetime {
+	if got := k.used.Load().Lifetime; got != lifetime {
 		k.t.Errorf("a token lives %v, want %v", got, lifetime)
 	}
 }
@@ -174,7 +176,7 @@ func (k *kit) obeys(lifetime time.Duration) {
 // isDegraded fails the test if readiness does not report this, or if the gauges do not count it.
 func (k *kit) isDegraded(want string, withheld float64) {
 	k.t.Helper()
-	if got := k.Degraded(); !strings.Contains(got, want) {
+	if got := k.Status().Degraded(); !strings.Contains(got, want) {
 		k.t.Errorf("degraded: %q, want %q in it", got, want)
 	}
 	if current, n := k.gauge("gatepost_definitions_current"), k.gauge("gatepost_services_withheld"); current != 0 || n != withheld {
@@ -184,7 +186,7 @@ func (k *kit) isDegraded(want string, withheld float64) {
 
 func (k *kit) isCurrent() {
 	k.t.Helper()
-	if got := k.Degraded(); got != "" {
+	if got := k.Status().Degraded(); got != "" {
 		k.t.Errorf("degraded: %q, want nothing", got)
 	}
 	if current, n := k.gauge("gatepost_definitions_current"), k.gauge("gatepost_services_withheld"); current != 1 || n != 0 {
@@ -218,7 +220,7 @@ func names(services []*gatewayv1.Service) []string {
 
 func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
 	k := newKit(t, envoytest.Addr(t), t.TempDir())
-	if k.Loaded(t.Context()) == nil {
+	if k.Status().Loaded() == nil {
 		t.Error("loaded before anything was applied")
 	}
 	if _, err := k.lastGood.Load(); !errors.Is(err, fs.ErrNotExist) {
@@ -228,7 +230,7 @@ func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
 	k.obeys(100 * time.Second)
 	k.serves(define(t, k.addr, "200s", service("a", taken), service("b", taken)))
 	k.obeys(200 * time.Second)
-	if err := errors.Join(k.Loaded(t.Context()), k.Acked(t.Context())); err != nil {
+	if err := errors.Join(k.Status().Loaded(), k.Status().Missing()); err != nil {
 		t.Error(err)
 	}
 }
@@ -247,13 +249,13 @@ func TestADiskThatHangsHoldsUpNothing(t *testing.T) {
 	go func() {
 		defer close(served)
 		k.apply(second)
-		k.awaits("the next definitions", func(*gatewayv1.Status) bool { return k.Loaded(t.Context()) == nil && k.Degraded() == "" })
+		k.awaits("the next definitions", func(*gatewayv1.Status) bool { return k.Status().Loaded() == nil && k.Status().Degraded() == "" })
 	}()
 	select {
 	case <-served:
 	case <-time.After(envoytest.Deadline):
 		hung() // or the test could not end
-		t.Fatal("the applier waits for the disk")
+		t.Fatal("the rollout waits for the disk")
 	}
 	hung()
 	k.keeps(second)
@@ -263,11 +265,11 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k := newKit(t, envoytest.Addr(t), t.TempDir())
 	first := define(t, k.addr, "100s", service("a", taken))
 	k.serves(first)
-	before := k.Status()
+	before := k.Message()
 	broken := define(t, k.addr, "200s", service("a", taken))
 	broken.Gateway.Services[0].Name = "\xff" // no string of Envoy's
 	k.Changed(t.Context(), broken)
-	if now := k.Status(); now.GetVersion() != before.GetVersion() || !strings.Contains(now.GetRejected(), "building Envoy's configuration") {
+	if now := k.Message(); now.GetVersion() != before.GetVersion() || !strings.Contains(now.GetRejected(), "building Envoy's configuration") {
 		t.Errorf("version %s, rejected %q; want %s, and why", now.GetVersion(), now.GetRejected(), before.GetVersion())
 	}
 	k.obeys(100 * time.Second)
@@ -279,9 +281,12 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 
 // TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
-	a := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
+	r, err := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
 		Control: xds.New(xds.ServerOptions{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), Registerer: prometheus.NewRegistry()})
-	err := a.Apply(define(t, "127.0.0.1:5500", "100s", service("a", taken), service("b", "http://127.0.0.1:5501")), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.Apply(define(t, "127.0.0.1:5500", "100s", service("a", taken), service("b", "http://127.0.0.1:5501")), time.Now())
 	if err == nil || err.Error() != `gateway.yaml:5:5: services[1].upstreams: "http://127.0.0.1:5501" is the address on which this gateway listens (write where the service runs)` {
 		t.Errorf("got %v", err)
 	}
@@ -296,19 +301,19 @@ func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
 	k := newKit(t, envoytest.Addr(t), t.TempDir())
 	first := define(t, k.addr, "100s", service("a", taken))
 	k.serves(first)
-	before := k.Status().GetVersion()
+	before := k.Message().GetVersion()
 
 	moved := define(t, inTheWay.Addr().String(), "200s", service("a", taken))
 	k.apply(moved)
 	k.awaits("the definitions before", func(s *gatewayv1.Status) bool { return s.GetVersion() == before && s.GetRejected() != "" })
-	envoytest.Eventually(t, "the token handler to go back too", func() bool { return k.obeyed.Load().Lifetime == 100*time.Second })
+	envoytest.Eventually(t, "the token handler to go back too", func() bool { return k.used.Load().Lifetime == 100*time.Second })
 	k.keeps(first)
 	k.isDegraded("serving the previous version: rejected by Envoy", 0)
 
 	if err := inTheWay.Close(); err != nil {
 		t.Fatal(err)
 	}
-	k.Again(t.Context())
+	k.RetryRejected()
 	k.awaits("what was refused", func(s *gatewayv1.Status) bool { return s.GetVersion() != before && s.GetRejected() == "" })
 	k.obeys(200 * time.Second)
 	k.keeps(moved)
@@ -323,7 +328,7 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 	k.apply(define(t, k.addr, "200s",
 		service("moves", refused), service("closes", refused), service("stays", taken, "timeout: 7s"), service("fresh", refused)))
 	k.awaits("the others", func(s *gatewayv1.Status) bool { return len(s.GetWithheld()) > 0 && s.GetVersion() != "" })
-	status := k.Status()
+	status := k.Message()
 	withheld := slices.Sorted(slices.Values(status.GetWithheld()))
 	if !slices.Equal(withheld, []string{"closes", "fresh"}) { // what is to be closed is not left open
 		t.Errorf("withheld are %v, want closes and fresh", withheld)
@@ -336,15 +341,14 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 	}
 	k.isDegraded("serving some services not as defined: closes, fresh, moves", 2)
 	k.obeys(200 * time.Second)
-	serving, _, _, _ := k.Serving()
-	if got := serving.Gateway.Services[2].Timeout; got != 7*time.Second {
+	if got := k.Status().Definitions.Gateway.Services[2].Timeout; got != 7*time.Second {
 		t.Errorf("the service that Envoy takes has a timeout of %v, want what is defined now", got)
 	}
 
 	mended := define(t, k.addr, "300s", service("moves", taken), service("stays", taken))
 	k.serves(mended)
 	k.isCurrent()
-	if s := k.Status(); len(s.GetWithheld())+len(s.GetFormer()) > 0 {
+	if s := k.Message(); len(s.GetWithheld())+len(s.GetFormer()) > 0 {
 		t.Errorf("after the file was mended: %v, %v", s.GetWithheld(), s.GetFormer())
 	}
 }
@@ -396,12 +400,22 @@ func TestWhatWasProvenOfAnotherFileIsNotServed(t *testing.T) {
 	}
 	k := newKit(t, addr, dir)
 	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
-	envoytest.Eventually(t, "the rejection", func() bool { return k.Status().GetRejected() != "" })
-	k.fallBack() // once more than the applier has
+	envoytest.Eventually(t, "the rejection", func() bool { return k.Message().GetRejected() != "" })
+	k.isIdle()
 	k.obeys(200 * time.Second)
 	if envoytest.Accepts(addr) {
 		t.Error("Envoy listens as the other file says")
 	}
+}
+
+// isIdle waits until all that was reported is handled, and all that follows from it is done.
+func (k *kit) isIdle() {
+	k.t.Helper()
+	done := make(chan struct{})
+	k.mu.Lock()
+	k.later(func() { close(done) })
+	k.mu.Unlock()
+	<-done
 }
 
 // rejectAll connects to the control plane and rejects the clusters that it is sent, until the returned function is called.
@@ -446,9 +460,9 @@ func TestWhatAStrangerHasRejectedIsServedWhenHeIsGone(t *testing.T) {
 	now := define(t, addr, "200s", service("a", taken), service("b", taken))
 	k.apply(now)
 	leave := k.rejectAll()
-	envoytest.Eventually(t, "the previous definitions", func() bool { return k.obeyed.Load().Lifetime == 100*time.Second })
+	envoytest.Eventually(t, "the previous definitions", func() bool { return k.used.Load().Lifetime == 100*time.Second })
 	leave()
-	envoytest.Eventually(t, "the definitions again", func() bool { return k.obeyed.Load().Lifetime == 200*time.Second })
+	envoytest.Eventually(t, "the definitions again", func() bool { return k.used.Load().Lifetime == 200*time.Second })
 	k.startEnvoy()
 	k.keeps(now)
 	k.isCurrent()

@@ -1,4 +1,4 @@
-package proven
+package rollout
 
 import (
 	"context"
@@ -7,61 +7,64 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
+	"github.com/prometheus/client_golang/prometheus"
 
+	"gatepost/definitions"
 	"gatepost/xds"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// control is a control plane that says what a test wants.
+// control reports to a rollout what a test wants its Envoys to do.
 type control struct {
-	mu      sync.Mutex
-	status  xds.Status
-	changed chan struct{}
+	*Rollout
+	nodes   map[string]int64 // :: node → stream
+	streams int64
 	trusted bool
 }
 
-func (c *control) Status() xds.Status {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.status
-}
+// trust makes the Envoys that connect from now on trusted ones.
+func (c *control) trust() { c.trusted = true }
 
-func (c *control) Changed() <-chan struct{} {
+// publishes has a version published, while the Envoys of these nodes, and no others, are connected and have acknowledged
+// another or the same.
+func (c *control) publishes(id, acked string, nodes ...string) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.changed
-}
-
-// trust makes the Envoys of all that is published from now on trusted ones.
-func (c *control) trust() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.trusted = true
-}
-
-// publishes has a version published, while the Envoys of these nodes have acknowledged another or the same.
-func (c *control) publishes(version, acked string, nodes ...string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.status = xds.Status{Version: version}
-	for i, node := range nodes {
-		c.status.Envoys = append(c.status.Envoys, xds.EnvoyStatus{
-			Node: node, Address: "127.0.0.1:1", Connected: start.Add(time.Duration(i)), Acked: acked, Trusted: c.trusted,
-		})
+	c.machine.publish(&version{
+		snapshot: &xds.Snapshot{Version: id}, definitions: &definitions.Definitions{Name: id, Gateway: &definitions.Gateway{}},
+		listen: "0.0.0.0:5500",
+	}, time.Now())
+	c.mu.Unlock()
+	for node, stream := range c.nodes {
+		if !slices.Contains(nodes, node) {
+			c.post(xds.Disconnected{ID: stream})
+			delete(c.nodes, node)
+		}
 	}
-	close(c.changed)
-	c.changed = make(chan struct{})
+	for _, node := range nodes {
+		c.acks(node, acked)
+	}
+	if acked == id && len(nodes) > 0 {
+		c.post(xds.Delivered{Version: id})
+	}
 }
 
-var start = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+// acks has an Envoy connected that has acknowledged a version; empty: none.
+func (c *control) acks(node, acked string) {
+	if c.nodes[node] == 0 {
+		c.streams++
+		c.nodes[node] = c.streams
+		c.post(xds.Connected{Peer: xds.Peer{ID: c.streams, Node: node, Address: "127.0.0.1:1", Trusted: c.trusted}})
+	}
+	if acked != "" {
+		c.post(xds.Acked{ID: c.nodes[node], Version: acked, At: time.Now()})
+	}
+}
 
 // envoys answer as a test wants, and note how often they were asked.
 type envoys struct {
@@ -89,19 +92,24 @@ func (e *envoys) count() int {
 	return e.asked
 }
 
-// kit runs a prover in a bubble of time until the test ends.
-func kit(t *testing.T, test func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder)) {
+// verifying runs a rollout, without a control plane, in a bubble of time until the test ends.
+func verifying(t *testing.T, test func(t *testing.T, c *control, e *envoys, log *strings.Builder)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c, e, log := &control{changed: make(chan struct{})}, &envoys{}, &strings.Builder{}
-		p := New(Config{
-			Control: c, Listen: func() string { return "0.0.0.0:5500" }, Ask: e.ask,
-			Log: slog.New(slog.NewTextHandler(log, nil)),
+		e, log := &envoys{}, &strings.Builder{}
+		logger := slog.New(slog.NewTextHandler(log, nil))
+		server := xds.New(xds.ServerOptions{}, logger, prometheus.NewRegistry())
+		defer server.Close()
+		r, err := New(Config{
+			Control: server, Ask: e.ask, LastGood: definitions.LastGood{Dir: t.TempDir()}, Logger: logger, Registerer: prometheus.NewRegistry(),
 		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
-		running.Go(func() { p.Run(ctx) })
-		test(t, c, e, p, log)
+		running.Go(func() { _ = r.Run(ctx) })
+		test(t, &control{Rollout: r, nodes: map[string]int64{}}, e, log)
 		cancel()
 		running.Wait()
 	})
@@ -113,17 +121,17 @@ func wait(d time.Duration) {
 }
 
 func TestAnEnvoyIsProvenWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("v1", nil)
 		c.publishes("v1", "", "a")
 		synctest.Wait()
-		if got := p.Status(); got.Applied() || got.Answers[0].Proven || e.count() != 0 {
+		if got := c.Status(); got.Applied() || got.Envoys[0].Verified || e.count() != 0 {
 			t.Fatalf("before the acknowledgement: %+v, asked %d times", got, e.count())
 		}
 		c.publishes("v1", "v1", "a")
 		synctest.Wait()
-		got := p.Status()
-		if !got.Applied() || !got.Answered() || got.Answers[0] != (Answer{Serving: "v1", Proven: true, counts: true}) {
+		got := c.Status()
+		if !got.Applied() || !got.Answered() || !got.Envoys[0].Verified || !got.Envoys[0].Counts || got.Envoys[0].Serving != "v1" || got.Envoys[0].Doubt != "" {
 			t.Fatalf("after it: %+v", got)
 		}
 		wait(time.Hour)
@@ -134,12 +142,12 @@ func TestAnEnvoyIsProvenWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
 }
 
 func TestAnAcknowledgementAloneIsNotEnough(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, log *strings.Builder) {
 		e.say("v1", nil)
 		c.publishes("v2", "v2", "a")
 		wait(time.Minute)
-		got := p.Status()
-		if got.Applied() || got.Answers[0].Proven || got.Answers[0].Serving != "v1" || !strings.Contains(got.Answers[0].Doubt, "v1") {
+		got := c.Status()
+		if got.Applied() || got.Envoys[0].Verified || got.Envoys[0].Serving != "v1" || !strings.Contains(got.Envoys[0].Doubt, "v1") {
 			t.Fatalf("an Envoy that serves another version: %+v", got)
 		}
 		if told := strings.Count(log.String(), "does not serve the version"); told != 1 {
@@ -150,34 +158,34 @@ func TestAnAcknowledgementAloneIsNotEnough(t *testing.T) {
 		}
 		e.say("v2", nil)
 		wait(lastAgain)
-		if got := p.Status(); !got.Applied() || got.Answers[0].Doubt != "" {
+		if got := c.Status(); !got.Applied() || got.Envoys[0].Doubt != "" {
 			t.Fatalf("when it serves it: %+v", got)
 		}
 	})
 }
 
 func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, log *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, log *strings.Builder) {
 		c.trust()
 		e.say("", errors.New("no route to host"))
 		c.publishes("v1", "v1", "a")
 		wait(patience / 2)
-		if p.Status().Applied() {
+		if c.Status().Applied() {
 			t.Fatal("applied before the Envoy had time to answer")
 		}
 		wait(2 * patience)
-		got := p.Status()
-		if !got.Applied() || got.Answered() || got.Answers[0].Proven || got.Answers[0].Doubt != "no route to host" {
+		got := c.Status()
+		if !got.Applied() || got.Answered() || got.Envoys[0].Verified || got.Envoys[0].Doubt != "no route to host" {
 			t.Fatalf("after that: %+v", got)
 		}
 		c.publishes("v2", "v1", "a")
 		synctest.Wait()
-		if p.Status().Applied() {
+		if c.Status().Applied() {
 			t.Fatal("applied without an acknowledgement")
 		}
 		c.publishes("v2", "v2", "a")
 		synctest.Wait()
-		if !p.Status().Applied() {
+		if !c.Status().Applied() {
 			t.Fatal("the next change waits for an Envoy that is known not to answer")
 		}
 		wait(time.Hour)
@@ -186,7 +194,7 @@ func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 		}
 		e.say("v2", nil)
 		wait(lastAgain)
-		if got := p.Status(); !got.Answered() {
+		if got := c.Status(); !got.Answered() {
 			t.Fatalf("when it answers after all: %+v", got)
 		}
 	})
@@ -194,11 +202,11 @@ func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 
 // Whoever can connect to --grpc can send an acknowledgement.
 func TestAnAcknowledgementOfAStrangerIsNone(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("", errors.New("connection refused"))
 		c.publishes("v1", "v1", "stranger")
 		wait(time.Hour)
-		got := p.Status()
+		got := c.Status()
 		if err := got.Missing(); got.Applied() || err == nil || !strings.Contains(err.Error(), "stranger") || !strings.Contains(err.Error(), "connection refused") {
 			t.Fatalf("with a stranger alone: applied %v, missing %v", got.Applied(), err)
 		}
@@ -207,9 +215,11 @@ func TestAnAcknowledgementOfAStrangerIsNone(t *testing.T) {
 
 // It can also answer at its own address.
 func TestAnswersOfAStrangerDoNotCountBesideATrustedEnvoy(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("v1", nil)
-		c.publishes("v1", "v1", "envoy", "stranger")
+		c.publishes("v1", "v1", "stranger")
+		synctest.Wait()
+		c.trust()
 		for _, step := range []struct {
 			what, acked    string // acked by the trusted Envoy
 			applied, ready bool
@@ -218,22 +228,18 @@ func TestAnswersOfAStrangerDoNotCountBesideATrustedEnvoy(t *testing.T) {
 			{"it has another version", "v0", false, true},
 			{"it has the version", "v1", true, true},
 		} {
-			c.mu.Lock()
-			c.status.Envoys[0].Trusted, c.status.Envoys[0].Acked = true, step.acked
-			close(c.changed)
-			c.changed = make(chan struct{})
-			c.mu.Unlock()
+			c.acks("envoy", step.acked)
 			synctest.Wait()
-			got := p.Status()
-			if got.Answers[1].Serving != "v1" || got.Applied() != step.applied || (got.Missing() == nil) != step.ready {
-				t.Errorf("%s: applied %v, missing %v, %+v", step.what, got.Applied(), got.Missing(), got.Answers)
+			got := c.Status()
+			if got.Envoys[1].Serving != "v1" || got.Applied() != step.applied || (got.Missing() == nil) != step.ready {
+				t.Errorf("%s: applied %v, missing %v, %+v", step.what, got.Applied(), got.Missing(), got.Envoys)
 			}
 		}
 	})
 }
 
 func TestAStrangerHoldsUpNobody(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		calls := 0
 		e.answers = func() (string, error) {
 			if calls++; calls == 1 {
@@ -243,17 +249,17 @@ func TestAStrangerHoldsUpNobody(t *testing.T) {
 		}
 		c.publishes("v1", "v1", "a", "stranger")
 		synctest.Wait()
-		if got := p.Status(); !got.Applied() || got.Missing() != nil {
+		if got := c.Status(); !got.Applied() || got.Missing() != nil {
 			t.Fatalf("an Envoy that answers and a stranger: %+v", got)
 		}
 	})
 }
 
 func TestEveryEnvoyHasToAnswer(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		c.publishes("v1", "v1")
 		synctest.Wait()
-		if p.Status().Applied() {
+		if c.Status().Applied() {
 			t.Fatal("applied with no Envoy at all")
 		}
 		calls := 0
@@ -265,19 +271,19 @@ func TestEveryEnvoyHasToAnswer(t *testing.T) {
 		}
 		c.publishes("v1", "v1", "a", "b")
 		wait(time.Second)
-		if got := p.Status(); got.Applied() || got.Answers[0].Proven == got.Answers[1].Proven {
+		if got := c.Status(); got.Applied() || got.Envoys[0].Verified == got.Envoys[1].Verified {
 			t.Fatalf("one of two serves another version: %+v", got)
 		}
 		e.say("v1", nil)
 		wait(lastAgain)
-		if got := p.Status(); !got.Answered() {
+		if got := c.Status(); !got.Answered() {
 			t.Fatalf("both serve it: %+v", got)
 		}
 	})
 }
 
 func TestAnEnvoyThatComesBackIsAskedAgain(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("v1", nil)
 		c.publishes("v1", "v1", "a")
 		synctest.Wait()
@@ -286,18 +292,18 @@ func TestAnEnvoyThatComesBackIsAskedAgain(t *testing.T) {
 		e.say("", errors.New("connection refused"))
 		c.publishes("v1", "v1", "a")
 		wait(time.Second)
-		if got := p.Status(); got.Answers[0].Proven {
+		if got := c.Status(); got.Envoys[0].Verified {
 			t.Fatalf("what it answered before it went is held for true: %+v", got)
 		}
 	})
 }
 
 func TestWhoWaitsHearsOfEachChange(t *testing.T) {
-	kit(t, func(t *testing.T, c *control, e *envoys, p *Prover, _ *strings.Builder) {
+	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("v1", nil)
 		var waiting sync.WaitGroup
 		waiting.Go(func() {
-			for changed := p.Changed(); !p.Status().Applied(); changed = p.Changed() {
+			for changed := c.StatusChanged(); !c.Status().Applied(); changed = c.StatusChanged() {
 				<-changed
 			}
 		})
@@ -328,7 +334,7 @@ func TestWhereAnEnvoyIsAsked(t *testing.T) {
 		{"0.0.0.0:5500", "@", "envoy", "envoy:5500"},
 		{"0.0.0.0:5500", "192.0.2.7:40000", "2001:db8::7", "[2001:db8::7]:5500"},
 	} {
-		got, err := beacon(c.listen, xds.EnvoyStatus{Address: c.peer, Host: c.host})
+		got, err := beacon(c.listen, xds.Peer{Address: c.peer, Host: c.host})
 		if got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("listening on %s, from %s, host %q: %q %v, want %q", c.listen, c.peer, c.host, got, err, c.want)
 		}
@@ -358,13 +364,13 @@ func TestWhatAnswersAsk(t *testing.T) {
 				_, _ = fmt.Fprint(w, c.body)
 			}))
 			defer server.Close()
-			got, err := Ask(t.Context(), strings.TrimPrefix(server.URL, "http://"))
+			got, err := askVersion(t.Context(), strings.TrimPrefix(server.URL, "http://"))
 			if got != c.want || (err == nil) != (c.want != "") {
 				t.Errorf("got %q, %v; want %q", got, err, c.want)
 			}
 		})
 	}
-	if got, err := Ask(t.Context(), "127.0.0.1:1"); err == nil {
+	if got, err := askVersion(t.Context(), "127.0.0.1:1"); err == nil {
 		t.Errorf("where nobody listens: %q", got)
 	}
 }

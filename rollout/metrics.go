@@ -1,4 +1,4 @@
-package apply
+package rollout
 
 import "github.com/prometheus/client_golang/prometheus"
 
@@ -7,8 +7,9 @@ type metrics struct {
 	applied prometheus.Histogram
 }
 
-func newMetrics(registry prometheus.Registerer, a *Applier) metrics {
-	m := metrics{
+// register makes the metrics.
+func (r *Rollout) register(registry prometheus.Registerer) error {
+	r.metrics = metrics{
 		failed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_definitions_failed_total", Help: "Definitions that could not be served as they are; what was served before stayed.",
 		}),
@@ -20,14 +21,18 @@ func newMetrics(registry prometheus.Registerer, a *Applier) metrics {
 	current := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gatepost_definitions_current", Help: "1 if the newest definitions are served, all of them; else 0.",
 	}, func() float64 {
-		if a.isCurrent() {
+		if status := r.Status(); status.Loaded() == nil && status.Degraded() == "" {
 			return 1
 		}
 		return 0
 	})
 	withheld := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gatepost_services_withheld", Help: "Services that answer 503 because Envoy rejects their definition.",
-	}, func() float64 { return float64(a.withheldServices()) })
-	registry.MustRegister(m.failed, m.applied, current, withheld)
-	return m
+	}, func() float64 { return float64(len(r.Status().Withheld)) })
+	for _, c := range []prometheus.Collector{r.metrics.failed, r.metrics.applied, current, withheld} {
+		if err := registry.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
 }

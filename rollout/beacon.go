@@ -1,4 +1,4 @@
-package proven
+package rollout
 
 import (
 	"context"
@@ -28,8 +28,8 @@ var asker = &http.Client{
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// Ask returns the version that the Envoy at an address (host:port) serves.
-func Ask(ctx context.Context, address string) (string, error) {
+// askVersion returns the version that the Envoy at an address (host:port) serves.
+func askVersion(ctx context.Context, address string) (string, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+xds.VersionPath, nil)
 	if err != nil {
 		return "", fmt.Errorf("asking %s for its version: %w", address, err)
@@ -55,7 +55,7 @@ var errElsewhere = errors.New("it listens on the loopback of another machine")
 
 // beacon returns the address at which an Envoy whose listener is on listen can be asked. If the Envoy names no
 // host, that follows from the address of its stream: one that is not an IP address is a Unix socket on this machine.
-func beacon(listen string, e xds.EnvoyStatus) (string, error) {
+func beacon(listen string, e xds.Peer) (string, error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
 		return "", fmt.Errorf("reading the address to listen on: %w", err)

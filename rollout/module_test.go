@@ -1,4 +1,4 @@
-package apply
+package rollout
 
 import (
 	"os"
@@ -32,7 +32,7 @@ func TestModuleThatEnvoyTakesIsReported(t *testing.T) {
 		}
 	})
 	k.serves(define(t, addr, "60s", service("orders", taken)))
-	if m := k.Status().GetModule(); m.GetLibrary() != library || m.GetReason() != "" {
+	if m := k.Message().GetModule(); m.GetLibrary() != library || m.GetReason() != "" {
 		t.Errorf("the status says %v", m)
 	}
 }
@@ -49,7 +49,7 @@ func TestModuleThatEnvoyRejects(t *testing.T) {
 			k := newKit(t, addr, t.TempDir(), withModule(t, library))
 			k.serves(define(t, addr, "60s", service("orders", taken)))
 			k.isCurrent()
-			if m := k.Status().GetModule(); m.GetLibrary() != "" || !strings.Contains(m.GetReason(), "Envoy refuses it") {
+			if m := k.Message().GetModule(); m.GetLibrary() != "" || !strings.Contains(m.GetReason(), "Envoy refuses it") {
 				t.Errorf("the status says %v", m)
 			}
 			k.serves(define(t, addr, "61s", service("orders", taken), service("items", taken)))

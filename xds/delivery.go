@@ -21,12 +21,11 @@ const (
 	routesOut
 )
 
-// rollout is the way from what was served to a snapshot: make before break. Clusters come before the routes
-// that name them, and go some time after the last route that did.
-type rollout struct {
+// delivery is the way from what was served to a snapshot: make before break. Clusters come before the routes
+// that name them, and are removed some time after the last route that did.
+type delivery struct {
 	target *Snapshot
 	phase  phase
-	since  time.Time
 	view   view
 	// before is what was served when the way began.
 	before view
@@ -41,33 +40,41 @@ type rollout struct {
 	timer *time.Timer
 	// turn counts timers, so that one which fires too late to be stopped does nothing.
 	turn int
+	// isDone: every Envoy that a change waits for has the target in full.
+	isDone bool
+	// isRejected: an Envoy has rejected a part of the target; clustersRejected: its clusters.
+	isRejected, clustersRejected bool
 }
 
-func (r *rollout) version() string {
+func (r *delivery) version() string {
 	if r.target == nil {
 		return ""
 	}
 	return r.target.Version
 }
 
-func (r *rollout) stop() {
+func (r *delivery) stop() {
 	r.turn++
 	if r.timer != nil {
 		r.timer.Stop()
 	}
 }
 
-// begin starts the way to a snapshot. Where nobody could be disturbed, it is one step. The lock is held, here
+// begin starts the way to a snapshot. If nobody could be disturbed, it is one step. The lock is held, here
 // and in all that follows.
 func (s *Server) begin(target *Snapshot) {
-	r := &s.rollout
+	r := &s.delivery
 	r.stop()
 	old := r.target
-	nothingServed := old != nil && s.rejected[old.Version] != nil && s.proven == nil
-	if nothingServed || s.addsKept(target) {
+	nothingServed := old != nil && r.isRejected && s.delivered == nil
+	if nothingServed || r.isRejected && old.Version == target.Version || s.addsKept(target) {
 		target = s.again(target) // what the two have in common may be what was rejected, or what nobody was sent
 	}
-	r.target, r.since, r.before = target, time.Now(), r.view
+	if r.clustersRejected && r.phase != routesOut {
+		r.view = r.before // no route names the new clusters yet
+	}
+	r.target, r.before = target, r.view
+	r.isDone, r.isRejected, r.clustersRejected = false, false, false
 	if old == nil || nothingServed {
 		r.view, r.retired, r.added, r.unresolved = target.view, nil, nil, nil
 		s.toRoutes()
@@ -93,7 +100,7 @@ func (s *Server) begin(target *Snapshot) {
 
 // addsKept reports whether a snapshot has a cluster that is kept by its name and version alone.
 func (s *Server) addsKept(target *Snapshot) bool {
-	return slices.ContainsFunc(s.rollout.view.clusters.all, func(c named) bool {
+	return slices.ContainsFunc(s.delivery.view.clusters.all, func(c named) bool {
 		if !c.kept {
 			return false
 		}
@@ -123,7 +130,7 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 
 // retire notes since when the clusters of the view are not in the target.
 func (s *Server) retire(target *Snapshot) {
-	r := &s.rollout
+	r := &s.delivery
 	retired := map[string]time.Time{}
 	_, gone := target.clusters.since(r.view.clusters)
 	for _, name := range gone {
@@ -143,7 +150,7 @@ const maxKept = 20_000
 // that are retired: gone at once, they would be gone before its old routes are. What is in them nobody knows here; it
 // is not sent to an Envoy that has them, and to any other no route leads there.
 func (s *Server) keep(has map[string]string) {
-	r := &s.rollout
+	r := &s.delivery
 	if r.target == nil {
 		return
 	}
@@ -175,7 +182,7 @@ func (s *Server) keep(has map[string]string) {
 	s.serve()
 }
 
-func (r *rollout) keptClusters() int {
+func (r *delivery) keptClusters() int {
 	count := 0
 	for _, c := range r.view.clusters.all {
 		if c.kept {
@@ -187,7 +194,7 @@ func (r *rollout) keptClusters() int {
 
 // clustersFor is the target's clusters, and the retired ones beside them.
 func (s *Server) clustersFor(target *Snapshot) set {
-	r := &s.rollout
+	r := &s.delivery
 	if len(r.retired) == 0 {
 		return target.clusters
 	}
@@ -202,7 +209,7 @@ func (s *Server) clustersFor(target *Snapshot) set {
 
 // advance goes on where every connected Envoy has come as far as this. It is called when one of them may have.
 func (s *Server) advance() {
-	r := &s.rollout
+	r := &s.delivery
 	switch {
 	case r.target == nil:
 	case r.phase == clustersFirst && s.all(resourcev3.ClusterType):
@@ -221,7 +228,7 @@ func (s *Server) advance() {
 
 // isResolving reports whether names that came with the target are being looked up.
 func (s *Server) isResolving() bool {
-	r := &s.rollout
+	r := &s.delivery
 	return slices.ContainsFunc(r.added, func(c named) bool { return r.unresolved[c.name] })
 }
 
@@ -232,8 +239,8 @@ func (s *Server) stopWaiting(done func(*envoy) bool) {
 		if !done(e) {
 			e.lagging = true
 			s.logged(e, func() {
-				s.log.Warn("an Envoy has not acknowledged a change in time and is not waited for", "node", e.node,
-					"address", e.address, "version", s.rollout.version())
+				s.log.Warn("an Envoy has not acknowledged a change in time and is not waited for", "node", e.Node,
+					"address", e.Address, "version", s.delivery.version())
 			})
 		}
 	}
@@ -241,14 +248,14 @@ func (s *Server) stopWaiting(done func(*envoy) bool) {
 
 // toRoutes sends the routes and the listener. Routes to clusters that are not resolved yet follow.
 func (s *Server) toRoutes() {
-	r := &s.rollout
+	r := &s.delivery
 	r.stop()
 	r.view.listeners = r.target.listeners
 	r.view.routes, r.held = r.resolvedRoutes()
 	r.phase = routesOut
 	s.serve()
 	s.settle()
-	if s.proven != r.target {
+	if !r.isDone {
 		s.after(s.opts.Patience, func() {
 			s.stopWaiting(func(e *envoy) bool { return e.hasAll(r.view) })
 			s.settle()
@@ -256,35 +263,31 @@ func (s *Server) toRoutes() {
 	}
 }
 
-// settle notes which Envoys have the target in full. If all have that a change waits for, it is proven.
+// settle reports which Envoys have the target in full, and whether all have that a change waits for.
 func (s *Server) settle() {
-	r := &s.rollout
+	r := &s.delivery
 	if r.held {
 		return
 	}
-	for _, e := range s.envoys {
+	for id, e := range s.envoys {
 		if !e.hasAll(r.view) {
 			continue
 		}
 		e.lagging = false
 		if e.acked != r.target.Version {
-			e.acked, e.ackedAt, e.nack = r.target.Version, time.Now(), nil
-			s.log.Info("an Envoy has acknowledged the configuration", "node", e.node, "address", e.address, "version", e.acked)
-			s.notify()
+			e.acked = r.target.Version
+			s.log.Info("an Envoy has acknowledged the configuration", "node", e.Node, "address", e.Address, "version", e.acked)
+			s.report(Acked{ID: id, Version: e.acked, At: time.Now()})
 		}
 	}
 	awaited := s.awaited()
 	if len(awaited) == 0 || slices.ContainsFunc(awaited, func(e *envoy) bool { return !e.hasAll(r.view) }) {
 		return
 	}
-	if s.proven != r.target {
-		s.proven = r.target
-		delete(s.rejected, r.target.Version) // what was in the way is gone
-		if s.refusal != nil && s.refusal.Version == r.target.Version {
-			s.refusal = nil
-		}
+	if !r.isDone {
+		r.isDone, s.delivered = true, r.target
 		s.log.Info("the configuration is served by every Envoy", "version", r.target.Version, "envoys", len(awaited))
-		s.notify()
+		s.report(Delivered{Version: r.target.Version})
 	}
 	if len(r.retired) > 0 {
 		s.after(s.untilExpiry(), s.dropExpired)
@@ -294,7 +297,7 @@ func (s *Server) settle() {
 // untilExpiry is the time until the first of the retired clusters can go.
 func (s *Server) untilExpiry() time.Duration {
 	wait := s.opts.Grace
-	for _, since := range s.rollout.retired {
+	for _, since := range s.delivery.retired {
 		wait = min(wait, time.Until(since.Add(s.opts.Grace)))
 	}
 	return wait
@@ -302,7 +305,7 @@ func (s *Server) untilExpiry() time.Duration {
 
 // dropExpired takes away the clusters that have been retired for long enough.
 func (s *Server) dropExpired() {
-	r := &s.rollout
+	r := &s.delivery
 	for name, since := range r.retired {
 		if time.Since(since) >= s.opts.Grace {
 			delete(r.retired, name)
@@ -313,29 +316,14 @@ func (s *Server) dropExpired() {
 	s.settle()
 }
 
-// rollBack publishes the last proven snapshot again after an Envoy has rejected the target. Where it rejected
-// the clusters, no route names them yet, and the new ones go at once; else they go as in every other change.
-func (s *Server) rollBack(rejectedType string) {
-	if s.proven == nil || s.proven == s.rollout.target {
-		return // nothing better is known; Envoy keeps what it has
-	}
-	if rejectedType == resourcev3.ClusterType {
-		s.rollout.view = s.rollout.before
-	}
-	s.log.Warn("publishing the last proven configuration again", "version", s.proven.Version)
-	s.metrics.version(s.proven.Version)
-	s.begin(s.proven)
-}
-
 // serve has each Envoy sent what is new to it in the view.
 func (s *Server) serve() {
-	s.publisher.serve(s.rollout.view)
-	s.notify()
+	s.publisher.serve(s.delivery.view)
 }
 
 // after does something later, unless the way has gone on by then.
 func (s *Server) after(d time.Duration, do func()) {
-	r := &s.rollout
+	r := &s.delivery
 	r.stop()
 	turn := r.turn
 	r.timer = time.AfterFunc(max(d, 0), func() {
@@ -349,5 +337,5 @@ func (s *Server) after(d time.Duration, do func()) {
 
 // all reports whether every Envoy that a change waits for has what the view has of a type.
 func (s *Server) all(typeURL string) bool {
-	return !slices.ContainsFunc(s.awaited(), func(e *envoy) bool { return !e.has(typeURL, s.rollout.view) })
+	return !slices.ContainsFunc(s.awaited(), func(e *envoy) bool { return !e.has(typeURL, s.delivery.view) })
 }
