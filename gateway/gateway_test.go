@@ -161,7 +161,7 @@ tokens:
   authenticator: {url: "%s/authenticate"}
 services:
   - {name: orders, path: /orders, upstreams: ["%s"]}
-`, users.URL(), orders.URL()), faultyLog{slog.NewTextHandler(&log, nil), []string{"the user service's 200 has scopes", "request denied", "sessions revoked"}})
+`, users.URL(), orders.URL()), faultyLog{slog.NewTextHandler(&log, nil), []string{"invalid scopes from the user service", "request denied", "sessions revoked"}})
 
 	const unknown = "8fa5e23a-b272-40b0-8a36-974384357fa6"
 	login, body := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)

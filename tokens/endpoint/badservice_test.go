@@ -14,7 +14,7 @@ import (
 	"gatepost/definitions"
 )
 
-// rawUsers is a user service that reads a request and then does with the connection what it likes.
+// rawUsers starts a user service that reads one request and passes the connection to f.
 func rawUsers(t testing.TB, f func(net.Conn)) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -41,8 +41,8 @@ func rawUsers(t testing.TB, f func(net.Conn)) string {
 	return "http://" + listener.Addr().String() + "/users/authenticate"
 }
 
-// keptUsers is a user service that keeps its connections and passes each request on one to f.
-func keptUsers(t testing.TB, f func(net.Conn, *http.Request)) string {
+// keepAliveUsers starts a user service with persistent connections that passes each request to f.
+func keepAliveUsers(t testing.TB, f func(net.Conn, *http.Request)) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -72,13 +72,13 @@ func keptUsers(t testing.TB, f func(net.Conn, *http.Request)) string {
 	return "http://" + listener.Addr().String() + "/users/authenticate"
 }
 
-// says is a user service that answers with some bytes and closes the connection.
-func says(answer string) func(net.Conn) {
+// respond returns a user service that writes answer and closes the connection.
+func respond(answer string) func(net.Conn) {
 	return func(c net.Conn) { _, _ = io.WriteString(c, answer) }
 }
 
-// forever writes until the other side has had enough.
-func forever(start, again string) func(net.Conn) {
+// endless returns a user service that writes until the connection is closed.
+func endless(start, again string) func(net.Conn) {
 	return func(c net.Conn) {
 		_, err := io.WriteString(c, start)
 		for again := strings.Repeat(again, 1000); err == nil; {
@@ -87,86 +87,86 @@ func forever(start, again string) func(net.Conn) {
 	}
 }
 
-func TestABrokenUserServiceOpensNothing(t *testing.T) {
+func TestBrokenUserServiceCreatesNoSession(t *testing.T) {
 	const ok = "HTTP/1.1 200 OK\r\nuserid: ann\r\n"
 	for name, f := range map[string]func(net.Conn){
-		"closes at once":          says(""),
-		"garbage":                 says("\x00\xff\x16\x03 secret garbage\r\n\r\n"),
-		"no status":               says("HTTP/1.1\r\nuserid: ann\r\n\r\n"),
-		"status 000":              says("HTTP/1.1 000 Zero\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
-		"status 999":              says("HTTP/1.1 999 Many\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
-		"half a header":           says("HTTP/1.1 200 OK\r\nuserid: an"),
-		"half a body":             says(ok + "Content-Length: 10\r\n\r\nhalf"),
-		"half a chunk":            says(ok + "Transfer-Encoding: chunked\r\n\r\na\r\nhalf"),
-		"chunks that are none":    says(ok + "Transfer-Encoding: chunked\r\n\r\nzzz\r\n"),
-		"two lengths":             says(ok + "Content-Length: 1\r\nContent-Length: 2\r\n\r\naa"),
-		"a length below nothing":  says(ok + "Content-Length: -1\r\n\r\n"),
-		"a switch of protocols":   says("HTTP/1.1 101 Switching\r\nuserid: ann\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello"),
-		"informational for ever":  forever("", "HTTP/1.1 103 Early Hints\r\nuserid: ann\r\n\r\n"),
-		"headers for ever":        forever(ok, "X-More: "+strings.Repeat("a", 1000)+"\r\n"),
-		"one header for ever":     forever(ok+"X-More: ", strings.Repeat("a", 1000)),
-		"a body for ever":         forever(ok+"\r\n", strings.Repeat("a", 1000)),
-		"chunks for ever":         forever(ok+"Transfer-Encoding: chunked\r\n\r\n", "a\r\naaaaaaaaaa\r\n"),
-		"a body that is too long": says(ok + "Content-Length: 1048577\r\n\r\n" + strings.Repeat("a", maxAnswer+1)),
-		"a length that is a lie":  says(ok + "Content-Length: 99999999999\r\n\r\na"),
-		"a refusal for ever":      forever("HTTP/1.1 403 No\r\n\r\n", strings.Repeat("a", 1000)),
-		"header with a control":   says(ok + "X-Bad: a\x00b\r\nContent-Length: 0\r\n\r\n"),
-		"another protocol":        says("\x15\x03\x01\x00\x02\x02\x16"),
+		"closes at once":          respond(""),
+		"garbage":                 respond("\x00\xff\x16\x03 secret garbage\r\n\r\n"),
+		"no status":               respond("HTTP/1.1\r\nuserid: ann\r\n\r\n"),
+		"status 000":              respond("HTTP/1.1 000 Zero\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
+		"status 999":              respond("HTTP/1.1 999 Many\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n"),
+		"half a header":           respond("HTTP/1.1 200 OK\r\nuserid: an"),
+		"half a body":             respond(ok + "Content-Length: 10\r\n\r\nhalf"),
+		"half a chunk":            respond(ok + "Transfer-Encoding: chunked\r\n\r\na\r\nhalf"),
+		"invalid chunks":          respond(ok + "Transfer-Encoding: chunked\r\n\r\nzzz\r\n"),
+		"two lengths":             respond(ok + "Content-Length: 1\r\nContent-Length: 2\r\n\r\naa"),
+		"a negative length":       respond(ok + "Content-Length: -1\r\n\r\n"),
+		"a switch of protocols":   respond("HTTP/1.1 101 Switching\r\nuserid: ann\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello"),
+		"endless informational":   endless("", "HTTP/1.1 103 Early Hints\r\nuserid: ann\r\n\r\n"),
+		"endless headers":         endless(ok, "X-More: "+strings.Repeat("a", 1000)+"\r\n"),
+		"one endless header":      endless(ok+"X-More: ", strings.Repeat("a", 1000)),
+		"an endless body":         endless(ok+"\r\n", strings.Repeat("a", 1000)),
+		"endless chunks":          endless(ok+"Transfer-Encoding: chunked\r\n\r\n", "a\r\naaaaaaaaaa\r\n"),
+		"a body that is too long": respond(ok + "Content-Length: 1048577\r\n\r\n" + strings.Repeat("a", maxAnswer+1)),
+		"a wrong length":          respond(ok + "Content-Length: 99999999999\r\n\r\na"),
+		"an endless refusal":      endless("HTTP/1.1 403 No\r\n\r\n", strings.Repeat("a", 1000)),
+		"header with a control":   respond(ok + "X-Bad: a\x00b\r\nContent-Length: 0\r\n\r\n"),
+		"another protocol":        respond("\x15\x03\x01\x00\x02\x02\x16"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, rawUsers(t, f))
-			g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+			g.call("POST", "/token", "x").isText(t, 503, textNoUsers)
 			if g.store.created != 0 {
 				t.Error("a session was opened")
 			}
-			if n := g.counted("gatepost_logins_total", "unreachable"); n != 1 {
+			if n := g.counter("gatepost_logins_total", "unreachable"); n != 1 {
 				t.Errorf("%v counted", n)
 			}
 			if strings.Contains(g.log.String(), "garbage") || strings.Contains(g.log.String(), "Early") {
-				t.Errorf("what it answered is in the log:\n%s", g.log)
+				t.Errorf("its answer is in the log:\n%s", g.log)
 			}
 		})
 	}
 }
 
-func TestAnOddUserServiceIsUnderstood(t *testing.T) {
+func TestUnusualUserServicesWork(t *testing.T) {
 	for name, c := range map[string]struct{ answer, body string }{
-		"HTTP/1.0, as long as it lasts": {"HTTP/1.0 200 OK\r\nuserid: ann\r\n\r\nbody", "body"},
-		"early hints":                   {"HTTP/1.1 103 Hints\r\ntoken: theirs\r\nuserid: eve\r\n\r\nHTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
+		"HTTP/1.0, until the connection closes": {"HTTP/1.0 200 OK\r\nuserid: ann\r\n\r\nbody", "body"},
+		"early hints":                           {"HTTP/1.1 103 Hints\r\ntoken: theirs\r\nuserid: eve\r\n\r\nHTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
 		"trailers": {"HTTP/1.1 200 OK\r\nuserid: ann\r\nTrailer: token\r\nTransfer-Encoding: chunked\r\n\r\n" +
 			"4\r\nbody\r\n0\r\ntoken: theirs\r\nuserid: eve\r\n\r\n", "body"},
-		"a body of the most":    {"HTTP/1.1 200 OK\r\nuserid: ann\r\n\r\n" + strings.Repeat("a", maxAnswer), strings.Repeat("a", maxAnswer)},
-		"other letters":         {"HTTP/1.1 200 OK\r\nUSERID:ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
-		"a body after its end":  {"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbodyHTTP/1.1 200 OK\r\nuserid: eve\r\n\r\n", "body"},
+		"the longest body":      {"HTTP/1.1 200 OK\r\nuserid: ann\r\n\r\n" + strings.Repeat("a", maxAnswer), strings.Repeat("a", maxAnswer)},
+		"an upper-case name":    {"HTTP/1.1 200 OK\r\nUSERID:ann\r\nContent-Length: 4\r\n\r\nbody", "body"},
+		"bytes after the body":  {"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 4\r\n\r\nbodyHTTP/1.1 200 OK\r\nuserid: eve\r\n\r\n", "body"},
 		"a compressed body":     {"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x00\x01", "\x1f\x8b\x00\x01"},
 		"a header beyond ASCII": {"HTTP/1.1 200 OK\r\nuserid: ann\r\nX-Name: \xc3\xa4\r\nContent-Length: 4\r\n\r\nbody", "body"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newGateway(t, rawUsers(t, says(c.answer)))
+			g := newGateway(t, rawUsers(t, respond(c.answer)))
 			a := g.call("POST", "/token", "x")
 			a.is(t, 200)
 			if a.body != c.body || len(a.Trailer) != 0 {
 				t.Errorf("body %.100q, trailer %v", a.body, a.Trailer)
 			}
 			a.has(t, "userid", "ann")
-			if !g.opens(a.Header.Get("token")) {
-				t.Error("the token opens nothing")
+			if !g.isLive(a.Header.Get("token")) {
+				t.Error("the token is not live")
 			}
 		})
 	}
 }
 
-func TestAUserServiceThatIsSlowIsNotWaitedFor(t *testing.T) {
+func TestSlowUserServiceTimesOut(t *testing.T) {
 	for name, start := range map[string]string{
 		"silent": "", "in its header": "HTTP/1.1 200 OK\r\nuserid:", "in its body": "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 9\r\n\r\na",
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t, rawUsers(t, func(c net.Conn) {
 				_, _ = io.WriteString(c, start)
-				_, _ = io.Copy(io.Discard, c) // until it is hung up on
+				_, _ = io.Copy(io.Discard, c) // until the gateway closes it
 			}))
 			g.settings.Authenticator.Timeout = 50 * time.Millisecond
-			g.call("POST", "/token", "x").says(t, 504, textSlow)
+			g.call("POST", "/token", "x").isText(t, 504, textSlow)
 			if g.store.created != 0 {
 				t.Error("a session was opened")
 			}
@@ -174,7 +174,7 @@ func TestAUserServiceThatIsSlowIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-func TestAUserServiceThatIsDown(t *testing.T) {
+func TestUserServiceDown(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -183,25 +183,25 @@ func TestAUserServiceThatIsDown(t *testing.T) {
 	_ = listener.Close()
 	g := newGateway(t, "http://"+address)
 	for range g.settings.Shield.Breaker.Failures {
-		g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+		g.call("POST", "/token", "x").isText(t, 503, textNoUsers)
 	}
-	a := g.call("POST", "/token", "x") // it is left alone now
-	a.says(t, 503, textNoUsers)
-	if n := g.counted("gatepost_logins_total", "breaker_open"); n != 1 {
+	a := g.call("POST", "/token", "x") // the breaker is open now
+	a.isText(t, 503, textNoUsers)
+	if n := g.counter("gatepost_logins_total", "breaker_open"); n != 1 {
 		t.Errorf("%v counted; log:\n%s", n, g.log)
 	}
 	if !strings.Contains(g.log.String(), "connection refused") {
-		t.Errorf("the log does not say why:\n%s", g.log)
+		t.Errorf("the log has no reason:\n%s", g.log)
 	}
 }
 
-// A connection that the user service closed while it was idle costs no login, and no login is sent twice.
-func TestAClosedConnectionIsReplaced(t *testing.T) {
+// If the user service closes an idle connection, no login fails and no login is sent twice.
+func TestClosedConnectionIsReplaced(t *testing.T) {
 	closed := make(chan struct{}, 40)
 	g := newGateway(t, rawUsers(t, func(c net.Conn) {
 		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n")
-		_ = c.(*net.TCPConn).CloseWrite() // unannounced
-		_, _ = io.Copy(io.Discard, c)     // until the gateway has noticed
+		_ = c.(*net.TCPConn).CloseWrite() // without a Connection header
+		_, _ = io.Copy(io.Discard, c)     // until the gateway closes it
 		closed <- struct{}{}
 	}))
 	for range 20 {
@@ -209,18 +209,18 @@ func TestAClosedConnectionIsReplaced(t *testing.T) {
 		<-closed
 	}
 	if n := len(closed); n != 0 {
-		t.Errorf("asked %d times for 20 logins", 20+n)
+		t.Errorf("%d requests for 20 logins", 20+n)
 	}
 }
 
-// The user service may have counted a login that it did not answer. net/http repeats a request that has an idempotency
-// key if a kept connection breaks; a login is sent once.
-func TestALoginIsNeverReplayed(t *testing.T) {
+// The user service may have counted a login that it did not answer, so a login is sent only once.
+// net/http would repeat a request with an idempotency key if a persistent connection breaks.
+func TestLoginIsNeverReplayed(t *testing.T) {
 	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
 		for _, body := range []string{"", "password=x"} {
 			t.Run(name+" with the body "+body, func(t *testing.T) {
 				keys := make(chan string, 10)
-				g := newGateway(t, keptUsers(t, func(c net.Conn, r *http.Request) {
+				g := newGateway(t, keepAliveUsers(t, func(c net.Conn, r *http.Request) {
 					keys <- r.Header.Get(name)
 					if r.Header.Get(name) == "" { // the second login breaks the connection instead
 						_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 0\r\n\r\n")
@@ -229,7 +229,7 @@ func TestALoginIsNeverReplayed(t *testing.T) {
 					_ = c.Close()
 				}))
 				g.call("POST", "/token", body).is(t, 200)
-				g.call("POST", "/token", body, name, "k1").says(t, 503, textNoUsers)
+				g.call("POST", "/token", body, name, "k1").isText(t, 503, textNoUsers)
 				if first, second := <-keys, <-keys; first != "" || second != "k1" {
 					t.Errorf("the user service got the keys %q and %q", first, second)
 				}
@@ -241,7 +241,7 @@ func TestALoginIsNeverReplayed(t *testing.T) {
 	}
 }
 
-func TestConnectionsToTheUserServiceAreKept(t *testing.T) {
+func TestConnectionsToUserServiceAreReused(t *testing.T) {
 	var mu sync.Mutex
 	ports := map[string]bool{}
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
@@ -258,14 +258,14 @@ func TestConnectionsToTheUserServiceAreKept(t *testing.T) {
 	}
 }
 
-func TestWrongPasswordsAreSlowedDown(t *testing.T) {
-	for name, unknownUser := range map[string]int{"as wrong passwords are": 401, "in their own way": 404} {
+func TestWrongPasswordsAreThrottled(t *testing.T) {
+	for name, unknownUser := range map[string]int{"like wrong passwords": 401, "with another status": 404} {
 		t.Run("unknown users answered "+name, func(t *testing.T) {
 			var mu sync.Mutex
-			asked := 0
+			requests := 0
 			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 				mu.Lock()
-				asked++
+				requests++
 				mu.Unlock()
 				switch r.FormValue("user") {
 				case "ann":
@@ -282,25 +282,25 @@ func TestWrongPasswordsAreSlowedDown(t *testing.T) {
 				for range 6 {
 					g.call("POST", "/token", "user="+user, "Content-Type", formType).is(t, status)
 				}
-				before := asked
+				before := requests
 				a := g.call("POST", "/token", "user="+strings.ToUpper(user), "Content-Type", formType)
-				a.says(t, 429, textTooMany)
+				a.isText(t, 429, textTooMany)
 				if after, _ := strconv.Atoi(a.Header.Get("Retry-After")); after < 800 || after > 900 {
 					t.Errorf("Retry-After: %d, want the cap", after)
 				}
-				if asked != before {
-					t.Error("the user service was asked")
+				if requests != before {
+					t.Error("the user service got a request")
 				}
 			}
 			g.call("POST", "/token", "user=bob", "Content-Type", formType).is(t, 200)
 			if strings.Contains(g.log.String(), "nobody") {
-				t.Errorf("the log has a name that was typed:\n%s", g.log)
+				t.Errorf("the log has the user name of a failed login:\n%s", g.log)
 			}
 		})
 	}
 }
 
-func TestAnAddressIsSlowedDownWithoutAName(t *testing.T) {
+func TestAddressIsThrottledWithoutUserName(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Good") == "" {
 			w.WriteHeader(403)
@@ -315,14 +315,14 @@ func TestAnAddressIsSlowedDownWithoutAName(t *testing.T) {
 	for range 11 {
 		from("192.0.2.1", "").is(t, 403)
 	}
-	from("192.0.2.1", "yes").says(t, 429, textTooMany)
+	from("192.0.2.1", "yes").isText(t, 429, textTooMany)
 	from("192.0.2.2", "yes").is(t, 200)
-	if n := g.counted("gatepost_logins_total", "throttled"); n != 1 {
+	if n := g.counter("gatepost_logins_total", "throttled"); n != 1 {
 		t.Errorf("%v counted", n)
 	}
 }
 
-func TestTooManyLoginsAtOnce(t *testing.T) {
+func TestTooManyConcurrentLogins(t *testing.T) {
 	arrived, release := make(chan bool), make(chan bool)
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		arrived <- true
@@ -342,15 +342,15 @@ func TestTooManyLoginsAtOnce(t *testing.T) {
 		first <- response.StatusCode
 	}()
 	<-arrived
-	g.call("POST", "/token", "x").says(t, 503, textNoUsers)
+	g.call("POST", "/token", "x").isText(t, 503, textNoUsers)
 	close(release)
 	if status := <-first; status != 200 {
 		t.Errorf("the first login was answered %d", status)
 	}
 }
 
-// A user service that answers before it has read a login leaves a transport behind that is still sending it.
-func TestAUserServiceThatDoesNotReadTheLogin(t *testing.T) {
+// If a user service answers before it has read the login, the transport may still be sending it.
+func TestUserServiceThatDoesNotReadLogin(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "close")
 		w.WriteHeader(401)
@@ -366,10 +366,11 @@ func TestAUserServiceThatDoesNotReadTheLogin(t *testing.T) {
 			}
 			response, err := noRedirects.Do(r)
 			if err != nil {
-				return // the server hung up while the client was sending: as HTTP/1.1 is
+				return // the server closed the connection while the client was sending
 			}
 			defer response.Body.Close()
-			if response.StatusCode != 401 && response.StatusCode != 503 { // 503: the close outran the answer
+			// 503: the close arrived before the answer
+			if response.StatusCode != 401 && response.StatusCode != 503 {
 				t.Errorf("answered %d", response.StatusCode)
 			}
 		})

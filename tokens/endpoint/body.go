@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// maxRequest bounds a login, and headSize the part of it that is read before it is sent on. A login is
-	// a few hundred bytes: then a client that sends slowly costs the user service nothing.
+	// maxRequest bounds a login. headSize is the part that is read before it is sent on. A login
+	// has a few hundred bytes, so a slow client does not occupy the user service.
 	maxRequest = 1 << 20
 	headSize   = 64 << 10
 )
@@ -20,18 +20,18 @@ var (
 	errClient   = errors.New("reading the request")
 )
 
-// body is a request's body: its head in memory, and the rest, if any, still to be read from the client. Its memory is
-// its own and never used again: a transport may go on reading for a while after it has the answer.
+// body is a request's body: its head in memory, and the rest, if any, unread at the client. Its
+// memory is not reused, because a transport may still read it after the answer has arrived.
 type body struct {
 	head   []byte
-	rest   io.Reader // nil: the head is all
-	length int64     // -1: not known
+	rest   io.Reader // nil: head is the whole body
+	length int64     // -1: unknown
 
 	mu      sync.Mutex
-	restErr error // what ended the reading of the rest
+	restErr error // the error that ended reading rest
 }
 
-// readBody reads the head of a request's body, or returns errTooLarge or errClient.
+// readBody reads the head of a request's body. It returns errTooLarge or errClient on failure.
 func readBody(r *http.Request) (*body, error) {
 	if r.ContentLength > maxRequest {
 		return nil, errTooLarge
@@ -41,7 +41,8 @@ func readBody(r *http.Request) (*body, error) {
 		return b, nil
 	}
 	var whole io.Reader = r.Body
-	if r.ContentLength < 0 || r.ContentLength > headSize { // else the server keeps to it
+	// otherwise the server enforces the length
+	if r.ContentLength < 0 || r.ContentLength > headSize {
 		whole = io.LimitReader(whole, headSize)
 	}
 	head := bytes.NewBuffer(make([]byte, 0, bytes.MinRead))
@@ -55,29 +56,29 @@ func readBody(r *http.Request) (*body, error) {
 	return b, nil
 }
 
-// reader returns the body from its beginning. It may be called again as long as there is no rest. Closing it leaves the
-// client's body alone: the server closes that.
+// reader returns the whole body. It may be called again if rest is nil. Its Close does not close
+// the client's body; the server does that.
 func (b *body) reader() io.ReadCloser {
-	if b.rest == nil { // in the form that net/http sends in one piece with the header, instead of after it
+	if b.rest == nil { // net/http sends this type in one write with the header
 		return io.NopCloser(bytes.NewReader(b.head))
 	}
 	return io.NopCloser(io.MultiReader(bytes.NewReader(b.head), &restReader{body: b, room: maxRequest - len(b.head)}))
 }
 
-// err returns what kept the client's body from being read to its end.
+// err returns the error that ended reading the client's body.
 func (b *body) err() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.restErr
 }
 
-// unread says whether the client still had something to send when its request ended.
+// unread reports whether the client had not sent everything when its request ended.
 func (b *body) unread() bool { return b.rest != nil && b.err() != io.EOF }
 
-// restReader reads the rest of a body, and takes down what ends it.
+// restReader reads the rest of a body and records the error that ends it.
 type restReader struct {
 	body *body
-	room int // how much it may be yet
+	room int // the bytes that are still allowed
 }
 
 func (r *restReader) Read(p []byte) (int, error) {

@@ -24,10 +24,11 @@ var (
 	errNoToken   = errors.New("no token")
 	errNotAForm  = errors.New("not a form")
 	errMalformed = errors.New("malformed form")
-	errOver      = fmt.Errorf("%w: its session is over", tokens.ErrUnknown) // by our clock or in spite of the store
+	// by this clock, or the store mixed sessions
+	errExpired = fmt.Errorf("%w: the session has expired", tokens.ErrUnknown)
 )
 
-// call counts and logs what comes of a call below the token path.
+// call counts and logs the outcome of a call below the token path.
 func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (outcome, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		o, err := f(w, r)
@@ -51,10 +52,10 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 	}
 }
 
-// revoke ends the session of the token in the form, else of the one in Authorization (RFC 7009 §2). That no such session is there
-// is what the caller wanted.
+// revoke ends the session of the token in the form, else of the token in Authorization (RFC 7009
+// §2). It succeeds if there is no such session, because that is what the caller wants.
 func (h *Handler) revoke(w http.ResponseWriter, r *http.Request) (outcome, error) {
-	token, err := presented(r, "token")
+	token, err := requestToken(r, "token")
 	switch {
 	case errors.Is(err, tokens.ErrMalformed): // "invalid tokens do not cause an error response" (§2.2)
 		convention.WriteJSON(w, http.StatusOK, struct{}{})
@@ -71,13 +72,14 @@ func (h *Handler) revoke(w http.ResponseWriter, r *http.Request) (outcome, error
 	return done, nil
 }
 
-// refresh exchanges the presented token for a new one. Within the grace a repeated call gets the same one.
+// refresh exchanges the request's token for a new one. Within the grace, a repeated call returns
+// the same new token.
 func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, error) {
 	settings := h.settings()
 	if settings == nil {
 		return h.deny(w, errors.New("no definitions are served"))
 	}
-	old, err := presented(r, "refresh_token", "token")
+	old, err := requestToken(r, "refresh_token", "token")
 	if err != nil {
 		return h.deny(w, err)
 	}
@@ -89,13 +91,13 @@ func (h *Handler) refresh(w http.ResponseWriter, r *http.Request) (outcome, erro
 		return h.deny(w, err)
 	}
 	expiresIn := seconds(session, now)
-	handOver(w.Header(), token.Reveal(), expiresIn, "token,expires_in")
+	setTokenHeaders(w.Header(), token.Reveal(), expiresIn, "token,expires_in")
 	convention.WriteJSON(w, http.StatusOK, newGrant(token.Reveal(), expiresIn, session.Scopes))
 	return done, nil
 }
 
-// rotate exchanges old for a new token of the same session, and returns the one to hand out: another call may have
-// exchanged it before.
+// rotate exchanges old for a new token of the same session and returns the token for the client.
+// That is an earlier one if another call has already exchanged old.
 func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, settings *definitions.Tokens) (tokens.Token, *tokens.Session, error) {
 	token, err := tokens.Mint(tokens.Format(settings.Format))
 	if err != nil {
@@ -114,22 +116,23 @@ func (h *Handler) rotate(ctx context.Context, old tokens.Token, now time.Time, s
 		return tokens.Token{}, nil, err
 	}
 	if given.Session.User == nobody {
-		return tokens.Token{}, nil, errors.Join(errors.New("the store took one session for another"), h.config.Store.Revoke(ctx, next.Hash))
+		return tokens.Token{}, nil, errors.Join(errors.New("the store mixed up two sessions"), h.config.Store.Revoke(ctx, next.Hash))
 	}
 	token, err = old.Unseal(given.Token, given.Session.Hash)
 	return token, given.Session, err
 }
 
-// nobody is the user of a session that no store may take. No user service can name it: a header has no NUL.
+// nobody is the user of a session that a store must reject. No user service can return it, because
+// a header has no NUL.
 const nobody = "nobody\x00"
 
-// next returns the session under its next token. If old opens nothing, the store is still asked, because it may be in its
-// grace or be reused, but it is offered a session of nobody: should old be live after all, it refuses that, and nothing
-// changes.
+// next returns the session with its next token. If old is unknown, the store still has to check
+// whether old is in its grace or reused. It gets a session of nobody for that: if old is live after
+// all, the store rejects that session and changes nothing.
 func (h *Handler) next(ctx context.Context, old, hash tokens.Hash, now time.Time, lifetime time.Duration) (*tokens.Session, error) {
 	session, err := h.lookup(ctx, old)
 	switch {
-	case errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, errOver):
+	case errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, errExpired):
 		return tokens.NewSession(hash, nobody, nil, now, time.Minute, time.Minute)
 	case err != nil:
 		return nil, err
@@ -137,7 +140,7 @@ func (h *Handler) next(ctx context.Context, old, hash tokens.Hash, now time.Time
 	return session.Renewed(hash, now, lifetime), nil
 }
 
-// introspection is the answer of RFC 7662 §2.2.
+// introspection is the response of RFC 7662 §2.2.
 type introspection struct {
 	Active    bool   `json:"active"`
 	Scope     string `json:"scope,omitempty"`
@@ -148,7 +151,8 @@ type introspection struct {
 	ID        string `json:"sid,omitempty"`
 }
 
-// introspect tells a caller about its own token. Of any other it says what it says of none (RFC 7662 §2.2).
+// introspect describes the caller's own token. For any other token the response is the same as for
+// an unknown one (RFC 7662 §2.2).
 func (h *Handler) introspect(w http.ResponseWriter, r *http.Request) (outcome, error) {
 	form, err := readForm(r)
 	if err != nil {
@@ -176,9 +180,9 @@ func (h *Handler) introspect(w http.ResponseWriter, r *http.Request) (outcome, e
 	return done, nil
 }
 
-// presented returns the token that a call is about: of the first of the form's fields that is there, else of
-// Authorization. It is errNoToken, [tokens.ErrMalformed] or the form's error where there is none.
-func presented(r *http.Request, fields ...string) (tokens.Token, error) {
+// requestToken returns the token of a call: the first of the form's fields that is present, else
+// Authorization. It returns errNoToken, [tokens.ErrMalformed] or the form's error if there is none.
+func requestToken(r *http.Request, fields ...string) (tokens.Token, error) {
 	form, err := readForm(r)
 	if err != nil {
 		return tokens.Token{}, err
@@ -213,20 +217,20 @@ func (h *Handler) caller(r *http.Request) (*tokens.Session, error) {
 	return h.lookup(ctx, token.Hash())
 }
 
-// lookup is the store's, and takes its word for nothing that can be checked here.
+// lookup calls the store's Lookup and checks its result.
 func (h *Handler) lookup(ctx context.Context, hash tokens.Hash) (*tokens.Session, error) {
 	session, err := h.config.Store.Lookup(ctx, hash)
 	if err != nil {
 		return nil, err
 	}
 	if session.Hash != hash || !session.Live(h.config.Now()) {
-		return nil, errOver
+		return nil, errExpired
 	}
 	return session, nil
 }
 
-// readForm returns the form in a request's body; no body is an empty form. A field that is given twice makes
-// it errMalformed ("parameters MUST NOT be included more than once", RFC 6749 §3.2).
+// readForm returns the form in a request's body; an empty body is an empty form. A repeated field
+// is errMalformed ("parameters MUST NOT be included more than once", RFC 6749 §3.2).
 func readForm(r *http.Request) (url.Values, error) {
 	if r.ContentLength == 0 {
 		return nil, nil
@@ -243,7 +247,7 @@ func readForm(r *http.Request) (url.Values, error) {
 	case len(data) == 0:
 		return nil, nil
 	}
-	// A token in a body of another type would not be seen, and the one in Authorization taken for it.
+	// In a body of another type, a token would be overlooked and the one in Authorization used.
 	if media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || media != "application/x-www-form-urlencoded" {
 		return nil, errNotAForm
 	}
@@ -259,12 +263,12 @@ func readForm(r *http.Request) (url.Values, error) {
 	return form, nil
 }
 
-// deny is the one place where an error of a call becomes an answer. What is not known is a 503: "no" and
-// "can't tell" are different things.
+// deny writes the response for an error of any call. An unavailable store is a 503, never a
+// refusal.
 func (h *Handler) deny(w http.ResponseWriter, err error) (outcome, error) {
 	switch {
-	case errors.Is(err, tokens.ErrUnavailable): // first: it says nothing about the token, whatever else it is
-		later(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
+	case errors.Is(err, tokens.ErrUnavailable): // first, because it may wrap ErrUnknown
+		writeRetry(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
 		return storeDown, err
 	case errors.Is(err, errNoToken):
 		unauthorized(w, convention.Challenge)
@@ -285,11 +289,11 @@ func (h *Handler) deny(w http.ResponseWriter, err error) (outcome, error) {
 		convention.WriteJSON(w, http.StatusBadRequest, textUnreadable)
 		return unreadable, nil
 	}
-	later(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
+	writeRetry(w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
 	return failed, err
 }
 
-// seconds is how long a session's token opens services, in whole seconds as expires_in has it.
+// seconds returns the remaining lifetime of a session's token in whole seconds, for expires_in.
 func seconds(s *tokens.Session, now time.Time) int64 {
 	return max(0, int64(math.Round(s.Expires.Sub(now).Seconds())))
 }

@@ -28,20 +28,20 @@ func TestMethodsAndPaths(t *testing.T) {
 				continue
 			}
 			a := g.call(method, path, "", "Authorization", token)
-			if method == "HEAD" { // which has no body
+			if method == "HEAD" { // has no body
 				a.is(t, 405)
 			} else {
-				a.says(t, 405, "Method not allowed")
+				a.isText(t, 405, "Method not allowed")
 			}
 			a.has(t, "Allow", allow)
 		}
 	}
 	for _, path := range []string{"/", "/tokens", "/token/", "/token/x", "/Token", "/token/revoke/x", "/token/sessions/", "/token/sessions/x/y",
 		"//token", "/token//revoke", "/x/../token", "/token/./revoke", "/token%2frevoke"} {
-		g.call("POST", path, "", "Authorization", token).says(t, 404, "Could not find any resources for given path.")
+		g.call("POST", path, "", "Authorization", token).isText(t, 404, "Could not find any resources for given path.")
 	}
-	if !g.opens(token) {
-		t.Error("one of these ended the session")
+	if !g.isLive(token) {
+		t.Error("one of these calls ended the session")
 	}
 }
 
@@ -54,8 +54,8 @@ func TestRevoke(t *testing.T) {
 		for _, scheme := range []string{"", "Bearer ", "bearer  "} {
 			token := g.login()
 			g.call("POST", "/token/revoke", "", "Authorization", scheme+token).is(t, 200)
-			if g.opens(token) {
-				t.Error("it opens still")
+			if g.isLive(token) {
+				t.Error("the token is still live")
 			}
 		}
 	})
@@ -65,11 +65,11 @@ func TestRevoke(t *testing.T) {
 		a := g.call("POST", "/token/revoke", body, "Content-Type", contentType, "Authorization", other)
 		a.is(t, 200)
 		a.has(t, "Cache-Control", "no-store")
-		if g.opens(one) || !g.opens(other) {
-			t.Error("the wrong one was revoked")
+		if g.isLive(one) || !g.isLive(other) {
+			t.Error("the wrong token was revoked")
 		}
 	})
-	t.Run("unknown and malformed tokens are revoked already", func(t *testing.T) {
+	t.Run("unknown and malformed tokens are accepted", func(t *testing.T) {
 		for _, token := range []string{uuid.NewString(), "nonsense", "", strings.Repeat("a", 10_000)} {
 			body, contentType := inForm(token)
 			g.call("POST", "/token/revoke", body, "Content-Type", contentType).is(t, 200)
@@ -79,27 +79,28 @@ func TestRevoke(t *testing.T) {
 	})
 	t.Run("no token", func(t *testing.T) {
 		a := g.call("POST", "/token/revoke", "")
-		a.says(t, 401, convention.TextUnauthorized)
+		a.isText(t, 401, convention.TextUnauthorized)
 		a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
 	})
-	t.Run("a body that is no form revokes nothing", func(t *testing.T) {
+	t.Run("a body that is not a form revokes nothing", func(t *testing.T) {
 		token := g.login()
 		for body, contentType := range map[string]string{`{"token":"x"}`: "application/json", "token=x": "text/plain", "token=y": ""} {
-			g.call("POST", "/token/revoke", body, "Content-Type", contentType, "Authorization", token).says(t, 415, textNotAForm)
+			g.call("POST", "/token/revoke", body, "Content-Type", contentType, "Authorization", token).isText(t, 415, textNotAForm)
 		}
-		g.call("POST", "/token/revoke", "token=a&token=b", "Content-Type", formType, "Authorization", token).says(t, 400, textUnreadable)
-		g.call("POST", "/token/revoke", "token=%zz", "Content-Type", formType, "Authorization", token).says(t, 400, textUnreadable)
-		g.call("POST", "/token/revoke", "x="+strings.Repeat("a", maxForm), "Content-Type", formType, "Authorization", token).says(t, 413, textTooLarge)
-		if !g.opens(token) {
-			t.Error("it is revoked")
+		g.call("POST", "/token/revoke", "token=a&token=b", "Content-Type", formType, "Authorization", token).isText(t, 400, textUnreadable)
+		g.call("POST", "/token/revoke", "token=%zz", "Content-Type", formType, "Authorization", token).isText(t, 400, textUnreadable)
+		g.call("POST", "/token/revoke", "x="+strings.Repeat("a", maxForm), "Content-Type", formType, "Authorization", token).isText(t, 413, textTooLarge)
+		if !g.isLive(token) {
+			t.Error("the token was revoked")
 		}
 	})
-	t.Run("the store is out of reach", func(t *testing.T) {
+	t.Run("the store is unavailable", func(t *testing.T) {
 		token := g.login()
-		g.store.fail(fmt.Errorf("%w: %w", tokens.ErrUnavailable, tokens.ErrUnknown)) // "can't tell", whatever else
+		// unavailable takes precedence
+		g.store.fail(fmt.Errorf("%w: %w", tokens.ErrUnavailable, tokens.ErrUnknown))
 		defer g.store.fail(nil)
-		g.call("POST", "/token/revoke", "", "Authorization", token).says(t, 503, textUnavailable)
-		if n := g.counted("gatepost_token_calls_total", "revoke", "store_unavailable"); n != 1 {
+		g.call("POST", "/token/revoke", "", "Authorization", token).isText(t, 503, textUnavailable)
+		if n := g.counter("gatepost_token_calls_total", "revoke", "store_unavailable"); n != 1 {
 			t.Errorf("%v counted", n)
 		}
 	})
@@ -110,14 +111,14 @@ func TestRefresh(t *testing.T) {
 		ann(w, r)
 		w.Header().Set("scopes", "a b")
 	}))
-	for _, where := range []string{"Authorization", "refresh_token", "token"} {
-		t.Run(where, func(t *testing.T) {
+	for _, place := range []string{"Authorization", "refresh_token", "token"} {
+		t.Run(place, func(t *testing.T) {
 			old := g.login()
 			var a answerOf
-			if where == "Authorization" {
+			if place == "Authorization" {
 				a = g.call("POST", "/token/refresh", "", "Authorization", "Bearer "+old)
 			} else {
-				a = g.call("POST", "/token/refresh", "grant_type=refresh_token&"+where+"="+old, "Content-Type", formType)
+				a = g.call("POST", "/token/refresh", "grant_type=refresh_token&"+place+"="+old, "Content-Type", formType)
 			}
 			var got map[string]any
 			a.json(t, &got)
@@ -128,23 +129,23 @@ func TestRefresh(t *testing.T) {
 			}
 			a.has(t, "expires_in", "3600")
 			a.has(t, "Access-Control-Expose-Headers", "token,expires_in")
-			if g.opens(old) || !g.opens(next) || old == next {
-				t.Error("the old token does not end or the new one does not open")
+			if g.isLive(old) || !g.isLive(next) || old == next {
+				t.Error("the old token is live or the new one is not")
 			}
 
-			// The old one again: one of the two who hold it has no right to it.
+			// The old token again: one of its two holders is an attacker.
 			b := g.call("POST", "/token/refresh", "", "Authorization", old)
-			b.says(t, 401, convention.TextUnauthorized)
+			b.isText(t, 401, convention.TextUnauthorized)
 			b.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
-			if g.opens(next) {
-				t.Error("the session goes on")
+			if g.isLive(next) {
+				t.Error("the session is still live")
 			}
-			if n := g.counted("gatepost_token_calls_total", "refresh", "reused"); n == 0 {
+			if n := g.counter("gatepost_token_calls_total", "refresh", "reused"); n == 0 {
 				t.Error("not counted")
 			}
 		})
 	}
-	t.Run("a session is refreshed until its end and not longer", func(t *testing.T) {
+	t.Run("a session is refreshed until its end at most", func(t *testing.T) {
 		g.settings.SessionLifetime = 90 * time.Minute
 		token := g.login()
 		g.handler.config.Now = func() time.Time { return time.Now().Add(45 * time.Minute) }
@@ -153,13 +154,13 @@ func TestRefresh(t *testing.T) {
 		a.is(t, 200)
 		a.has(t, "expires_in", "2700")
 		g.handler.config.Now = func() time.Time { return time.Now().Add(91 * time.Minute) }
-		g.call("POST", "/token/refresh", "", "Authorization", a.Header.Get("token")).says(t, 401, convention.TextUnauthorized)
+		g.call("POST", "/token/refresh", "", "Authorization", a.Header.Get("token")).isText(t, 401, convention.TextUnauthorized)
 	})
-	t.Run("tokens that open nothing", func(t *testing.T) {
+	t.Run("tokens that are not live", func(t *testing.T) {
 		before := g.store.count()
 		for _, token := range []string{uuid.NewString(), "nonsense", "Basic YTpi", "a,b"} {
 			a := g.call("POST", "/token/refresh", "", "Authorization", token)
-			a.says(t, 401, convention.TextUnauthorized)
+			a.isText(t, 401, convention.TextUnauthorized)
 			a.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
 		}
 		g.call("POST", "/token/refresh", "").has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
@@ -167,13 +168,13 @@ func TestRefresh(t *testing.T) {
 			t.Error("a session was opened")
 		}
 	})
-	t.Run("the store is out of reach", func(t *testing.T) {
+	t.Run("the store is unavailable", func(t *testing.T) {
 		token := g.login()
 		g.store.fail(tokens.ErrUnavailable)
-		g.call("POST", "/token/refresh", "", "Authorization", token).says(t, 503, textUnavailable)
+		g.call("POST", "/token/refresh", "", "Authorization", token).isText(t, 503, textUnavailable)
 		g.store.fail(nil)
-		if !g.opens(token) {
-			t.Error("the token is gone")
+		if !g.isLive(token) {
+			t.Error("the token is not live any more")
 		}
 	})
 }
@@ -192,21 +193,21 @@ func TestIntrospect(t *testing.T) {
 			t.Errorf("got %v", got)
 		}
 		if strings.Contains(fmt.Sprint(got), token) {
-			t.Error("it names the token")
+			t.Error("the response contains the token")
 		}
 	}
-	for _, asked := range []string{other, uuid.NewString(), "nonsense", ""} {
-		a := g.call("POST", "/token/introspect", "token="+asked, "Content-Type", formType, "Authorization", token)
+	for _, token := range []string{other, uuid.NewString(), "nonsense", ""} {
+		a := g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType, "Authorization", token)
 		a.is(t, 200)
 		if a.body != `{"active":false}` {
-			t.Errorf("of another's token it says %s", a.body)
+			t.Errorf("for another token: %s", a.body)
 		}
 	}
 	a := g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType)
-	a.says(t, 401, convention.TextUnauthorized)
+	a.isText(t, 401, convention.TextUnauthorized)
 	a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
 	a = g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType, "Authorization", uuid.NewString())
-	a.says(t, 401, convention.TextUnauthorized)
+	a.isText(t, 401, convention.TextUnauthorized)
 	a.has(t, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
 }
 
@@ -257,35 +258,35 @@ func TestSessions(t *testing.T) {
 	}
 
 	for _, unknown := range []string{id(bobs), uuid.NewString(), "x", "%2e%2e%2f"} {
-		g.call("DELETE", "/token/sessions/"+unknown, "", "Authorization", mine).says(t, 404, convention.TextNotFound)
+		g.call("DELETE", "/token/sessions/"+unknown, "", "Authorization", mine).isText(t, 404, convention.TextNotFound)
 	}
 	a := g.call("DELETE", "/token/sessions/"+id(also), "", "Authorization", mine)
 	a.is(t, 200)
-	if a.body != `{"ended":1}` || g.opens(also) || !g.opens(mine) || !g.opens(bobs) {
+	if a.body != `{"ended":1}` || g.isLive(also) || !g.isLive(mine) || !g.isLive(bobs) {
 		t.Errorf("ending one: %s", a.body)
 	}
 	user = "ann"
 	g.login()
 	a = g.call("DELETE", "/token/sessions", "", "Authorization", mine)
 	a.is(t, 200)
-	if a.body != `{"ended":2}` || g.opens(mine) || !g.opens(bobs) {
+	if a.body != `{"ended":2}` || g.isLive(mine) || !g.isLive(bobs) {
 		t.Errorf("ending all: %s", a.body)
 	}
 
 	for _, c := range [][2]string{{"GET", "/token/sessions"}, {"DELETE", "/token/sessions"}, {"DELETE", "/token/sessions/x"}} {
-		g.call(c[0], c[1], "", "Authorization", mine).says(t, 401, convention.TextUnauthorized)
+		g.call(c[0], c[1], "", "Authorization", mine).isText(t, 401, convention.TextUnauthorized)
 		g.call(c[0], c[1], "").has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
-		g.call(c[0], c[1], "", "Authorization", bobs, "Authorization", bobs).says(t, 401, convention.TextUnauthorized)
+		g.call(c[0], c[1], "", "Authorization", bobs, "Authorization", bobs).isText(t, 401, convention.TextUnauthorized)
 		g.store.fail(tokens.ErrUnavailable)
-		g.call(c[0], c[1], "", "Authorization", bobs).says(t, 503, textUnavailable)
+		g.call(c[0], c[1], "", "Authorization", bobs).isText(t, 503, textUnavailable)
 		g.store.fail(errors.New("something else"))
-		g.call(c[0], c[1], "", "Authorization", bobs).says(t, 503, textUnavailable)
+		g.call(c[0], c[1], "", "Authorization", bobs).isText(t, 503, textUnavailable)
 		g.store.fail(nil)
 	}
 }
 
-// A store that answers with another's session, or with one that is over, is not believed.
-func TestAStoresWordIsChecked(t *testing.T) {
+// The endpoint rejects another token's session or an expired one from the store.
+func TestStoreResultsAreChecked(t *testing.T) {
 	g := newGateway(t, users(t, ann))
 	token, other := g.login(), g.login()
 	a, _ := tokens.Parse(token)
@@ -293,5 +294,5 @@ func TestAStoresWordIsChecked(t *testing.T) {
 	g.store.mu.Lock()
 	g.store.sessions[a.Hash()] = g.store.sessions[b.Hash()]
 	g.store.mu.Unlock()
-	g.call("GET", "/token/sessions", "", "Authorization", token).says(t, 401, convention.TextUnauthorized)
+	g.call("GET", "/token/sessions", "", "Authorization", token).isText(t, 401, convention.TextUnauthorized)
 }

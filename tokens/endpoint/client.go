@@ -7,14 +7,14 @@ import (
 	"strings"
 )
 
-// client is who sent a request, as Envoy says.
+// client describes the sender of a request, as reported by Envoy.
 type client struct {
-	address   netip.Addr // the zero Addr where it is not known
+	address   netip.Addr // the zero Addr if unknown
 	agent     string
 	requestID string
 }
 
-// maxRequestID bounds what a log line takes from the request id. Envoy writes 36 characters.
+// maxRequestID bounds the logged part of the request id. Envoy writes 36 characters.
 const maxRequestID = 128
 
 func clientOf(r *http.Request) client {
@@ -26,8 +26,8 @@ func clientOf(r *http.Request) client {
 	}
 }
 
-// addressOf returns the client's address. With use_remote_address Envoy sets the first header itself, and
-// appends to X-Forwarded-For the address that it saw; what stands before is the client's own word.
+// addressOf returns the client's address. With use_remote_address Envoy sets the first header and
+// appends the peer's address to X-Forwarded-For; earlier entries come from the client.
 func addressOf(r *http.Request) netip.Addr {
 	if a, err := netip.ParseAddr(r.Header.Get("X-Envoy-External-Address")); err == nil {
 		return a.Unmap()
@@ -46,7 +46,7 @@ func addressOf(r *http.Request) netip.Addr {
 	return a.Unmap()
 }
 
-// String returns the address, or nothing where it is not known.
+// String returns the address, or "" if it is unknown.
 func (c client) String() string {
 	if !c.address.IsValid() {
 		return ""

@@ -1,9 +1,10 @@
-// Package endpoint decides what comes of a request under the token path: who gets a token, and what the principal
-// of one may do with it (revoke, refresh, introspect, list and end sessions). It is the HTTP handler that Envoy reaches
-// for these paths, under their canonical names whatever the definitions call them.
+// Package endpoint decides the response to requests under the token path: who gets a token, and
+// what its owner may do with it (revoke, refresh, introspect, list and end sessions). It is the
+// HTTP handler that Envoy calls for these paths, always under their canonical names.
 //
-// It is meant for a private address that only Envoy reaches: it takes the client's address from headers that
-// Envoy writes, and leaves origins and CORS to Envoy. The server around it sets the time-outs for reading a request.
+// It must listen on a private address that only Envoy reaches, because it reads the client's
+// address from headers that Envoy writes. Envoy checks origins and CORS. The server around the
+// handler sets the timeouts for reading a request.
 package endpoint
 
 import (
@@ -21,26 +22,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config is what a Handler is made of.
+// Config configures a Handler.
 type Config struct {
 	// Store keeps the sessions. Required.
 	Store tokens.Store
-	// Settings returns the settings of the definitions that are being served. It is called for each request
-	// and may return others each time; what it returned is not changed. Nil, or a nil answer: there is no login. Required.
+	// Settings returns the settings of the served definitions. It is called for each request and
+	// may return another value each time; returned values must not change. If Settings or its
+	// result is nil, logins are refused.
 	Settings func() *definitions.Tokens
-	// Shield says which logins may be put to the user service; nil: one that counts in memory alone.
+	// Shield decides which logins reach the user service; nil: one that counts in memory only.
 	Shield *shield.Shield
-	// Logger gets one line per login; nil: [slog.Default].
+	// Logger logs one line per login; nil: [slog.Default].
 	Logger *slog.Logger
-	// Metrics is where the counters are registered; nil: nowhere.
+	// Metrics registers the counters; nil: none.
 	Metrics prometheus.Registerer
 	// Now is the clock; nil: [time.Now].
 	Now func() time.Time
-	// StoreTimeout bounds each call of the store; 0: 5s. A revoke may have to wait out a lease of 1s in it.
+	// StoreTimeout bounds each call of the store; 0: 5s. A revoke may wait for a lease of 1s.
 	StoreTimeout time.Duration
 }
 
-// Handler answers the requests under the token path. It is safe for use by many goroutines.
+// Handler serves the requests under the token path. It is safe for concurrent use.
 type Handler struct {
 	config    Config
 	mux       http.ServeMux
@@ -48,7 +50,7 @@ type Handler struct {
 	metrics   *metrics
 }
 
-// New returns the handler. It panics where its metrics are registered already.
+// New returns the handler. It panics if its metrics are already registered.
 func New(c Config) *Handler {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -81,7 +83,8 @@ func (h *Handler) Close() { h.transport.CloseIdleConnections() }
 
 // ServeHTTP implements [http.Handler].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if p := r.URL.Path; p == "" || path.Clean(p) != p { // ServeMux would redirect, to a path that clients do not know
+	// ServeMux would redirect to a path unknown to clients
+	if p := r.URL.Path; p == "" || path.Clean(p) != p {
 		notFound(w)
 		return
 	}
@@ -94,7 +97,8 @@ type methods []struct {
 	handler http.HandlerFunc
 }
 
-// handle registers a path. ServeMux's own patterns with a method would answer HEAD as GET, and 405 in text.
+// handle registers a path. ServeMux patterns with a method would treat HEAD as GET and answer 405
+// as plain text.
 func (h *Handler) handle(pattern string, ms methods) {
 	h.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		if len(ms) == 0 {
@@ -118,7 +122,8 @@ func (h *Handler) settings() *definitions.Tokens {
 	return h.config.Settings()
 }
 
-// storeContext bounds a call of the store. A client that hangs up does not undo half of what it asked for.
+// storeContext bounds a call of the store. It ignores a disconnect of the client, so a call is not
+// left half done.
 func (h *Handler) storeContext(r *http.Request) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(r.Context()), h.config.StoreTimeout)
 }

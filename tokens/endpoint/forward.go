@@ -21,27 +21,27 @@ import (
 )
 
 const (
-	// maxAnswer and maxAnswerHeader bound what the user service may answer.
+	// maxAnswer and maxAnswerHeader bound the user service's answer.
 	maxAnswer       = 1 << 20
 	maxAnswerHeader = 64 << 10
 
-	// maxKept is the largest buffer that is kept for the next answer.
+	// maxKept is the capacity up to which a buffer is reused.
 	maxKept = 64 << 10
 
-	// idleTimeout is how long an idle connection to the user service is kept: less than the servers do that
-	// close them soonest (gunicorn after 2s, Node.js after 5s), for a login that meets one being closed is
-	// lost. It is not sent again: nobody knows whether it was counted.
+	// idleTimeout is the lifetime of an idle connection to the user service. It is shorter than the
+	// idle timeouts of common servers (gunicorn 2s, Node.js 5s): a login on a connection that the
+	// server closes fails, and it is not sent again, because the server may have counted it.
 	idleTimeout = 1500 * time.Millisecond
 )
 
 var (
-	errUnreachable = errors.New("user service out of reach")
-	errSlow        = errors.New("user service too slow")
-	errAnswer      = errors.New("user service's answer is broken")
+	errUnreachable = errors.New("user service unreachable")
+	errSlow        = errors.New("user service timed out")
+	errAnswer      = errors.New("invalid answer from the user service")
 )
 
-// newTransport returns connections to the user service and to nothing in between: no proxy from the
-// environment, no compression of our own, HTTP/1.1. A RoundTripper follows no redirects.
+// newTransport returns a transport that connects directly to the user service: no proxy from the
+// environment, no compression, HTTP/1.1. A RoundTripper does not follow redirects.
 func newTransport() *http.Transport {
 	t := &http.Transport{
 		DialContext:            (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
@@ -57,14 +57,15 @@ func newTransport() *http.Transport {
 	return t
 }
 
-// answer is what the user service answered, all of it.
+// answer is the complete answer of the user service.
 type answer struct {
 	status int
 	header http.Header
 	body   *bytes.Buffer
 }
 
-// buffers holds the memory of answers. What grew large is not kept, and no token is.
+// buffers holds the buffers of answers. Large buffers are dropped, and all are cleared because they
+// may hold a token.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 func (a *answer) release() {
@@ -75,11 +76,11 @@ func (a *answer) release() {
 	}
 }
 
-// forward sends a login to the user service as it came and returns the whole answer, or errUnreachable,
-// errSlow, errAnswer, or the error of the client's body. The answer is read to its end before anything is
-// made of it, so a token is never minted for half an answer. The request's own header is used up.
+// forward sends a login to the user service and returns the whole answer. On failure it returns
+// errUnreachable, errSlow, errAnswer, or the error of the client's body. It reads the answer to its
+// end first, so no token is minted for half an answer. It consumes the request's header.
 func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body) (*answer, error) {
-	// Who hangs up does not end the login: it would hide a wrong password from the shield.
+	// A disconnect must not end the login: it would hide a wrong password from the shield.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), a.Timeout)
 	defer cancel()
 	start := time.Now()
@@ -90,7 +91,8 @@ func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body
 		return nil, forwardError(ctx, b, errUnreachable, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode < 200 || response.StatusCode > 599 { // 101 was not asked for, the rest is no status
+	// 101 was not requested, others are invalid
+	if response.StatusCode < 200 || response.StatusCode > 599 {
 		return nil, fmt.Errorf("%w: status %d", errAnswer, response.StatusCode)
 	}
 	if response.ContentLength > maxAnswer {
@@ -98,7 +100,7 @@ func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body
 	}
 	answer := &answer{status: response.StatusCode, header: response.Header, body: buffers.Get().(*bytes.Buffer)}
 	var whole io.Reader = response.Body
-	if response.ContentLength < 0 { // else the transport keeps to it
+	if response.ContentLength < 0 { // otherwise the transport enforces the length
 		whole = io.LimitReader(whole, maxAnswer+1)
 	}
 	if _, err := answer.body.ReadFrom(whole); err != nil {
@@ -112,8 +114,8 @@ func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body
 	return answer, nil
 }
 
-// forwardError says what kept a login from its answer, in words that may be logged: the transport's own errors
-// quote what the user service sent.
+// forwardError returns the cause of a failed login in text that is safe to log. The transport's own
+// errors quote the user service's bytes.
 func forwardError(ctx context.Context, b *body, kind, err error) error {
 	if theirs := b.err(); theirs != nil && theirs != io.EOF {
 		return theirs
@@ -132,22 +134,23 @@ func forwardError(ctx context.Context, b *body, kind, err error) error {
 	case errors.As(err, &certificate):
 		return fmt.Errorf("%w: %w", kind, certificate)
 	case errors.As(err, &alert):
-		return fmt.Errorf("%w: it does not speak TLS", kind)
+		return fmt.Errorf("%w: it does not use TLS", kind)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%w: it closed the connection early", kind)
 	}
-	return fmt.Errorf("%w: it is not the HTTP that was expected", errAnswer)
+	return fmt.Errorf("%w: not a valid HTTP response", errAnswer)
 }
 
-// outbound returns the request for the user service: method, header and body as the client sent them, without hop-by-hop
-// fields. The URL is the configured one. The client's query is dropped: it could override a parameter of that URL.
+// outbound returns the request for the user service: the client's method, header and body without
+// hop-by-hop fields, sent to the configured URL. The client's query is dropped, because it could
+// override a parameter of that URL.
 func outbound(r *http.Request, a *definitions.Authenticator, b *body) *http.Request {
 	dropHopByHop(r.Header)
-	// net/http writes the length of the body that was read, and Host from the URL.
+	// net/http sets the length from the body and Host from the URL.
 	delete(r.Header, "Content-Length")
 	delete(r.Header, "Expect")
 	if _, ok := r.Header["User-Agent"]; !ok {
-		r.Header["User-Agent"] = nil // net/http would name itself
+		r.Header["User-Agent"] = nil // otherwise net/http adds its own
 	}
 	forbidReplay(r.Header)
 	out := &http.Request{
@@ -162,15 +165,17 @@ func outbound(r *http.Request, a *definitions.Authenticator, b *body) *http.Requ
 	if b.length != 0 {
 		out.Body = b.reader()
 	}
-	if b.length != 0 && b.rest == nil { // a login of which no byte was written to a stale connection is sent on a new one
+	// If a stale connection took no byte of the login, net/http may send it on a new one.
+	if b.length != 0 && b.rest == nil {
 		out.GetBody = func() (io.ReadCloser, error) { return b.reader(), nil }
 	}
 	return out
 }
 
-// forbidReplay keeps net/http from sending a login twice. Its Transport repeats a POST on a new connection if the header
-// map has an entry Idempotency-Key or X-Idempotency-Key (package net/http, type Transport). It looks for the canonical
-// spelling only, and field names are case-insensitive on the wire, so the user service still gets the fields.
+// forbidReplay prevents net/http from sending a login twice. Its Transport repeats a POST on a new
+// connection if the header map has an entry Idempotency-Key or X-Idempotency-Key (package net/http,
+// type Transport). It checks the canonical spelling only. Field names are case-insensitive on the
+// wire, so the user service still receives the fields.
 func forbidReplay(header http.Header) {
 	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
 		if values, ok := header[name]; ok {
@@ -180,7 +185,7 @@ func forbidReplay(header http.Header) {
 	}
 }
 
-// hopByHop are the fields that are about one connection (RFC 9110 §7.6.1 and its predecessors).
+// hopByHop lists the fields of a single connection (RFC 9110 §7.6.1 and its predecessors).
 var hopByHop = []string{
 	"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection", "Te", "Trailer",
 	"Transfer-Encoding", "Upgrade",
@@ -199,9 +204,9 @@ func dropHopByHop(header http.Header) {
 	}
 }
 
-// copyTo puts the answer's header into the one that goes to the client. Fields about one connection stay
-// behind, and those that say which page may read the answer: that is the gateway's to say. What is no field by
-// HTTP's rules is dropped too: Envoy would drop the whole answer for it, after a token was minted.
+// copyTo copies the answer's header to the client's response. It drops hop-by-hop fields and CORS
+// permissions, which the gateway decides. It also drops invalid fields: Envoy would reject the
+// whole response because of them, after a token was minted.
 func (a *answer) copyTo(header http.Header) {
 	dropHopByHop(a.header)
 	delete(a.header, "Content-Length")
@@ -220,22 +225,22 @@ func (a *answer) copyTo(header http.Header) {
 		}
 	}
 	if _, ok := header["Content-Type"]; !ok {
-		header["Content-Type"] = nil // net/http would guess one
+		header["Content-Type"] = nil // otherwise net/http guesses one
 	}
 }
 
-// deliver answers with the answer as it is.
+// deliver sends the answer unchanged to the client.
 func (a *answer) deliver(w http.ResponseWriter) {
 	a.copyTo(w.Header())
 	a.write(w)
 }
 
 func (a *answer) write(w http.ResponseWriter) {
-	if a.status == http.StatusNoContent || a.status == http.StatusNotModified { // which have no body
+	if a.status == http.StatusNoContent || a.status == http.StatusNotModified { // no body allowed
 		w.WriteHeader(a.status)
 		return
 	}
 	w.Header()["Content-Length"] = []string{strconv.Itoa(a.body.Len())}
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body.Bytes()) // the client may be gone
+	_, _ = w.Write(a.body.Bytes()) // the client may have disconnected
 }

@@ -15,8 +15,8 @@ import (
 	"gatepost/tokens"
 )
 
-// Whatever the user service answers: a token that is handed out is stored, and one that is stored is handed
-// out, with the one user that the answer named.
+// For any answer of the user service: a token is returned if and only if it is stored, with the one
+// user that the answer names.
 func FuzzUserServiceAnswer(f *testing.F) {
 	for _, seed := range []string{
 		"HTTP/1.1 200 OK\r\nuserid: ann\r\nContent-Length: 2\r\n\r\n{}",
@@ -60,14 +60,14 @@ func FuzzUserServiceAnswer(f *testing.F) {
 		if len(store.sessions) != 1 {
 			t.Fatalf("answered 200 %q with %d sessions stored", body, len(store.sessions))
 		}
-		handed := response.Header.Values("token")
-		token, err := tokens.Parse(strings.Join(handed, ","))
+		returned := response.Header.Values("token")
+		token, err := tokens.Parse(strings.Join(returned, ","))
 		if err != nil {
-			t.Fatalf("handed out %q", handed)
+			t.Fatalf("the response has the tokens %q", returned)
 		}
 		s := store.sessions[token.Hash()]
 		if s == nil {
-			t.Fatal("the token that was handed out is not the one that is stored")
+			t.Fatal("the returned token is not the stored one")
 		}
 		if id, why := userID("userid", []string{s.User}); why != "" || id != s.User {
 			t.Fatalf("stored for user %q: %s", s.User, why)

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
-// gateway is a handler under test on a real server, with what stands around it.
+// gateway is a handler under test on a real server, with its store, metrics and log.
 type gateway struct {
 	*testing.T
 	URL      string
@@ -33,17 +33,17 @@ type gateway struct {
 	settings *definitions.Tokens // set before the first request
 	metrics  *prometheus.Registry
 	log      *safeBuffer
-	// arrived is called with each request before the handler; nil: nothing is.
+	// arrived is called with each request before the handler; nil: none.
 	arrived func(*http.Request)
 }
 
-// newGateway starts a handler whose user service is at an address; none: no user service is defined.
+// newGateway starts a handler with the user service at an address; "": none is defined.
 func newGateway(t *testing.T, userService string) *gateway {
 	t.Helper()
 	return newGatewayOn(t, userService, nil)
 }
 
-// newGatewayOn is newGateway with a store of its own; nil: the gateway's memory.
+// newGatewayOn is newGateway with a given store; nil: the gateway's memory.
 func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway {
 	t.Helper()
 	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(safeBuffer)}
@@ -92,10 +92,10 @@ func users(t *testing.T, f http.HandlerFunc) string {
 	return server.URL + "/users/authenticate"
 }
 
-// ann is a user service that knows one user by whatever password.
+// ann is a user service that accepts any password and returns the user ann.
 func ann(w http.ResponseWriter, _ *http.Request) { w.Header().Set("userid", "ann") }
 
-// answerOf is an answer with its body read.
+// answerOf is a response with its body read.
 type answerOf struct {
 	*http.Response
 	body string
@@ -149,8 +149,9 @@ func (a answerOf) is(t *testing.T, status int) {
 	}
 }
 
-// says checks an answer of the gateway's own: status, a JSON string, never cached, nothing handed out.
-func (a answerOf) says(t *testing.T, status int, text string) {
+// isText checks a response of the gateway itself: status, a JSON string, not cacheable, without a
+// token.
+func (a answerOf) isText(t *testing.T, status int, text string) {
 	t.Helper()
 	a.is(t, status)
 	var got string
@@ -160,7 +161,7 @@ func (a answerOf) says(t *testing.T, status int, text string) {
 	a.has(t, "Content-Type", "application/json")
 	a.has(t, "Cache-Control", "no-store")
 	if a.Header.Get("token") != "" {
-		t.Error("a token was handed out")
+		t.Error("the response has a token")
 	}
 	switch retry := a.Header.Get("Retry-After"); {
 	case (status == 503 || status == 504 || status == 429) == (retry == ""):
@@ -185,19 +186,19 @@ func (a answerOf) json(t *testing.T, into any) {
 	}
 }
 
-// opens says whether a token opens services.
-func (g *gateway) opens(token string) bool {
+// isLive reports whether a token is live.
+func (g *gateway) isLive(token string) bool {
 	g.Helper()
 	parsed, err := tokens.Parse(token)
 	if err != nil {
-		g.Fatalf("%q is no token", token)
+		g.Fatalf("%q is not a token", token)
 	}
 	_, err = g.handler.config.Store.Lookup(g.Context(), parsed.Hash())
 	return err == nil
 }
 
-// counted returns a counter's value, by the name of its metric and its labels' values in their names' order.
-func (g *gateway) counted(name string, labels ...string) float64 {
+// counter returns a counter's value by its name and its label values in the order of label names.
+func (g *gateway) counter(name string, labels ...string) float64 {
 	g.Helper()
 	families, err := g.metrics.Gather()
 	if err != nil {
@@ -220,21 +221,21 @@ func (g *gateway) counted(name string, labels ...string) float64 {
 	return 0
 }
 
-// memory is a store that is correct and nothing else, and can be told to fail.
+// memory is a simple in-memory store that can be set to fail.
 type memory struct {
 	mu       sync.Mutex
 	sessions map[tokens.Hash]*tokens.Session
 	retired  map[tokens.Hash]string // session id
 	err      error
 	created  int
-	minted   []string // what clients were handed, as far as tests told
+	minted   []string // the tokens that responses contained
 }
 
 func newMemory() *memory {
 	return &memory{sessions: map[tokens.Hash]*tokens.Session{}, retired: map[tokens.Hash]string{}}
 }
 
-// fail has every call fail from now on; nil: none.
+// fail makes every call return err; nil: calls succeed again.
 func (m *memory) fail(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -247,7 +248,7 @@ func (m *memory) count() int {
 	return len(m.sessions)
 }
 
-// assertUnlogged checks that no log names a token, nor the hash that a store has it under.
+// assertUnlogged checks that the log contains no token and no hash of a token.
 func (m *memory) assertUnlogged(t *testing.T, log string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -374,7 +375,7 @@ func (m *memory) end(which func(*tokens.Session) bool) int {
 	return n
 }
 
-// safeBuffer is a buffer that a server and a test may use at once.
+// safeBuffer is a buffer that is safe for concurrent use.
 type safeBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -392,7 +393,7 @@ func (b *safeBuffer) String() string {
 	return b.b.String()
 }
 
-// defaultShield returns the shield of definitions that do not mention it.
+// defaultShield returns the default shield of the definitions.
 func defaultShield(t testing.TB) definitions.Shield {
 	t.Helper()
 	d, err := definitions.Parse("gatepost.yaml", []byte("services: []"))

@@ -15,15 +15,15 @@ import (
 	"gatepost/tokens/shield"
 )
 
-// maxUserID is the longest user id that is taken from the user service, in bytes, maxScope and maxScopes the longest scope and how
-// many of them a session has.
+// Limits on the user service's answer: the length of a user id in bytes, the length of a scope, and
+// the number of scopes of a session.
 const (
 	maxUserID = 256
 	maxScope  = 64
 	maxScopes = 64
 )
 
-// login is a POST of user name and password that is on its way through.
+// login is one POST /token in progress.
 type login struct {
 	*Handler
 	client
@@ -31,12 +31,12 @@ type login struct {
 	w        http.ResponseWriter
 	r        *http.Request
 
-	session *tokens.Session // once it is opened
-	why     string          // what to log beside the outcome
+	session *tokens.Session // nil until it is stored
+	reason  string          // the reason to log with the outcome
 }
 
-// login answers POST /token, and counts and logs what came of it. The user is named where the login was good, and else nothing
-// that was typed: people type passwords into the wrong field.
+// login handles POST /token, and counts and logs its outcome. It logs the user of a successful
+// login only, because people type passwords into the wrong field.
 func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	l := &login{Handler: h, client: clientOf(r), settings: h.settings(), w: w, r: r}
 	o := l.run()
@@ -46,8 +46,8 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 		slog.String("outcome", string(o)),
 		slog.String("request_id", l.requestID),
 		slog.String("client", l.client.String()))
-	if l.why != "" {
-		attributes = append(attributes, slog.String("reason", l.why))
+	if l.reason != "" {
+		attributes = append(attributes, slog.String("reason", l.reason))
 	}
 	if l.session != nil {
 		attributes = append(attributes, slog.String("user", l.session.User), slog.String("session", l.session.ID))
@@ -55,11 +55,11 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	h.config.Logger.LogAttrs(r.Context(), o.level(), "login", attributes...)
 }
 
-// run takes the login through its steps, each of which may be the last.
+// run processes the login and returns its outcome.
 func (l *login) run() outcome {
 	if l.settings == nil || l.settings.Authenticator == nil {
-		later(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
-		return l.because(notConfigured, "no tokens.authenticator is defined")
+		writeRetry(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
+		return l.withReason(notConfigured, "no tokens.authenticator is defined")
 	}
 	a := l.settings.Authenticator
 	b, err := readBody(l.r)
@@ -70,22 +70,22 @@ func (l *login) run() outcome {
 	if err != nil {
 		return l.badRequest(err)
 	}
-	pass, err := l.config.Shield.Admit(l.r.Context(), limits(&l.settings.Shield), l.address, user)
+	pass, err := l.config.Shield.Admit(l.r.Context(), shieldSettings(&l.settings.Shield), l.address, user)
 	if err != nil {
-		return l.held(err)
+		return l.refusedByShield(err)
 	}
 	defer pass.Done(l.r.Context(), shield.Unjudged)
 
 	answer, err := l.forward(l.r, a, b)
 	if err != nil {
-		return l.unanswered(pass, b, err)
+		return l.forwardFailed(pass, b, err)
 	}
 	defer answer.release()
 	if answer.status != http.StatusOK {
-		pass.Done(l.r.Context(), judge(answer.status))
+		pass.Done(l.r.Context(), shieldOutcome(answer.status))
 		answer.deliver(l.w)
 		if answer.status >= 500 {
-			return l.because(serviceFailed, fmt.Sprintf("the user service answered %d", answer.status))
+			return l.withReason(serviceFailed, fmt.Sprintf("the user service returned %d", answer.status))
 		}
 		return refused
 	}
@@ -93,14 +93,14 @@ func (l *login) run() outcome {
 	if why != "" {
 		pass.Done(l.r.Context(), shield.Refused)
 		unauthorized(l.w, convention.Challenge)
-		return l.because(noUser, why)
+		return l.withReason(noUser, why)
 	}
 	pass.Done(l.r.Context(), shield.Opened)
 	return l.open(answer, id)
 }
 
-// limits returns the settings of the shield.
-func limits(s *definitions.Shield) *shield.Settings {
+// shieldSettings returns the settings for the shield.
+func shieldSettings(s *definitions.Shield) *shield.Settings {
 	return &shield.Settings{
 		Address:    shield.Limit(s.Address),
 		User:       shield.Limit(s.User),
@@ -109,10 +109,10 @@ func limits(s *definitions.Shield) *shield.Settings {
 	}
 }
 
-// open mints a token, has the store keep its session, and hands it over in the user service's own answer.
+// open mints a token, stores its session, and sends it with the user service's answer.
 func (l *login) open(answer *answer, user string) outcome {
 	if err := l.r.Context().Err(); err != nil {
-		return clientGone // nobody is there to take a token
+		return clientGone // no client is left to receive a token
 	}
 	token, err := tokens.Mint(tokens.Format(l.settings.Format))
 	if err != nil {
@@ -128,39 +128,40 @@ func (l *login) open(answer *answer, user string) outcome {
 	ctx, cancel := l.storeContext(l.r)
 	defer cancel()
 	if err := l.config.Store.Create(ctx, session, s.MaxSessions); err != nil {
-		// A token that is not kept is not handed out.
-		later(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
-		return l.because(storeDown, err.Error())
+		// A token that is not stored must not be returned.
+		writeRetry(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
+		return l.withReason(storeDown, err.Error())
 	}
 	l.session = session
-	l.handOver(answer, token, session)
+	l.respond(answer, token, session)
 	return opened
 }
 
-func (l *login) handOver(answer *answer, token tokens.Token, session *tokens.Session) {
+func (l *login) respond(answer *answer, token tokens.Token, session *tokens.Session) {
 	header, expiresIn := l.w.Header(), seconds(session, l.config.Now())
 	answer.copyTo(header)
-	handOver(header, token.Reveal(), expiresIn, "token,expires_in,"+l.settings.Authenticator.UserHeader)
+	setTokenHeaders(header, token.Reveal(), expiresIn, "token,expires_in,"+l.settings.Authenticator.UserHeader)
 	if answer.body.Len() == 0 {
-		delete(header, "Content-Encoding") // of the body that was not there
+		delete(header, "Content-Encoding") // it described the empty body
 		header.Set("Content-Type", "application/json")
-		_ = json.NewEncoder(answer.body).Encode(newGrant(token.Reveal(), expiresIn, session.Scopes)) // a buffer takes all
+		// writing to a buffer cannot fail
+		_ = json.NewEncoder(answer.body).Encode(newGrant(token.Reveal(), expiresIn, session.Scopes))
 	}
 	answer.write(l.w)
 }
 
-func (l *login) because(o outcome, why string) outcome {
-	l.why = why
+func (l *login) withReason(o outcome, why string) outcome {
+	l.reason = why
 	return o
 }
 
-// fault answers for what should not happen, as for a store that is down: nothing is wrong with the client.
+// fault responds to an internal error like to an unavailable store: the client did nothing wrong.
 func (l *login) fault(err error) outcome {
-	later(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
-	return l.because(failed, err.Error())
+	writeRetry(l.w, http.StatusServiceUnavailable, textUnavailable, retrySoon)
+	return l.withReason(failed, err.Error())
 }
 
-// badRequest answers for a login that cannot be sent on.
+// badRequest responds to a login that cannot be forwarded.
 func (l *login) badRequest(err error) outcome {
 	var ambiguous ambiguousError
 	switch {
@@ -169,50 +170,51 @@ func (l *login) badRequest(err error) outcome {
 		return tooLarge
 	case errors.As(err, &ambiguous):
 		convention.WriteJSON(l.w, http.StatusBadRequest, textAmbiguous+ambiguous.Error())
-		return l.because(unreadable, "ambiguous user name: "+ambiguous.Error())
+		return l.withReason(unreadable, "ambiguous user name: "+ambiguous.Error())
 	}
 	convention.WriteJSON(l.w, http.StatusBadRequest, textUnreadable)
 	return unreadable
 }
 
-// held answers for a login that the shield holds back.
-func (l *login) held(err error) outcome {
+// refusedByShield responds to a login that the shield refuses.
+func (l *login) refusedByShield(err error) outcome {
 	var r *shield.Refusal
 	if !errors.As(err, &r) {
 		return l.fault(err)
 	}
 	switch r.Reason {
 	case shield.Throttled:
-		later(l.w, http.StatusTooManyRequests, textTooMany, r.RetryAfter)
+		writeRetry(l.w, http.StatusTooManyRequests, textTooMany, r.RetryAfter)
 		return throttled
 	case shield.Busy:
-		later(l.w, http.StatusServiceUnavailable, textNoUsers, r.RetryAfter)
+		writeRetry(l.w, http.StatusServiceUnavailable, textNoUsers, r.RetryAfter)
 		return busy
 	}
-	later(l.w, http.StatusServiceUnavailable, textNoUsers, r.RetryAfter)
+	writeRetry(l.w, http.StatusServiceUnavailable, textNoUsers, r.RetryAfter)
 	return broken
 }
 
-// unanswered answers for a login that the user service did not answer, and tells the shield whose fault it was.
-func (l *login) unanswered(pass *shield.Pass, b *body, err error) outcome {
+// forwardFailed responds to a login that the user service did not answer, and reports it to the
+// shield.
+func (l *login) forwardFailed(pass *shield.Pass, b *body, err error) outcome {
 	if errors.Is(err, errTooLarge) || errors.Is(err, errClient) {
 		return l.badRequest(err)
 	}
-	if !b.unread() { // else it may have been the client that kept it waiting
+	if !b.unread() { // otherwise the client may be the cause
 		pass.Done(l.r.Context(), shield.Unanswered)
 	}
 	if errors.Is(err, errSlow) {
-		later(l.w, http.StatusGatewayTimeout, textSlow, retrySoon)
+		writeRetry(l.w, http.StatusGatewayTimeout, textSlow, retrySoon)
 		return timedOut
 	}
-	later(l.w, http.StatusServiceUnavailable, textNoUsers, retrySoon)
-	return l.because(unreachable, err.Error())
+	writeRetry(l.w, http.StatusServiceUnavailable, textNoUsers, retrySoon)
+	return l.withReason(unreachable, err.Error())
 }
 
-// judge says what a status other than 200 means to the shield. Whatever opened nothing is a failed login, so
-// that a service which answers 404 for an unknown user and 401 for a wrong password is not told apart by it, save where
-// the service speaks of itself or of the request.
-func judge(status int) shield.Outcome {
+// shieldOutcome returns the shield's outcome for a status other than 200. Any refusal counts as a
+// failed login. So a service that answers 404 to an unknown user and 401 to a wrong password does
+// not reveal which. Statuses about the service or the request do not count.
+func shieldOutcome(status int) shield.Outcome {
 	switch status {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return shield.Unanswered
@@ -225,10 +227,10 @@ func judge(status int) shield.Outcome {
 	return shield.Refused
 }
 
-// userID returns the user's id from the values of the header with a name, or why there is none.
+// userID returns the user's id from the values of the header name, or why there is none.
 func userID(name string, values []string) (id, why string) {
 	bad := func(what string) (string, string) {
-		return "", fmt.Sprintf("the user service's 200 has %s header %q (tokens.authenticator.user_header)", what, name)
+		return "", fmt.Sprintf("the user service returned 200 with %s header %q (tokens.authenticator.user_header)", what, name)
 	}
 	switch {
 	case len(values) == 0:
@@ -241,7 +243,7 @@ func userID(name string, values []string) (id, why string) {
 		return bad("more than 256 bytes in the")
 	}
 	for i := range len(values[0]) {
-		// It goes into a header of every request to come, where nothing else is safe.
+		// The id is sent as a header of later requests, so it must be printable ASCII.
 		if c := values[0][i]; c < ' ' || c > '~' {
 			return bad("control or non-ASCII characters in the")
 		}
@@ -249,7 +251,7 @@ func userID(name string, values []string) (id, why string) {
 	return values[0], ""
 }
 
-// scopes returns the session's scopes. One that RFC 6749 §3.3 does not allow is left out, and said to be.
+// scopes returns the session's scopes. It drops invalid ones (RFC 6749 §3.3) and logs their number.
 func (l *login) scopes(answer *answer) []string {
 	var good []string
 	bad := 0
@@ -265,13 +267,13 @@ func (l *login) scopes(answer *answer) []string {
 		}
 	}
 	if bad > 0 {
-		l.config.Logger.LogAttrs(l.r.Context(), slog.LevelWarn, "the user service's 200 has scopes that are none; they are left out",
+		l.config.Logger.LogAttrs(l.r.Context(), slog.LevelWarn, "invalid scopes from the user service are left out",
 			slog.Int("left_out", bad), slog.String("request_id", l.requestID))
 	}
 	return good
 }
 
-// validScope: scope-token = 1*( %x21 / %x23-5B / %x5D-7E ), of a length that services can ask for.
+// validScope implements scope-token = 1*( %x21 / %x23-5B / %x5D-7E ), with a limited length.
 func validScope(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; c <= ' ' || c == '"' || c == '\\' || c > '~' {

@@ -17,7 +17,7 @@ import (
 	"gatepost/tokens"
 )
 
-func TestLoginHandsOverATokenThatIsStored(t *testing.T) {
+func TestLoginReturnsStoredToken(t *testing.T) {
 	for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
 		t.Run(string(format), func(t *testing.T) {
 			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
@@ -56,14 +56,14 @@ func TestLoginHandsOverATokenThatIsStored(t *testing.T) {
 			if !strings.Contains(g.log.String(), `"outcome":"opened"`) || !strings.Contains(g.log.String(), `"user":"ann"`) {
 				t.Errorf("log:\n%s", g.log)
 			}
-			if n := g.counted("gatepost_logins_total", "opened"); n != 1 {
+			if n := g.counter("gatepost_logins_total", "opened"); n != 1 {
 				t.Errorf("%v logins counted", n)
 			}
 		})
 	}
 }
 
-func TestLoginWithoutABodyIsAnsweredAsOAuthDoes(t *testing.T) {
+func TestLoginWithEmptyAnswerReturnsOAuthBody(t *testing.T) {
 	for name, f := range map[string]http.HandlerFunc{
 		"no body": ann,
 		"chunked": func(w http.ResponseWriter, r *http.Request) {
@@ -85,15 +85,15 @@ func TestLoginWithoutABodyIsAnsweredAsOAuthDoes(t *testing.T) {
 	}
 }
 
-// The old gateway's own words, and everything that its clients saw.
-func TestWhatIsNot200IsDeliveredAsItWas(t *testing.T) {
+// Responses other than 200 keep everything that clients of the old gateway saw.
+func TestOtherStatusesAreForwarded(t *testing.T) {
 	for _, status := range []int{201, 202, 204, 206, 301, 302, 307, 308, 304, 400, 401, 403, 404, 418, 422, 429, 500, 503, 599} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			calls := 0
 			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 				calls++
 				h := w.Header()
-				h.Set("Location", "/elsewhere")
+				h.Set("Location", "/other")
 				h.Set("userid", "ann")
 				h.Set("X-Why", "because")
 				h.Set("Retry-After", "77")
@@ -107,7 +107,7 @@ func TestWhatIsNot200IsDeliveredAsItWas(t *testing.T) {
 			}))
 			a := g.call("POST", "/token", "x")
 			a.is(t, status)
-			a.has(t, "Location", "/elsewhere")
+			a.has(t, "Location", "/other")
 			a.has(t, "X-Why", "because")
 			a.has(t, "Retry-After", "77")
 			if c := a.Header.Values("Set-Cookie"); !reflect.DeepEqual(c, []string{"a=1", "b=2"}) {
@@ -128,8 +128,8 @@ func TestWhatIsNot200IsDeliveredAsItWas(t *testing.T) {
 	}
 }
 
-// An outage is neither a wrong password nor the everyday business of a log.
-func TestAnOutageHasALevelAnOutcomeAndAMetricOfItsOwn(t *testing.T) {
+// An outage differs from a wrong password in outcome, log level and metric.
+func TestOutagesAreDistinguished(t *testing.T) {
 	for _, c := range []struct {
 		what         string
 		status       int
@@ -149,17 +149,17 @@ func TestAnOutageHasALevelAnOutcomeAndAMetricOfItsOwn(t *testing.T) {
 			g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { ann(w, r); w.WriteHeader(c.status) }))
 			g.settings.Authenticator.UserField, g.settings.Shield.User.Failures = "username", 1
 			g.store.fail(c.store)
-			for range 3 { // none of these but the wrong password counts against the user
+			for range 3 { // only the wrong password counts against the user
 				a := g.call("POST", "/token", "username=ann", "Content-Type", formType)
 				if throttled := a.StatusCode == 429; throttled && c.outcome != "refused" {
 					t.Fatalf("answered %d", a.StatusCode)
 				}
 			}
-			n := g.counted("gatepost_logins_total", c.outcome)
-			if want := 3 - g.counted("gatepost_logins_total", "throttled"); n != want || n == 0 {
+			n := g.counter("gatepost_logins_total", c.outcome)
+			if want := 3 - g.counter("gatepost_logins_total", "throttled"); n != want || n == 0 {
 				t.Errorf("%v counted as %s, want %v", n, c.outcome, want)
 			}
-			if got := g.counted("gatepost_user_service_errors_total"); got != n*c.serviceFails {
+			if got := g.counter("gatepost_user_service_errors_total"); got != n*c.serviceFails {
 				t.Errorf("%v errors of the user service counted", got)
 			}
 			line := fmt.Sprintf(`"level":"%s","msg":"login","outcome":"%s"`, c.level, c.outcome)
@@ -170,7 +170,7 @@ func TestAnOutageHasALevelAnOutcomeAndAMetricOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestThe200WithoutAUserIsLoggedWithTheExpectedHeader(t *testing.T) {
+func TestMissingUserHeaderIsLogged(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { w.Header().Set("X-User", "ann") }))
 	g.settings.Authenticator.UserHeader = "x-account"
 	g.call("POST", "/token", "x").is(t, 401)
@@ -179,7 +179,7 @@ func TestThe200WithoutAUserIsLoggedWithTheExpectedHeader(t *testing.T) {
 	}
 }
 
-func TestA200WithoutOneGoodUserOpensNothing(t *testing.T) {
+func TestInvalidUserCreatesNoSession(t *testing.T) {
 	for name, ids := range map[string][]string{
 		"missing": nil, "empty": {""}, "blank": {"  "}, "twice": {"ann", "ann"}, "twice, one empty": {"ann", ""}, "long": {strings.Repeat("a", 257)},
 		"tab": {"a\tb"}, "latin-1": {"\xe4nn"}, "UTF-8": {"änn"}, "control": {"a\x01b"}, "delete": {"a\x7fb"},
@@ -191,14 +191,14 @@ func TestA200WithoutOneGoodUserOpensNothing(t *testing.T) {
 				_, _ = io.WriteString(w, "welcome")
 			}))
 			a := g.call("POST", "/token", "x")
-			if name == "control" || name == "delete" { // no HTTP at all, says the client library
-				a.says(t, 503, textNoUsers)
+			if name == "control" || name == "delete" { // net/http rejects these answers
+				a.isText(t, 503, textNoUsers)
 			} else {
-				a.says(t, 401, "You are not allowed to access this API!")
+				a.isText(t, 401, "You are not allowed to access this API!")
 				a.has(t, "WWW-Authenticate", `Bearer realm="gatepost"`)
 			}
 			if g.store.count() != 0 || a.Header.Get("X-Other") != "" {
-				t.Error("something of it got through")
+				t.Error("a part of the answer was forwarded")
 			}
 		})
 	}
@@ -208,7 +208,7 @@ func TestA200WithoutOneGoodUserOpensNothing(t *testing.T) {
 	g.call("POST", "/token", "x").is(t, 200)
 }
 
-func TestTheUserHeaderHasTheNameThatIsSet(t *testing.T) {
+func TestUserHeaderIsConfigurable(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Account", "ann")
 		w.Header().Set("X-May", "a")
@@ -222,7 +222,7 @@ func TestTheUserHeaderHasTheNameThatIsSet(t *testing.T) {
 	}
 }
 
-func TestBadScopesAreLeftOutAndSaidToBe(t *testing.T) {
+func TestInvalidScopesAreDroppedAndLogged(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		ann(w, r)
 		w.Header()["Scopes"] = []string{`good  "quoted" back\slash`, "b\xffd " + strings.Repeat("x", 65), "fine"}
@@ -236,7 +236,7 @@ func TestBadScopesAreLeftOutAndSaidToBe(t *testing.T) {
 	}
 }
 
-func TestTheUserServicesOwnHeadersCannotPassForTheGateways(t *testing.T) {
+func TestUserServiceCannotSetGatewayHeaders(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		ann(w, r)
 		for _, name := range []string{"token", "Expires_in", "Access-Control-Allow-Origin", "Access-Control-Allow-Credentials",
@@ -255,12 +255,12 @@ func TestTheUserServicesOwnHeadersCannotPassForTheGateways(t *testing.T) {
 			t.Errorf("%s: %q", name, values)
 		}
 	}
-	if !g.opens(a.Header.Get("token")) {
-		t.Error("the token is not the gateway's")
+	if !g.isLive(a.Header.Get("token")) {
+		t.Error("the token was not minted by the gateway")
 	}
 }
 
-func TestTheClientsQueryNeverReachesTheUserService(t *testing.T) {
+func TestClientQueryIsDropped(t *testing.T) {
 	for _, configured := range []string{"", "?realm=customers"} {
 		for _, sent := range []string{"?realm=admins", "?", "?realm=customers&realm=admins", "?%zz"} {
 			var got string
@@ -273,7 +273,7 @@ func TestTheClientsQueryNeverReachesTheUserService(t *testing.T) {
 	}
 }
 
-func TestTheLoginGoesOnAsItWasSent(t *testing.T) {
+func TestLoginIsForwardedUnchanged(t *testing.T) {
 	var got *http.Request
 	var body string
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
@@ -317,7 +317,7 @@ func TestTheLoginGoesOnAsItWasSent(t *testing.T) {
 	}
 }
 
-func TestBodiesOfAllSizesGoOnWhole(t *testing.T) {
+func TestBodiesOfAllSizesAreForwarded(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		data, err := io.ReadAll(r.Body)
 		w.Header().Set("X-Got", fmt.Sprint(len(data), err, strings.Count(string(data), "a") == len(data)))
@@ -342,11 +342,11 @@ func TestBodiesOfAllSizesGoOnWhole(t *testing.T) {
 	}
 }
 
-func TestALoginThatIsTooLargeIsRefused(t *testing.T) {
+func TestTooLargeLoginIsRefused(t *testing.T) {
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		_, err := io.Copy(io.Discard, r.Body)
 		if err == nil {
-			t.Error("the user service took it for whole")
+			t.Error("the user service read the whole body without an error")
 		}
 		ann(w, r)
 	}))
@@ -358,38 +358,38 @@ func TestALoginThatIsTooLargeIsRefused(t *testing.T) {
 		r := httptest.NewRequest("POST", "/token", body)
 		w := httptest.NewRecorder()
 		g.handler.ServeHTTP(w, r)
-		answerOf{w.Result(), w.Body.String()}.says(t, 413, textTooLarge)
+		answerOf{w.Result(), w.Body.String()}.isText(t, 413, textTooLarge)
 	}
 	if g.store.count() != 0 {
 		t.Error("a session was opened")
 	}
 }
 
-func TestAStoreThatFailsHandsOutNothing(t *testing.T) {
+func TestFailingStoreReturnsNoToken(t *testing.T) {
 	g := newGateway(t, users(t, ann))
 	g.store.fail(fmt.Errorf("%w: it is full", tokens.ErrUnavailable))
 	a := g.call("POST", "/token", "x")
-	a.says(t, 503, textUnavailable)
+	a.isText(t, 503, textUnavailable)
 	if a.Header.Get("userid") != "" {
-		t.Error("the user was handed out")
+		t.Error("the response names the user")
 	}
-	if n := g.counted("gatepost_logins_total", "store_unavailable"); n != 1 {
+	if n := g.counter("gatepost_logins_total", "store_unavailable"); n != 1 {
 		t.Errorf("%v counted", n)
 	}
 	g.store.fail(nil)
-	if !g.opens(g.login()) {
-		t.Error("the token opens nothing")
+	if !g.isLive(g.login()) {
+		t.Error("the token is not live")
 	}
 }
 
-func TestWithoutAUserServiceThereIsNoLogin(t *testing.T) {
+func TestNoLoginWithoutUserService(t *testing.T) {
 	g := newGateway(t, "")
-	g.call("POST", "/token", "x").says(t, 503, textUnavailable)
+	g.call("POST", "/token", "x").isText(t, 503, textUnavailable)
 	if !strings.Contains(g.log.String(), "no tokens.authenticator is defined") {
 		t.Errorf("log:\n%s", g.log)
 	}
 	g.settings = nil
-	g.call("POST", "/token", "x").says(t, 503, textUnavailable)
+	g.call("POST", "/token", "x").isText(t, 503, textUnavailable)
 }
 
 func TestSettingsChangeWhileRunning(t *testing.T) {
@@ -399,32 +399,32 @@ func TestSettingsChangeWhileRunning(t *testing.T) {
 	other.Lifetime, other.Format = 48*time.Hour, string(tokens.FormatSecret)
 	g.settings = &other
 	a := g.call("POST", "/token", "x")
-	a.has(t, "expires_in", "86400") // no longer than the session
+	a.has(t, "expires_in", "86400") // at most the session's lifetime
 	if !strings.HasPrefix(a.Header.Get("token"), "gp1_") {
 		t.Errorf("token of the old format")
 	}
 }
 
-func TestOnlyTheOldestSessionsMakeWay(t *testing.T) {
+func TestOldestSessionsAreReplaced(t *testing.T) {
 	g := newGateway(t, users(t, ann))
 	g.settings.MaxSessions = 2
 	first := g.login()
 	for range 2 {
-		time.Sleep(2 * time.Millisecond) // sessions are told apart by the millisecond
+		time.Sleep(2 * time.Millisecond) // sessions are ordered by milliseconds
 		g.login()
 	}
-	if g.opens(first) || g.store.count() != 2 {
+	if g.isLive(first) || g.store.count() != 2 {
 		t.Errorf("%d sessions", g.store.count())
 	}
 }
 
-func TestAWaitingClientThatHangsUpOpensNothingAndStillCounts(t *testing.T) {
+func TestDisconnectedClientCreatesNoSession(t *testing.T) {
 	arrived, release := make(chan bool), make(chan bool)
 	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) {
 		arrived <- true
 		<-release
 		if r.Context().Err() != nil {
-			t.Error("the login was broken off at the user service")
+			t.Error("the login was canceled at the user service")
 		}
 		ann(w, r)
 	}))
@@ -440,21 +440,21 @@ func TestAWaitingClientThatHangsUpOpensNothingAndStillCounts(t *testing.T) {
 	<-arrived
 	cancel()
 	if err := <-answered; err == nil {
-		t.Fatal("the client did not hang up")
+		t.Fatal("the client did not disconnect")
 	}
-	<-noticed // by the gateway
+	<-noticed // the gateway has noticed
 	close(release)
-	for deadline := time.Now().Add(20 * time.Second); g.counted("gatepost_logins_total", "client_gone") == 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); g.counter("gatepost_logins_total", "client_gone") == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("log:\n%s", g.log)
 		}
 	}
 	if g.store.count() != 0 {
-		t.Error("a session was opened for nobody")
+		t.Error("a session was stored without a client")
 	}
 }
 
-func TestTheClientsAddressIsTheOneThatEnvoySaw(t *testing.T) {
+func TestClientAddress(t *testing.T) {
 	for name, c := range map[string]struct {
 		external string
 		xff      []string

@@ -7,26 +7,27 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
-// outcome is what came of a login or a call, for the log and the metrics.
+// outcome is the result of a login or a call, for the log and the metrics.
 type outcome string
 
-// The outcomes of a login; a call has some of them, and its own.
+// The outcomes of logins and calls. Calls share some and add their own below.
 const (
-	opened        outcome = "opened"
-	refused       outcome = "refused"            // the user service answered neither 200 nor 5xx
-	noUser        outcome = "no_user"            // its 200 names no user
-	throttled     outcome = "throttled"          // the shield holds failed logins against the client or the user
-	busy          outcome = "busy"               // too many logins at once
-	broken        outcome = "breaker_open"       // the user service is being left alone
-	unreachable   outcome = "unreachable"        // the user service is down, or its answer is broken
-	serviceFailed outcome = "user_service_error" // the user service answered 5xx
-	timedOut      outcome = "timeout"            // the user service is slow
+	opened    outcome = "opened"
+	refused   outcome = "refused"      // the user service answered neither 200 nor 5xx
+	noUser    outcome = "no_user"      // its 200 has no valid user
+	throttled outcome = "throttled"    // too many failed logins of the client or the user
+	busy      outcome = "busy"         // too many concurrent logins
+	broken    outcome = "breaker_open" // the breaker of the user service is open
+	// the user service is down, or its answer is invalid
+	unreachable   outcome = "unreachable"
+	serviceFailed outcome = "user_service_error" // the user service returned 5xx
+	timedOut      outcome = "timeout"            // the user service timed out
 	notConfigured outcome = "not_configured"     // no user service is defined
 	tooLarge      outcome = "too_large"          // the login is too large
-	unreadable    outcome = "unreadable"         // the login cannot be read, or does not say which user logs in
+	unreadable    outcome = "unreadable"         // the login is malformed, or its user is ambiguous
 	storeDown     outcome = "store_unavailable"
 	clientGone    outcome = "client_gone"
-	failed        outcome = "failed" // a fault of ours
+	failed        outcome = "failed" // an internal error
 
 	done         outcome = "ok"
 	unauthorised outcome = "unauthorized"
@@ -35,8 +36,8 @@ const (
 	unknown      outcome = "unknown"
 )
 
-// level returns the level at which an outcome is logged: a warning if a client is not served although nothing is wrong
-// with its request, an error if Gatepost is at fault.
+// level returns the log level of an outcome: a warning if a valid request is not served, an error
+// for an internal error.
 func (o outcome) level() slog.Level {
 	switch o {
 	case busy, broken, unreachable, serviceFailed, timedOut, storeDown, reused:
@@ -68,25 +69,25 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		logins: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatepost_logins_total",
-			Help: "Logins by what came of them.",
+			Help: "Logins by outcome.",
 		}, []string{"outcome"}),
 		calls: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatepost_token_calls_total",
-			Help: "Calls below the token path by what came of them.",
+			Help: "Calls below the token path by outcome.",
 		}, []string{"call", "outcome"}),
 		userService: f.NewHistogram(prometheus.HistogramOpts{
 			Name:    "gatepost_user_service_seconds",
-			Help:    "How long the user service took to answer a login, in seconds, failures included.",
+			Help:    "Seconds until the user service answered a login, failures included.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
 		userServiceErrors: f.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_user_service_errors_total",
-			Help: "Logins that the user service could not answer: it was down, too slow, or answered 5xx.",
+			Help: "Logins that failed at the user service: it was down, too slow, or returned 5xx.",
 		}),
 	}
 	for _, o := range []outcome{opened, refused, noUser, throttled, busy, broken, unreachable, serviceFailed, timedOut, notConfigured,
 		tooLarge, unreadable, storeDown, clientGone, failed} {
-		m.logins.WithLabelValues(string(o)) // a rate needs its zero
+		m.logins.WithLabelValues(string(o)) // a rate needs an initial zero
 	}
 	return m
 }

@@ -22,7 +22,7 @@ const (
 	textAmbiguous   = "The login does not name its user in one way: " // and what to change
 )
 
-// retrySoon is the Retry-After if nothing better is known.
+// retrySoon is the default Retry-After.
 const retrySoon = time.Second
 
 func unauthorized(w http.ResponseWriter, challenge string) {
@@ -43,14 +43,14 @@ func methodNotAllowed(w http.ResponseWriter, allowed methods) {
 	convention.WriteJSON(w, http.StatusMethodNotAllowed, convention.TextMethodNotAllowed)
 }
 
-// later answers that another try makes sense after a while.
-func later(w http.ResponseWriter, status int, text string, after time.Duration) {
+// writeRetry writes a response that lets the client retry after a while.
+func writeRetry(w http.ResponseWriter, status int, text string, after time.Duration) {
 	seconds := max(1, int(math.Ceil(after.Seconds())))
 	w.Header().Set("Retry-After", strconv.Itoa(seconds))
 	convention.WriteJSON(w, status, text)
 }
 
-// grant is the answer of RFC 6749 §5.1.
+// grant is the response of RFC 6749 §5.1.
 type grant struct {
 	AccessToken string `json:"access_token"`
 	TokenType   string `json:"token_type"`
@@ -62,8 +62,8 @@ func newGrant(token string, expiresIn int64, scopes []string) grant {
 	return grant{AccessToken: token, TokenType: "Bearer", ExpiresIn: expiresIn, Scope: strings.Join(scopes, " ")}
 }
 
-// handOver puts a token into an answer's headers, in place of whatever has their names.
-func handOver(header http.Header, token string, expiresIn int64, exposed string) {
+// setTokenHeaders sets the headers that carry a token, replacing existing ones.
+func setTokenHeaders(header http.Header, token string, expiresIn int64, exposed string) {
 	header["Token"] = []string{token}
 	header["Expires_in"] = []string{strconv.FormatInt(expiresIn, 10)}
 	header["Access-Control-Expose-Headers"] = []string{exposed}

@@ -10,8 +10,8 @@ import (
 	"gatepost/tokens"
 )
 
-// listed is a session as its owner sees it: never its token, nor the hash of it.
-type listed struct {
+// sessionJSON is the JSON form of a session for its owner, without its token and its hash.
+type sessionJSON struct {
 	ID            string     `json:"id"`
 	Current       bool       `json:"current"`
 	Issued        time.Time  `json:"issued"`
@@ -36,18 +36,18 @@ func (h *Handler) sessions(w http.ResponseWriter, r *http.Request) (outcome, err
 	if err != nil {
 		return h.deny(w, err)
 	}
-	list := make([]listed, 0, len(all))
+	list := make([]sessionJSON, 0, len(all))
 	for _, s := range all {
-		if s.User == caller.User { // nobody sees another's, whatever the store says
-			list = append(list, show(s, caller))
+		if s.User == caller.User { // guards against another user's session from the store
+			list = append(list, newSessionJSON(s, caller))
 		}
 	}
-	convention.WriteJSON(w, http.StatusOK, map[string][]listed{"sessions": list})
+	convention.WriteJSON(w, http.StatusOK, map[string][]sessionJSON{"sessions": list})
 	return done, nil
 }
 
-func show(s, caller *tokens.Session) listed {
-	l := listed{
+func newSessionJSON(s, caller *tokens.Session) sessionJSON {
+	l := sessionJSON{
 		ID:            s.ID,
 		Current:       s.ID == caller.ID,
 		Issued:        s.Issued,
@@ -64,12 +64,12 @@ func show(s, caller *tokens.Session) listed {
 	return l
 }
 
-// ended is the answer to the ends of sessions: how many there were.
-type ended struct {
+// endedJSON is the response to a call that ends sessions: their number.
+type endedJSON struct {
 	Ended int `json:"ended"`
 }
 
-// endSessions logs the caller out everywhere.
+// endSessions ends all sessions of the caller.
 func (h *Handler) endSessions(w http.ResponseWriter, r *http.Request) (outcome, error) {
 	caller, err := h.caller(r)
 	if err != nil {
@@ -81,11 +81,11 @@ func (h *Handler) endSessions(w http.ResponseWriter, r *http.Request) (outcome, 
 	if err != nil {
 		return h.deny(w, err)
 	}
-	convention.WriteJSON(w, http.StatusOK, ended{n})
+	convention.WriteJSON(w, http.StatusOK, endedJSON{n})
 	return done, nil
 }
 
-// endSession ends one of the caller's sessions. Another's is as unknown as one that never was.
+// endSession ends one of the caller's sessions. Another user's session is reported as unknown.
 func (h *Handler) endSession(w http.ResponseWriter, r *http.Request) (outcome, error) {
 	caller, err := h.caller(r)
 	if err != nil {
@@ -101,7 +101,7 @@ func (h *Handler) endSession(w http.ResponseWriter, r *http.Request) (outcome, e
 	if err != nil {
 		return h.deny(w, err)
 	}
-	convention.WriteJSON(w, http.StatusOK, ended{1})
+	convention.WriteJSON(w, http.StatusOK, endedJSON{1})
 	return done, nil
 }
 

@@ -13,7 +13,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// onRealStores runs a test with each store that there is.
+// onRealStores runs a test with each kind of store.
 func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 	for name, open := range map[string]func(*testing.T) tokens.Store{
 		"embedded": func(t *testing.T) tokens.Store {
@@ -28,7 +28,7 @@ func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			options.Timeout = time.Minute // a busy machine may need more than a gateway waits
+			options.Timeout = time.Minute // a busy machine may need longer than the default
 			return redisstore.New(redisconn.Open(options))
 		},
 	} {
@@ -40,8 +40,8 @@ func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 	}
 }
 
-// TestALifeOfTokensInTheRealStores goes once through all calls.
-func TestALifeOfTokensInTheRealStores(t *testing.T) {
+// The test runs all calls once.
+func TestAllCallsOnRealStores(t *testing.T) {
 	onRealStores(t, func(t *testing.T, store tokens.Store) {
 		g := newGatewayOn(t, users(t, ann), store)
 		first, second := g.login(), g.login()
@@ -56,31 +56,31 @@ func TestALifeOfTokensInTheRealStores(t *testing.T) {
 		a := g.call("POST", "/token/refresh", "", "Authorization", first)
 		a.is(t, 200)
 		renewed := a.Header.Get("token")
-		if g.opens(first) || !g.opens(renewed) || count(renewed) != 2 {
-			t.Error("the refresh did not put the new token in the old one's place")
+		if g.isLive(first) || !g.isLive(renewed) || count(renewed) != 2 {
+			t.Error("the refresh did not replace the old token")
 		}
 		b := g.call("POST", "/token/refresh", "", "Authorization", first)
-		b.says(t, 401, convention.TextUnauthorized)
-		if g.opens(renewed) || !g.opens(second) {
-			t.Error("a second refresh did not end its session and no other")
+		b.isText(t, 401, convention.TextUnauthorized)
+		if g.isLive(renewed) || !g.isLive(second) {
+			t.Error("a second refresh must end its own session only")
 		}
-		if n := g.counted("gatepost_token_calls_total", "refresh", "reused"); n != 1 {
+		if n := g.counter("gatepost_token_calls_total", "refresh", "reused"); n != 1 {
 			t.Errorf("%v reuses counted", n)
 		}
 		third := g.login()
 		g.call("POST", "/token/revoke", "", "Authorization", third).is(t, 200)
-		if g.opens(third) || count(second) != 1 {
-			t.Error("the revoke did nothing")
+		if g.isLive(third) || count(second) != 1 {
+			t.Error("the revoke had no effect")
 		}
 		g.login()
 		if a := g.call("DELETE", "/token/sessions", "", "Authorization", second); a.body != `{"ended":2}` {
 			t.Errorf("ending all: %d %s", a.StatusCode, a.body)
 		}
-		g.call("GET", "/token/sessions", "", "Authorization", second).says(t, 401, convention.TextUnauthorized)
+		g.call("GET", "/token/sessions", "", "Authorization", second).isText(t, 401, convention.TextUnauthorized)
 	})
 }
 
-func TestRepeatedRefreshInItsGraceGetsTheSameToken(t *testing.T) {
+func TestRepeatedRefreshInGraceReturnsSameToken(t *testing.T) {
 	onRealStores(t, func(t *testing.T, store tokens.Store) {
 		g := newGatewayOn(t, users(t, ann), store)
 		g.settings.RefreshGrace = time.Minute
@@ -97,32 +97,32 @@ func TestRepeatedRefreshInItsGraceGetsTheSameToken(t *testing.T) {
 				}
 				a.json(t, &body)
 				if got := a.Header.Get("token"); got != second || body.AccessToken != second || body.ExpiresIn < 3500 {
-					t.Fatalf("it got another token, or one for %d s", body.ExpiresIn)
+					t.Fatalf("got another token, or one for %d s", body.ExpiresIn)
 				}
 			}
-			if !g.opens(first) || !g.opens(second) {
-				t.Error("a token does not open in the grace")
+			if !g.isLive(first) || !g.isLive(second) {
+				t.Error("a token is not live in the grace")
 			}
 			var about map[string]any
 			g.call("POST", "/token/introspect", "", "Authorization", first).json(t, &about)
 			if left := time.Until(time.Unix(int64(about["exp"].(float64)), 0)); about["active"] != true || left > time.Minute {
-				t.Errorf("the old token is said to be %v", about)
+				t.Errorf("the old token is reported as %v", about)
 			}
 
 			third := refresh(second).Header.Get("token")
-			if g.opens(first) || !g.opens(second) || !g.opens(third) {
-				t.Error("the grace is not the immediate predecessor's alone")
+			if g.isLive(first) || !g.isLive(second) || !g.isLive(third) {
+				t.Error("the grace must cover the immediate predecessor only")
 			}
-			refresh(first).says(t, 401, convention.TextUnauthorized)
-			if g.opens(second) || g.opens(third) {
+			refresh(first).isText(t, 401, convention.TextUnauthorized)
+			if g.isLive(second) || g.isLive(third) {
 				t.Error("the reuse of an older token did not end the session")
 			}
 
 			fourth := g.login()
 			fifth := refresh(fourth).Header.Get("token")
 			g.call("POST", "/token/revoke", "", "Authorization", fifth).is(t, 200)
-			if g.opens(fourth) || g.opens(fifth) {
-				t.Error("a revoke left one of the two tokens")
+			if g.isLive(fourth) || g.isLive(fifth) {
+				t.Error("a token is live after the revoke")
 			}
 		}
 	})

@@ -14,20 +14,21 @@ import (
 	"gatepost/tokens/shield"
 )
 
-// ambiguousError says why a login could be read as another user's than the one whose failures it would count for. It
-// quotes nothing of the login.
+// ambiguousError explains why a user service could read another user name in a login than the one
+// that the shield counts. It quotes nothing of the login.
 type ambiguousError string
 
 func (e ambiguousError) Error() string { return string(e) }
 
 const errMedia = ambiguousError("send Content-Type application/json or application/x-www-form-urlencoded, in UTF-8")
 
-// userName returns the value of the field with which a login names its user. It returns "" if field is empty or the login
-// does not have it. It changes nothing that is sent on.
+// userName returns the value of the field that names the user of a login, or "" if field is empty
+// or missing in the login. It does not change the request.
 //
-// The limit for a user holds only if the user service reads the same name. So the media type alone chooses the parser, and
-// what parsers are known to read differently is an ambiguousError. That includes a body in which the parser of the other
-// media type would find a name, because many services ignore the media type.
+// The limit per user only works if the user service reads the same name. So the media type alone
+// selects the parser, and anything that parsers read differently is an ambiguousError. That
+// includes a body in which the parser of the other media type finds a name, because many services
+// ignore the media type.
 func userName(field string, r *http.Request, b *body) (string, error) {
 	switch {
 	case field == "":
@@ -52,8 +53,8 @@ func userName(field string, r *http.Request, b *body) (string, error) {
 	return n.name, err
 }
 
-// mediaType returns the media type in lower case, or "" if it is missing, repeated, or has a parameter other than the
-// charset UTF-8: some services search the whole value for the word json.
+// mediaType returns the media type in lower case, or "" if it is missing, repeated, or has a
+// parameter other than the charset UTF-8. Some services search the whole value for the word json.
 func mediaType(header http.Header) string {
 	values := header["Content-Type"]
 	if len(values) != 1 {
@@ -78,27 +79,27 @@ func (n *namer) take(value string) error {
 	switch {
 	case n.found:
 		return ambiguousError("give the user's field once")
-	case !legible(value):
+	case !unambiguous(value):
 		return ambiguousError("send a user name without control characters")
 	}
 	n.found, n.name = true, value
 	return nil
 }
 
-// legible reports whether all parsers agree on a text: it has no control characters, which some cut off, and nothing that
-// is not Unicode, for which some put U+FFFD.
-func legible(text string) bool {
+// unambiguous reports whether all parsers agree on a text. It must have no control characters,
+// which some parsers cut off, and no invalid Unicode, which some replace by U+FFFD.
+func unambiguous(text string) bool {
 	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool {
 		return unicode.IsControl(r) || r == utf8.RuneError
 	})
 }
 
-// is reports whether a field is the user's. It is an error if only some frameworks would say so.
+// is reports whether a field is the user's. It returns an error if only some frameworks match it.
 func (n *namer) is(name string) (bool, error) {
 	switch {
-	case strings.EqualFold(name, n.field): // as package json matches
+	case strings.EqualFold(name, n.field): // as encoding/json matches
 		return true, nil
-	case !legible(name):
+	case !unambiguous(name):
 		return false, ambiguousError("send field names without control characters")
 	case n.resembles(name):
 		return false, ambiguousError("spell the user's field as the user service does")
@@ -106,12 +107,12 @@ func (n *namer) is(name string) (bool, error) {
 	return false, nil
 }
 
-// underscores makes of a field's name what PHP makes of it, and what remains of it elsewhere without the marks of arrays,
-// objects and defaults: [username], username[] (qs), !username, _username (Spring).
+// underscores converts a field name as PHP does. After trimming, it also covers the array, object
+// and default marks of others: [username], username[] (qs), !username, _username (Spring).
 var underscores = strings.NewReplacer(" ", "_", ".", "_", "[", "_", "]", "_", "!", "_")
 
-// resembles reports whether some frameworks take a name for the user's field or for a part of it, such as username[0].
-// Object.assign in JavaScript takes over the fields of __proto__.
+// resembles reports whether some frameworks treat a name as the user's field or as a part of it,
+// such as username[0]. JavaScript's Object.assign copies the fields of __proto__.
 func (n *namer) resembles(name string) bool {
 	name, field := shield.Normalise(name), shield.Normalise(n.field)
 	flat := func(s string) string { return strings.Trim(underscores.Replace(s), "_") }
@@ -161,7 +162,8 @@ func (n *namer) json(data []byte) error {
 	return nil
 }
 
-// notInForm is an error if a service that reads a JSON body as a form finds the user's field in it.
+// notInForm returns an error if the user's field appears in a JSON body when it is parsed as a
+// form.
 func (n *namer) notInForm(text string) error {
 	for pair := range strings.FieldsFuncSeq(text, func(r rune) bool { return r == '&' || r == ';' }) {
 		name, _, _ := strings.Cut(pair, "=")
@@ -211,11 +213,11 @@ func (n *namer) object(d *json.Decoder) error {
 	return nil
 }
 
-// wholeNumber is a number that has one spelling and is exact in every language: it has no sign, fraction or exponent, and
-// is less than 2^53.
+// wholeNumber matches numbers with one spelling that are exact in every language: no sign, fraction
+// or exponent, and less than 2^53.
 var wholeNumber = regexp.MustCompile(`^(0|[1-9][0-9]{0,14})$`)
 
-// scalar returns the text of a string or of a whole number, and "" for null.
+// scalar returns the text of a string or a whole number, and "" for null.
 func scalar(value json.RawMessage) (string, error) {
 	var text string
 	switch {

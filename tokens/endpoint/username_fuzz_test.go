@@ -24,9 +24,9 @@ import (
 	"gatepost/tokens/shield"
 )
 
-// FuzzUserName compares whom a login counts for with the user that real user services read in it, in Go, Node.js and
-// Python, each in several ways and most of them without a look at the media type. A login that passes counts for the user
-// whom any of them reads.
+// FuzzUserName compares the user that the shield counts with the user names that real user services
+// read in Go, Node.js and Python, each in several ways and mostly regardless of the media type. If
+// a login passes, any name that a service reads must be the counted one.
 func FuzzUserName(f *testing.F) {
 	for _, c := range ambiguous {
 		f.Add(c.contentType, c.text)
@@ -46,23 +46,23 @@ func FuzzUserName(f *testing.F) {
 		counted, err := read(t, contentType, text)
 		var refused ambiguousError
 		if err != nil && !errors.As(err, &refused) && !errors.Is(err, errTooLarge) {
-			t.Fatalf("an error of no kind: %v", err)
+			t.Fatalf("an unexpected error: %v", err)
 		}
 		for _, service := range services {
-			names, asked := service.read(t, contentType, text)
-			if asked != (err == nil) {
-				t.Fatalf("%s: asked is %v for a login with the error %v", service.name, asked, err)
+			names, reached := service.read(t, contentType, text)
+			if reached != (err == nil) {
+				t.Fatalf("%s: reached is %v for a login with the error %v", service.name, reached, err)
 			}
 			for way, name := range names {
 				if name != "" && shield.Normalise(name) != shield.Normalise(counted) {
-					t.Fatalf("%s reads the user %q (way %d), and the login counts for %q", service.name, name, way, counted)
+					t.Fatalf("%s reads the user %q (way %d), but the login counts for %q", service.name, name, way, counted)
 				}
 			}
 		}
 	})
 }
 
-// reader is a handler in front of a user service that reports how it reads a login.
+// reader is a handler in front of a user service that reports the names it reads in a login.
 type reader struct {
 	name    string
 	handler http.Handler
@@ -101,7 +101,7 @@ func newReader(f *testing.F, name, address string) reader {
 	return reader{name, h}
 }
 
-// startUsers starts a user service that prints its port and ends with its standard input.
+// startUsers starts a user service that prints its port and exits when its standard input closes.
 func startUsers(f *testing.F, command ...string) string {
 	process := exec.Command(command[0], command[1:]...)
 	process.Stderr = os.Stderr
@@ -129,8 +129,8 @@ func startUsers(f *testing.F, command ...string) string {
 	return "http://127.0.0.1:" + strings.TrimSpace(port)
 }
 
-// read sends a login and returns the names that the user service reads in it, if it was asked.
-func (s reader) read(t *testing.T, contentType, text string) (names []string, asked bool) {
+// read sends a login and returns the names that the user service reads, if the login reached it.
+func (s reader) read(t *testing.T, contentType, text string) (names []string, reached bool) {
 	t.Helper()
 	r := httptest.NewRequest("POST", "/token", strings.NewReader(text))
 	if contentType != "" {
@@ -155,7 +155,7 @@ func (s reader) read(t *testing.T, contentType, text string) (names []string, as
 	return names, true
 }
 
-// goUsers is users.js and users.py in Go. Its first way is the demo's own.
+// goUsers is the Go version of users.js and users.py. Its first way is the demo's.
 func goUsers(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	var demo struct{ Username, Password string }
@@ -171,7 +171,7 @@ func goUsers(w http.ResponseWriter, r *http.Request) {
 			named = fmt.Sprintf("%.0f", f)
 		}
 	}
-	form, _ := url.ParseQuery(string(body)) // what can be parsed is there, beside the error
+	form, _ := url.ParseQuery(string(body)) // parsed pairs are returned even with an error
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
 	names, _ := json.Marshal([]string{
 		demo.Username, number.Username.String(), named, form.Get("username"), form.Get("username[]"), r.PostFormValue("username"),

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// read reads the user name of a login with the field username.
+// read returns the user name of a login with the field username.
 func read(t testing.TB, contentType, text string) (string, error) {
 	r := httptest.NewRequest("POST", "/token", strings.NewReader(text))
 	if contentType != "" {
@@ -23,7 +23,7 @@ func read(t testing.TB, contentType, text string) (string, error) {
 
 const jsonType = "application/json"
 
-func TestTheUserNameIsRead(t *testing.T) {
+func TestUserName(t *testing.T) {
 	for _, c := range []struct{ contentType, text, name string }{
 		{jsonType + "; charset=utf-8", `{"username":"ann","password":"x"}`, "ann"},
 		{`Application/JSON;charset="UTF-8"`, `{"username":"ann","password":"a&b;c=d"}`, "ann"},
@@ -44,7 +44,7 @@ func TestTheUserNameIsRead(t *testing.T) {
 	}
 }
 
-// ambiguous are logins that some user service reads as another user's than others do.
+// ambiguous lists logins in which user services may read different users.
 var ambiguous = []struct{ contentType, text string }{
 	// The media type and the body disagree.
 	{formType, `{"a":"&username=bob&password=g1&b="}`},
@@ -76,12 +76,12 @@ var ambiguous = []struct{ contentType, text string }{
 	{jsonType, `{"username":1.2345e4}`},
 	{jsonType, `{"username":-0}`},
 	{jsonType, `{"username":9007199254740993}`},
-	// No text at all.
+	// Not a string.
 	{jsonType, `{"username":["bob"]}`},
 	{jsonType, `{"username":{"$ne":1}}`},
 	{jsonType, `{"username":true}`},
 	{jsonType, `["username","bob"]`},
-	// Control characters, which some cut off.
+	// Control characters, which some parsers cut off.
 	{jsonType, `{"username":"bob\u0000"}`},
 	{jsonType, `{"username":"bob\t"}`},
 	{jsonType, "{\"username\":\"bob\"}\x00"},
@@ -113,9 +113,9 @@ var ambiguous = []struct{ contentType, text string }{
 	{formType, "%zz=1&username=bob"},
 }
 
-func TestAnAmbiguousLoginIsRefusedBeforeTheUserServiceIsAsked(t *testing.T) {
-	asked := false
-	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { asked = true; ann(w, r) }))
+func TestAmbiguousLoginDoesNotReachUserService(t *testing.T) {
+	reached := false
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { reached = true; ann(w, r) }))
 	g.settings.Authenticator.UserField = "username"
 	refused := func(contentType, text string, headers ...string) {
 		t.Helper()
@@ -133,11 +133,11 @@ func TestAnAmbiguousLoginIsRefusedBeforeTheUserServiceIsAsked(t *testing.T) {
 	}
 	refused(jsonType, `{"username":"bob"}`, "Content-Encoding", "identity, gzip")
 	refused(jsonType, `{"username":"bob"}`, "Content-Type", formType)
-	g.call("POST", "/token", "username="+strings.Repeat("a", headSize), "Content-Type", formType).says(t, 413, textTooLarge)
-	if asked {
-		t.Error("the user service was asked")
+	g.call("POST", "/token", "username="+strings.Repeat("a", headSize), "Content-Type", formType).isText(t, 413, textTooLarge)
+	if reached {
+		t.Error("the user service got a request")
 	}
-	if n := g.counted("gatepost_logins_total", "unreadable"); int(n) != len(ambiguous)+2 {
+	if n := g.counter("gatepost_logins_total", "unreadable"); int(n) != len(ambiguous)+2 {
 		t.Errorf("%v counted", n)
 	}
 	if !strings.Contains(g.log.String(), "ambiguous user name: give the user's field once") || strings.Contains(g.log.String(), "bob") {
@@ -147,15 +147,15 @@ func TestAnAmbiguousLoginIsRefusedBeforeTheUserServiceIsAsked(t *testing.T) {
 	g.call("POST", "/token", "email=a", "Content-Type", formType).is(t, 200) // by address alone
 }
 
-func TestWithoutAUserFieldAnyBodyGoesOn(t *testing.T) {
+func TestAnyBodyIsForwardedWithoutUserField(t *testing.T) {
 	g := newGateway(t, users(t, ann))
 	for _, c := range ambiguous {
 		g.call("POST", "/token", c.text, "Content-Type", c.contentType).is(t, 200)
 	}
 }
 
-// The field of PHP's user_name has three more spellings in a form.
-func TestPHPsSpellingsOfAFieldAreRefused(t *testing.T) {
+// In a form, PHP also accepts other spellings of user_name.
+func TestPHPSpellingsOfFieldAreRefused(t *testing.T) {
 	for _, name := range []string{"user.name", "user+name", "user[name", "user.name[]"} {
 		r := httptest.NewRequest("POST", "/token", strings.NewReader(name+"=bob"))
 		r.Header.Set("Content-Type", formType)
@@ -163,15 +163,15 @@ func TestPHPsSpellingsOfAFieldAreRefused(t *testing.T) {
 		got, err := userName("user_name", r, b)
 		var ambiguous ambiguousError
 		if !errors.As(err, &ambiguous) {
-			t.Errorf("%s: %q, %v, want it refused", name, got, err)
+			t.Errorf("%s: %q, %v, want an ambiguousError", name, got, err)
 		}
 	}
 }
 
-// However a name is spelled, its failures count for one user: three guesses pass here, and none after them.
-func TestGuessesCountForOneUserHoweverTheyAreSpelled(t *testing.T) {
-	asked := 0
-	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { asked++; w.WriteHeader(401) }))
+// All spellings of a user name count for one user: three guesses reach the user service, no more.
+func TestAllSpellingsCountForOneUser(t *testing.T) {
+	requests := 0
+	g := newGateway(t, users(t, func(w http.ResponseWriter, r *http.Request) { requests++; w.WriteHeader(401) }))
 	g.settings.Authenticator.UserField = "username"
 	user := &g.settings.Shield.User
 	user.Failures, user.Base = 2, user.Cap
@@ -183,7 +183,7 @@ func TestGuessesCountForOneUserHoweverTheyAreSpelled(t *testing.T) {
 	for _, c := range append(logins, ambiguous...) {
 		g.call("POST", "/token", c.text, "Content-Type", c.contentType)
 	}
-	if asked != 3 {
-		t.Errorf("%d guesses reached the user service, want 3", asked)
+	if requests != 3 {
+		t.Errorf("%d guesses reached the user service, want 3", requests)
 	}
 }

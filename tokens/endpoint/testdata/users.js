@@ -1,5 +1,6 @@
-// A user service in the style of the demo's. It answers every login 401 and reports, in X-Read, the user name that each of
-// several usual ways of reading a body finds: base64 of a JSON list. It prints its port and ends with its standard input.
+// A user service in the style of the demo. It answers every login with 401. X-Read has the user names
+// that several common ways of parsing the body find: base64 of a JSON list. It prints its port and
+// exits when its standard input closes.
 const http = require("node:http");
 const querystring = require("node:querystring");
 
@@ -20,7 +21,7 @@ function read(way, text, type) {
     const name = way(text, type);
     return name === undefined || name === null || name === false ? "" : String(name);
   } catch {
-    return ""; // an answer of 400: nobody logs in
+    return ""; // it would answer 400
   }
 }
 

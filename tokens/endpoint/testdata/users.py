@@ -1,5 +1,6 @@
-"""A user service in the style of the demo's. It answers every login 401 and reports, in X-Read, the user name that each of
-several usual ways of reading a body finds: base64 of a JSON list. It prints its port and ends with its standard input."""
+"""A user service in the style of the demo. It answers every login with 401. X-Read has the user
+names that several common ways of parsing the body find: base64 of a JSON list. It prints its port
+and exits when its standard input closes."""
 
 import base64
 import json
@@ -15,7 +16,7 @@ def text(body):
 
 
 WAYS = [
-    lambda body: json.loads(body)["username"],  # bytes: UTF-8, UTF-16 or UTF-32, whichever it looks like
+    lambda body: json.loads(body)["username"],  # bytes: UTF-8, UTF-16 or UTF-32, detected
     lambda body: json.loads(text(body), strict=False)["username"],
     lambda body: json.loads(body, object_pairs_hook=lambda pairs: dict(reversed(pairs)))["username"],  # the first of two
     lambda body: json.loads(body, parse_int=float)["username"],
@@ -31,7 +32,7 @@ def read(way, body):
     try:
         name = way(body)
     except Exception:
-        return ""  # an answer of 400: nobody logs in
+        return ""  # it would answer 400
     if isinstance(name, float) and name.is_integer():
         name = int(name)
     return "" if name is None else str(name)

@@ -17,14 +17,15 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// cached opens a cache on Redis as a gateway has one: its store connects to data, its tracking to tracking.
+// cached opens a cache on Redis as a gateway does. Its store connects to data, its tracking to
+// tracking.
 func cached(t *testing.T, data, tracking string) *cache.Cache {
 	t.Helper()
 	options, err := redisconn.ParseURL("redis://" + data)
 	if err != nil {
 		t.Fatal(err)
 	}
-	options.Timeout = time.Minute // a busy machine may need more than a gateway waits
+	options.Timeout = time.Minute // a busy machine may need longer than the default
 	client := redis.NewClient(&redis.Options{Addr: tracking, ReadTimeout: time.Minute, WriteTimeout: time.Minute})
 	tracker, err := cache.Track(client, cache.RedisConfig{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
@@ -35,25 +36,26 @@ func cached(t *testing.T, data, tracking string) *cache.Cache {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = errors.Join(c.Close(), client.Close()) })
-	redistest.Eventually(t, "a cache that may be used", c.Held)
+	redistest.Eventually(t, "the lease", c.Held)
 	return c
 }
 
-// maxChunks is more than any call below sends or receives.
+// maxChunks is larger than the number of messages of any call below.
 const maxChunks = 12
 
-// The connection to Redis is cut before each command and after each reply of each call. A client that is answered 200 has
-// a token that works, or a revoke that has happened, at this gateway and at another with a cache of its own. Else it is
-// answered 503 without a token, and can repeat the call.
-func TestACutLeavesNoTokenDeadAndNoRevokeUndone(t *testing.T) {
+// The connection to Redis is cut before each command and after each reply of each call. After a
+// 200, the token is live, or the revoke is done, at this gateway and at another one with its own
+// cache. Otherwise the answer is 503 without a token, and the client can repeat the call.
+func TestCutConnectionsLoseNoTokenAndNoRevoke(t *testing.T) {
 	server := redistest.Start(t)
 	proxy := faultproxy.Start(t, server.Addr)
 	g := newGatewayOn(t, users(t, ann), cached(t, proxy.Addr, server.Addr))
 	g.handler.config.StoreTimeout = time.Minute
 	g.settings.RefreshGrace, g.settings.MaxSessions = time.Minute, 3
-	elsewhere := cached(t, server.Addr, server.Addr)
-	g.call("POST", "/token/refresh", "", "Authorization", g.login()).is(t, 200) // Redis knows the scripts from here on
-	k := &cuts{gateway: g, elsewhere: elsewhere}
+	other := cached(t, server.Addr, server.Addr)
+	// loads the scripts into Redis
+	g.call("POST", "/token/refresh", "", "Authorization", g.login()).is(t, 200)
+	k := &cuts{gateway: g, other: other}
 
 	for name, do := range map[string]func() answerOf{
 		"login":   k.loginCut,
@@ -74,16 +76,16 @@ func TestACutLeavesNoTokenDeadAndNoRevokeUndone(t *testing.T) {
 						case 200:
 						case 503:
 							failed++
-							a.says(t, 503, textUnavailable)
+							a.isText(t, 503, textUnavailable)
 						default:
 							t.Errorf("cut after %d: answered %d %s", chunks, a.StatusCode, a.body)
 						}
 						if chunks == maxChunks-1 && a.StatusCode != 200 {
-							t.Errorf("the call has more than %d chunks, or fails without a cut: %d %s", maxChunks, a.StatusCode, a.body)
+							t.Errorf("the call has more than %d messages, or fails without a cut: %d %s", maxChunks, a.StatusCode, a.body)
 						}
 					}
 					if refuse && failed == 0 {
-						t.Error("no call failed: nothing was cut")
+						t.Error("no call failed, so nothing was cut")
 					}
 				})
 			}
@@ -91,10 +93,10 @@ func TestACutLeavesNoTokenDeadAndNoRevokeUndone(t *testing.T) {
 	}
 }
 
-// cuts are calls during which the connection to Redis is cut, and what must hold after them.
+// cuts runs calls while the connection to Redis is cut, and checks the result.
 type cuts struct {
 	*gateway
-	elsewhere *cache.Cache
+	other     *cache.Cache
 	cut, heal func()
 }
 
@@ -106,34 +108,34 @@ func (k *cuts) during(method, path, body string, headers ...string) answerOf {
 	return k.call(method, path, body, headers...)
 }
 
-// both fails the test unless a token opens services at both gateways, or at neither.
-func (k *cuts) both(what, token string, want error) {
+// checkBoth fails the test unless looking up the token returns want at both gateways.
+func (k *cuts) checkBoth(what, token string, want error) {
 	k.Helper()
 	parsed, err := tokens.Parse(token)
 	if err != nil {
-		k.Fatalf("%s is no token: %q", what, token)
+		k.Fatalf("%s is not a token: %q", what, token)
 	}
-	for where, store := range map[string]tokens.Store{"here": k.handler.config.Store, "at another gateway": k.elsewhere} {
+	for place, store := range map[string]tokens.Store{"here": k.handler.config.Store, "at another gateway": k.other} {
 		if _, err := store.Lookup(k.Context(), parsed.Hash()); !errors.Is(err, want) {
-			k.Errorf("%s %s: %v, want %v", what, where, err, want)
+			k.Errorf("%s %s: %v, want %v", what, place, err, want)
 		}
 	}
 }
 
 func (k *cuts) loginCut() answerOf {
 	before := k.login()
-	k.both("the token from before", before, nil)
+	k.checkBoth("the earlier token", before, nil)
 	a := k.during("POST", "/token", `{"username":"ann","password":"secret"}`, "Content-Type", "application/json")
 	if a.StatusCode == 200 {
-		k.both("the token", a.Header.Get("token"), nil)
+		k.checkBoth("the token", a.Header.Get("token"), nil)
 	}
-	k.both("the token from before", before, nil)
+	k.checkBoth("the earlier token", before, nil)
 	return a
 }
 
 func (k *cuts) refreshCut() answerOf {
 	old := k.login()
-	k.both("the token", old, nil)
+	k.checkBoth("the token", old, nil)
 	a := k.during("POST", "/token/refresh", "", "Authorization", old)
 	again := k.call("POST", "/token/refresh", "", "Authorization", old)
 	again.is(k.T, 200)
@@ -141,32 +143,32 @@ func (k *cuts) refreshCut() answerOf {
 	if a.StatusCode == 200 && a.Header.Get("token") != next {
 		k.Error("the retry got another token")
 	}
-	k.both("the new token", next, nil)
-	k.both("the old one in its grace", old, nil)
+	k.checkBoth("the new token", next, nil)
+	k.checkBoth("the old token in its grace", old, nil)
 	return a
 }
 
 func (k *cuts) revokeCut() answerOf {
 	token := k.login()
-	k.both("the token", token, nil)
+	k.checkBoth("the token", token, nil)
 	a := k.during("POST", "/token/revoke", "", "Authorization", token)
 	if a.StatusCode != 200 {
 		k.call("POST", "/token/revoke", "", "Authorization", token).is(k.T, 200)
 	}
-	k.both("the revoked token", token, tokens.ErrUnknown)
+	k.checkBoth("the revoked token", token, tokens.ErrUnknown)
 	return a
 }
 
 func (k *cuts) endAllCut() answerOf {
 	one, other := k.login(), k.login()
-	k.both("the one token", one, nil)
-	k.both("the other token", other, nil)
+	k.checkBoth("the one token", one, nil)
+	k.checkBoth("the other token", other, nil)
 	a := k.during("DELETE", "/token/sessions", "", "Authorization", one)
 	if a.StatusCode != 200 {
 		k.call("POST", "/token/revoke", "", "Authorization", one).is(k.T, 200)
 		return a
 	}
-	k.both("the one token", one, tokens.ErrUnknown)
-	k.both("the other token", other, tokens.ErrUnknown)
+	k.checkBoth("the one token", one, tokens.ErrUnknown)
+	k.checkBoth("the other token", other, tokens.ErrUnknown)
 	return a
 }
