@@ -16,11 +16,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// pipelines counts those that a client sends, and can hold them up.
+// pipelines counts the pipelines of a client and can block them.
 type pipelines struct {
 	sent  atomic.Int64
-	held  sync.RWMutex  // by who holds them up
-	stuck chan struct{} // :: closed when the first that comes may go on; nil: it may
+	held  sync.RWMutex  // locked to block pipelines
+	stuck chan struct{} // the first pipeline blocks until it is closed; nil: it does not
 }
 
 func (p *pipelines) DialHook(next redis.DialHook) redis.DialHook          { return next }
@@ -36,48 +36,48 @@ func (p *pipelines) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 	}
 }
 
-// hold holds up what is sent from now on, and counts anew.
+// hold blocks further pipelines and resets the count.
 func (p *pipelines) hold() {
 	p.held.Lock()
 	p.sent.Store(0)
 }
 
-// await waits until so many have been sent, or held up.
+// await waits until n pipelines have been sent or blocked.
 func (p *pipelines) await(t *testing.T, n int64) {
 	t.Helper()
 	redistest.Eventually(t, "a pipeline", func() bool { return p.sent.Load() == n })
 }
 
-// counted is a store whose pipelines are counted.
+// counted opens a store and counts its pipelines.
 func counted(t *testing.T) (*Store, *pipelines) {
 	t.Helper()
 	s := open(t, redistest.Start(t))
 	sent := new(pipelines)
 	s.client.AddHook(sent)
-	s.logins.patience = time.Hour // a busy machine does not look like a pipeline that hangs
+	s.logins.maxWait = time.Hour // on a busy machine a slow pipeline must not count as hanging
 	return s, sent
 }
 
-// echo asks for a text of the caller's own.
+// echo sends text to Redis and checks that the reply is the same text.
 func echo(t *testing.T, s *Store, text string) {
 	t.Helper()
 	cmd := redis.NewCmd(t.Context(), "echo", text)
 	if err := s.logins.process(t.Context(), cmd); err != nil || cmd.Val() != text {
-		t.Errorf("asked for %q: %v, %v", text, cmd.Val(), err)
+		t.Errorf("echo %q: %v, %v", text, cmd.Val(), err)
 	}
 }
 
-// waiting waits until so many callers wait for the next pipeline.
+// waiting waits until n callers wait for the next pipeline.
 func waiting(t *testing.T, s *Store, n int) {
 	t.Helper()
-	redistest.Eventually(t, strconv.Itoa(n)+" callers wait", func() bool {
+	redistest.Eventually(t, strconv.Itoa(n)+" waiting callers", func() bool {
 		s.logins.mu.Lock()
 		defer s.logins.mu.Unlock()
 		return len(s.logins.waiting) == n
 	})
 }
 
-func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
+func TestConcurrentCommandsShareAPipeline(t *testing.T) {
 	s, sent := counted(t)
 	echo(t, s, "alone")
 	sent.hold()
@@ -91,34 +91,34 @@ func TestWhatComesTogetherIsSentTogetherAndEachGetsItsAnswer(t *testing.T) {
 	waiting(t, s, others)
 	sent.held.Unlock()
 	wg.Wait()
-	if n := sent.sent.Load(); n != 3 { // the first, and the others in two
+	if n := sent.sent.Load(); n != 3 { // one for the first command, two for the others
 		t.Errorf("%d pipelines were sent", n)
 	}
 }
 
-func TestAPipelineThatHangsHoldsUpNobodyElse(t *testing.T) {
+func TestHangingPipelineDoesNotBlockOthers(t *testing.T) {
 	s, sent := counted(t)
-	s.logins.patience = time.Millisecond
+	s.logins.maxWait = time.Millisecond
 	sent.stuck = make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { echo(t, s, "first") })
 	sent.await(t, 1)
-	for range 3 { // each comes to a batcher of which one pipeline hangs
+	for range 3 { // while one pipeline hangs
 		echo(t, s, "later")
 	}
-	for range 3 { // and so do these, at once
+	for range 3 { // concurrently too
 		wg.Go(func() { echo(t, s, "together") })
 	}
-	redistest.Eventually(t, "they have gone", func() bool {
+	redistest.Eventually(t, "all other commands to be sent", func() bool {
 		s.logins.mu.Lock()
 		defer s.logins.mu.Unlock()
-		return len(s.logins.waiting) == 0 && s.logins.underway == 1
+		return len(s.logins.waiting) == 0 && s.logins.running == 1
 	})
 	close(sent.stuck)
 	wg.Wait()
 }
 
-func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {
+func TestCanceledLoginIsNotSent(t *testing.T) {
 	s, sent := counted(t)
 	create(t, s, "ann")
 	sent.hold()
@@ -129,14 +129,14 @@ func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {
 	ctx, hangUp := context.WithCancel(t.Context())
 	wg.Go(func() {
 		if err := s.Create(ctx, gone, 0); !errors.Is(err, tokens.ErrUnavailable) {
-			t.Errorf("the login of one who hung up: %v", err)
+			t.Errorf("the canceled login: %v", err)
 		}
 	})
 	waiting(t, s, 1)
 	hangUp()
 	sent.held.Unlock()
 	wg.Wait()
-	create(t, s, "dora") // after what has waited
+	create(t, s, "dora") // sent after the waiting commands
 	if _, err := s.Lookup(t.Context(), gone.Hash); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("its token: %v", err)
 	}
@@ -145,18 +145,18 @@ func TestALoginThatNobodyWaitsForIsNotSent(t *testing.T) {
 	}
 }
 
-func TestALoginBringsTheScriptThatRedisHasLost(t *testing.T) {
+func TestLoginReloadsLostScript(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	create(t, s, "ann")
 	server.Do("SCRIPT", "FLUSH")
-	works(t, s, create(t, s, "ann"))
+	assertWorks(t, s, create(t, s, "ann"))
 	if n := server.Do("ZCARD", userKey("ann")); n != "2" {
 		t.Errorf("%s sessions", n)
 	}
 }
 
-func TestALoginAsksRedisOnce(t *testing.T) {
+func TestLoginIsOneRoundTrip(t *testing.T) {
 	s, sent := counted(t)
 	create(t, s, "ann")
 	sent.sent.Store(0)

@@ -21,8 +21,8 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// ended is how long the tests wait for a call that is to end by its context's deadline.
-const ended = 30 * time.Second
+// callLimit is how long the tests wait for a call that must end by its context's deadline.
+const callLimit = 30 * time.Second
 
 func create(t testing.TB, s *Store, user string) *tokens.Session {
 	t.Helper()
@@ -33,7 +33,7 @@ func create(t testing.TB, s *Store, user string) *tokens.Session {
 	return session
 }
 
-// calls are the operations of a store on a session, by name.
+// calls returns the operations of a store on a session, by name.
 func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		"create": func(ctx context.Context) error { return s.Create(ctx, storetest.New(t, "ann"), 3) },
@@ -47,7 +47,8 @@ func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(cont
 		"revoke user":    func(ctx context.Context) error { _, err := s.RevokeUser(ctx, "ann"); return err },
 		"touch":          func(ctx context.Context) error { return s.Touch(ctx, session.Principal(), time.Now(), "192.0.2.1") },
 		"ping":           s.Ping,
-		"check": func(ctx context.Context) error { // of the connection, which knows no errors of tokens
+		// Check belongs to the connection and returns no tokens error
+		"check": func(ctx context.Context) error {
 			_, err := s.conn.Check(ctx)
 			if err != nil {
 				err = unavailable(ctx, "checking", err)
@@ -57,9 +58,9 @@ func calls(t testing.TB, s *Store, session *tokens.Session) map[string]func(cont
 	}
 }
 
-// outOfReach fails the test where one of the named calls, or any where none is named, says anything but that the
-// store is out of reach, or does not come back.
-func outOfReach(t *testing.T, s *Store, session *tokens.Session, names ...string) {
+// assertUnavailable fails the test unless each named call, or all calls if none is named, returns
+// tokens.ErrUnavailable in time.
+func assertUnavailable(t *testing.T, s *Store, session *tokens.Session, names ...string) {
 	t.Helper()
 	all := calls(t, s, session)
 	if len(names) == 0 {
@@ -79,16 +80,17 @@ func outOfReach(t *testing.T, s *Store, session *tokens.Session, names ...string
 				if !errors.Is(err, tokens.ErrUnavailable) || errors.Is(err, tokens.ErrUnknown) {
 					t.Errorf("%s: %v", name, err)
 				}
-			case <-time.After(ended):
-				t.Errorf("%s does not come back", name)
+			case <-time.After(callLimit):
+				t.Errorf("%s does not return", name)
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// works fails the test where the session's token is not accepted at once and as it was, or nothing new can be kept.
-func works(t *testing.T, s *Store, session *tokens.Session) {
+// assertWorks fails the test unless the session's token is live and unchanged and a new session can
+// be stored.
+func assertWorks(t *testing.T, s *Store, session *tokens.Session) {
 	t.Helper()
 	got, err := s.Lookup(t.Context(), session.Hash)
 	if err != nil || got.User != session.User || got.ID != session.ID {
@@ -103,7 +105,7 @@ func works(t *testing.T, s *Store, session *tokens.Session) {
 	}
 }
 
-func TestRedisDownIsAnOutageAndEverythingWorksOnItsReturn(t *testing.T) {
+func TestRedisDownAndBack(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")
 	s := open(t, server)
 	session, gone := create(t, s, "ann"), create(t, s, "ann")
@@ -112,19 +114,19 @@ func TestRedisDownIsAnOutageAndEverythingWorksOnItsReturn(t *testing.T) {
 	}
 	for range 3 {
 		server.Kill()
-		// More failures than the pool has places: the library must not stop dialling.
+		// More failures than pool slots: the library must continue to dial.
 		for range 5 {
-			outOfReach(t, s, session)
+			assertUnavailable(t, s, session)
 		}
 		server.Restart()
-		works(t, s, session)
+		assertWorks(t, s, session)
 		if _, err := s.Lookup(t.Context(), gone.Hash); !errors.Is(err, tokens.ErrUnknown) {
 			t.Errorf("a token revoked before the crash: %v", err)
 		}
 	}
 }
 
-func TestEveryConnectionSurvivesARestart(t *testing.T) {
+func TestPoolSurvivesRestart(t *testing.T) {
 	server := redistest.Start(t, "--appendonly", "yes")
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -143,24 +145,24 @@ func TestEveryConnectionSurvivesARestart(t *testing.T) {
 	server.Kill()
 	server.Restart()
 	burst()
-	works(t, s, session)
+	assertWorks(t, s, session)
 }
 
-func TestRedisNeverThereIsAnOutage(t *testing.T) {
+func TestRedisNeverReachable(t *testing.T) {
 	s := mustOpen(t, "redis://"+redistest.FreeAddr(t))
 	defer s.Close()
-	outOfReach(t, s, storetest.New(t, "ann"))
+	assertUnavailable(t, s, storetest.New(t, "ann"))
 }
 
-func TestRedisFrozenIsAnOutageBoundedInTime(t *testing.T) {
+func TestRedisFrozen(t *testing.T) {
 	server := redistest.Start(t)
 	s := mustOpenAsUsed(t, server.URL())
 	defer s.Close()
 	session := create(t, s, "ann")
 	server.Freeze()
-	outOfReach(t, s, session)
+	assertUnavailable(t, s, session)
 
-	// Without a deadline of its own a call ends too, and many of them leave nothing behind.
+	// A call without a deadline ends too, and many such calls leave no goroutines.
 	before := runtime.NumGoroutine()
 	var wg sync.WaitGroup
 	for range 300 {
@@ -171,28 +173,28 @@ func TestRedisFrozenIsAnOutageBoundedInTime(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	redistest.Eventually(t, "goroutines end with the calls that began them", func() bool {
+	redistest.Eventually(t, "the end of the calls' goroutines", func() bool {
 		return runtime.NumGoroutine() <= before+2*max(16, 8*runtime.GOMAXPROCS(0))
 	})
 	server.Thaw()
-	// What was called for while it was frozen may still be done: the session may be revoked by now. It is known or
-	// it is not, and the store can tell.
+	// Calls from before the thaw may still run, so the session may be revoked. Either answer is
+	// correct, but the store must be available.
 	redistest.Eventually(t, "an answer after the thaw", func() bool {
 		_, err := s.Lookup(t.Context(), session.Hash)
 		return err == nil || errors.Is(err, tokens.ErrUnknown)
 	})
-	works(t, s, create(t, s, "carl"))
+	assertWorks(t, s, create(t, s, "carl"))
 }
 
-func TestRedisSlowIsAnOutage(t *testing.T) {
+func TestRedisSlow(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
 	server.Do("CLIENT", "PAUSE", "60000", "ALL")
-	outOfReach(t, s, session)
+	assertUnavailable(t, s, session)
 }
 
-func TestRedisWithAnotherPasswordIsAnOutage(t *testing.T) {
+func TestRedisWithWrongPassword(t *testing.T) {
 	server := redistest.StartWithPassword(t, "opensesame")
 	for name, user := range map[string]string{"none": "", "wrong": ":letmein@", "wrong user": "ann:opensesame@"} {
 		s := mustOpen(t, "redis://"+user+server.Addr)
@@ -200,7 +202,7 @@ func TestRedisWithAnotherPasswordIsAnOutage(t *testing.T) {
 		if !errors.Is(err, tokens.ErrUnavailable) || strings.Contains(err.Error(), "letmein") {
 			t.Errorf("%s: %v", name, err)
 		}
-		outOfReach(t, s, storetest.New(t, "ann"))
+		assertUnavailable(t, s, storetest.New(t, "ann"))
 		_ = s.Close()
 	}
 	file := filepath.Join(t.TempDir(), "password")
@@ -209,17 +211,17 @@ func TestRedisWithAnotherPasswordIsAnOutage(t *testing.T) {
 	}
 	for _, url := range []string{"redis://:opensesame@" + server.Addr, "redis://default:opensesame@" + server.Addr, "redis://" + server.Addr + "?password_file=" + file} {
 		s := mustOpen(t, url)
-		works(t, s, create(t, s, "ann"))
+		assertWorks(t, s, create(t, s, "ann"))
 		_ = s.Close()
 	}
 }
 
-func TestRedisFullTakesNoLoginAndStillRevokes(t *testing.T) {
+func TestFullRedisRefusesLoginsButRevokes(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session, other := create(t, s, "ann"), create(t, s, "ann")
 	server.Do("CONFIG", "SET", "maxmemory", "1")
-	outOfReach(t, s, session, "create", "touch", "rotate")
+	assertUnavailable(t, s, session, "create", "touch", "rotate")
 	if got, err := s.Lookup(t.Context(), session.Hash); err != nil || got.User != "ann" {
 		t.Errorf("a live token: %v", err)
 	}
@@ -229,7 +231,7 @@ func TestRedisFullTakesNoLoginAndStillRevokes(t *testing.T) {
 		"revoke user":    second(s.RevokeUser(t.Context(), "ann")),
 	} {
 		if err != nil {
-			t.Errorf("%s where memory is full: %v", name, err)
+			t.Errorf("%s with full memory: %v", name, err)
 		}
 	}
 	for _, o := range []*tokens.Session{session, other} {
@@ -238,37 +240,37 @@ func TestRedisFullTakesNoLoginAndStillRevokes(t *testing.T) {
 		}
 	}
 	server.Do("CONFIG", "SET", "maxmemory", "0")
-	works(t, s, create(t, s, "carl"))
+	assertWorks(t, s, create(t, s, "carl"))
 }
 
 func second[T any](_ T, err error) error { return err }
 
-func TestRedisReadOnlyTakesNothing(t *testing.T) {
+func TestRedisReadOnly(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
 	server.Do("CONFIG", "SET", "replica-serve-stale-data", "yes")
 	server.Do("REPLICAOF", "127.0.0.1", "1")
-	outOfReach(t, s, session, "create", "rotate", "revoke", "revoke session", "revoke user", "touch")
+	assertUnavailable(t, s, session, "create", "rotate", "revoke", "revoke session", "revoke user", "touch")
 	server.Do("REPLICAOF", "NO", "ONE")
-	works(t, s, session)
+	assertWorks(t, s, session)
 }
 
-func TestRedisLoadingIsAnOutage(t *testing.T) {
+func TestRedisLoading(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
-	for range 8 { // Redis answers once for each KiB that it has loaded: it must be some, not just one
+	for range 8 { // Redis answers once for each KiB that it has loaded: so one record is too few
 		create(t, s, "ann")
 	}
 	server.Do("SAVE")
 	server.RestartLoading()
-	outOfReach(t, s, session, "lookup", "create", "revoke", "ping")
+	assertUnavailable(t, s, session, "lookup", "create", "revoke", "ping")
 	redistest.Eventually(t, "the end of the loading", func() bool { return s.Ping(t.Context()) == nil })
-	works(t, s, create(t, s, "bob"))
+	assertWorks(t, s, create(t, s, "bob"))
 }
 
-func TestGarbageInRedisOpensNothingAndIsLoud(t *testing.T) {
+func TestCorruptRecordsAreErrors(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	other := create(t, s, "bob")
@@ -296,11 +298,11 @@ func TestGarbageInRedisOpensNothingAndIsLoud(t *testing.T) {
 			t.Errorf("%s: afterwards %v", name, err)
 		}
 	}
-	works(t, s, other)
+	assertWorks(t, s, other)
 }
 
-// A record may outlive its time where Redis' clock stands still; what it says itself counts.
-func TestExpiryIsReadFromTheRecordToo(t *testing.T) {
+// A record may outlive its token if Redis' clock stops, so the expiry in the record counts.
+func TestExpiryOfRecordCounts(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session, err := tokens.NewSession(storetest.NewHash(t), "ann", nil, time.Now().Add(-2*time.Hour), time.Hour, 24*time.Hour)
@@ -313,11 +315,11 @@ func TestExpiryIsReadFromTheRecordToo(t *testing.T) {
 	}
 	server.Do("SET", tokenKey(session.Hash), string(record))
 	if _, err := s.Lookup(t.Context(), session.Hash); !errors.Is(err, tokens.ErrUnknown) {
-		t.Errorf("an expired token whose record Redis keeps: %v", err)
+		t.Errorf("an expired token with a record in Redis: %v", err)
 	}
 }
 
-func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
+func TestEveryKeyExpires(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -326,18 +328,18 @@ func TestRedisKeepsNothingBeyondItsTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := strings.Fields(server.Do("KEYS", "*"))
-	if len(keys) != 5 { // two records, one of them retired; index, id, last use
+	if len(keys) != 5 { // two records (one retired), index, id, last use
 		t.Errorf("keys: %q", keys)
 	}
 	for _, key := range keys {
 		if !strings.HasPrefix(key, "gatepost:") || server.Do("PTTL", key) == "-1" {
-			t.Errorf("%s is kept for %s ms", key, server.Do("PTTL", key))
+			t.Errorf("%s has the TTL %s ms", key, server.Do("PTTL", key))
 		}
 	}
 }
 
-// What a grace keeps expires with it: the record that opens services, and in it the sealed successor.
-func TestRedisKeepsAPredecessorForItsGraceOnly(t *testing.T) {
+// The predecessor's record, which contains the sealed successor, expires with the grace.
+func TestPredecessorExpiresWithGrace(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	old := create(t, s, "ann")
@@ -345,7 +347,7 @@ func TestRedisKeepsAPredecessorForItsGraceOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	if ms, err := strconv.Atoi(server.Do("PTTL", tokenKey(old.Hash))); err != nil || ms <= 0 || ms > 30_000 {
-		t.Errorf("the predecessor is kept for %d ms, %v", ms, err)
+		t.Errorf("the predecessor's TTL is %d ms, %v", ms, err)
 	}
 	remembered, _, err := s.read(t.Context(), oldKey(old.Hash), old.Hash)
 	if err != nil || !remembered.Retired || remembered.Successor != nil || remembered.Live(time.Now()) {
@@ -361,7 +363,7 @@ func TestIndexIsPrunedAndBounded(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	index := userKey("ann")
-	// Entries whose tokens expired long ago, one of a session that was being ended, and one that is no entry.
+	// Expired entries, one entry of a session that was being ended, and an invalid one.
 	for i, score := range []string{"1", "1000", "-1000"} {
 		server.Do("ZADD", index, score, strings.Repeat(string(rune('a'+i)), memberLength))
 	}
@@ -379,12 +381,12 @@ func TestIndexIsPrunedAndBounded(t *testing.T) {
 	}
 }
 
-// An end that died half-way leaves marked entries whose records live. The next one finds and finishes them.
-func TestEndThatWasCutOffIsFinishedByTheNext(t *testing.T) {
+// An interrupted end leaves marked entries with live records. The next end completes it.
+func TestNextEndCompletesInterruptedOne(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	first, second := create(t, s, "ann"), create(t, s, "ann")
-	if _, err := markSome.Run(t.Context(), s.client, []string{userKey("ann")}, "").Result(); err != nil {
+	if _, err := markSessions.Run(t.Context(), s.client, []string{userKey("ann")}, "").Result(); err != nil {
 		t.Fatal(err)
 	}
 	for _, session := range []*tokens.Session{first, second} {
@@ -404,14 +406,14 @@ func TestEndThatWasCutOffIsFinishedByTheNext(t *testing.T) {
 	}
 }
 
-// The steps of a login and of an end of all sessions, in every order that they can come in. Whatever comes first,
-// no token that was handed out is live and unlisted afterwards.
-func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
+// The steps of a login and of an end of all sessions run in every order. Afterwards, no returned
+// token is live without an entry in the index.
+func TestEveryOrderOfLoginAndEndIsSafe(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	ctx := t.Context()
 	for mask := range 1 << 6 {
-		order := []bool{} // true: the next step of the login; false: of the end
+		order := []bool{} // true: the next step of the login; false: the next step of the end
 		login := 0
 		for bit := range 6 {
 			order = append(order, mask>>bit&1 == 1)
@@ -427,13 +429,13 @@ func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
 			t.Fatal(err)
 		}
 		index, self := userKey(user), member(session)
-		handedOut := false
+		returned := false
 		var marked []string
 		loginSteps := []func() error{
 			func() error { _, err := s.enter(ctx, index, self, time.Hour, 0); return err },
 			func() error { return s.write(ctx, session, record) },
 			func() (err error) {
-				if handedOut, err = s.entered(ctx, index, self); !handedOut {
+				if returned, err = s.entered(ctx, index, self); !returned {
 					s.undo(ctx, session)
 				}
 				return err
@@ -441,7 +443,7 @@ func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
 		}
 		endSteps := []func() error{
 			func() (err error) {
-				marked, err = markSome.Run(ctx, s.client, []string{index}, "").StringSlice()
+				marked, err = markSessions.Run(ctx, s.client, []string{index}, "").StringSlice()
 				return err
 			},
 			func() error { return s.deleteRecords(ctx, marked, map[string]bool{}) },
@@ -454,7 +456,7 @@ func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
 				return nil
 			},
 		}
-		entered := false // before the end began: then it must be ended
+		entered := false // before the end began, so it must be ended
 		for _, isLogin := range order {
 			steps := &endSteps
 			if isLogin {
@@ -467,26 +469,27 @@ func TestEveryOrderOfALoginAndAnEndIsSafe(t *testing.T) {
 				t.Fatal(err)
 			}
 			*steps = (*steps)[1:]
-			// A crash of both here: whatever was handed out and lives must be in the index.
+			// Suppose both crash here: if the token was returned and is live, it must be in the
+			// index.
 			_, err := s.Lookup(ctx, session.Hash)
 			listed, _ := s.client.ZScore(ctx, index, self).Result()
-			if handedOut && err == nil && listed == 0 {
-				t.Errorf("order %v: live and not listed", order)
+			if returned && err == nil && listed == 0 {
+				t.Errorf("order %v: live without an entry", order)
 			}
 		}
 		_, err = s.Lookup(ctx, session.Hash)
-		if live := err == nil; live && entered || live && !handedOut {
-			t.Errorf("order %v: live, though entered before the end: %v, handed out: %v", order, entered, handedOut)
+		if live := err == nil; live && entered || live && !returned {
+			t.Errorf("order %v: live, entered before the end: %v, returned: %v", order, entered, returned)
 		}
 	}
 }
 
-func TestTLSWithOwnCAAndClientCertificate(t *testing.T) {
+func TestTLSWithCAAndClientCertificate(t *testing.T) {
 	server, certs := redistest.StartTLS(t)
 	all := "?ca_file=" + certs.CAFile + "&cert_file=" + certs.CertFile + "&key_file=" + certs.KeyFile
 	s := mustOpen(t, "rediss://"+server.Addr+all)
 	defer s.Close()
-	works(t, s, create(t, s, "ann"))
+	assertWorks(t, s, create(t, s, "ann"))
 	for name, url := range map[string]string{
 		"without the CA":        "rediss://" + server.Addr + "?cert_file=" + certs.CertFile + "&key_file=" + certs.KeyFile,
 		"without a certificate": "rediss://" + server.Addr + "?ca_file=" + certs.CAFile,
@@ -501,8 +504,8 @@ func TestTLSWithOwnCAAndClientCertificate(t *testing.T) {
 	}
 }
 
-// The permissions that the package comment names are enough.
-func TestUserWithFewPermissionsIsEnough(t *testing.T) {
+// The permissions in the package comment are sufficient.
+func TestDocumentedPermissionsAreSufficient(t *testing.T) {
 	server := redistest.Start(t)
 	server.Do(append([]string{"ACL", "SETUSER", "gatepost", "on", ">secret", "~gatepost:*"}, strings.Fields(permissions)...)...)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
@@ -515,13 +518,13 @@ func TestUserWithFewPermissionsIsEnough(t *testing.T) {
 		t.Errorf("%v, %v", warnings, err)
 	}
 	server.Do("ACL", "SETUSER", "gatepost", "&gatepost:gateway*", "+publish", "+subscribe")
-	revokesAreFollowed(t, server, s, s)
+	checkRevokeNotices(t, server, s, s)
 }
 
 func TestSentinelFailoverMovesTracking(t *testing.T) {
 	master := redistest.Start(t)
 	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port())
-	redistest.Eventually(t, "a replica in step", func() bool {
+	redistest.Eventually(t, "a synchronized replica", func() bool {
 		return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up")
 	})
 	sentinel := redistest.StartSentinel(t, master)
@@ -531,7 +534,7 @@ func TestSentinelFailoverMovesTracking(t *testing.T) {
 	if addrs, err := s.conn.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Fatalf("masters %v, %v", addrs, err)
 	}
-	// The second Sentinel is not there: who answers counts.
+	// The second Sentinel is down, so only the answer of the first counts.
 	two := mustOpen(t, "redis://"+sentinel.Addr+","+redistest.FreeAddr(t)+"?sentinel=mymaster")
 	defer two.Close()
 	if addrs, err := two.conn.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
@@ -540,27 +543,27 @@ func TestSentinelFailoverMovesTracking(t *testing.T) {
 	none := mustOpen(t, "redis://"+redistest.FreeAddr(t)+"?sentinel=mymaster")
 	defer none.Close()
 	if addrs, err := none.conn.NamedMasters(t.Context()); err == nil {
-		t.Errorf("nobody named %v, %v", addrs, err)
+		t.Errorf("without a Sentinel: named %v, %v", addrs, err)
 	}
-	redistest.Eventually(t, "the session reaches the replica", func() bool {
+	redistest.Eventually(t, "the session on the replica", func() bool {
 		return replica.Do("EXISTS", tokenKey(session.Hash)) == "1" && strings.Contains(sentinel.Do("SENTINEL", "MASTERS"), "num-slaves\n1")
 	})
 	master.Kill()
-	redistest.Eventually(t, "the replica is the master", func() bool {
+	redistest.Eventually(t, "the promotion of the replica", func() bool {
 		addrs, err := s.conn.NamedMasters(t.Context())
 		return err == nil && addrs[0] == replica.Addr
 	})
-	redistest.Eventually(t, "the store asks the new master", func() bool {
+	redistest.Eventually(t, "the store to use the new master", func() bool {
 		err := s.Create(t.Context(), storetest.New(t, "bob"), 0)
 		if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
 			t.Errorf("during the fail-over: %v", err)
 		}
 		return err == nil
 	})
-	works(t, s, session)
+	assertWorks(t, s, session)
 }
 
-func TestMastersOfACluster(t *testing.T) {
+func TestClusterMasters(t *testing.T) {
 	nodes := redistest.StartCluster(t, 3)
 	s := mustOpen(t, "redis://"+nodes[2].Addr+"?cluster=true")
 	defer s.Close()
@@ -579,7 +582,7 @@ func TestMastersOfACluster(t *testing.T) {
 	slices.Sort(addrs)
 	slices.Sort(want)
 	if err != nil || !slices.Equal(addrs, want) {
-		t.Errorf("masters %v, %v; not %v", addrs, err, want)
+		t.Errorf("masters %v, %v; want %v", addrs, err, want)
 	}
 	if _, err := s.conn.Check(t.Context()); err != nil {
 		t.Error(err)
@@ -594,7 +597,7 @@ func TestMastersOfACluster(t *testing.T) {
 	}
 }
 
-func TestLookupAsksRedisOnce(t *testing.T) {
+func TestLookupIsOneCommand(t *testing.T) {
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -618,7 +621,7 @@ func BenchmarkLookup(b *testing.B) {
 	session := create(b, s, "ann")
 	b.ReportAllocs()
 	for b.Loop() {
-		ctx, cancel := context.WithTimeout(b.Context(), time.Second) // as the cache asks
+		ctx, cancel := context.WithTimeout(b.Context(), time.Second) // as the cache does
 		if _, err := s.Lookup(ctx, session.Hash); err != nil {
 			b.Fatal(err)
 		}

@@ -12,13 +12,14 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// A member of an index is the 16 bytes of the session's id and the 32 of its token's hash: short enough for Redis'
-// compact form of small sorted sets. Its score is when the token expires, in milliseconds of the clock of the
-// Redis that holds the index, and negative once the session is being ended.
+// A member of an index is the 16 bytes of the session's id and the 32 bytes of its token's hash.
+// That is short enough for Redis' compact encoding of small sorted sets. Its score is the token's
+// expiry in milliseconds, by the clock of the index's Redis. The score is negative while the
+// session is ended.
 const memberLength = 16 + 32
 
 func member(s *tokens.Session) string {
-	id, _ := uuid.Parse(s.ID) // a session's id is a UUID, or its record would not have been encoded
+	id, _ := uuid.Parse(s.ID) // EncodeRecord has checked that the id is a UUID
 	return string(id[:]) + string(s.Hash[:])
 }
 
@@ -30,14 +31,15 @@ func splitMember(m string) (id string, h tokens.Hash, ok bool) {
 	return uuid.UUID([]byte(m[:16])).String(), h, true
 }
 
-// entryMargin is how long an entry outlives its token, in milliseconds, so that a slow login is not taken for an ended one.
+// entryMargin is how long an entry outlives its token, in milliseconds. Without it, a slow login
+// could be treated as ended.
 const entryMargin = 60_000
 
-// Each script changes one index, KEYS[1]. They take the time from Redis: entries and records then expire by elapsed
-// time alike, whatever the clocks of several Gateposts say. Redis writes a number that it is given to the last digit.
+// Each script changes one index, KEYS[1]. The scripts read the time from Redis, so entries and
+// records expire together, whatever the clocks of the gateways are. Redis stores integers exactly.
 const (
-	// prelude defines the time, and how entries are marked, entered and dropped once they have expired: scores of marked ones are
-	// below zero. A busy user's index is lengthened once in a minute, and what has expired is dropped together.
+	// prelude defines the time and the functions that mark and add entries. Marked entries have
+	// negative scores. A busy index is extended and pruned about once per minute.
 	prelude = `
 local key = KEYS[1]
 local t = redis.call('TIME')
@@ -51,11 +53,11 @@ local function enter(m, ttl, margin)
   end
 end
 `
-	// ARGV: member, lifetime, entryMargin, limit. Returns the members of the sessions that are marked: by it, because there were
-	// more than limit (those that expire first, and never the new one), or before, by a login that did not live to delete
-	// their records. Where one server has all keys the session is
-	// kept in the same step: KEYS then name its id and its record too, and ARGV the index by its digest, the
-	// session's lifetime, and the record.
+	// ARGV: member, lifetime, entryMargin, limit. The script returns the members of marked
+	// sessions. It marks those over the limit: the sessions that expire first, never the new one.
+	// Earlier ones were marked by a login that crashed before it deleted their records. If one
+	// server has all keys, the script stores the session too: KEYS then also has its id and its
+	// record, and ARGV the digest of the user, the session's lifetime, and the record.
 	enterScript = prelude + `
 local limit = tonumber(ARGV[4])
 enter(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]))
@@ -77,9 +79,10 @@ for i = 1, #live, 2 do
 end
 return ended
 `
-	// ARGV: old member, new member, lifetime, entryMargin. Enters the new token if the old one is entered and not marked,
-	// and returns the other members of the session: what earlier refreshes have left. Else it returns nothing.
-	besideScript = prelude + `
+	// ARGV: old member, new member, lifetime, entryMargin. If the old token is in the index and not
+	// marked, the script adds the new one and returns the session's other members, which earlier
+	// refreshes have left. Otherwise it returns nil.
+	successorScript = prelude + `
 local score = redis.call('ZSCORE', key, ARGV[1])
 if not score or tonumber(score) < 0 then return false end
 local id, stale = string.sub(ARGV[1], 1, 16), {}
@@ -89,8 +92,9 @@ end
 enter(ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
 return stale
 `
-	// ARGV: new member, old member, refresh grace, stale members. Says whether the new token is entered and not marked.
-	// If it is, the old one's entry expires with its grace, and the stale ones are removed.
+	// ARGV: new member, old member, refresh grace, stale members. If the new token is in the index
+	// and not marked, the script returns 1, makes the old entry expire with its grace, and removes
+	// the stale ones. Otherwise it returns 0.
 	supersedeScript = prelude + `
 local score = redis.call('ZSCORE', key, ARGV[1])
 if not score or tonumber(score) < 0 then return 0 end
@@ -103,7 +107,8 @@ end
 for i = 4, #ARGV do redis.call('ZREM', key, ARGV[i]) end
 return 1
 `
-	// ARGV: the first bytes of the members to mark, or nothing for all. Returns them, those marked before too.
+	// ARGV: the first bytes of the members to mark; empty: all. The script returns these members,
+	// including those marked before.
 	markScript = prelude + `
 local ended = {}
 local all = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
@@ -116,8 +121,8 @@ for i = 1, #all, 2 do
 end
 return ended
 `
-	// KEYS[1] is a token's record here. ARGV: its bytes as they were read, the record to replace it, lifetime. Returns 1,
-	// or why the record was not replaced: 0 it is gone, 2 it is another.
+	// KEYS[1] is a token's record. ARGV: its bytes as read, the replacement, lifetime. The script
+	// returns 1 if it replaced the record, 0 if the record is gone, 2 if it has changed.
 	replaceScript = `
 local record = redis.call('GET', KEYS[1])
 if not record then return 0 end
@@ -128,56 +133,58 @@ return 1
 )
 
 var (
-	enterOne    = redis.NewScript(enterScript)
-	enterSecond = redis.NewScript(besideScript)
-	supersede   = redis.NewScript(supersedeScript)
-	markSome    = redis.NewScript(markScript)
+	enterSession   = redis.NewScript(enterScript)
+	enterSuccessor = redis.NewScript(successorScript)
+	supersede      = redis.NewScript(supersedeScript)
+	markSessions   = redis.NewScript(markScript)
 
-	// The same where Redis has no memory left, which would refuse it otherwise (Redis 7 and newer).
+	// Redis refuses markSessions without free memory; this variant is allowed then (Redis 7 and
+	// newer).
 	markWhenFull = redis.NewScript("#!lua flags=allow-oom\n" + markScript)
 )
 
-// enter enters a token in an index and returns the members of sessions that were marked to make room. Entered
-// again it stays as it is, marked too.
+// enter adds a token to an index and returns the members of sessions that were marked to make room.
+// An existing entry does not change, even if it is marked.
 func (s *Store) enter(ctx context.Context, index, member string, lifetime time.Duration, limit int) ([]string, error) {
-	over, err := enterOne.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), entryMargin, limit).StringSlice()
+	over, err := enterSession.Run(ctx, s.client, []string{index}, member, milliseconds(lifetime), entryMargin, limit).StringSlice()
 	if err != nil {
-		return nil, unavailable(ctx, "entering a session in its user's index", err)
+		return nil, unavailable(ctx, "adding a session to its user's index", err)
 	}
 	return over, nil
 }
 
-// enterWhole enters a token in an index and keeps its session, in one step, and returns the members of sessions that
-// were marked to make room. It is sent once, and where Redis has lost the script, as after a restart, once more with it:
-// then nothing was done before.
-func (s *Store) enterWhole(ctx context.Context, index string, session *tokens.Session, record []byte, limit int) ([]string, error) {
+// createInOneStep adds a token to an index and stores its session in one step. It returns the
+// members of sessions that were marked to make room. The command is sent once. If Redis does not
+// have the script, for example after a restart, it is sent again with the script, because the first
+// one did nothing.
+func (s *Store) createInOneStep(ctx context.Context, index string, session *tokens.Session, record []byte, limit int) ([]string, error) {
 	command := func(name, script string) once {
 		return once{redis.NewCmd(ctx, name, script, 3, index, sessionKey(session.ID), tokenKey(session.Hash),
 			member(session), milliseconds(time.Until(session.Expires)), entryMargin, limit,
 			digest(session.User), milliseconds(time.Until(session.Ends)), record)}
 	}
-	cmd := command("evalsha", enterOne.Hash())
+	cmd := command("evalsha", enterSession.Hash())
 	err := s.logins.process(ctx, cmd)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		cmd = command("eval", enterScript)
 		err = s.logins.process(ctx, cmd)
 	}
 	if err != nil {
-		return nil, unavailable(ctx, "keeping a session", err)
+		return nil, unavailable(ctx, "storing a session", err)
 	}
 	over, err := cmd.StringSlice()
 	if err != nil {
-		return nil, unavailable(ctx, "keeping a session", err)
+		return nil, unavailable(ctx, "storing a session", err)
 	}
 	return over, nil
 }
 
-// entered says whether an index holds the member, unmarked.
+// entered reports whether an index has the member, unmarked.
 func (s *Store) entered(ctx context.Context, index, member string) (bool, error) {
 	return unmarked(ctx, s.client.ZScore(ctx, index, member))
 }
 
-// unmarked says whether the score is that of an entry which is there and not marked.
+// unmarked reports whether the score belongs to an existing, unmarked entry.
 func unmarked(ctx context.Context, asked *redis.FloatCmd) (bool, error) {
 	score, err := asked.Result()
 	if isNil(err) {
@@ -189,8 +196,8 @@ func unmarked(ctx context.Context, asked *redis.FloatCmd) (bool, error) {
 	return score > 0, nil
 }
 
-// end ends the session with the id, or all sessions where id is empty, of the user with that index, and returns how
-// many there were. When it returns nil, their records are gone from Redis.
+// end ends the session with the id, or all sessions if id is empty, of the user with that index. It
+// returns their number. After it returns nil, their records are deleted.
 func (s *Store) end(ctx context.Context, index, id string) (int, error) {
 	first := ""
 	if id != "" {
@@ -200,7 +207,7 @@ func (s *Store) end(ctx context.Context, index, id string) (int, error) {
 		}
 		first = string(parsed[:])
 	}
-	members, err := markSome.Run(ctx, s.client, []string{index}, first).StringSlice()
+	members, err := markSessions.Run(ctx, s.client, []string{index}, first).StringSlice()
 	if err != nil && redis.IsOOMError(err) {
 		members, err = markWhenFull.Run(ctx, s.client, []string{index}, first).StringSlice()
 	}
@@ -210,8 +217,8 @@ func (s *Store) end(ctx context.Context, index, id string) (int, error) {
 	return s.deleteMarked(ctx, index, members)
 }
 
-// deleteMarked deletes the records of marked members, and their index entries once the records are gone. It returns
-// how many sessions had a record.
+// deleteMarked deletes the records of marked members, then their index entries. It returns the
+// number of sessions that had a record.
 func (s *Store) deleteMarked(ctx context.Context, index string, members []string) (int, error) {
 	ended := map[string]bool{}
 	for len(members) > 0 {
@@ -225,20 +232,20 @@ func (s *Store) deleteMarked(ctx context.Context, index string, members []string
 			entries[i] = m
 		}
 		if err := s.client.ZRem(ctx, index, entries...).Err(); err != nil {
-			return 0, unavailable(ctx, "taking ended sessions out of the index", err)
+			return 0, unavailable(ctx, "removing ended sessions from the index", err)
 		}
 	}
 	return len(ended), nil
 }
 
-// deleteRecords deletes the members' records, and adds to ended the ids of the sessions that had one.
+// deleteRecords deletes the members' records and adds the ids of sessions that had one to ended.
 func (s *Store) deleteRecords(ctx context.Context, members []string, ended map[string]bool) error {
 	pipe := s.client.Pipeline()
 	deleted := map[string]*redis.IntCmd{}
 	for _, m := range members {
 		id, h, ok := splitMember(m)
 		if !ok {
-			continue // no token: whoever wrote it there, nothing is opened by it
+			continue // not a token's entry; it opens nothing
 		}
 		deleted[m] = pipe.Del(ctx, tokenKey(h))
 		pipe.Del(ctx, sessionKey(id))
@@ -255,7 +262,7 @@ func (s *Store) deleteRecords(ctx context.Context, members []string, ended map[s
 	return nil
 }
 
-// formatSeen and readSeen write and read when and from where a session was last used.
+// formatSeen and readSeen format and parse the time and address of a session's last use.
 func formatSeen(at time.Time, address string) string {
 	return strconv.FormatInt(at.UnixMilli(), 10) + " " + strings.ToValidUTF8(address[:min(len(address), 100)], "?")
 }

@@ -13,7 +13,7 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// score puts an entry of an index where it is, or at another place, without the store.
+// score sets the score of an index entry directly.
 func score(t *testing.T, s *Store, user, member string, at int64) {
 	t.Helper()
 	if err := s.client.ZAdd(t.Context(), userKey(user), redis.Z{Score: float64(at), Member: member}).Err(); err != nil {
@@ -21,9 +21,9 @@ func score(t *testing.T, s *Store, user, member string, at int64) {
 	}
 }
 
-func TestWhatHasExpiredIsDroppedThoughAnEntryLivesLonger(t *testing.T) {
+func TestExpiredEntriesArePruned(t *testing.T) {
 	s := open(t, redistest.Start(t))
-	long := storetest.NewLasting(t, "ann", 20*time.Hour) // as before tokens.lifetime was lowered
+	long := storetest.NewLasting(t, "ann", 20*time.Hour) // as if tokens.lifetime was lowered since
 	if err := s.Create(t.Context(), long, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -37,14 +37,15 @@ func TestWhatHasExpiredIsDroppedThoughAnEntryLivesLonger(t *testing.T) {
 	if err != nil || n != 2 {
 		t.Errorf("%d entries, want those of the two live sessions (%v)", n, err)
 	}
-	works(t, s, long)
+	assertWorks(t, s, long)
 }
 
-func TestASessionThatWasMarkedAndNotEndedIsEndedByTheNextLogin(t *testing.T) {
+func TestNextLoginEndsMarkedSessions(t *testing.T) {
 	s := open(t, redistest.Start(t))
 	marked := create(t, s, "ann")
-	score(t, s, "ann", member(marked), -marked.Expires.UnixMilli()) // by a login that was given up then
-	works(t, s, marked)
+	// as if a login crashed after marking it
+	score(t, s, "ann", member(marked), -marked.Expires.UnixMilli())
+	assertWorks(t, s, marked)
 	if err := s.Create(t.Context(), storetest.New(t, "ann"), 1); err != nil {
 		t.Fatal(err)
 	}

@@ -1,40 +1,42 @@
-// Package redisstore keeps sessions in Redis, one server, behind Sentinel, or a Cluster, for any number of Gateposts
-// at once.
+// Package redisstore decides how sessions are stored in Redis: on one server, behind Sentinel, or
+// in a Cluster, shared by any number of gateways.
 //
 // Three keys belong to a session:
 //
-//	gatepost:tok:<sha-256 of the token>   its record, which alone opens anything; expires with the token
+//	gatepost:tok:<sha-256 of the token>   the record, which alone makes the token valid; expires with it
 //	gatepost:usr:<sha-256 of the user>    the index: a sorted set of the user's tokens, scored by expiry
 //	gatepost:ses:<public id>              the name of that index, for ending a session by its id
 //
-// Two more open nothing: gatepost:seen:<public id> is when it was last used, and gatepost:old:<sha-256 of the token>
-// remembers a token that was refreshed, so that its reuse is noticed after its grace, when its record has expired.
+// Two more keys do not make a token valid. gatepost:seen:<public id> is the session's last use.
+// gatepost:old:<sha-256 of the token> marks a refreshed token, to detect reuse after its grace.
 //
-// If one server has all keys, a login changes them in one step, by one command; the commands of logins that come at once
-// are sent together ([batcher]). In a Cluster they lie on different servers, so nothing else here relies on two keys
-// changing together. What it relies on is the order in which they change:
+// If one server has all keys, a login changes them in one step with one command. The commands of
+// concurrent logins are sent together ([batcher]). In a Cluster the keys are on different servers,
+// so the other operations do not rely on two keys changing together. They rely on the order of
+// changes:
 //
-//  1. A token is entered in the index before its record is written, and handed out only after the index has been
-//     seen to hold it still, unmarked, once the record was written. (A login in one step is all of that.)
-//  2. Whoever ends sessions marks their index entries first, then deletes the records, then the entries.
+// 1. A token is added to the index before its record is written. It is returned only if the index
+//     still has it, unmarked, after the record was written. (A login in one step includes all of this.)
+// 2. An end of sessions marks their index entries, then deletes the records, then the entries.
 //
-// So a record that is written after an end deleted it is seen by its own writer to be marked or gone, and is never
-// handed out; a record that was written before is deleted; and a crash at any point leaves every record that can be
-// used in the index, where the next attempt finds it. The index is one key, changed by one script at a time: its
-// order is the order of logins, refreshes and ends.
+// So if a record is written after an end has deleted it, its writer finds it marked or removed and
+// does not return the token. A record written before is deleted. After a crash at any point, every
+// usable record is in the index, and the next attempt finds it. The index is one key that one
+// script at a time changes, so its order is the order of logins, refreshes and ends.
 //
-// A refreshed token's record opens services during the grace and names the token that replaced it. It was written in
-// place of a record that was there, and its entry stays in the index for as long as it, so an end finds it.
+// During the grace, a refreshed token's record is valid and names its successor. It replaced an
+// existing record, and its index entry lives as long as the record, so an end finds it.
 //
-// Late commands do no harm: a command that timed out may still reach Redis. Deleting late is safe. A record is sent
-// once per token and its token handed out only on Redis' OK, so a record that arrives late is of a token that nobody
-// has.
+// Late commands are harmless. A command that timed out may still reach Redis. Late deletes are
+// safe. A record is sent once per token, and the token is returned only after Redis' OK, so a late
+// record belongs to a token that no client has.
 //
-// Where Redis' memory is full, nothing new is kept, and sessions can be looked up and ended still, from Redis 7 on.
-// Redis must not evict keys, and must keep what it acknowledges: [redisconn.Conn.Check] warns if it does not. A user of Redis' ACL needs
-// ~gatepost:* and +@connection +get +set +del +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount
-// +zremrangebyscore +pttl +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too. Notices of revokes need
-// &gatepost:gateway* +publish +subscribe, as package cache does.
+// If Redis' memory is full, new sessions are refused, but look-ups and ends still work (Redis 7 or
+// newer). Redis must not evict keys and must keep what it acknowledges; [redisconn.Conn.Check]
+// warns if it does not. A user of Redis' ACL needs ~gatepost:* and +@connection +get +set +del
+// +zscore +zrem +eval +evalsha +time +zadd +zrange +zrangebyscore +zcount +zremrangebyscore +pttl
+// +pexpire +info, in a Cluster +cluster|slots and +cluster|shards too. Notices of revokes need
+// &gatepost:gateway* +publish +subscribe, like package cache.
 package redisstore
 
 import (
@@ -53,7 +55,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The prefixes of the keys. A change below TokenPrefix is a change of what a token opens.
+// The prefixes of the keys. A change of a key with TokenPrefix changes the validity of a token.
 const (
 	TokenPrefix   = "gatepost:tok:"
 	userPrefix    = "gatepost:usr:"
@@ -62,15 +64,15 @@ const (
 	oldPrefix     = "gatepost:old:"
 )
 
-// chunk is how many keys are asked for at a time.
+// chunk is the number of keys per request.
 const chunk = 500
 
-// Store is a [tokens.Store] in Redis. Each of its calls ends within [redisconn.Conn.CallTimeout], or by the context's deadline
-// where that is earlier, however Redis fails.
+// Store is a [tokens.Store] in Redis. Each call ends within [redisconn.Conn.CallTimeout] or by the
+// context's deadline, whichever is earlier, even if Redis hangs.
 type Store struct {
 	conn   *redisconn.Conn
-	client redis.UniversalClient // of conn
-	logins *batcher              // of a single server
+	client redis.UniversalClient // the client of conn
+	logins *batcher              // used with a single server
 }
 
 var (
@@ -105,14 +107,14 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 		return err
 	}
 	if !session.Live(time.Now()) {
-		return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
+		return fmt.Errorf("%w: the session has expired", tokens.ErrInvalid)
 	}
 	if s.conn.IsCluster() {
-		return s.createApart(ctx, session, record, limit)
+		return s.createInCluster(ctx, session, record, limit)
 	}
-	// One server: an end comes before the login as a whole or after it.
+	// On one server, a concurrent end runs entirely before or after the login.
 	index := userKey(session.User)
-	over, err := s.enterWhole(ctx, index, session, record, limit)
+	over, err := s.createInOneStep(ctx, index, session, record, limit)
 	if err != nil {
 		return err
 	}
@@ -123,8 +125,8 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	return nil
 }
 
-// createApart keeps a session whose keys lie on servers that keep no order among each other: each is waited for.
-func (s *Store) createApart(ctx context.Context, session *tokens.Session, record []byte, limit int) error {
+// createInCluster stores a session with keys on different servers. It waits for each step.
+func (s *Store) createInCluster(ctx context.Context, session *tokens.Session, record []byte, limit int) error {
 	index, self := userKey(session.User), member(session)
 	over, err := s.enter(ctx, index, self, time.Until(session.Expires), limit)
 	if err != nil {
@@ -135,7 +137,7 @@ func (s *Store) createApart(ctx context.Context, session *tokens.Session, record
 	}
 	err = s.client.Set(ctx, sessionKey(session.ID), digest(session.User), untilPositive(session.Ends)).Err()
 	if err != nil {
-		return unavailable(ctx, "keeping the session's id", err)
+		return unavailable(ctx, "storing the session's id", err)
 	}
 	if err := s.write(ctx, session, record); err != nil {
 		return err
@@ -151,17 +153,17 @@ func (s *Store) createApart(ctx context.Context, session *tokens.Session, record
 	return nil
 }
 
-// write writes a token's record, once.
+// write writes a token's record. It is not retried.
 func (s *Store) write(ctx context.Context, session *tokens.Session, record []byte) error {
 	cmd := redis.NewCmd(ctx, "set", tokenKey(session.Hash), record, "px", milliseconds(time.Until(session.Expires)))
 	if err := s.client.Process(ctx, once{cmd}); err != nil {
-		return unavailable(ctx, "keeping a session", err)
+		return unavailable(ctx, "storing a session", err)
 	}
 	return nil
 }
 
-// undo deletes a record whose token will not be handed out. Where that fails the record opens nothing for anyone,
-// because nobody has the token, and expires.
+// undo deletes a record whose token is not returned. If that fails, the record stays until it
+// expires, but no client has the token.
 func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 	_ = s.client.Del(ctx, tokenKey(session.Hash)).Err()
 	_ = s.client.ZRem(ctx, userKey(session.User), member(session)).Err()
@@ -175,14 +177,14 @@ func (s *Store) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Session, err
 	if err != nil {
 		return nil, err
 	}
-	// Redis expires the record too; its clock and its punctuality are not relied on.
+	// Redis expires the record too, but its clock may differ and its expiry may be late.
 	if !record.Live(time.Now()) {
 		return nil, tokens.ErrUnknown
 	}
 	return record.Session, nil
 }
 
-// read reads the record of a token under a key, and returns its bytes as well.
+// read reads the record of a token under a key. It also returns the record's bytes.
 func (s *Store) read(ctx context.Context, key string, h tokens.Hash) (*tokens.Record, []byte, error) {
 	bytes, err := s.client.Get(ctx, key).Bytes()
 	if isNil(err) {
@@ -195,7 +197,7 @@ func (s *Store) read(ctx context.Context, key string, h tokens.Hash) (*tokens.Re
 	return record, bytes, err
 }
 
-// Revoke implements [tokens.Store]. What is no record of the token is deleted too.
+// Revoke implements [tokens.Store]. It also deletes a corrupt record.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
@@ -206,7 +208,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
 		return nil
-	case errors.Is(err, tokens.ErrCorrupt): // whose session it is cannot be told; it goes
+	case errors.Is(err, tokens.ErrCorrupt): // its session is unknown; the record is deleted below
 	case err != nil:
 		return err
 	default:
@@ -214,10 +216,10 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 			return err
 		}
 		if record.Retired && !record.InGrace(time.Now()) {
-			return nil // it goes on telling that it was exchanged
+			return nil // the record is kept to detect reuse
 		}
 	}
-	// The index may have lost the entry; the record must go whatever the index says.
+	// The index may have lost the entry, so delete the record in any case.
 	if err := s.client.Del(ctx, tokenKey(h)).Err(); err != nil {
 		return unavailable(ctx, "revoking a token", err)
 	}
@@ -243,7 +245,7 @@ func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, e
 	return newestFirst(live), nil
 }
 
-// readAll returns the live sessions among the members of a user's index, with when they were last seen.
+// readAll returns the live sessions among the members of a user's index, with their last use.
 func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*tokens.Session, error) {
 	pipe := s.client.Pipeline()
 	records := make([]*redis.StringCmd, len(members))
@@ -251,7 +253,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 	for i, m := range members {
 		id, h, ok := splitMember(m)
 		if !ok {
-			return nil, fmt.Errorf("%w: %w: an index has an entry that is none", tokens.ErrUnavailable, tokens.ErrCorrupt)
+			return nil, fmt.Errorf("%w: %w: an index has an invalid entry", tokens.ErrUnavailable, tokens.ErrCorrupt)
 		}
 		records[i], seen[i] = pipe.Get(ctx, tokenKey(h)), pipe.Get(ctx, seenKey(id))
 	}
@@ -263,7 +265,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 	for i, m := range members {
 		record, err := records[i].Bytes()
 		if isNil(err) {
-			continue // a login on its way, or a token that Redis expired
+			continue // a login in progress, or an expired token
 		}
 		if err != nil {
 			return nil, unavailable(ctx, "reading a user's sessions", err)
@@ -315,24 +317,24 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 	return s.end(ctx, userKey(user), "")
 }
 
-// Touch implements [tokens.Toucher]. What it writes is no part of the record, so it can bring none back.
+// Touch implements [tokens.Toucher]. It does not write the record, so it cannot restore one.
 func (s *Store) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	err := s.client.Set(ctx, seenKey(of.ID()), formatSeen(at, address), untilPositive(of.Ends())).Err()
 	if err != nil {
-		return unavailable(ctx, "keeping when a session was seen", err)
+		return unavailable(ctx, "storing the last use of a session", err)
 	}
 	return nil
 }
 
-// Ping implements [tokens.Store]. In a Cluster it asks every master: each holds tokens.
+// Ping implements [tokens.Store]. In a Cluster it pings every master, because each has tokens.
 func (s *Store) Ping(ctx context.Context) error {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
 	err := s.conn.EachMaster(ctx, func(ctx context.Context, node *redis.Client) error { return node.Ping(ctx).Err() })
 	if err != nil {
-		return unavailable(ctx, "asking Redis whether it is there", err)
+		return unavailable(ctx, "pinging Redis", err)
 	}
 	return nil
 }
@@ -340,16 +342,16 @@ func (s *Store) Ping(ctx context.Context) error {
 // Close implements [tokens.Store].
 func (s *Store) Close() error { return s.conn.Close() }
 
-// once is a command that is sent to Redis at most once. A command whose reply was lost may have been carried out,
-// or may be yet: carried out a second time, later, it could bring back what was revoked in between.
+// once is a command that is sent to Redis at most once. If its reply is lost, Redis may have run it
+// or may still run it. A later retry could restore a token that was revoked in between.
 type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
 func isNil(err error) bool { return errors.Is(err, redis.Nil) }
 
-// unavailable says that Redis did not do what was being done. The library's errors end here: their text is kept, and
-// only the end of the context can be found in it.
+// unavailable returns the error for a failed operation. It keeps only the text of the library's
+// error; callers can unwrap the end of the context alone.
 func unavailable(ctx context.Context, doing string, err error) error {
 	if over := context.Cause(ctx); over != nil {
 		return fmt.Errorf("%w: %s: %w", tokens.ErrUnavailable, doing, over)
@@ -357,8 +359,8 @@ func unavailable(ctx context.Context, doing string, err error) error {
 	return fmt.Errorf("%w: %s: %v", tokens.ErrUnavailable, doing, err)
 }
 
-// newestFirst sorts sessions by when they were opened. One that is being refreshed has two tokens for a moment; it
-// is listed with the later.
+// newestFirst sorts sessions by their start. A session in a refresh has two tokens; it is listed
+// once, with the newer one.
 func newestFirst(sessions []*tokens.Session) []*tokens.Session {
 	slices.SortFunc(sessions, func(a, b *tokens.Session) int {
 		return cmp.Or(b.Issued.Compare(a.Issued), cmp.Compare(a.ID, b.ID), b.Expires.Compare(a.Expires))
@@ -366,7 +368,7 @@ func newestFirst(sessions []*tokens.Session) []*tokens.Session {
 	return slices.CompactFunc(sessions, func(a, b *tokens.Session) bool { return a.ID == b.ID })
 }
 
-// untilPositive is the time until then, as a lifetime that Redis takes.
+// untilPositive returns the time until then, at least one millisecond, as Redis requires.
 func untilPositive(then time.Time) time.Duration {
 	return time.Duration(milliseconds(time.Until(then))) * time.Millisecond
 }

@@ -15,13 +15,13 @@ import (
 
 func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
-// mustOpen opens a store that waits for Redis for as long as a busy machine may need.
+// mustOpen opens a store with a timeout for busy machines.
 func mustOpen(t testing.TB, url string) *Store {
 	t.Helper()
 	return mustOpenWith(t, url, time.Minute)
 }
 
-// mustOpenAsUsed opens a store with the time limits of a gateway.
+// mustOpenAsUsed opens a store with the timeouts of a gateway.
 func mustOpenAsUsed(t testing.TB, url string) *Store {
 	t.Helper()
 	return mustOpenWith(t, url, 0)
@@ -39,7 +39,7 @@ func mustOpenWith(t testing.TB, url string, timeout time.Duration) *Store {
 	return New(redisconn.Open(options))
 }
 
-// permissions are those of the package comment, which is read here, so that it is true.
+// permissions are those of the package comment. Reading them here tests the comment.
 var permissions = func() string {
 	source, err := os.ReadFile("redisstore.go")
 	if err != nil {

@@ -7,26 +7,27 @@ import (
 	"time"
 )
 
-// revokesChannel carries a notice of each revoke that was made without a gateway. Redis ACLs that let gateways reach
-// each other (gatepost:gateway*) cover its name.
+// revokesChannel carries a notice of each revoke that was made without a gateway. The ACL pattern
+// of gateways (gatepost:gateway*) covers its name.
 const revokesChannel = "gatepost:gateways:revokes"
 
-// maxNotice bounds a notice, in bytes: everybody who may publish in this Redis can send one.
+// maxNotice bounds a notice, in bytes: every client that may publish in this Redis can send one.
 const maxNotice = 4 << 10
 
 // Revoke is a revoke that was made directly in Redis, for the logs of the gateways.
 type Revoke struct {
-	// Who is the operator, as user@host, and When the time by the operator's clock.
+	// Who is user@host of the operator, When the time by the operator's clock.
 	Who  string    `json:"who"`
 	When time.Time `json:"when"`
-	// User is the id of the user whose sessions ended; empty if one Session was named by its public id.
+	// User is the id of the affected user; empty if one Session was named by its public
+	// id.
 	User    string `json:"user,omitempty"`
 	Session string `json:"session,omitempty"`
 	// Ended is the number of sessions that ended.
 	Ended int `json:"ended"`
 }
 
-// PublishRevoke sends a notice to the gateways that are connected now. It is no part of the revoke.
+// PublishRevoke sends a notice to the connected gateways. The revoke does not depend on it.
 func (s *Store) PublishRevoke(ctx context.Context, r Revoke) error {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
@@ -35,15 +36,15 @@ func (s *Store) PublishRevoke(ctx context.Context, r Revoke) error {
 		err = s.client.Publish(ctx, revokesChannel, notice).Err()
 	}
 	if err != nil {
-		return fmt.Errorf("sending the gateways a notice of a revoke: %w", err)
+		return fmt.Errorf("publishing a notice of a revoke: %w", err)
 	}
 	return nil
 }
 
-// FollowRevokes calls onRevoke with each notice until ctx ends. Notices that are sent while Redis is out of reach are
-// lost. Malformed ones are dropped.
+// FollowRevokes calls onRevoke with each notice until ctx ends. It misses notices that are sent
+// while Redis is unavailable, and drops malformed ones.
 func (s *Store) FollowRevokes(ctx context.Context, onRevoke func(Revoke)) {
-	notices := s.client.Subscribe(ctx, revokesChannel) // reconnects by itself
+	notices := s.client.Subscribe(ctx, revokesChannel) // reconnects automatically
 	defer notices.Close()
 	for received := notices.Channel(); ; {
 		select {

@@ -10,8 +10,9 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// revokesAreFollowed fails the test unless a notice that one store publishes reaches the follower of another.
-func revokesAreFollowed(t *testing.T, server *redistest.Server, publisher, follower *Store) {
+// checkRevokeNotices fails the test unless a notice that one store publishes reaches the follower
+// of another.
+func checkRevokeNotices(t *testing.T, server *redistest.Server, publisher, follower *Store) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	received, ended := make(chan Revoke, 10), make(chan struct{})
@@ -22,7 +23,7 @@ func revokesAreFollowed(t *testing.T, server *redistest.Server, publisher, follo
 	redistest.Eventually(t, "a follower", func() bool {
 		return strings.Contains(server.Do("PUBSUB", "NUMSUB", revokesChannel), "1")
 	})
-	// Notices that are none are dropped.
+	// Invalid notices are dropped.
 	for _, notice := range []string{"", "nonsense", `["x"]`, `{"who":"` + strings.Repeat("x", maxNotice) + `"}`} {
 		server.Do("PUBLISH", revokesChannel, notice)
 	}
@@ -37,16 +38,16 @@ func revokesAreFollowed(t *testing.T, server *redistest.Server, publisher, follo
 	<-ended
 }
 
-func TestRevokesPastTheGatewaysAreFollowed(t *testing.T) {
+func TestRevokeNoticesAreFollowed(t *testing.T) {
 	server := redistest.Start(t)
 	one, other := mustOpen(t, server.URL()), mustOpen(t, server.URL())
 	defer one.Close()
 	defer other.Close()
-	revokesAreFollowed(t, server, one, other)
-	server.Restart() // the follower of a gateway reconnects; here a new one does
-	revokesAreFollowed(t, server, one, other)
+	checkRevokeNotices(t, server, one, other)
+	server.Restart() // a gateway's follower reconnects; this test starts a new one
+	checkRevokeNotices(t, server, one, other)
 	server.Kill()
 	if err := one.PublishRevoke(t.Context(), Revoke{}); err == nil {
-		t.Error("a notice was sent without a Redis")
+		t.Error("publishing succeeded without Redis")
 	}
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Rotate implements [tokens.Store]. The new token is entered and written before the old record is replaced, in one step
-// that only one caller can make. So an end that comes at any time finds both tokens in the index, and a failure before
-// that step leaves the old token as it was. After that step the old record names the successor, so whoever repeats a
-// call that failed half-way gets it.
+// Rotate implements [tokens.Store]. The new token is added to the index and its record is written
+// before the old record is replaced, in one step that only one caller can make. So an end at any
+// time finds both tokens in the index, and a failure before that step leaves the old token
+// unchanged. After the step, the old record names the successor, so a retry of a failed call
+// returns it.
 func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Successor, grace time.Duration) (tokens.Successor, error) {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
@@ -26,22 +27,22 @@ func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 	now := time.Now()
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
-		return tokens.Successor{}, s.reuse(ctx, old)
+		return tokens.Successor{}, s.checkReuse(ctx, old)
 	case err != nil:
 		return tokens.Successor{}, err
 	case before.InGrace(now):
 		return s.successor(ctx, before)
 	case before.Retired:
-		return tokens.Successor{}, s.reused(ctx, before.Session)
+		return tokens.Successor{}, s.endReused(ctx, before.Session)
 	case !before.Live(now):
 		return tokens.Successor{}, tokens.ErrUnknown
 	case !next.Session.Continues(before.Session):
-		return tokens.Successor{}, fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+		return tokens.Successor{}, fmt.Errorf("%w: the new token belongs to another session", tokens.ErrInvalid)
 	}
 	return s.exchange(ctx, exchange{before.Session, bytes, next, record, grace})
 }
 
-// exchange is a live token, its record as it was read, and what is to replace it.
+// exchange is the input of one exchange: a live token, its record as read, and the replacement.
 type exchange struct {
 	before *tokens.Session
 	bytes  []byte
@@ -50,14 +51,15 @@ type exchange struct {
 	grace  time.Duration
 }
 
-// exchange makes the new token the session's own. Where the outcome is unknown it undoes nothing that a retry needs.
+// exchange replaces the session's token. If the outcome is unknown, it undoes nothing that a retry
+// needs.
 func (s *Store) exchange(ctx context.Context, x exchange) (tokens.Successor, error) {
-	stale, err := s.enterBeside(ctx, x)
+	stale, err := s.addSuccessor(ctx, x)
 	if isNil(err) {
-		return s.lost(ctx, x.before.Hash)
+		return s.lostExchange(ctx, x.before.Hash)
 	}
 	if err != nil {
-		return tokens.Successor{}, unavailable(ctx, "entering a new token in its user's index", err)
+		return tokens.Successor{}, unavailable(ctx, "adding a new token to its user's index", err)
 	}
 	if err := s.write(ctx, x.next.Session, x.record); err != nil {
 		return tokens.Successor{}, err
@@ -71,7 +73,7 @@ func (s *Store) exchange(ctx context.Context, x exchange) (tokens.Successor, err
 	}
 	if !replaced {
 		s.undo(ctx, x.next.Session)
-		return s.lost(ctx, x.before.Hash)
+		return s.lostExchange(ctx, x.before.Hash)
 	}
 	kept, err := s.supersede(ctx, x, stale)
 	if err != nil {
@@ -84,15 +86,17 @@ func (s *Store) exchange(ctx context.Context, x exchange) (tokens.Successor, err
 	return x.next, nil
 }
 
-// enterBeside enters the new token if the old one is entered, and returns the session's other members; redis.Nil if not.
-func (s *Store) enterBeside(ctx context.Context, x exchange) ([]string, error) {
-	return enterSecond.Run(ctx, s.client, []string{userKey(x.before.User)}, member(x.before), member(x.next.Session),
+// addSuccessor adds the new token if the old one is in the index and returns the session's other
+// members. Otherwise it returns redis.Nil.
+func (s *Store) addSuccessor(ctx context.Context, x exchange) ([]string, error) {
+	return enterSuccessor.Run(ctx, s.client, []string{userKey(x.before.User)}, member(x.before), member(x.next.Session),
 		milliseconds(time.Until(x.next.Session.Expires)), entryMargin).StringSlice()
 }
 
-// replace replaces the record of the old token, unless it has changed since it was read, and says whether it has. With a
-// grace, the new record opens services and expires with the grace, so what detects a later reuse is kept first.
-// Nothing is sent twice: repeated after a lost reply, the script would take its own work for another's.
+// replace replaces the record of the old token if it has not changed since it was read, and reports
+// whether it did. With a grace, the new record is valid and expires with the grace, so the record
+// that detects a later reuse is stored first. The script is not retried: after a lost reply, it
+// would see its own change as another caller's.
 func (s *Store) replace(ctx context.Context, x exchange) (bool, error) {
 	retired, err := tokens.EncodeRetired(x.before)
 	if err != nil {
@@ -119,8 +123,9 @@ func (s *Store) replace(ctx context.Context, x exchange) (bool, error) {
 	return n == 1, nil
 }
 
-// supersede ends the tokens before the old one and those of refreshes that failed: the session has at most two. It says
-// whether the new token is still entered, and not being ended, now that its record is written.
+// supersede ends the tokens before the old one and those of failed refreshes, so the session has at
+// most two. It reports whether the new token is still in the index and unmarked after its record
+// was written.
 func (s *Store) supersede(ctx context.Context, x exchange, stale []string) (bool, error) {
 	var lasts int64
 	if x.grace > 0 {
@@ -135,18 +140,18 @@ func (s *Store) supersede(ctx context.Context, x exchange, stale []string) (bool
 		args = append(args, m)
 	}
 	if _, err := pipe.Exec(ctx); err != nil {
-		return false, unavailable(ctx, "ending the tokens before", err)
+		return false, unavailable(ctx, "ending earlier tokens", err)
 	}
 	kept, err := supersede.Run(ctx, s.client, []string{userKey(x.before.User)}, args...).Bool()
 	if err != nil {
-		return false, unavailable(ctx, "entering a new token in its user's index", err)
+		return false, unavailable(ctx, "adding a new token to its user's index", err)
 	}
 	return kept, nil
 }
 
-// lost returns what the caller gets whose token was live a moment ago and is no longer its to exchange: another call has
-// exchanged it, or its session was ended.
-func (s *Store) lost(ctx context.Context, old tokens.Hash) (tokens.Successor, error) {
+// lostExchange returns the result of a failed exchange of a live token:
+// another call has exchanged it, or its session was ended.
+func (s *Store) lostExchange(ctx context.Context, old tokens.Hash) (tokens.Successor, error) {
 	before, _, err := s.read(ctx, tokenKey(old), old)
 	switch {
 	case err != nil:
@@ -154,22 +159,23 @@ func (s *Store) lost(ctx context.Context, old tokens.Hash) (tokens.Successor, er
 	case before.InGrace(time.Now()):
 		return s.successor(ctx, before)
 	case before.Retired:
-		return tokens.Successor{}, s.reused(ctx, before.Session)
+		return tokens.Successor{}, s.endReused(ctx, before.Session)
 	}
 	return tokens.Successor{}, tokens.ErrUnknown
 }
 
-// successor returns the successor of a token in its grace. The index is asked after the record was read, as in
-// [Store.exchange]: the caller that wrote the record may not have lived to see that the session was being ended.
+// successor returns the successor of a token in its grace. It checks the index after it has read
+// the record, as [Store.exchange] does: the writer of the record may have crashed before that
+// check.
 func (s *Store) successor(ctx context.Context, before *tokens.Record) (tokens.Successor, error) {
 	next, _, err := s.read(ctx, tokenKey(before.Next), before.Next)
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
-		return tokens.Successor{}, s.reuse(ctx, before.Next)
+		return tokens.Successor{}, s.checkReuse(ctx, before.Next)
 	case err != nil:
 		return tokens.Successor{}, err
 	case next.Retired:
-		return tokens.Successor{}, s.reused(ctx, before.Session)
+		return tokens.Successor{}, s.endReused(ctx, before.Session)
 	case !next.Live(time.Now()):
 		return tokens.Successor{}, tokens.ErrUnknown
 	}
@@ -183,17 +189,18 @@ func (s *Store) successor(ctx context.Context, before *tokens.Record) (tokens.Su
 	return tokens.Successor{Session: next.Session, Token: before.Successor}, nil
 }
 
-// reuse tells the reuse of a token that was refreshed, and whose grace is over, from a token that nobody knows.
-func (s *Store) reuse(ctx context.Context, h tokens.Hash) error {
+// checkReuse returns tokens.ErrReused for a refreshed token after its grace, else
+// tokens.ErrUnknown.
+func (s *Store) checkReuse(ctx context.Context, h tokens.Hash) error {
 	record, _, err := s.read(ctx, oldKey(h), h)
 	if err != nil {
 		return err
 	}
-	return s.reused(ctx, record.Session)
+	return s.endReused(ctx, record.Session)
 }
 
-// reused ends the session of a token that was presented for a second exchange.
-func (s *Store) reused(ctx context.Context, session *tokens.Session) error {
+// endReused ends the session of a token that was used for a second exchange.
+func (s *Store) endReused(ctx context.Context, session *tokens.Session) error {
 	if _, err := s.end(ctx, userKey(session.User), session.ID); err != nil {
 		return err
 	}

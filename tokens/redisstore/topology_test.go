@@ -10,9 +10,9 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// A master that fails sends no MOVED. Its tokens, and logins that belong to its slots, must be served as soon as its
-// replica is the master, without a call that reads the topology anyway (Ping, Check).
-func TestTokensOfAFailedMasterAreServedByItsReplica(t *testing.T) {
+// A failed master sends no MOVED. Its tokens, and logins in its slots, must work as soon as its
+// replica is promoted, without a call that reads the topology (Ping, Check).
+func TestReplicaServesTokensOfFailedMaster(t *testing.T) {
 	for name, fail := range map[string]func(master *redistest.Server){
 		"killed": (*redistest.Server).Kill,
 		"frozen": (*redistest.Server).Freeze,
@@ -25,12 +25,12 @@ func TestTokensOfAFailedMasterAreServedByItsReplica(t *testing.T) {
 			redistest.AwaitInStep(t, masters[0], replicas[0])
 			fail(masters[0])
 			redistest.FailOver(t, replicas[0], redistest.Forced)
-			servesAll(t, s, sessions)
+			awaitServed(t, s, sessions)
 		})
 	}
 }
 
-func TestTokensAreServedAfterAFailOverByAgreement(t *testing.T) {
+func TestTokensAreServedAfterPlannedFailover(t *testing.T) {
 	masters, replicas := redistest.StartReplicatedCluster(t, 3)
 	s := mustOpenAsUsed(t, "redis://"+masters[0].Addr+"/?cluster=true")
 	defer s.Close()
@@ -39,14 +39,14 @@ func TestTokensAreServedAfterAFailOverByAgreement(t *testing.T) {
 		redistest.FailOver(t, replicas[i], redistest.Agreed)
 		redistest.AwaitReplica(t, masters[i], replicas[i])
 	}
-	servesAll(t, s, sessions)
-	for i := range masters { // and the former masters are not needed any more
+	awaitServed(t, s, sessions)
+	for i := range masters { // the former masters are not needed now
 		masters[i].Kill()
 	}
-	servesAll(t, s, sessions)
+	awaitServed(t, s, sessions)
 }
 
-// createOnAll creates sessions until each master holds some of the tokens.
+// createOnAll creates sessions until each master holds tokens.
 func createOnAll(t *testing.T, s *Store, masters []*redistest.Server) (sessions []*tokens.Session) {
 	t.Helper()
 	redistest.Eventually(t, "tokens on each master", func() bool {
@@ -61,11 +61,11 @@ func createOnAll(t *testing.T, s *Store, masters []*redistest.Server) (sessions 
 	return sessions
 }
 
-// servesAll waits until each token is accepted, and until a login is possible for each of its users.
-func servesAll(t *testing.T, s *Store, sessions []*tokens.Session) {
+// awaitServed waits until each token is accepted and each of its users can log in.
+func awaitServed(t *testing.T, s *Store, sessions []*tokens.Session) {
 	t.Helper()
 	for _, session := range sessions {
-		redistest.Eventually(t, "a token that is accepted", func() bool {
+		redistest.Eventually(t, "an accepted token", func() bool {
 			got, err := s.Lookup(t.Context(), session.Hash)
 			if errors.Is(err, tokens.ErrUnknown) {
 				t.Fatalf("a live token is unknown")

@@ -19,20 +19,20 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// offer is a successor that a caller offers for a token.
+// offer returns a successor of a session's token.
 func offer(t testing.TB, old *tokens.Session) tokens.Successor {
 	return storetest.Successor(old.Renewed(storetest.NewHash(t), time.Now(), time.Hour))
 }
 
-// A refresh whose connection is cut before a command reaches Redis, or before its reply comes back, logs nobody out: the
-// retry gets a token that lives, and the same one as the first call, if that was given one.
-func TestARefreshThatIsCutAnywhereCanBeRepeated(t *testing.T) {
+// A refresh is cut before a command reaches Redis or before its reply returns. The retry must
+// return a live token, and the same one as the first call if that succeeded.
+func TestCutRefreshCanBeRepeated(t *testing.T) {
 	server := redistest.Start(t)
 	direct := open(t, server)
 	proxy := faultproxy.Start(t, server.Addr)
 	cut := mustOpen(t, "redis://"+proxy.Addr)
 	defer cut.Close()
-	warm := create(t, cut, "warm") // then Redis knows the scripts, and each command is sent once
+	warm := create(t, cut, "warm") // loads the scripts, so later each command is sent once
 	if _, err := cut.Rotate(t.Context(), warm.Hash, offer(t, warm), time.Hour); err != nil {
 		t.Fatal(err)
 	}
@@ -40,13 +40,13 @@ func TestARefreshThatIsCutAnywhereCanBeRepeated(t *testing.T) {
 		for _, refuse := range []bool{false, true} {
 			failed := 0
 			for commands := range 8 {
-				older := create(t, direct, "ann") // there is a token before, to be ended too
+				older := create(t, direct, "ann") // an earlier token, which must end too
 				second := offer(t, older)
 				if _, err := direct.Rotate(t.Context(), older.Hash, second, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 				old := second.Session
-				if _, err := cut.Lookup(t.Context(), old.Hash); err != nil { // with a connection that is open
+				if _, err := cut.Lookup(t.Context(), old.Hash); err != nil { // opens a connection
 					t.Fatal(err)
 				}
 				proxy.CutAfter(direction, commands, refuse)
@@ -80,8 +80,8 @@ func TestARefreshThatIsCutAnywhereCanBeRepeated(t *testing.T) {
 					}
 				}
 			}
-			if refuse && failed < 7 { // GET, the index, two records, the exchange, what was before, the index
-				t.Errorf("of 8 refreshes %d failed: not every command was cut", failed)
+			if refuse && failed < 7 { // GET, index, two records, exchange, earlier tokens, index
+				t.Errorf("%d of 8 refreshes failed: not every command was cut", failed)
 			}
 		}
 	}
@@ -89,21 +89,21 @@ func TestARefreshThatIsCutAnywhereCanBeRepeated(t *testing.T) {
 
 var errCut = errors.New("cut by the test")
 
-// outcome is what befalls a command.
+// outcome is what happens to a command.
 type outcome int
 
 const (
-	carriedOut outcome = iota
-	cutBefore          // it does not reach Redis, nor does any after it
-	cutAfter           // its reply is lost, and nothing after it reaches Redis
+	executed  outcome = iota
+	cutBefore         // neither the command nor a later one reaches Redis
+	cutAfter          // its reply is lost, and no later command reaches Redis
 )
 
-// actor is a client of Redis whose commands wait for their turn, those of a pipeline one by one: in a Cluster they come in
-// any order.
+// actor is a client of Redis. Its commands wait for their turn. Commands of a pipeline wait one by
+// one, because a Cluster runs them in any order.
 type actor struct {
 	*Store
 	raw      redis.UniversalClient
-	waiting  chan bool // true: it waits for a turn; false: it is done
+	waiting  chan bool // true: a command waits for its turn; false: the actor is done
 	turns    chan outcome
 	gone     bool
 	finished bool
@@ -137,13 +137,13 @@ func (a *actor) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipe
 	}
 }
 
-// take waits for a turn and has the command carried out, or not.
+// take waits for a turn and runs the command, or fails it.
 func (a *actor) take(cmd redis.Cmder, do func() error) error {
 	fate := cutBefore
 	if !a.gone {
 		a.waiting <- true
 		fate = <-a.turns
-		a.gone = fate != carriedOut
+		a.gone = fate != executed
 	}
 	if fate == cutBefore {
 		cmd.SetErr(errCut)
@@ -157,14 +157,14 @@ func (a *actor) take(cmd redis.Cmder, do func() error) error {
 	return err
 }
 
-// begin has the actor do something, up to its first command.
+// begin starts do and returns at its first command.
 func (a *actor) begin(do func()) {
 	a.gone, a.finished = false, false
 	go func() { do(); a.waiting <- false }()
 	a.finished = !<-a.waiting
 }
 
-// step gives the actor one turn, and returns when it waits for the next.
+// step gives the actor one turn and returns at its next command.
 func (a *actor) step(fate outcome) {
 	if !a.finished {
 		a.turns <- fate
@@ -172,12 +172,13 @@ func (a *actor) step(fate outcome) {
 	}
 }
 
-// orders is how many orders of commands are tried of the many that there are.
+// orders is the number of random orders that the test tries.
 const orders = 600
 
-// Two callers refresh one token while its session is ended, and their commands come in any order, of which some are cut.
-// A token that anybody was given is dead once the end has returned, and without an end all are given the same one.
-func TestEveryOrderOfRefreshesAndAnEndIsSafe(t *testing.T) {
+// Two callers refresh one token while its session is ended. Their commands run in a random order,
+// and some are cut. After the end, no returned token is live; without an end, all calls return the
+// same one.
+func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
 	seed := rand.Uint64() >> 1
 	if text := os.Getenv("GATEPOST_SEED"); text != "" {
 		var err error
@@ -185,7 +186,7 @@ func TestEveryOrderOfRefreshesAndAnEndIsSafe(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("the same orders with GATEPOST_SEED=%d", seed)
+	t.Logf("repeat with GATEPOST_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	nodes := redistest.StartCluster(t, 3)
 	for name, url := range map[string]string{
@@ -200,7 +201,7 @@ func TestEveryOrderOfRefreshesAndAnEndIsSafe(t *testing.T) {
 			for i := range orders {
 				o := &order{t: t, random: random, direct: direct, actors: actors, user: fmt.Sprint("user", i), ends: i%3 != 0}
 				given := o.play()
-				o.judge(given)
+				o.check(given)
 				if len(given) == 2 {
 					both++
 				}
@@ -208,17 +209,17 @@ func TestEveryOrderOfRefreshesAndAnEndIsSafe(t *testing.T) {
 					ended++
 				}
 				if t.Failed() {
-					t.Fatalf("order %d: %s", i, strings.Join(o.said, ", "))
+					t.Fatalf("order %d: %s", i, strings.Join(o.steps, ", "))
 				}
 			}
 			if both < orders/100 || ended < orders/100 {
-				t.Errorf("of %d orders both callers got a token in %d, and one before an end in %d: that shows little", orders, both, ended)
+				t.Errorf("of %d orders both callers got a token in %d, and one got a token before an end in %d: too few", orders, both, ended)
 			}
 		})
 	}
 }
 
-// order is one order of the commands of two refreshes and an end.
+// order is one random order of the commands of two refreshes and an end.
 type order struct {
 	t      *testing.T
 	random *rand.Rand
@@ -227,10 +228,10 @@ type order struct {
 	user   string
 	ends   bool // the third actor ends the session
 	old    *tokens.Session
-	said   []string
+	steps  []string
 }
 
-// play returns what the callers were given.
+// play runs the order and returns the successors that the callers got.
 func (o *order) play() (given []tokens.Successor) {
 	before := create(o.t, o.direct, o.user)
 	next := offer(o.t, before)
@@ -249,20 +250,20 @@ func (o *order) play() (given []tokens.Successor) {
 	} else {
 		o.actors[2].finished = true
 	}
-	late := 2 + o.random.IntN(8) // how rarely the end has its turn: it is short, and would mostly be over first
+	late := 2 + o.random.IntN(8) // the end is short, so it gets fewer turns
 	for !o.actors[0].finished || !o.actors[1].finished || !o.actors[2].finished {
-		who, fate := o.random.IntN(2), carriedOut
+		index, fate := o.random.IntN(2), executed
 		if o.random.IntN(late) == 0 {
-			who = 2
+			index = 2
 		}
-		if who < 2 && o.random.IntN(30) == 0 {
+		if index < 2 && o.random.IntN(30) == 0 {
 			fate = []outcome{cutBefore, cutAfter}[o.random.IntN(2)]
 		}
-		if o.actors[who].finished {
+		if o.actors[index].finished {
 			continue
 		}
-		o.said = append(o.said, fmt.Sprint(who, []string{"", " cut before", " cut after"}[fate]))
-		o.actors[who].step(fate)
+		o.steps = append(o.steps, fmt.Sprint(index, []string{"", " cut before", " cut after"}[fate]))
+		o.actors[index].step(fate)
 	}
 	if errs[2] != nil {
 		o.t.Errorf("the end: %v", errs[2])
@@ -278,7 +279,7 @@ func (o *order) play() (given []tokens.Successor) {
 	return given
 }
 
-func (o *order) judge(given []tokens.Successor) {
+func (o *order) check(given []tokens.Successor) {
 	if !o.ends {
 		again, err := o.direct.Rotate(o.t.Context(), o.old.Hash, offer(o.t, o.old), time.Hour)
 		if err != nil {
@@ -291,7 +292,7 @@ func (o *order) judge(given []tokens.Successor) {
 			}
 		}
 		if _, err := o.direct.Lookup(o.t.Context(), again.Session.Hash); err != nil {
-			o.t.Errorf("the token that was given: %v", err)
+			o.t.Errorf("the returned token: %v", err)
 		}
 		if n, err := o.direct.RevokeUser(o.t.Context(), o.user); n != 1 || err != nil {
 			o.t.Errorf("ended %d sessions, %v", n, err)
@@ -299,12 +300,12 @@ func (o *order) judge(given []tokens.Successor) {
 	}
 	for _, h := range append(hashes(given), o.old.Hash) {
 		if _, err := o.direct.Lookup(o.t.Context(), h); !errors.Is(err, tokens.ErrUnknown) {
-			o.t.Errorf("after the end a token that was given: %v", err)
+			o.t.Errorf("a returned token after the end: %v", err)
 		}
 	}
 	if given, err := o.direct.Rotate(o.t.Context(), o.old.Hash, offer(o.t, o.old), time.Hour); err == nil {
 		if _, err := o.direct.Lookup(o.t.Context(), given.Session.Hash); err == nil {
-			o.t.Error("after the end a refresh gets a token that lives")
+			o.t.Error("a refresh after the end returned a live token")
 		}
 	}
 }
