@@ -105,7 +105,7 @@ func (c *batcher) next() []*pendingCommand {
 	return next
 }
 
-// send sends one pipeline. It ignores the callers' deadlines: a caller whose time is up has
+// send sends one pipeline. It ignores the callers' deadlines: a caller past its deadline has
 // returned.
 func (c *batcher) send(batch []*pendingCommand) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)

@@ -15,9 +15,9 @@
 // so the other operations do not rely on two keys changing together. They rely on the order of
 // changes:
 //
-// 1. A token is added to the index before its record is written. It is returned only if the index
+//  1. A token is added to the index before its record is written. It is returned only if the index
 //     still has it, unmarked, after the record was written. (A login in one step includes all of this.)
-// 2. An end of sessions marks their index entries, then deletes the records, then the entries.
+//  2. An end of sessions marks their index entries, then deletes the records, then the entries.
 //
 // So if a record is written after an end has deleted it, its writer finds it marked or removed and
 // does not return the token. A record written before is deleted. After a crash at any point, every
@@ -162,7 +162,7 @@ func (s *Store) write(ctx context.Context, session *tokens.Session, record []byt
 	return nil
 }
 
-// undo deletes a record whose token is not returned. If that fails, the record stays until it
+// undo deletes the record of a token that is not returned. If that fails, it stays until it
 // expires, but no client has the token.
 func (s *Store) undo(ctx context.Context, session *tokens.Session) {
 	_ = s.client.Del(ctx, tokenKey(session.Hash)).Err()
