@@ -45,7 +45,7 @@ var permissions = func() string {
 	if err != nil {
 		panic(err)
 	}
-	_, rest, _ := strings.Cut(string(source), "// ~gatepost:* and ")
+	_, rest, _ := strings.Cut(string(source), " ~gatepost:* and ")
 	list, _, _ := strings.Cut(rest, ", in a Cluster")
 	return strings.NewReplacer("//", "", "\n", " ").Replace(list)
 }()
