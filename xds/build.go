@@ -17,34 +17,32 @@ import (
 	"gatepost/definitions"
 )
 
-// The names of the resources that there is one of.
+// The names of single resources.
 const (
 	listenerName = "gatepost"
-	// nowhere is a cluster without an endpoint. Preflight routes name it: the CORS filter answers before a
-	// cluster is asked for, and were it ever not to, nothing would reach an upstream.
-	nowhere = "nowhere"
+	// blackhole is a cluster without an endpoint, for preflight routes. The CORS filter responds before a cluster is used. If
+	// it ever did not, no upstream would receive the request.
+	blackhole = "nowhere"
 )
 
-// VersionPath is where Envoy answers with the version of the routes that it serves, as a JSON string. It is
-// public and tells a hash, nothing else.
+// VersionPath is the path at which Envoy responds with the version of its routes, as a JSON string. It is public, and the
+// version is only a hash.
 const VersionPath = definitions.OwnPath + "/version"
 
-// Options is what the configuration needs to know of its surroundings.
+// Options is the input of a configuration apart from the definitions.
 type Options struct {
 	// GRPCCluster is the static cluster, from Envoy's bootstrap, of Gatepost's gRPC server. Required.
 	GRPCCluster string
 	// HTTPCluster is the static cluster, from Envoy's bootstrap, of Gatepost's token handler. Required.
 	HTTPCluster string
-	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
-	// Empty: DefaultCAFile.
+	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against. Default: DefaultCAFile.
 	CAFile string
 	// Listen is the address that Envoy listens on instead of the one in the definitions, so that several gateways on a
 	// machine can share definitions. The zero address is the one in the definitions.
 	Listen netip.AddrPort
-	// Module is how Envoy checks tokens by itself. The zero Module: not at all.
+	// Module is how Envoy checks tokens by itself. With the zero Module it does not.
 	Module Module
-	// Withheld are the names of services whose upstreams Envoy has refused: their paths answer 503 to whoever
-	// may pass, and no cluster is made for them.
+	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get 503.
 	Withheld []string
 }
 
@@ -53,7 +51,7 @@ func (o Options) ListenAddress(gw *definitions.Gateway) netip.AddrPort {
 	return cmp.Or(o.Listen, gw.Listen)
 }
 
-// DefaultCAFile is where Debian, Ubuntu, Alpine and the official Envoy images keep the system's roots.
+// DefaultCAFile is the file of the system's roots in Debian, Ubuntu, Alpine and the official Envoy images.
 const DefaultCAFile = "/etc/ssl/certs/ca-certificates.crt"
 
 // Build makes Envoy's configuration from definitions. It is pure and deterministic: the order of the services has no
@@ -69,7 +67,7 @@ func Build(gw *definitions.Gateway, opts Options) (*Snapshot, error) {
 type Builder struct {
 	mu    sync.Mutex
 	last  built
-	shelf shelf // goes from one to the next
+	shelf shelf
 }
 
 // built is the result of a Build and its input.
@@ -101,22 +99,22 @@ func (b *Builder) Build(gw *definitions.Gateway, opts Options) (*Snapshot, error
 	return snapshot, nil
 }
 
-// builder holds what one Build goes through. It collects what is wrong rather than stop at the first.
+// builder is the state of one Build. It collects all errors instead of stopping at the first.
 type builder struct {
 	gw     *definitions.Gateway
 	opts   Options
 	common *common
-	// version is the one that the beacon tells; empty until it is known.
+	// version is the one in the beacon's response. It is empty until it is known.
 	version string
 	shelf   *shelf
-	// about is what is being built, for errors.
+	// about names what is being built, for errors.
 	about string
 	errs  []error
-	// policies are the CORS policies made so far; services with the same methods share one.
+	// policies are the CORS policies so far. Services with the same methods share one.
 	policies map[string]*anypb.Any // :: methods and exposed headers → policy
 }
 
-// snapshot makes what differs from what was built last.
+// snapshot builds the resources that differ from the last ones.
 func (b *builder) snapshot(last built) (*Snapshot, error) {
 	if b.opts.GRPCCluster == "" || b.opts.HTTPCluster == "" {
 		return nil, errors.New("options: the clusters of Gatepost itself have no names")
@@ -126,31 +124,31 @@ func (b *builder) snapshot(last built) (*Snapshot, error) {
 	if !reflect.DeepEqual(last.common, b.common) {
 		last = built{view: b.frame()}
 	}
-	gone, come := difference(last.services, b.gw.Services)
+	removed, added := difference(last.services, b.gw.Services)
 	next := last.view
-	next.clusters = next.clusters.with(b.clusters(gone, come))
+	next.clusters = next.clusters.with(b.clusters(removed, added))
 	next.clusters.seal()
 	b.about = "clusters"
 	if err := checkNames(next.clusters, b.opts); err != nil {
 		b.fail(err)
 	}
 	scopes := b.scopes(next.clusters)
-	next.routes = next.routes.with(scopes.changed(gone, come))
+	next.routes = next.routes.with(scopes.changed(removed, added))
 	next.routes.seal()
 	out := &Snapshot{Version: hash(next.listeners.version, next.clusters.version, next.routes.version), view: next}
-	out.routes = b.tell(out.Version, next.routes, scopes)
+	out.routes = b.withBeacon(out.Version, next.routes, scopes)
 	return out, errors.Join(b.errs...)
 }
 
-// tell is the routes with the version of the whole in the beacon. It is hashed without itself.
-func (b *builder) tell(version string, routes set, scopes *scopes) set {
+// withBeacon returns the routes with the version in the beacon's response. The version is a hash without it.
+func (b *builder) withBeacon(version string, routes set, scopes *scopes) set {
 	b.version = version
 	out := routes.with(scopes.of(scopeOf(VersionPath), nil))
 	out.version = hashed(routes.version, version).short()
 	return out
 }
 
-// frame is what there is whatever the services are.
+// frame builds the resources that do not depend on the services.
 func (b *builder) frame() view {
 	v := view{}
 	b.about = "listener"
@@ -158,15 +156,15 @@ func (b *builder) frame() view {
 	v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
 	v.listeners.seal()
 	b.about = "clusters"
-	v.clusters = v.clusters.with(map[string]*resource{nowhere: b.finish(withoutEndpoint(nowhere))})
+	v.clusters = v.clusters.with(map[string]*resource{blackhole: b.finish(withoutEndpoint(blackhole))})
 	scopes := b.scopes(v.clusters)
 	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.Tokens.Path), nil)).with(scopes.of(scopeOf("/"), nil))
 	return v
 }
 
-// difference is which of the former services are there no more, and which of the present ones were not there. Mostly they
-// are many, and only some in the middle differ.
-func difference(former, present []*definitions.Service) (gone, come []*definitions.Service) {
+// difference returns the former services that were removed, and the present ones that were added. It is fast if only some
+// services in the middle differ.
+func difference(former, present []*definitions.Service) (removed, added []*definitions.Service) {
 	for len(former) > 0 && len(present) > 0 && former[0] == present[0] {
 		former, present = former[1:], present[1:]
 	}
@@ -179,28 +177,28 @@ func difference(former, present []*definitions.Service) (gone, come []*definitio
 	}
 	for _, s := range present {
 		if !had[s] {
-			come = append(come, s)
+			added = append(added, s)
 		}
 		delete(had, s)
 	}
 	for _, s := range former {
 		if had[s] {
-			gone = append(gone, s)
+			removed = append(removed, s)
 		}
 	}
-	return gone, come
+	return removed, added
 }
 
-// content is all that a message says: the same for messages that say the same.
+// content returns the bytes of a message. Equal messages have equal bytes.
 func (b *builder) content(m proto.Message) string {
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil { // a string that is no UTF-8
+	if err != nil { // a string that is not UTF-8
 		b.fail(err)
 	}
 	return string(raw)
 }
 
-// finish makes of a message what Envoy is sent.
+// finish turns a message into a resource.
 func (b *builder) finish(m proto.Message) *resource {
 	r, err := b.shelf.resource(m)
 	if err != nil {
@@ -214,14 +212,13 @@ func (b *builder) fail(err error) {
 	b.errs = append(b.errs, fmt.Errorf("%s: %w", b.about, err))
 }
 
-// validated is a message that knows its own rules (protoc-gen-validate).
+// validated is a message with the rules of protoc-gen-validate.
 type validated interface {
 	proto.Message
 	ValidateAll() error
 }
 
-// pack wraps a message that Envoy takes as an Any, and validates it: the validation of the message around it
-// does not look inside.
+// pack validates a message and wraps it in an Any. The validation of the message that contains the Any does not include it.
 func (b *builder) pack(m validated) *anypb.Any {
 	if err := m.ValidateAll(); err != nil {
 		b.fail(err)
@@ -233,23 +230,23 @@ func (b *builder) pack(m validated) *anypb.Any {
 	return packed
 }
 
-// validate holds a finished resource, or a part of one, against Envoy's rules.
+// validate checks a resource, or a part of one, against Envoy's rules.
 func (b *builder) validate(m validated) {
 	if err := m.ValidateAll(); err != nil {
 		b.fail(err)
 	}
 }
 
-// gate is what a route carries for ext_authz. A route that needs neither a token nor an origin is not asked
-// about, so that public services go on while Gatepost is away.
-func (b *builder) gate(rule authz.Rule) *anypb.Any {
+// extAuthzPerRoute is the ext_authz configuration of a route. A route that needs neither a token nor an origin is not
+// checked, so that public services work while Gatepost is down.
+func (b *builder) extAuthzPerRoute(rule authz.Rule) *anypb.Any {
 	if !b.checks(rule) {
 		return b.pack(authz.Unchecked())
 	}
 	return b.pack(rule.With(b.shared()))
 }
 
-// checks reports whether Gatepost is asked about each request for a route with the rule.
+// checks reports whether Gatepost checks each request for a route with the rule.
 func (b *builder) checks(rule authz.Rule) bool {
 	return rule.Authenticate || len(b.gw.Origins) > 0
 }

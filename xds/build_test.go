@@ -385,7 +385,7 @@ services:
   - {name: root, path: /, upstreams: ["http://d"]}
 `)
 		for _, r := range allRoutes(s) {
-			if r.GetRoute() == nil || r.GetRoute().GetCluster() == nowhere {
+			if r.GetRoute() == nil || r.GetRoute().GetCluster() == blackhole {
 				continue
 			}
 			rule := new(extauthzv3.ExtAuthzPerRoute)

@@ -7,7 +7,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 )
 
-// checkNames refuses a cluster that would take the place of one of the bootstrap's.
+// checkNames refuses a cluster with the name of one of the bootstrap's.
 func checkNames(clusters set, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
@@ -18,8 +18,7 @@ func checkNames(clusters set, opts Options) error {
 	return errors.Join(errs...)
 }
 
-// checkRoutes follows every reference in finished routes. Envoy takes a route to a cluster that is not there, and
-// answers 503.
+// checkRoutes checks the references of finished routes: Envoy accepts a route to a missing cluster, and responds 503.
 func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
 	var errs []error
 	for _, route := range routes {
@@ -28,10 +27,10 @@ func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
 			errs = append(errs, fmt.Errorf("route %q: there is no cluster %q", route.GetName(), to.GetCluster()))
 		}
 		if route.GetTypedPerFilterConfig()[filterAuthz] == nil {
-			errs = append(errs, fmt.Errorf("route %q: it bears no rule", route.GetName()))
+			errs = append(errs, fmt.Errorf("route %q: it has no rule", route.GetName()))
 		}
 		if route.GetName() == "" {
-			errs = append(errs, errors.New("a route has no name")) // scope.lua asks for it
+			errs = append(errs, errors.New("a route has no name")) // scope.lua needs it
 		}
 	}
 	return errors.Join(errs...)

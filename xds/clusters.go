@@ -17,25 +17,24 @@ import (
 
 const (
 	connectTimeout = 2 * time.Second
-	// upstreamIdle is how long an unused connection to an upstream is kept. Node.js, for one, closes its side
-	// after 5 s; a request that Envoy has just put on such a connection would be lost.
+	// upstreamIdle is how long an unused connection to an upstream is kept. Node.js, for example, closes its side after 5 s. A
+	// request that Envoy sends on such a connection at that moment is lost.
 	upstreamIdle = 4 * time.Second
 )
 
-// maxRequests is the most that may be under way to one service at a time; what is beyond is 503 at once, so that one service
-// that hangs does not take the whole gateway with it. Of connections, and of requests that wait for one, it is 1024 each,
-// which is Envoy's default.
+// maxRequests limits the concurrent requests to one service. A request above the limit gets 503 at once, so that a service
+// that hangs does not block the whole gateway. The limits of connections and of pending requests are Envoy's default, 1024.
 const maxRequests = 4096
 
-// clusters makes one cluster for each service that has come. Those of the services that have gone are nil, by name.
-func (b *builder) clusters(gone, come []*definitions.Service) map[string]*resource {
-	out := make(map[string]*resource, len(gone)+len(come))
-	for _, def := range gone {
+// clusters builds the clusters of the added services. Those of the removed services are nil. :: name → cluster
+func (b *builder) clusters(removed, added []*definitions.Service) map[string]*resource {
+	out := make(map[string]*resource, len(removed)+len(added))
+	for _, def := range removed {
 		if s := b.service(def); !s.withheld {
 			out[s.cluster] = nil
 		}
 	}
-	for _, def := range come {
+	for _, def := range added {
 		if s := b.service(def); !s.withheld {
 			b.about = s.String()
 			out[s.cluster] = b.cluster(s)
@@ -44,13 +43,13 @@ func (b *builder) clusters(gone, come []*definitions.Service) map[string]*resour
 	return out
 }
 
-// withoutEndpoint is a cluster that leads nowhere.
+// withoutEndpoint is a cluster without an endpoint.
 func withoutEndpoint(name string) *clusterv3.Cluster {
 	return &clusterv3.Cluster{
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(connectTimeout),
-		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse},
+		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: placeholderName},
 	}
 }
 
@@ -78,18 +77,18 @@ func (b *builder) cluster(s *service) *resource {
 	return b.finish(c)
 }
 
-// discover says how Envoy comes to addresses: they are written down, or names are looked up again and again.
+// discover sets how Envoy gets the addresses: they are given, or names are looked up periodically.
 func discover(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	if !looksUp(targets) {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return
 	}
-	// Envoy asks again every 5 s (dns_refresh_rate, whose field is deprecated; 5 s is its default).
+	// Envoy looks up every 5 s (the default of dns_refresh_rate, whose field is deprecated).
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
-	// Envoy acknowledges no cluster while it waits for one, so a name server that does not reply would hold up every
-	// change and the start. Nothing waits in Envoy, then; new routes wait here (names.go).
+	// Envoy acknowledges no cluster while it warms one, so a name server that does not respond would delay every change and
+	// the start. So Envoy does not wait, and new routes wait here (names.go).
 	c.WaitForWarmOnInit = wrapperspb.Bool(false)
-	// A name with addresses of both families is called by IPv4: what listens on "localhost" often has no other.
+	// If a name has addresses of both families, IPv4 is used: servers on "localhost" often listen on no other.
 	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
 }
 
@@ -111,8 +110,8 @@ func http1() *upstreamhttpv3.HttpProtocolOptions {
 	}
 }
 
-// ofNoUse is the name of the cluster as its own endpoints have it: required, and read of endpoints that come by themselves (EDS).
-const ofNoUse = "-"
+// placeholderName is the cluster name in a load assignment. It is required, but only EDS uses it.
+const placeholderName = "-"
 
 func endpoints(targets []definitions.Upstream) *endpointv3.ClusterLoadAssignment {
 	group := &endpointv3.LocalityLbEndpoints{}
@@ -129,5 +128,5 @@ func endpoints(targets []definitions.Upstream) *endpointv3.ClusterLoadAssignment
 		}
 		group.LbEndpoints = append(group.LbEndpoints, e)
 	}
-	return &endpointv3.ClusterLoadAssignment{ClusterName: ofNoUse, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
+	return &endpointv3.ClusterLoadAssignment{ClusterName: placeholderName, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
 }

@@ -13,9 +13,8 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// corsPolicy is what the CORS filter does on a route: answer preflights, and tell a page of a good origin that
-// it may read the answer. It is said by a route or by its scope, never by both: what a route's policy leaves out would be
-// taken from the scope's.
+// corsPolicy is the configuration of the CORS filter on a route: it answers preflights, and lets pages of allowed origins read
+// responses. Only a route or its scope has one, never both, because Envoy takes the fields that a route leaves out from the scope.
 func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	allowed, exposed := strings.Join(methods, ","), strings.Join(expose, ",")
 	key := allowed + "\n" + exposed
@@ -29,7 +28,7 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 		AllowHeaders:           strings.Join(cors.AllowHeaders, ","),
 		ExposeHeaders:          exposed,
 		MaxAge:                 strconv.FormatInt(int64(cors.MaxAge/time.Second), 10),
-		// A preflight of another origin is answered too, without leave, and never forwarded.
+		// A preflight of another origin is also answered, without CORS headers, and never forwarded.
 		ForwardNotMatchingPreflights: wrapperspb.Bool(false),
 	}
 	if cors.AllowCredentials {
@@ -40,11 +39,11 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	return packed
 }
 
-// challengeHeader tells a page why its request got 401: no token, or one that is not valid (RFC 6750 §3). Browsers
-// keep it from pages unless it is exposed.
+// challengeHeader contains the reason of a 401: no token, or an invalid one (RFC 6750 §3). Pages can read it only if it is
+// exposed.
 const challengeHeader = "www-authenticate"
 
-// exposed returns the answer headers that a page may read: the given ones and those of the definitions, each once.
+// exposed returns the response headers that a page can read: the given ones and those of the definitions, each once.
 func (b *builder) exposed(own ...string) []string {
 	var out []string
 	for _, h := range slices.Concat(own, b.gw.Cors.ExposeHeaders) {
@@ -55,8 +54,9 @@ func (b *builder) exposed(own ...string) []string {
 	return out
 }
 
-// allowedOrigins matches the listed origins and nothing else, or, without a list, every origin: a matcher of the word * does
-// to the CORS filter, which answers with the origin itself. (Envoy keeps a regular expression, which does too, once for each route.)
+// allowedOrigins matches only the listed origins or, without a list, every origin. For the CORS filter, an exact matcher of *
+// matches every origin, and the response contains the origin itself. (A regular expression would too, but Envoy keeps one per
+// route.)
 func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
 	if len(origins) == 0 {
 		return []*matcherv3.StringMatcher{exact("*")}
@@ -64,9 +64,8 @@ func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
 	return exactly(origins).GetPatterns()
 }
 
-// preflightHeaders match what the CORS filter takes for a preflight, and nothing more. A header that is there
-// and empty is no preflight to the filter, which would let the request go on.
-// (Fetch standard, "CORS-preflight request".)
+// preflightHeaders match exactly the requests that the CORS filter treats as preflights. It forwards requests in which one of
+// the headers is empty. (Fetch standard, "CORS-preflight request".)
 func preflightHeaders() []*routev3.HeaderMatcher {
 	return []*routev3.HeaderMatcher{
 		method("OPTIONS"),

@@ -19,7 +19,7 @@ import (
 	"gatepost/authz"
 )
 
-// The filters' names; a route's own settings for a filter go by its name.
+// The names of the filters, which are also the keys of a route's settings for them.
 const (
 	filterCORS   = "cors"
 	filterStrip  = "strip"
@@ -27,13 +27,11 @@ const (
 	filterRouter = "envoy.filters.http.router"
 )
 
-// authzTimeout is how long Envoy waits for a decision; the sidecar gives up sooner, so that its own answer is
-// the one that a client sees.
+// authzTimeout is how long Envoy waits for a decision. Gatepost's own timeout is shorter, so that the client gets its response.
 const authzTimeout = 2 * time.Second
 
-// httpFilters are the filters in the order in which a request passes them. First it gets its route, if it has none. CORS is
-// before all that may refuse it, so that it answers preflights before a token is asked for and makes every later refusal
-// readable for the page that asked.
+// httpFilters are the filters in their order. The first one finds a route for a request without one. CORS is before the filters
+// that can deny a request, so that it answers preflights without a token, and pages can read denials.
 func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
@@ -50,8 +48,7 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	return append(all,
 		filter(filterAuthz, b.pack(b.extAuthz())),
 		filter(filterOwnToken, b.ownTokenFilter()),
-		// No x-envoy-* header of ours: they would tell an upstream the path before it was rewritten, and a
-		// client how long the upstream took.
+		// Without x-envoy-* headers, which would contain the path before the rewrite and the upstream's duration.
 		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
 }
 

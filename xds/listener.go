@@ -19,11 +19,11 @@ const (
 	maxConnectionDuration = time.Hour
 	maxHeadersKiB         = 16
 	maxHeaders            = 64
-	bufferLimit           = 32 << 10 // a backpressure mark, not a limit on bodies: they are streamed
+	bufferLimit           = 32 << 10 // for backpressure; bodies are streamed and can be larger
 )
 
-// listener is where requests arrive. It depends on the address, on the origins, on where a token may come and on whether
-// there is a module: all that changes with a service travels with the routes, so that connections outlive a change of definitions.
+// listener depends on the address, the origins, the places of tokens and the module. Everything that changes with a service is
+// in the routes, so that connections survive a change of services.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr := b.opts.ListenAddress(b.gw)
@@ -46,9 +46,8 @@ func (b *builder) listener() *listenerv3.Listener {
 	return l
 }
 
-// connectionManager follows Envoy's own advice for an edge proxy, and is stricter where a client of an API
-// has no need: escaped slashes and underscores in header names are refused, not rewritten.
-// (Envoy docs, "Configuring Envoy as an edge proxy".)
+// connectionManager follows Envoy's advice for an edge proxy. It is stricter about what no API client needs: escaped slashes and
+// underscores in header names are refused. (Envoy docs, "Configuring Envoy as an edge proxy".)
 func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:       "gatepost",
@@ -56,7 +55,7 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		HttpFilters:      b.httpFilters(),
 		LocalReplyConfig: localReplies(b.gw),
 
-		// Who calls: nothing that a client claims about that is taken over (x-envoy-*, x-request-id).
+		// The client's own claims about its address and request are not trusted (x-envoy-*, x-request-id).
 		UseRemoteAddress:              wrapperspb.Bool(true),
 		EarlyHeaderMutationExtensions: b.stripEarly(),
 
@@ -66,7 +65,7 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		StripTrailingHostDot:         true,
 
-		// No client holds a connection, a stream or memory for free.
+		// Limits of connections, streams and memory per client.
 		RequestHeadersTimeout:          durationpb.New(requestHeadersTimeout),
 		RequestTimeout:                 durationpb.New(requestTimeout),
 		StreamIdleTimeout:              durationpb.New(streamIdleTimeout),
@@ -86,7 +85,7 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	}
 }
 
-// managerOf unpacks the connection manager of a listener of ours.
+// managerOf unpacks the connection manager of a listener.
 func managerOf(l *listenerv3.Listener) (*hcmv3.HttpConnectionManager, error) {
 	hcm := new(hcmv3.HttpConnectionManager)
 	err := l.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(hcm)

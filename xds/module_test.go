@@ -441,7 +441,7 @@ func ruleIDs(t testing.TB, text string, module bool) map[string]string {
 	for _, r := range allRoutes(buildWith(t, text, options)) {
 		if extensions := ruleOf(t, r); extensions["authenticate"] == "true" {
 			ids[extensions["service"]] = extensions["id"]
-			if on := r.GetTypedPerFilterConfig()[filterModule] != nil; on != module && r.GetRoute().GetCluster() != nowhere {
+			if on := r.GetTypedPerFilterConfig()[filterModule] != nil; on != module && r.GetRoute().GetCluster() != blackhole {
 				t.Errorf("the module is on %v on %s", on, r.GetName())
 			}
 		}

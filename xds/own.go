@@ -13,15 +13,15 @@ import (
 	"gatepost/definitions"
 )
 
-// tokenTimeout is how long an endpoint of the token handler may take, but for the login. It covers a revoke
-// that waits until no gateway can accept the token.
+// tokenTimeout is the timeout of the token handler's endpoints except the login. A revoke can wait until no gateway accepts
+// the token any more.
 const tokenTimeout = 10 * time.Second
 
-// commonMethods are those that a preflight is granted where nothing is, so that the page may read the 404.
+// commonMethods are the methods that preflights of unknown paths allow, so that the page can read the 404.
 var commonMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
-// tokenRoutes are the gateway's own endpoints under tokens.path. They ask for an origin where origins are
-// listed, and for no token: the handler reads the one that is shown. All else below the path is 404.
+// tokenRoutes are the gateway's own endpoints under tokens.path. They need an origin if origins are listed, but no token,
+// because the handler checks it. Every other path below is 404.
 func (b *builder) tokenRoutes() []*routev3.Route {
 	b.about = "tokens"
 	path := b.gw.Tokens.Path
@@ -32,7 +32,7 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 	login := loginTimeout(authenticator)
 	var out []*routev3.Route
 	add := func(name string, at *routev3.RouteMatch, rewrite string, timeout time.Duration, methods ...string) {
-		out = append(out, b.surface(surface{
+		out = append(out, b.groupRoutes(endpointGroup{
 			name:    name,
 			at:      []*routev3.RouteMatch{at},
 			methods: methods,
@@ -40,7 +40,7 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			rule:    authz.Rule{Service: "token"},
 			forward: []forward{{at, forwardTo(b.opts.HTTPCluster, rewrite, timeout)}},
 
-			keepsToken: rewrite != convention.PathLogin, // a page sends its old token along; the user service has no use for it
+			keepsToken: rewrite != convention.PathLogin, // a page also sends its old token, which the user service does not need
 		})...)
 	}
 	add("token revoke", exactPath(path+"/revoke"), convention.PathRevoke, tokenTimeout, "POST")
@@ -53,35 +53,34 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 	return b.checked(append(out, b.nothing("token", atAndBelow(path))...))
 }
 
-// catchAll answers for every path that nobody has.
+// catchAll responds to requests for unknown paths.
 func (b *builder) catchAll() []*routev3.Route {
 	b.about = "routes"
 	return b.checked(b.nothing("unknown", prefix("/")))
 }
 
-// nothing answers 404, and preflights so that the page that asked can read the 404.
+// nothing responds 404, and allows preflights so that the page can read the 404.
 func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route {
-	open := b.gate(authz.Rule{Service: name})
+	open := b.extAuthzPerRoute(authz.Rule{Service: name})
 	return []*routev3.Route{
 		preflight(name, at, b.corsPolicy(commonMethods, b.gw.Cors.ExposeHeaders), open),
 		answer(name+" 404", at, 404, open),
 	}
 }
 
-// dressedDots refuses a path in which a dot segment bears a parameter: /items/..;/admin. Envoy resolves those as
-// they stand, and then unescapes %2e, which makes new ones of /items/%2e%2e;/admin. A server that drops
-// parameters from a path, as those of Java do, would take what is left of it for a way up and out of the
-// service, to what may need a token there. Nobody means such a path.
-func (b *builder) dressedDots() *routev3.Route {
+// rejectDotParams refuses a path in which a dot segment has a parameter: /items/..;/admin. Envoy resolves such a segment, but
+// unescapes %2e only afterwards, so /items/%2e%2e;/admin becomes another one. A server that removes parameters from a path, as
+// Java's do, would resolve it to a path outside the service, which may need a token. No client needs such a path.
+func (b *builder) rejectDotParams() *routev3.Route {
 	b.about = "malformed paths"
 	at := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{ // of the path without its query
 		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*/\.\.?(;|%3[bB]).*`},
 	}}
-	return b.checked([]*routev3.Route{answer("malformed", at, 400, b.gate(authz.Rule{Service: "malformed"}))})[0]
+	return b.checked([]*routev3.Route{answer("malformed", at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))})[0]
 }
 
-// beacon is the route that tells which version Envoy serves. It is asked about in no case: it must tell the
-// truth also while Gatepost is away.
+// beacon is the route that responds with the version of the routes. It is never checked, so that it also works while Gatepost
+// is down.
 func (b *builder) beacon() []*routev3.Route {
 	b.about = "version"
 	return b.checked([]*routev3.Route{{

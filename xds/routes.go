@@ -17,7 +17,7 @@ import (
 	"gatepost/authz"
 )
 
-// checked holds routes against Envoy's rules.
+// checked validates routes and returns them.
 func (b *builder) checked(routes []*routev3.Route) []*routev3.Route {
 	for _, r := range routes {
 		b.validate(r)
@@ -25,37 +25,36 @@ func (b *builder) checked(routes []*routev3.Route) []*routev3.Route {
 	return routes
 }
 
-// byPath orders services for matching: longest path first. The order of the definitions never matters.
+// byPath orders services for matching: longest path first. The order in the definitions has no effect.
 func byPath(a, b *service) int {
 	return cmp.Or(cmp.Compare(len(b.path), len(a.path)), strings.Compare(strings.ToLower(a.path), strings.ToLower(b.path)))
 }
 
-// surface is a part of the gateway that takes some methods at some paths: a service, or an endpoint of the
-// gateway's own.
-type surface struct {
+// endpointGroup accepts some methods at some paths: a service, or one of the gateway's own endpoints.
+type endpointGroup struct {
 	name    string
-	at      []*routev3.RouteMatch // the paths where it answers preflights and refuses other methods
+	at      []*routev3.RouteMatch // the paths whose preflights it answers, and whose other methods it refuses
 	methods []string
-	expose  []string // answer headers that a page may read
-	hide    []string // answer headers that no client gets
+	expose  []string // response headers that a page can read
+	hide    []string // response headers that are removed
 	rule    authz.Rule
 	forward []forward
-	// keepsToken says that what is behind it gets Authorization with a token of this gateway.
+	// keepsToken is whether the upstream receives a token of this gateway in Authorization.
 	keepsToken bool
 }
 
-// forward says how requests for a path go on.
+// forward is a match and its upstream.
 type forward struct {
 	at *routev3.RouteMatch
 	to *routev3.RouteAction
 }
 
-// surface makes the routes: preflights first, then the refusal of methods that are not in the list (before any
-// token is asked for), then what is forwarded.
-func (b *builder) surface(s surface) []*routev3.Route {
+// groupRoutes makes the routes of a group: first preflights, then 405 for other methods (before a token is checked), then the
+// routes to the upstream.
+func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	cors := b.corsPolicy(s.methods, s.expose)
 	s.rule = b.identify(s.rule)
-	rule, open := b.gate(s.rule), b.gate(authz.Rule{Service: s.rule.Service})
+	rule, open := b.extAuthzPerRoute(s.rule), b.extAuthzPerRoute(authz.Rule{Service: s.rule.Service})
 	var out []*routev3.Route
 	for _, at := range s.at {
 		out = append(out,
@@ -76,7 +75,7 @@ func (b *builder) surface(s surface) []*routev3.Route {
 			Action:                  &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig:    perFilter,
 			RequestHeadersToAdd:     connection(f.to),
-			RequestHeadersToRemove:  b.claims(s, f.to),
+			RequestHeadersToRemove:  b.requestHeadersToRemove(s, f.to),
 			ResponseHeadersToRemove: s.hide,
 			Metadata:                upgrades(f.to),
 		}
@@ -88,9 +87,9 @@ func (b *builder) surface(s surface) []*routev3.Route {
 	return out
 }
 
-// mayOfferToken reports whether requests for s reach an upstream unchecked, and may contain a token in a subprotocol that
-// the upstream is not to get.
-func (b *builder) mayOfferToken(s surface) bool {
+// mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol that
+// the upstream must not receive.
+func (b *builder) mayOfferToken(s endpointGroup) bool {
 	return b.gw.Tokens.Subprotocol != "" && !b.checks(s.rule) && !s.keepsToken
 }
 
@@ -103,11 +102,11 @@ func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Ro
 	return twin
 }
 
-// claims are what a route takes out of requests: the client's own copy of the header that bears the user's id. Where a token
-// is needed the decision writes over it. It travels with the routes, as the rule does that names this header: a change
-// of the name is one step, with no moment in between. A public route without upgrades also removes a list of subprotocols: only
-// a handshake has a use for it, and it may contain a token.
-func (b *builder) claims(s surface, to *routev3.RouteAction) []string {
+// requestHeadersToRemove returns the request headers that a route removes: the client's copy of the identity header. If a
+// token is needed, the decision overwrites it instead. The header is in the route, like the rule that names it, so a change of
+// its name is atomic. A public route without upgrades also removes the list of subprotocols: only a handshake needs it, and it
+// can contain a token.
+func (b *builder) requestHeadersToRemove(s endpointGroup, to *routev3.RouteAction) []string {
 	if s.rule.Authenticate {
 		return nil
 	}
@@ -123,9 +122,9 @@ const headerSubprotocols = "sec-websocket-protocol"
 
 func takesUpgrades(to *routev3.RouteAction) bool { return len(to.GetUpgradeConfigs()) > 0 }
 
-// connection keeps what a client says of the connection from the upstream of a route that takes upgrades. Of other
-// requests Envoy drops it and each header that it names; of an upgrade it passes it on, and a proxy further up would
-// drop the user's id that it names.
+// connection overwrites the client's Connection header on routes with upgrades. Envoy removes it, and the headers that it
+// names, from other requests. It forwards the one of an upgrade, and if that named the identity header, a proxy further up would
+// remove the user's id.
 func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 	if !takesUpgrades(to) {
 		return nil
@@ -136,7 +135,7 @@ func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 	}}
 }
 
-// upgrades tells the filter of scope.lua that a route takes WebSockets.
+// upgrades is the metadata by which scope.lua recognizes a route with WebSockets.
 func upgrades(to *routev3.RouteAction) *corev3.Metadata {
 	if !takesUpgrades(to) {
 		return nil
@@ -146,17 +145,17 @@ func upgrades(to *routev3.RouteAction) *corev3.Metadata {
 	}}
 }
 
-// preflight is a route on which the CORS filter answers; behind it is nothing.
+// preflight is a route on which the CORS filter responds. It has no upstream.
 func preflight(name string, at *routev3.RouteMatch, cors, rule *anypb.Any) *routev3.Route {
 	return &routev3.Route{
 		Name:                 name + " preflight",
 		Match:                with(at, preflightHeaders()...),
-		Action:               &routev3.Route_Route{Route: toCluster(nowhere)},
+		Action:               &routev3.Route_Route{Route: toCluster(blackhole)},
 		TypedPerFilterConfig: map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule},
 	}
 }
 
-// answer is a route on which Envoy answers by itself. What it says and who may read it is the listener's (replies).
+// answer is a route with a direct response. The listener sets its body and its CORS headers (replies).
 func answer(name string, at *routev3.RouteMatch, status uint32, rule *anypb.Any, headers ...*corev3.HeaderValueOption) *routev3.Route {
 	return &routev3.Route{
 		Name:                 name,
@@ -167,20 +166,20 @@ func answer(name string, at *routev3.RouteMatch, status uint32, rule *anypb.Any,
 	}
 }
 
-// allowed lists the methods that are allowed (RFC 9110 §15.5.6).
+// allowed is the Allow header (RFC 9110 §15.5.6).
 func allowed(methods []string) *corev3.HeaderValueOption {
 	return setHeader("allow", strings.Join(methods, ", "))
 }
 
-// envoysTimeout is the timeout of a route that says nothing of it.
+// envoysTimeout is the default timeout of a route.
 const envoysTimeout = 15 * time.Second
 
 func toCluster(name string) *routev3.RouteAction {
 	return &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}
 }
 
-// forwardTo sends a request on with the matched part of its path replaced; an empty rewrite leaves the path as
-// it is. The query is kept as it is.
+// forwardTo forwards a request with the matched part of its path replaced. An empty rewrite keeps the path. The query is
+// always kept.
 func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAction {
 	to := toCluster(cluster)
 	to.PrefixRewrite = rewrite
@@ -188,13 +187,13 @@ func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAct
 		to.Timeout = durationpb.New(timeout)
 	}
 	if timeout >= streamIdleTimeout {
-		// A slow upstream looks like an idle stream; the service's own timeout is to end it.
+		// A slow upstream looks like an idle stream, but the timeout of the service must end it.
 		to.IdleTimeout = durationpb.New(timeout + 5*time.Second)
 	}
 	return to
 }
 
-// The ways in which a path is matched: without regard to case, and without the query.
+// Paths are matched without their query. Case is ignored.
 
 func exactPath(path string) *routev3.RouteMatch {
 	return &routev3.RouteMatch{
@@ -210,7 +209,7 @@ func prefix(path string) *routev3.RouteMatch {
 	}
 }
 
-// atAndBelow matches a path and what lies below it, but not a path that only starts with the same letters.
+// atAndBelow matches a path and the paths below it, but not a path that only starts with the same letters.
 func atAndBelow(path string) *routev3.RouteMatch {
 	if path == "/" {
 		return prefix("/")
@@ -221,7 +220,7 @@ func atAndBelow(path string) *routev3.RouteMatch {
 	}
 }
 
-// with is the same match with more headers asked for.
+// with returns a match with more header matchers.
 func with(m *routev3.RouteMatch, headers ...*routev3.HeaderMatcher) *routev3.RouteMatch {
 	return &routev3.RouteMatch{
 		PathSpecifier: m.GetPathSpecifier(),

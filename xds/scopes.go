@@ -21,52 +21,52 @@ import (
 	"gatepost/definitions"
 )
 
-// A scope is the routes of all paths that begin with the same segment. Envoy finds it by that segment in a hash table, so
-// that a request is held against the routes of one scope, however many services there are, and a change of a service
-// is sent as a change of its scope. (Envoy docs, "Scoped RDS".)
+// A scope contains the routes of all paths with the same first segment. Envoy finds it by that segment in a hash table, so
+// a request is matched against the routes of one scope only, and a change of a service is sent as a change of its scope.
+// (Envoy docs, "Scoped RDS".)
 //
-// Envoy compares the segment to the letter. A scope is therefore there in small letters and as the definitions spell it. What
-// is spelled in yet another way, and what no route of a scope takes, gets its route by the filter of scope.lua: in the
-// scope of the segment in small letters, else in that of all other paths, whose name is "/".
+// Envoy's comparison of the segment is case-sensitive, so a scope exists in lower case and in the spelling of the definitions.
+// If the spelling differs, or no route of the scope matches, the filter of scope.lua finds the route: in the scope of the
+// segment in lower case, else in the scope of all other paths, whose name is "/".
 
-// scopeHeader is the request header by which Envoy looks for the scope: the path without its query. It is written before
-// routes are looked for, over what a client says, and goes no further than the strip filter.
+// scopeHeader is the request header by which Envoy finds the scope: the path without its query. The gateway sets it before
+// routes are matched, over the client's value, and the strip filter removes it.
 const scopeHeader = "x-gatepost-scope"
 
-// filterScope is the filter that looks again.
+// filterScope is the filter of scope.lua.
 const filterScope = "scope"
 
 //go:embed scope.lua
 var scopeScript string
 
-// scopes makes scopes.
+// scopes builds scopes.
 type scopes struct {
 	b        *builder
-	clusters set // those that routes may lead to
-	// What every scope has, made once: the route for malformed paths, and what turns the filter of scope.lua off.
+	clusters set // the clusters that routes can lead to
+	// Parts of every scope, made once: the route for malformed paths, and the setting that disables the filter of scope.lua.
 	malformed func() *routev3.Route
 	found     func() *anypb.Any
 }
 
 func (b *builder) scopes(clusters set) *scopes {
-	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.dressedDots), found: sync.OnceValue(b.found)}
+	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.rejectDotParams), found: sync.OnceValue(b.found)}
 }
 
-// firstSegment is what stands between the first slash of a path and the second.
+// firstSegment returns the part of a path between its first slash and its second.
 func firstSegment(path string) string {
 	segment, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	return segment
 }
 
-// scopeOf is the scope of a path: its first segment in small letters.
+// scopeOf returns the scope of a path: its first segment in lower case.
 func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
 
-// changed makes each scope from which a service has gone or to which one has come. Resources that are no more are nil, by
-// name. The beacon's is among them, and tells no version yet.
-func (s *scopes) changed(gone, come []*definitions.Service) map[string]*resource {
+// changed builds the scopes of removed and added services. Resources that were removed are nil. It includes the beacon's scope,
+// without the version. :: name → scope
+func (s *scopes) changed(removed, added []*definitions.Service) map[string]*resource {
 	out := s.of(scopeOf(VersionPath), nil)
 	services := map[string][]*service{} // :: scope → all services in it
-	for _, def := range slices.Concat(gone, come) {
+	for _, def := range slices.Concat(removed, added) {
 		services[scopeOf(def.Path)] = nil
 		out["/"+firstSegment(def.Path)], out["/"+scopeOf(def.Path)] = nil, nil
 	}
@@ -76,15 +76,14 @@ func (s *scopes) changed(gone, come []*definitions.Service) map[string]*resource
 			services[scope] = append(those, s.b.service(def))
 		}
 	}
-	for _, scope := range slices.Sorted(maps.Keys(services)) { // what is wrong is told in order
+	for _, scope := range slices.Sorted(maps.Keys(services)) { // sorted for the order of errors
 		maps.Copy(out, s.of(scope, services[scope]))
 	}
 	return out
 }
 
-// routes are the routes of a scope, in the order of matching, and the ways in which its segment is spelled. Envoy takes the
-// first route that matches: the gateway's own, then the services from the longest path to the shortest, then what answers
-// for all the rest.
+// routes returns the routes of a scope in the order of matching, and the spellings of its segment. Envoy uses the first route
+// that matches: the gateway's own, then the services from the longest path to the shortest, then the one for all other paths.
 func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Route, spellings []string) {
 	b := s.b
 	slices.SortStableFunc(services, byPath)
@@ -107,10 +106,11 @@ func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Ro
 // serviceRoutes are the routes of a service.
 func (b *builder) serviceRoutes(s *service) []*routev3.Route {
 	b.about = s.String()
-	return b.checked(b.surface(s.surface(b)))
+	return b.checked(b.groupRoutes(s.endpoints(b)))
 }
 
-// of makes the resources of a scope with these services, one for each spelling, by name; none where nothing is there.
+// of builds the resources of a scope with these services, one for each spelling. A scope without routes has none.
+// :: name → scope
 func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	b := s.b
 	routes, spellings := s.routes(scope, services)
@@ -118,11 +118,11 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 		return nil
 	}
 	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
-	if scope != firstSegment(definitions.OwnPath) { // the beacon's scope has no more than it, for it is sent with each change
+	if scope != firstSegment(definitions.OwnPath) { // the beacon's scope contains nothing else, because it is sent with each change
 		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
 		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
-		// What an upstream says of origins is not its to say: the CORS filter says it afterwards, and of what Envoy answers
-		// by itself the listener does.
+		// An upstream's own CORS headers are removed. The CORS filter sets them afterwards, and the listener those of Envoy's
+		// own responses.
 		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
 	}
 	b.about = "routes for /" + scope
@@ -131,10 +131,10 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	}
 	config := &routev3.RouteConfiguration{
 		VirtualHosts: []*routev3.VirtualHost{vhost},
-		// Else Envoy refuses all scopes where one route names a cluster that it does not have yet; so it answers 503 there.
+		// Otherwise Envoy would reject all scopes if one route names a cluster that it does not have yet.
 		ValidateClusters: wrapperspb.Bool(false),
 	}
-	b.validate(config) // each route has been validated by itself, so that an error names the service
+	b.validate(config) // routes are validated one by one, so that an error names the service
 	share(vhost, routes, b.pack(authz.Unchecked()))
 	vhost.Routes = routes
 	out := make(map[string]*resource, len(spellings))
@@ -151,8 +151,8 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	return out
 }
 
-// share has a scope say once what all of its routes say alike, and takes it from them. What a route says of CORS counts only
-// where it forwards.
+// share moves filter settings that all routes of a scope have in common to the scope. CORS settings only count on routes that
+// forward.
 func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb.Any) {
 	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
 		if len(asked) == 0 {
@@ -176,7 +176,7 @@ func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb
 	if cors := alike(filterCORS, forwarding); cors != nil {
 		shared[filterCORS] = cors
 	}
-	// A rule is merged with what the scope says of it; only that there is nothing to ask stands for itself.
+	// Envoy merges a rule with that of the scope, so only the setting that disables the check can be shared.
 	if rule := alike(filterAuthz, routes); rule != nil && proto.Equal(rule, unchecked) {
 		shared[filterAuthz] = rule
 	}
@@ -189,7 +189,7 @@ func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb
 	scope.TypedPerFilterConfig = shared
 }
 
-// scopedRoutes is how the listener comes to its routes.
+// scopedRoutes is the configuration by which the listener gets its routes.
 func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 	fromADS := &corev3.ConfigSource{
 		ResourceApiVersion:    corev3.ApiVersion_V3,
@@ -213,7 +213,7 @@ func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 	}}
 }
 
-// nameScope has Envoy write the path, without its query, where the scope is looked for.
+// nameScope sets scopeHeader to the path without its query.
 func nameScope() *mutationrulesv3.HeaderMutation {
 	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 		Header:       &corev3.HeaderValue{Key: scopeHeader, Value: "%PATH(NQ:PATH)%"},
@@ -221,8 +221,8 @@ func nameScope() *mutationrulesv3.HeaderMutation {
 	}}}
 }
 
-// findScope is the filter in the listener. Every scope but the beacon's turns it off, so a request with a route passes by. It comes
-// before all that decides anything, so that nothing is decided by another route than the one that is taken.
+// findScope is the filter of scope.lua in the listener. Every scope except the beacon's disables it, so a request with a route
+// skips it. It is the first filter, so that all filters use the final route.
 func (b *builder) findScope() *anypb.Any {
 	return b.pack(&luav3.Lua{
 		DefaultSourceCode: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: scopeScript}},
@@ -230,5 +230,5 @@ func (b *builder) findScope() *anypb.Any {
 	})
 }
 
-// found turns it off.
+// found disables the filter.
 func (b *builder) found() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }

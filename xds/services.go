@@ -17,7 +17,7 @@ import (
 type service struct {
 	def  *definitions.Service
 	path string
-	// withheld: nothing leads to its upstreams.
+	// withheld is whether its upstreams receive no requests.
 	withheld bool
 	// cluster is the name of its cluster.
 	cluster string
@@ -35,12 +35,12 @@ func (b *builder) service(def *definitions.Service) *service {
 	return s
 }
 
-// clusterName returns a name that has the base path in it, because routes rewrite to it: a change of the base is then
-// another cluster, and old routes never meet the new one. If Envoy has to look up names, all of the upstreams are in it
-// too: a cluster that is changed would have no host until they are looked up, another one leaves the old one as it is.
+// clusterName returns a name that contains the base path, because routes rewrite to it: a change of the base makes another
+// cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also contains a hash of all upstreams:
+// a changed cluster would have no host until the names are looked up, but another cluster leaves the old one unchanged.
 func (b *builder) clusterName(s *service) string {
 	if s.withheld {
-		return nowhere
+		return blackhole
 	}
 	name := clusterOf + s.def.Name + s.base()
 	if !looksUp(s.def.Upstreams) {
@@ -53,7 +53,7 @@ func (b *builder) clusterName(s *service) string {
 	return name + clusterHash + content.short()
 }
 
-// clusterHash is what the hash in a cluster's name comes after.
+// clusterHash precedes the hash in a cluster's name.
 const clusterHash = "#"
 
 // statName is the name of a cluster in Envoy's metrics if it is not its own name.
@@ -65,13 +65,13 @@ func statName(s *service) string {
 	return name
 }
 
-// surface is the service as clients see it.
-func (s *service) surface(b *builder) surface {
+// endpoints returns the endpoint group of the service.
+func (s *service) endpoints(b *builder) endpointGroup {
 	expose := b.exposed()
 	if s.def.Authenticate {
 		expose = b.exposed(challengeHeader)
 	}
-	return surface{
+	return endpointGroup{
 		name:    s.def.Name,
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.Methods,
@@ -89,8 +89,8 @@ func (s *service) surface(b *builder) surface {
 	}
 }
 
-// longest is how long a request lasts at most, from its first byte; 0 where it may become a WebSocket, which ends when
-// one of its sides ends it.
+// longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket, which
+// only its two sides end.
 func (s *service) longest() time.Duration {
 	if s.def.WebSocket {
 		return 0
@@ -98,8 +98,8 @@ func (s *service) longest() time.Duration {
 	return requestTimeout + s.def.Timeout
 }
 
-// forwards gives the routes that a prefix needs, to come off cleanly: where nothing comes in its place two, `/orders` alone,
-// and `/orders/` with what follows. One route with the prefix `/orders` would send `//5` for `/orders/5`.
+// forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and `/orders/`
+// with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
 func (s *service) forwards(lifetime time.Duration) []forward {
 	timeout := s.def.Timeout
 	to := func(rewrite string) *routev3.RouteAction {
@@ -125,10 +125,9 @@ func (s *service) forwards(lifetime time.Duration) []forward {
 	}
 }
 
-// upgrade lets requests become WebSockets. The listener lets none, so every other route refuses them. The timeout does
-// not end one: it runs from the end of the request, and an upgraded request ends with the stream. Where a token is
-// needed the decision says how long the stream may live; that no token lives longer than tokens.lifetime is the
-// bound behind it.
+// upgrade allows WebSockets on a route. The listener allows none, so all other routes refuse them. The timeout does not end a
+// WebSocket: it runs from the end of the request, and an upgraded request ends with the stream. If a token is needed, the
+// decision limits the stream to the lifetime of the token, and tokens.lifetime is the limit of that.
 func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
 	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
 	if s.def.Authenticate {

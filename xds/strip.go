@@ -9,7 +9,7 @@ import (
 )
 
 // strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original request.
-// The gateway removes a client's copies from every request; docs/reference/http.md lists them. The identity header is not here, see claims.
+// The gateway removes a client's copies from every request; docs/reference/http.md lists them. The identity header is not here, see requestHeadersToRemove.
 var strippedHeaders = []string{
 	// The user, as other gateways name one.
 	"remote-user", "x-remote-user",

@@ -11,12 +11,12 @@ import (
 	"gatepost/definitions"
 )
 
-// hostKey is the key of an endpoint's metadata that picks the TLS settings of its host.
+// hostKey is the key of an endpoint's metadata that selects the TLS settings of its host.
 const hostKey = "host"
 
-// secure makes a cluster speak TLS. Each host is verified by its own name: a certificate of one upstream is no
-// good for another. Where there are several names, the endpoint's metadata picks the settings; an endpoint
-// that matched none would get those of the first name, and never plain text.
+// secure sets TLS for a cluster. Each host is verified by its own name, so the certificate of one upstream is invalid for
+// another. If there are several names, the endpoint's metadata selects the settings. An endpoint without a match gets those of
+// the first name, and never plain text.
 func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	hosts := tlsHosts(targets)
 	c.TransportSocket = b.tlsTo(hosts[0])
@@ -32,7 +32,7 @@ func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	}
 }
 
-// tlsHosts are the different hosts among the targets, if those speak TLS.
+// tlsHosts returns the distinct hosts of targets with TLS.
 func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
 	if len(targets) == 0 || !targets[0].TLS {
 		return nil
@@ -40,12 +40,12 @@ func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
 	return slices.CompactFunc(slices.Clone(targets), func(a, b definitions.Upstream) bool { return a.Host == b.Host })
 }
 
-// tlsTo asks for a certificate that the system's roots vouch for and that names the host. Envoy does neither by
-// itself ("Server certificate verification is not enabled by default").
+// tlsTo requires a certificate that the system's roots verify and that contains the host. Envoy checks neither by default
+// ("Server certificate verification is not enabled by default").
 func (b *builder) tlsTo(u definitions.Upstream) *corev3.TransportSocket {
 	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.Host)}
 	config := &tlsv3.UpstreamTlsContext{Sni: u.Host}
-	if u.IsIP { // an address is no server name (RFC 6066 §3)
+	if u.IsIP { // SNI has no IP addresses (RFC 6066 §3)
 		config.Sni, san.SanType = "", tlsv3.SubjectAltNameMatcher_IP_ADDRESS
 	}
 	config.CommonTlsContext = &tlsv3.CommonTlsContext{

@@ -7,7 +7,7 @@ import (
 
 func TestBlamedAreTheServicesThatEnvoyNames(t *testing.T) {
 	clusters := map[string]*resource{}
-	for _, name := range []string{"service/a", "service/ab", "service/a/base", "service/b-c", "service/b", "service/d/x/y", nowhere} {
+	for _, name := range []string{"service/a", "service/ab", "service/a/base", "service/b-c", "service/b", "service/d/x/y", blackhole} {
 		clusters[name] = &resource{}
 	}
 	s := &Snapshot{view: view{clusters: set{}.with(clusters)}}
