@@ -123,6 +123,25 @@ func TestLinksOfTheDocumentationResolve(t *testing.T) {
 	}
 }
 
+// path matches a code span that names a file or folder below one at the top of the project.
+var path = regexp.MustCompile("`([a-z0-9_]+)((?:/[a-z0-9_.]+)+)`")
+
+func TestFilesInTheDocumentationExist(t *testing.T) {
+	for _, p := range pages(t) {
+		if p.path == "CHANGELOG.md" {
+			continue
+		}
+		for _, m := range path.FindAllStringSubmatch(p.prose, -1) {
+			if _, err := os.Stat(m[1]); err != nil {
+				continue // no path of ours
+			}
+			if _, err := os.Stat(m[1] + m[2]); err != nil {
+				t.Errorf("%s names %s%s: %v", p.path, m[1], m[2], err)
+			}
+		}
+	}
+}
+
 func TestEveryPageIsLinkedFromTheIndex(t *testing.T) {
 	index, err := os.ReadFile("docs/README.md")
 	if err != nil {
