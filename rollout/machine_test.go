@@ -264,6 +264,7 @@ var lives = []life{
 		{acked(1, "v1"), "published v1"},
 		{delivered("v1"), "acked v1"},
 		{silent(1, "v1"), "acked v1"}, // an ACK is not enough
+		{offered{v2}, "published v2 | publish v2"},
 	}},
 	{"a stranger that rejects the first version, and leaves", Config{}, []step{
 		{offered{v1}, "published v1 | publish v1"},
@@ -317,7 +318,7 @@ func TestTheLifeOfAVersion(t *testing.T) {
 	}
 	for _, transition := range []string{
 		"idle → published", "published → published", "published → acked", "published → active", "published → rejected", "acked → active",
-		"active → published", "rejected → published", "rejected → acked", "active → active",
+		"acked → published", "active → published", "rejected → published", "rejected → acked", "active → active",
 	} {
 		if !walked[transition] {
 			t.Errorf("no life has the transition %s", transition)
@@ -330,9 +331,9 @@ func describe(m *machine, actions []action, err error) string {
 	status := m.status()
 	out := strings.TrimSpace(fmt.Sprintf("%s %s", status.State, status.Version))
 	switch {
-	case status.Form() == InPart:
+	case status.form() == inPart:
 		out += " in part"
-	case status.Form() == FellBack:
+	case status.form() == fellBack:
 		out += " fallen back"
 	case status.Failure != nil && status.Rejection() == nil:
 		out += " failed"

@@ -1,26 +1,29 @@
 // Package rollout decides the life of a version of the configuration: whether it is served, kept as the last good one, or
 // taken back.
 //
-//	                  every awaited Envoy            every Envoy that counts
-//	   new            ACKs every type                answers with it
-//	────────► published ───────────────► acked ───────(verified)────────► active
-//	              │                        ▲                                │
-//	              │ NACK that counts       │ published again                │ saved as the last good version
-//	              ▼                        │                                ▼
-//	          rejected ────────────────────┴──── another version is published in its place
+//	               Delivered            verified
+//	┌► published ─────────────► acked ─────────────► active
+//	│      │                      │ ▲                   │
+//	│      │ NACK                 │ │ Delivered         │
+//	│      ▼                      │ │                   │
+//	│  rejected ──────────────────┼─┘                   │
+//	│      │                      │                     │
+//	└──────┴──────────────────────┴─────────────────────┘
+//	       another version is published, or the same again
 //
 // What triggers each transition:
 //
-//   - published: new definitions were read and built (Apply), or a version takes the place of a rejected one. Gatepost's own
-//     parts use its settings from now on (Config.OnPublish).
-//   - acked: [xds.Delivered]. From now on a rejection of a later version falls back to this one.
+//   - published: new definitions were read and built (Apply), or a version takes the place of a rejected one, or a rejected
+//     one is tried again. Gatepost's own parts use its settings from now on (Config.OnPublish).
+//   - acked: [xds.Delivered], every Envoy that a change waits for has acknowledged every type. From now on a rejection of a
+//     later version falls back to this one. A rejected version can still be acked, if its cause is gone.
 //   - verified: each Envoy that counts answered with the version at [xds.VersionPath]. An ACK comes from Envoy's main
 //     thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
 //   - active: verified. Its definitions are saved for the next start.
 //   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or none
 //     is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
-//     one. A rejected version is not sent again, until RetryRejected, or until the only Envoy that has rejected it, and never
-//     acknowledged a version, disconnects.
+//     one. If a version was acked before, that one is published at once. A rejected version is not sent again, until
+//     RetryRejected, or until the Envoy that has rejected it disconnects without ever having acknowledged a version.
 //
 // What follows a rejection, the first that is possible:
 //
@@ -31,8 +34,8 @@
 //  4. If no version was acked since the start, the last good definitions from the disk are published.
 //  5. Else the version stays published, and the Envoys keep what they have.
 //
-// A published version is as its definitions say (AsDefined), without some services (InPart), or older than the newest
-// definitions (LastGood). It passes through the same states in each case. All that is known is in one Status.
+// A published version is as its definitions say, without some services (in part), or older than the newest definitions
+// (fallen back). It passes through the same states in each case. All that is known is in one Status.
 //
 // The state machine (machine.go) is pure: events in, actions out. Rollout does the input and output around it; the verifier
 // asks the Envoys.

@@ -14,14 +14,13 @@ import (
 	"gatepost/xds"
 )
 
-// Form is how a published version differs from the newest definitions.
-type Form int
+// form is how a published version differs from the newest definitions.
+type form int
 
-// The zero Form is AsDefined.
 const (
-	AsDefined Form = iota // as the newest definitions say, as far as they could be read
-	InPart                // some services are withheld, or served as in earlier definitions
-	FellBack              // the newest definitions were rejected, and older ones are served
+	asDefined form = iota // as the newest definitions that could be read
+	inPart                // some services are withheld, or served as in earlier definitions
+	fellBack              // the newest definitions were rejected, and older ones are served
 )
 
 // Status is what is published, and what each connected Envoy makes of it. `gatepost status`, readiness, metrics and the
@@ -36,8 +35,6 @@ type Status struct {
 	Definitions *definitions.Definitions
 	Snapshot    *xds.Snapshot
 	Listen      string
-	// LastGood is the version that would be fallen back to. Empty: none since the start.
-	LastGood string
 	// Failure is why the newest definitions are not served as they are; nil if they are.
 	Failure error
 	// Withheld are the services that answer 503, Former those that are served as in earlier definitions.
@@ -82,9 +79,6 @@ func (m *machine) status() Status {
 	if m.withoutModule == "" {
 		s.Module.Module = m.module
 	}
-	if m.acked != nil {
-		s.LastGood = m.acked.id()
-	}
 	if v := m.target; v != nil {
 		s.Version, s.Definitions, s.Snapshot, s.Listen, s.Withheld, s.Former = v.id(), v.definitions, v.snapshot, v.listen, v.withheld, v.former
 	}
@@ -109,16 +103,15 @@ func (m *machine) status() Status {
 	return s
 }
 
-// Form returns how the published version differs from the newest definitions.
-func (s Status) Form() Form {
+func (s Status) form() form {
 	rejection := s.Rejection()
 	switch {
 	case len(s.Withheld)+len(s.Former) > 0:
-		return InPart
+		return inPart
 	case rejection != nil && rejection.Version != s.Version:
-		return FellBack
+		return fellBack
 	}
-	return AsDefined
+	return asDefined
 }
 
 // Rejection returns the rejection by an Envoy that is the cause of Failure; nil if that has another cause.
@@ -173,13 +166,12 @@ func (s Status) Answered() bool {
 
 // Degraded returns how what is served differs from the newest definitions, and why; empty if it does not.
 func (s Status) Degraded() string {
-	rejection := s.Rejection()
 	switch {
 	case s.Failure == nil:
 		return ""
-	case len(s.Withheld)+len(s.Former) > 0:
+	case s.form() == inPart:
 		return "serving some services " + s.Failure.Error()
-	case rejection != nil && rejection.Version == s.Version: // there is no other version
+	case s.State == Rejected: // there is no other version
 		return s.Failure.Error()
 	}
 	return "serving the previous version: " + s.Failure.Error()

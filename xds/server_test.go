@@ -270,6 +270,35 @@ func TestRejectedClustersNeverGetRoutes(t *testing.T) {
 	}
 }
 
+// An Envoy that was not waited for may reject clusters when the routes to them are out.
+func TestClustersThatAreRejectedLateGoAfterTheirRoutes(t *testing.T) {
+	opts := quick
+	opts.Patience = 1
+	c := startControl(t, opts)
+	held, release := hold()
+	fast, slow := c.connect("fast", acceptAll), c.connect("slow", acceptAll)
+	c.eventually("both are there", func(s progress) bool { return len(s.Envoys) == 2 })
+	good, bad := withServices(t, "a"), withServices(t, "a", "b")
+	c.servesAll(good)
+	refuses := refusing(resourcev3.ClusterType, "service/b", "no")
+	slow.judges(func(resp *discoveryv3.DeltaDiscoveryResponse) string {
+		reason := refuses(resp)
+		if reason != "" {
+			<-held
+		}
+		return reason
+	})
+	t.Cleanup(release)
+	c.publish(bad)
+	c.eventually("the fast one has the routes", func(s progress) bool { return s.Envoys[0].Acked == bad.Version })
+	fast.transcript()
+	release()
+	c.rejected(bad)
+	c.publish(good)
+	c.eventually("the cluster goes", func(progress) bool { return len(fast.clusters()) == 2 })
+	expect(t, fast, "ack route +/.gatepost", "ack route -/b", "ack cluster -service/b")
+}
+
 // Routes to clusters that were rejected are not sent when the time to wait is over.
 func TestAHaltedDeliveryGoesNoFurther(t *testing.T) {
 	c := startControl(t, quick)
