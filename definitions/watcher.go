@@ -33,7 +33,7 @@ type WatcherConfig struct {
 	// Missing is how long the file can be missing or unreadable before that is an error. Default: 1s.
 	Missing time.Duration
 	// Log receives a warning if the system reports no changes, so that the file is only polled. Default: none.
-	Log *slog.Logger
+	Logger *slog.Logger
 }
 
 // Watcher follows a definitions file. It reads the file when the system reports a change in its directory, and every few
@@ -67,8 +67,8 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	if config.Missing <= 0 {
 		config.Missing = time.Second
 	}
-	if config.Log == nil {
-		config.Log = slog.New(slog.DiscardHandler)
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	w := &Watcher{config: config, reload: make(chan struct{}, 1)}
 	if config.Current != nil {
@@ -221,7 +221,7 @@ func stateOf(text []byte, err error) string {
 func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatch, closeEvents func()) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
-		w.config.Log.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", err)
+		w.config.Logger.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", err)
 		return nil, func() {}, func() {}
 	}
 	dir := filepath.Dir(w.config.Path)
@@ -264,7 +264,7 @@ func (w *Watcher) watchDir(watcher *fsnotify.Watcher, dir string) {
 	_ = watcher.Remove(dir) // the watch on the former directory, if there is one
 	if err := watcher.Add(dir); err != nil {
 		w.dir = nil
-		w.config.Log.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", fmt.Errorf("watching %s: %w", dir, err))
+		w.config.Logger.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", fmt.Errorf("watching %s: %w", dir, err))
 		return
 	}
 	w.dir = now

@@ -62,7 +62,7 @@ type Runner struct {
 	// DefaultValidateTimeout.
 	ValidateTimeout time.Duration
 	// Log receives starts, exits and every line that Envoy writes. If it is nil, nothing is logged.
-	Log *slog.Logger
+	Logger *slog.Logger
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
 	OnStart func(pid int)
 	// OnExit, if set, is called after each unexpected exit with its error. It must not block.
@@ -74,8 +74,8 @@ type Runner struct {
 // earlier, it is restarted with backoff. Run returns an error if the first start is impossible:
 // Envoy is missing, too old, or rejects its bootstrap.
 func (r *Runner) Run(ctx context.Context) error {
-	if r.Log == nil {
-		r.Log = slog.New(slog.DiscardHandler)
+	if r.Logger == nil {
+		r.Logger = slog.New(slog.DiscardHandler)
 	}
 	version, err := CheckVersion(ctx, r.Path)
 	if err != nil {
@@ -94,7 +94,7 @@ func (r *Runner) Run(ctx context.Context) error {
 	if err := r.validate(ctx, file); err != nil {
 		return err
 	}
-	r.Log.Info("running Envoy", "path", r.Path, "envoy_version", version.String())
+	r.Logger.Info("running Envoy", "path", r.Path, "envoy_version", version.String())
 	r.keepRunning(ctx, file)
 	return nil
 }
@@ -109,7 +109,7 @@ func (r *Runner) keepRunning(ctx context.Context, file string) {
 			return
 		}
 		wait = backoff(wait, time.Since(began))
-		r.Log.Error("Envoy ended by itself; it is started again", "reason", describe(err), "wait_seconds", wait.Seconds())
+		r.Logger.Error("Envoy ended by itself; it is started again", "reason", describe(err), "wait_seconds", wait.Seconds())
 		if r.OnExit != nil {
 			r.OnExit(err)
 		}
@@ -135,7 +135,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	if err := os.Remove(r.Dir.adminPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing the old admin socket: %w", err)
 	}
-	logs := newLogWriter(r.Log)
+	logs := newLogWriter(r.Logger)
 	defer logs.Close()
 	cmd := exec.Command(r.Path, r.arguments(file)...)
 	cmd.Stdout, cmd.Stderr = logs, logs
@@ -159,7 +159,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 		return fmt.Errorf("starting Envoy: %w", err)
 	}
 	raiseFileLimit(cmd.Process.Pid)
-	r.Log.Info("Envoy started", "pid", cmd.Process.Pid)
+	r.Logger.Info("Envoy started", "pid", cmd.Process.Pid)
 	if r.OnStart != nil {
 		r.OnStart(cmd.Process.Pid)
 	}
@@ -182,7 +182,7 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 	go func() { drained <- drain(ctx, r.Dir.adminPath()) }()
 	select {
 	case err := <-ended:
-		r.Log.Warn("Envoy ended while it drained", "reason", describe(err))
+		r.Logger.Warn("Envoy ended while it drained", "reason", describe(err))
 		cancel()
 		<-drained
 		return
@@ -199,13 +199,13 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 		_ = child.Kill()
 		<-ended
 	}
-	r.Log.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
+	r.Logger.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
 // arguments returns the child's arguments. Hot restart is disabled, because it would share memory
 // with every other Envoy on the machine.
 func (r *Runner) arguments(file string) []string {
-	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Log)}
+	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Logger)}
 	if r.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(r.Concurrency))
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -17,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
 	"gatepost/authz"
@@ -82,7 +80,9 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.control = xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond}, slog.New(slog.DiscardHandler), prometheus.NewRegistry())
+	if w.control, err = xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
 	w.delivered = make(chan string, 1)
 	w.control.Subscribe(func(e xds.Event) {
 		if e, isDelivered := e.(xds.Delivered); isDelivered {

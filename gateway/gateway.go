@@ -123,7 +123,7 @@ func (g *Gateway) prepareEnvoy() (err error) {
 		return err
 	}
 	g.runner = &envoy.Runner{
-		Path: c.Envoy, Bootstrap: bootstrap, Dir: g.dir, Concurrency: c.Concurrency, Log: g.logger,
+		Path: c.Envoy, Bootstrap: bootstrap, Dir: g.dir, Concurrency: c.Concurrency, Logger: g.logger,
 		OnStart: g.metrics.envoyStarted, OnExit: g.metrics.envoyDied,
 	}
 	return nil
@@ -176,19 +176,21 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	g.endpoint = endpoint.New(endpoint.Config{
-		Store: g.store, Settings: g.login.Load, Logger: g.logger, Metrics: g.registry,
+	g.endpoint, err = endpoint.New(endpoint.Config{
+		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry,
 		Shield: shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger}),
 	})
-	return nil
+	return err
 }
 
 // publish makes the rollout, publishes the first ones, if there are any, and makes what follows their source.
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
-	g.control = xds.New(xds.ServerOptions{}, g.logger, g.registry)
+	var err error
+	if g.control, err = xds.New(xds.ServerOptions{Logger: g.logger, Registerer: g.registry}); err != nil {
+		return err
+	}
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
-	var err error
 	g.rollout, err = rollout.New(rollout.Config{
 		Control: g.control, Options: options,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
@@ -213,7 +215,7 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 		return nil
 	}
 	g.source = definitions.NewWatcher(definitions.WatcherConfig{
-		Path: g.config.Definitions, Current: current, OnChange: g.rollout.Changed, OnError: g.rollout.Failed, Log: g.logger,
+		Path: g.config.Definitions, Current: current, OnChange: g.rollout.Changed, OnError: g.rollout.Failed, Logger: g.logger,
 	})
 	return nil
 }

@@ -73,7 +73,7 @@ func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.Last
 // Follow makes the follower, once there is a rollout that it reports to.
 func (s *redisSource) Follow() {
 	s.follower = revisions.NewFollower(revisions.FollowerConfig{
-		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Log: s.gateway.logger,
+		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Logger: s.gateway.logger,
 	})
 }
 

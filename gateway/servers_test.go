@@ -57,7 +57,8 @@ func TestAPanicInAHandlerIsLoggedCountedAndAnswered500(t *testing.T) {
 		method, path, body string
 	}{
 		"token": {func(l *slog.Logger) http.Handler {
-			return endpoint.New(endpoint.Config{Store: noStore{}, Logger: l})
+			h, _ := endpoint.New(endpoint.Config{Store: noStore{}, Logger: l})
+			return h
 		}, http.MethodPost, "/token/revoke", tokenPanicked},
 		"admin": {func(l *slog.Logger) http.Handler {
 			return admin.New(admin.Config{Sessions: noStore{}, Metrics: prometheus.NewRegistry(), Logger: l})

@@ -73,12 +73,21 @@ func (k *kit) startEnvoy() {
 	envoytest.Start(k.t, envoytest.Options{GRPC: k.grpc, NotReady: true})
 }
 
+func newControl(t *testing.T, o xds.ServerOptions) *xds.Server {
+	t.Helper()
+	control, err := xds.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return control
+}
+
 func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config)) *kit {
 	t.Helper()
 	envoytest.Require(t)
 	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
 	k := &kit{t: t, addr: addr, lastGood: &disk{LastGood: definitions.LastGood{Dir: dir}}, registry: registry}
-	control := xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond}, log, registry)
+	control := newControl(t, xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond, Logger: log, Registerer: registry})
 	socket := filepath.Join(t.TempDir(), "grpc.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -282,7 +291,7 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 // TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
 	r, err := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
-		Control: xds.New(xds.ServerOptions{}, slog.New(slog.DiscardHandler), prometheus.NewRegistry()), Registerer: prometheus.NewRegistry()})
+		Control: newControl(t, xds.ServerOptions{}), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,12 @@ type control struct {
 func startControl(t testing.TB, opts ServerOptions) *control {
 	t.Helper()
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
-	c.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry)
+	opts = opts.withLookup()
+	opts.Logger, opts.Registerer = slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry
+	var err error
+	if c.Server, err = New(opts); err != nil {
+		t.Fatal(err)
+	}
 	c.server, c.dial = grpc.NewServer(grpc.WaitForHandlers(true)), c.listener.Dial
 	c.Subscribe(c.record)
 	c.Register(c.server)

@@ -46,7 +46,11 @@ func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first
 		t.Fatal(err)
 	}
 	l := &live{control: &control{t: t, registry: prometheus.NewRegistry()}, addr: envoytest.Addr(t), upstream: envoytest.Upstream(t)}
-	l.Server = New(opts.withLookup(), slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry)
+	opts = opts.withLookup()
+	opts.Logger, opts.Registerer = slog.New(slog.NewTextHandler(t.Output(), nil)), l.registry
+	if l.Server, err = New(opts); err != nil {
+		t.Fatal(err)
+	}
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	l.Subscribe(l.record)
 	l.Register(server)

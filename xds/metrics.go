@@ -1,6 +1,10 @@
 package xds
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metrics count what goes over the streams.
 type metrics struct {
@@ -9,7 +13,8 @@ type metrics struct {
 	info                *prometheus.GaugeVec
 }
 
-func newMetrics(reg prometheus.Registerer) *metrics {
+// newMetrics makes the metrics and registers them with reg, unless that is nil.
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	byType := func(name, help string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{"type"})
 		for _, t := range typeNames {
@@ -28,8 +33,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "gatepost_config_version", Help: "1 for the version of the configuration that is being served.",
 		}, []string{"version"}),
 	}
-	reg.MustRegister(m.pushes, m.acks, m.nacks, m.connected, m.info)
-	return m
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.pushes, m.acks, m.nacks, m.connected, m.info} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("registering xds metrics: %w", err)
+		}
+	}
+	return m, nil
 }
 
 // version notes which version is served now.

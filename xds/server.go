@@ -31,6 +31,10 @@ type ServerOptions struct {
 	LookupTimeout time.Duration
 	// Lookup looks up a host name. Default: the resolver of this process.
 	Lookup func(ctx context.Context, host string) error
+	// Logger gets one line for each event. Default: none.
+	Logger *slog.Logger
+	// Registerer takes the metrics. Default: they are counted but not exported.
+	Registerer prometheus.Registerer
 }
 
 func (o ServerOptions) withDefaults() ServerOptions {
@@ -43,12 +47,17 @@ func (o ServerOptions) withDefaults() ServerOptions {
 	if o.Lookup == nil {
 		o.Lookup = lookUp
 	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
 	return ServerOptions{
 		Grace:         orElse(o.Grace, 5*time.Second),
 		Patience:      orElse(o.Patience, 5*time.Second),
 		Warmup:        orElse(o.Warmup, 250*time.Millisecond),
 		LookupTimeout: orElse(o.LookupTimeout, time.Second),
 		Lookup:        o.Lookup,
+		Logger:        o.Logger,
+		Registerer:    o.Registerer,
 	}
 }
 
@@ -84,13 +93,19 @@ type Server struct {
 	resent int
 }
 
-// New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it.
-func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Server {
+// New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it. It fails if
+// a metric of one of its names is already registered.
+func New(opts ServerOptions) (*Server, error) {
+	opts = opts.withDefaults()
+	metrics, err := newMetrics(opts.Registerer)
+	if err != nil {
+		return nil, err
+	}
 	ctx, end := context.WithCancel(context.Background())
 	s := &Server{
-		opts:      opts.withDefaults(),
-		log:       log,
-		metrics:   newMetrics(reg),
+		opts:      opts,
+		log:       opts.Logger,
+		metrics:   metrics,
 		publisher: newPublisher(),
 		ctx:       ctx,
 		end:       end,
@@ -99,7 +114,7 @@ func New(opts ServerOptions, log *slog.Logger, reg prometheus.Registerer) *Serve
 		strangers: rate.Sometimes{First: 20, Interval: 10 * time.Second},
 	}
 	s.delta = deltav3.NewServer(ctx, s.publisher, callbacks{s})
-	return s
+	return s, nil
 }
 
 // Close ends every stream. Envoys go on with what they have.

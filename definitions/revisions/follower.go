@@ -29,7 +29,7 @@ type FollowerConfig struct {
 	// Missing is how long Redis may be away or hold nothing before that is an error. Default: 1s.
 	Missing time.Duration
 	// Log is told of what is remarkable but no error. Default: none.
-	Log *slog.Logger
+	Logger *slog.Logger
 }
 
 // Follower follows the newest revision.
@@ -53,8 +53,8 @@ func NewFollower(config FollowerConfig) *Follower {
 	if config.Missing <= 0 {
 		config.Missing = time.Second
 	}
-	if config.Log == nil {
-		config.Log = slog.New(slog.DiscardHandler)
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Follower{config: config, reload: make(chan struct{}, 1), current: config.Current, last: config.Read}
 }

@@ -103,7 +103,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 		Dir:         dir,
 		Concurrency: max(opts.Concurrency, 1),
 		Drain:       max(opts.Drain, time.Second),
-		Log:         slog.New(slog.NewTextHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Logger:      slog.New(slog.NewTextHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		OnStart:     e.started,
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -44,7 +44,7 @@ var (
 // Options says how a store behaves beyond its folder. The zero Options are good.
 type Options struct {
 	// Log hears of what goes wrong out of sight of any call. Default: nobody.
-	Log *slog.Logger
+	Logger *slog.Logger
 	// SweepEvery is how often expired sessions are deleted from the file. Default: a minute.
 	SweepEvery time.Duration
 	// Registerer takes the metrics. Default: none.
@@ -79,7 +79,7 @@ func Open(dir string, options Options) (*Store, error) {
 		return nil, fmt.Errorf("making the data folder: %w", err)
 	}
 	s := &Store{
-		log: options.Log,
+		log: options.Logger,
 		damage: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_store_damage_total", Help: "Reads of the embedded store that met a damaged page or record.",
 		}),

@@ -53,7 +53,7 @@ func newDamageable(t *testing.T) *damageable {
 func (d *damageable) open() *Store {
 	d.t.Helper()
 	d.log.Reset()
-	s, err := Open(d.dir, Options{Log: slog.New(slog.NewTextHandler(&d.log, nil))})
+	s, err := Open(d.dir, Options{Logger: slog.New(slog.NewTextHandler(&d.log, nil))})
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -316,7 +316,7 @@ func (d *damageable) survives(s *Store) {
 
 func TestOneDamagedRecordKeepsNobodyFromLoggingIn(t *testing.T) {
 	var log bytes.Buffer
-	s, err := Open(t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -123,7 +123,7 @@ func TestClosedStoreSaysThatItCannotTell(t *testing.T) {
 
 func TestGarbageInTheFileOpensNothingAndIsLoud(t *testing.T) {
 	var log bytes.Buffer
-	s, err := Open(t.TempDir(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

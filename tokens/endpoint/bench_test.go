@@ -97,7 +97,7 @@ func newBenchHandler(b *testing.B, field string) (*Handler, string) {
 		Lifetime: time.Hour, SessionLifetime: time.Hour, Format: string(tokens.FormatUUID), Shield: set,
 		Authenticator: &definitions.Authenticator{URL: target, Timeout: 5 * time.Second, UserHeader: "userid", ScopesHeader: "scopes", UserField: field},
 	}
-	h := New(Config{
+	h := newHandler(b, Config{
 		Store: nullStore{}, Settings: func() *definitions.Tokens { return settings },
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
 	})

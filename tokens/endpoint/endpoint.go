@@ -34,8 +34,8 @@ type Config struct {
 	Shield *shield.Shield
 	// Logger logs one line per login; nil: [slog.Default].
 	Logger *slog.Logger
-	// Metrics registers the counters; nil: none.
-	Metrics prometheus.Registerer
+	// Registerer registers the counters; nil: none.
+	Registerer prometheus.Registerer
 	// Now is the clock; nil: [time.Now].
 	Now func() time.Time
 	// StoreTimeout bounds each call of the store; 0: 5s. A revoke may wait for a lease of 1s.
@@ -50,8 +50,8 @@ type Handler struct {
 	metrics   *metrics
 }
 
-// New returns the handler. It panics if its metrics are already registered.
-func New(c Config) *Handler {
+// New returns the handler. It fails if a metric of one of its names is already registered.
+func New(c Config) (*Handler, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -64,7 +64,11 @@ func New(c Config) *Handler {
 	if c.Shield == nil {
 		c.Shield = shield.New(shield.Config{Logger: c.Logger, Now: c.Now})
 	}
-	h := &Handler{config: c, transport: newTransport(), metrics: newMetrics(c.Metrics)}
+	metrics, err := newMetrics(c.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	h := &Handler{config: c, transport: newTransport(), metrics: metrics}
 	h.handle(convention.PathLogin, methods{{http.MethodPost, h.login}})
 	h.handle(convention.PathRevoke, methods{{http.MethodPost, h.call("revoke", h.revoke)}})
 	h.handle(convention.PathRefresh, methods{{http.MethodPost, h.call("refresh", h.refresh)}})
@@ -75,7 +79,7 @@ func New(c Config) *Handler {
 	})
 	h.handle(convention.PathSessions+"/{id}", methods{{http.MethodDelete, h.call("end_session", h.endSession)}})
 	h.handle("/", nil)
-	return h
+	return h, nil
 }
 
 // Close closes the idle connections to the user service.

@@ -39,7 +39,7 @@ func FuzzUserServiceAnswer(f *testing.F) {
 		Authenticator: &definitions.Authenticator{URL: target, Timeout: 10 * time.Second, UserHeader: "userid", ScopesHeader: "scopes"},
 	}
 	store := newMemory()
-	h := New(Config{Store: store, Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
+	h := newHandler(f, Config{Store: store, Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
 	f.Cleanup(h.Close)
 	f.Fuzz(func(t *testing.T, bytes []byte) {
 		answer.Store(&bytes)

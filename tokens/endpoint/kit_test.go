@@ -64,8 +64,8 @@ func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway
 	if store == nil {
 		store = g.store
 	}
-	g.handler = New(Config{
-		Store: store, Settings: func() *definitions.Tokens { return g.settings }, Logger: logger, Metrics: g.metrics,
+	g.handler = newHandler(t, Config{
+		Store: store, Settings: func() *definitions.Tokens { return g.settings }, Logger: logger, Registerer: g.metrics,
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if g.arrived != nil {
@@ -401,4 +401,14 @@ func defaultShield(t testing.TB) definitions.Shield {
 		t.Fatal(err)
 	}
 	return d.Gateway.Tokens.Shield
+}
+
+// newHandler is New, and fails the test on an error.
+func newHandler(t testing.TB, c Config) *Handler {
+	t.Helper()
+	h, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
 }

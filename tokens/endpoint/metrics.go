@@ -1,10 +1,10 @@
 package endpoint
 
 import (
+	"fmt"
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 )
 
 // outcome is the result of a login or a call, for the log and the metrics.
@@ -64,23 +64,23 @@ func (m *metrics) countLogin(o outcome) {
 	}
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
-	f := promauto.With(r)
+// newMetrics makes the metrics and registers them with r, unless that is nil.
+func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
-		logins: f.NewCounterVec(prometheus.CounterOpts{
+		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatepost_logins_total",
 			Help: "Logins by outcome.",
 		}, []string{"outcome"}),
-		calls: f.NewCounterVec(prometheus.CounterOpts{
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatepost_token_calls_total",
 			Help: "Calls below the token path by outcome.",
 		}, []string{"call", "outcome"}),
-		userService: f.NewHistogram(prometheus.HistogramOpts{
+		userService: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "gatepost_user_service_seconds",
 			Help:    "Seconds until the user service answered a login, failures included.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
-		userServiceErrors: f.NewCounter(prometheus.CounterOpts{
+		userServiceErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_user_service_errors_total",
 			Help: "Logins that failed at the user service: it was down, too slow, or returned 5xx.",
 		}),
@@ -89,5 +89,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		tooLarge, unreadable, storeDown, clientGone, failed} {
 		m.logins.WithLabelValues(string(o)) // a rate needs an initial zero
 	}
-	return m
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{m.logins, m.calls, m.userService, m.userServiceErrors} {
+		if err := r.Register(c); err != nil {
+			return nil, fmt.Errorf("registering the metrics of logins: %w", err)
+		}
+	}
+	return m, nil
 }

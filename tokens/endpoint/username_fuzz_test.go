@@ -96,7 +96,7 @@ func newReader(f *testing.F, name, address string) reader {
 			URL: target, Timeout: time.Minute, UserHeader: "userid", ScopesHeader: "scopes", UserField: "username",
 		},
 	}
-	h := New(Config{Store: newMemory(), Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
+	h := newHandler(f, Config{Store: newMemory(), Settings: func() *definitions.Tokens { return settings }, Logger: slog.New(slog.DiscardHandler)})
 	f.Cleanup(h.Close)
 	return reader{name, h}
 }
