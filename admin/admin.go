@@ -1,9 +1,9 @@
-// Package admin decides what an operator can see of a running Gatepost, and what he can end: health,
-// readiness, metrics, what each Envoy has made of its configuration, and users' sessions.
+// Package admin decides what an operator can see and change on a running Gatepost: health,
+// readiness, metrics, the state of each Envoy, and users' sessions.
 //
-// It is served on an address of its own that no client of the gateway reaches. It has no password, so that
-// address is loopback unless the operator says otherwise. A browser on the operator's machine reaches loopback too:
-// guard refuses every request of a page of another origin.
+// It listens on its own address, which clients of the gateway cannot reach. There is no password,
+// so that address is loopback unless the operator configures another. A browser on the operator's
+// machine can reach loopback too, so guard rejects every request from a page of another origin.
 package admin
 
 import (
@@ -27,16 +27,16 @@ import (
 	"gatepost/xds"
 )
 
-// checkTimeout bounds one readiness check.
+// checkTimeout limits one readiness check.
 const checkTimeout = 2 * time.Second
 
-// Check is one thing that must hold before the gateway is ready.
+// Check is a condition of readiness.
 type Check struct {
-	// Name is what the check is called in the answer of /readyz.
+	// Name is the name of the check in the response of /readyz.
 	Name string
-	// Ready returns nil where it holds, else what is missing.
+	// Ready returns nil if the check passes, or else the reason.
 	Ready func(context.Context) error
-	// Degraded returns what is wrong although the gateway is ready; empty if nothing is. Nil: nothing ever is.
+	// Degraded returns a problem that does not make the gateway unready, or "". It can be nil.
 	Degraded func() string
 }
 
@@ -48,30 +48,30 @@ type Sessions interface {
 	RevokeUser(ctx context.Context, user string) (int, error)
 }
 
-// Config is what the admin address shows.
+// Config configures a Server.
 type Config struct {
-	// Hosts are the names, without a port, that requests may have in Host beside IP addresses, localhost and
-	// single-label names.
+	// Hosts are the names, without a port, that are accepted in Host in addition to IP addresses,
+	// localhost and single-label names.
 	Hosts []string
-	// Checks must all hold for /readyz to answer 200.
+	// Checks are the conditions of readiness.
 	Checks []Check
-	// Status returns what is served and by which Envoys.
+	// Status returns the state of the configuration and of each Envoy.
 	Status func() *gatewayv1.Status
-	// Snapshot returns the Envoy configuration that is served; nil if there is none yet. Required.
+	// Snapshot returns the active Envoy configuration, or nil if there is none yet. Required.
 	Snapshot func() *xds.Snapshot
-	// Denials returns the last requests that did not pass, the newest first. Required.
+	// Denials returns the latest denied requests, the newest first. Required.
 	Denials func() []authz.Denial
-	// Profiles also serves net/http/pprof under /debug/pprof/.
+	// If Profiles is true, net/http/pprof is served under /debug/pprof/.
 	Profiles bool
 	// Sessions looks up, lists and ends sessions. Required.
 	Sessions Sessions
-	// Metrics is what /metrics shows. Required.
+	// Metrics is the source of /metrics. Required.
 	Metrics prometheus.Gatherer
-	// Logger takes one line for each change made here. Required.
+	// Logger logs each change made through the API. Required.
 	Logger *slog.Logger
 }
 
-// Server answers on the admin address. Its methods may be called at once from many goroutines.
+// Server is the handler of the admin address. It is safe for concurrent use.
 type Server struct {
 	config   Config
 	draining atomic.Bool
@@ -104,14 +104,15 @@ func New(config Config) *Server {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Drain makes /readyz answer 503 from now on: Gatepost is about to end.
+// Drain makes /readyz respond with 503, because Gatepost is about to exit.
 func (s *Server) Drain() { s.draining.Store(true) }
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	convention.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
-// ready answers 200 where every check holds, else 503, and says of each how it stands.
+// ready responds with 200 if every check passes and 503 otherwise. The body has the state of each
+// check.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
@@ -129,7 +130,7 @@ func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
 	convention.WriteJSON(w, code, report)
 }
 
-// describe returns what /readyz reports of a check that returned err.
+// describe returns the state of a check for /readyz, given the error of Ready.
 func (c Check) describe(err error) string {
 	if err != nil {
 		return err.Error()
@@ -150,7 +151,7 @@ func (s *Server) denials(w http.ResponseWriter, _ *http.Request) {
 	convention.WriteJSON(w, http.StatusOK, s.config.Denials())
 }
 
-// Session is a session as the admin API shows it; never a token or its hash.
+// Session is a session in the admin API. It never contains a token or its hash.
 type Session struct {
 	ID      string    `json:"id"`
 	User    string    `json:"user"`
@@ -158,16 +159,17 @@ type Session struct {
 	Issued  time.Time `json:"issued"`
 	Expires time.Time `json:"expires"`
 	Ends    time.Time `json:"ends"`
-	// LastSeen and LastAddress are when and from where it was last used, as sampled once a minute.
+	// LastSeen and LastAddress are the time and the client address of the last use, sampled once a
+	// minute.
 	LastSeen    time.Time `json:"last_seen,omitzero"`
 	LastAddress string    `json:"last_address,omitempty"`
-	// Address and UserAgent are where the user logged in from.
+	// Address and UserAgent are those of the login.
 	Address   string `json:"client_address,omitempty"`
 	UserAgent string `json:"user_agent,omitempty"`
 }
 
-// Show returns sessions as the admin API shows them.
-func Show(sessions []*tokens.Session) []Session {
+// NewSessions converts sessions for the admin API.
+func NewSessions(sessions []*tokens.Session) []Session {
 	shown := make([]Session, 0, len(sessions))
 	for _, one := range sessions {
 		shown = append(shown, Session{
@@ -184,7 +186,7 @@ func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	convention.WriteJSON(w, http.StatusOK, Show(found))
+	convention.WriteJSON(w, http.StatusOK, NewSessions(found))
 }
 
 func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
@@ -206,7 +208,7 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": 1})
 }
 
-// fail is the one place where an error becomes an answer.
+// fail maps an error to a response. All errors pass through it.
 func (s *Server) fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):

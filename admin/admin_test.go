@@ -19,12 +19,12 @@ import (
 	"gatepost/tokens/boltstore"
 )
 
-// kit is a server over a real embedded store, with one check that a test can fail.
+// kit is a server with a real embedded store and a check that a test can make fail.
 type kit struct {
 	*Server
 	store   *boltstore.Store
 	missing error
-	// degraded is what is wrong although the same check holds.
+	// degraded is the result of the check's Degraded.
 	degraded string
 	log      strings.Builder
 }
@@ -54,7 +54,7 @@ func newKit(t *testing.T) *kit {
 	return k
 }
 
-// login keeps a session of the user's and returns its public id and its token.
+// login stores a session of the user and returns its public id and its token.
 func (k *kit) login(t *testing.T, user string) (id string, token tokens.Token) {
 	t.Helper()
 	token, err := tokens.Mint(tokens.FormatUUID)
@@ -94,7 +94,7 @@ func (k *kit) want(t *testing.T, method, path string, code int, contains string,
 	}
 }
 
-func TestReadyReportsTroubleThatDoesNotMakeItUnready(t *testing.T) {
+func TestReadyReportsDegradedChecks(t *testing.T) {
 	k := newKit(t)
 	k.degraded = "serving the previous version: why"
 	k.want(t, "GET", "/readyz", 200, `"envoy":"serving the previous version: why"`)
@@ -104,7 +104,7 @@ func TestReadyReportsTroubleThatDoesNotMakeItUnready(t *testing.T) {
 	k.want(t, "GET", "/readyz", 200, `"envoy":"ok"`)
 }
 
-func TestReadyIsEveryCheckAndSaysWhichOneFails(t *testing.T) {
+func TestReadyRequiresEveryCheckAndNamesFailures(t *testing.T) {
 	k := newKit(t)
 	k.want(t, "GET", "/readyz", http.StatusOK, `"store":"ok"`)
 	k.missing = errors.New("no Envoy is connected")
@@ -116,7 +116,7 @@ func TestReadyIsEveryCheckAndSaysWhichOneFails(t *testing.T) {
 	k.want(t, "GET", "/healthz", http.StatusOK, "ok")
 }
 
-func TestStatusIsTheProtosJSON(t *testing.T) {
+func TestStatusIsProtoJSON(t *testing.T) {
 	k := newKit(t)
 	k.want(t, "GET", "/api/v1/status", http.StatusOK, `"acked_at"`)
 	var got struct {
@@ -128,12 +128,12 @@ func TestStatusIsTheProtosJSON(t *testing.T) {
 	}
 }
 
-func TestTheLastDenialsAreListed(t *testing.T) {
+func TestDenialsAreListed(t *testing.T) {
 	k := newKit(t)
 	k.want(t, "GET", "/api/v1/denials", http.StatusOK, `"service":"orders","decision":"","reason":"token_missing"`)
 }
 
-func TestSessionsAreListedAndEndedAndNoTokenIsShown(t *testing.T) {
+func TestSessionsAreListedAndEndedWithoutTokens(t *testing.T) {
 	k := newKit(t)
 	first, token := k.login(t, "alice smith")
 	second, _ := k.login(t, "alice smith")
@@ -156,11 +156,11 @@ func TestSessionsAreListedAndEndedAndNoTokenIsShown(t *testing.T) {
 	k.want(t, "GET", "/api/v1/users/alice%20smith/sessions", http.StatusOK, "[]")
 	k.want(t, "GET", "/api/v1/users/bob/sessions", http.StatusOK, third)
 	if !strings.Contains(k.log.String(), first) || strings.Contains(k.log.String(), second) {
-		t.Errorf("the log has %q, want what was ended by id", k.log.String())
+		t.Errorf("the log has %q, want the ended session by id", k.log.String())
 	}
 }
 
-func TestAClientOfTheGatewayDoesNotReachTheAPI(t *testing.T) {
+func TestClientsOfTheGatewayCannotReachTheAPI(t *testing.T) {
 	k := newKit(t)
 	id, _ := k.login(t, "alice")
 	for _, header := range []string{"X-Envoy-External-Address: 203.0.113.7", "X-Envoy-Internal: true"} {
@@ -171,7 +171,7 @@ func TestAClientOfTheGatewayDoesNotReachTheAPI(t *testing.T) {
 	k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusOK, id)
 }
 
-func TestAStoreOutOfReachIs503AndNot404(t *testing.T) {
+func TestUnavailableStoreIs503Not404(t *testing.T) {
 	k := newKit(t)
 	id, _ := k.login(t, "alice")
 	if err := k.store.Close(); err != nil {

@@ -10,8 +10,8 @@ import (
 	"gatepost/convention"
 )
 
-// guard refuses requests that a web page can send from the operator's browser. Two checks are needed, because each
-// misses what the other finds:
+// guard refuses requests that a web page can send from the operator's browser. Two checks are
+// needed, because each misses what the other finds:
 //
 //   - A page of another origin: the browser names it in Sec-Fetch-Site, or in Origin. Reads are refused as well as
 //     writes. Scrapers and probes send neither header.
@@ -47,8 +47,8 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
-// hostAllowed reports whether no page can have the host as its own name: it is an IP address, localhost, a single
-// label, which the public DNS does not resolve, or one of the configured names.
+// hostAllowed reports whether no page can have the host as its own name: it is an IP address,
+// localhost, a single label, which the public DNS does not resolve, or one of the configured names.
 func (g *guard) hostAllowed(hostPort string) bool {
 	host, _, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -61,9 +61,10 @@ func (g *guard) hostAllowed(hostPort string) bool {
 	return err == nil
 }
 
-// notThroughEnvoy refuses requests that came through the gateway: a service whose upstream is, by whatever name, the
-// admin address would let every client list and end sessions. Envoy sets one of the two headers on each request that
-// it accepts at the edge, and a client can remove neither (Envoy docs, "HTTP header manipulation", use_remote_address).
+// notThroughEnvoy rejects requests that came through the gateway. Otherwise, if the upstream of a
+// service were the admin address, under any name, every client could list and end sessions. Envoy
+// sets one of the two headers on each request that it accepts at the edge, and clients cannot remove
+// them (Envoy docs, "HTTP header manipulation", use_remote_address).
 func notThroughEnvoy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != "" {

@@ -8,7 +8,7 @@ import (
 // everyPath is one path of each kind on the admin address.
 var everyPath = []string{"/healthz", "/readyz", "/metrics", "/api/v1/status", "/api/v1/users/alice/sessions"}
 
-func TestAPageOfAnotherOriginReadsAndEndsNothing(t *testing.T) {
+func TestPagesOfOtherOriginsAreRejected(t *testing.T) {
 	k := newKit(t)
 	id, _ := k.login(t, "alice")
 	for _, header := range []string{
@@ -24,7 +24,7 @@ func TestAPageOfAnotherOriginReadsAndEndsNothing(t *testing.T) {
 	k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusOK, id)
 }
 
-func TestAnOperatorsBrowserMayReadByTheAddressBar(t *testing.T) {
+func TestOperatorsBrowserMayReadFromTheAddressBar(t *testing.T) {
 	k := newKit(t)
 	for _, path := range everyPath {
 		k.want(t, "GET", path, http.StatusOK, "", "Sec-Fetch-Site: none")
@@ -32,9 +32,9 @@ func TestAnOperatorsBrowserMayReadByTheAddressBar(t *testing.T) {
 	}
 }
 
-// A page that makes its own name resolve to loopback (DNS rebinding) is of the same origin, and sends no header that
-// tells it from a scraper: only the name in Host does.
-func TestANameOfThePublicDNSIsRefusedOnEveryPath(t *testing.T) {
+// With DNS rebinding, a page makes its own name resolve to loopback. Its requests are then
+// same-origin and have the headers of a scraper; only the name in Host differs.
+func TestPublicDNSNamesAreRejectedOnEveryPath(t *testing.T) {
 	k := newKit(t)
 	for host, code := range map[string]int{
 		"rebound.evil.example": 421, "rebound.evil.example:18002": 421, "127.0.0.1.evil.example": 421, "metrics.of.the.team": 421,

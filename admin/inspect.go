@@ -7,7 +7,8 @@ import (
 	"gatepost/convention"
 )
 
-// dumpConfig returns the Envoy configuration that is served. The query parameter service selects one service.
+// dumpConfig returns the Envoy configuration that is served. The query parameter service selects
+// one service.
 func (s *Server) dumpConfig(w http.ResponseWriter, r *http.Request) {
 	snapshot := s.config.Snapshot()
 	if snapshot == nil {

@@ -12,7 +12,7 @@ import (
 	"gatepost/xds"
 )
 
-func TestTheServedConfigurationIsShownWholeOrByService(t *testing.T) {
+func TestConfigIsDumpedWholeOrByService(t *testing.T) {
 	d, err := definitions.Parse("gatepost.yaml", []byte(`services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}, {name: b, path: /b, upstreams: ["http://127.0.0.1:2"]}]`))
 	if err != nil {
 		t.Fatal(err)
@@ -50,13 +50,13 @@ func TestTheServedConfigurationIsShownWholeOrByService(t *testing.T) {
 	get("/api/v1/config?service=c", http.StatusNotFound)
 }
 
-func TestProfilesAreServedOnlyIfAskedFor(t *testing.T) {
+func TestProfilesAreServedOnlyIfEnabled(t *testing.T) {
 	for asked, want := range map[bool]int{false: http.StatusNotFound, true: http.StatusOK} {
 		s := New(Config{Profiles: asked, Metrics: prometheus.NewRegistry()})
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/debug/pprof/cmdline", nil))
 		if w.Code != want {
-			t.Errorf("profiles asked for: %v: %d, want %d", asked, w.Code, want)
+			t.Errorf("profiles enabled: %v: %d, want %d", asked, w.Code, want)
 		}
 		through := httptest.NewRequest(http.MethodGet, "http://localhost/debug/pprof/cmdline", nil)
 		through.Header.Set("X-Envoy-External-Address", "192.0.2.1")

@@ -11,28 +11,30 @@ import (
 	"gatepost/tokens"
 )
 
-// maxQuestion bounds the body of a question, in bytes: a hash and its name are less than a hundred.
-const maxQuestion = 1 << 10
+// maxLookup limits the body of a lookup, in bytes. A hash and its name need less than a hundred.
+const maxLookup = 1 << 10
 
-// Question asks whose a token is. It stands in a body, never in a URL, and names the token by its hash, which opens
-// nothing: the token itself stays with who asks.
-type Question struct {
+// LookupRequest asks for the session of a token. It is sent in a body, never in a URL, and
+// identifies the token by its hash, which grants no access. The client does not send the token
+// itself.
+type LookupRequest struct {
 	// TokenHash is the SHA-256 of the token, in hex.
 	TokenHash string `json:"token_hash"`
 }
 
-// Found answers a Question.
-type Found struct {
-	// Session is the live session of the token; nil: the token was never issued, has expired or was revoked. That is
-	// said with a 200, because a 404 would also come from a server that knows no such question.
+// LookupResponse is the response to a LookupRequest.
+type LookupResponse struct {
+	// Session is the live session of the token, or nil if the token is unknown, expired or revoked.
+	// The status is 200 in both cases, because a server without this API would respond with 404.
 	Session *Session `json:"session"`
 }
 
-// lookup tells whose a token is, by the very store that decides about requests. A store that cannot tell is a 503.
+// lookup finds the session of a token in the store that requests are checked against. If the store
+// is unavailable, it responds with 503.
 func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
-	hash, err := readQuestion(http.MaxBytesReader(w, r.Body, maxQuestion))
+	hash, err := readLookup(http.MaxBytesReader(w, r.Body, maxLookup))
 	if err != nil {
-		convention.WriteJSON(w, http.StatusBadRequest, map[string]string{"error": "want the SHA-256 of a token, in hex, as token_hash"})
+		convention.WriteJSON(w, http.StatusBadRequest, map[string]string{"error": "want token_hash: the SHA-256 of a token in hex"})
 		return
 	}
 	session, err := s.config.Sessions.Lookup(r.Context(), hash)
@@ -40,17 +42,18 @@ func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, tokens.ErrUnavailable):
 		s.fail(w, err)
 	case errors.Is(err, tokens.ErrUnknown):
-		convention.WriteJSON(w, http.StatusOK, Found{})
+		convention.WriteJSON(w, http.StatusOK, LookupResponse{})
 	case err != nil:
 		s.fail(w, err)
 	default:
-		convention.WriteJSON(w, http.StatusOK, Found{&Show([]*tokens.Session{session})[0]})
+		convention.WriteJSON(w, http.StatusOK, LookupResponse{&NewSessions([]*tokens.Session{session})[0]})
 	}
 }
 
-// readQuestion returns the hash that is asked about. What is wrong with it is not repeated: it may be a token.
-func readQuestion(body io.Reader) (hash tokens.Hash, err error) {
-	var q Question
+// readLookup returns the hash in a LookupRequest. Errors do not quote the input, because it could
+// be a token.
+func readLookup(body io.Reader) (hash tokens.Hash, err error) {
+	var q LookupRequest
 	if err := json.NewDecoder(body).Decode(&q); err != nil {
 		return hash, err
 	}

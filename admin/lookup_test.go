@@ -11,7 +11,7 @@ import (
 	"gatepost/tokens"
 )
 
-// lookup asks whose the token with a hash is.
+// lookup sends a LookupRequest for a hash.
 func (k *kit) lookup(hash string, headers ...string) *httptest.ResponseRecorder {
 	request := httptest.NewRequest("POST", "http://127.0.0.1:18002/api/v1/lookup", strings.NewReader(`{"token_hash":"`+hash+`"}`))
 	for _, header := range headers {
@@ -23,12 +23,12 @@ func (k *kit) lookup(hash string, headers ...string) *httptest.ResponseRecorder 
 	return answer
 }
 
-func TestWhoseATokenIsIsAskedByItsHash(t *testing.T) {
+func TestLookupByHash(t *testing.T) {
 	k := newKit(t)
 	id, token := k.login(t, "alice")
 	hash := token.Hash().Hex()
 	got := k.lookup(hash)
-	var found Found
+	var found LookupResponse
 	if err := json.Unmarshal(got.Body.Bytes(), &found); err != nil || got.Code != http.StatusOK || found.Session == nil {
 		t.Fatalf("a live token: %d %s, %v", got.Code, got.Body, err)
 	}
@@ -52,7 +52,7 @@ func TestWhoseATokenIsIsAskedByItsHash(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoHashIsNotLookedUpNorRepeated(t *testing.T) {
+func TestInvalidHashIsRejectedAndNotQuoted(t *testing.T) {
 	k := newKit(t)
 	token, err := tokens.Mint(tokens.FormatUUID)
 	if err != nil {
@@ -66,7 +66,7 @@ func TestWhatIsNoHashIsNotLookedUpNorRepeated(t *testing.T) {
 	}
 }
 
-func TestNeitherPagesNorClientsOfTheGatewayLookUpTokens(t *testing.T) {
+func TestPagesAndClientsCannotLookUpTokens(t *testing.T) {
 	k := newKit(t)
 	_, token := k.login(t, "alice")
 	for _, header := range []string{"Sec-Fetch-Site: cross-site", "Origin: https://evil.example", "X-Envoy-External-Address: 203.0.113.7", "X-Envoy-Internal: true"} {

@@ -10,9 +10,9 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// TestAnOperatorsBrowserAndTheAdminAddress: the browser of an operator reaches --admin on loopback, so every page that
-// is open in it can send requests there.
-func TestAnOperatorsBrowserAndTheAdminAddress(t *testing.T) {
+// TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress: an operator's browser can reach --admin
+// on loopback, so every open page can send requests there.
+func TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress(t *testing.T) {
 	b := openBrowser(t, chromedp.Flag("host-resolver-rules", "MAP rebound.example 127.0.0.1"))
 	g := start(t, "services: []", setup{})
 	admin := "http://" + g.Admin
@@ -32,7 +32,8 @@ func TestAnOperatorsBrowserAndTheAdminAddress(t *testing.T) {
 		if got := text(); !strings.Contains(got, want) {
 			t.Errorf("%s by the address bar: %.200q, want %q in it", path, got, want)
 		}
-		// DNS rebinding: the page's own name resolves to loopback, so the browser takes the address for the page's origin.
+		// DNS rebinding: the page's own name resolves to loopback, so requests to the address are
+		// same-origin.
 		b.Open("http://rebound.example:" + port + path)
 		if got := text(); !strings.Contains(got, "host name in this request is not allowed") {
 			t.Errorf("%s by a name that resolves to loopback: %.200q", path, got)
@@ -40,7 +41,7 @@ func TestAnOperatorsBrowserAndTheAdminAddress(t *testing.T) {
 		if got := b.Fetch(path, nil); got.Type != "basic" || got.Status != 421 {
 			t.Errorf("%s fetched by such a page: %+v, want 421", path, got)
 		}
-		// A page of another origin that leads the operator there.
+		// A page of another origin that links to the address.
 		b.Open(pages(t))
 		if _, err := chromedp.Run(b.ctx, chromedp.Evaluate[any]("void (location.href = "+quoted(t, admin+path)+")")); err != nil {
 			t.Fatal(err)

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// A public service that leads to the admin address, as in Envoy Gateway's CVE-2025-24030 and Contour's CVE-2021-32783,
-// shows no client a session and ends none.
-func TestAServiceThatLeadsToTheAdminAddressOpensItToNobody(t *testing.T) {
+// A public service whose upstream is the admin address (as in Envoy Gateway's CVE-2025-24030 and
+// Contour's CVE-2021-32783) lets no client list or end sessions.
+func TestServiceThatPointsToTheAdminAddressIsRejected(t *testing.T) {
 	g := prepare(t, "services: []", setup{})
 	g.Define(fmt.Sprintf(`
 tokens: {authenticator: {url: "%s/users/authenticate"}}

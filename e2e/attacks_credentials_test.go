@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// credentials that are there twice, in pieces, in the wrong place or nearly right open nothing, though the token
-// in them is a good one.
+// credentials sends a valid token twice, in pieces, in the wrong place or slightly altered. None of
+// these requests is authorized.
 func (f *fortress) credentials(t *testing.T) {
 	const denied, malformed, tooLarge = http.StatusUnauthorized, http.StatusBadRequest, http.StatusRequestHeaderFieldsTooLarge
 	token, good := f.token, "authorization: "+f.token
@@ -67,7 +67,7 @@ func (f *fortress) credentials(t *testing.T) {
 		})
 	}
 	t.Run("in the query, the path, the target or the body", func(t *testing.T) {
-		token := f.Login("erin") // a path is logged, and a token in one is no secret any more
+		token := f.Login("erin") // a token in a path is logged, so this one is not secret any more
 		f.forget()
 		for _, target := range []string{
 			"/orders?access_token=" + token, "/orders?token=" + token, "/orders?authorization=" + token, "/orders/" + token, "http://" + token + "@h/orders", "http://x:" + token + "@h/orders", "/orders;token=" + token,
@@ -84,7 +84,7 @@ func (f *fortress) credentials(t *testing.T) {
 	})
 }
 
-// credentialsH2 are those of HTTP/2, where names and values have limits of their own.
+// credentialsH2 covers HTTP/2, which has other limits for names and values.
 func (f *fortress) credentialsH2(t *testing.T) {
 	token := f.token
 	want(t, "the token as it should be", f.H2(t, "GET", "/orders", "", [2]string{"authorization", token}), http.StatusOK, "")
@@ -115,7 +115,7 @@ func (f *fortress) credentialsH2(t *testing.T) {
 		all = append(all, f.h2("GET", "/orders/1", "", fields, 0, http.StatusBadRequest, http.StatusUnauthorized))
 	}
 	f.refuses(t, all...)
-	// Envoy tells a client of gRPC in gRPC's own way.
+	// Envoy responds to gRPC clients in gRPC's format.
 	got := f.H2(t, "POST", "/orders/service/Method", "\x00\x00\x00\x00\x00", [2]string{"content-type", "application/grpc"}, [2]string{"te", "trailers"})
 	if got.Header.Get("grpc-status") != "16" {
 		t.Errorf("gRPC without a token: %+v, want the status 16 (unauthenticated)", got)
@@ -123,10 +123,10 @@ func (f *fortress) credentialsH2(t *testing.T) {
 	f.nothing(t)
 }
 
-// claims are headers by which other gateways were talked into another decision. A secured service gets nothing.
+// claims sends headers that changed the decision of other gateways. They have no effect.
 func (f *fortress) claims(t *testing.T) {
 	for name, lines := range map[string][]string{
-		"CVE-2026-40575 the path that was asked for":  {"x-forwarded-uri: /items", "x-original-uri: /items", "x-original-url: /items", "x-rewrite-url: /items", "x-auth-request-redirect: /items"},
+		"CVE-2026-40575 the original path":            {"x-forwarded-uri: /items", "x-original-uri: /items", "x-original-url: /items", "x-rewrite-url: /items", "x-auth-request-redirect: /items"},
 		"CVE-2026-35051 a prefix":                     {"x-forwarded-prefix: /items", "x-forwarded-path: /items", "x-script-name: /items"},
 		"CVE-2023-27487 CVE-2024-7207 Envoy's path":   {"x-envoy-original-path: /items", "x-envoy-original-url: /items"},
 		"CVE-2026-33495 the scheme":                   {"x-forwarded-proto: https", "x-forwarded-scheme: https", "x-forwarded-ssl: on", "front-end-https: on"},
@@ -136,7 +136,7 @@ func (f *fortress) claims(t *testing.T) {
 		"the rule of another route":                   {"service: items", "authenticate: false", "x-envoy-route: items", "x-envoy-decorator-operation: items"},
 		"another cluster":                             {"x-envoy-upstream-alt-stat-name: items", "x-envoy-upstream-rq-timeout-ms: 1", "x-envoy-retry-on: 5xx", "cluster: items", "x-envoy-force-trace: true"},
 		"a page's own request":                        {"sec-fetch-site: same-origin", "sec-fetch-mode: navigate", "origin: null", "x-requested-with: XMLHttpRequest"},
-		"a method that is asked about no further":     {"x-http-method-override: OPTIONS", "access-control-request-method: GET", "origin: https://a.example"},
+		"a method override":                           {"x-http-method-override: OPTIONS", "access-control-request-method: GET", "origin: https://a.example"},
 		"an expectation and a range, before the body": {"range: bytes=0-", "if-none-match: *", "cache-control: only-if-cached"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -149,7 +149,8 @@ func (f *fortress) claims(t *testing.T) {
 	}
 }
 
-// endedSessions: what was revoked, or refreshed twice, opens nothing any more (CVE-2026-34454, CVE-2024-21492).
+// endedSessions: a token that was revoked, or refreshed twice, is rejected (CVE-2026-34454,
+// CVE-2024-21492).
 func (f *fortress) endedSessions(t *testing.T) {
 	revoked, refreshed := f.Login("carol"), f.Login("carol")
 	if revoked == refreshed || revoked == f.token {

@@ -14,14 +14,14 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// spoofed is what a client claims. No upstream is to see it, under whatever name.
+// spoofed is the identity that a client claims. No upstream may receive it under any name.
 const spoofed = "spoofed-by-the-client"
 
-// identityClaims are heads in which a client says who it is: the header that the gateway says it by, in every
-// spelling that one server or another takes for it.
+// identityClaims are headers with which a client claims an identity: the gateway's identity header
+// in all spellings that some server treats as equal.
 var identityClaims = []struct {
 	name string
-	// status is what a request with it gets where it would be 200 else.
+	// status is the expected status, if it is not 200.
 	status int
 	lines  []string
 }{
@@ -37,28 +37,28 @@ var identityClaims = []struct {
 	{"not UTF-8", 200, []string{"x-user-id: " + spoofed + "\xff"}},
 	{"CVE-2025-64484 with underscores", 400, []string{"x_user_id: " + spoofed}},
 	{"GHSA-x677-9fxg-v5c5 with one underscore", 400, []string{"x-user_id: " + spoofed}},
-	{"with underscores beside the right one", 400, []string{"x-user-id: a", "X_User-Id: " + spoofed}},
+	{"with underscores in addition to the exact name", 400, []string{"x-user-id: a", "X_User-Id: " + spoofed}},
 	{"with a blank after the name", 400, []string{"x-user-id : " + spoofed}},
 	{"with a NUL", 400, []string{"x-user-id: " + spoofed + "\x00"}},
 	{"with a lone CR", 400, []string{"x-user\r-id: " + spoofed}},
 }
 
-// sees fails the test unless exactly one request has reached the upstream, in which the user is this one and
-// nothing that the client claimed is left. No user is the empty one.
+// sees checks that the upstream received exactly one request, with this user and no claim of the
+// client. The user can be empty.
 func sees(t *testing.T, what string, upstream *envoytest.Recorder, user string) {
 	t.Helper()
 	raw := upstream.Raw()
 	got := only(t, upstream)
 	users := got.Header.Values("X-User-Id")
 	if user == "" && len(users) != 0 || user != "" && !slices.Equal(users, []string{user}) {
-		t.Errorf("%.200q: the upstream is told that it is from %q, want %q", what, users, user)
+		t.Errorf("%.200q: the upstream received the user %q, want %q", what, users, user)
 	}
 	if strings.Contains(raw, spoofed) {
 		t.Errorf("%.200q: the client's claim reached the upstream: %q", what, raw)
 	}
 }
 
-// identitySecured: a secured service is told who the token's user is, and nobody else.
+// identitySecured: a secured service receives the id of the token's user only.
 func (f *fortress) identitySecured(t *testing.T) {
 	good := "authorization: " + f.token
 	for _, c := range identityClaims {
@@ -81,7 +81,7 @@ func (f *fortress) identitySecured(t *testing.T) {
 	f.trusted(t, "/orders/1", f.secured, "alice", good)
 }
 
-// identityPublic: a public service, which nobody is asked about, is told no user.
+// identityPublic: a public service receives no user.
 func (f *fortress) identityPublic(t *testing.T) {
 	for _, c := range identityClaims {
 		t.Run(c.name, func(t *testing.T) {
@@ -100,7 +100,7 @@ func (f *fortress) identityPublic(t *testing.T) {
 	f.trusted(t, "/items/5", f.public, "")
 }
 
-// identityLogin: the user service, which gets the request as it was sent, is not told a user either.
+// identityLogin: the user service receives the client's request, but no user header.
 func (f *fortress) identityLogin(t *testing.T) {
 	const login = `{"username":"alice","password":"right"}`
 	for _, c := range identityClaims {
@@ -122,7 +122,7 @@ func (f *fortress) identityLogin(t *testing.T) {
 	}
 }
 
-// claimsH2 are attempts with spellings of the header that HTTP/2 does not know.
+// claimsH2 are attempts with HTTP/2, which does not allow some spellings of the header.
 func (f *fortress) claimsH2(path string, fields ...[2]string) (all []attempt) {
 	for _, name := range []string{"X-User-Id", "x_user_id", "x-user-id ", "x-user-id\x00", ":x-user-id"} {
 		all = append(all, f.h2("GET", path, "", append(slices.Clip(fields), [2]string{name, spoofed}), 0, http.StatusBadRequest))
@@ -130,7 +130,8 @@ func (f *fortress) claimsH2(path string, fields ...[2]string) (all []attempt) {
 	return all
 }
 
-// claimed looks at the answer to a request with a claim in it, and at what has reached its upstream.
+// claimed checks the response to a request with a claim, and the request that the upstream
+// received.
 func (f *fortress) claimed(t *testing.T, what string, got answer, status int, upstream *envoytest.Recorder, user string) {
 	t.Helper()
 	if status != http.StatusOK {
@@ -141,14 +142,14 @@ func (f *fortress) claimed(t *testing.T, what string, got answer, status int, up
 	sees(t, what, upstream, user)
 }
 
-// claimInTrailers puts the claim behind the body, where a gateway that merges trailers would take it from.
+// claimInTrailers puts the claim into trailers, which some gateways merge into the headers.
 func (f *fortress) claimInTrailers(t *testing.T, path string, upstream *envoytest.Recorder, user string) {
 	const chunked = "2\r\nhi\r\n0\r\nx-user-id: " + spoofed + "\r\n\r\n"
 	lines := []string{"authorization: " + f.token, "transfer-encoding: chunked", "trailer: x-user-id"}
 	want(t, "HTTP/1", f.Raw(t, rawRequest("POST", path, lines...)+chunked), http.StatusOK, "")
 	sees(t, "HTTP/1", upstream, user)
 
-	r, err := http.NewRequest("POST", f.URL+path, io.MultiReader(strings.NewReader("hi"))) // of no known length
+	r, err := http.NewRequest("POST", f.URL+path, io.MultiReader(strings.NewReader("hi"))) // without a Content-Length
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,8 +164,8 @@ func (f *fortress) claimInTrailers(t *testing.T, path string, upstream *envoytes
 	sees(t, "HTTP/2", upstream, user)
 }
 
-// trusted are headers by which some upstreams believe where a request is from or what path it had: none arrives
-// as the client sent it (CVE-2026-40575, CVE-2026-35051, CVE-2023-27487, CVE-2024-45806).
+// trusted are headers that some upstreams trust for the client's address or the original path. None
+// arrives with the client's value (CVE-2026-40575, CVE-2026-35051, CVE-2023-27487, CVE-2024-45806).
 func (f *fortress) trusted(t *testing.T, path string, upstream *envoytest.Recorder, user string, lines ...string) {
 	for _, name := range []string{
 		"x-forwarded-host", "x-forwarded-prefix", "x-forwarded-uri", "x-forwarded-port", "x-forwarded-proto", "x-forwarded-client-cert", "x-real-ip", "x-original-url", "x-rewrite-url", "forwarded",
@@ -190,18 +191,18 @@ func (f *fortress) trusted(t *testing.T, path string, upstream *envoytest.Record
 			}
 		})
 	}
-	t.Run("x-forwarded-for ends with who it is from", func(t *testing.T) {
+	t.Run("x-forwarded-for ends with the client's address", func(t *testing.T) {
 		want(t, path, f.Raw(t, rawGet(path, append(lines, "x-forwarded-for: 10.1.2.3", "x-forwarded-for: 10.9.9.9")...)), http.StatusOK, "")
 		got := only(t, upstream).Header.Values("X-Forwarded-For")
 		claimed, added, ok := strings.Cut(strings.Join(got, ","), "10.9.9.9,")
 		if _, err := netip.ParseAddr(added); err != nil || !ok || claimed != "10.1.2.3," {
-			t.Errorf("it is %q, want what the client said and the address that it came from", got)
+			t.Errorf("it is %q, want the client's value followed by its address", got)
 		}
 	})
 }
 
-// identitiesApart has two users call at once over the same connections to the upstream: neither is taken for the
-// other, be it by a cache or by answers that are mixed up (CVE-2026-33496, CVE-2026-71326, CVE-2025-29923).
+// identitiesApart: two users send concurrent requests over the same upstream connections. Neither a
+// cache nor mixed-up responses may confuse them (CVE-2026-33496, CVE-2026-71326, CVE-2025-29923).
 func (f *fortress) identitiesApart(t *testing.T) {
 	tokens := map[string]string{"alice": f.token, "bob": f.Login("bob")}
 	f.forget()
@@ -225,12 +226,12 @@ func (f *fortress) identitiesApart(t *testing.T) {
 	}
 	for _, one := range got {
 		if user := strings.TrimPrefix(one.Path, "/of/"); !slices.Equal(one.Header.Values("X-User-Id"), []string{user}) {
-			t.Errorf("%s's request is said to be from %q", user, one.Header.Values("X-User-Id"))
+			t.Errorf("%s's request arrived with the user %q", user, one.Header.Values("X-User-Id"))
 		}
 	}
 }
 
-// clientAddress: what is kept of a login's address is where it came from, not where it says it came from.
+// clientAddress: the recorded address of a login is that of the connection, not one from a header.
 func (f *fortress) clientAddress(t *testing.T) {
 	token := ""
 	for _, line := range []string{"x-forwarded-for: 203.0.113.9", "x-envoy-external-address: 203.0.113.9", "x-real-ip: 203.0.113.9", "forwarded: for=203.0.113.9", "true-client-ip: 203.0.113.9"} {
@@ -244,13 +245,13 @@ func (f *fortress) clientAddress(t *testing.T) {
 		t.Errorf("the sessions are %s, want five of 127.0.0.1", list.Body)
 	}
 	if strings.Contains(f.Log(), "203.0.113.9") {
-		t.Error("the client's own word for its address is in the log")
+		t.Error("the address claimed by the client is in the log")
 	}
 }
 
-// TestGuessesCountHoweverTheyAreDressedUp: another address in a header, another case of letters or blanks about the
-// name do not make a guess at a password a first one (CVE-2026-47203, CVE-2025-24806, CVE-2024-21500).
-func TestGuessesCountHoweverTheyAreDressedUp(t *testing.T) {
+// TestDisguisedGuessesCount: an address in a header, other letter case or spaces around the name do
+// not reset the count of failed logins (CVE-2026-47203, CVE-2025-24806, CVE-2024-21500).
+func TestDisguisedGuessesCount(t *testing.T) {
 	service := users(t)
 	g := start(t, fmt.Sprintf(`
 tokens:
@@ -258,7 +259,7 @@ tokens:
   shield: {address: {failures: 30}, user: {failures: 5}}
 services: []
 `, service.URL()), setup{})
-	// The client's query could change a parameter of the user service's URL.
+	// A query of the client could override a parameter of the user service's URL.
 	want(t, "with a query", g.Raw(t, rawWithBody("POST", "/token?realm=admins", `{"username":"dave","password":"right"}`, "content-type: application/json")), http.StatusOK, "")
 	if got := only(t, service); got.Path != "/users/authenticate" {
 		t.Errorf("the user service got %s", got.Path)
@@ -295,7 +296,7 @@ services: []
 			}
 		}
 	}
-	// A body that two parsers read differently.
+	// Bodies that two parsers read differently.
 	service.Reset()
 	const form = "content-type: application/x-www-form-urlencoded"
 	for _, body := range []string{`{"a":"&username=alice&password=g1&b="}`, "a=1;username=alice", "username[]=alice", "username=bob&username=alice"} {

@@ -17,7 +17,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// oversized heads are refused before anybody is asked about them (CVE-2026-26998, CVE-2025-25207).
+// oversized: requests with too large heads are rejected before authorization (CVE-2026-26998,
+// CVE-2025-25207).
 func (f *fortress) oversized(t *testing.T) {
 	const tooLarge = http.StatusRequestHeaderFieldsTooLarge
 	many := func(n int) (lines []string) {
@@ -37,7 +38,8 @@ func (f *fortress) oversized(t *testing.T) {
 		"a megabyte":               {"x: " + strings.Repeat("y", 1<<20)},
 	} {
 		for _, path := range []string{"/orders", "/items", "/token"} {
-			// Where the rest of the head is not read, the connection may be reset before the answer is.
+			// If the gateway does not read the rest of the head, the connection can be reset before
+			// the response is read.
 			f.refused(t, name, f.Raw(t, rawGet(path, lines...)), tooLarge, 0)
 		}
 		f.refused(t, name+" with a token", f.Raw(t, rawGet("/orders", append(lines, "authorization: "+f.token)...)), tooLarge, 0)
@@ -45,7 +47,8 @@ func (f *fortress) oversized(t *testing.T) {
 	for _, path := range []string{"/items/" + strings.Repeat("a", 20<<10), "/orders?" + strings.Repeat("a", 20<<10), "/" + strings.Repeat("../", 8<<10) + "orders"} {
 		f.refused(t, path, f.Raw(t, rawGet(path)), tooLarge, http.StatusRequestURITooLong, 0)
 	}
-	// Envoy adds headers of its own and counts again: what is too much then is too large as well, and no error of the gateway.
+	// Envoy adds its own headers and checks the limits again. A request that exceeds them only then
+	// is also "too large", not an internal error.
 	for n := 54; n <= 66; n += 2 {
 		f.fits(t, fmt.Sprint(n, " headers"), rawGet("/orders", append(many(n), "authorization: "+f.token)...))
 	}
@@ -64,7 +67,7 @@ func (f *fortress) oversized(t *testing.T) {
 	f.refused(t, "hundreds of headers over HTTP/2", f.H2(t, "GET", "/items", "", fields...), tooLarge, 0)
 	f.refused(t, "one long header over HTTP/2", f.H2(t, "GET", "/items", "", [2]string{"x", strings.Repeat("y", 12<<10)}, [2]string{"z", strings.Repeat("y", 12<<10)}), tooLarge, 0)
 
-	// Many small pieces of one cookie, which HTTP/2 has joined at the end.
+	// One cookie in many small parts, which HTTP/2 joins.
 	fields = nil
 	for range 1000 {
 		fields = append(fields, [2]string{"cookie", "a=b"})
@@ -77,7 +80,7 @@ func (f *fortress) oversized(t *testing.T) {
 	}
 }
 
-// fits fails the test unless a request is served or refused as too large.
+// fits checks that a request is either served or rejected as too large.
 func (f *fortress) fits(t *testing.T, what, request string) {
 	t.Helper()
 	got := f.Raw(t, request)
@@ -87,8 +90,8 @@ func (f *fortress) fits(t *testing.T, what, request string) {
 	f.forget()
 }
 
-// floods are what made servers of HTTP/2 fall over. What counts is that others are still served (unharmed) and
-// that nothing comes through.
+// floods are attacks that exhausted HTTP/2 servers. Other clients must still be served (unharmed),
+// and nothing may reach an upstream.
 func (f *fortress) floods(t *testing.T) {
 	head := func(fields ...string) []byte {
 		var block bytes.Buffer
@@ -119,7 +122,7 @@ func (f *fortress) floods(t *testing.T) {
 		"CVE-2019-9515 settings": func(framer *http2.Framer, _ int) error {
 			return framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
 		},
-		"CVE-2019-9518 frames of nothing": func(framer *http2.Framer, i int) error {
+		"CVE-2019-9518 empty frames": func(framer *http2.Framer, i int) error {
 			if i == 0 {
 				return framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: head(":path /items"), EndHeaders: true})
 			}
@@ -131,7 +134,7 @@ func (f *fortress) floods(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f.forget()
-			const frames = 100_000 // a busy machine lets Envoy flush its replies in between
+			const frames = 100_000 // enough even if a busy machine lets Envoy flush its replies in between
 			if !endsConnection(t, f.Addr, frames, flood) {
 				t.Errorf("the gateway took %d frames", frames)
 			}
@@ -143,7 +146,7 @@ func (f *fortress) floods(t *testing.T) {
 	}
 }
 
-// endsConnection writes frames until the gateway has ended the connection, and says whether it has.
+// endsConnection writes frames until the gateway closes the connection, and reports whether it did.
 func endsConnection(t *testing.T, addr string, frames int, write func(*http2.Framer, int) error) bool {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -157,7 +160,7 @@ func endsConnection(t *testing.T, addr string, frames int, write func(*http2.Fra
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		_, _ = io.Copy(io.Discard, conn) // what it says meanwhile; it ends when the gateway ends the connection
+		_, _ = io.Copy(io.Discard, conn) // discards the replies until the gateway closes the connection
 	}()
 	framer := http2.NewFramer(conn, nil)
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
@@ -179,8 +182,8 @@ func endsConnection(t *testing.T, addr string, frames int, write func(*http2.Fra
 	}
 }
 
-// ownServers are Envoy's and Gatepost's own: no path of the gateway's leads to them, and a page on another
-// origin changes nothing on the admin address (CVE-2025-24030, CVE-2021-32783, CVE-2026-27589).
+// ownServers: no path leads to Envoy's or Gatepost's own servers, and a page of another origin
+// cannot use the admin address (CVE-2025-24030, CVE-2021-32783, CVE-2026-27589).
 func (f *fortress) ownServers(t *testing.T) {
 	for _, path := range []string{
 		"/config_dump", "/stats", "/stats/prometheus", "/clusters", "/ready", "/server_info", "/logging", "/quitquitquit", "/healthz", "/readyz", "/metrics", "/api/v1/status", "/admin", "/debug/pprof/",
@@ -205,7 +208,7 @@ func (f *fortress) ownServers(t *testing.T) {
 		}
 		response.Body.Close()
 		if response.StatusCode != http.StatusForbidden {
-			t.Errorf("%s: the admin address answers %d, want 403", header, response.StatusCode)
+			t.Errorf("%s: the admin address returned %d, want 403", header, response.StatusCode)
 		}
 	}
 	want(t, "alice's token afterwards", f.Do("GET", "/orders", "", "Authorization: "+f.token), http.StatusOK, "")

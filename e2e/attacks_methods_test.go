@@ -8,7 +8,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// methods that a service does not take reach it in no way, and none passes for another one.
+// methods: a method that a service does not allow never reaches it, and none is mistaken for
+// another.
 func (f *fortress) methods(t *testing.T) {
 	const malformed, notAllowed, unknown = http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotFound
 	var all []attempt
@@ -53,7 +54,7 @@ func (f *fortress) methods(t *testing.T) {
 		for _, name := range []string{"x-http-method-override", "x-http-method", "x-method-override", "x-original-method", "x-forwarded-method"} {
 			f.refused(t, name, f.Raw(t, rawRequest("DELETE", "/items/5", name+": GET")), notAllowed)
 			f.refused(t, name, f.Raw(t, rawRequest("GET", "/orders/1", name+": OPTIONS", "origin: https://a.example", "access-control-request-method: GET")), http.StatusUnauthorized)
-			// Where the method is allowed, the upstream does not learn of another one.
+			// If the method is allowed, the upstream does not receive the overriding one.
 			for path, upstream := range map[string]*envoytest.Recorder{"/items/5": f.public, "/orders/1": f.secured} {
 				want(t, name, f.Raw(t, rawGet(path, name+": DELETE", "authorization: "+f.token)), http.StatusOK, "")
 				if raw := upstream.Raw(); strings.Contains(raw, "DELETE") || only(t, upstream).Method != "GET" {
@@ -64,8 +65,8 @@ func (f *fortress) methods(t *testing.T) {
 	})
 }
 
-// preflights that are none reach nothing either: the ways past the check are as narrow as the CORS filter's own
-// idea of a preflight.
+// preflights: an incomplete preflight does not reach an upstream. Only what the CORS filter accepts
+// as a preflight bypasses authorization.
 func (f *fortress) preflights(t *testing.T) {
 	const origin, asks = "origin: https://app.example", "access-control-request-method: GET"
 	for _, c := range []struct {
@@ -84,7 +85,7 @@ func (f *fortress) preflights(t *testing.T) {
 		{"with a hop-by-hop Access-Control-Request-Method", []string{origin, asks, "connection: access-control-request-method"}, 405},
 		{"with two empty ones", []string{origin, "access-control-request-method:", "access-control-request-method:"}, 405},
 		{"a preflight", []string{origin, asks}, 200},
-		{"a preflight that asks for what is not", []string{origin, "access-control-request-method: FOO"}, 200},
+		{"a preflight for an unknown method", []string{origin, "access-control-request-method: FOO"}, 200},
 		{"a preflight of no origin", []string{"origin: null", asks}, 200},
 		{"a preflight with two origins", []string{origin, "origin: https://evil.example", asks}, 200},
 		{"a preflight with credentials", []string{origin, asks, "authorization: " + f.token}, 200},

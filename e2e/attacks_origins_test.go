@@ -18,9 +18,10 @@ const (
 	fromApp = "origin: " + listed
 )
 
-// TestAttacksWhereOriginsAreListed aims at what there is only with a list of origins: the list, tokens in cookies,
-// and WebSockets, which a page opens without asking. The identity has another header here.
-func TestAttacksWhereOriginsAreListed(t *testing.T) {
+// TestAttacksWithListedOrigins covers what exists only with a list of origins: the list itself,
+// tokens in cookies, and WebSockets, for which browsers send no preflight. The identity header has
+// another name here.
+func TestAttacksWithListedOrigins(t *testing.T) {
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
 	f.gateway = start(t, fmt.Sprintf(`
 origins: [%q, "http://localhost:3000"]
@@ -55,8 +56,8 @@ services:
 	}
 }
 
-// origins that are not listed, or not beyond doubt, reach nothing, whatever is asked for (1.3, 1.4 and the class
-// "CORS" of the facts).
+// origins that are not listed, or are ambiguous, reach no upstream on any path (1.3, 1.4 and the
+// class "CORS" of the facts).
 func (f *fortress) origins(t *testing.T) {
 	var all []attempt
 	for _, lines := range [][]string{
@@ -87,7 +88,8 @@ func (f *fortress) origins(t *testing.T) {
 	want(t, "with blanks about it", f.Raw(t, rawGet("/items", "origin: \t"+listed+" \t")), http.StatusOK, "")
 }
 
-// cookies that bear the token are as good as Authorization, and no more than that; and no upstream sees the token.
+// cookies with the token authorize exactly what Authorization does, and no upstream receives the
+// token.
 func (f *fortress) cookies(t *testing.T, bobs string) {
 	good := "session=" + f.token
 	var all []attempt
@@ -100,7 +102,8 @@ func (f *fortress) cookies(t *testing.T, bobs string) {
 		{"cookie: session=x", "authorization: " + f.token}, {"cookie: " + good + "\xff"}, {"cookie: " + good + "; session=x"},
 	} {
 		all = append(all, f.h1(rawGet("/orders", append(slices.Clip(lines), fromApp)...), http.StatusUnauthorized))
-		// From a page of another origin, which browsers send cookies for too, not even a good one counts.
+		// Browsers send cookies for pages of other origins too. Then even a valid one is not
+		// accepted.
 		all = append(all, f.h1(rawGet("/orders", append(slices.Clip(lines), "origin: https://evil.example")...), http.StatusUnauthorized))
 	}
 	for _, origin := range []string{"origin: https://evil.example", "origin: null", "referer: " + listed} {
@@ -128,13 +131,13 @@ func (f *fortress) cookies(t *testing.T, bobs string) {
 				t.Errorf("%s %s: the service sees the cookies %q, want %q", path, c.cookie, left, c.left)
 			}
 			if user := got.Header.Get("X-Account"); secured && user != "alice" || !secured && user != "" {
-				t.Errorf("%s %s: the service is told the user %q", path, c.cookie, user)
+				t.Errorf("%s %s: the service received the user %q", path, c.cookie, user)
 			}
 		}
 	}
 }
 
-// identityElsewhere: where the identity has a header of another name, that one is the gateway's to set.
+// identityElsewhere: only the gateway can set the configured identity header.
 func (f *fortress) identityElsewhere(t *testing.T) {
 	for _, lines := range [][]string{
 		{"x-account: " + spoofed}, {"X-ACCOUNT: " + spoofed, "x-account: root"}, {"x-account: " + spoofed, "connection: x-account"}, {"x-account:", " " + spoofed},
@@ -150,19 +153,19 @@ func (f *fortress) identityElsewhere(t *testing.T) {
 				users = []string{"alice"}
 			}
 			if got := only(t, upstream).Header.Values("X-Account"); !slices.Equal(got, users) {
-				t.Errorf("%s %q: the upstream is told that it is from %q, want %q", path, lines, got, users)
+				t.Errorf("%s %q: the upstream received the user %q, want %q", path, lines, got, users)
 			}
 		}
 	}
 	f.refused(t, "an underscore", f.Raw(t, rawGet("/items", "x_account: "+spoofed, fromApp)), http.StatusBadRequest)
 }
 
-// upgrade are the header lines with which a page opens a WebSocket.
+// upgrade returns the header lines with which a page opens a WebSocket.
 func upgrade(more ...string) []string {
 	return append([]string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}, more...)
 }
 
-// sockets that were not agreed on carry nothing: neither the upgrade nor a byte behind it reaches the service.
+// sockets: if a WebSocket is refused, neither the upgrade nor a byte after it reaches the service.
 func (f *fortress) sockets(t *testing.T) {
 	protocol := "sec-websocket-protocol: "
 	bearer := protocol + "gatepost.bearer." + f.token
@@ -176,7 +179,7 @@ func (f *fortress) sockets(t *testing.T) {
 	} {
 		all = append(all, f.h1(rawGet("/chat", upgrade(lines...)...)+smuggled, http.StatusUnauthorized))
 	}
-	for _, path := range []string{"/orders", "/items"} { // which take no WebSockets
+	for _, path := range []string{"/orders", "/items"} { // these do not accept WebSockets
 		all = append(all, f.h1(rawGet(path, upgrade(fromApp, bearer)...)+smuggled, http.StatusForbidden))
 	}
 	for _, other := range []string{"h2c", "websocket2", "connect-udp", "TLS/1.0"} {
@@ -186,8 +189,8 @@ func (f *fortress) sockets(t *testing.T) {
 	f.refuses(t, all...)
 }
 
-// refusedSockets: a service that answers an upgrade with something else than 101 has agreed to nothing, and what
-// the client sends as if it had is a request to the gateway, not to the service.
+// refusedSockets: if a service answers an upgrade with another status than 101, there is no
+// WebSocket. What the client sends next is a request to the gateway.
 func (f *fortress) refusedSockets(t *testing.T) {
 	for path, upstream := range map[string]*envoytest.Recorder{"/chat": f.secured, "/ticker": f.public} {
 		for name, handler := range map[string]http.HandlerFunc{
@@ -209,7 +212,7 @@ func (f *fortress) refusedSockets(t *testing.T) {
 			}
 		}
 	}
-	// Where the service does agree, the bytes are between the two; it sees no token.
+	// If the service accepts, the bytes are passed through. The service receives no token.
 	f.forget()
 	f.secured.SetHandler(agree)
 	conn, err := net.Dial("tcp", f.Addr)
@@ -220,7 +223,8 @@ func (f *fortress) refusedSockets(t *testing.T) {
 	if err := conn.SetDeadline(time.Now().Add(envoytest.Deadline)); err != nil {
 		t.Fatal(err)
 	}
-	// Of an upgrade, Envoy passes Connection on: what it names would be dropped by a proxy before the service.
+	// Envoy forwards the Connection header of an upgrade. A proxy in front of the service would
+	// drop the headers that it names.
 	open := rawGet("/chat", upgrade("connection: x-account, x-forwarded-for", fromApp, "sec-websocket-protocol: chat, gatepost.bearer."+f.token, "x-account: "+spoofed)...)
 	if _, err := io.WriteString(conn, open+"hello"); err != nil {
 		t.Fatal(err)
@@ -228,7 +232,7 @@ func (f *fortress) refusedSockets(t *testing.T) {
 	envoytest.Eventually(t, "the bytes to reach the service", func() bool { return strings.HasSuffix(f.secured.Raw(), "hello") })
 	raw := f.secured.Raw()
 	if strings.Contains(raw, f.token) || strings.Contains(raw, spoofed) {
-		t.Errorf("the service got the token, or who the client claims to be: %q", raw)
+		t.Errorf("the service got the token, or the identity that the client claims: %q", raw)
 	}
 	for _, line := range []string{"x-account: alice", "connection: upgrade", "upgrade: websocket", "sec-websocket-protocol: chat"} {
 		if !strings.Contains(raw, line+"\r\n") {
@@ -237,7 +241,7 @@ func (f *fortress) refusedSockets(t *testing.T) {
 	}
 }
 
-// agree answers an upgrade by 101 and holds the connection until the client ends it.
+// agree responds with 101 and holds the connection until the client closes it.
 func agree(w http.ResponseWriter, r *http.Request) {
 	conn, rw, err := w.(http.Hijacker).Hijack()
 	if err != nil {

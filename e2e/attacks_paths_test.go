@@ -5,10 +5,11 @@ import (
 	"testing"
 )
 
-// paths leads by detours to a secured service, and to nowhere: nothing arrives, on HTTP/1 or HTTP/2.
+// paths tries to reach a secured service or a blackhole by obfuscated paths. Nothing arrives, over
+// HTTP/1 or HTTP/2.
 func (f *fortress) paths(t *testing.T) {
 	const (
-		challenged = http.StatusUnauthorized // it is the secured service's path, whatever it looks like
+		challenged = http.StatusUnauthorized // the path belongs to the secured service in any spelling
 		malformed  = http.StatusBadRequest
 		unknown    = http.StatusNotFound
 	)
@@ -50,7 +51,7 @@ func (f *fortress) paths(t *testing.T) {
 		{"CVE-2021-32779 and CVE-2026-41059 fragments", malformed, []string{"/orders#", "/items#/../orders", "/items#", "/orders#/status", "/orders?x#y", "/orders?#", "/items/#/../../orders"}},
 		{"CVE-2019-9900 NUL", malformed, []string{"/items/private%00", "/orders%00", "/items/..%00/orders", "/items/private\x00", "/orders\x00/status", "/items\x00/../orders"}},
 		{"blanks and control characters", malformed, []string{"/items/ ../orders", "/items/\t../orders", "/items/.. /orders", "/ orders", "/orders\x7f", "/orders\x01", "/orders\v"}},
-		{"escapes that are none", challenged, []string{"/orders/%", "/orders/%zz/1", "/orders/%u002e%u002e/items", "/items/%zz/../../orders", "/items/%/../private", "/items/%2/../private"}},
+		{"invalid escapes", challenged, []string{"/orders/%", "/orders/%zz/1", "/orders/%u002e%u002e/items", "/items/%zz/../../orders", "/items/%/../private", "/items/%2/../private"}},
 		{"targets that are no path", malformed, []string{"orders", "orders/1", "*", "?x", "../orders", ".", "http:/orders", "http:orders", "/orders /status", `\orders`}},
 		{"GHSA-gx7w and CVE-2026-48794 a prefix ends at a segment", unknown, []string{
 			"/ordersfoo", "/orders-x", "/orders.", "/orders./1", "/orders..", "/orders.json", "/orders%20", "/orders%20/1", "/orders%09", "/orders%3fx",
@@ -62,7 +63,7 @@ func (f *fortress) paths(t *testing.T) {
 			for _, path := range c.paths {
 				statuses := []int{c.status}
 				if c.status == malformed {
-					statuses = append(statuses, 0) // the stream or the connection is ended
+					statuses = append(statuses, 0) // the stream or the connection is closed
 				}
 				all = append(all, f.h1(rawGet(path), c.status), f.h2("GET", path, "", nil, statuses...))
 			}
@@ -71,17 +72,17 @@ func (f *fortress) paths(t *testing.T) {
 	}
 }
 
-// harmlessPaths do reach a public service: as what they were matched for, and with nothing left in them that the
-// service could read as something else (CVE-2023-33189, CVE-2025-66490, CVE-2026-40912).
+// harmlessPaths reach a public service under the path that was matched, without anything that the
+// service could interpret differently (CVE-2023-33189, CVE-2025-66490, CVE-2026-40912).
 func (f *fortress) harmlessPaths(t *testing.T) {
 	for path, seen := range map[string]string{
-		"/items/%252e%252e/orders/1":   "/base/%252e%252e/orders/1", // once unescaped it is still one segment
+		"/items/%252e%252e/orders/1":   "/base/%252e%252e/orders/1", // decoded once, it is still one segment
 		"/items/%252e%252e%252forders": "/base/%252e%252e%252forders",
 		"/items/%252f..%252forders":    "/base/%252f..%252forders",
 		"/items/%255c..%255corders":    "/base/%255c..%255corders",
 		"/items/../items/./5":          "/base/5",
 		"/items/%2e%2e/items/5":        "/base/5",
-		"/items//../orders/1":          "/base/orders/1", // the empty segment is what `..` takes away
+		"/items//../orders/1":          "/base/orders/1", // `..` removes the empty segment
 		"/items//..//orders/1":         "/base/orders/1",
 		"/items/;/../orders/1":         "/base/orders/1",
 		"/items/%23/../orders":         "/base/orders",
@@ -109,7 +110,8 @@ func (f *fortress) harmlessPaths(t *testing.T) {
 		}
 		none(t, f.secured)
 	}
-	// Letters that a lenient server might fold into others. HTTP/1 has no such bytes; from HTTP/2 they are escaped.
+	// Letters that a lenient server might fold into others. HTTP/1 rejects these bytes; from HTTP/2
+	// they are escaped.
 	for path, seen := range map[string]string{
 		"/items/\uff0e\uff0e/orders":  "/base/%EF%BC%8E%EF%BC%8E/orders",
 		"/items/..\uff0forders":       "/base/..%EF%BC%8Forders",
@@ -129,7 +131,7 @@ func (f *fortress) harmlessPaths(t *testing.T) {
 	}
 }
 
-// targetsAndHosts says where the request goes in other ways than by its path.
+// targetsAndHosts tries to select the destination by other means than the path.
 func (f *fortress) targetsAndHosts(t *testing.T) {
 	t.Run("targets in absolute form", func(t *testing.T) {
 		var all []attempt
@@ -156,7 +158,7 @@ func (f *fortress) targetsAndHosts(t *testing.T) {
 			f.refused(t, headerLines(lines), f.Raw(t, "GET /orders HTTP/1.1\r\n"+headerLines(lines)+"\r\n"), http.StatusUnauthorized, http.StatusBadRequest)
 		}
 	})
-	t.Run("CVE-2019-18802 hosts that are none", func(t *testing.T) {
+	t.Run("CVE-2019-18802 invalid hosts", func(t *testing.T) {
 		for _, lines := range [][]string{{}, {"host : h"}, {"host: h\x00"}, {" host: h"}, {"host\t: h"}, {"host: h h"}, {"ho st: h"}} {
 			got := f.Raw(t, "GET /items HTTP/1.1\r\n"+headerLines(lines)+"\r\n")
 			f.refused(t, headerLines(lines), got, http.StatusBadRequest)

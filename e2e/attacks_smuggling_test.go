@@ -10,17 +10,17 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// The request that is to be smuggled. Its path is no service's: should the gateway take it for a request of its
-// own, it is 404; an upstream that is asked for it was asked behind the gateway's back.
+// The smuggled request. No service has its path: if the gateway parses it as a request, the status
+// is 404. If an upstream receives it, the smuggling succeeded.
 const smuggled = "GET /smuggled HTTP/1.1\r\nhost: h\r\n\r\n"
 
-// carrier is a POST to a public service with these header lines and, behind its head, these bytes.
+// carrier is a POST to a public service with these header lines, followed by these bytes.
 func carrier(after string, lines ...string) string {
 	return rawRequest("POST", "/items/carrier", lines...) + after
 }
 
-// smuggling sends bytes that two servers may divide into requests differently. What the upstreams get is beyond
-// doubt for every server, and the request inside is not among it.
+// smuggling sends bytes that two servers may split into requests differently. The upstreams must
+// receive unambiguous requests only, and never the smuggled one.
 func (f *fortress) smuggling(t *testing.T) {
 	const chunked = "transfer-encoding: chunked"
 	length := fmt.Sprintf("content-length: %d", len(smuggled))
@@ -38,7 +38,7 @@ func (f *fortress) smuggling(t *testing.T) {
 		"a length folded":        carrier(smuggled, "content-length:", " 0"),
 		"a length of two lines":  carrier(smuggled, "content-length: 0", " 9"),
 		"a length hop by hop":    carrier(smuggled, length, "connection: content-length"),
-		"a length beside ten":    carrier(smuggled, "content-length: 1 0"),
+		"a list of lengths":      carrier(smuggled, "content-length: 1 0"),
 		"a negative length":      carrier(smuggled, "content-length: -1"),
 		"a signed length":        carrier(smuggled, fmt.Sprintf("content-length: +%d", len(smuggled))),
 		"a length in hex":        carrier(smuggled, fmt.Sprintf("content-length: 0x%x", len(smuggled))),
@@ -52,57 +52,57 @@ func (f *fortress) smuggling(t *testing.T) {
 		"blank in the name":      carrier(smuggled, "content -length: 0"),
 		"a line before it":       carrier(smuggled, "\tcontent-length: 0", length),
 		"an underscore":          carrier(smuggled, "content_length: 0", length),
-		// Transfer codings that are not quite one.
-		"TE xchunked":             carrier(inChunk, "transfer-encoding: xchunked"),
-		"TE after a tab":          carrier(inChunk, "transfer-encoding:\tchunked"),
-		"TE with a vertical tab":  carrier(inChunk, "transfer-encoding: \vchunked", "content-length: 4"),
-		"TE with a form feed":     carrier(inChunk, "transfer-encoding: chunked\f", "content-length: 4"),
-		"TE with a NUL":           carrier(inChunk, "transfer-encoding: chunked\x00"),
-		"TE with another byte":    carrier(inChunk, "transfer-encoding: chunked\xff"),
-		"TE in capitals":          carrier(inChunk, "Transfer-Encoding: Chunked"),
-		"TE quoted":               carrier(inChunk, `transfer-encoding: "chunked"`),
-		"TE with a parameter":     carrier(inChunk, "transfer-encoding: chunked;q=1"),
-		"TE identity":             carrier(smuggled, "transfer-encoding: identity"),
-		"TE identity with CL":     carrier(smuggled, "transfer-encoding: identity", length),
-		"TE chunked, identity":    carrier(inChunk, "transfer-encoding: chunked, identity"),
-		"TE identity, chunked":    carrier(inChunk, "transfer-encoding: identity, chunked"),
-		"TE gzip, chunked":        carrier(inChunk, "transfer-encoding: gzip, chunked"),
-		"TE chunked, chunked":     carrier(inChunk, "transfer-encoding: chunked, chunked"),
-		"TE in a list with none":  carrier(inChunk, "transfer-encoding: ,chunked"),
-		"TE of two lines":         carrier(inChunk, chunked, chunked),
-		"TE chunked and identity": carrier(inChunk, chunked, "transfer-encoding: identity"),
-		"TE cow":                  carrier(inChunk, chunked, "transfer-encoding: cow"),
-		"TE folded":               carrier(inChunk, "transfer-encoding:", " chunked"),
-		"TE folded into another":  carrier(inChunk, "x: y", " transfer-encoding: chunked", "content-length: 4"),
-		"TE empty":                carrier(inChunk, "transfer-encoding:", "content-length: 4"),
-		"TE with a blank before":  carrier(inChunk, " transfer-encoding: chunked", "content-length: 4"),
-		"TE with a blank after":   carrier(inChunk, "transfer-encoding : chunked", "content-length: 4"),
-		"TE with an underscore":   carrier(inChunk, "transfer_encoding: chunked", "content-length: 4"),
-		"TE hop by hop":           carrier(inChunk, chunked, "connection: transfer-encoding"),
-		"TE hop by hop with CL":   carrier(smuggled, chunked, "content-length: 4", "connection: transfer-encoding"),
-		"TE in HTTP/1.0":          strings.Replace(carrier(inChunk, chunked), "HTTP/1.1", "HTTP/1.0", 1),
-		"TE with the header TE":   carrier(inChunk, chunked, "te: chunked, trailers"),
-		// Chunks that are not quite one.
-		"a chunk with an extension":   carrier("5;x=y\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"an extension with a newline": carrier("5;x\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"an extension, quoted":        carrier("5;x=\"\r\n\"\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk in 0x":               carrier("0x5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk with a sign":         carrier("+5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk of minus one":        carrier("-1\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk with an underscore":  carrier("0_5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk after a blank":       carrier(" 5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk before a blank":      carrier("5 \r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk of no size":          carrier("\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk too long":            carrier("10000000000000005\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk that runs over":      carrier("3\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
-		"a chunk that ends in LF":     carrier("5\nhello\n0\n\n"+smuggled, chunked),
-		"a chunk that ends in xx":     carrier("5\r\nhelloxx0\r\n\r\n"+smuggled, chunked),
-		"a chunk that ends in CR":     carrier("5\rhello\r0\r\r"+smuggled, chunked),
-		"a last chunk of zeros":       carrier("0000000000\r\n\r\n"+smuggled, chunked),
-		"a trailer with a length":     carrier("0\r\ncontent-length: 999\r\n\r\n"+smuggled, chunked),
-		"a trailer with a coding":     carrier("0\r\ntransfer-encoding: chunked\r\n\r\n"+smuggled, chunked),
-		"a trailer that is none":      carrier("0\r\nGET /smuggled HTTP/1.1\r\n\r\n"+smuggled, chunked),
-		// Lines that are not quite one.
+		// Variants of transfer codings.
+		"TE xchunked":                        carrier(inChunk, "transfer-encoding: xchunked"),
+		"TE after a tab":                     carrier(inChunk, "transfer-encoding:\tchunked"),
+		"TE with a vertical tab":             carrier(inChunk, "transfer-encoding: \vchunked", "content-length: 4"),
+		"TE with a form feed":                carrier(inChunk, "transfer-encoding: chunked\f", "content-length: 4"),
+		"TE with a NUL":                      carrier(inChunk, "transfer-encoding: chunked\x00"),
+		"TE with another byte":               carrier(inChunk, "transfer-encoding: chunked\xff"),
+		"TE in capitals":                     carrier(inChunk, "Transfer-Encoding: Chunked"),
+		"TE quoted":                          carrier(inChunk, `transfer-encoding: "chunked"`),
+		"TE with a parameter":                carrier(inChunk, "transfer-encoding: chunked;q=1"),
+		"TE identity":                        carrier(smuggled, "transfer-encoding: identity"),
+		"TE identity with CL":                carrier(smuggled, "transfer-encoding: identity", length),
+		"TE chunked, identity":               carrier(inChunk, "transfer-encoding: chunked, identity"),
+		"TE identity, chunked":               carrier(inChunk, "transfer-encoding: identity, chunked"),
+		"TE gzip, chunked":                   carrier(inChunk, "transfer-encoding: gzip, chunked"),
+		"TE chunked, chunked":                carrier(inChunk, "transfer-encoding: chunked, chunked"),
+		"TE in a list with an empty element": carrier(inChunk, "transfer-encoding: ,chunked"),
+		"TE of two lines":                    carrier(inChunk, chunked, chunked),
+		"TE chunked and identity":            carrier(inChunk, chunked, "transfer-encoding: identity"),
+		"TE cow":                             carrier(inChunk, chunked, "transfer-encoding: cow"),
+		"TE folded":                          carrier(inChunk, "transfer-encoding:", " chunked"),
+		"TE folded into another":             carrier(inChunk, "x: y", " transfer-encoding: chunked", "content-length: 4"),
+		"TE empty":                           carrier(inChunk, "transfer-encoding:", "content-length: 4"),
+		"TE with a blank before":             carrier(inChunk, " transfer-encoding: chunked", "content-length: 4"),
+		"TE with a blank after":              carrier(inChunk, "transfer-encoding : chunked", "content-length: 4"),
+		"TE with an underscore":              carrier(inChunk, "transfer_encoding: chunked", "content-length: 4"),
+		"TE hop by hop":                      carrier(inChunk, chunked, "connection: transfer-encoding"),
+		"TE hop by hop with CL":              carrier(smuggled, chunked, "content-length: 4", "connection: transfer-encoding"),
+		"TE in HTTP/1.0":                     strings.Replace(carrier(inChunk, chunked), "HTTP/1.1", "HTTP/1.0", 1),
+		"TE with the header TE":              carrier(inChunk, chunked, "te: chunked, trailers"),
+		// Malformed chunks.
+		"a chunk with an extension":    carrier("5;x=y\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"an extension with a newline":  carrier("5;x\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"an extension, quoted":         carrier("5;x=\"\r\n\"\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk in 0x":                carrier("0x5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk with a sign":          carrier("+5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk of minus one":         carrier("-1\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk with an underscore":   carrier("0_5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk after a blank":        carrier(" 5\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk before a blank":       carrier("5 \r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk of no size":           carrier("\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk too long":             carrier("10000000000000005\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk longer than its size": carrier("3\r\nhello\r\n0\r\n\r\n"+smuggled, chunked),
+		"a chunk that ends in LF":      carrier("5\nhello\n0\n\n"+smuggled, chunked),
+		"a chunk that ends in xx":      carrier("5\r\nhelloxx0\r\n\r\n"+smuggled, chunked),
+		"a chunk that ends in CR":      carrier("5\rhello\r0\r\r"+smuggled, chunked),
+		"a last chunk of zeros":        carrier("0000000000\r\n\r\n"+smuggled, chunked),
+		"a trailer with a length":      carrier("0\r\ncontent-length: 999\r\n\r\n"+smuggled, chunked),
+		"a trailer with a coding":      carrier("0\r\ntransfer-encoding: chunked\r\n\r\n"+smuggled, chunked),
+		"an invalid trailer":           carrier("0\r\nGET /smuggled HTTP/1.1\r\n\r\n"+smuggled, chunked),
+		// Malformed lines.
 		"lines that end in LF":        strings.ReplaceAll(carrier("", length), "\r\n", "\n") + smuggled,
 		"a head that ends in LF LF":   strings.Replace(carrier(smuggled, length), "\r\n\r\n", "\n\n", 1),
 		"a header after a lone CR":    carrier(smuggled, "x: y\rcontent-length: 0", length),
@@ -117,7 +117,7 @@ func (f *fortress) smuggling(t *testing.T) {
 		"a request of HTTP/1.2":       "GET /items/carrier HTTP/1.2\r\nhost: h\r\n\r\n" + smuggled,
 		"a request of HTTP/2.0":       "GET /items/carrier HTTP/2.0\r\nhost: h\r\n\r\n" + smuggled,
 		"the preface of HTTP/2 after": rawGet("/items/carrier") + "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + smuggled,
-		// Bodies where there should be none, and pipelines.
+		// Unexpected bodies, and pipelines.
 		"a GET with a body":             rawRequest("GET", "/items/carrier", length) + smuggled,
 		"a GET with chunks":             rawRequest("GET", "/items/carrier", chunked) + inChunk,
 		"a HEAD with a body":            rawRequest("HEAD", "/items/carrier", length) + smuggled,
@@ -147,12 +147,12 @@ func (f *fortress) smuggling(t *testing.T) {
 	clients.Wait()
 	f.beyondDoubt(t)
 	if got := len(f.public.Requests()); got == 0 {
-		t.Error("not one carrier arrived, so that nothing was tried")
+		t.Error("no carrier arrived, so nothing was tested")
 	}
 }
 
-// beyondDoubt fails the test where a byte that reached an upstream could be read in two ways, where a request
-// inside another one was taken for one, or where the next request is not the one that was sent.
+// beyondDoubt fails if a byte that reached an upstream is ambiguous, if a smuggled request was
+// parsed, or if the next request is not the one that was sent.
 func (f *fortress) beyondDoubt(t *testing.T) {
 	t.Helper()
 	look := func() {
@@ -164,7 +164,7 @@ func (f *fortress) beyondDoubt(t *testing.T) {
 					t.Errorf("the %s service got what can be read in two ways: %v, in %q", name, err, stream)
 				}
 				if strings.Contains(strings.Join(asked, " "), "smuggled") {
-					t.Errorf("the %s service was asked for what the gateway was not: %q in %q", name, asked, stream)
+					t.Errorf("the %s service received a request that the gateway did not: %q in %q", name, asked, stream)
 				}
 			}
 			for _, r := range upstream.Requests() {
@@ -176,7 +176,7 @@ func (f *fortress) beyondDoubt(t *testing.T) {
 	}
 	look()
 	none(t, f.secured)
-	// Whatever was left behind on a connection to an upstream would now stand before these.
+	// Leftovers on a connection to an upstream would now precede these requests.
 	var clients sync.WaitGroup
 	for range 8 {
 		clients.Go(func() {
@@ -191,7 +191,7 @@ func (f *fortress) beyondDoubt(t *testing.T) {
 	look()
 }
 
-// smugglingH2 does the same from HTTP/2, whose requests are written anew as HTTP/1 for the upstream.
+// smugglingH2 does the same over HTTP/2. Envoy converts its requests to HTTP/1 for the upstream.
 func (f *fortress) smugglingH2(t *testing.T) {
 	inChunk := "0\r\n\r\n" + smuggled
 	var clients sync.WaitGroup
@@ -238,11 +238,12 @@ func (f *fortress) smugglingH2(t *testing.T) {
 	clients.Wait()
 	f.beyondDoubt(t)
 	if got := len(f.public.Requests()); got == 0 {
-		t.Error("not one carrier arrived, so that nothing was tried")
+		t.Error("no carrier arrived, so nothing was tested")
 	}
 }
 
-// upgrades lead around a gateway that stops looking once they are agreed on (CVE-2024-45810). None is.
+// upgrades bypass a gateway that stops checking after an upgrade (CVE-2024-45810). None is accepted
+// here.
 func (f *fortress) upgrades(t *testing.T) {
 	var clients sync.WaitGroup
 	for _, lines := range [][]string{

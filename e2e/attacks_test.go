@@ -15,20 +15,21 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// fortress is a gateway whose secured services lie below public ones, and the other way round. One upstream is
-// behind all the secured services and one behind all the public ones, so that what reaches either is plain to see.
+// fortress is a gateway with secured services below public ones, and vice versa. All secured
+// services share one upstream, and so do all public ones, so that the tests see which of them a
+// request reached.
 type fortress struct {
 	*gateway
 	users, secured, public *envoytest.Recorder
-	// vault is behind a secured service whose scope nobody has.
+	// vault is the upstream of a secured service that requires a scope which no user has.
 	vault *envoytest.Recorder
 	// token is alice's.
 	token string
-	// remembered has every attempt come just after a request of alice's that was let pass.
+	// remembered makes every attempt follow an allowed request of alice.
 	remembered bool
 }
 
-// startFortress starts it with more services, one a line, whose upstream may be PUBLIC.
+// startFortress starts it with more services, one per line. Their upstream may be PUBLIC.
 func startFortress(t *testing.T, more ...string) *fortress {
 	t.Helper()
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
@@ -50,14 +51,14 @@ func (f *fortress) upstreams() map[string]*envoytest.Recorder {
 	return map[string]*envoytest.Recorder{"secured": f.secured, "public": f.public, "vault": f.vault, "user": f.users}
 }
 
-// forget makes the upstreams forget what has reached them.
+// forget resets the upstreams' records.
 func (f *fortress) forget() {
 	for _, upstream := range f.upstreams() {
 		upstream.Reset()
 	}
 }
 
-// nothing fails the test where a byte has reached any upstream.
+// nothing checks that no upstream received a byte.
 func (f *fortress) nothing(t *testing.T) {
 	t.Helper()
 	for name, upstream := range f.upstreams() {
@@ -67,15 +68,15 @@ func (f *fortress) nothing(t *testing.T) {
 	}
 }
 
-// attempt is one request of an attack, and the statuses of which one must come of it. The status 0 is a connection
-// that the gateway closed without an answer.
+// attempt is one request of an attack and its allowed statuses. Status 0 means that the gateway
+// closed the connection without a response.
 type attempt struct {
 	what     string
 	send     func() (answer, error)
 	statuses []int
 }
 
-// h1 is an attempt of these bytes, h2 one over HTTP/2.
+// h1 returns an attempt with these bytes.
 func (f *fortress) h1(request string, statuses ...int) attempt {
 	return attempt{fmt.Sprintf("%.300q", request), func() (answer, error) { return f.TryRaw(request) }, statuses}
 }
@@ -85,8 +86,8 @@ func (f *fortress) h2(method, path, body string, fields [][2]string, statuses ..
 	return attempt{what, func() (answer, error) { return f.TryH2(method, path, body, fields...) }, statuses}
 }
 
-// refuses makes the attempts, many at once because a connection that is to be closed is closed after a moment, and
-// fails the test where one is answered otherwise, or where anything reaches an upstream.
+// refuses makes the attempts concurrently, because some connections are closed only after a delay.
+// It fails if a status is not allowed or if anything reaches an upstream.
 func (f *fortress) refuses(t *testing.T, attempts ...attempt) {
 	t.Helper()
 	if f.remembered {
@@ -108,12 +109,12 @@ func (f *fortress) refuses(t *testing.T, attempts ...attempt) {
 			return nil
 		})
 	}
-	_ = clients.Wait() // each tells by itself
+	_ = clients.Wait() // each reports its own failure
 	f.nothing(t)
 	f.forget()
 }
 
-// refused is refuses for an answer that is there.
+// refused checks one response like refuses.
 func (f *fortress) refused(t *testing.T, what string, got answer, statuses ...int) {
 	t.Helper()
 	if !slices.Contains(statuses, got.Status) {
@@ -123,11 +124,11 @@ func (f *fortress) refused(t *testing.T, what string, got answer, statuses ...in
 	f.forget()
 }
 
-// TestAttacks holds the gateway to what has befallen others: each subtest names the advisories that it comes
-// from. What counts is what reaches the upstreams; the status is looked at besides.
+// TestAttacks tries attacks that succeeded on other gateways; the subtests name the advisories. The
+// requests that reach upstreams matter most; the status is checked too.
 func TestAttacks(t *testing.T) {
 	f := startFortress(t)
-	endless := f.endlessHead(t) // takes its time while the others run
+	endless := f.endlessHead(t) // runs while the others do
 	f.token = f.Login("alice")
 	f.forget()
 	for _, group := range []struct {
@@ -135,14 +136,14 @@ func TestAttacks(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"paths", f.paths},
-		{"paths that mean what they say", f.harmlessPaths},
+		{"harmless paths", f.harmlessPaths},
 		{"targets and hosts", f.targetsAndHosts},
 		{"methods", f.methods},
-		{"preflights that are none", f.preflights},
+		{"incomplete preflights", f.preflights},
 		{"credentials", f.credentials},
 		{"credentials on HTTP/2", f.credentialsH2},
 		{"claims that a decision might believe", f.claims},
-		{"a session that is over", f.endedSessions},
+		{"an ended session", f.endedSessions},
 		{"identity on secured services", f.identitySecured},
 		{"identity on public services", f.identityPublic},
 		{"identity at the login", f.identityLogin},
@@ -155,7 +156,7 @@ func TestAttacks(t *testing.T) {
 		{"floods on HTTP/2", f.floods},
 		{"the gateway's own servers", f.ownServers},
 		{"a head that never ends", endless},
-		{"nothing of it has harmed the gateway", f.unharmed},
+		{"the gateway is unharmed", f.unharmed},
 		{"the log", f.logTellsNothing},
 	} {
 		t.Run(group.name, func(t *testing.T) {
@@ -165,8 +166,8 @@ func TestAttacks(t *testing.T) {
 	}
 }
 
-// TestAttacksOnTheModule: Envoy lets a request pass that is like one that Gatepost has let pass a moment ago. What only
-// resembles it is not, and nobody is taken for another.
+// TestAttacksOnTheModule: Envoy allows requests that equal one that Gatepost allowed shortly
+// before. A request that is merely similar is not allowed, and users are not confused.
 func TestAttacksOnTheModule(t *testing.T) {
 	f := startFortress(t)
 	f.token, f.remembered = f.Login("alice"), true
@@ -177,7 +178,7 @@ func TestAttacksOnTheModule(t *testing.T) {
 		{"credentials", f.credentials},
 		{"credentials on HTTP/2", f.credentialsH2},
 		{"claims that a decision might believe", f.claims},
-		{"a session that is over", f.endedSessions},
+		{"an ended session", f.endedSessions},
 		{"identities are not mixed up", f.identitiesApart},
 	} {
 		t.Run(group.name, func(t *testing.T) {
@@ -186,11 +187,12 @@ func TestAttacksOnTheModule(t *testing.T) {
 		})
 	}
 	if hits := f.Metric(`gatepost_decisions_total{decision="allow",reason="module"`); hits == 0 {
-		t.Error("the module let nothing pass: nothing was tried")
+		t.Error("the module allowed no request, so nothing was tested")
 	}
 }
 
-// endlessHead begins a request and never ends it. What it returns waits until the gateway has had enough of that.
+// endlessHead starts a request head and never finishes it. The returned function waits until the
+// gateway closes the connection.
 func (f *fortress) endlessHead(t *testing.T) func(*testing.T) {
 	t.Helper()
 	conn, err := net.Dial("tcp", f.Addr)
@@ -213,7 +215,7 @@ func (f *fortress) endlessHead(t *testing.T) func(*testing.T) {
 	}
 }
 
-// unharmed is a look at the gateway from a client that means well.
+// unharmed checks the gateway with a normal client.
 func (f *fortress) unharmed(t *testing.T) {
 	want(t, "a public service", f.Do("GET", "/items/5", ""), http.StatusOK, "")
 	if got := only(t, f.public); got.Path != "/base/5" {
@@ -226,14 +228,15 @@ func (f *fortress) unharmed(t *testing.T) {
 		t.Errorf("the secured service got %+v", got)
 	}
 	if strings.Contains(f.Log(), "envoy ended") {
-		t.Error("Envoy was started anew meanwhile")
+		t.Error("Envoy was restarted meanwhile")
 	}
 }
 
-// secret stands in queries, bodies and headers of the attacks: none of them is to be found in the log.
+// secret is part of queries, bodies and headers of the attacks. It must not appear in the log.
 const secret = "hush-4711"
 
-// logTellsNothing looks for what strangers would like to read or to write there (CVE-2022-23469, CVE-2024-45808).
+// logTellsNothing checks the log for secrets and for injected lines (CVE-2022-23469,
+// CVE-2024-45808).
 func (f *fortress) logTellsNothing(t *testing.T) {
 	f.Raw(t, rawGet("/orders?access_token="+secret, "authorization: Bearer "+secret, "cookie: session="+secret))
 	f.Raw(t, rawGet("/orders/%0a%7b%22msg%22:%22forged%22%7d", "user-agent: x\"}\u2028{\"msg\":\"forged\""))

@@ -12,8 +12,8 @@ import (
 	"gatepost/xds"
 )
 
-// From a save of the definitions until Envoy answers with their version: what `applied` means. The watcher's settling
-// time is in it. Each save moves one of the services.
+// The time from saving the definitions until Envoy responds with their version. It includes the
+// watcher's debounce. Each save changes the upstream of one service.
 func BenchmarkSaveToProven(b *testing.B) {
 	for _, services := range []int{10, 1000} {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
@@ -48,11 +48,11 @@ func BenchmarkSaveToProven(b *testing.B) {
 	}
 }
 
-// versionOf is the version that the gateway's Envoy answers with.
+// versionOf returns the version with which the gateway's Envoy responds.
 func versionOf(tb testing.TB, g *gateway) (version string) {
 	tb.Helper()
 	if err := json.Unmarshal([]byte(g.Do("GET", xds.VersionPath, "").Body), &version); err != nil || version == "" {
-		tb.Fatalf("the gateway tells no version: %v", err)
+		tb.Fatalf("the gateway returns no version: %v", err)
 	}
 	return version
 }

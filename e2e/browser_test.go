@@ -18,23 +18,23 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// tab is a tab of a real browser in which a page is open.
+// tab is a tab of a real browser with an open page.
 type tab struct {
 	t   *testing.T
 	ctx context.Context
 }
 
-// fetched is what a page learns from a fetch.
+// fetched is what a page can read of a fetch.
 type fetched struct {
 	Status  int
 	Type    string
 	Body    string
 	Headers map[string]string
-	// Failed is the error of a fetch whose answer is kept from the page.
+	// Failed is the error of a fetch if the response is hidden from the page.
 	Failed string
 }
 
-// openBrowser starts a browser. Where there is none the test is skipped, but fails with CI=true.
+// openBrowser starts a browser. If there is none, the test is skipped, but with CI=true it fails.
 func openBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) *tab {
 	t.Helper()
 	program := ""
@@ -53,7 +53,7 @@ func openBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) *tab {
 	home := t.TempDir()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(program), chromedp.UserDataDir(home), chromedp.Env("HOME="+home),
-		chromedp.NoSandbox, // in a container Chromium has no right to make one, and it opens our own pages alone
+		chromedp.NoSandbox, // in a container Chromium may not create a sandbox, and it opens only our own pages
 		chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
@@ -63,13 +63,13 @@ func openBrowser(t *testing.T, more ...chromedp.ExecAllocatorOption) *tab {
 	t.Cleanup(end)
 	ctx, closeTab := chromedp.NewContext(allocator)
 	t.Cleanup(closeTab)
-	if err := chromedp.Do(ctx); err != nil { // the browser lives as long as the context of what comes first
+	if err := chromedp.Do(ctx); err != nil { // the browser lives as long as the context of its first action
 		t.Fatalf("starting %s: %v", program, err)
 	}
 	return &tab{t, ctx}
 }
 
-// Open goes to a page.
+// Open navigates to a page.
 func (b *tab) Open(url string) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, envoytest.Deadline)
@@ -79,7 +79,7 @@ func (b *tab) Open(url string) {
 	}
 }
 
-// report is a script that fetches and returns what a page learns.
+// report is a script that fetches and returns what the page can read.
 const report = `(async (url, options) => {
 	try {
 		const r = await fetch(url, options)
@@ -89,7 +89,8 @@ const report = `(async (url, options) => {
 	}
 })`
 
-// sandbox is a script that has another script run in a frame of no origin, and returns what that tells.
+// sandbox is a script that runs another script in a frame with an opaque origin and returns its
+// result.
 const sandbox = `(script => new Promise(done => {
 	addEventListener("message", e => done(e.data), {once: true})
 	const frame = document.createElement("iframe")
@@ -98,13 +99,13 @@ const sandbox = `(script => new Promise(done => {
 	document.body.append(frame)
 }))`
 
-// Fetch has the page fetch, with the options of the browser's own fetch.
+// Fetch calls the page's fetch with these options.
 func (b *tab) Fetch(url string, options map[string]any) fetched {
 	b.t.Helper()
 	return b.run(report + "(" + quoted(b.t, url) + "," + quoted(b.t, options) + ")")
 }
 
-// FetchFromNowhere is Fetch from a frame whose origin is null.
+// FetchFromNowhere is Fetch from a frame with the origin null.
 func (b *tab) FetchFromNowhere(url string, options map[string]any) fetched {
 	b.t.Helper()
 	script := report + "(" + quoted(b.t, url) + "," + quoted(b.t, options) + ")"
@@ -131,7 +132,7 @@ func quoted(t *testing.T, v any) string {
 	return string(text)
 }
 
-// pages serves an empty page on an origin of its own.
+// pages serves an empty page on its own origin.
 func pages(t *testing.T) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -142,7 +143,7 @@ func pages(t *testing.T) string {
 	return server.URL
 }
 
-// reads fails the test where the page did not get this status and body.
+// reads checks that the page can read this status and body.
 func reads(t *testing.T, what string, got fetched, status int, body string) {
 	t.Helper()
 	if got.Failed != "" || got.Status != status || got.Type != "cors" || body != "" && got.Body != body {
@@ -150,7 +151,7 @@ func reads(t *testing.T, what string, got fetched, status int, body string) {
 	}
 }
 
-// keptFrom fails the test where the page learns anything.
+// keptFrom checks that the page can read nothing.
 func keptFrom(t *testing.T, what string, got fetched) {
 	t.Helper()
 	if !strings.Contains(got.Failed, "TypeError") {
@@ -158,9 +159,10 @@ func keptFrom(t *testing.T, what string, got fetched) {
 	}
 }
 
-// TestAPageOnAnotherOriginInABrowser goes the way of a web application: a page whose origin is listed logs in, calls
-// with its token, and reads every answer. A page of any other origin learns nothing and reaches nobody.
-func TestAPageOnAnotherOriginInABrowser(t *testing.T) {
+// TestPagesInABrowser uses the gateway like a web application: a page with a listed origin logs in,
+// calls services with its token, and reads every response. Pages of other origins read nothing and
+// reach no upstream.
+func TestPagesInABrowser(t *testing.T) {
 	b := openBrowser(t)
 	redis := redistest.Start(t)
 	ours, stranger := pages(t), pages(t)
@@ -194,7 +196,7 @@ services:
 		for _, method := range []string{"GET", "PUT"} {
 			got := b.Fetch(g.URL+"/orders/5?x=1", with(method, token))
 			reads(t, method, got, http.StatusOK, "")
-			// The preflight went before it, and came no further than the gateway.
+			// The preflight was sent first and reached only the gateway.
 			sent := only(t, orders)
 			if sent.Method != method || sent.Path != "/5?x=1" || sent.Header.Get("X-User-Id") != "alice" || sent.Header.Get("Authorization") != "" || sent.Header.Get("Origin") != ours {
 				t.Errorf("the service got %+v", sent)
@@ -207,7 +209,7 @@ services:
 	})
 	t.Run("refusals are read as such", func(t *testing.T) {
 		orders.Reset()
-		// The challenge tells a page whether it has to log in or its token has ended.
+		// The challenge shows a page whether it must log in or its token has expired.
 		for what, one := range map[string]struct {
 			options   map[string]any
 			challenge string
@@ -222,7 +224,8 @@ services:
 			}
 		}
 		reads(t, "an unknown path", b.Fetch(g.URL+"/nothing", with("GET", token)), http.StatusNotFound, notFound)
-		// Of a method that it may not send a page learns by the preflight, unless it is one that needs none.
+		// For a method that is not allowed, the preflight fails, unless the method needs no
+		// preflight.
 		reads(t, "a method", b.Fetch(g.URL+"/items", map[string]any{"method": "POST", "body": "x"}), http.StatusMethodNotAllowed, methodNotAllowed)
 		keptFrom(t, "a method that needs a preflight", b.Fetch(g.URL+"/items", map[string]any{"method": "DELETE"}))
 		keptFrom(t, "a header that is not allowed", b.Fetch(g.URL+"/items", map[string]any{"headers": map[string]string{"X-Other": "x"}}))
@@ -254,7 +257,7 @@ services:
 		keptFrom(t, "an unknown path", b.Fetch(g.URL+"/nothing", nil))
 		keptFrom(t, "a service that is down", b.Fetch(g.URL+"/dead", nil))
 		keptFrom(t, "an escaped slash", b.Fetch(g.URL+"/items%2f5", nil))
-		// What a browser sends without asking, and keeps the answer of to itself, reaches nobody either.
+		// Requests without a preflight and with a hidden response do not reach an upstream either.
 		blind := map[string]any{"method": "POST", "mode": "no-cors", "body": `{"username":"bob","password":"right"}`}
 		if got := b.Fetch(g.URL+"/token", blind); got.Type != "opaque" || got.Body != "" {
 			t.Errorf("the page reads %+v of an answer that is not for it", got)
@@ -267,7 +270,7 @@ services:
 	t.Run("the store is down", func(t *testing.T) {
 		b.Open(ours)
 		redis.Kill()
-		envoytest.Eventually(t, "the page to read that nobody can tell", func() bool {
+		envoytest.Eventually(t, "the page to read the 503", func() bool {
 			return b.Fetch(g.URL+"/orders", with("GET", token)).Status == http.StatusServiceUnavailable
 		})
 		got := b.Fetch(g.URL+"/orders", with("GET", token))

@@ -19,7 +19,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// load is a bounded number of clients that send one request after the other, each over a connection that it keeps.
+// load is a bounded number of clients. Each sends one request after the other over a keep-alive
+// connection.
 type load struct {
 	t       *testing.T
 	stop    chan struct{}
@@ -31,17 +32,18 @@ type load struct {
 	failed []string
 }
 
-// call is one request of a load, and what is right for an answer to it: nil, or what is wrong with it.
+// call is one request of a load. right returns an error if a response is wrong.
 type call struct {
 	path    string
 	headers []string
 	right   func(answer) error
 }
 
-// pause is between two requests of one client: the load is there to notice a failure, not to keep the machine busy.
+// pause is the delay between two requests of a client: the load is meant to detect failures, not to
+// saturate the machine.
 const pause = 10 * time.Millisecond
 
-// startLoad has so many clients send the calls until End.
+// startLoad starts clients that send the calls until End.
 func startLoad(t *testing.T, url string, clients int, calls []call) *load {
 	l := &load{t: t, stop: make(chan struct{})}
 	for range clients {
@@ -109,7 +111,7 @@ func (l *load) end() {
 	l.clients.Wait()
 }
 
-// End ends the load, and fails the test where a request got a wrong answer or none.
+// End stops the load and fails the test if a response was wrong or missing.
 func (l *load) End() {
 	l.t.Helper()
 	l.end()
@@ -118,11 +120,11 @@ func (l *load) End() {
 		l.t.Errorf("%d of %d requests failed, such as:\n%s", len(l.failed), l.sent.Load(), strings.Join(l.failed[:min(10, len(l.failed))], "\n"))
 	}
 	if l.sent.Load() < 100 {
-		l.t.Errorf("only %d requests were sent: that proves nothing", l.sent.Load())
+		l.t.Errorf("only %d requests were sent: too few to test anything", l.sent.Load())
 	}
 }
 
-// named is an upstream that answers with its name.
+// named starts an upstream that responds with its name.
 func named(t *testing.T, name string) *envoytest.Recorder {
 	t.Helper()
 	upstream := envoytest.Upstream(t)
@@ -130,7 +132,7 @@ func named(t *testing.T, name string) *envoytest.Recorder {
 	return upstream
 }
 
-// from takes a 200 that comes from one of the named upstreams, and nothing else.
+// from accepts only a 200 from one of the named upstreams.
 func from(names ...string) func(answer) error {
 	return func(a answer) error {
 		if a.Status == http.StatusOK {
@@ -144,7 +146,7 @@ func from(names ...string) func(answer) error {
 	}
 }
 
-// orNotFound takes the 404 of a service that is not there as well.
+// orNotFound also accepts the 404 of a missing service.
 func orNotFound(right func(answer) error) func(answer) error {
 	return func(a answer) error {
 		if a.Status == http.StatusNotFound && a.Body == notFound {
@@ -154,15 +156,17 @@ func orNotFound(right func(answer) error) func(answer) error {
 	}
 }
 
-// changing is definitions that change from one step to the next; what a client may get of them does not.
+// changing are definitions that change at each step. The responses of services that stay do not
+// change.
 type changing struct {
 	users    *envoytest.Recorder
 	upstream [3]*envoytest.Recorder
 }
 
-// definitions of a step: `steady` is never touched; `moved` goes from one upstream to another; `renamed` gets another
-// name, and with it another cluster; `methods` gets another list; `guest` comes and goes, and `based` gets another
-// base path, `named` an upstream by name, which has to be looked up.
+// definitions returns the definitions of a step. `steady` never changes; `moved` changes its
+// upstream; `renamed` changes its name, and thereby its cluster; `methods` changes its list;
+// `guest` is added and removed; `based` changes its base path; `named` has an upstream that is
+// resolved by DNS.
 func (c *changing) definitions(step int) string {
 	at := func(i int) string { return c.upstream[i%3].URL() }
 	methods := []string{"[GET]", "[GET, POST]", "[GET, PUT, DELETE]"}[step%3]
@@ -183,8 +187,8 @@ services:
 	return text
 }
 
-// TestChangesUnderLoad applies many changes in a row, each proven before the next, while clients use every service.
-// GATEPOST_CHANGES says how many.
+// TestChangesUnderLoad applies a sequence of changes, each proven before the next, while clients
+// use every service. GATEPOST_CHANGES is the number of changes.
 func TestChangesUnderLoad(t *testing.T) {
 	changes := 200
 	if more, err := strconv.Atoi(os.Getenv("GATEPOST_CHANGES")); err == nil {
@@ -202,7 +206,7 @@ func TestChangesUnderLoad(t *testing.T) {
 		{"/named", nil, from("a", "b")},
 		{"/guest/1", nil, orNotFound(from("a", "b", "c"))},
 		{"/nobody", nil, orNotFound(from())},
-		{"/moved/2", nil, func(a answer) error { // never public, not for a moment
+		{"/moved/2", nil, func(a answer) error { // never public, at any time
 			if a.Status != http.StatusUnauthorized {
 				return fmt.Errorf("%d %s", a.Status, a.Body)
 			}
@@ -214,17 +218,17 @@ func TestChangesUnderLoad(t *testing.T) {
 	for step := 1; step <= changes; step++ {
 		g.Define(c.definitions(step))
 		version = g.AwaitChange(version)
-		// What is proven is what a client gets, from now on.
+		// From the moment a version is proven, clients are served by it.
 		if got := g.Do("GET", "/moved", "", auth); got.Body != []string{"a", "b", "c"}[step%3] {
 			t.Errorf("step %d is proven, and a request goes to %d %s", step, got.Status, got.Body)
 		}
 		if got, guest := g.Do("GET", "/guest", ""), step%2 == 0; (got.Status == http.StatusOK) != guest {
-			t.Errorf("step %d is proven, and the guest answers %d", step, got.Status)
+			t.Errorf("step %d is proven, and the guest returns %d", step, got.Status)
 		}
 	}
 	l.End()
-	// One drain of the listener would cost each client a connection. (Go's client dials one too many now and then: it
-	// does so while it waits for one that is about to be free.)
+	// A single drain of the listener would cost each client a connection. (Go's client sometimes
+	// dials one connection too many while it waits for a free one.)
 	if l.dialled.Load() >= 2*24 {
 		t.Errorf("24 clients needed %d connections: changes of services closed them", l.dialled.Load())
 	}
@@ -238,13 +242,13 @@ func TestChangesUnderLoad(t *testing.T) {
 		}
 	}
 	if told := lines(g.Log(), `"msg":"applied"`, `"seconds":`); len(told) != changes {
-		t.Errorf("the log tells of %d applied changes, want %d", len(told), changes)
+		t.Errorf("the log has %d applied changes, want %d", len(told), changes)
 	}
 	t.Logf("from a save to proven: %.0f ms on average", 1000*g.Metric("gatepost_definitions_applied_seconds_sum")/float64(changes))
 }
 
-// TestChangesThatNobodyWaitsFor: files that follow each other faster than they can be applied. The last one counts.
-func TestChangesThatNobodyWaitsFor(t *testing.T) {
+// TestRapidChanges writes files faster than they can be applied. The last one must be served.
+func TestRapidChanges(t *testing.T) {
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := start(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
@@ -266,7 +270,7 @@ func TestChangesThatNobodyWaitsFor(t *testing.T) {
 	l.End()
 }
 
-// editors replace a file each in its own way.
+// editors replace a file in different ways.
 var editors = map[string]func(t *testing.T, file, text string){
 	"in place": func(t *testing.T, file, text string) {
 		must(t, os.WriteFile(file, []byte(text), 0o644))
@@ -291,7 +295,7 @@ var editors = map[string]func(t *testing.T, file, text string){
 		must(t, os.WriteFile(file, []byte(text), 0o644))
 		must(t, os.Remove(file+"~"))
 	},
-	"removed and made anew": func(t *testing.T, file, text string) {
+	"removed and created again": func(t *testing.T, file, text string) {
 		must(t, os.Remove(file))
 		must(t, os.WriteFile(file, []byte(text), 0o600))
 	},
@@ -320,8 +324,8 @@ func TestEditors(t *testing.T) {
 	}
 }
 
-// TestAMountedDirectory: Kubernetes swaps a symbolic link on the way to the file, and touches neither the file nor its
-// directory.
+// TestAMountedDirectory: Kubernetes replaces a symbolic link in the path of the file, and touches
+// neither the file nor its directory.
 func TestAMountedDirectory(t *testing.T) {
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = prepare(t, shop.definitions(), setup{})
@@ -346,19 +350,19 @@ func TestAMountedDirectory(t *testing.T) {
 	}
 }
 
-// brokenFiles cannot be served, each for another reason; mistakes are how many its problems are.
+// brokenFiles are invalid in different ways; mistakes is the number of problems.
 var brokenFiles = map[string]struct {
 	text     string
 	mistakes int
 }{
-	"a field that is none":       {brokenThrice, 3},
+	"an unknown field":           {brokenThrice, 3},
 	"no YAML":                    {"services: [\n", 1},
 	"two of the same path":       {"services:\n  - {name: a, path: /a, upstreams: [\"http://127.0.0.1:1\"]}\n  - {name: b, path: /A, upstreams: [\"http://127.0.0.1:1\"]}\n", 1},
 	"an upstream that is a file": {"services:\n  - {name: a, path: /a, upstreams: [\"file:///etc/passwd\"]}\n", 1},
 	"an empty file":              {"", 1},
 }
 
-func TestABrokenFileChangesNothingAndIsLoud(t *testing.T) {
+func TestBrokenFileChangesNothingAndIsReported(t *testing.T) {
 	for name, broken := range brokenFiles {
 		t.Run(name, func(t *testing.T) {
 			shop := startShop(t, setup{})
@@ -366,13 +370,13 @@ func TestABrokenFileChangesNothingAndIsLoud(t *testing.T) {
 			envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
 			version := shop.Status().GetVersion()
 			shop.DefineExactly(broken.text)
-			envoytest.Eventually(t, "the status to say so", func() bool { return shop.Status().GetRejected() != "" })
+			envoytest.Eventually(t, "the status to report it", func() bool { return shop.Status().GetRejected() != "" })
 			shop.wantLoud(t, broken.mistakes)
 			well(t, shop, token)
 			if now := shop.Status().GetVersion(); now != version {
 				t.Errorf("version %s is served, want %s still", now, version)
 			}
-			shop.AwaitReady() // it serves: that the newest file is bad is no reason to take it out of service
+			shop.AwaitReady() // a bad newest file does not make a serving gateway unready
 
 			shop.Define(shop.definitions())
 			envoytest.Eventually(t, "the mistake to be forgotten", func() bool { return shop.Status().GetRejected() == "" })
@@ -385,13 +389,13 @@ func TestTheFileIsRemoved(t *testing.T) {
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
 	must(t, os.Remove(shop.File))
-	envoytest.Eventually(t, "the status to say so", func() bool { return strings.Contains(shop.Status().GetRejected(), shop.File) })
+	envoytest.Eventually(t, "the status to report it", func() bool { return strings.Contains(shop.Status().GetRejected(), shop.File) })
 	if failed := shop.Metric("gatepost_definitions_failed_total"); failed != 1 {
 		t.Errorf("the metric counts %v failures, want 1", failed)
 	}
 	well(t, shop, token)
 
-	// Nor is a restart without the file the end.
+	// A restart without the file works too.
 	shop.Stop()
 	shop.Run()
 	shop.AwaitReady()

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// clients mint, use and end tokens at some gateways, and write down what came of it.
+// clients mint, use and end tokens at several gateways, and record the results.
 type clients struct {
 	t        *testing.T
 	gateways []*gateway
@@ -24,7 +24,7 @@ type clients struct {
 
 	users     atomic.Int64
 	questions atomic.Int64
-	refreshed sync.Map // *minted: true, of those that were refreshed: later than the grace would end the session
+	refreshed sync.Map // *minted: true, for refreshed tokens: a use after the grace would end the session
 	mints     atomic.Int64
 	ends      atomic.Int64
 }
@@ -34,24 +34,25 @@ func newClients(t *testing.T, h *history, seed uint64, gateways ...*gateway) *cl
 	t.Cleanup(transport.CloseIdleConnections)
 	return &clients{
 		t: t, gateways: gateways, history: h, seed: seed,
-		// Longer than the gateway may take for a revoke.
+		// Longer than a revoke may take.
 		http: &http.Client{Transport: transport, Timeout: 12 * time.Second},
 	}
 }
 
-// orders is the secured service: it says who it was told is asking, and what for. That no token reaches it is looked at too.
+// orders is the secured service: it responds with the user and the path that it received. It also
+// checks that it receives no token.
 func orders(t *testing.T) *httptest.Server {
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "" {
 			t.Error("a token has reached the upstream")
 		}
-		fmt.Fprintf(w, "%s asks for %s", strings.Join(r.Header.Values("X-User-Id"), " and "), r.URL.Path)
+		fmt.Fprintf(w, "%s gets %s", strings.Join(r.Header.Values("X-User-Id"), " and "), r.URL.Path)
 	}))
 	t.Cleanup(service.Close)
 	return service
 }
 
-// knownUsers is the user service: the user name is the id, and everybody's password is "right".
+// knownUsers is the user service: the id equals the user name, and every password is "right".
 func knownUsers(t *testing.T) *httptest.Server {
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var login struct{ Username, Password string }
@@ -65,7 +66,8 @@ func knownUsers(t *testing.T) *httptest.Server {
 	return service
 }
 
-// run has clients at every gateway until done is closed. It returns at once; wait waits for the last of them.
+// run starts clients at every gateway. They run until done is closed; wait waits for the last of
+// them.
 func (c *clients) run(done <-chan struct{}) (wait func()) {
 	var all sync.WaitGroup
 	number := uint64(0)
@@ -95,11 +97,11 @@ func (c *clients) run(done <-chan struct{}) (wait func()) {
 	return all.Wait
 }
 
-// pick returns one of the latest tokens, mostly of the very latest, or nil.
+// pick returns one of the latest tokens, usually one of the very latest, or nil.
 func (c *clients) pick(r *rand.Rand) *minted {
 	n := 60
 	if r.IntN(4) == 0 {
-		n = 600 // and some whose grace is over
+		n = 600 // includes some whose grace is over
 	}
 	latest := c.history.latest(n)
 	if len(latest) == 0 {
@@ -108,10 +110,10 @@ func (c *clients) pick(r *rand.Rand) *minted {
 	return latest[r.IntN(len(latest))]
 }
 
-// kept are the users whose sessions nobody ends, so that some live for as long as they may.
+// kept are users whose sessions are never ended, so that some live for the whole lifetime.
 const kept = "kept"
 
-// login opens a session of a new user, or one more of a known one.
+// login opens a session of a new or a known user.
 func (c *clients) login(r *rand.Rand, gateway int) {
 	user := fmt.Sprintf("user-%d", c.users.Load())
 	switch r.IntN(6) {
@@ -134,7 +136,7 @@ func (c *clients) loginAs(gateway int, user string) *minted {
 	return c.history.minted(minted{span: c.history.since(from), Text: got.Header.Get("token"), User: user})
 }
 
-// use asks the secured service for something that nobody asked for before.
+// use requests a unique path of the secured service.
 func (c *clients) use(gateway int, m *minted) verdict {
 	if m == nil {
 		return unsure
@@ -146,8 +148,9 @@ func (c *clients) use(gateway int, m *minted) verdict {
 	u.Verdict, u.Answer = judged(got, err)
 	if u.Verdict == accepted {
 		var whole bool
-		// The answer to another question is somebody else's: then its whole text is no user's id.
-		if u.Identity, whole = strings.CutSuffix(got.Body, " asks for "+strings.TrimPrefix(path, "/orders")); !whole {
+		// If the path differs, the response belongs to another request; then Identity is the whole
+		// text, which is no user's id.
+		if u.Identity, whole = strings.CutSuffix(got.Body, " gets "+strings.TrimPrefix(path, "/orders")); !whole {
 			u.Identity = got.Body
 		}
 	}
@@ -155,7 +158,7 @@ func (c *clients) use(gateway int, m *minted) verdict {
 	return u.Verdict
 }
 
-// introspect asks the gateway itself, and returns the session's public id, or nothing.
+// introspect asks the gateway for the session's public id, or returns "".
 func (c *clients) introspect(gateway int, m *minted) (id string) {
 	if m == nil {
 		return ""
@@ -178,8 +181,8 @@ func (c *clients) introspect(gateway int, m *minted) (id string) {
 	return about.SID
 }
 
-// refresh hands a token in for the next one of its session: as one client does, as two tabs do at once, or as one does that
-// repeats what had no answer. Few do it when the grace may be over, which ends the session.
+// refresh exchanges a token as one client does, as two tabs do concurrently, or as a client does
+// that retries after an error. It rarely does so if the grace may be over, which ends the session.
 func (c *clients) refresh(r *rand.Rand, gateway int) {
 	m := c.pick(r)
 	if m == nil || strings.HasPrefix(m.User, kept) {
@@ -198,7 +201,7 @@ func (c *clients) refresh(r *rand.Rand, gateway int) {
 	both.Wait()
 }
 
-// handOver hands a token in once. What gets the next one has used the token, too.
+// handOver refreshes a token once. If it gets the next token, this counts as a use too.
 func (c *clients) handOver(gateway int, m *minted) verdict {
 	const how = "POST /token/refresh"
 	from := c.history.now()
@@ -215,14 +218,14 @@ func (c *clients) handOver(gateway int, m *minted) verdict {
 	return verdict
 }
 
-// logout ends a session, or all of a user's, in one of the ways that there are. What was ended is then tried at every
-// gateway at once, when it is most likely to be remembered.
+// logout ends a session, or all sessions of a user, by one of the existing ways. The ended tokens
+// are then tried at every gateway at once, while they are likely to be cached.
 func (c *clients) logout(r *rand.Rand, gateway int) {
 	m := c.pick(r)
 	if m == nil || strings.HasPrefix(m.User, kept) {
 		return
 	}
-	if r.IntN(2) == 0 { // the others have it in memory
+	if r.IntN(2) == 0 { // the other gateways have it in memory
 		c.everywhere(m)
 	}
 	if c.end(r.IntN(6), gateway, m) {
@@ -239,7 +242,8 @@ func (c *clients) everywhere(m *minted) {
 	all.Wait()
 }
 
-// end ends a token's session, or all of its user's, and says whether the gateway acknowledged that.
+// end ends a token's session, or all of its user's, and reports whether the gateway acknowledged
+// it.
 func (c *clients) end(way, gateway int, m *minted) bool {
 	e := ending{Token: m, Gateway: gateway}
 	const form = "application/x-www-form-urlencoded"
@@ -274,7 +278,7 @@ func (c *clients) end(way, gateway int, m *minted) bool {
 	}
 	e.span = c.history.since(from)
 	verdict, answer := judged(got, err)
-	if verdict == refused { // a use that was not let in: nothing was tried
+	if verdict == refused { // a rejected request cannot end anything
 		c.history.used(use{span: e.span, Token: m, Gateway: gateway, How: e.How, Verdict: refused, Answer: answer})
 		return false
 	}
@@ -286,7 +290,7 @@ func (c *clients) end(way, gateway int, m *minted) bool {
 // endedOnTheWay is the body of a response to a request whose token expired before the upstream responded.
 const endedOnTheWay = "The token ended before the service had answered."
 
-// judged says what an answer means.
+// judged converts a response to a verdict.
 func judged(got answer, err error) (verdict, string) {
 	switch {
 	case err != nil:

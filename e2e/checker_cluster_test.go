@@ -9,8 +9,8 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// A Redis Cluster promises the same while its masters are replaced, by agreement and because they died, and while slots
-// move from one to another.
+// A Redis Cluster keeps the same promise while its masters are replaced, by failover or after a
+// crash, and while slots move.
 func TestRevokedMeansRefusedInACluster(t *testing.T) {
 	lasts, seed := soak(t)/2, seed(t)
 	masters, replicas := redistest.StartReplicatedCluster(t, 3, "--appendonly", "yes")
@@ -51,7 +51,8 @@ func (n *nemesis) ofShards() []fault {
 			follows()
 			n.history.wasApart(n.history.since(from))
 		}
-		// The master that dies has replicated all that it acknowledged: what it has not is lost with it, as documented.
+		// The master that dies has replicated everything it acknowledged. Otherwise acknowledged
+		// data is lost, as documented.
 		die := func() {
 			s.masters[i].Do("CLIENT", "PAUSE", "60000", "WRITE")
 			redistest.AwaitInStep(n.t, s.masters[i], s.replicas[i])
@@ -69,7 +70,7 @@ func (n *nemesis) ofShards() []fault {
 	return all
 }
 
-// moveSlots moves some slots in which there is something to another master.
+// moveSlots moves some non-empty slots to another master.
 func (n *nemesis) moveSlots() {
 	for range 5 {
 		masters := n.shards.masters

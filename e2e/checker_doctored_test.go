@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// What the checker finds is only worth something if it finds it: histories made up for it, one good and the others
-// with one thing wrong.
-func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
+// TestCheckerFindsViolations tests the checker itself with constructed histories: correct ones, and
+// others with one violation each.
+func TestCheckerFindsViolations(t *testing.T) {
 	s := func(from, to int) span {
 		return span{time.Duration(from) * time.Millisecond, time.Duration(to) * time.Millisecond}
 	}
 	cases := map[string]struct {
 		made func(h *history, ann, ben *minted)
-		want string // in the one violation; none where it is empty
+		want string // part of the single violation; empty if there is none
 	}{
 		"a life": {made: func(h *history, ann, ben *minted) {
 			h.used(use{span: s(20, 30), Token: ann, Verdict: accepted, Identity: "ann"})
 			h.ended(ending{span: s(40, 50), Token: ann, Acknowledged: true})
-			h.used(use{span: s(45, 80), Token: ann, Verdict: accepted, Identity: "ann"}) // began before the revoke returned
+			h.used(use{span: s(45, 80), Token: ann, Verdict: accepted, Identity: "ann"}) // started before the revoke returned
 			h.used(use{span: s(45, 80), Token: ann, Verdict: refused})
 			h.used(use{span: s(60, 70), Token: ann, Verdict: refused})
 			h.used(use{span: s(60, 70), Token: ann, Verdict: unsure})
@@ -135,7 +135,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 		"no identity": {want: `taken for ""`, made: func(h *history, ann, _ *minted) {
 			h.used(use{span: s(20, 30), Token: ann, Verdict: accepted})
 		}},
-		"no answers while all was well": {want: "2 of 11 uses were not answered though nothing was wrong, the last: 503", made: func(h *history, ann, _ *minted) {
+		"no responses without a fault": {want: "2 of 11 uses got no response without a fault, the last: 503", made: func(h *history, ann, _ *minted) {
 			h.wasCalm(s(0, 50))
 			for range 9 {
 				h.used(use{span: s(20, 30), Token: ann, Verdict: accepted, Identity: "ann"})
@@ -144,7 +144,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 				h.used(use{span: s(20, 30), Token: ann, Verdict: unsure, Answer: "503"})
 			}
 		}},
-		"one answer of ten that did not come": {made: func(h *history, ann, _ *minted) {
+		"one missing response of ten": {made: func(h *history, ann, _ *minted) {
 			h.wasCalm(s(0, 50))
 			for range 9 {
 				h.used(use{span: s(20, 30), Token: ann, Verdict: accepted, Identity: "ann"})
@@ -155,7 +155,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 			h.wasCalm(s(0, 50))
 			h.used(use{span: s(20, 60), Token: ann, Verdict: unsure, Answer: "503"})
 		}},
-		"an odd answer": {want: "answered 500", made: func(h *history, ann, _ *minted) {
+		"an odd response": {want: "got 500", made: func(h *history, ann, _ *minted) {
 			h.used(use{span: s(20, 30), Token: ann, Verdict: odd, Answer: "500"})
 		}},
 		"an acceptance after its time": {want: "accepted", made: func(h *history, ann, _ *minted) {
@@ -173,7 +173,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 			c.made(h, ann, ben)
 			switch got := h.violations(); {
 			case c.want == "" && len(got) > 0:
-				t.Errorf("found %q, and nothing is wrong", got)
+				t.Errorf("found %q, want no violation", got)
 			case c.want != "" && (len(got) != 1 || !strings.Contains(got[0], c.want)):
 				t.Errorf("found %q, want one with %q", got, c.want)
 			}
@@ -181,7 +181,7 @@ func TestTheCheckerFindsWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestTheCheckerFindsATokenInALog(t *testing.T) {
+func TestCheckerFindsATokenInALog(t *testing.T) {
 	const uuid, secret = "0b6f3ad2-9c1e-4f57-8a34-d2c1b0a99f10", "gp1_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWo0000abcd1234"
 	h := newHistory(time.Minute, 10*time.Second)
 	h.minted(minted{Text: uuid})
@@ -190,7 +190,7 @@ func TestTheCheckerFindsATokenInALog(t *testing.T) {
 		"": false, "a line\nand another": false, "an id: 1c6f3ad2-0000-4f57-8a34-d2c1b0a99f10\n": false,
 		"first\nGET /?t=" + uuid + " 200\nlast":     true,
 		strings.ToUpper(uuid):                       true,
-		uuid[4:30]:                                  true, // cut, as some loggers do
+		uuid[4:30]:                                  true, // truncated, as some loggers do
 		`{"authorization":"Bearer ` + secret + `"}`: true,
 	} {
 		got := h.leaks(map[string]string{"envoy": text})

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// history is all that clients did to the gateways and what came of it, by one clock: all clients are this process. What it
-// proves is decided afterwards, by [history.violations], which looks at nothing else.
+// history records all calls of the clients and their results with one clock, because all clients
+// are in this process. [history.violations] evaluates it afterwards and uses nothing else.
 type history struct {
 	start time.Time
-	// lifetime is for how long a token opens services, and grace for how long a refreshed one does.
+	// lifetime is the lifetime of a token, and grace how long a refreshed token stays valid.
 	lifetime, grace time.Duration
 
 	mu     sync.Mutex
@@ -24,58 +24,59 @@ type history struct {
 	apart  []span
 }
 
-// span is from when a client began a call to when it had the answer, counted from the start of the history. What
-// the gateway did, it did in between.
+// span is the time from the start of a call to its response, since the start of the history. The
+// gateway processed the call within it.
 type span struct{ From, To time.Duration }
 
-// minted is a token that a gateway handed out.
+// minted is a token that a gateway issued.
 type minted struct {
 	span
 	Text, User string
-	// Session is shared by the tokens of one session, which a refresh hands on.
+	// Session is shared by the tokens of one session, which a refresh continues.
 	Session int
-	// Before is the token that was refreshed for it; nil: a login.
+	// Before is the token that was refreshed, or nil after a login.
 	Before *minted
 }
 
-// verdict is what came of a use.
+// verdict is the result of a use.
 type verdict int
 
 const (
 	accepted verdict = iota
 	refused          // 401, or 504 if the token expired on the way
-	unsure           // 503, or no answer at all
-	odd              // any other answer
+	unsure           // 503 or no response
+	odd              // any other response
 )
 
-// use is one try to open something with a token.
+// use is one request with a token.
 type use struct {
 	span
 	Token   *minted
 	Gateway int
-	// How the token was used, and what was answered in words.
+	// How is how the token was sent; Answer is the response as text.
 	How, Answer string
 	Verdict     verdict
-	// Identity is whose token it was taken for.
+	// Identity is the user that the service received.
 	Identity string
 }
 
-// ending is one try to end sessions: the one of the token, or all of the token's user.
+// ending is one attempt to end the session of a token, or all sessions of its user.
 type ending struct {
 	span
 	Token   *minted
 	Gateway int
 	How     string
-	// Everywhere: all sessions of the user are meant.
+	// If Everywhere is true, all sessions of the user are ended.
 	Everywhere bool
-	// Handover: a refresh. It ends the token's grace in time, that of the token before at once, and the whole session if
-	// it is a reuse.
+	// Handover marks a refresh. It ends the token after the grace, the previous token at once, and
+	// the whole session in case of reuse.
 	Handover bool
-	// Acknowledged: the gateway said that it is done. Else it may have been done, or be done at any time later.
+	// Acknowledged reports whether the gateway confirmed the call. Otherwise it may have happened,
+	// or may happen at any later time.
 	Acknowledged bool
 }
 
-// expiryMargin is how far a gateway's reading of a token's end may be from the test's: stores count in whole units.
+// expiryMargin is the tolerance for a token's expiry, because stores round times to whole units.
 const expiryMargin = time.Second
 
 func newHistory(lifetime, grace time.Duration) *history {
@@ -84,10 +85,10 @@ func newHistory(lifetime, grace time.Duration) *history {
 
 func (h *history) now() time.Duration { return time.Since(h.start) }
 
-// since is the span of a call that began at the time from and has its answer now.
+// since returns the span of a call that started at from and ends now.
 func (h *history) since(from time.Duration) span { return span{from, h.now()} }
 
-// minted takes down a token that a gateway handed out. What several refreshes were given is one token.
+// minted records a token. If several refreshes returned the same token, it is recorded once.
 func (h *history) minted(m minted) *minted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -116,15 +117,15 @@ func (h *history) ended(e ending) {
 	h.ends = append(h.ends, e)
 }
 
-// wasCalm notes a time in which nothing was done to the gateways or to Redis, nor the consequences of it lasted.
+// wasCalm records a time span without faults or their consequences.
 func (h *history) wasCalm(s span) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.calm = append(h.calm, s)
 }
 
-// wasApart notes a time in which a master of a Cluster may not have known yet that it was replaced. It may refuse a
-// token that the new master has minted; it must not accept one that was revoked.
+// wasApart records a time span in which a replaced master of a Cluster may not have noticed. It may
+// reject a token that the new master minted; it must not accept a revoked one.
 func (h *history) wasApart(s span) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -135,15 +136,15 @@ func (h *history) wasApartDuring(s span) bool {
 	return slices.ContainsFunc(h.apart, func(apart span) bool { return apart.From <= s.To && s.From <= apart.To })
 }
 
-// fate is what may be known of a token's end.
+// fate is what is known about a token's end.
 type fate struct {
-	// doubtful is when it may have ended at the earliest; dead is from when on it has for certain. forever: never.
+	// The token ended at the earliest at doubtful, and at the latest at dead. forever means never.
 	doubtful, dead time.Duration
-	// by is the ending that is the reason for dead.
+	// by is the ending that determines dead.
 	by string
 }
 
-// fates follows from what was minted, from the endings and from the lifetime.
+// fates derives the fates from the minted tokens, the endings and the lifetime.
 func (h *history) fates() map[*minted]fate {
 	h.dateBack()
 	bySession, byUser := map[int][]*minted{}, map[string][]*minted{}
@@ -188,7 +189,8 @@ func (h *history) fates() map[*minted]fate {
 	return fates
 }
 
-// dateBack sets from when on a token that a refresh gave may have been there: since the first try, if that had no answer.
+// dateBack sets the earliest time at which a token of a refresh may exist: the first attempt, if
+// that got no response.
 func (h *history) dateBack() {
 	first := map[*minted]time.Duration{}
 	for _, e := range h.ends {
@@ -203,7 +205,7 @@ func (h *history) dateBack() {
 	}
 }
 
-// handOver adds to the fates what a refresh means for the token that was presented and for the one before.
+// handOver applies a refresh to the fates of the presented token and of the one before.
 func (h *history) handOver(fates map[*minted]fate, e ending) {
 	doubt(fates, e.Token, e.From+h.grace-expiryMargin)
 	if e.Token.Before != nil {
@@ -215,14 +217,14 @@ func (h *history) handOver(fates map[*minted]fate, e ending) {
 	}
 }
 
-// doubt says that a token may have ended at a time.
+// doubt records that a token may have ended at a time.
 func doubt(fates map[*minted]fate, m *minted, at time.Duration) {
 	f := fates[m]
 	f.doubtful = min(f.doubtful, at)
 	fates[m] = f
 }
 
-// violations are the uses that must not have come out as they did, in the order in which they began.
+// violations returns the uses with a wrong result, in the order in which they began.
 func (h *history) violations() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -237,7 +239,7 @@ func (h *history) violations() []string {
 	return append(append(all, h.forks()...), h.silence()...)
 }
 
-// forks are the tokens that several refreshes exchanged for different ones.
+// forks returns the tokens that several refreshes exchanged for different ones.
 func (h *history) forks() (all []string) {
 	next := map[*minted]*minted{}
 	for _, m := range h.tokens {
@@ -252,8 +254,8 @@ func (h *history) forks() (all []string) {
 	return all
 }
 
-// silence is what is wrong where more than a tenth of the uses had no answer while nothing was wrong: a machine
-// that has more to do than it can may let the one or other run into a time-out.
+// silence reports if more than a tenth of the uses got no response without a fault. An overloaded
+// machine may cause a few timeouts.
 func (h *history) silence() []string {
 	all, without, answer := 0, 0, ""
 	for _, u := range h.uses {
@@ -268,10 +270,10 @@ func (h *history) silence() []string {
 	if 10*without <= all {
 		return nil
 	}
-	return []string{fmt.Sprintf("%d of %d uses were not answered though nothing was wrong, the last: %s", without, all, answer)}
+	return []string{fmt.Sprintf("%d of %d uses got no response without a fault, the last: %s", without, all, answer)}
 }
 
-// judge says what is wrong with a use, or nothing.
+// judge returns what is wrong with a use, or "".
 func (h *history) judge(u use, f fate) string {
 	switch {
 	case u.Verdict == accepted && u.Identity != u.Token.User:
@@ -281,7 +283,7 @@ func (h *history) judge(u use, f fate) string {
 	case u.Verdict == refused && u.To < f.doubtful && !h.wasApartDuring(u.span):
 		return "refused though it lives"
 	case u.Verdict == odd:
-		return "answered " + u.Answer
+		return "got " + u.Answer
 	}
 	return ""
 }
@@ -294,7 +296,7 @@ func (u use) String() string {
 	return fmt.Sprintf("%v: %s at gateway %d of %s's token of %v", u.span, u.How, u.Gateway, u.Token.User, u.Token.To.Round(time.Microsecond))
 }
 
-// story is all that a user did, for the report of what was wrong.
+// story lists everything that a user did, for the report of a violation.
 func (h *history) story(user string) string {
 	type event struct {
 		from time.Duration
@@ -330,7 +332,7 @@ func (h *history) inCalm(s span) bool {
 	return slices.ContainsFunc(h.calm, func(calm span) bool { return calm.From <= s.From && s.To <= calm.To })
 }
 
-// living and dead are the tokens of which it is certain that they live for a while yet, or that they are dead.
+// living and dead return the tokens that are certainly valid for a while, or certainly ended.
 func (h *history) living() []*minted {
 	soon := h.now() + 5*time.Second
 	return h.those(func(f fate) bool { return f.doubtful > soon })
@@ -354,14 +356,14 @@ func (h *history) those(are func(fate) bool) []*minted {
 	return found
 }
 
-// latest are the tokens that were minted last, n at the most.
+// latest returns up to n of the most recently minted tokens.
 func (h *history) latest(n int) []*minted {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return slices.Clone(h.tokens[max(0, len(h.tokens)-n):])
 }
 
-// count says how many uses had a verdict at a gateway.
+// count returns the number of uses with a verdict at a gateway.
 func (h *history) count(v verdict, gateway int) (n int) {
 	for _, u := range h.uses {
 		if u.Verdict == v && u.Gateway == gateway {
@@ -371,7 +373,8 @@ func (h *history) count(v verdict, gateway int) (n int) {
 	return n
 }
 
-// refreshes counts the refreshes that were acknowledged, and those of them that gave a token which was given before.
+// refreshes counts the acknowledged refreshes, and those of them that returned an already issued
+// token.
 func (h *history) refreshes() (all, repeated int) {
 	for _, e := range h.ends {
 		if e.Handover && e.Acknowledged {
@@ -387,9 +390,9 @@ func (h *history) refreshes() (all, repeated int) {
 	return all, repeated
 }
 
-// leaks says in which of the texts, which are named, there is a token, or the middle half of one.
+// leaks returns which of the named texts contain a token, or the middle half of one.
 func (h *history) leaks(texts map[string]string) []string {
-	const width = 16 // less than half of a token of either form
+	const width = 16 // less than half of a token in either format
 	middles := make(map[string]bool, len(h.tokens))
 	for _, m := range h.tokens {
 		if at := (len(m.Text) - width) / 2; at >= 0 {

@@ -18,12 +18,12 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// line is a gateway's way to Redis. It tells the connection on which Redis calls back from those that carry data,
-// so that each kind can fail by itself.
+// line is a gateway's connection to Redis through proxies. It separates the tracking connection, on
+// which Redis sends invalidations, from the data connections, so that each kind can fail alone.
 type line struct {
-	// Addr is what the gateway takes for Redis.
+	// Addr is the address that the gateway uses for Redis.
 	Addr string
-	// Tracking and Data are what can be done to the two kinds.
+	// Tracking and Data are the proxies of the two kinds.
 	Tracking, Data *faultproxy.Proxy
 
 	listener net.Listener
@@ -60,7 +60,8 @@ func (l *line) accept() {
 	}
 }
 
-// connect reads a connection's first command, in which the tracking one gives its name, and goes on by the proxy of its kind.
+// connect reads the first command, in which the tracking connection sets its name, and continues
+// through the proxy of its kind.
 func (l *line) connect(client net.Conn) {
 	defer client.Close()
 	in := bufio.NewReader(client)
@@ -93,7 +94,7 @@ func (l *line) connect(client net.Conn) {
 	both.Wait()
 }
 
-// firstCommand reads one command as clients of Redis write it: an array of strings.
+// firstCommand reads one command in the format of Redis clients: an array of strings.
 func firstCommand(in *bufio.Reader) (raw []byte, tracking bool, err error) {
 	var read bytes.Buffer
 	number := func(kind byte) int {
@@ -118,31 +119,32 @@ func firstCommand(in *bufio.Reader) (raw []byte, tracking bool, err error) {
 	return read.Bytes(), tracking, err
 }
 
-// nemesis does to gateways and to Redis what befalls them, one thing or two at a time, and then undoes it.
+// nemesis injects one or two faults at a time into gateways and Redis, and heals them.
 type nemesis struct {
 	t        *testing.T
 	random   *rand.Rand
 	history  *history
 	gateways []*gateway
-	// redis and the lines to it: nil where the gateways keep their tokens themselves.
+	// redis and lines are nil if the gateways use the embedded store.
 	redis *redistest.Server
 	lines []*line
-	// shards: nil where Redis is no Cluster.
+	// shards is nil if Redis is not a Cluster.
 	shards *shards
 
-	done []string // what was done, and when
+	done []string // the faults and their times
 }
 
-// fault is one thing that can befall them. Of one place one thing befalls at a time.
+// fault is one fault. A place has at most one fault at a time.
 type fault struct {
 	place, name string
-	// inflict does it, and heal undoes it.
+	// inflict causes the fault; heal ends it.
 	inflict, heal func()
-	// most is for how long it lasts at the most.
+	// most is the maximum duration.
 	most time.Duration
 }
 
-// rage goes on until the time is over; all is healed then, and every process runs again, if not yet as it should.
+// rage injects faults until the time is over. It then heals everything; all processes run again,
+// but may not be ready yet.
 func (n *nemesis) rage(until time.Time) {
 	for time.Now().Before(until) {
 		first := n.any()
@@ -166,7 +168,7 @@ func (n *nemesis) rage(until time.Time) {
 	}
 }
 
-// any draws a fault: a place first, then what befalls it there.
+// any picks a place and then a fault.
 func (n *nemesis) any() fault {
 	places := [][]fault{}
 	for i, g := range n.gateways {
@@ -190,7 +192,7 @@ func (n *nemesis) any() fault {
 
 func nothing() {}
 
-// servers are all Redis servers.
+// servers returns all Redis servers.
 func (n *nemesis) servers() []*redistest.Server {
 	all := n.shards.all()
 	if n.redis != nil {
@@ -285,7 +287,8 @@ func (n *nemesis) ofGateway(number int, g *gateway) []fault {
 	}
 }
 
-// envoyOf is the Envoy that a gateway runs, or 0 while it has none. One that only checks the bootstrap does not count.
+// envoyOf returns the process id of a gateway's Envoy, or 0. An Envoy that only validates the
+// bootstrap is not counted.
 func envoyOf(gatepost int) int {
 	threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", gatepost))
 	for _, thread := range threads {

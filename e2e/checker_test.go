@@ -14,20 +14,22 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// The promise of the tokens, as a checker in the manner of Jepsen tests it: clients mint, use and end tokens at
-// whole gateways while a nemesis does to them and to Redis what it can, and the history of all calls shows that
+// TestRevokedMeansRefused checks the promise of the tokens in the manner of Jepsen. Clients mint,
+// use and end tokens at whole gateways while a nemesis injects faults into them and into Redis. The
+// history of all calls must show that
 //
-//   - no use was accepted, by any gateway, that began after a revoke of the token had returned;
-//   - no live token was refused; "can't tell" is allowed under faults, and when all is healed each token has its answer;
-//   - nobody was ever taken for another;
-//   - no token is in the log of any process, nor in what Redis keeps.
+//   - no gateway accepted a use that began after a revoke of the token had returned;
+//   - no gateway rejected a live token; a 503 is allowed during faults, but after healing each token
+//     gets a definite response;
+//   - no user was mistaken for another;
+//   - no token is in the log of any process, nor in Redis.
 //
-// GATEPOST_SOAK is for how long it goes on (a minute by default), and GATEPOST_SEED makes the nemesis do what it
-// did with that seed, which is logged.
+// GATEPOST_SOAK is the duration (default: a minute). GATEPOST_SEED, which is logged, repeats the
+// faults of a run.
 func TestRevokedMeansRefused(t *testing.T) {
 	lasts, seed := soak(t), seed(t)
 	t.Run("checked inside Envoy", func(t *testing.T) { twoGateways(t, lasts/2, seed) })
-	t.Run("one asks each time", func(t *testing.T) { twoGateways(t, lasts/2, seed+1, "--module", "off") })
+	t.Run("without the module", func(t *testing.T) { twoGateways(t, lasts/2, seed+1, "--module", "off") })
 	t.Run("one without a cache", func(t *testing.T) { twoGateways(t, lasts/2, seed+2, "--cache", "off") })
 }
 
@@ -61,8 +63,8 @@ func seed(t *testing.T) uint64 {
 	return seed
 }
 
-// twoGateways is the checker on two gateways at one Redis that forgets nothing, each by a line of its own. args are
-// further arguments of the second one.
+// twoGateways runs the checker on two gateways with one persistent Redis, each with its own line.
+// args are more arguments of the second gateway.
 func twoGateways(t *testing.T, lasts time.Duration, seed uint64, args ...string) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	lines := []*line{startLine(t, redis.Addr), startLine(t, redis.Addr)}
@@ -75,8 +77,8 @@ func twoGateways(t *testing.T, lasts time.Duration, seed uint64, args ...string)
 	})
 }
 
-// The embedded store promises the same, of the one gateway that it has: what it acknowledged it has not forgotten
-// after a kill at any moment.
+// With the embedded store, the one gateway that can use it keeps the same promise: nothing that it
+// acknowledged is lost if it is killed at any moment.
 func TestRevokedMeansRefusedByTheEmbeddedStore(t *testing.T) {
 	check(t, campaign{lasts: soak(t) / 3, seed: seed(t), setups: []setup{{Args: []string{"--log-level", "debug"}}}})
 }
@@ -85,17 +87,17 @@ func TestRevokedMeansRefusedByTheEmbeddedStore(t *testing.T) {
 type campaign struct {
 	lasts  time.Duration
 	seed   uint64
-	setups []setup // one for each gateway
+	setups []setup // one per gateway
 	redis  *redistest.Server
 	lines  []*line
 	shards *shards
 }
 
-// lifetime of the tokens: short, so that some expire under way, and long enough for those that are minted at the end of the
-// faults to be tried after all has been healed.
+// The lifetime of tokens is short, so that some expire during the run, and long enough that tokens
+// minted at the end of the faults can be tried after healing.
 const lifetime = 40 * time.Second
 
-// refreshGrace is short, so that it ends under way, too.
+// refreshGrace is short, so that it also ends during the run.
 const refreshGrace = 3 * time.Second
 
 func check(t *testing.T, c campaign) {
@@ -128,7 +130,7 @@ services:
 		g.AwaitReady()
 	}
 	healthy(t, clients)
-	// What was asked before all was well again, and has no answer yet, is not to be held against the calm.
+	// Calls that started before everything was healed do not count as calm.
 	close(done)
 	wait()
 
@@ -138,7 +140,7 @@ services:
 	conclude(t, clients, n)
 }
 
-// healthy waits until a new token of each gateway is taken by each.
+// healthy waits until every gateway accepts new tokens of every gateway.
 func healthy(t *testing.T, c *clients) {
 	t.Helper()
 	for from := range c.gateways {
@@ -157,12 +159,13 @@ func healthy(t *testing.T, c *clients) {
 	}
 }
 
-// afterwards tries what must have outlived the faults, and what must not: without a fault each token has its answer.
+// afterwards tries the tokens that must have survived and those that must not. Without faults,
+// every call must get a definite response.
 func afterwards(t *testing.T, c *clients) {
 	t.Helper()
 	living, dead := c.history.living(), c.history.dead()
 	if len(living) == 0 || len(dead) == 0 {
-		t.Errorf("%d living and %d dead tokens are left to be tried: that shows nothing", len(living), len(dead))
+		t.Errorf("%d living and %d dead tokens are left: too few to test anything", len(living), len(dead))
 	}
 	for _, m := range append(last(living, 200), last(dead, 200)...) {
 		for g := range c.gateways {
@@ -173,7 +176,8 @@ func afterwards(t *testing.T, c *clients) {
 
 func last[E any](all []E, most int) []E { return all[max(0, len(all)-most):] }
 
-// conclude judges, and says what there was to judge: a history in which little happened proves little.
+// conclude reports the violations, and fails if too little happened for the history to be
+// meaningful.
 func conclude(t *testing.T, c *clients, n *nemesis) {
 	t.Helper()
 	h := c.history
@@ -190,7 +194,7 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 		texts[fmt.Sprintf("the log of gateway %d and its Envoy", i)] = g.Log()
 		t.Logf("gateway %d: %d uses accepted, %d refused, %d unanswered", i, h.count(accepted, i), h.count(refused, i), h.count(unsure, i))
 		if h.count(accepted, i) < 10 || h.count(refused, i) < 10 {
-			t.Errorf("gateway %d has hardly been used: the history shows nothing", i)
+			t.Errorf("gateway %d was hardly used: the history is not meaningful", i)
 		}
 	}
 	for _, server := range n.servers() {
@@ -214,12 +218,12 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 	}
 	t.Logf("%d tokens, %d ends acknowledged, %d faults", len(h.tokens), c.ends.Load(), len(n.done))
 	if c.ends.Load() < 3 {
-		t.Error("hardly a revoke was acknowledged: the history shows nothing")
+		t.Error("hardly any revoke was acknowledged: the history is not meaningful")
 	}
 	refreshes, repeated := h.refreshes()
 	t.Logf("%d refreshes acknowledged, %d of them repeated", refreshes, repeated)
 	if repeated == 0 {
-		t.Error("no refresh was repeated: the history shows nothing of the grace")
+		t.Error("no refresh was repeated: the grace was not tested")
 	}
 	if t.Failed() {
 		for _, fault := range n.done {
@@ -228,8 +232,8 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 	}
 }
 
-// The line tells the two kinds of connections apart: else a fault of one would be one of the other.
-func TestALineKnowsTheTrackingConnection(t *testing.T) {
+// The line must recognize the tracking connection; otherwise a fault would hit the wrong kind.
+func TestLineRecognizesTheTrackingConnection(t *testing.T) {
 	redis := redistest.Start(t)
 	l := startLine(t, redis.Addr)
 	shop := startShop(t, setup{Redis: "redis://" + l.Addr})

@@ -15,16 +15,17 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// The console blocks of each page of docs are one session, and its answers are what happens. The page says what runs:
+// TestSessionsOfTheDocumentation runs the console blocks of each page in docs as one session and
+// compares the output. The page defines what runs:
 //
-//   - A yaml block whose first line is a comment with a name, such as "# gatepost.yaml", is a file of that name.
-//     Without one, gatepost.yaml is the file of the demo.
-//   - The gateway is the one of the page's shell block that begins with `gatepost run`, else `gatepost run --config
-//     gatepost.yaml`.
-//   - The shop of the demo runs, and a Redis if the page names one.
+//   - A yaml block whose first line is a comment with a name, such as "# gatepost.yaml", is a file
+//     with that name. If there is none, gatepost.yaml is the file of the demo.
+//   - The gateway is the page's shell block that begins with `gatepost run`, or else
+//     `gatepost run --config gatepost.yaml`.
+//   - The shop of the demo runs, and a Redis if the page mentions one.
 //
-// Ports are replaced by free ones. In an answer … stands for any text.
-func TestSessionsOfTheDocumentationAreWhatHappens(t *testing.T) {
+// Ports are replaced by free ones. In an output … stands for any text.
+func TestSessionsOfTheDocumentation(t *testing.T) {
 	sessions := 0
 	for _, pattern := range []string{"../docs/*.md", "../docs/*/*.md"} {
 		pages, err := filepath.Glob(pattern)
@@ -141,7 +142,7 @@ func awaitSession(t *testing.T, g *gateway, ready bool) {
 	})
 }
 
-// freePorts returns a free port for each port that the documentation uses.
+// freePorts returns a free port for each port in the documentation.
 func freePorts(t *testing.T) map[string]string {
 	t.Helper()
 	ports := map[string]string{}

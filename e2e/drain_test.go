@@ -13,7 +13,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// watchHealth follows the gRPC health of a gatepost whose --grpc is address. The function that it returns waits for the next status.
+// watchHealth watches the gRPC health of a gatepost with --grpc on address. next waits for the next
+// status.
 func watchHealth(t *testing.T, address string) (next func() string) {
 	t.Helper()
 	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -15,7 +15,7 @@ import (
 // explained runs `gatepost explain` on the gateway's definitions.
 func (g *gateway) explained(t *testing.T, args []string, method, path string, headers ...string) explain.Explanation {
 	t.Helper()
-	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...) // the last --config counts
+	args = append([]string{"explain", "--config", g.File, "--format", "json", "-X", method}, args...) // the last --config takes effect
 	for _, h := range headers {
 		args = append(args, "-H", h)
 	}
@@ -32,9 +32,10 @@ func (g *gateway) explained(t *testing.T, args []string, method, path string, he
 	return a
 }
 
-// TestExplainTellsWhatTheGatewayDoes asks the running gateway and `gatepost explain` the same. Package explain does so
-// thousands of times; this is the way of a user, with a token of the gateway's own and its Redis.
-func TestExplainTellsWhatTheGatewayDoes(t *testing.T) {
+// TestExplainMatchesTheGateway compares `gatepost explain` with the running gateway. Package
+// explain compares thousands of requests; this test takes a user's path, with a token of the
+// gateway and its Redis.
+func TestExplainMatchesTheGateway(t *testing.T) {
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()}, "cors: {expose_headers: [x-total]}")
 	alice := shop.Login("alice")
@@ -92,8 +93,8 @@ func TestExplainTellsWhatTheGatewayDoes(t *testing.T) {
 	}
 }
 
-// TestExplainKnowsWhoseTheTokenIsNow follows one token through its life.
-func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
+// TestExplainUsesTheCurrentSession follows one token through its life.
+func TestExplainUsesTheCurrentSession(t *testing.T) {
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	alice := shop.Login("alice")
@@ -122,7 +123,7 @@ func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
 	}
 	stored := shop.explained(t, append(ask, "--config", "redis"), "GET", "/orders", show)
 	if stored.Version != explained.Version || stored.Outcomes[0].Reason != "token_unknown" {
-		t.Errorf("by the definitions in Redis: %+v; want what those of the file say", stored)
+		t.Errorf("by the definitions in Redis: %+v; want the same as by the file", stored)
 	}
 	redis.Kill()
 	if got := reason(ask...); got != "store_unavailable" {
@@ -130,8 +131,9 @@ func TestExplainKnowsWhoseTheTokenIsNow(t *testing.T) {
 	}
 }
 
-// TestExplainAsksTheRunningGateway follows a token of the embedded store, which nobody but the gateway can open.
-func TestExplainAsksTheRunningGateway(t *testing.T) {
+// TestExplainLooksUpTokensInTheGateway follows a token of the embedded store, which only the
+// gateway can open.
+func TestExplainLooksUpTokensInTheGateway(t *testing.T) {
 	shop := startShop(t, setup{})
 	alice := shop.Login("alice")
 	show := "Authorization: Bearer " + alice
@@ -157,6 +159,6 @@ func TestExplainAsksTheRunningGateway(t *testing.T) {
 	}
 	shop.Stop()
 	if err := exec.Command(binary, "explain", "--config", shop.File, "--admin", shop.Admin, "/orders").Run(); err == nil {
-		t.Error("a gateway that is gone, and was named, is asked without an error")
+		t.Error("a named gateway that has stopped causes no error")
 	}
 }

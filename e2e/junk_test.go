@@ -9,7 +9,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// What cannot be a token that this gateway handed out is refused without a word to Redis, however it is dressed up.
+// Text that cannot be a token of this gateway is rejected without a call to Redis.
 func TestJunkNeverReachesRedis(t *testing.T) {
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
@@ -18,7 +18,7 @@ func TestJunkNeverReachesRedis(t *testing.T) {
 		t.Fatal(err)
 	}
 	flipped := []byte(secret.Reveal())
-	flipped[10] ^= 1 // the checksum is another's
+	flipped[10] ^= 1 // the checksum is now wrong
 	junk := []string{
 		"x", "null", "undefined", "Bearer", "Bearer x", "Basic YWxpY2U6cmlnaHQ=", "0b6f3ad2-9c1e-4f57-8a34-d2c1b0a99f1", "0b6f3ad29c1e4f578a34d2c1b0a99f10",
 		"gatepost:tok:*", "gp1_", string(flipped), "Bearer " + string(flipped), strings.Repeat("a", 500), strings.Repeat("a", 5000),
@@ -45,7 +45,7 @@ func TestJunkNeverReachesRedis(t *testing.T) {
 			t.Errorf("junk has made Redis %s %d times", command, n)
 		}
 	}
-	// Of one that could be a token Redis is asked: the counting counts.
+	// For a well-formed token Redis is called, so the count works.
 	want(t, "an unknown token", shop.Do("GET", "/orders", "", "Authorization: "+secret.Reveal()), http.StatusUnauthorized, notAllowed)
 	if redis.CommandStats()["get"] != after["get"]+1 {
 		t.Error("an unknown token was not looked up in Redis")

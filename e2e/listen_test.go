@@ -7,8 +7,9 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// Definitions that several gateways on one machine share name one address; --listen gives each its own.
-func TestTwoGatewaysOnOneMachineShareTheirDefinitions(t *testing.T) {
+// Several gateways on one machine can share definitions with one listen address; --listen gives
+// each its own.
+func TestListenFlagLetsTwoGatewaysShareDefinitions(t *testing.T) {
 	items := envoytest.Upstream(t)
 	shared := fmt.Sprintf("services:\n  - {name: items, path: /items, authenticate: false, upstreams: [%q]}\n", items.URL())
 	first := prepare(t, shared, setup{})

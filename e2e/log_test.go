@@ -11,7 +11,7 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// fullPipe returns the two ends of a pipe that takes no more bytes.
+// fullPipe returns the two ends of a full pipe.
 func fullPipe(t *testing.T) (reader, writer *os.File) {
 	t.Helper()
 	reader, writer, err := os.Pipe()
@@ -30,7 +30,7 @@ func fullPipe(t *testing.T) (reader, writer *os.File) {
 	return reader, writer
 }
 
-func TestALogThatNobodyReadsStopsNoTraffic(t *testing.T) {
+func TestUnreadLogDoesNotBlockTraffic(t *testing.T) {
 	t.Run("a full pipe", func(t *testing.T) {
 		_, stderr := fullPipe(t)
 		shop := startShop(t, setup{Stderr: stderr})
@@ -51,7 +51,7 @@ func TestALogThatNobodyReadsStopsNoTraffic(t *testing.T) {
 	})
 }
 
-// trafficGoesOn makes requests of which each writes a log line.
+// trafficGoesOn sends requests that each write a log line.
 func trafficGoesOn(t *testing.T, shop *shop) {
 	t.Helper()
 	for i := range 50 {
@@ -61,7 +61,7 @@ func trafficGoesOn(t *testing.T, shop *shop) {
 	want(t, "a request", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusOK, "")
 }
 
-// ends stops the gateway, which must end by itself.
+// ends stops the gateway, which must exit by itself.
 func ends(t *testing.T, shop *shop) {
 	t.Helper()
 	shop.Stop()

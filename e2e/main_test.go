@@ -1,5 +1,5 @@
-// Package e2e tests the whole: it starts `gatepost run` as a user does, with a real Envoy and a real store, and
-// looks at what clients get and at what reaches the upstreams.
+// Package e2e tests the whole gateway: it starts `gatepost run` like a user, with a real Envoy and
+// a real store, and checks the responses and the requests that reach the upstreams.
 package e2e
 
 import (
@@ -27,9 +27,9 @@ func run(m *testing.M) int {
 		return 1
 	}
 	binary = filepath.Join(dir, "gatepost")
-	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", binary} // as it is shipped
+	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", binary} // as released
 	if raceEnabled {
-		args = append(args, "-race") // a race in the process under test counts too
+		args = append(args, "-race") // detect races in the process under test too
 	}
 	build := exec.Command("go", append(args, "gatepost/cmd/gatepost")...)
 	if out, err := build.CombinedOutput(); err != nil {

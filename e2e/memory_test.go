@@ -14,13 +14,14 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// mostGrowth is how many bytes the memory of a process may grow while the load stays the same. A leak of a hundred bytes a request
-// is several times as much within ten minutes; the heap of Go and the arenas of Envoy's threads vary by some megabytes.
+// mostGrowth limits the growth of a process's memory under constant load, in bytes. A leak of a
+// hundred bytes per request exceeds it several times in ten minutes; Go's heap and the arenas of
+// Envoy's threads vary by a few megabytes.
 const mostGrowth = 24 << 20
 
-// TestMemoryStaysFlat has users log in, use their tokens and revoke them for as long as GATEPOST_SOAK says, at a gateway whose Envoy
-// checks tokens by itself, while services are added and removed. The memory of both processes is compared after a third of the time
-// and at the end.
+// TestMemoryStaysFlat lets users log in, use their tokens and revoke them for the duration of
+// GATEPOST_SOAK. Envoy checks tokens by itself, and services are added and removed meanwhile. The
+// test compares the memory of both processes after a third of the time and at the end.
 func TestMemoryStaysFlat(t *testing.T) {
 	c := startChecking(t, setup{Redis: redistest.Start(t).URL(), Args: []string{"--concurrency", "2"}})
 	g := c.gateways[0]
@@ -53,7 +54,7 @@ func TestMemoryStaysFlat(t *testing.T) {
 		before := g.Status().GetVersion()
 		g.Define(c.definitions("", fmt.Sprintf("identity: {user_header: x-user-%d}", round%2)))
 		g.AwaitChange(before)
-		c.orders.Reset() // the memory of this process is none of the test's
+		c.orders.Reset() // the memory of this process is not measured
 		time.Sleep(time.Second)
 	})
 	lasts := soak(t)
@@ -79,7 +80,7 @@ func TestMemoryStaysFlat(t *testing.T) {
 	all.Wait()
 	t.Logf("%.0f hits, %.0f of them after the first third", c.hits(), c.hits()-hits)
 	if c.hits() == hits {
-		t.Error("the module let nothing pass")
+		t.Error("the module allowed no request")
 	}
 }
 
@@ -104,7 +105,7 @@ func (u *user) once(t *testing.T) {
 
 var rssAnon = regexp.MustCompile(`RssAnon:\s+(\d+) kB`)
 
-// anonymous returns how many bytes of its own memory a process has.
+// anonymous returns the anonymous memory of a process, in bytes.
 func anonymous(t *testing.T, pid int) int64 {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

@@ -9,17 +9,18 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// A gateway without a cache does not track Redis, so it does not know of a gateway that still accepts a token from
-// memory. Its revoke must be refused there all the same, even if that gateway is cut off from the invalidations.
-func TestARevokeWithoutACacheIsRefusedByAGatewayWithOne(t *testing.T) {
+// A gateway without a cache does not track Redis, so it does not know about a gateway that can
+// still accept a token from memory. A token that it revokes must be rejected there too, even if
+// that gateway is cut off from the invalidations.
+func TestRevokeWithoutACacheIsAppliedByAGatewayWithOne(t *testing.T) {
 	for module, fromMemory := range map[string]func(cached *shop, request func()) bool{
-		// Gatepost answers from its cache.
+		// Gatepost decides from its cache.
 		"off": func(cached *shop, request func()) bool {
 			before := cached.Metric("gatepost_cache_hits_total")
 			request()
 			return cached.Metric("gatepost_cache_hits_total") > before
 		},
-		// Envoy answers by itself: Gatepost decides nothing.
+		// Envoy decides by itself: Gatepost receives no check.
 		"on": func(cached *shop, request func()) bool {
 			before := cached.Metric(`gatepost_decisions_total{decision="allow",reason="token_known"`)
 			request()

@@ -24,13 +24,14 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// checking is a gateway, or several at one Redis, whose Envoys check tokens by themselves.
+// checking is one gateway, or several with one Redis, whose Envoys check tokens by themselves.
 type checking struct {
 	users, orders *envoytest.Recorder
 	gateways      []*gateway
 }
 
-// definitions are those of a secured service; service is put into its entry, and more after all.
+// definitions returns definitions with a secured service. service is added to its entry, more is
+// appended.
 func (c *checking) definitions(service string, more ...string) string {
 	return fmt.Sprintf(`
 tokens: {authenticator: {url: "%s/users/authenticate", scopes_header: x-roles}}
@@ -49,7 +50,8 @@ func startChecking(t *testing.T, setups ...setup) *checking {
 	return c
 }
 
-// hits is how many requests of the orders the modules let pass, by the gateways' counters.
+// hits returns how many requests to orders the modules allowed, according to the gateways'
+// counters.
 func (c *checking) hits() float64 {
 	sum := 0.0
 	for _, g := range c.gateways {
@@ -58,18 +60,19 @@ func (c *checking) hits() float64 {
 	return sum
 }
 
-// user is a client with a connection of its own that uses one token again and again.
+// user is a client that uses one token repeatedly over its own connection.
 type user struct {
 	client   *http.Client
 	url      string
 	token    string
 	accepted atomic.Int64
 	refused  atomic.Int64
-	// latest is when the last use began that was accepted, in nanoseconds after the start of the trial.
+	// latest is the start time of the last accepted use, in nanoseconds since the start of the
+	// trial.
 	latest atomic.Int64
 }
 
-// use goes on until ctx ends.
+// use sends requests until ctx is done.
 func (u *user) use(ctx context.Context, t *testing.T, start time.Time) {
 	for ctx.Err() == nil {
 		began := time.Since(start)
@@ -99,8 +102,8 @@ func (u *user) use(ctx context.Context, t *testing.T, start time.Time) {
 	}
 }
 
-// trial has a token used over several connections at every gateway, revokes it at one of them, and fails the test where a
-// use that began after the revoke had returned was accepted.
+// trial uses a token over several connections at every gateway and revokes it at one of them. It
+// fails if a use that started after the revoke returned is accepted.
 func (c *checking) trial(t *testing.T, number int) {
 	t.Helper()
 	at := c.gateways[number%len(c.gateways)]
@@ -113,7 +116,7 @@ func (c *checking) trial(t *testing.T, number int) {
 	for i, g := range c.gateways {
 		for _, client := range []*http.Client{envoytest.Client(t), envoytest.H2Client(t)} {
 			u := &user{client: client, url: g.URL, token: token}
-			if i%2 == number/2%2 { // both forms of the credentials
+			if i%2 == number/2%2 { // both forms of credentials
 				u.token = token
 			}
 			users = append(users, u)
@@ -151,7 +154,7 @@ func (c *checking) trial(t *testing.T, number int) {
 	}
 }
 
-// trials makes so many of them, some at a time.
+// trials runs several trials, some of them concurrently.
 func (c *checking) trials(t *testing.T, number, atOnce int) {
 	t.Helper()
 	next := atomic.Int64{}
@@ -170,8 +173,9 @@ func (c *checking) trials(t *testing.T, number, atOnce int) {
 	t.Logf("%d trials, %v hits", number, c.hits())
 }
 
-// TestNobodyIsLetInAfterARevoke: at two gateways, with two workers each, over HTTP/1.1 and HTTP/2.
-func TestNobodyIsLetInAfterARevoke(t *testing.T) {
+// TestRevokedTokensAreRejectedByTheModule uses two gateways with two workers each, over HTTP/1.1
+// and HTTP/2.
+func TestRevokedTokensAreRejectedByTheModule(t *testing.T) {
 	two := []string{"--concurrency", "2"}
 	t.Run("two gateways at one Redis", func(t *testing.T) {
 		redis := redistest.Start(t).URL()
@@ -186,7 +190,8 @@ func TestNobodyIsLetInAfterARevoke(t *testing.T) {
 	})
 }
 
-// TestFrozenProcessLetsNobodyIn: an Envoy that stood still while a token was revoked, and a Gatepost that did, whose Envoy went on.
+// TestFrozenProcessLetsNobodyIn freezes an Envoy, or a Gatepost with a running Envoy, while a token
+// is revoked.
 func TestFrozenProcessLetsNobodyIn(t *testing.T) {
 	redis := redistest.Start(t).URL()
 	c := startChecking(t, setup{Redis: redis}, setup{Redis: redis})
@@ -206,7 +211,7 @@ func TestFrozenProcessLetsNobodyIn(t *testing.T) {
 			want(t, name+": the revoke", here.Do("POST", "/token/revoke", "", "Authorization: "+token), http.StatusOK, "")
 			answered, sent := make(chan answer), make(chan struct{}, 50)
 			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { sent <- struct{}{} }})
-			for range 5 { // they wait in the sockets of the frozen process
+			for range 5 { // they wait in the socket queues of the frozen process
 				go func() {
 					got, err := there.TryTraced(ctx, "GET", "/orders/5", "", "Authorization: "+token)
 					if err != nil {
@@ -230,12 +235,13 @@ func TestFrozenProcessLetsNobodyIn(t *testing.T) {
 		}
 	}
 	if c.hits() == 0 {
-		t.Error("the module let nothing pass")
+		t.Error("the module allowed no request")
 	}
 }
 
-// TestFrozenGatepostEndsWhatItsEnvoyDecides: secured services are 503 after a second, public ones go on, and all is well afterwards.
-func TestFrozenGatepostEndsWhatItsEnvoyDecides(t *testing.T) {
+// TestFrozenGatepostEndsDecisionsOfTheModule: secured services return 503 after a second, public
+// ones still work, and everything recovers.
+func TestFrozenGatepostEndsDecisionsOfTheModule(t *testing.T) {
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice")
@@ -252,7 +258,8 @@ func TestFrozenGatepostEndsWhatItsEnvoyDecides(t *testing.T) {
 	g.Await("Gatepost to go on", http.StatusOK, "GET", "/orders/5", "", "Authorization: "+token)
 }
 
-// TestChangeOfDefinitionsLeavesNoDecision: when new definitions are served, no decision by the old ones is used.
+// TestChangeOfDefinitionsLeavesNoDecision: when new definitions are served, decisions of the old
+// ones are not used.
 func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
 	c := startChecking(t, setup{Args: []string{"--concurrency", "1"}})
 	g := c.gateways[0]
@@ -294,7 +301,7 @@ func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
 			before := g.Status().GetVersion()
 			g.Define(one.definitions)
 			stop := make(chan bool)
-			go func() { // so that there is a decision at any time
+			go func() { // so that there always is a decision
 				defer close(stop)
 				for {
 					select {
@@ -320,12 +327,13 @@ func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
 		}
 	}
 	if c.hits() == 0 {
-		t.Error("the module let nothing pass")
+		t.Error("the module allowed no request")
 	}
 }
 
-// TestEachHitCounts: among the decisions, by service; and last_seen keeps its minute without it.
-func TestEachHitCounts(t *testing.T) {
+// TestHitsAreCounted: hits are counted as decisions, per service, and last_seen is updated every
+// minute.
+func TestHitsAreCounted(t *testing.T) {
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice")
@@ -339,8 +347,8 @@ func TestEachHitCounts(t *testing.T) {
 	}
 }
 
-// TestDecisionOfOneServiceIsNoneOfAnother: the same token, a moment later.
-func TestDecisionOfOneServiceIsNoneOfAnother(t *testing.T) {
+// TestDecisionsAreSeparateForEachService uses the same token at another service.
+func TestDecisionsAreSeparateForEachService(t *testing.T) {
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice") // without a scope
@@ -350,18 +358,18 @@ func TestDecisionOfOneServiceIsNoneOfAnother(t *testing.T) {
 	}
 }
 
-// TestModuleSetting: what --module says, what status and the log say of it.
+// TestModuleSetting checks the effect of --module, and how status and the log report it.
 func TestModuleSetting(t *testing.T) {
 	for name, s := range map[string]struct {
 		args   []string
 		inside bool
 		reason string
 	}{
-		"default":             {nil, true, ""},
-		"on":                  {[]string{"--module", "on"}, true, ""},
-		"off":                 {[]string{"--module", "off"}, false, "--module off"},
-		"Envoy elsewhere":     {[]string{"--grpc", envoytest.Addr(t)}, false, "no folder is shared"},
-		"nothing from memory": {[]string{"--redis", redistest.Start(t).URL(), "--cache", "off"}, false, "--cache off"},
+		"default":         {nil, true, ""},
+		"on":              {[]string{"--module", "on"}, true, ""},
+		"off":             {[]string{"--module", "off"}, false, "--module off"},
+		"Envoy elsewhere": {[]string{"--grpc", envoytest.Addr(t)}, false, "no folder is shared"},
+		"without a cache": {[]string{"--redis", redistest.Start(t).URL(), "--cache", "off"}, false, "--cache off"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := startChecking(t, setup{Args: s.args})
@@ -375,11 +383,11 @@ func TestModuleSetting(t *testing.T) {
 			}
 			module := g.Status().GetModule()
 			if (module.GetLibrary() != "") != s.inside || !strings.Contains(module.GetReason(), s.reason) || (module.GetReason() == "") != s.inside {
-				t.Errorf("the status says %v", module)
+				t.Errorf("the status is %v", module)
 			}
 		})
 	}
-	t.Run("on, where it cannot be", func(t *testing.T) {
+	t.Run("on, but impossible", func(t *testing.T) {
 		c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
 		g := prepare(t, c.definitions(""), setup{Args: []string{"--module", "on", "--grpc", envoytest.Addr(t)}})
 		g.Run()
@@ -387,7 +395,7 @@ func TestModuleSetting(t *testing.T) {
 			t.Errorf("exit %d:\n%s", code, g.Log())
 		}
 	})
-	t.Run("a wrong word", func(t *testing.T) {
+	t.Run("an invalid value", func(t *testing.T) {
 		c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
 		g := prepare(t, c.definitions(""), setup{Args: []string{"--module", "perhaps"}})
 		g.Run()
@@ -397,7 +405,8 @@ func TestModuleSetting(t *testing.T) {
 	})
 }
 
-// withModule builds a gatepost that has another library for a module, and has the test run that one.
+// withModule builds a gatepost with another library as its module, and makes the test run that
+// binary.
 func withModule(t *testing.T, library string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -429,8 +438,8 @@ func root(t *testing.T) string {
 	return dir
 }
 
-// TestModuleThatEnvoyRefuses takes nothing down: the gateway serves as it would without one, and says so once.
-func TestModuleThatEnvoyRefuses(t *testing.T) {
+// TestModuleThatEnvoyRejects: the gateway works without the module, and reports it once.
+func TestModuleThatEnvoyRejects(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "none.so")
 	if err := os.WriteFile(file, bytes.Repeat([]byte("no library "), 1000), 0o600); err != nil {
 		t.Fatal(err)
@@ -440,14 +449,14 @@ func TestModuleThatEnvoyRefuses(t *testing.T) {
 	g := c.gateways[0]
 	want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
 	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "the module is refused by Envoy") {
-		t.Errorf("the status says %q", reason)
+		t.Errorf("the status is %q", reason)
 	}
 	if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {
-		t.Errorf("said %d times:\n%s", n, g.Log())
+		t.Errorf("logged %d times:\n%s", n, g.Log())
 	}
 }
 
-// TestModuleThatCrashes: `run` has Envoy back, and counts it.
+// TestModuleThatCrashes: `run` restarts Envoy, and counts it.
 func TestModuleThatCrashes(t *testing.T) {
 	dir := t.TempDir()
 	trigger, header := filepath.Join(dir, "crash"), filepath.Join(dir, "crash.h")

@@ -17,11 +17,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// TestNoRequestWithoutATokenReachesASecuredService makes up requests from what has fooled gateways before: paths of
-// odd separators, escapes and letters, methods, headers, tokens that are none, over HTTP/1 as bytes and over HTTP/2.
-// None may reach a secured service, and what reaches a public one must be plain.
+// TestNoRequestWithoutATokenReachesASecuredService generates requests from elements that fooled
+// other gateways: unusual separators, escapes and letters in paths, methods, headers, and invalid
+// tokens. It sends them as raw HTTP/1 and over HTTP/2. None may reach a secured service, and
+// requests to a public one must be unambiguous.
 //
-// GATEPOST_SEED repeats a run, GATEPOST_CASES says how many requests it has.
+// GATEPOST_SEED repeats a run; GATEPOST_CASES is the number of requests.
 func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 3000)
 	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
@@ -49,8 +50,8 @@ func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 			}
 		}
 	})
-	// The same requests do find the secured services where the token is a good one, so that above it was the token
-	// that they lacked; but not the one that asks for a scope.
+	// With a valid token the same requests do reach the secured services, so the token was what
+	// they lacked. They do not reach the service that requires a scope.
 	t.Run("with a good token", func(t *testing.T) {
 		f.forget()
 		f.tryAll(t, generator{seed: seed, good: f.token}, int(cases)/6)
@@ -63,13 +64,13 @@ func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 		}
 		for _, one := range got {
 			if !slices.Equal(one.Header.Values("X-User-Id"), []string{"alice"}) {
-				t.Errorf("%s %s is said to be from %q", one.Method, one.Path, one.Header.Values("X-User-Id"))
+				t.Errorf("%s %s arrived with the user %q", one.Method, one.Path, one.Header.Values("X-User-Id"))
 			}
 		}
 	})
 }
 
-// fromEnv is a number from the environment.
+// fromEnv reads a number from the environment.
 func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
 	t.Helper()
 	text := os.Getenv(name)
@@ -83,8 +84,9 @@ func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
 	return n
 }
 
-// callAllTheWhile has alice call a secured service until the function that it returns is called, so that Envoy
-// remembers decisions which none of the made-up requests may pass by. Hers are told from those by having no number.
+// callAllTheWhile sends requests of alice to a secured service until stop is called, so that Envoy
+// caches decisions. No generated request may be allowed by them. Alice's requests have no case
+// number.
 func (f *fortress) callAllTheWhile(t *testing.T) (stop func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -107,11 +109,11 @@ func (f *fortress) callAllTheWhile(t *testing.T) (stop func()) {
 	}
 }
 
-// tryAll sends so many made-up requests, and returns how many were answered by which status.
+// tryAll sends generated requests, and returns the number of responses per status.
 func (f *fortress) tryAll(t *testing.T, g generator, cases int) map[int]int {
 	t.Helper()
 	var clients errgroup.Group
-	clients.SetLimit(64) // mostly of connections that Envoy is about to close
+	clients.SetLimit(64) // most connections are about to be closed by Envoy
 	var mu sync.Mutex
 	statuses := map[int]int{}
 	for n := range cases {
@@ -127,11 +129,12 @@ func (f *fortress) tryAll(t *testing.T, g generator, cases int) map[int]int {
 			return nil
 		})
 	}
-	_ = clients.Wait() // each tells by itself
+	_ = clients.Wait() // each reports its own failure
 	return statuses
 }
 
-// plain fails the test where a public service got what could mean something else to it than to the gateway.
+// plain fails if a public service received a request that it could interpret differently than the
+// gateway.
 func (f *fortress) plain(t *testing.T) {
 	t.Helper()
 	for _, stream := range f.public.Streams() {
@@ -141,7 +144,7 @@ func (f *fortress) plain(t *testing.T) {
 		}
 		for _, target := range asked {
 			if why := crooked(target); why != "" {
-				t.Errorf("a public service was asked for %q: %s, in %q", target, why, stream)
+				t.Errorf("a public service received %q: %s, in %q", target, why, stream)
 			}
 		}
 	}
@@ -150,7 +153,7 @@ func (f *fortress) plain(t *testing.T) {
 	}
 	for _, one := range f.public.Requests() {
 		if users := one.Header.Values("X-User-Id"); len(users) != 0 {
-			t.Errorf("case %s: a public service is told the user %q", one.Header.Get("X-Case"), users)
+			t.Errorf("case %s: a public service received the user %q", one.Header.Get("X-Case"), users)
 		}
 	}
 }
@@ -161,8 +164,8 @@ var (
 	dotSegment  = regexp.MustCompile(`(?i)^\.\.?(;|%3b|$)`)
 )
 
-// crooked says what is wrong with a target that reached a public service, if anything: it lies outside what the
-// service is mounted at, or would after one more normalisation.
+// crooked returns what is wrong with a target that reached a public service, or "": it is outside
+// the service's path, or would be after another normalization.
 func crooked(target string) string {
 	path, _, _ := strings.Cut(target, "?")
 	if path == "/base//" {
@@ -192,7 +195,7 @@ func crooked(target string) string {
 	return ""
 }
 
-func TestCrookedTargetsAreSeen(t *testing.T) {
+func TestCrookedFindsBadTargets(t *testing.T) {
 	for _, good := range []string{"/base", "/base/", "/base/a/b?x=/../y", "/base?x", "/base/%252e%252e/a", "/base/...", "/base/a;b", "/base/..a", "/base//"} {
 		if why := crooked(good); why != "" {
 			t.Errorf("%s: %s", good, why)
@@ -207,15 +210,17 @@ func TestCrookedTargetsAreSeen(t *testing.T) {
 	}
 }
 
-// generator makes up requests. The same seed and number make the same one.
+// generator generates requests. Equal seeds and numbers give equal requests.
 type generator struct {
 	seed uint64
-	// bad are header lines with a token that opens nothing; good, if set, is a token that each request bears.
+	// bad are header lines with tokens that are not valid. good, if set, is a valid token that each
+	// request has.
 	bad  []string
 	good string
 }
 
-// badTokens are header lines that show no token, one that nobody holds, or a good one in a way that does not count.
+// badTokens returns header lines with no token, an unknown token, or a valid one in an invalid
+// form.
 func badTokens(good, revoked string) []string {
 	return []string{
 		"", "", "",
@@ -225,7 +230,7 @@ func badTokens(good, revoked string) []string {
 	}
 }
 
-// made is a request that was made up.
+// made is a generated request.
 type made struct {
 	h2             bool
 	method, target string
@@ -253,8 +258,8 @@ func (m made) send(f *fortress) (answer, error) {
 	return f.TryH2(m.method, m.target, m.body, fields...)
 }
 
-// The words of the grammar. Most requests are to get past Envoy's own refusals, so that the routes are tried: what
-// it refuses at once is among the rarer words.
+// The words of the grammar. Most requests should pass Envoy's own checks, so that the routes are
+// tested. Therefore what Envoy rejects at once is among the rarer words.
 var (
 	methodWords = words{
 		often:  []string{"GET", "GET", "GET", "HEAD", "POST"},
@@ -291,7 +296,7 @@ var (
 	}
 )
 
-// words are those of one kind, of which one is picked often or rarely.
+// words are the words of one kind; some are picked often, some rarely.
 type words struct{ often, rarely []string }
 
 func (w words) pick(r *rand.Rand) string {
@@ -303,14 +308,14 @@ func (w words) pick(r *rand.Rand) string {
 
 func pick(r *rand.Rand, words []string) string { return words[r.IntN(len(words))] }
 
-// request is the nth request.
+// request returns the nth request.
 func (g generator) request(n int) made {
 	r := rand.New(rand.NewPCG(g.seed, uint64(n)))
 	m := made{h2: r.IntN(3) == 0, method: methodWords.pick(r), target: target(r), lines: []string{fmt.Sprintf("x-case: %d", n)}}
 	for range r.IntN(3) {
 		m.add(headerWords.pick(r))
 	}
-	if m.method == "OPTIONS" && r.IntN(2) == 0 { // what is nearly a preflight is of interest
+	if m.method == "OPTIONS" && r.IntN(2) == 0 { // near-preflights are of interest
 		m.add(pick(r, []string{"origin: https://app.example", "origin:", "origin: null"}))
 		m.add(pick(r, []string{"access-control-request-method: GET", "access-control-request-method:", "access-control-request-method: ,"}))
 	}
@@ -333,7 +338,7 @@ func (m *made) add(line string) {
 	}
 }
 
-// target makes up a path, or what stands in the place of one.
+// target generates a path or another request target.
 func target(r *rand.Rand) string {
 	var b strings.Builder
 	b.WriteString(startWords.pick(r))
@@ -347,7 +352,7 @@ func target(r *rand.Rand) string {
 	return b.String()
 }
 
-// disguise writes some letters of a name in the other case or escaped.
+// disguise changes the case of some letters of a name or escapes them.
 func disguise(r *rand.Rand, name string) string {
 	if r.IntN(3) > 0 {
 		return name
@@ -368,7 +373,7 @@ func disguise(r *rand.Rand, name string) string {
 	return b.String()
 }
 
-func TestTheSameSeedMakesTheSameRequests(t *testing.T) {
+func TestEqualSeedsGiveEqualRequests(t *testing.T) {
 	distinct := map[string]bool{}
 	for n := range 200 {
 		one, again := generator{seed: 1, good: "x"}.request(n).String(), generator{seed: 1, good: "x"}.request(n).String()

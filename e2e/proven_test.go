@@ -24,18 +24,18 @@ import (
 	"gatepost/xds"
 )
 
-// beacon is the version with which the gateway answers a client.
+// beacon returns the version with which the gateway responds to a client.
 func (g *gateway) beacon(headers ...string) string {
 	g.t.Helper()
 	got := g.Do("GET", xds.VersionPath, "", headers...)
 	var version string
 	if err := json.Unmarshal([]byte(got.Body), &version); err != nil || got.Status != http.StatusOK {
-		g.t.Fatalf("%s answers %d %s", xds.VersionPath, got.Status, got.Body)
+		g.t.Fatalf("%s returned %d %s", xds.VersionPath, got.Status, got.Body)
 	}
 	return version
 }
 
-// kept is the file of the definitions that the gateway would start with if it had no other.
+// kept returns the content of the last proven definitions.
 func (g *gateway) kept() string {
 	text, err := os.ReadFile(filepath.Join(g.Data, "definitions.last-good.yaml"))
 	if err != nil {
@@ -78,24 +78,24 @@ func TestAppliedMeansProven(t *testing.T) {
 			second := g.AwaitChange(first)
 			status := g.Status()
 			if one := status.GetEnvoys()[0]; g.beacon(page) != second || one.GetServing() != second || one.GetDoubt() != "" {
-				t.Errorf("version %s is called proven, and %s answers; status %v", second, g.beacon(page), status)
+				t.Errorf("version %s is reported as proven, but %s is served; status %v", second, g.beacon(page), status)
 			}
 			envoytest.Eventually(t, "the proven definitions to be kept", func() bool { return strings.Contains(g.kept(), "name: a") })
 			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"seconds":`); len(told) != 1 {
-				t.Errorf("the log tells %d times that %s was applied:\n%s", len(told), second, g.Log())
+				t.Errorf("the log reports %d times that %s was applied:\n%s", len(told), second, g.Log())
 			}
 			if n := g.Metric("gatepost_definitions_applied_seconds_count"); n != 1 {
 				t.Errorf("the metric counts %v changes, want 1", n)
 			}
 			out, code := gatepost(t, os.Environ(), "status", "--admin", g.Admin)
 			if row := lines(out, "gatepost-envoy", second, "yes"); code != 0 || len(row) != 1 {
-				t.Errorf("gatepost status says:\n%s", out)
+				t.Errorf("gatepost status prints:\n%s", out)
 			}
 		})
 	}
 }
 
-// acknowledging is an Envoy that acknowledges whatever it is sent and serves nothing of it.
+// acknowledging is an Envoy that acknowledges every update and serves nothing.
 func acknowledging(t *testing.T, addr, node string) {
 	t.Helper()
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -131,18 +131,19 @@ func acknowledging(t *testing.T, addr, node string) {
 	})
 }
 
-// Whoever reaches --grpc can acknowledge; over TCP nothing else says that an Envoy serves anything.
-func TestAnAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
+// Every client of --grpc can acknowledge. Over TCP nothing else shows that an Envoy serves
+// anything.
+func TestAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
 	g := prepareServed(t, "services: []\n", setup{}, overTCP)
 	g.Run()
 	envoytest.Eventually(t, "gatepost to listen", func() bool { return envoytest.Accepts(g.GRPC) })
 	acknowledging(t, g.GRPC, "stranger")
-	envoytest.Eventually(t, "it to be told that the stranger cannot be asked", func() bool {
+	envoytest.Eventually(t, "the report that the stranger cannot be verified", func() bool {
 		return len(lines(g.Log(), `"level":"WARN"`, "cannot be asked", "stranger", "does not count")) == 1
 	})
 	out, code := gatepost(t, os.Environ(), "health", "--admin", g.Admin)
 	if code != 1 || len(lines(out, `"envoy"`, "Envoy stranger has acknowledged", "connection refused")) == 0 {
-		t.Errorf("gatepost health exits %d and says:\n%s", code, out)
+		t.Errorf("gatepost health exits %d and prints:\n%s", code, out)
 	}
 	if text := g.kept(); text != "" || len(lines(g.Log(), `"msg":"applied"`)) != 0 {
 		t.Errorf("the definitions count as applied; kept are %q", text)
@@ -153,7 +154,7 @@ func TestAnAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
 	envoytest.Eventually(t, "the definitions to be proven", func() bool { return g.kept() != "" })
 }
 
-func TestAnEnvoyThatCannotBeAskedIsAcknowledgedAndNoMore(t *testing.T) {
+func TestEnvoyThatCannotBeVerifiedIsOnlyAcknowledged(t *testing.T) {
 	g := prepareServed(t, "services: []\n", setup{}, overSockets)
 	g.Run()
 	envoytest.Eventually(t, "gatepost to listen", func() bool {
@@ -166,9 +167,9 @@ func TestAnEnvoyThatCannotBeAskedIsAcknowledgedAndNoMore(t *testing.T) {
 	acknowledging(t, g.GRPC, "behind-a-wall")
 	g.AwaitReady()
 	if text := g.kept(); text != "" {
-		t.Errorf("definitions are kept as proven before anybody was asked: %s", text)
+		t.Errorf("definitions were saved as proven before the verification: %s", text)
 	}
-	envoytest.Eventually(t, "it to be told that the Envoy cannot be asked", func() bool {
+	envoytest.Eventually(t, "the report that the Envoy cannot be verified", func() bool {
 		return len(lines(g.Log(), `"level":"WARN"`, "cannot be asked", "behind-a-wall")) == 1
 	})
 	one := g.Status().GetEnvoys()[0]
@@ -184,11 +185,12 @@ func TestAnEnvoyThatCannotBeAskedIsAcknowledgedAndNoMore(t *testing.T) {
 	})
 	out, _ := gatepost(t, os.Environ(), "status", "--admin", g.Admin)
 	if row := lines(out, "behind-a-wall", "no: ", "connection refused"); len(row) != 1 {
-		t.Errorf("gatepost status says:\n%s", out)
+		t.Errorf("gatepost status prints:\n%s", out)
 	}
 }
 
-// occupied is an address that another process holds: Envoy cannot listen there until it is given up.
+// occupied returns an address that another process uses, so that Envoy cannot listen there until
+// giveUp is called.
 func occupied(t *testing.T) (addr string, giveUp func()) {
 	t.Helper()
 	addr = envoytest.Addr(t)
@@ -198,28 +200,29 @@ func occupied(t *testing.T) (addr string, giveUp func()) {
 	return addr, func() { l.Close() }
 }
 
-// rejectedOnce waits until Envoy's rejection of a type is reported, and looks at how: once in the log and in the
-// metric, in Envoy's words, and in the status for as long as the file is what it is. What was served before still is.
+// rejectedOnce waits until a rejection of a resource type is reported. It must be once in the log
+// and in the metric, with Envoy's message, and in the status as long as the file is unchanged. The
+// previous version must still be served.
 func (g *gateway) rejectedOnce(t *testing.T, kind, words, before string) {
 	t.Helper()
-	envoytest.Eventually(t, "the rejection to be told", func() bool {
+	envoytest.Eventually(t, "the rejection to be reported", func() bool {
 		return strings.Contains(g.Status().GetRejected(), words)
 	})
-	envoytest.Eventually(t, "what was proven before to be served again", func() bool {
+	envoytest.Eventually(t, "the previous version to be served again", func() bool {
 		return g.Settled() && g.Status().GetVersion() == before
 	})
 	if n, of := g.Metric("gatepost_xds_nacks_total"), g.Metric(`gatepost_xds_nacks_total{type="`+kind+`"}`); n != 1 || of != 1 {
 		t.Errorf("the metric counts %v rejections, %v of them of a %s, want 1", n, of, kind)
 	}
 	if told := lines(g.Log(), `"level":"ERROR"`, "has rejected the configuration", words, `"type":"`+kind+`"`); len(told) != 1 {
-		t.Errorf("the log tells of it %d times, want once:\n%s", len(told), strings.Join(told, "\n"))
+		t.Errorf("the log reports it %d times, want once:\n%s", len(told), strings.Join(told, "\n"))
 	}
 	if now := g.beacon(); now != before {
-		t.Errorf("version %s answers, want %s still", now, before)
+		t.Errorf("version %s is served, want still %s", now, before)
 	}
 	out, _ := gatepost(t, os.Environ(), "status", "--admin", g.Admin)
 	if len(lines(out, "rejected", words)) != 1 {
-		t.Errorf("gatepost status says:\n%s", out)
+		t.Errorf("gatepost status prints:\n%s", out)
 	}
 }
 
@@ -240,18 +243,19 @@ func TestEnvoyRejectsAListener(t *testing.T) {
 		t.Error("what Envoy has rejected is kept for the next start")
 	}
 
-	// Asked to, Envoy tries again, once.
+	// On SIGHUP, Envoy gets another try, once.
 	shop.Signal(syscall.SIGHUP)
 	envoytest.Eventually(t, "a second rejection", func() bool { return shop.Metric("gatepost_xds_nacks_total") == 2 })
-	envoytest.Eventually(t, "what was before to be served", func() bool { return shop.Settled() && shop.Status().GetVersion() == before })
+	envoytest.Eventually(t, "the previous version to be served", func() bool { return shop.Settled() && shop.Status().GetVersion() == before })
 	well(t, shop, token)
 
-	// A good change is served at once, and the rejected one, when it comes again, is refused without Envoy being asked.
+	// A valid change is served at once. When the rejected one is defined again, it is refused
+	// without sending it to Envoy.
 	shop.Define(shop.definitions(fmt.Sprintf(`  - {name: more, path: /more, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
 	better := shop.AwaitChange(before)
 	want(t, "the next change", shop.Do("GET", "/more", ""), http.StatusOK, "")
 	if got := shop.Status().GetRejected(); got != "" {
-		t.Errorf("the status still says rejected: %s", got)
+		t.Errorf("the status is still rejected: %s", got)
 	}
 	shop.DefineExactly(moved)
 	envoytest.Eventually(t, "the rejected file to be refused", func() bool {
@@ -261,7 +265,7 @@ func TestEnvoyRejectsAListener(t *testing.T) {
 		t.Errorf("%v rejections, want 2; version %s, want %s", n, shop.beacon(), better)
 	}
 
-	// The port is free, and the operator says so.
+	// The port is free now, and the operator requests another try.
 	giveUp()
 	shop.Signal(syscall.SIGHUP)
 	shop.URL = "http://" + addr
@@ -276,12 +280,12 @@ func TestEnvoyRejectsACluster(t *testing.T) {
 	shop.Define(shop.definitions(
 		`  - {name: tls, path: /tls, authenticate: false, upstreams: ["https://a.example"]}`,
 		fmt.Sprintf(`  - {name: fine, path: /fine, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
-	// Envoy names the service that it refuses, so the others of the file are served.
+	// Envoy's message names the rejected service, so the other services of the file are served.
 	shop.Await("a good service of the rejected file", http.StatusOK, "GET", "/fine", "")
 	well(t, shop, token)
 	want(t, "the service that Envoy refuses", shop.Do("GET", "/tls", ""), http.StatusServiceUnavailable, "")
 	if told := shop.Status().GetRejected(); !strings.Contains(told, "tls") || !strings.Contains(told, "/does/not/exist.crt") {
-		t.Errorf("the status does not say what was refused and why: %s", told)
+		t.Errorf("the status does not report the rejected service and the reason: %s", told)
 	}
 
 	shop.Define(shop.definitions(fmt.Sprintf(`  - {name: fine, path: /fine, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
@@ -293,8 +297,8 @@ func TestEnvoyRejectsACluster(t *testing.T) {
 	}
 }
 
-// TestEnvoyRejectsTheFirst: there is nothing to go back to. The gateway says that it is not ready and why, and serves
-// when what is in the way has gone.
+// TestEnvoyRejectsTheFirst: there is no previous version. The gateway reports that it is not ready
+// and why, and serves as soon as the cause is fixed.
 func TestEnvoyRejectsTheFirst(t *testing.T) {
 	for name, then := range map[string]func(shop *shop){
 		"SIGHUP":                    func(shop *shop) { shop.Signal(syscall.SIGHUP) },
@@ -311,7 +315,7 @@ func TestEnvoyRejectsTheFirst(t *testing.T) {
 			shop.Addr, shop.URL = addr, "http://"+addr
 			shop.Define(shop.definitions())
 			shop.Run()
-			envoytest.Eventually(t, "the rejection to be told", func() bool {
+			envoytest.Eventually(t, "the rejection to be reported", func() bool {
 				status, err := shop.tryStatus()
 				return err == nil && strings.Contains(status.GetRejected(), "Address already in use")
 			})
@@ -331,7 +335,8 @@ func TestEnvoyRejectsTheFirst(t *testing.T) {
 	}
 }
 
-// TestEnvoyRestartsInTheMiddle of changes: wherever it is hit, it comes back with the newest.
+// TestEnvoyRestartsInTheMiddle kills Envoy during changes. It always comes back with the newest
+// version.
 func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
@@ -340,7 +345,7 @@ func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 	version := g.Status().GetVersion()
 	for step, after := range []time.Duration{0, 150 * time.Millisecond, 200 * time.Millisecond, 220 * time.Millisecond, 250 * time.Millisecond} {
 		g.Define(c.definitions(step + 1))
-		time.Sleep(after) // to hit it at another place each time; nothing depends on where
+		time.Sleep(after) // varies the point of the kill; nothing depends on it
 		g.Envoy.Kill()
 		version = g.AwaitChange(version)
 		g.Await("the newest definitions", http.StatusOK, "GET", "/moved", "", auth)
@@ -350,7 +355,8 @@ func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestGatepostRestartsInTheMiddle of changes, with clients on the public services: none of them notices.
+// TestGatepostRestartsInTheMiddle restarts gatepost during changes. Clients of public services
+// notice nothing.
 func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
@@ -366,7 +372,7 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	version := g.Status().GetVersion()
 	for step, after := range []time.Duration{0, 150 * time.Millisecond, 210 * time.Millisecond, 230 * time.Millisecond, 300 * time.Millisecond} {
 		g.Define(c.definitions(step + 1))
-		time.Sleep(after) // to hit it at another place each time; nothing depends on where
+		time.Sleep(after) // varies the point of the restart; nothing depends on it
 		g.Kill()
 		g.Run()
 		version = g.AwaitChange(version)
@@ -381,8 +387,9 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestSeveralEnvoysOfOneGatepost, whatever they call themselves: a change is proven when all have it. (They share an
-// address, as Envoys of one machine may; the kernel shares the connections out.)
+// TestSeveralEnvoysOfOneGatepost: a change is proven when all Envoys have it, whatever their names
+// are. (They share an address, as Envoys on one machine can; the kernel distributes the
+// connections.)
 func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	g := prepareServed(t, shop.definitions(), setup{}, overTCP)
@@ -404,15 +411,15 @@ func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
 	one.Kill()
 	g.Define(shop.definitions(fmt.Sprintf(`  - {name: less, path: /less, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
 	g.AwaitChange(version)
-	envoytest.Eventually(t, "the one that was killed to be proven too", both)
+	envoytest.Eventually(t, "the killed one to be proven too", both)
 	two.Stop()
 	well(t, shop, token)
 	want(t, "the newest service", shop.Do("GET", "/less", ""), http.StatusOK, "")
 	want(t, "the one before", shop.Do("GET", "/more", ""), http.StatusNotFound, notFound)
 }
 
-// TestTwoGatewaysOnOneRedis, each with its own Envoy and definitions: a token is good on both, and when it is revoked
-// on one it is good on neither. One going away is nothing to the other.
+// TestTwoGatewaysOnOneRedis: two gateways have their own Envoy and definitions. A token is valid on
+// both, and a revoke on one is effective on both. If one stops, the other is not affected.
 func TestTwoGatewaysOnOneRedis(t *testing.T) {
 	redis := redistest.Start(t, "--appendonly", "yes")
 	first, here := serveShop(t, setup{Redis: redis.URL()})
@@ -438,7 +445,7 @@ func TestTwoGatewaysOnOneRedis(t *testing.T) {
 
 	first.Kill()
 	well(t, there, token)
-	// With the other gone, it cannot say that it has forgotten a token; its lease runs out instead.
+	// The stopped gateway cannot confirm the invalidation, so its tracking lease must expire.
 	want(t, "a revoke", there.Do("POST", "/token/revoke", "", auth), http.StatusOK, "")
 	first.Run()
 	envoytest.Eventually(t, "the first to be back", first.Settled)

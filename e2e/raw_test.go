@@ -19,8 +19,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// Raw sends the bytes of an HTTP/1 request as they are, on a connection of its own, and returns the first whole
-// answer. Its status is 0 where the gateway closes the connection without a word.
+// Raw sends an HTTP/1 request byte for byte over a new connection and returns the first complete
+// response. The status is 0 if the gateway closes the connection without one.
 func (g *gateway) Raw(t *testing.T, request string) answer {
 	t.Helper()
 	got, err := g.TryRaw(request)
@@ -30,7 +30,7 @@ func (g *gateway) Raw(t *testing.T, request string) answer {
 	return got
 }
 
-// TryRaw is Raw with an error where what comes is no answer, or none comes.
+// TryRaw is Raw with an error if there is no valid response.
 func (g *gateway) TryRaw(request string) (answer, error) {
 	conn, err := net.Dial("tcp", g.Addr)
 	if err != nil {
@@ -40,11 +40,11 @@ func (g *gateway) TryRaw(request string) (answer, error) {
 	if err := conn.SetDeadline(time.Now().Add(envoytest.Deadline)); err != nil {
 		return answer{}, err
 	}
-	_, _ = io.WriteString(conn, request) // the gateway may answer before it has read all
+	_, _ = io.WriteString(conn, request) // the gateway may respond before it has read everything
 	return readAnswer(conn, request)
 }
 
-// readAnswer reads the answer to a request from its connection, and passes over those that only announce it.
+// readAnswer reads the response to a request and skips interim responses.
 func readAnswer(conn io.Reader, request string) (answer, error) {
 	method, _, _ := strings.Cut(request, " ")
 	var got bytes.Buffer
@@ -68,9 +68,9 @@ func readAnswer(conn io.Reader, request string) (answer, error) {
 	}
 }
 
-// H2 sends an HTTP/2 request of a method, a path and further fields, as they are, on a connection of its own. A
-// pseudo-field among the further ones takes the place of the usual one, and an empty one leaves it out. The
-// status of the answer is 0 where the gateway ends the stream or the connection in place of it.
+// H2 sends an HTTP/2 request with these fields over a new connection. A pseudo-field in more
+// replaces the usual one; an empty one removes it. The status is 0 if the gateway ends the stream
+// or the connection without a response.
 func (g *gateway) H2(t *testing.T, method, path, body string, more ...[2]string) answer {
 	t.Helper()
 	got, err := g.TryH2(method, path, body, more...)
@@ -80,7 +80,7 @@ func (g *gateway) H2(t *testing.T, method, path, body string, more ...[2]string)
 	return got
 }
 
-// TryH2 is H2 with an error where no end of an answer comes.
+// TryH2 is H2 with an error if the response is incomplete.
 func (g *gateway) TryH2(method, path, body string, more ...[2]string) (answer, error) {
 	head := [][2]string{{":method", method}, {":scheme", "http"}, {":authority", "h"}, {":path", path}}
 	var fields [][2]string
@@ -113,15 +113,15 @@ func (g *gateway) TryH2(method, path, body string, more ...[2]string) (answer, e
 	return out, err
 }
 
-// rawGet is an HTTP/1 request for a path with further header lines.
+// rawGet returns an HTTP/1 request for a path with more header lines.
 func rawGet(path string, lines ...string) string { return rawRequest("GET", path, lines...) }
 
-// rawRequest is an HTTP/1 request of a method, a target and further header lines, all as they are.
+// rawRequest returns an HTTP/1 request with this method, target and header lines.
 func rawRequest(method, target string, lines ...string) string {
 	return fmt.Sprintf("%s %s HTTP/1.1\r\nhost: h\r\n%s\r\n", method, target, headerLines(lines))
 }
 
-// rawWithBody is an HTTP/1 request with a body and its length.
+// rawWithBody returns an HTTP/1 request with a body and its length.
 func rawWithBody(method, target, body string, lines ...string) string {
 	return rawRequest(method, target, append(lines, fmt.Sprintf("content-length: %d", len(body)))...) + body
 }
@@ -133,16 +133,16 @@ func headerLines(lines []string) string {
 	return strings.Join(lines, "\r\n") + "\r\n"
 }
 
-// What an upstream may be sent, by a reader that is stricter than any server: what it takes without a question
-// means the same to all of them (RFC 9112 §2 to §7).
+// The syntax of requests to an upstream, stricter than that of any server: what it accepts is
+// unambiguous for all servers (RFC 9112 §2 to §7).
 var (
 	strictRequestLine = regexp.MustCompile(`^[A-Z]+ (/[!-~]*(?:\?[^\x00-\x20\x7f]*)?) HTTP/1\.1$`) // HTTP/2 lets any letter into a query
 	strictField       = regexp.MustCompile("^([!#$%&'*+.^_`|~0-9A-Za-z-]+): ?([^\\x00-\\x08\\x0a-\\x1f\\x7f]*)$")
 	strictLength      = regexp.MustCompile(`^[0-9]{1,20}$`)
 )
 
-// targets takes the bytes of one connection to an upstream apart and returns what each request on it asks for.
-// What is not framed beyond doubt is an error; a request that breaks off at the end is none.
+// targets parses the bytes of one upstream connection and returns the target of each request.
+// Ambiguous framing is an error; an incomplete request at the end is not.
 func targets(stream string) ([]string, error) {
 	var all []string
 	for stream != "" {
@@ -177,7 +177,7 @@ func targets(stream string) ([]string, error) {
 	return all, nil
 }
 
-// pastBody returns what follows the body that stands at the beginning of rest; "" where it breaks off.
+// pastBody returns what follows the body at the start of rest, or "" if the body is incomplete.
 func pastBody(framing, rest string) (string, error) {
 	length, counted := strings.CutPrefix(framing, "content-length: ")
 	switch {
@@ -211,7 +211,7 @@ func pastBody(framing, rest string) (string, error) {
 	}
 }
 
-func TestTheReaderOfStreamsDoubtsWhatServersReadDifferently(t *testing.T) {
+func TestTargetsRejectsAmbiguousStreams(t *testing.T) {
 	for _, good := range []string{
 		"GET /a HTTP/1.1\r\nhost: h\r\n\r\nPOST /b HTTP/1.1\r\ncontent-length: 2\r\n\r\nxyGET /c HTTP/1.1\r\n\r\n",
 		"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n\r\n",
@@ -222,7 +222,7 @@ func TestTheReaderOfStreamsDoubtsWhatServersReadDifferently(t *testing.T) {
 	}
 	for _, half := range []string{"", "GET /a HT", "POST /a HTTP/1.1\r\ncontent-length: 9\r\n\r\nx", "POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab"} {
 		if _, err := targets(half); err != nil {
-			t.Errorf("%q: %v, want that nothing is wrong so far", half, err)
+			t.Errorf("%q: %v, want no error so far", half, err)
 		}
 	}
 	for _, bad := range []string{

@@ -17,10 +17,10 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// step is a command of a page and the answer that is shown under it.
+// step is a command of a page and the output shown below it.
 type step struct {
 	command string
-	shown   []string // its lines; those that are empty are left out
+	shown   []string // non-empty lines
 }
 
 // readmeSession returns the steps of the README's console block.
@@ -51,7 +51,7 @@ func readSteps(block string) (steps []step) {
 	return steps
 }
 
-// script runs the steps one after the other in one shell, as they are typed, and marks where each answer ends.
+// script runs the steps in one shell, and marks the end of each output.
 func script(steps []step) string {
 	var b strings.Builder
 	for _, s := range steps {
@@ -62,11 +62,11 @@ func script(steps []step) string {
 
 const marker = "----8<----"
 
-// A GUID that is shown stands for any GUID.
+// A GUID in the text stands for any GUID.
 var guid = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
 
-// compare fails the test if a line that is shown is not in the answer, or not in that order. The number of spaces does not
-// matter, and … stands for any text.
+// compare checks that each shown line is in the output, in the same order. The number of spaces
+// does not matter, and … stands for any text.
 func compare(t *testing.T, s step, answer string) {
 	t.Helper()
 	got := strings.Split(strings.ReplaceAll(guid.ReplaceAllString(answer, "GUID"), "\r", ""), "\n")
@@ -82,11 +82,11 @@ func compare(t *testing.T, s step, answer string) {
 	}
 }
 
-// spaced returns a line with one space where it has several.
+// spaced replaces several spaces by one.
 func spaced(line string) string { return strings.Join(strings.Fields(line), " ") }
 
-// The README's `make run` and what follows it, word by word.
-func TestTheReadmesSessionIsWhatHappens(t *testing.T) {
+// TestReadmeSession runs the README's `make run` and the commands after it.
+func TestReadmeSession(t *testing.T) {
 	needPorts(t, "5500", "8081", "8082", "8083", "18002")
 	root, err := filepath.Abs("..")
 	if err != nil {
@@ -112,7 +112,7 @@ func TestTheReadmesSessionIsWhatHappens(t *testing.T) {
 			t.Error("make run did not end on SIGINT")
 		}
 		if t.Failed() {
-			t.Logf("make run said:\n%s", log.tail(10_000))
+			t.Logf("output of make run:\n%s", log.tail(10_000))
 		}
 	})
 	ready := &gateway{t: t, Admin: "127.0.0.1:18002", exited: ended, command: demo}

@@ -11,7 +11,7 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// anotherTab opens one more tab in the same browser.
+// anotherTab opens another tab in the same browser.
 func (b *tab) anotherTab() *tab {
 	b.t.Helper()
 	ctx, closeTab := chromedp.NewContext(b.ctx)
@@ -22,8 +22,8 @@ func (b *tab) anotherTab() *tab {
 	return &tab{b.t, ctx}
 }
 
-// Two tabs of a page share a token and refresh it at the same moment. Both get the same new token, both
-// stay logged in, and a log-out in one ends the session of both.
+// Two tabs share a token and refresh it at the same time. Both get the same new token and stay
+// logged in. Logging out in one ends the session of both.
 func TestTwoTabsThatRefreshTogetherStayLoggedIn(t *testing.T) {
 	first := openBrowser(t)
 	second := first.anotherTab()
@@ -51,7 +51,7 @@ services:
 		reads(t, "a login", opened, http.StatusOK, "")
 		token := opened.Headers["token"]
 		for range 5 {
-			var got [6]fetched // three calls of each tab
+			var got [6]fetched // three calls per tab
 			var all sync.WaitGroup
 			for i := range got {
 				all.Go(func() { got[i] = tabs[i%2].Fetch(g.URL+"/token/refresh", with("POST", token)) })

@@ -11,23 +11,24 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// The old gateway's strings, as JSON.
+// The strings of the old gateway, as JSON.
 const (
 	notAllowed       = `"You are not allowed to access this API!"`
 	notFound         = `"Could not find any resources for given path."`
 	methodNotAllowed = `"Method not allowed"`
 )
 
-// onBothStores runs a test on a gateway with the embedded store, and on one with a real Redis.
+// onBothStores runs a test with the embedded store and with a real Redis.
 func onBothStores(t *testing.T, test func(t *testing.T, s setup)) {
 	t.Run("embedded", func(t *testing.T) { test(t, setup{}) })
 	if crowd > 0 {
-		return // the store does not know how many services there are
+		return // the store does not depend on the number of services
 	}
 	t.Run("redis", func(t *testing.T) { test(t, setup{Redis: redistest.Start(t).URL()}) })
 }
 
-// shop is a gateway with the services of the old gateway's example: orders is secured, items is public.
+// shop is a gateway with the services of the old gateway's example: orders is secured, items is
+// public.
 type shop struct {
 	*gateway
 	users, orders, items *envoytest.Recorder
@@ -45,7 +46,7 @@ func startShop(t *testing.T, s setup, more ...string) *shop {
 	return shop
 }
 
-// definitions are those of the old gateway's example settings; more is put after them, line by line.
+// definitions returns the old gateway's example settings, followed by more, one per line.
 func (s *shop) definitions(more ...string) string {
 	return fmt.Sprintf(`
 tokens:
@@ -65,11 +66,11 @@ services:
 `, s.users.URL(), s.orders.URL(), s.items.URL()) + strings.Join(more, "\n") + "\n"
 }
 
-// crowd is how many more services there are in every shop.
+// crowd is the number of additional services in every shop.
 var crowd int
 
-// TestTheRowsHoldAmongTenThousandServices: however many there are, nothing is otherwise.
-func TestTheRowsHoldAmongTenThousandServices(t *testing.T) {
+// TestRowsHoldAmongTenThousandServices: the number of services changes no behavior.
+func TestRowsHoldAmongTenThousandServices(t *testing.T) {
 	if testing.Short() {
 		t.Skip("each gateway takes some seconds to start: run without -short")
 	}
@@ -92,7 +93,7 @@ func TestTheRowsHoldAmongTenThousandServices(t *testing.T) {
 	}
 }
 
-// only returns the one request that has reached the upstream since it was last asked.
+// only returns the single request that reached the upstream since the last call.
 func only(t *testing.T, upstream *envoytest.Recorder) envoytest.Request {
 	t.Helper()
 	got := upstream.Requests()
@@ -103,7 +104,7 @@ func only(t *testing.T, upstream *envoytest.Recorder) envoytest.Request {
 	return got[0]
 }
 
-// none fails the test where anything has reached the upstream, be it half a request.
+// none checks that nothing reached the upstream, not even part of a request.
 func none(t *testing.T, upstream *envoytest.Recorder) {
 	t.Helper()
 	if got := upstream.Requests(); len(got) != 0 {
@@ -111,7 +112,7 @@ func none(t *testing.T, upstream *envoytest.Recorder) {
 	}
 }
 
-// want fails the test where an answer has not this status and body; an empty body is not looked at.
+// want checks the status and the body of a response. An empty body is not compared.
 func want(t testing.TB, what string, got answer, status int, body string) {
 	t.Helper()
 	if got.Status != status || body != "" && got.Body != body {
@@ -237,7 +238,7 @@ func TestRow7ASecuredServiceWantsALiveToken(t *testing.T) {
 	})
 }
 
-// other returns a well-formed token that nobody has issued.
+// other returns a well-formed token that was never issued.
 func other(token string) string {
 	last := "0"
 	if strings.HasSuffix(token, last) {
@@ -255,7 +256,7 @@ func TestRow7AnyOneTokenOpensEverySecuredService(t *testing.T) {
 	if got := only(t, second).Header.Get("Authorization"); got != "Bearer "+token {
 		t.Errorf("a service with forward_token sees %q, want the token", got)
 	}
-	want(t, "secured where it says nothing", shop.Do("GET", "/second", ""), http.StatusUnauthorized, notAllowed)
+	want(t, "secured by default", shop.Do("GET", "/second", ""), http.StatusUnauthorized, notAllowed)
 }
 
 func TestRow8Login(t *testing.T) {
@@ -390,7 +391,8 @@ func TestRow10PreflightsAreAnsweredBeforeAnyToken(t *testing.T) {
 		wantHeader(t, path, got, "Access-Control-Allow-Headers", "Authorization,Content-Type,Accept")
 		wantHeader(t, path, got, "Access-Control-Max-Age", "600")
 	}
-	// An OPTIONS that is no preflight, for want of an origin or of a method, reaches no upstream either.
+	// An OPTIONS request without an origin or a method is not a preflight. It reaches no upstream
+	// either.
 	for _, headers := range [][]string{nil, {"Origin: https://app.example"}, {"Origin: https://app.example", "Access-Control-Request-Method: "}, {"Access-Control-Request-Method: GET"}} {
 		if got := shop.Do("OPTIONS", "/orders", "", headers...); got.Status != http.StatusMethodNotAllowed {
 			t.Errorf("OPTIONS with %q: %d, want 405", headers, got.Status)

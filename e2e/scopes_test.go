@@ -9,8 +9,7 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// usersWithScopes is a user service whose answer bears the session's scopes: those that stand in the user's name,
-// behind a colon.
+// usersWithScopes is a user service that returns the scopes after the colon in the user's name.
 func usersWithScopes(t *testing.T) *envoytest.Recorder {
 	t.Helper()
 	service := users(t)
@@ -26,7 +25,7 @@ func usersWithScopes(t *testing.T) *envoytest.Recorder {
 	return service
 }
 
-func TestAServiceIsForSessionsThatHaveItsScopes(t *testing.T) {
+func TestServiceRequiresItsScopes(t *testing.T) {
 	onBothStores(t, func(t *testing.T, s setup) {
 		users, reports := usersWithScopes(t), envoytest.Upstream(t)
 		g := start(t, fmt.Sprintf(`
@@ -44,7 +43,7 @@ services:
 			token := "Authorization: Bearer " + login.Header.Get("token")
 			for path, needed := range map[string]string{"/open": "", "/read": "reports:read", "/write": "reports:read reports:write"} {
 				got := g.Do("GET", path, "", token, "Origin: "+shopOrigin)
-				wantHeader(t, user+" "+path, got, "Access-Control-Allow-Origin", shopOrigin) // a page can read either answer
+				wantHeader(t, user+" "+path, got, "Access-Control-Allow-Origin", shopOrigin) // a page can read both responses
 				if strings.Contains(may, path) {
 					want(t, user+" "+path, got, http.StatusOK, "")
 					only(t, reports)

@@ -21,22 +21,22 @@ import (
 // page is the origin of a page in a browser, as a header.
 const page = "Origin: https://app.example"
 
-// unavailable is what Envoy says where nobody can tell whether a request may pass.
+// unavailable is Envoy's body if authorization is unavailable.
 const unavailable = `"The gateway cannot tell at the moment whether this request may pass. Please try again."`
 
-// served is a gateway in two processes: `gatepost serve`, and an Envoy that lives on while that is away.
+// served is a gateway in two processes: `gatepost serve`, and an Envoy that outlives it.
 type served struct {
 	*gateway
 	Envoy *envoytest.Envoy
-	// GRPC and HTTP are where its Envoy, or another one, reaches gatepost.
+	// GRPC and HTTP are gatepost's addresses for Envoys.
 	GRPC, HTTP string
 }
 
-// overTCP and overSockets are the two ways in which an Envoy reaches gatepost.
+// overTCP and overSockets return gatepost's addresses of each kind.
 func overTCP(t *testing.T) (grpc, http string) { return envoytest.Addr(t), envoytest.Addr(t) }
 
 func overSockets(t *testing.T) (grpc, http string) {
-	dir, err := os.MkdirTemp("", "gatepost-sockets-") // t.TempDir is too long a name for a socket
+	dir, err := os.MkdirTemp("", "gatepost-sockets-") // t.TempDir is too long for a socket path
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func overSockets(t *testing.T) (grpc, http string) {
 	return "unix:" + dir + "/grpc", "unix:" + dir + "/http"
 }
 
-// serve is start in two processes that talk over TCP.
+// serve is start with two processes that communicate over TCP.
 func serve(t *testing.T, definitions string, s setup) *served {
 	t.Helper()
 	g := prepareServed(t, definitions, s, overTCP)
@@ -54,7 +54,7 @@ func serve(t *testing.T, definitions string, s setup) *served {
 	return g
 }
 
-// prepareServed is serve without the starting.
+// prepareServed is serve without starting the processes.
 func prepareServed(t *testing.T, definitions string, s setup, over func(*testing.T) (grpc, http string)) *served {
 	t.Helper()
 	g := &served{gateway: prepare(t, definitions, s)}
@@ -64,7 +64,7 @@ func prepareServed(t *testing.T, definitions string, s setup, over func(*testing
 	return g
 }
 
-// StartEnvoy starts an Envoy for this gateway, which Envoy then is.
+// StartEnvoy starts an Envoy for this gateway and stores it in Envoy.
 func (g *served) StartEnvoy(options envoytest.Options) *envoytest.Envoy {
 	g.t.Helper()
 	options.GRPC, options.HTTP = g.GRPC, g.HTTP
@@ -72,12 +72,12 @@ func (g *served) StartEnvoy(options envoytest.Options) *envoytest.Envoy {
 	return g.Envoy
 }
 
-// Status is what the admin address tells of the gateway.
+// Status returns the status of the admin API.
 func (g *gateway) Status() *gatewayv1.Status {
 	g.t.Helper()
 	status, err := g.tryStatus()
 	if err != nil {
-		g.t.Fatalf("asking for the status: %v", err)
+		g.t.Fatalf("getting the status: %v", err)
 	}
 	return status
 }
@@ -96,7 +96,7 @@ func (g *gateway) tryStatus() (*gatewayv1.Status, error) {
 	return status, protojson.Unmarshal(body, status)
 }
 
-// Settled says whether every connected Envoy, one at the least, serves what is published.
+// Settled reports whether all connected Envoys, at least one, serve the published version.
 func (g *gateway) Settled() bool {
 	status, err := g.tryStatus()
 	if err != nil || len(status.GetEnvoys()) == 0 {
@@ -110,7 +110,7 @@ func (g *gateway) Settled() bool {
 	return true
 }
 
-// AwaitChange waits until another version than the given one is proven, and returns it.
+// AwaitChange waits until another version than from is proven, and returns it.
 func (g *gateway) AwaitChange(from string) string {
 	g.t.Helper()
 	version := from
@@ -125,7 +125,7 @@ func (g *gateway) AwaitChange(from string) string {
 	return version
 }
 
-// Await polls a request until it gets this status.
+// Await repeats a request until it has this status.
 func (g *gateway) Await(what string, status int, method, path, body string, headers ...string) answer {
 	g.t.Helper()
 	var last answer
@@ -139,8 +139,8 @@ func (g *gateway) Await(what string, status int, method, path, body string, head
 	return last
 }
 
-// refuses503 fails the test where an answer is not the 503 of a gateway that cannot tell: one that a page may
-// read, and that says when to try again.
+// refuses503 checks that a response is the 503 for unavailable authorization: readable by a page,
+// and with Retry-After.
 func refuses503(t *testing.T, what string, got answer) {
 	t.Helper()
 	want(t, what, got, http.StatusServiceUnavailable, unavailable)
@@ -151,8 +151,8 @@ func refuses503(t *testing.T, what string, got answer) {
 	}
 }
 
-// gatepost runs one command to its end, in an empty folder, and returns what it printed and its exit code. env is
-// all of its environment.
+// gatepost runs one command in an empty folder and returns its output and exit code. env is the
+// whole environment.
 func gatepost(t testing.TB, env []string, args ...string) (output string, code int) {
 	t.Helper()
 	var out bytes.Buffer
@@ -171,7 +171,7 @@ func gatepost(t testing.TB, env []string, args ...string) (output string, code i
 	return out.String(), command.ProcessState.ExitCode()
 }
 
-// ExitCode is how the process ended: it waits for that.
+// ExitCode waits for the process and returns its exit code.
 func (g *gateway) ExitCode() int {
 	g.t.Helper()
 	select {
@@ -182,10 +182,10 @@ func (g *gateway) ExitCode() int {
 	return g.command.ProcessState.ExitCode()
 }
 
-// gone says whether there is no such process any more.
+// gone reports whether the process has exited.
 func gone(pid int) bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) }
 
-// lines are those lines of a log that have all of the words.
+// lines returns the lines of a log that contain all of the words.
 func lines(log string, words ...string) []string {
 	var found []string
 	for line := range strings.Lines(log) {

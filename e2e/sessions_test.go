@@ -13,7 +13,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// ownSession is a session as GET /token/sessions shows it to its owner.
+// ownSession is a session as GET /token/sessions returns it to its owner.
 type ownSession struct {
 	ID          string    `json:"id"`
 	Current     bool      `json:"current"`
@@ -31,16 +31,16 @@ func (g *gateway) sessions(token string) []ownSession {
 	return list.Sessions
 }
 
-func TestAnOwnerSeesWhenAndFromWhereASessionWasUsed(t *testing.T) {
+func TestOwnerSeesTheLastUseOfASession(t *testing.T) {
 	onBothStores(t, func(t *testing.T, s setup) {
 		shop := startShop(t, s)
 		token := shop.Login("alice")
 		if list := shop.sessions(token); len(list) != 1 || !list[0].LastSeen.IsZero() || list[0].LastAddress != "" {
 			t.Errorf("before its first use: %+v", list)
 		}
-		before := time.Now().Add(-time.Second) // clocks are compared by the millisecond
+		before := time.Now().Add(-time.Second) // clocks are compared with millisecond precision
 		want(t, "a use", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusOK, "")
-		envoytest.Eventually(t, "the use to be told", func() bool {
+		envoytest.Eventually(t, "the use to be reported", func() bool {
 			list := shop.sessions(token)
 			return len(list) == 1 && list[0].LastSeen.After(before) && !list[0].LastSeen.After(time.Now().Add(time.Second)) && list[0].LastAddress == "127.0.0.1"
 		})
@@ -51,8 +51,9 @@ func TestAnOwnerSeesWhenAndFromWhereASessionWasUsed(t *testing.T) {
 	})
 }
 
-// A check writes nothing and a hot one asks nothing: of all its uses Redis hears once a minute, that the session was seen.
-func TestAHotTokenIsOneWriteAMinute(t *testing.T) {
+// A check writes nothing, and a cached one reads nothing. All uses of a token cause one write to
+// Redis per minute, for last_seen.
+func TestHotTokenCausesOneWriteAMinute(t *testing.T) {
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	token := "Authorization: " + shop.Login("alice")
@@ -83,15 +84,15 @@ func TestAHotTokenIsOneWriteAMinute(t *testing.T) {
 		t.Errorf("%d writes for %d uses within %d minutes", n, uses, minutes)
 	}
 	for _, command := range []string{"get", "del", "zadd", "eval", "evalsha", "hset", "expire", "pexpire"} {
-		// Where Redis was not heard for a moment, look-ups ask it: that is no write, and seldom.
+		// If Redis was unreachable for a moment, checks read from it. That is rare and not a write.
 		if n := after[command] - before[command]; n > uses/20 || command != "get" && n > 0 {
 			t.Errorf("%d times %s for %d uses", n, command, uses)
 		}
 	}
 }
 
-// The command goes to Redis past the gateways, and what it ended they refuse, from the moment it has returned.
-func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
+// The command changes Redis directly. The gateways reject the ended sessions as soon as it returns.
+func TestCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	tokens := map[string]string{}
@@ -152,7 +153,7 @@ func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 	if err := json.Unmarshal([]byte(said), &listed); err != nil || code != 0 || len(listed) != 1 || listed[0].User != "bob" {
 		t.Errorf("tokens list --format json: %d %v %s", code, err, said)
 	}
-	// The gateway's log names who revoked what, past it.
+	// The gateways' logs name the author and the revoked sessions.
 	for _, want := range []string{`"session":"` + first + `"`, `"user":"alice"`} {
 		envoytest.Eventually(t, "the gateway to log "+want, func() bool {
 			for line := range strings.Lines(shop.Log()) {
@@ -169,7 +170,7 @@ func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 		}
 	}
 
-	shop.Stop() // and so it does where no gateway runs at all
+	shop.Stop() // it works without a running gateway too
 	if said, code := gatepost(t, nil, "tokens", "revoke", "--user", "bob", "--redis", redis.URL()); code != 0 || said != "revoked 1\n" {
 		t.Errorf("without a gateway: %d %s", code, said)
 	}
@@ -178,7 +179,7 @@ func TestTheCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 		t.Errorf("without a Redis: %d %s", code, said)
 	}
 	if said, code := gatepost(t, nil, "tokens", "list", "--user", "bob", "--redis", "nonsense"); code != 2 || !strings.Contains(said, "--redis") {
-		t.Errorf("with a URL that is none: %d %s", code, said)
+		t.Errorf("with an invalid URL: %d %s", code, said)
 	}
 	if said, code := gatepost(t, nil, "tokens", "list", "--user", "bob", "--admin", envoytest.Addr(t)); code != 1 || !strings.Contains(said, "is it running") {
 		t.Errorf("without either: %d %s", code, said)

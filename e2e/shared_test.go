@@ -13,8 +13,8 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// fleet is gateways that share one Redis and the definitions in it. They listen on one address, of which the kernel
-// gives each Envoy its part of the connections.
+// fleet is a set of gateways that share one Redis and its definitions. They listen on one address;
+// the kernel distributes the connections.
 type fleet struct {
 	*shop
 	redis    *redistest.Server
@@ -22,7 +22,7 @@ type fleet struct {
 	dir      string
 }
 
-// prepareFleet prepares n gateways and applies the definitions of a shop. None is started yet.
+// prepareFleet prepares n gateways and applies the definitions of a shop. It starts none.
 func prepareFleet(t *testing.T, n int) *fleet {
 	t.Helper()
 	f := &fleet{
@@ -45,7 +45,7 @@ func prepareFleet(t *testing.T, n int) *fleet {
 	return f
 }
 
-// startFleet is prepareFleet with the starting.
+// startFleet is prepareFleet followed by starting the gateways.
 func startFleet(t *testing.T, n int) *fleet {
 	t.Helper()
 	f := prepareFleet(t, n)
@@ -60,7 +60,7 @@ func startFleet(t *testing.T, n int) *fleet {
 	return f
 }
 
-// File writes definitions to a file for a command, with the address to listen on put before them.
+// File writes definitions to a file, prefixed with the listen address.
 func (f *fleet) File(definitions string) string {
 	f.t.Helper()
 	path := filepath.Join(f.dir, "gatepost.yaml")
@@ -70,8 +70,8 @@ func (f *fleet) File(definitions string) string {
 	return path
 }
 
-// Command runs a command of gatepost on the Redis of the fleet, and fails the test where it ends otherwise or does not
-// say what is wanted.
+// Command runs a gatepost command with the fleet's Redis. It checks the exit code and that the
+// output contains each text.
 func (f *fleet) Command(code int, args []string, want ...string) string {
 	f.t.Helper()
 	out, got := gatepost(f.t, append(os.Environ(), "GATEPOST_REDIS="+f.redis.URL()), args...)
@@ -80,7 +80,7 @@ func (f *fleet) Command(code int, args []string, want ...string) string {
 	}
 	for _, text := range want {
 		if !strings.Contains(out, text) {
-			f.t.Fatalf("gatepost %v: does not say %q:\n%s", args, text, out)
+			f.t.Fatalf("gatepost %v: does not print %q:\n%s", args, text, out)
 		}
 	}
 	return out
@@ -92,7 +92,7 @@ func (f *fleet) Applies(code int, definitions string, want ...string) string {
 	return f.Command(code, []string{"apply", f.File(definitions)}, want...)
 }
 
-// AwaitRevision waits until each gateway's status names the revision as its source, proven.
+// AwaitRevision waits until each gateway reports the revision as its proven source.
 func (f *fleet) AwaitRevision(number int) {
 	f.t.Helper()
 	for _, g := range f.gateways {
@@ -103,7 +103,7 @@ func (f *fleet) AwaitRevision(number int) {
 	}
 }
 
-// Everywhere fails the test where one of many connections gets something else than this status: each Envoy has some.
+// Everywhere checks the status on many connections, so that each Envoy gets some.
 func (f *fleet) Everywhere(status int, path string) {
 	f.t.Helper()
 	fresh := &http.Client{Timeout: client.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -119,7 +119,7 @@ func (f *fleet) Everywhere(status int, path string) {
 	}
 }
 
-// service is one more public service of the shop.
+// service returns one more public service of the shop.
 func (f *fleet) service(name string) string {
 	return fmt.Sprintf("  - {name: %s, path: /%s, authenticate: false, upstreams: [%q]}", name, name, f.items.URL())
 }
@@ -135,8 +135,8 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 	f.Everywhere(http.StatusOK, "/news")
 	f.AwaitRevision(2)
 
-	f.Applies(0, f.definitions(f.service("news")), "revision 2 says this already: nothing is stored", ": proven\n")
-	// A comment changes nothing that is served, and is a revision all the same.
+	f.Applies(0, f.definitions(f.service("news")), "unchanged: already revision 2", ": proven\n")
+	// A comment changes nothing that is served, but is a revision.
 	f.Applies(0, f.definitions(f.service("news"))+"# why\n", "revision 3 is stored: nothing that is served", ": proven\n")
 
 	bad := f.Applies(1, f.definitions(f.service("news"), f.service("news")))
@@ -145,7 +145,7 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 	}
 	f.Command(1, []string{"apply", f.File(f.definitions()), "--base", "2"}, "based on revision 2, but the newest is 3", "--base 3")
 	f.Command(1, []string{"diff", f.File(f.definitions())}, "--- revision 3: service news")
-	f.Command(0, []string{"diff", f.File(f.definitions(f.service("news")))}, "says what revision 3 says")
+	f.Command(0, []string{"diff", f.File(f.definitions(f.service("news")))}, "no differences from revision 3")
 
 	f.Command(0, []string{"rollback", "1", "--message", "no news"}, "revision 4 is stored: -news", ": proven\n")
 	f.Everywhere(http.StatusNotFound, "/news")
@@ -154,7 +154,7 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 		t.Errorf("the history has %d lines, want a heading and 4 revisions:\n%s", got, history)
 	}
 
-	// A gateway that ends takes leave: nothing waits for it.
+	// A gateway that stops deregisters, so nothing waits for it.
 	f.gateways[1].Stop()
 	out = f.Applies(0, f.definitions(f.service("news")), "revision 5 is stored")
 	if got := strings.Count(out, ": proven\n"); got != 1 {
@@ -162,7 +162,7 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 	}
 }
 
-func TestApplySaysWhichGatewayHasNotProven(t *testing.T) {
+func TestApplyNamesTheGatewayThatHasNotProven(t *testing.T) {
 	f := startFleet(t, 2)
 	frozen := f.gateways[1]
 	frozen.Signal(syscall.SIGSTOP)
@@ -170,18 +170,18 @@ func TestApplySaysWhichGatewayHasNotProven(t *testing.T) {
 	out := f.Command(1, []string{"apply", f.File(f.definitions(f.service("news"))), "--timeout", "7s"},
 		"revision 2 is stored", "have not proven it")
 	if got := lines(out, frozen.Admin, "NOT proven: not heard of for", "last seen with revision 1"); len(got) != 1 {
-		t.Errorf("the frozen gateway is not told:\n%s", out)
+		t.Errorf("the frozen gateway is not reported:\n%s", out)
 	}
 	frozen.Signal(syscall.SIGCONT)
 	f.AwaitRevision(2)
 	f.Everywhere(http.StatusOK, "/news")
 }
 
-// What an Envoy rejects is told by apply in Envoy's words; the gateways serve what was proven before, also after a restart, and
-// the next good revision.
-func TestARejectedRevisionIsNotServed(t *testing.T) {
+// If Envoy rejects a revision, apply prints Envoy's message. The gateways serve the previous
+// version, also after a restart, and then the next valid revision.
+func TestRejectedRevisionIsNotServed(t *testing.T) {
 	f := startFleet(t, 2)
-	taken := envoytest.Upstream(t) // on whose port no Envoy can listen
+	taken := envoytest.Upstream(t) // its port is in use, so no Envoy can listen there
 	elsewhere := "listen: " + taken.Addr() + "\n" + f.definitions(f.service("news"))
 	path := filepath.Join(f.dir, "elsewhere.yaml")
 	if err := os.WriteFile(path, []byte(elsewhere), 0o644); err != nil {
@@ -189,7 +189,7 @@ func TestARejectedRevisionIsNotServed(t *testing.T) {
 	}
 	out := f.Command(1, []string{"apply", path}, "revision 2 is stored")
 	if got := lines(out, "NOT proven: rejected by Envoy", "listener", "cannot bind"); len(got) != 2 {
-		t.Errorf("two gateways do not say in Envoy's words why they do not serve it:\n%s", out)
+		t.Errorf("two gateways do not report Envoy's message:\n%s", out)
 	}
 	f.AwaitRevision(1)
 	f.Everywhere(http.StatusNotFound, "/news")
@@ -204,10 +204,10 @@ func TestARejectedRevisionIsNotServed(t *testing.T) {
 	f.Everywhere(http.StatusOK, "/items")
 	for _, g := range f.gateways {
 		if got := g.Status().GetRejected(); !strings.Contains(got, "cannot bind") {
-			t.Errorf("the status does not say what is rejected: %q", got)
+			t.Errorf("the status does not report the rejection: %q", got)
 		}
 	}
-	f.Command(1, []string{"apply", path}, "revision 2 says this already", "cannot bind")
+	f.Command(1, []string{"apply", path}, "unchanged: already revision 2", "cannot bind")
 
 	f.Applies(0, f.definitions(f.service("news")), "revision 3 is stored", ": proven\n")
 	f.Everywhere(http.StatusOK, "/news")
@@ -215,7 +215,7 @@ func TestARejectedRevisionIsNotServed(t *testing.T) {
 
 func TestRedisLosesTheDefinitions(t *testing.T) {
 	for name, lose := range map[string][]string{
-		"all is gone":             {"FLUSHALL"},
+		"everything is deleted":   {"FLUSHALL"},
 		"the newest is no number": {"SET", "gatepost:{definitions}:newest", "garbage"},
 		"the revision is garbage": {"HSET", "gatepost:{definitions}:about", "1", "garbage"},
 	} {
@@ -224,16 +224,16 @@ func TestRedisLosesTheDefinitions(t *testing.T) {
 			before := f.Status().GetVersion()
 			f.redis.Do(lose...)
 			f.redis.Do("PUBLISH", "gatepost:{definitions}:news", "1")
-			envoytest.Eventually(t, "the status to say so", func() bool { return f.Status().GetRejected() != "" })
+			envoytest.Eventually(t, "the status to report it", func() bool { return f.Status().GetRejected() != "" })
 			if len(lines(f.Log(), `"level":"ERROR"`, "the definitions cannot be served; those before stay")) == 0 {
-				t.Error("the log does not say so")
+				t.Error("the log does not report it")
 			}
 			if got := f.Status().GetVersion(); got != before {
 				t.Errorf("version %s is served, want %s still", got, before)
 			}
 			want(t, "the public service", f.Do("GET", "/items", ""), http.StatusOK, "")
 
-			// A restart serves what was proven before it, and a next apply what it says.
+			// After a restart the last proven version is served, and the next apply works.
 			f.Stop()
 			f.Run()
 			f.Await("the public service", http.StatusOK, "GET", "/items", "")
@@ -263,11 +263,11 @@ func TestDefinitionsWhileRedisIsAwayAtTheStart(t *testing.T) {
 	f.Everywhere(http.StatusOK, "/news")
 }
 
-// A first gateway may be there before the first definitions: it waits, and says so.
+// A gateway can be started before the first definitions: it waits, and reports that.
 func TestGatewayWaitsForAFirstApply(t *testing.T) {
 	f := prepareFleet(t, 1)
 	f.Run()
-	envoytest.Eventually(t, "the gateway to say that it waits", func() bool {
+	envoytest.Eventually(t, "the gateway to report that it waits", func() bool {
 		return len(lines(f.Log(), "waiting for definitions", "no such revision in Redis")) == 1
 	})
 	envoytest.Eventually(t, "the gateway to answer", func() bool { return len(lines(f.Log(), `"msg":"serving"`)) == 1 })

@@ -31,7 +31,7 @@ func tlsDir(t *testing.T, own, other *testcert.CA) string {
 	return dir
 }
 
-// startEnvoyByCommand starts the Envoy whose bootstrap `gatepost bootstrap` prints.
+// startEnvoyByCommand starts an Envoy with the output of `gatepost bootstrap`.
 func (g *served) startEnvoyByCommand(t *testing.T, args ...string) {
 	t.Helper()
 	out, code := gatepost(t, nil, append([]string{"bootstrap", "--format=json", "--grpc", g.GRPC, "--http", g.HTTP}, args...)...)
@@ -42,7 +42,7 @@ func (g *served) startEnvoyByCommand(t *testing.T, args ...string) {
 	g.Envoy = envoytest.Start(t, envoytest.Options{Bootstrap: b})
 }
 
-func TestEnvoysElsewhereShowACertificate(t *testing.T) {
+func TestRemoteEnvoysNeedACertificate(t *testing.T) {
 	server, clients := testcert.New(t), testcert.New(t)
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	g := prepareServed(t, shop.definitions(), setup{}, overTCP)
@@ -53,7 +53,7 @@ func TestEnvoysElsewhereShowACertificate(t *testing.T) {
 	g.AwaitReady()
 	login := g.Do("POST", "/token", `{"username":"alice","password":"right"}`) // by way of --http
 	want(t, "a login", login, http.StatusOK, "")
-	g.Await("a secured service", http.StatusOK, "GET", "/orders", "", "Authorization: "+login.Header.Get("token")) // by way of --grpc
+	g.Await("a secured service", http.StatusOK, "GET", "/orders", "", "Authorization: "+login.Header.Get("token")) // uses --grpc
 
 	stranger := tlsDir(t, testcert.New(t), server)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(stranger, envoy.TLSCert), filepath.Join(stranger, envoy.TLSKey))
@@ -66,7 +66,7 @@ func TestEnvoysElsewhereShowACertificate(t *testing.T) {
 		conn, err := grpc.NewClient(g.GRPC, grpc.WithTransportCredentials(with))
 		must(t, err)
 		if _, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); status.Code(err) != codes.Unavailable {
-			t.Errorf("%s: --grpc answers %v", name, err)
+			t.Errorf("%s: --grpc returned %v", name, err)
 		}
 		conn.Close()
 	}
@@ -77,11 +77,11 @@ func TestEnvoysElsewhereShowACertificate(t *testing.T) {
 		client := http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: time.Minute}
 		if answer, err := client.Get("https://" + g.HTTP + "/token"); err == nil {
 			answer.Body.Close()
-			t.Errorf("%s: --http answers %s", name, answer.Status)
+			t.Errorf("%s: --http returned %s", name, answer.Status)
 		}
 	}
 
-	// Certificates are renewed without a restart: a handshake soon shows the new one, of a new CA.
+	// Certificates are renewed without a restart, here with a new CA.
 	renewed := testcert.New(t)
 	handshake := func() error {
 		conn, err := tls.Dial("tcp", g.GRPC, &tls.Config{RootCAs: renewed.Pool(), NextProtos: []string{"h2"}})
@@ -93,7 +93,7 @@ func TestEnvoysElsewhereShowACertificate(t *testing.T) {
 	renewed.Issue(filepath.Join(dir, envoy.TLSCert), filepath.Join(dir, envoy.TLSKey))
 	envoytest.Eventually(t, "the renewed certificate", func() bool { return handshake() == nil })
 	must(t, os.Remove(filepath.Join(dir, envoy.TLSKey)))
-	envoytest.Eventually(t, "the log to say that the files cannot be read", func() bool {
+	envoytest.Eventually(t, "the log to report that the files cannot be read", func() bool {
 		if err := handshake(); err != nil {
 			t.Fatalf("with files that cannot be read: %v", err)
 		}

@@ -11,7 +11,7 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// openAll is a script that opens a WebSocket in every way that a page has, and tells what came of each.
+// openAll is a script that opens WebSockets in every way that a page can, and returns the results.
 const openAll = `async (gateway, token) => {
 	const open = protocols => new Promise(done => {
 		const socket = new WebSocket("ws://" + gateway + "/chat", protocols)
@@ -34,7 +34,7 @@ const openAll = `async (gateway, token) => {
 	return told
 }`
 
-func TestABrowserOpensWebSocketsWithItsToken(t *testing.T) {
+func TestBrowserOpensWebSocketsWithItsToken(t *testing.T) {
 	users, chat := users(t), chats(envoytest.Upstream(t))
 	b, origin := openBrowser(t), pages(t)
 	g := start(t, fmt.Sprintf(`
@@ -62,10 +62,10 @@ services:
 		"none":       "refused",
 		"offered":    "echo hello by chat",
 		"unspoken":   "echo hello by gatepost.bearer",
-		"unanswered": "refused", // none of what was offered was chosen: the browser's own rule
+		"unanswered": "refused", // the browser requires that one of the offered subprotocols is chosen
 		"cookie":     "echo hello by ",
 		"both":       "echo hello by chat",
-		"fetch":      "400", // the upstream's: it takes nothing but WebSockets
+		"fetch":      "400", // from the upstream, which accepts only WebSockets
 		"without":    "401",
 	} {
 		if report[what] != want {
@@ -78,8 +78,8 @@ services:
 		}
 	}
 
-	// The browser sends the cookie for a page of another origin on the same host too, and CORS keeps nobody from opening a
-	// WebSocket: it is the list of origins that does.
+	// The browser sends the cookie also for pages of other origins on the same host, and CORS does
+	// not apply to WebSockets. The list of origins prevents the access.
 	chat.Reset()
 	for what, got := range from(pages(t)) {
 		if got != "refused" && got != "failed" {

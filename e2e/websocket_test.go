@@ -16,7 +16,8 @@ import (
 
 const shopOrigin = "https://shop.example"
 
-// Open opens a WebSocket as a page of the origin does. The status is that of the gateway's answer where that is none.
+// Open opens a WebSocket like a page of the origin. If the gateway does not switch protocols, the
+// status is that of its response.
 func (g *gateway) Open(t *testing.T, path, origin string, protocols []string, headers ...string) (*websocket.Conn, int) {
 	t.Helper()
 	config, err := websocket.NewConfig("ws://"+g.Addr+path, origin)
@@ -36,7 +37,7 @@ func (g *gateway) Open(t *testing.T, path, origin string, protocols []string, he
 	return nil, g.handshake(t, path, origin, protocols, headers...).Status
 }
 
-// handshake asks for a WebSocket and returns what is answered; for a refusal, of which the client tells nothing.
+// handshake requests a WebSocket and returns the response, because clients hide a refusal.
 func (g *gateway) handshake(t *testing.T, path, origin string, protocols []string, headers ...string) answer {
 	t.Helper()
 	lines := append([]string{
@@ -51,7 +52,8 @@ func (g *gateway) handshake(t *testing.T, path, origin string, protocols []strin
 	return g.Do("GET", path, "", lines...)
 }
 
-// chats has an upstream take WebSockets and send back what comes; where it is offered the subprotocol "chat", that is spoken.
+// chats makes an upstream accept WebSockets and echo messages. It chooses the subprotocol "chat" if
+// it is offered.
 func chats(upstream *envoytest.Recorder) *envoytest.Recorder {
 	upstream.SetHandler(websocket.Server{
 		Handshake: func(config *websocket.Config, _ *http.Request) error {
@@ -69,7 +71,7 @@ func chats(upstream *envoytest.Recorder) *envoytest.Recorder {
 	return upstream
 }
 
-// echoes says whether a WebSocket sends back what it is sent.
+// echoes reports whether a WebSocket echoes a message.
 func echoes(conn *websocket.Conn, text string) bool {
 	if _, err := io.WriteString(conn, text); err != nil {
 		return false
@@ -80,7 +82,7 @@ func echoes(conn *websocket.Conn, text string) bool {
 	return err == nil && string(got) == text
 }
 
-func TestAServiceTakesWebSocketsWhereItSaysSo(t *testing.T) {
+func TestServiceAcceptsWebSocketsOnlyIfConfigured(t *testing.T) {
 	users, chat, ticker, orders := users(t), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t))
 	g := start(t, fmt.Sprintf(`
 tokens: {authenticator: {url: %q}}
@@ -113,7 +115,7 @@ services:
 		}
 	}
 	if _, status := g.Open(t, "/orders", shopOrigin, nil, "Authorization: Bearer "+token); status != http.StatusForbidden {
-		t.Errorf("a WebSocket where none is taken: %d, want 403", status)
+		t.Errorf("a WebSocket to a service that accepts none: %d, want 403", status)
 	}
 	none(t, chat)
 	none(t, orders)
@@ -122,9 +124,9 @@ services:
 	}
 }
 
-// The token is minted while tokens live for seconds, and used when they live for an hour: what ends the stream is
-// the token's own time, and no setting.
-func TestAStreamEndsWithItsToken(t *testing.T) {
+// The token is minted with a lifetime of seconds and used after the setting was changed to an hour.
+// The stream must end with the token's own expiry, not by the setting.
+func TestStreamEndsWithItsToken(t *testing.T) {
 	users, chat, news := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t)
 	news.SetHandler(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -165,7 +167,7 @@ services:
 		t.Fatalf("the stream of events: %v %v", stream, err)
 	}
 	defer stream.Body.Close()
-	time.Sleep(300 * time.Millisecond) // three times what chat's timeout is
+	time.Sleep(300 * time.Millisecond) // three times chat's timeout
 	if !echoes(conn, "longer than the timeout") {
 		t.Error("the timeout ended a WebSocket")
 	}
@@ -173,7 +175,7 @@ services:
 	if _, err := conn.Read(make([]byte, 1)); err == nil || isTimeout(err) {
 		t.Errorf("the WebSocket outlived its token: %v", err)
 	}
-	// Not a moment too soon: the token opens nothing any more.
+	// It did not end too early: the token has expired.
 	want(t, "the token of the stream that ended", g.Do("GET", "/news", "", token), http.StatusUnauthorized, notAllowed)
 	if events, err := io.ReadAll(stream.Body); err == nil || !strings.HasPrefix(string(events), "data: alice\n\n") {
 		t.Errorf("the stream of events: %.100q, then %v; want that it is cut", events, err)
@@ -188,7 +190,7 @@ func isTimeout(err error) bool {
 	return ok && timeout.Timeout()
 }
 
-// pageGateway is a gateway whose definitions let the token come in every way that there is.
+// pageGateway is a gateway that accepts tokens in every possible form.
 func pageGateway(t *testing.T) (g *gateway, chat, items, users *envoytest.Recorder) {
 	t.Helper()
 	users, chat, items = usersWithScopes(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t)
@@ -204,7 +206,7 @@ services:
 	return g, chat, items, users
 }
 
-// pageLogin is Login where a request needs an origin.
+// pageLogin is Login for a gateway that requires an origin.
 func (g *gateway) pageLogin(user string) string {
 	g.t.Helper()
 	got := g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user), "Origin: "+shopOrigin)
@@ -212,8 +214,8 @@ func (g *gateway) pageLogin(user string) string {
 	return got.Header.Get("token")
 }
 
-// Browsers can set no header on a WebSocket.
-func TestAPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
+// Browsers cannot set headers on a WebSocket.
+func TestPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
 	g, chat, _, _ := pageGateway(t)
 	token, another := g.pageLogin("alice"), g.pageLogin("bob")
 	bearer := func(t string) string { return "gatepost.bearer." + t }
@@ -223,14 +225,14 @@ func TestAPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
 		protocols []string // offered by the page
 		cookie    string
 		headers   []string
-		chosen    string   // what the page sees chosen
-		sees      []string // what the upstream sees offered
-		cookies   []string // … and sent
+		chosen    string   // as the page receives it
+		sees      []string // offered to the upstream
+		cookies   []string // sent to the upstream
 	}{
 		{what: "a cookie", cookie: "a=1; session=" + token + "; b=2", cookies: []string{"a=1; b=2"}},
 		{what: "a cookie alone", cookie: "session=" + token},
-		{what: "a subprotocol beside the service's", protocols: []string{bearer(token), "chat"}, chosen: "chat", sees: []string{"chat"}},
-		{what: "a subprotocol for a service that speaks none", protocols: []string{"gatepost.bearer", bearer(token)}, chosen: "gatepost.bearer"},
+		{what: "a token in addition to the service's subprotocol", protocols: []string{bearer(token), "chat"}, chosen: "chat", sees: []string{"chat"}},
+		{what: "a token for a service without subprotocols", protocols: []string{"gatepost.bearer", bearer(token)}, chosen: "gatepost.bearer"},
 		{what: "both, and the service chooses", protocols: []string{"x", "chat", "gatepost.bearer", bearer(token)}, chosen: "chat", sees: []string{"x, chat"}},
 		{what: "all at once", protocols: []string{"chat", bearer(token)}, cookie: "session=" + token + "; a=1", headers: []string{"Authorization: Bearer " + token},
 			chosen: "chat", sees: []string{"chat"}, cookies: []string{"a=1"}},
@@ -280,7 +282,7 @@ func TestAPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
 	}
 }
 
-func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
+func TestCookieIsAcceptedFromListedOriginsOnly(t *testing.T) {
 	g, _, items, users := pageGateway(t)
 	token := g.pageLogin("alice")
 	only(t, users)
@@ -300,7 +302,7 @@ func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
 	}
 	none(t, items)
 
-	// HTTP/2 may send each cookie as a field of its own (RFC 9113 §8.2.3).
+	// HTTP/2 may split cookies into several fields (RFC 9113 §8.2.3).
 	h2 := envoytest.H2Request(t, g.Addr, [][2]string{
 		{":method", "GET"}, {":scheme", "http"}, {":authority", "h"}, {":path", "/orders"},
 		{"origin", shopOrigin}, {"cookie", "theme=dark"}, {"cookie", "session=" + token}, {"cookie", "b=2"},
@@ -309,7 +311,8 @@ func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
 		t.Errorf("HTTP/2: %s, the upstream got %v", h2.Status, seen.Header)
 	}
 
-	// A browser sends the cookie wherever it may: neither a public service nor the user service is to have it.
+	// A browser sends the cookie with every request; neither a public service nor the user service
+	// may receive it.
 	want(t, "a public service", g.Do("GET", "/items", "", cookie, origin), http.StatusOK, "")
 	if seen := only(t, items); !slices.Equal(seen.Header["Cookie"], []string{"theme=dark"}) {
 		t.Errorf("a public service got %v", seen.Header)
@@ -318,15 +321,16 @@ func TestACookieOpensAServiceToListedOriginsAlone(t *testing.T) {
 	if seen := only(t, users); !slices.Equal(seen.Header["Cookie"], []string{"theme=dark"}) {
 		t.Errorf("the user service got %v", seen.Header)
 	}
-	// What ends sessions takes none: a page has to show the token itself.
+	// Calls that end sessions do not accept the cookie: a page must send the token itself.
 	want(t, "logging out by cookie", g.Do("DELETE", "/token/sessions", "", cookie, origin), http.StatusUnauthorized, notAllowed)
 	if log := g.Log(); strings.Contains(log, token) || strings.Contains(log, "theme") {
 		t.Error("the log has a cookie")
 	}
 }
 
-// TestNoPublicUpstreamGetsAToken: not in a subprotocol and not in Authorization, also if no origins are listed, so that
-// Gatepost is not asked about public services. Of a WebSocket's other subprotocols the upstream chooses as before.
+// TestNoPublicUpstreamGetsAToken: neither in a subprotocol nor in Authorization, even if no origins
+// are listed, so that Gatepost is not asked about public services. The upstream can still choose
+// among the other subprotocols of a WebSocket.
 func TestNoPublicUpstreamGetsAToken(t *testing.T) {
 	users, ticker, items, raw := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t), chats(envoytest.Upstream(t))
 	g := start(t, fmt.Sprintf(`
@@ -366,7 +370,7 @@ services:
 			}
 		}
 	}
-	// Two lists are one.
+	// Repeated headers count as one list.
 	g.Raw(t, rawGet("/ticker", "Sec-WebSocket-Protocol: chat", "Sec-WebSocket-Protocol: "+bearer))
 	if text := ticker.Raw(); strings.Contains(text, token) || only(t, ticker).Header.Get("Sec-Websocket-Protocol") != "chat" {
 		t.Errorf("two lists of subprotocols: the upstream got %q", text)
@@ -387,9 +391,9 @@ services:
 		t.Errorf("forward_token: the upstream got %v", got.Header)
 	}
 	if n := g.Metric(`gatepost_decisions_total{decision="allow",reason="public",service="items"`); n != 0 {
-		t.Errorf("Gatepost was asked %v times about a service that takes no WebSockets", n)
+		t.Errorf("Gatepost received %v checks for a service without WebSockets", n)
 	}
 	if n := g.Metric(`gatepost_decisions_total{decision="allow",reason="public",service="ticker"`); n == 0 || n > 10 {
-		t.Errorf("Gatepost was asked %v times about a public service, want each time that a token's subprotocol was offered: 4 on 2 paths and 2 more", n)
+		t.Errorf("Gatepost received %v checks for a public service, want one for each offered token: 4 on 2 paths and 2 more", n)
 	}
 }

@@ -12,8 +12,9 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// Envoy refuses the cluster of an https upstream where the file of the roots is not there: nobody can see that before.
-func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
+// Envoy rejects the cluster of an https upstream if the CA file is missing, which cannot be
+// detected before.
+func TestServicesThatEnvoyRejectsAreWithheld(t *testing.T) {
 	roots := filepath.Join(t.TempDir(), "roots.pem")
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, shop.definitions(), setup{Args: []string{"--ca-file", roots}})
@@ -26,7 +27,7 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 		`  - {name: fresh, path: /fresh, upstreams: ["https://127.0.0.1:1"]}`,
 	), shop.orders.URL(), "https://127.0.0.1:2", 1)
 	shop.Define(changed)
-	envoytest.Eventually(t, "the service that Envoy takes", func() bool {
+	envoytest.Eventually(t, "the service that Envoy accepts", func() bool {
 		return shop.Do("GET", "/anything", "").Status == http.StatusOK
 	})
 	added.Reset()
@@ -36,7 +37,7 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 	want(t, "and still secured", shop.Do("GET", "/orders", ""), http.StatusUnauthorized, notAllowed)
 	want(t, "a refused service that had no former form", shop.Do("GET", "/fresh", "", "Authorization: "+token), http.StatusServiceUnavailable, "")
 	want(t, "and secured", shop.Do("GET", "/fresh/5", ""), http.StatusUnauthorized, notAllowed)
-	none(t, added) // the public service above did not get what is not its own
+	none(t, added) // the public service above received nothing else
 	for _, said := range []string{"fresh", "orders"} {
 		if told := shop.Status().GetRejected(); !strings.Contains(told, said) {
 			t.Errorf("the status does not name %s: %s", said, told)
@@ -44,7 +45,7 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 	}
 	shop.explainsWhatItWithholds(t, roots, token)
 
-	// What was in the way is gone: the same definitions are taken when they are looked at again.
+	// The cause is fixed: the same definitions are accepted when they are read again.
 	pem, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
 	if err != nil {
 		t.Skip("this machine has no roots to verify by (install ca-certificates)")
@@ -56,12 +57,13 @@ func TestServicesThatEnvoyRefusesDoNotHoldUpTheOthers(t *testing.T) {
 	envoytest.Eventually(t, "all of it", func() bool {
 		return shop.Do("GET", "/late", "").Status == http.StatusOK && shop.Do("GET", "/orders", "", "Authorization: "+token).Status == http.StatusServiceUnavailable
 	})
-	shop.orders.Reset() // it was asked for until the change was there
+	shop.orders.Reset() // it received requests until the change was active
 	want(t, "the new form", shop.Do("GET", "/orders", "", "Authorization: "+token), http.StatusServiceUnavailable, "")
 	none(t, shop.orders)
 }
 
-// explainsWhatItWithholds holds `gatepost explain` to what the gateway does with the services that Envoy refuses.
+// explainsWhatItWithholds compares `gatepost explain` with the gateway for services that Envoy
+// rejects.
 func (s *shop) explainsWhatItWithholds(t *testing.T, roots, token string) {
 	t.Helper()
 	ask := []string{"--admin", s.Admin, "--ca-file", roots}
@@ -82,7 +84,7 @@ func (s *shop) explainsWhatItWithholds(t *testing.T, roots, token string) {
 	}
 	why := s.explained(t, ask, "GET", "/fresh", "Authorization: "+token).Outcomes[0].Why
 	if !strings.Contains(why, "Envoy refuses") || !strings.Contains(why, "service/fresh") {
-		t.Errorf("why /fresh is withheld: %s; want Envoy's words", why)
+		t.Errorf("why /fresh is withheld: %s; want Envoy's message", why)
 	}
 	status := s.Status()
 	if !slices.Equal(status.GetWithheld(), []string{"fresh"}) || len(status.GetFormer()) != 1 || status.GetFormer()[0].GetName() != "orders" {

@@ -1,5 +1,5 @@
-// Package logqueue decides whether a log line waits to be written or is dropped: a log that nobody reads must not delay
-// a request.
+// Package logqueue decides whether a log line waits to be written or is dropped: a log that nobody
+// reads must not delay a request.
 package logqueue
 
 import (
@@ -17,8 +17,9 @@ const (
 	flushTimeout = time.Second
 )
 
-// Queue is an io.Writer that never blocks. One goroutine writes the queued lines, so a pipe that nobody reads or
-// a full disk delays no request. Lines beyond the bound, and lines that cannot be written, are dropped and counted.
+// Queue is an io.Writer that never blocks. One goroutine writes the queued lines, so a pipe that
+// nobody reads or a full disk delays no request. Lines beyond the bound, and lines that cannot be
+// written, are dropped and counted.
 type Queue struct {
 	out     io.Writer
 	dropped atomic.Uint64 // lines
@@ -53,7 +54,8 @@ func (q *Queue) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Close writes the queued lines and ends the queue. If they cannot be written within flushTimeout, it returns anyway.
+// Close writes the queued lines and ends the queue. If they cannot be written within flushTimeout,
+// it returns anyway.
 func (q *Queue) Close() error {
 	q.mu.Lock()
 	q.closed = true

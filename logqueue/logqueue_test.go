@@ -19,7 +19,7 @@ func queued(t *testing.T, q *Queue, lines int) {
 	}
 }
 
-func TestALogThatIsNotReadBlocksNobodyAndIsBounded(t *testing.T) {
+func TestUnreadLogDoesNotBlockAndIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe() // each write waits for a reader
 		q := New(writer)
@@ -46,7 +46,7 @@ func TestALogThatIsNotReadBlocksNobodyAndIsBounded(t *testing.T) {
 	})
 }
 
-func TestALogThatIsNotReadDoesNotPreventTheExit(t *testing.T) {
+func TestUnreadLogDoesNotDelayExit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe()
 		q := New(writer)
@@ -60,7 +60,7 @@ func TestALogThatIsNotReadDoesNotPreventTheExit(t *testing.T) {
 	})
 }
 
-func TestLinesThatCannotBeWrittenAreCounted(t *testing.T) {
+func TestFailedWritesAreCounted(t *testing.T) {
 	reader, writer := io.Pipe()
 	_ = reader.CloseWithError(errors.New("nobody reads"))
 	q := New(writer)

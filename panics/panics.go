@@ -1,5 +1,5 @@
-// Package panics decides what is reported of a panic: what kind it was and where it happened, and nothing of the data that
-// was worked on.
+// Package panics decides how a panic is reported: its type and its stack, but none of the data that
+// was processed.
 package panics
 
 import (
@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// Text describes a recovered value. A runtime error is quoted; of other values only the type is given, because their text
-// may hold a secret.
+// Text describes a recovered value. It quotes runtime errors; for other values it returns only the
+// type, because their text may contain a secret.
 func Text(p any) string {
 	if err, ok := p.(runtime.Error); ok {
 		return err.Error()
@@ -20,11 +20,12 @@ func Text(p any) string {
 	return fmt.Sprintf("a value of type %T", p)
 }
 
-// maxFrames bounds a stack.
+// maxFrames limits the length of a stack.
 const maxFrames = 64
 
-// Stack returns the calls that led to the panic, the innermost first, one on a line. It is to be called by the deferred
-// function that recovers. Unlike [runtime/debug.Stack] it has no arguments of calls, which can be parts of secrets.
+// Stack returns the call stack of the panic, one call per line, the innermost first. It must be
+// called by the deferred function that recovers. Unlike [runtime/debug.Stack], it omits the
+// arguments of calls, which can be parts of secrets.
 func Stack() string {
 	callers := make([]uintptr, maxFrames)
 	frames := runtime.CallersFrames(callers[:runtime.Callers(2, callers)])
@@ -33,19 +34,20 @@ func Stack() string {
 		var frame runtime.Frame
 		frame, more = frames.Next()
 		if frame.Function == "runtime.gopanic" {
-			lines = nil // those before are of the recovery
+			lines = nil // drop the frames of the recovery
 			continue
 		}
 		lines = append(lines, fmt.Sprintf("%s %s:%d", frame.Function, filepath.Base(frame.File), frame.Line))
 	}
-	for len(lines) > 1 && strings.HasPrefix(lines[0], "runtime.") { // the runtime's own way to the panic
+	for len(lines) > 1 && strings.HasPrefix(lines[0], "runtime.") { // the runtime's own frames
 		lines = lines[1:]
 	}
 	return strings.Join(lines, "\n")
 }
 
-// Handler returns next with its panics logged once, counted, and answered with 500 and body, which is JSON. If the answer
-// has begun, the connection is closed instead, so that no client takes half an answer for a whole one.
+// Handler wraps next. A panic of next is logged once, counted, and answered with 500 and body,
+// which is JSON. If the response has already started, the connection is closed instead, so that the
+// client does not take a partial response for a complete one.
 func Handler(next http.Handler, logger *slog.Logger, count func(), body string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := &answer{ResponseWriter: w}
@@ -66,7 +68,7 @@ func Handler(next http.Handler, logger *slog.Logger, count func(), body string) 
 				panic(http.ErrAbortHandler)
 			}
 			header := w.Header()
-			clear(header) // a token may be in it
+			clear(header) // it may contain a token
 			header.Set("Content-Type", "application/json")
 			header.Set("Cache-Control", "no-store")
 			w.WriteHeader(http.StatusInternalServerError)
@@ -76,7 +78,7 @@ func Handler(next http.Handler, logger *slog.Logger, count func(), body string) 
 	})
 }
 
-// answer knows whether it has begun.
+// answer tracks whether the response has started.
 type answer struct {
 	http.ResponseWriter
 	begun bool

@@ -29,7 +29,7 @@ func handler() http.Handler {
 	return mux
 }
 
-func TestAPanicIsLoggedOnceCountedAndAnswered(t *testing.T) {
+func TestPanicIsLoggedOnceCountedAndAnsweredWith500(t *testing.T) {
 	for _, c := range []struct {
 		path     string
 		answered bool
@@ -54,7 +54,7 @@ func TestAPanicIsLoggedOnceCountedAndAnswered(t *testing.T) {
 			response.Body.Close()
 			if response.StatusCode != 500 || string(body) != `"failed"` || response.Header.Get("Token") != "" ||
 				response.Header.Get("Content-Type") != "application/json" {
-				t.Errorf("%s: answered %d %s %v", c.path, response.StatusCode, body, response.Header)
+				t.Errorf("%s: got %d %s %v", c.path, response.StatusCode, body, response.Header)
 			}
 		}
 		server.Close()
@@ -69,7 +69,7 @@ func TestAPanicIsLoggedOnceCountedAndAnswered(t *testing.T) {
 			t.Errorf("%s: the log is %s", c.path, &log)
 		}
 		if strings.HasPrefix(c.logged, "index") && !strings.Contains(log.String(), `stack="gatepost/panics.crash panics_test.go:`) {
-			t.Errorf("%s: the stack does not begin where the panic was: %s", c.path, &log)
+			t.Errorf("%s: the stack does not start at the panic: %s", c.path, &log)
 		}
 	}
 }

@@ -61,7 +61,7 @@ func explainCommand(s *settings) *cobra.Command {
 	return command
 }
 
-// explain tells what becomes of a request by the definitions of the settings.
+// explain explains a request with the definitions of the settings.
 func (s *settings) explain(ctx context.Context, request explain.Request) (*explain.Explanation, error) {
 	if err := s.requireConfig(); err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		return nil, err
 	}
 	options := s.xdsOptions()
-	if gateway != nil { // else its version would differ by the paths of its files
+	if gateway != nil { // otherwise the version would differ, because it covers the paths of the module's files
 		options.Module = xds.Module{Library: gateway.Status.GetModule().GetLibrary(), Table: gateway.Status.GetModule().GetTable()}
 	}
 	explainer, err := explain.New(d, options, sessions, gateway)
@@ -100,11 +100,11 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	return answer, nil
 }
 
-// findTimeout bounds the look for a gateway that nobody has named.
+// findTimeout limits the search for a gateway if --admin is not on the command line.
 const findTimeout = time.Second
 
-// runningGateway asks the gateway on --admin what it serves. Where it was not named, and what answers there is no
-// gateway or none with definitions, it returns nil without an error.
+// runningGateway returns the state of the gateway on --admin. If --admin is not on the command line
+// and there is no gateway with definitions at the default address, it returns nil without an error.
 func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (*explain.Gateway, error) {
 	if !s.adminNamed {
 		var cancel context.CancelFunc
@@ -112,12 +112,12 @@ func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (
 		defer cancel()
 	}
 	var status *gatewayv1.Status
-	body, err := s.ask(ctx, http.MethodGet, statusPath)
+	body, err := s.get(ctx, statusPath)
 	if err == nil {
 		status, err = s.readStatus(body)
 	}
 	if err == nil && status.GetVersion() == "" {
-		err = fmt.Errorf("asking the gateway on %s: it serves no definitions yet", s.admin)
+		err = fmt.Errorf("calling the gateway on %s: it serves no definitions yet", s.admin)
 	}
 	if err != nil {
 		if s.adminNamed {
@@ -128,20 +128,20 @@ func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (
 	return &explain.Gateway{Address: s.admin, Status: status, Sessions: whose, Named: s.adminNamed}, nil
 }
 
-// tokensOfGateway asks a running gateway whose a token is.
+// tokensOfGateway looks up tokens in a running gateway.
 type tokensOfGateway struct {
 	*settings
-	failed error // why it could not be asked: that is neither a word about the token nor one of its store's
+	failed error // why the gateway could not be called; this is an error, not the result of a lookup
 }
 
-// Principal sends the token's hash, in a body: the token itself stays here.
+// Principal looks a token up by its hash, which it sends in a body. The token is not sent.
 func (g *tokensOfGateway) Principal(ctx context.Context, h tokens.Hash) (tokens.Principal, error) {
-	question, err := json.Marshal(admin.Question{TokenHash: h.Hex()})
+	request, err := json.Marshal(admin.LookupRequest{TokenHash: h.Hex()})
 	if err != nil {
 		return tokens.Principal{}, err
 	}
-	var found admin.Found
-	body, err := g.tell(ctx, http.MethodPost, "/api/v1/lookup", question)
+	var found admin.LookupResponse
+	body, err := g.post(ctx, "/api/v1/lookup", request)
 	if err == nil {
 		err = json.Unmarshal(body, &found)
 	}
@@ -150,7 +150,7 @@ func (g *tokensOfGateway) Principal(ctx context.Context, h tokens.Hash) (tokens.
 	case errors.As(err, &refused) && refused.code == http.StatusServiceUnavailable:
 		return tokens.Principal{}, tokens.ErrUnavailable
 	case err != nil:
-		g.failed = fmt.Errorf("asking whose the token is: %w", err)
+		g.failed = fmt.Errorf("looking up the token: %w", err)
 		return tokens.Principal{}, g.failed
 	case found.Session == nil:
 		return tokens.Principal{}, tokens.ErrUnknown
@@ -159,7 +159,8 @@ func (g *tokensOfGateway) Principal(ctx context.Context, h tokens.Hash) (tokens.
 	return s.Principal(), nil
 }
 
-// currentDefinitions are those of the file that --config names, or the newest revision in Redis.
+// currentDefinitions returns the definitions in the file of --config, or the newest revision in
+// Redis.
 func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definitions, error) {
 	if s.config != configRedis {
 		return definitions.Load(s.config)
@@ -178,8 +179,9 @@ func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definit
 
 var errHeader = errors.New("reading --header: want 'Name: value'")
 
-// readRequest makes a request of a command line. Of a whole URL the host goes into a header, as clients send it; the
-// path is taken as it is, for it is the path that may be what is asked about. A ws or wss URL is a WebSocket handshake.
+// readRequest builds a request from the command line. The host of an absolute URL becomes the Host
+// header, as in clients. The path is not normalized, because it can be the subject of the request.
+// A ws or wss URL becomes a WebSocket handshake.
 func readRequest(method, target string, headers []string) (explain.Request, error) {
 	r := explain.Request{Method: method}
 	scheme, host, target, err := readURL(target)
@@ -208,14 +210,14 @@ func readRequest(method, target string, headers []string) (explain.Request, erro
 	return r, nil
 }
 
-// handshake are the headers of a WebSocket handshake (RFC 6455 §4.1); the key is that of its example.
+// handshake are the headers of a WebSocket handshake, with the key of the example in RFC 6455 §4.1.
 var handshake = []explain.Field{
 	{Name: "Connection", Value: "Upgrade"}, {Name: "Upgrade", Value: "websocket"},
 	{Name: "Sec-WebSocket-Version", Value: "13"}, {Name: "Sec-WebSocket-Key", Value: "dGhlIHNhbXBsZSBub25jZQ=="},
 }
 
-// readURL splits a URL, or a path, into its scheme in lower case, its host and the rest. Of a path the scheme is empty
-// and the host is localhost.
+// readURL splits a URL or a path into its scheme in lower case, its host and the rest. For a path
+// the scheme is empty and the host is localhost.
 func readURL(text string) (scheme, host, target string, err error) {
 	host, target = "localhost", text
 	if before, rest, whole := strings.Cut(text, "://"); whole && !strings.HasPrefix(text, "/") {
@@ -231,7 +233,7 @@ func readURL(text string) (scheme, host, target string, err error) {
 		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.User != nil {
 			return "", "", "", errors.New("reading the URL: it has no plain host")
 		}
-		target, _, _ = strings.Cut(target, "#") // a client keeps it to itself
+		target, _, _ = strings.Cut(target, "#") // clients do not send the fragment
 		if !strings.HasPrefix(target, "/") {
 			target = "/" + target
 		}

@@ -28,7 +28,8 @@ services:
   - {name: orders, path: /orders, allowed_methods: [GET], scopes: [read], upstreams: ["http://orders:8080"]}
 `
 
-// running is the admin address of a gateway over a real embedded store, which says that it serves the definitions in file.
+// running is the admin API of a gateway with a real embedded store. It reports that it serves the
+// definitions in file.
 type running struct {
 	*httptest.Server
 	file   string
@@ -36,7 +37,7 @@ type running struct {
 	status *gatewayv1.Status
 
 	mu    sync.Mutex
-	asked []string // what was asked, as it was sent
+	asked []string // requests, as they were sent
 }
 
 func runGateway(t *testing.T) *running {
@@ -66,7 +67,7 @@ func runGateway(t *testing.T) *running {
 	return r
 }
 
-// serves has the gateway say that it serves these definitions, but for services that are withheld.
+// serves makes the gateway report that it serves these definitions and withholds some services.
 func (r *running) serves(t *testing.T, text string, withheld ...string) {
 	t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
@@ -109,8 +110,8 @@ func (r *running) explains(t *testing.T, token tokens.Token, args ...string) (co
 	return code, stdout.String() + stderr.String()
 }
 
-// says fails the test where an explanation does not say all of these.
-func says(t *testing.T, what, out string, all ...string) {
+// contains checks that an explanation contains each text.
+func contains(t *testing.T, what, out string, all ...string) {
 	t.Helper()
 	for _, one := range all {
 		if !strings.Contains(out, one) {
@@ -119,7 +120,7 @@ func says(t *testing.T, what, out string, all ...string) {
 	}
 }
 
-func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
+func TestExplainLooksUpTheTokenInTheGateway(t *testing.T) {
 	r := runGateway(t)
 	live, poor, unknown := r.login(t, "read"), r.login(t), r.login(t, "read")
 	if err := r.store.Revoke(t.Context(), unknown.Hash()); err != nil {
@@ -129,10 +130,10 @@ func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
 	ask := func(what string, token tokens.Token, want ...string) {
 		t.Helper()
 		_, out := r.explains(t, token, "--admin", r.address())
-		says(t, what, out, append(want, whole)...)
-		t.Setenv("GATEPOST_ADMIN", r.address()) // not named, but found, and it serves these definitions
+		contains(t, what, out, append(want, whole)...)
+		t.Setenv("GATEPOST_ADMIN", r.address()) // from the environment, and it serves these definitions
 		if _, found := r.explains(t, token); found != out {
-			t.Errorf("%s: a gateway that was found: got\n%s\nwant what one that is named says\n%s", what, found, out)
+			t.Errorf("%s: a gateway that was found: got\n%s\nwant the same as with --admin\n%s", what, found, out)
 		}
 	}
 	ask("a live token", live, "is live, "+by, "with x-user-id: alice", "forwarded")
@@ -141,7 +142,7 @@ func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
 	if err := r.store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	ask("a store that cannot tell", live, "the lookup by the gateway on "+r.address()+" failed", "response   503")
+	ask("an unavailable store", live, "the lookup by the gateway on "+r.address()+" failed", "response   503")
 
 	for _, one := range r.asked {
 		if strings.Contains(one, live.Reveal()) || strings.Contains(one, unknown.Reveal()) {
@@ -153,7 +154,7 @@ func TestExplainAsksTheGatewayWhoseTheTokenIs(t *testing.T) {
 	}
 }
 
-func TestAGatewayWithOtherDefinitionsIsNotTakenForTheOneThatIsExplained(t *testing.T) {
+func TestGatewayWithOtherDefinitionsIsNotUsedUnlessNamed(t *testing.T) {
 	r := runGateway(t)
 	token := r.login(t, "read")
 	r.serves(t, explained+"  - {name: more, path: /more, upstreams: [\"http://more:8080\"]}\n")
@@ -162,15 +163,15 @@ func TestAGatewayWithOtherDefinitionsIsNotTakenForTheOneThatIsExplained(t *testi
 
 	t.Setenv("GATEPOST_ADMIN", r.address())
 	_, out := r.explains(t, token)
-	says(t, "a gateway that was found", out, differs, "it was not looked up", "if the token is live", "if the token is unknown")
+	contains(t, "a gateway that was found", out, differs, "it was not looked up", "if the token is live", "if the token is unknown")
 	if strings.Contains(strings.Join(r.asked, "\n"), "lookup") {
-		t.Errorf("it was asked about the token: %q", r.asked)
+		t.Errorf("the token was looked up in it: %q", r.asked)
 	}
 	_, out = r.explains(t, token, "--admin", r.address())
-	says(t, "a gateway that was named", out, differs, "is live, according to the gateway on "+r.address())
+	contains(t, "a gateway that was named", out, differs, "is live, according to the gateway on "+r.address())
 }
 
-func TestWhatIsNoGatewayChangesNoExplanationUnlessItWasNamed(t *testing.T) {
+func TestOtherServersAreIgnoredUnlessNamed(t *testing.T) {
 	r := runGateway(t)
 	token := r.login(t)
 	t.Setenv("GATEPOST_ADMIN", "127.0.0.1:1")
@@ -198,8 +199,8 @@ func TestWhatIsNoGatewayChangesNoExplanationUnlessItWasNamed(t *testing.T) {
 	}
 }
 
-// A gateway that does not answer the question has said nothing, neither about the token nor about its store.
-func TestAGatewayThatDoesNotSayWhoseTheTokenIsIsAnError(t *testing.T) {
+// If a gateway does not support lookups, that is an error, not a result for the token or its store.
+func TestGatewayWithoutLookupIsAnError(t *testing.T) {
 	r := runGateway(t)
 	behind := r.Config.Handler
 	r.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -210,18 +211,18 @@ func TestAGatewayThatDoesNotSayWhoseTheTokenIsIsAnError(t *testing.T) {
 		behind.ServeHTTP(w, q)
 	})
 	code, out := r.explains(t, r.login(t), "--admin", r.address())
-	if code != exitFailed || !strings.Contains(out, "asking whose the token is") || strings.Contains(out, "response ") {
+	if code != exitFailed || !strings.Contains(out, "looking up the token") || strings.Contains(out, "response ") {
 		t.Errorf("got %d\n%s\nwant an error and no answer", code, out)
 	}
 }
 
-func TestAServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
+func TestServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	r := runGateway(t)
 	token := r.login(t, "read")
 	r.serves(t, explained, "orders")
 	r.status.Rejected = "not as defined: orders: Envoy says no"
 	_, out := r.explains(t, token, "--admin", r.address())
-	says(t, "withheld", out, "without its upstreams by the gateway on "+r.address(), "response   503", "because Envoy rejects them: not as defined: orders: Envoy says no",
+	contains(t, "withheld", out, "without its upstreams by the gateway on "+r.address(), "response   503", "because Envoy rejects them: not as defined: orders: Envoy says no",
 		r.address()+" serves this version, in which some services are not as they are defined")
 
 	before := strings.Replace(explained, "[GET]", "[GET, PUT]", 1)
@@ -233,7 +234,7 @@ func TestAServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	}
 	r.status.Former = d.Gateway.Message().GetServices()
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "PUT")
-	says(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
+	contains(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "DELETE")
-	says(t, "in its former form", out, "response   405", "mend what Envoy refuses about "+r.file+":3")
+	contains(t, "in its former form", out, "response   405", "mend what Envoy refuses about "+r.file+":3")
 }

@@ -1,6 +1,6 @@
-// Command gatepost is an Envoy sidecar: it sends Envoy its configuration, decides for each request whether it may
-// pass, and issues the tokens. This folder reads flags and environment and prints the output of the commands. Package
-// gateway assembles and runs the parts.
+// Command gatepost is an Envoy sidecar: it configures Envoy, authorizes each request, and issues
+// tokens. This folder parses flags and environment variables and prints the output of commands.
+// Package gateway assembles and runs the parts.
 package main
 
 import (
@@ -34,7 +34,7 @@ func main() {
 	os.Exit(code)
 }
 
-// gatepost runs one command and returns its exit code. It ends when ctx does.
+// gatepost runs one command and returns its exit code. It stops when ctx is done.
 func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetArgs(args)
@@ -45,7 +45,7 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.Is(err, errSaid):
+	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.As(err, &usage):
 		printError(stderr, "gatepost: %v\nSee 'gatepost --help'.\n", err)
@@ -56,17 +56,18 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	}
 }
 
-// printError prints why a command failed. A standard error that nobody reads does not keep the process from ending.
+// printError prints the error of a command. If nobody reads standard error, the process still
+// exits.
 func printError(stderr io.Writer, format string, args ...any) {
 	queue := logqueue.New(stderr)
 	fmt.Fprintf(queue, format, args...)
 	_ = queue.Close()
 }
 
-// errSaid ends a command that has already told what is wrong.
-var errSaid = errors.New("already said")
+// errReported ends a command that has already printed its error.
+var errReported = errors.New("already reported")
 
-// usageError is a wrong use of the command line, as opposed to a right use that failed.
+// usageError is an invalid command line, as opposed to a command that failed.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
@@ -76,7 +77,7 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "gatepost",
 		Short:         "An Envoy gateway for HTTP services: routes, CORS, tokens, one binary beside Envoy",
-		SilenceUsage:  true, // an error of a file or a store is not answered with two screens of flags
+		SilenceUsage:  true, // do not print two screens of flags after every error
 		SilenceErrors: true,
 		Args:          usage(cobra.NoArgs),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
@@ -98,7 +99,7 @@ func newRoot() *cobra.Command {
 	return root
 }
 
-// usage makes what is wrong with the arguments a wrong use.
+// usage turns errors in the arguments into usage errors.
 func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {

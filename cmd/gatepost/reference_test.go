@@ -20,7 +20,8 @@ import (
 
 var update = flag.Bool("update", false, "write the generated pages of docs/reference")
 
-// The pages are made from the commands, their flags, and the comments of definitions.proto. `make generate` writes them.
+// The pages are made from the commands, their flags, and the comments of definitions.proto. `make
+// generate` writes them.
 func TestGeneratedReferencePagesAreCurrent(t *testing.T) {
 	root := newRoot()
 	for name, want := range map[string]string{
@@ -78,7 +79,8 @@ func about(c *cobra.Command) string {
 	return c.Short + ".\n\n" + wrapped(c.Long)
 }
 
-// wrapped breaks text into lines of at most 110 columns. Indented lines, which are examples, become code.
+// wrapped breaks text into lines of at most 110 columns. Indented lines, which are examples, become
+// code.
 func wrapped(text string) string {
 	var out, line []string
 	flush := func() {
@@ -188,7 +190,8 @@ func definitionsPage(t *testing.T) string {
 	return b.String()
 }
 
-// messagesBelow returns m and all messages that its fields have, each once, in the order in which the fields name them.
+// messagesBelow returns m and all messages that its fields have, each once, in the order in which
+// the fields name them.
 func messagesBelow(m protoreflect.MessageDescriptor, known []protoreflect.MessageDescriptor) []protoreflect.MessageDescriptor {
 	if slices.Contains(known, m) || m.FullName() == durationName {
 		return known

@@ -21,10 +21,10 @@ import (
 
 // The commands of this file read and change the definitions in Redis.
 
-// provenTimeout is for how long a change waits, unless told otherwise, until every gateway has proven it.
+// provenTimeout is the default of --timeout.
 const provenTimeout = 30 * time.Second
 
-// openRevisions opens the definitions in the Redis that --redis names, which need not be there yet.
+// openRevisions opens the definitions in the Redis of --redis. It does not connect yet.
 func (s *settings) openRevisions() (store *revisions.Store, closeStore func() error, err error) {
 	if s.redis == "" {
 		return nil, nil, errNoRedis
@@ -62,7 +62,7 @@ func applyCommand(s *settings) *cobra.Command {
 			"revision has the same content, or if somebody else applies at the same time.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := loadOrSay(c, args[0])
+			d, err := loadOrReport(c, args[0])
 			if err != nil {
 				return err
 			}
@@ -107,7 +107,7 @@ func rollbackCommand(s *settings) *cobra.Command {
 	return command
 }
 
-// readRevision reads the number of a revision.
+// readRevision parses a revision number.
 func readRevision(text string) (int64, error) {
 	number, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || number < 1 {
@@ -132,14 +132,14 @@ func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
 	}
 	out := c.OutOrStdout()
 	if newest.Number != 0 && newest.Sum == d.Hash() {
-		fmt.Fprintf(out, "revision %d says this already: nothing is stored\n", newest.Number)
+		fmt.Fprintf(out, "unchanged: already revision %d\n", newest.Number)
 		return a.await(c.Context(), out, store, newest)
 	}
 	before, err := load(c.Context(), store, newest)
 	if err != nil {
 		return err
 	}
-	note := revisions.Note{Who: whoami(), Message: a.message}
+	note := revisions.Note{Who: author(), Message: a.message}
 	if note.Change, err = revisions.Change(before, d.Gateway); err != nil {
 		return err
 	}
@@ -162,23 +162,24 @@ func (a *change) conflict(err *revisions.Conflict) error {
 	return fmt.Errorf("%w (see `gatepost diff FILE`, bring its change into yours, and apply with --base %d)", err, err.Newest.Number)
 }
 
-// load returns what a revision says; nil where it is none, or is not valid any more: then all is new.
+// load returns the definitions of a revision. It returns nil if there is no revision or it is not
+// valid any more; then everything counts as new.
 func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*definitions.Gateway, error) {
 	if r.Number == 0 {
-		return nil, nil //nolint:nilnil // no revision says nothing
+		return nil, nil //nolint:nilnil // no revision
 	}
 	d, err := store.Load(ctx, r)
 	var problems definitions.Problems
 	switch {
 	case errors.As(err, &problems), errors.Is(err, revisions.ErrDamaged):
-		return nil, nil //nolint:nilnil // what is stored now puts it right
+		return nil, nil //nolint:nilnil // the new revision repairs it
 	case err != nil:
 		return nil, err
 	}
 	return d.Gateway, nil
 }
 
-// await waits until every gateway has proven a revision, and says how each stands.
+// await waits until every gateway has proven a revision, and prints the state of each.
 func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Store, r revisions.Revision) error {
 	bounded, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -211,7 +212,7 @@ func diffCommand(s *settings) *cobra.Command {
 		Short: "Show differences from the newest revision (exit 0 if none, 1 otherwise)",
 		Args:  usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			d, err := loadOrSay(c, args[0])
+			d, err := loadOrReport(c, args[0])
 			if err != nil {
 				return err
 			}
@@ -239,13 +240,13 @@ func diffCommand(s *settings) *cobra.Command {
 				return err
 			}
 			if text == "" {
-				_, err = fmt.Fprintf(c.OutOrStdout(), "%s says what %s says\n", args[0], name)
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s: no differences from %s\n", args[0], name)
 				return err
 			}
 			if _, err = io.WriteString(c.OutOrStdout(), text); err != nil {
 				return err
 			}
-			return errSaid
+			return errReported
 		},
 	}
 }
@@ -316,16 +317,16 @@ func historyCommand(s *settings) *cobra.Command {
 	}
 }
 
-// loadOrSay loads a definitions file. It prints problems and warnings as `gatepost validate` does, warnings to
-// standard error.
-func loadOrSay(c *cobra.Command, path string) (*definitions.Definitions, error) {
+// loadOrReport loads a definitions file. It prints problems and warnings like `gatepost validate`,
+// warnings to standard error.
+func loadOrReport(c *cobra.Command, path string) (*definitions.Definitions, error) {
 	d, err := definitions.Load(path)
 	var problems definitions.Problems
 	if errors.As(err, &problems) {
 		for _, p := range problems {
 			fmt.Fprintln(c.OutOrStdout(), p)
 		}
-		return nil, errSaid
+		return nil, errReported
 	}
 	if err != nil {
 		return nil, err
@@ -337,8 +338,8 @@ func loadOrSay(c *cobra.Command, path string) (*definitions.Definitions, error) 
 	return d, nil
 }
 
-// whoami is who changes something, as user@host.
-func whoami() string {
+// author returns the author of a change as user@host.
+func author() string {
 	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil {
 		name = u.Username
@@ -349,5 +350,5 @@ func whoami() string {
 	return name + "@" + host
 }
 
-// oneLine makes a text that came from elsewhere fit for a line on a terminal.
+// oneLine makes external text safe for one line on a terminal.
 func oneLine(text string) string { return printable(strings.Join(strings.Fields(text), " ")) }

@@ -19,8 +19,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"gatepost": main})
 }
 
-// TestScripts runs the command line as a user does: one script of testdata/script per command. A script finds no
-// Envoy but the one in $ENVOY, where there is one (the condition `envoy`).
+// TestScripts runs the scripts in testdata/script, one per command. They use the Envoy in $ENVOY,
+// if there is one (the condition `envoy`), and find no other.
 func TestScripts(t *testing.T) {
 	path, err := envoy.Find(os.Getenv("GATEPOST_ENVOY"))
 	if err != nil && os.Getenv("CI") == "true" {
@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits runs a command that is to end with an exit code: exits CODE COMMAND...
+// exits runs a command and checks its exit code: exits CODE COMMAND...
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE COMMAND...")
@@ -57,10 +57,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// versionLine is the line of an explanation that another way of building Envoy's configuration changes.
+// versionLine matches the version in an explanation, which depends on how Envoy's configuration is
+// built.
 var versionLine = regexp.MustCompile(`(?m)^  "?version"?:? +\S+\n`)
 
-// answers compares an explanation, but for its version, with a file: answers FILE.
+// answers compares an explanation, except its version, with a file: answers FILE.
 func answers(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: answers FILE")

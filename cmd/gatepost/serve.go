@@ -50,7 +50,7 @@ func runCommand(s *settings) *cobra.Command {
 	return command
 }
 
-// run runs a gateway with these settings, as changed by adapt, until the command's context ends.
+// run runs a gateway with these settings, modified by adapt, until the command's context is done.
 func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) error {
 	logger, logs, err := s.startLog(c.ErrOrStderr())
 	if err != nil {
@@ -73,10 +73,10 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	return g.Run(c.Context())
 }
 
-// reloadOnHangup has the gateway read its definitions again on each SIGHUP, until the returned function is called.
+// reloadOnHangup makes the gateway reload its definitions on SIGHUP, until stop is called.
 func reloadOnHangup(ctx context.Context, g *gateway.Gateway, logger *slog.Logger) (stop func()) {
 	ctx, stop = context.WithCancel(ctx)
-	hangup := make(chan os.Signal, 1) // :: one per SIGHUP that is not handled yet
+	hangup := make(chan os.Signal, 1) // :: one per pending SIGHUP
 	signal.Notify(hangup, syscall.SIGHUP)
 	go func() {
 		defer signal.Stop(hangup)

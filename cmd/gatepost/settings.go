@@ -23,18 +23,18 @@ import (
 )
 
 // settings are the flags that all commands share. Each has an environment variable of the same name
-// (--log-level: GATEPOST_LOG_LEVEL); the flag wins. What names or holds a secret may also stand in a file that
-// GATEPOST_…_FILE names, as container secrets do.
+// (--log-level: GATEPOST_LOG_LEVEL); the flag takes precedence. Values can also be read from a file
+// that GATEPOST_…_FILE names, as for container secrets.
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	grpcTLS                                       string
 	cache, caFile, module                         string
 	pprof                                         bool
 	listen                                        string
-	listenAddr                                    netip.AddrPort // listen, parsed; zero if it is not given
+	listenAddr                                    netip.AddrPort // listen, parsed; zero if it is not set
 	logLevel, logFormat                           string
-	// adminNamed says that --admin stands on the command line: whoever names a gateway wants that one to be asked. The
-	// environment does not say so; it is a container's, whether a gateway runs or not.
+	// adminNamed reports whether --admin is on the command line. Only then is it an error if no
+	// gateway is there: a container sets the environment variable even if no gateway runs.
 	adminNamed bool
 }
 
@@ -63,7 +63,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.logFormat, "log-format", "auto", "the `FORMAT` of the log: text, json, or auto, which is text on a terminal")
 }
 
-// fromEnvironment fills in each flag that was not given from its environment variable.
+// fromEnvironment sets each missing flag from its environment variable.
 func (s *settings) fromEnvironment(flags *pflag.FlagSet, lookup func(string) (string, bool)) error {
 	var failed error
 	flags.VisitAll(func(flag *pflag.Flag) {
@@ -98,13 +98,13 @@ func (s *settings) readListen() (err error) {
 	return nil
 }
 
-// configRedis is the value of --config by which the definitions come from Redis; a file of that name is ./redis.
+// configRedis is the value of --config for definitions in Redis. A file of that name is ./redis.
 const configRedis = "redis"
 
 // modes are the values of --module.
 var modes = map[string]gateway.ModuleMode{"auto": gateway.ModuleAuto, "on": gateway.ModuleOn, "off": gateway.ModuleOff}
 
-// gatewayConfig returns the gateway that the settings describe, without a logger.
+// gatewayConfig returns the gateway configuration, without a logger.
 func (s *settings) gatewayConfig() (gateway.Config, error) {
 	config := gateway.Config{
 		Definitions: s.config, Listen: s.listenAddr, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
@@ -133,7 +133,7 @@ func (s *settings) gatewayConfig() (gateway.Config, error) {
 	return config, err
 }
 
-// requireConfig returns an error if no definitions are named.
+// requireConfig returns an error if --config is missing.
 func (s *settings) requireConfig() error {
 	if s.config == "" {
 		return usageError{fmt.Errorf("no definitions: give --config FILE or set GATEPOST_CONFIG")}
@@ -143,7 +143,7 @@ func (s *settings) requireConfig() error {
 
 var errNoRedis = usageError{errors.New("no Redis: give --redis URL or set GATEPOST_REDIS")}
 
-// redisOptions reads --redis.
+// redisOptions parses --redis.
 func (s *settings) redisOptions() (*redisconn.Options, error) {
 	options, err := redisconn.ParseURL(s.redis)
 	if err != nil {
@@ -152,13 +152,14 @@ func (s *settings) redisOptions() (*redisconn.Options, error) {
 	return options, nil
 }
 
-// xdsOptions returns what a gateway with these settings builds Envoy's configuration with.
+// xdsOptions returns the options with which a gateway with these settings builds Envoy's
+// configuration.
 func (s *settings) xdsOptions() xds.Options {
 	return gateway.Config{CAFile: s.caFile, Listen: s.listenAddr}.XDSOptions()
 }
 
-// startLog returns the logger that the settings ask for, and the queue through which it writes to out. The caller closes
-// the queue when nothing is logged any more.
+// startLog returns the logger for these settings, and the queue through which it writes to out. The
+// caller closes the queue after the last log line.
 func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
@@ -175,7 +176,8 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error
 		return nil, nil, usageError{fmt.Errorf("reading --log-format %q: want text, json or auto", s.logFormat)}
 	}
 	surviveBrokenLog()
-	// net/http reports protocol errors of peers to the standard logger and quotes their bytes, which may hold secrets.
+	// net/http logs protocol errors of peers to the standard logger and quotes their bytes, which
+	// may contain secrets.
 	log.SetOutput(io.Discard)
 	queue, options := logqueue.New(out), &slog.HandlerOptions{Level: level}
 	if format == "text" {
@@ -184,6 +186,6 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error
 	return slog.New(slog.NewJSONHandler(queue, options)), queue, nil
 }
 
-// surviveBrokenLog makes a write to a standard error whose reader is gone an error. By default the runtime ends the
-// process (os/signal, "SIGPIPE").
+// surviveBrokenLog makes writes to a closed standard error return an error. By default the runtime
+// ends the process (os/signal, "SIGPIPE").
 func surviveBrokenLog() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }

@@ -10,7 +10,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// command runs a command on a Redis and fails the test if it ends with another exit code.
+// command runs a command with a Redis and checks its exit code.
 func command(t *testing.T, redis string, code int, args ...string) string {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -20,8 +20,8 @@ func command(t *testing.T, redis string, code int, args ...string) string {
 	return stdout.String() + stderr.String()
 }
 
-// A message about a revision names a line of it, so the file must be printed byte for byte.
-func TestShowPrintsARevisionAsItWasApplied(t *testing.T) {
+// Errors refer to lines of a revision, so the file must be printed byte for byte.
+func TestShowPrintsARevisionByteForByte(t *testing.T) {
 	redis := redistest.Start(t).URL()
 	if got := command(t, redis, 1, "show"); !strings.Contains(got, "there is no such revision") {
 		t.Errorf("show of an empty Redis: %s", got)

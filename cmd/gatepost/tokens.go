@@ -48,7 +48,7 @@ func listCommand(s *settings) *cobra.Command {
 				return usageError{errFormat}
 			}
 			var sessions []admin.Session
-			err := s.withSessions(c, func(ctx context.Context, on sessionsSomewhere) (err error) {
+			err := s.withSessions(c, func(ctx context.Context, on sessionAPI) (err error) {
 				sessions, err = on.list(ctx, user)
 				return err
 			})
@@ -69,7 +69,7 @@ func listCommand(s *settings) *cobra.Command {
 	return command
 }
 
-// whatIsUserID explains --user. In an incident the login name is at hand, and the id is not.
+// whatIsUserID explains --user, because in an incident people know the login name and not the id.
 const whatIsUserID = "The ID of a user is not the login name: it is the value of the header `userid` " +
 	"(tokens.authenticator.user_header) in the user service's reply to a login."
 
@@ -80,8 +80,8 @@ func printSessions(w io.Writer, sessions []admin.Session) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tLAST SEEN\tFROM\tCLIENT")
 	for _, one := range sessions {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.ID, moment(one.Issued), moment(one.Expires),
-			orNone(one.Address), moment(one.LastSeen), orNone(one.LastAddress), orNone(printable(one.UserAgent)))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.ID, formatTime(one.Issued), formatTime(one.Expires),
+			orNone(one.Address), formatTime(one.LastSeen), orNone(one.LastAddress), orNone(printable(one.UserAgent)))
 	}
 	return table.Flush()
 }
@@ -103,7 +103,7 @@ func revokeCommand(s *settings) *cobra.Command {
 				return usageError{errFormat}
 			}
 			ended := 0
-			err := s.withSessions(c, func(ctx context.Context, on sessionsSomewhere) (err error) {
+			err := s.withSessions(c, func(ctx context.Context, on sessionAPI) (err error) {
 				if len(args) == 1 {
 					ended, err = 1, on.revoke(ctx, args[0])
 					return err
@@ -136,15 +136,15 @@ func printRevoked(w io.Writer, format string, ended int) error {
 	return err
 }
 
-// moment is a time as it is listed.
-func moment(t time.Time) string {
+// formatTime formats a time for a list.
+func formatTime(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
 	return t.Format(time.RFC3339)
 }
 
-// printable is what a client said of itself, without what would mean something to a terminal.
+// printable replaces the characters of client-supplied text that a terminal could interpret.
 func printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
@@ -154,18 +154,18 @@ func printable(text string) string {
 	}, text)
 }
 
-// sessionsSomewhere is where the commands list and end sessions. What ends some returns when no gateway accepts them
-// any more.
-type sessionsSomewhere interface {
+// sessionAPI lists and ends sessions. Its revoke methods return when no gateway accepts the
+// sessions any more.
+type sessionAPI interface {
 	list(ctx context.Context, user string) ([]admin.Session, error)
 	revoke(ctx context.Context, id string) error
 	revokeUser(ctx context.Context, user string) (int, error)
 }
 
-// withSessions calls do with the sessions in the Redis that is named, else with those of a running gateway. Neither may
-// take longer than askTimeout.
-func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessionsSomewhere) error) error {
-	ctx, cancel := context.WithTimeout(c.Context(), askTimeout)
+// withSessions calls do with the sessions in Redis, if --redis is set, or else with those of a
+// running gateway. It limits both to requestTimeout.
+func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessionAPI) error) error {
+	ctx, cancel := context.WithTimeout(c.Context(), requestTimeout)
 	defer cancel()
 	if s.redis == "" {
 		return do(ctx, sessionsOfGateway{s})
@@ -180,7 +180,7 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 		return fmt.Errorf("opening the token store: %w", err)
 	}
 	notify := func(notice redisstore.Revoke) {
-		notice.Who, notice.When = whoami(), time.Now().UTC().Truncate(time.Second)
+		notice.Who, notice.When = author(), time.Now().UTC().Truncate(time.Second)
 		if err := redis.PublishRevoke(ctx, notice); err != nil {
 			fmt.Fprintf(c.ErrOrStderr(), "gatepost: the gateways' logs will not show this revoke: %v\n", err)
 		}
@@ -188,7 +188,8 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 	return errors.Join(do(ctx, sessionsInRedis{store, notify}), store.Close())
 }
 
-// sessionsInRedis needs no gateway: those that run receive invalidations from Redis, and a notice for their logs.
+// sessionsInRedis needs no gateway: running gateways receive the invalidations from Redis, and a
+// notice for their logs.
 type sessionsInRedis struct {
 	store  tokens.Store
 	notify func(redisstore.Revoke)
@@ -199,7 +200,7 @@ func (r sessionsInRedis) list(ctx context.Context, user string) ([]admin.Session
 	if err != nil {
 		return nil, fmt.Errorf("listing sessions: %w", err)
 	}
-	return admin.Show(found), nil
+	return admin.NewSessions(found), nil
 }
 
 func (r sessionsInRedis) revoke(ctx context.Context, id string) error {
@@ -224,7 +225,7 @@ func (r sessionsInRedis) revokeUser(ctx context.Context, user string) (int, erro
 	return n, err
 }
 
-// sessionsOfGateway asks a running gateway on its admin address.
+// sessionsOfGateway calls the admin API of a running gateway.
 type sessionsOfGateway struct{ *settings }
 
 func (g sessionsOfGateway) list(ctx context.Context, user string) (sessions []admin.Session, err error) {
@@ -237,20 +238,20 @@ func (g sessionsOfGateway) revoke(ctx context.Context, id string) error {
 }
 
 func (g sessionsOfGateway) revokeUser(ctx context.Context, user string) (int, error) {
-	var answer struct{ Revoked int }
-	err := g.call(ctx, http.MethodDelete, userPath(user), &answer)
-	return answer.Revoked, err
+	var response struct{ Revoked int }
+	err := g.call(ctx, http.MethodDelete, userPath(user), &response)
+	return response.Revoked, err
 }
 
 func userPath(user string) string { return "/api/v1/users/" + url.PathEscape(user) + "/sessions" }
 
-func (g sessionsOfGateway) call(ctx context.Context, method, path string, answer any) error {
-	body, err := g.ask(ctx, method, path)
+func (g sessionsOfGateway) call(ctx context.Context, method, path string, response any) error {
+	body, err := g.do(ctx, method, path, nil)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(body, answer); err != nil {
-		return fmt.Errorf("reading the answer of %s: %w", g.admin, err)
+	if err := json.Unmarshal(body, response); err != nil {
+		return fmt.Errorf("reading the response of %s: %w", g.admin, err)
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func validateCommand(s *settings) *cobra.Command {
 				return err
 			}
 			if !good {
-				return errSaid
+				return errReported
 			}
 			return nil
 		},
@@ -51,8 +51,8 @@ func validateCommand(s *settings) *cobra.Command {
 	return command
 }
 
-// envoysVerdict returns what builds Envoy's configuration from definitions and has an Envoy look at it, where there
-// is one. One that was named must be there.
+// envoysVerdict returns a function that validates the Envoy configuration for definitions with an
+// Envoy, if there is one. If --envoy names one, it must exist.
 func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*definitions.Definitions) definitions.Verdict, error) {
 	path, skipped := "", "--no-envoy"
 	if !noEnvoy {
@@ -87,7 +87,8 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 	}, nil
 }
 
-// missingRoots says why Envoy cannot look at https upstreams on this machine: it reads their roots.
+// missingRoots returns why Envoy cannot validate https upstreams on this machine: it would need
+// their CA file.
 func (s *settings) missingRoots(gw *definitions.Gateway) string {
 	secured := slices.ContainsFunc(gw.Services, func(service *definitions.Service) bool { return service.Upstreams[0].TLS })
 	if _, err := os.Stat(s.caFile); err != nil && secured {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds Docker Compose from its Go module, for machines that have an engine but no `docker compose`: build-compose.sh VERSION FILE
+# Builds Docker Compose from its Go module, for machines that have an engine but no `docker
+# compose`: build-compose.sh VERSION FILE
 # Takes a minute or more; FILE is kept by who asks for it.
 set -eu
 version=${1:?which version} out=${2:?the file to build}

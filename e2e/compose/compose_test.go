@@ -1,5 +1,5 @@
-// Package compose proves docker-compose.yml: it is brought up for real, on a Docker engine, and used as README.md says.
-// Where the official images cannot be had, stand-ins take their place; then the file is proven, and not those images.
+// Package compose tests docker-compose.yml with a real Docker engine, following README.md. If the
+// official images cannot be pulled, stand-ins replace them; then only the file is tested.
 package compose
 
 import (
@@ -39,10 +39,11 @@ func TestComposeFile(t *testing.T) {
 			{"a service may come back on another address", func(t *testing.T) { testNewAddress(t, p, g, token) }},
 			{"a token outlives Redis and Gatepost", func(t *testing.T) { testTokenOutlives(t, p, g, token) }},
 			{"no log has a token or a password", func(t *testing.T) { testLogs(t, p, token) }},
-			{"all end when they are asked to", func(t *testing.T) { testStop(t, p) }},
+			{"all stop gracefully", func(t *testing.T) { testStop(t, p) }},
 		}
 		for _, s := range steps {
-			// One project for all, in this order. A step that fails spoils the next ones.
+			// The steps share one project and run in this order. If one fails, the next ones are
+			// likely to fail too.
 			if !t.Run(s.name, s.test) {
 				return
 			}
@@ -59,7 +60,7 @@ func testSession(t *testing.T, g gateway, token string) {
 		body               string
 	}{
 		{"without a token", "GET", "/orders", nil, 401, `"You are not allowed to access this API!"`},
-		{"with a token that is none", "GET", "/orders", []string{"Authorization: Bearer 5"}, 401, `"You are not allowed to access this API!"`},
+		{"with an invalid token", "GET", "/orders", []string{"Authorization: Bearer 5"}, 401, `"You are not allowed to access this API!"`},
 		{"with the token", "GET", "/orders", []string{"Authorization: Bearer " + token}, 200, `{"user":"user-1","orders":[{"id":1,"item":"tea","quantity":2}]}`},
 		{"with the raw token", "GET", "/orders/1", []string{"Authorization: " + token}, 200, `{"id":1,"item":"tea","quantity":2}`},
 		{"as somebody else", "GET", "/orders", []string{"Authorization: Bearer " + token, "x-user-id: user-2"}, 200, `{"user":"user-1","orders":[{"id":1,"item":"tea","quantity":2}]}`},
@@ -70,7 +71,7 @@ func testSession(t *testing.T, g gateway, token string) {
 		{"a 401 that a page may read", "GET", "/orders", []string{"Origin: " + page}, 401, `"You are not allowed to access this API!"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			res := g.ask(t, c.method, c.path, "", c.header...)
+			res := g.send(t, c.method, c.path, "", c.header...)
 			if res.status != c.status || res.body != c.body {
 				t.Errorf("%d %s, want %d %s", res.status, res.body, c.status, c.body)
 			}
@@ -85,13 +86,13 @@ func testSession(t *testing.T, g gateway, token string) {
 			}
 		})
 	}
-	wrong := g.ask(t, "POST", "/token", `{"username":"alice","password":"builder"}`)
+	wrong := g.send(t, "POST", "/token", `{"username":"alice","password":"builder"}`)
 	if wrong.status != 401 || wrong.body != `"Wrong user name or password"` || wrong.header.Get("token") != "" {
 		t.Errorf("a wrong password: %d %s, want the user service's 401", wrong.status, wrong.body)
 	}
 }
 
-// The services, each with the networks that it is on.
+// The networks of each service.
 var networks = map[string][]string{
 	"envoy":    {"edge", "gateway"},
 	"gatepost": {"gateway", "store"},
@@ -130,8 +131,8 @@ func testReach(t *testing.T, p *project) {
 	}
 }
 
-// testNoStrangers connects from an upstream's network: who can reach --grpc can act as an Envoy, and who can reach
-// --http can log in past Envoy.
+// testNoStrangers connects from an upstream's network. A client of --grpc could act as an Envoy,
+// and a client of --http could log in without Envoy.
 func testNoStrangers(t *testing.T, p *project) {
 	for _, port := range []string{"18000", "18001", "18002"} {
 		command := p.command(t.Context(), "exec", "-T", "items", "/shop", "-check=http://gatepost:"+port)
@@ -176,10 +177,10 @@ func testEdit(t *testing.T, p *project, g gateway) {
     authenticate: false
     upstreams: ["http://items:8080"]
 `...)
-	if res := g.ask(t, "GET", "/catalogue", ""); res.status != 404 {
+	if res := g.send(t, "GET", "/catalogue", ""); res.status != 404 {
 		t.Fatalf("/catalogue: %d before there is one", res.status)
 	}
-	// As many editors save: a new file takes the place of the old one.
+	// Many editors save this way: a new file replaces the old one.
 	if err := os.WriteFile(p.definitions()+".new", more, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +188,7 @@ func testEdit(t *testing.T, p *project, g gateway) {
 		t.Fatal(err)
 	}
 	g.until(t, 200, "GET", "/catalogue")
-	// And as the others do: into the same file.
+	// Others write into the same file.
 	if err := os.WriteFile(p.definitions(), before, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -205,10 +206,10 @@ func testBrokenEdit(t *testing.T, p *project, g gateway) {
 	eventually(t, "the mistake in Gatepost's log", func() bool {
 		return strings.Contains(p.run(t, "logs", "gatepost"), "gatepost.yaml:1:")
 	})
-	if res := g.ask(t, "GET", "/items", ""); res.status != 200 {
+	if res := g.send(t, "GET", "/items", ""); res.status != 200 {
 		t.Errorf("/items: %d with a broken file", res.status)
 	}
-	if res := g.ask(t, "GET", "/orders", ""); res.status != 401 {
+	if res := g.send(t, "GET", "/orders", ""); res.status != 401 {
 		t.Errorf("/orders without a token: %d with a broken file", res.status)
 	}
 	if err := os.WriteFile(p.definitions(), before, 0o644); err != nil {
@@ -223,13 +224,13 @@ func testNewAddress(t *testing.T, p *project, g gateway, token string) {
 	}
 	before := address()
 	p.run(t, "stop", "orders")
-	// Something else takes the address while it is free.
+	// Another container takes the address while it is free.
 	p.engine.run(t, "run", "--detach", "--rm", "--name", squatter, "--network", projectName+"_gateway",
 		"gatepost-demo-shop", "-users=:8080")
 	defer p.engine.run(t, "rm", "--force", squatter)
 	p.run(t, "up", "--detach", "--wait", "orders")
 	if after := address(); after == before {
-		t.Fatalf("orders is on %s again: this proves nothing", after)
+		t.Fatalf("orders is on %s again: the test needs another address", after)
 	}
 	g.until(t, 200, "GET", "/orders", "Authorization: "+token)
 }
@@ -239,7 +240,7 @@ func testTokenOutlives(t *testing.T, p *project, g gateway, token string) {
 		p.run(t, "restart", service)
 		p.run(t, "up", "--detach", "--wait")
 		g.until(t, 200, "GET", "/orders", "Authorization: "+token)
-		if res := g.ask(t, "GET", "/orders", ""); res.status != 401 {
+		if res := g.send(t, "GET", "/orders", ""); res.status != 401 {
 			t.Errorf("without a token: %d after a restart of %s", res.status, service)
 		}
 	}
@@ -262,24 +263,24 @@ func testLogs(t *testing.T, p *project, token string) {
 func testStop(t *testing.T, p *project) {
 	p.run(t, "stop")
 	for service := range networks {
-		// 137 is a SIGKILL after the time to stop had run out.
+		// 137 is a SIGKILL after the stop timeout.
 		if code := p.inspect(t, service).State.ExitCode; code != 0 {
 			t.Errorf("%s ended with %d", service, code)
 		}
 	}
 }
 
-// gateway is the published port, as a client sees it.
+// gateway is the published port.
 type gateway struct{ url string }
 
 type answer struct {
 	status int
 	header http.Header
-	body   string // without the spaces around it
+	body   string // without surrounding spaces
 }
 
-// ask sends one request on a connection of its own. A header is "Name: value".
-func (g gateway) ask(t *testing.T, method, path, body string, header ...string) answer {
+// send sends one request over a new connection. A header is "Name: value".
+func (g gateway) send(t *testing.T, method, path, body string, header ...string) answer {
 	t.Helper()
 	res, err := g.try(t, method, path, body, header...)
 	if err != nil {
@@ -309,7 +310,7 @@ func (g gateway) try(t *testing.T, method, path, body string, header ...string) 
 	return answer{res.StatusCode, res.Header, strings.TrimSpace(string(content))}, err
 }
 
-// until asks until the status is the wanted one.
+// until repeats a request until it has the wanted status.
 func (g gateway) until(t *testing.T, status int, method, path string, header ...string) {
 	t.Helper()
 	var last answer
@@ -323,7 +324,7 @@ func (g gateway) until(t *testing.T, status int, method, path string, header ...
 // login logs alice in and returns her token.
 func (g gateway) login(t *testing.T) string {
 	t.Helper()
-	res := g.ask(t, "POST", "/token", alice)
+	res := g.send(t, "POST", "/token", alice)
 	token := res.header.Get("token")
 	if res.status != 200 || token == "" || res.header.Get("expires_in") != "3600" || res.header.Get("userid") != "user-1" {
 		t.Fatalf("the login: %d %s, expires_in %q, userid %q", res.status, res.body, res.header.Get("expires_in"), res.header.Get("userid"))
@@ -339,7 +340,7 @@ func (g gateway) login(t *testing.T) string {
 	return token
 }
 
-// eventually waits, with patience, for a condition; it ends the test where it never comes, after the given last words.
+// eventually polls a condition. After the timeout it calls lastWords and ends the test.
 func eventually(t *testing.T, what string, condition func() bool, lastWords ...func()) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(100 * time.Millisecond) {

@@ -17,18 +17,18 @@ import (
 	"time"
 )
 
-// engine is a Docker engine and the program to speak to it with.
+// engine is a Docker engine and its client program.
 type engine struct {
 	docker  string   // the path of the docker client
-	env     []string // what the client is told by, beside our own environment
-	private bool     // started by this test, and gone after it
+	env     []string // extra environment variables of the client
+	private bool     // started and removed by this test
 }
 
-// findEngine returns the engine that this user can reach anyway or, where there is none, a private one. It ends
-// the test where neither can be had.
+// findEngine returns the engine that this user can reach, or else a private one. If neither is
+// possible, it ends the test.
 func findEngine(t *testing.T) *engine {
 	t.Helper()
-	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // a user's PATH often leaves out where dockerd and iptables are
+	t.Setenv("PATH", os.Getenv("PATH")+":/usr/sbin:/sbin") // a user's PATH often lacks the folders of dockerd and iptables
 	docker, err := exec.LookPath("docker")
 	if err != nil {
 		missing(t, "no docker: install it (Debian: apt-get install docker.io iptables)")
@@ -38,15 +38,16 @@ func findEngine(t *testing.T) *engine {
 		return own
 	}
 	if _, err := exec.LookPath("dockerd"); err != nil || os.Geteuid() != 0 {
-		missing(t, "no Docker engine answers, and only root with a dockerd can start one: start Docker")
+		missing(t, "no Docker engine is running, and starting one needs root and dockerd: start Docker")
 	}
 	return startEngine(t, docker)
 }
 
-// startEngine starts an engine of the test's own, and takes everything away that it leaves on the machine.
+// startEngine starts a private engine, and removes everything that it leaves on the machine.
 func startEngine(t *testing.T, docker string) *engine {
 	t.Helper()
-	// Not t.TempDir: a socket's path may have 107 bytes, and mounts must be gone before the folder can be.
+	// Not t.TempDir: a socket's path is limited to 107 bytes, and the folder can be removed only
+	// after its mounts.
 	dir, err := os.MkdirTemp("", "gatepost-docker-")
 	if err != nil {
 		t.Fatal(err)
@@ -63,11 +64,11 @@ func startEngine(t *testing.T, docker string) *engine {
 	daemon := exec.Command("dockerd", "--data-root", dir+"/data", "--exec-root", dir+"/run",
 		"--pidfile", dir+"/dockerd.pid", "--host", "unix://"+dir+"/docker.sock")
 	daemon.Stdout, daemon.Stderr = log, log
-	// The engine does not outlive the test, however that ends; a group of its own keeps Ctrl-C for the test.
+	// The engine ends with the test in any case. Its own process group keeps Ctrl-C away from it.
 	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	started, ended := make(chan error, 1), make(chan struct{})
 	go func() {
-		runtime.LockOSThread() // Pdeathsig counts from the thread that started the process
+		runtime.LockOSThread() // Pdeathsig refers to the thread that started the process
 		defer runtime.UnlockOSThread()
 		err := daemon.Start()
 		started <- err
@@ -110,7 +111,7 @@ func (e *engine) answers(ctx context.Context) bool {
 	return e.command(ctx, "info").Run() == nil
 }
 
-// command is a call of the docker client.
+// command returns a call of the docker client.
 func (e *engine) command(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, e.docker, args...)
 	c.Env = append(os.Environ(), e.env...)
@@ -118,13 +119,13 @@ func (e *engine) command(ctx context.Context, args ...string) *exec.Cmd {
 	return c
 }
 
-// run calls the docker client and returns what it prints.
+// run calls the docker client and returns its output.
 func (e *engine) run(t *testing.T, args ...string) string {
 	t.Helper()
 	return output(t, e.command(t.Context(), args...))
 }
 
-// output runs a command, ends the test where it fails, and returns its standard output.
+// output runs a command and returns its standard output. It ends the test if the command fails.
 func output(t *testing.T, c *exec.Cmd) string {
 	t.Helper()
 	var stderr bytes.Buffer
@@ -136,7 +137,7 @@ func output(t *testing.T, c *exec.Cmd) string {
 	return strings.TrimSpace(string(out))
 }
 
-// emptyTables is the packet filter of a machine that has never had a rule.
+// emptyTables is the packet filter of a machine without rules.
 const emptyTables = `*filter
 :INPUT ACCEPT [0:0]
 :FORWARD ACCEPT [0:0]
@@ -150,8 +151,8 @@ COMMIT
 COMMIT
 `
 
-// restoreNetwork notes the packet filter and the links as they are, and returns what puts them back: an engine
-// leaves its chains, a FORWARD policy of DROP and its bridges behind.
+// restoreNetwork saves the packet filter and the links, and returns a function that restores them.
+// An engine leaves its chains, a FORWARD policy of DROP and its bridges behind.
 func restoreNetwork(t *testing.T) func() {
 	t.Helper()
 	rules, err := exec.Command("iptables-save").Output()
@@ -182,7 +183,7 @@ func restoreNetwork(t *testing.T) func() {
 	}
 }
 
-// engineLink matches the bridges that an engine makes.
+// engineLink matches the bridges of an engine.
 var engineLink = regexp.MustCompile(`^(docker0|br-[0-9a-f]{12})$`)
 
 func linkNames(t *testing.T) []string {
@@ -198,7 +199,7 @@ func linkNames(t *testing.T) []string {
 	return names
 }
 
-// removeEngineDir deletes an ended engine's folder, with what is still mounted in it.
+// removeEngineDir deletes the folder of a stopped engine, including its mounts.
 func removeEngineDir(t *testing.T, dir string) {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
@@ -209,7 +210,7 @@ func removeEngineDir(t *testing.T, dir string) {
 		if fields := strings.Fields(line); len(fields) > 1 && strings.HasPrefix(fields[1], dir+"/") {
 			if err := syscall.Unmount(fields[1], syscall.MNT_DETACH); err != nil {
 				t.Errorf("unmounting %s: %v", fields[1], err)
-				return // and delete nothing that may belong to something else
+				return // do not delete what may belong to something else
 			}
 		}
 	}
@@ -227,7 +228,7 @@ func lastLine(file string) string {
 	return lines[len(lines)-1]
 }
 
-// missing ends the test: what it needs is not on this machine. Continuous integration has to have it.
+// missing skips the test, because something is missing on this machine. In CI it fails the test.
 func missing(t *testing.T, what string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {

@@ -17,28 +17,29 @@ import (
 	"gatepost/envoy"
 )
 
-// root is the project, from here.
+// root is the project's root, relative to this folder.
 const root = "../.."
 
-// standIns makes images with the official names out of this machine's own programs, for where none can be pulled. It
-// comes with some machines, beside the project.
+// standIns builds images with the official names from this machine's programs, for machines that
+// cannot pull any. Some machines have it next to the project.
 const standIns = root + "/../shared/docker/stand-in-images.sh"
 
-// composeVersion is the Compose that is built where there is none: the newest that the Go of go.mod can build.
+// composeVersion is the version of Compose that is built if none is installed: the newest that
+// go.mod's Go version can build.
 const composeVersion = "v5.6.0"
 
-// projectName is before the name of all that Compose makes for the test.
+// projectName is the prefix of everything that Compose creates.
 const projectName = "gatepost-test"
 
-// project is a copy of this project's tree, brought up on an engine under a name and a port of its own.
+// project is a copy of this project's tree that runs on an engine under its own name and port.
 type project struct {
 	engine  *engine
-	compose []string // the call of Compose
+	compose []string // the command line of Compose
 	dir     string
 	port    string
 }
 
-// newProject copies the tree: a test changes definitions, and the tree that is worked in must not change under it.
+// newProject copies the tree, because the test changes definitions.
 func newProject(t *testing.T, e *engine) *project {
 	t.Helper()
 	p := &project{engine: e, compose: findCompose(t, e), dir: t.TempDir(), port: freePort(t)}
@@ -46,7 +47,7 @@ func newProject(t *testing.T, e *engine) *project {
 	return p
 }
 
-// command is a call of Compose in the project's folder, just as a user makes it.
+// command returns a call of Compose in the project's folder.
 func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
 	args = append(p.compose[1:len(p.compose):len(p.compose)], args...)
 	c := exec.CommandContext(ctx, p.compose[0], args...)
@@ -57,13 +58,14 @@ func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
 	return c
 }
 
-// run calls Compose and returns what it prints.
+// run calls Compose and returns its output.
 func (p *project) run(t *testing.T, args ...string) string {
 	t.Helper()
 	return output(t, p.command(t.Context(), args...))
 }
 
-// up brings the project up, and takes it down with its volumes when the test ends, after showing its logs if it failed.
+// up starts the project. When the test ends, it removes the project with its volumes; if the test
+// failed, it prints the logs first.
 func (p *project) up(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -80,7 +82,7 @@ func (p *project) up(t *testing.T) {
 	p.run(t, "up", "--build", "--wait")
 }
 
-// container is what the engine says of a container.
+// container is the engine's description of a container.
 type container struct {
 	State  struct{ ExitCode int }
 	Config struct{ User string }
@@ -90,30 +92,32 @@ type container struct {
 		CapAdd, CapDrop            []string
 		SecurityOpt                []string
 		RestartPolicy              struct{ Name string }
-		PortBindings               map[string][]struct{ HostIP string } // port/protocol → where it is published
+		PortBindings               map[string][]struct{ HostIP string } // port/protocol → published addresses
 	}
 	NetworkSettings struct {
 		Networks map[string]struct{ IPAddress string }
 	}
 }
 
-// inspect asks the engine for a service's container.
+// inspect returns a service's container.
 func (p *project) inspect(t *testing.T, service string) container {
 	t.Helper()
 	var found []container
 	out := p.engine.run(t, "inspect", p.run(t, "ps", "--all", "--quiet", service))
 	if err := json.Unmarshal([]byte(out), &found); err != nil || len(found) != 1 {
-		t.Fatalf("asking for the container of %s: %d found, %v", service, len(found), err)
+		t.Fatalf("inspecting the container of %s: %d found, %v", service, len(found), err)
 	}
 	return found[0]
 }
 
-// definitions is the file that is mounted into Gatepost's container, by its folder.
+// definitions returns the path of the file that is mounted into Gatepost's container, by its
+// folder.
 func (p *project) definitions() string {
 	return filepath.Join(p.dir, "examples/demo/definitions/gatepost.yaml")
 }
 
-// findCompose returns how to call Compose: as the docker client's plugin, or as a program that is built once.
+// findCompose returns the command line of Compose: the docker client's plugin, or a program that is
+// built once.
 func findCompose(t *testing.T, e *engine) []string {
 	t.Helper()
 	if e.command(t.Context(), "compose", "version").Run() == nil {
@@ -132,8 +136,8 @@ func findCompose(t *testing.T, e *engine) []string {
 	return []string{built}
 }
 
-// provideImages sees to the images that the project builds on, and says which they are: official ones where the engine
-// has them or can pull them; stand-ins else, and in a private engine only.
+// provideImages provides the base images and returns their kind: official ones, if the engine has
+// them or can pull them, or else stand-ins, only in a private engine.
 func provideImages(t *testing.T, e *engine) string {
 	t.Helper()
 	redis := imageIn(t, "docker-compose.yml", `image: (redis:\S+)`)
@@ -161,23 +165,24 @@ func provideImages(t *testing.T, e *engine) string {
 		}
 		if out, err := e.command(t.Context(), "pull", "--quiet", image).CombinedOutput(); err != nil {
 			reason := fmt.Sprintf("the engine has no %s and cannot pull it: %s", image, out)
-			if noStandIns == nil { // a private engine would have had them
+			if noStandIns == nil { // a private engine would have used the stand-ins
 				missing(t, reason)
 			}
-			t.Skip(reason) // even in continuous integration: where no registry can be reached, nobody can mend that
+			t.Skip(reason) // even in CI: without a reachable registry there is no remedy
 		}
 	}
 	return "official images"
 }
 
-// giveRedisItsFolder makes /data belong to Redis, as in the official image: a new volume takes over its owner.
+// giveRedisItsFolder makes Redis the owner of /data, as in the official image. A new volume
+// inherits the owner.
 func giveRedisItsFolder(t *testing.T, e *engine, image string) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "data"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// COPY gives the owner to a folder that it makes, and not to one that it finds.
+	// COPY sets the owner only of folders that it creates.
 	file := "FROM " + image + "\nUSER 0\nRUN rm -r /data\nCOPY --chown=999:999 data /data\nUSER 999\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
 		t.Fatal(err)
@@ -185,7 +190,7 @@ func giveRedisItsFolder(t *testing.T, e *engine, image string) {
 	e.run(t, "build", "--quiet", "--tag", image, dir)
 }
 
-// imageIn is the image that a file of the project names.
+// imageIn returns the image that a file of the project names.
 func imageIn(t *testing.T, file, pattern string) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(root, file))
@@ -199,7 +204,7 @@ func imageIn(t *testing.T, file, pattern string) string {
 	return string(found[1])
 }
 
-// copyTree copies the project as a clone would have it: without what is built, fetched or kept beside it.
+// copyTree copies the project like a clone: without build results, downloads and local files.
 func copyTree(t *testing.T, to string) {
 	t.Helper()
 	leftOut := []string{".git", ".tools", "bin", "gatepost-data"}

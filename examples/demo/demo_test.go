@@ -1,4 +1,4 @@
-// Package demo holds the demo's files to what Gatepost makes of them.
+// Package demo tests that the demo's files are valid and current.
 package demo
 
 import (
@@ -14,7 +14,7 @@ var update = flag.Bool("update", false, "write envoy/envoy.yaml anew")
 
 const root = "../.."
 
-func TestBootstrapIsWhatGatepostPrints(t *testing.T) {
+func TestBootstrapIsCurrent(t *testing.T) {
 	const file = "envoy/envoy.yaml"
 	command := strings.Fields("bootstrap --grpc unix:/run/gatepost/grpc.sock --http unix:/run/gatepost/http.sock --envoy-host envoy")
 	want := "# Where Envoy finds Gatepost; all else comes from there. Made by\n" +
@@ -37,7 +37,7 @@ func TestDefinitionsAreValid(t *testing.T) {
 	gatepost(t, "validate", "definitions/gatepost.yaml", "local/gatepost.yaml")
 }
 
-// The two ways to run the demo show the same gateway: its definitions differ in addresses alone.
+// Both ways to run the demo show the same gateway: the definitions differ only in addresses.
 func TestDefinitionsAreTheSameDemo(t *testing.T) {
 	compose, local := definitions(t, "definitions"), definitions(t, "local")
 	local = strings.NewReplacer(
@@ -51,7 +51,7 @@ func TestDefinitionsAreTheSameDemo(t *testing.T) {
 	}
 }
 
-// definitions reads a definitions file without its first line, which says what it is for.
+// definitions reads a definitions file without its first line, which describes the file.
 func definitions(t *testing.T, dir string) string {
 	t.Helper()
 	content, err := os.ReadFile(filepath.Join(dir, "gatepost.yaml"))
@@ -62,7 +62,7 @@ func definitions(t *testing.T, dir string) string {
 	return rest
 }
 
-// gatepost runs the real program, without this shell's settings, and returns what it prints.
+// gatepost runs the real program without this shell's environment and returns its output.
 func gatepost(t *testing.T, args ...string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "gatepost")

@@ -7,7 +7,7 @@ type item struct {
 	Cents int    `json:"cents"`
 }
 
-// itemService lists what there is to buy, to everybody.
+// itemService lists the items for sale. It needs no user.
 func itemService() http.Handler {
 	items := []item{{"tea", 450}, {"bricks", 80}}
 	mux := http.NewServeMux()

@@ -1,6 +1,6 @@
-// Command shop is the demo behind Gatepost: a user service, an orders service and an items service, as a team might
-// have them already. None of them knows a token, a CORS header or Gatepost: the gateway asks the user service who logs
-// in, and tells the orders service who calls.
+// Command shop is the demo behind Gatepost: a user service, an orders service and an items service,
+// as a team might already have them. They contain no code for tokens, CORS or Gatepost. The gateway
+// sends logins to the user service, and passes the user's id to the orders service.
 //
 //	shop -users :8080                  one service, as in docker-compose.yml
 //	shop                               all three on loopback, as in `make run`
@@ -34,7 +34,8 @@ func main() {
 	}
 }
 
-// run serves each service whose address is given, all three where none is, until ctx ends.
+// run starts each service that has an address, or all three if none has, and serves until ctx is
+// done.
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("shop", flag.ContinueOnError)
 	users := flags.String("users", "", "address of the user service")
@@ -70,7 +71,7 @@ func run(ctx context.Context, args []string) error {
 		}
 		running.Go(func() {
 			if err := serve(ctx, s.address, withHealth(withLog(log.With("service", s.name), s.handler))); err != nil {
-				cancel(fmt.Errorf("serving %s: %w", s.name, err)) // one that cannot run ends them all
+				cancel(fmt.Errorf("serving %s: %w", s.name, err)) // one failure stops all services
 			}
 		})
 		log.Info("serving", "service", s.name, "address", s.address)
@@ -82,7 +83,7 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// serve answers on address until ctx ends, and then lets the requests under way finish.
+// serve listens on address until ctx is done, and then finishes active requests.
 func serve(ctx context.Context, address string, h http.Handler) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -101,7 +102,7 @@ func serve(ctx context.Context, address string, h http.Handler) error {
 	return server.Shutdown(grace)
 }
 
-// withHealth answers /healthz beside the service.
+// withHealth adds /healthz to a service.
 func withHealth(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
@@ -112,7 +113,8 @@ func withHealth(h http.Handler) http.Handler {
 	})
 }
 
-// withLog shows each request as the service sees it: the path without its prefix, and the user that the gateway names.
+// withLog logs each request as the service receives it: the path without its prefix, and the user
+// set by the gateway.
 func withLog(log *slog.Logger, h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		log.Info("request", "method", r.Method, "path", r.URL.Path, "user", r.Header.Get("X-User-Id"))
@@ -133,7 +135,7 @@ func checkHealth(ctx context.Context, url string) error {
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answers %s", url, res.Status)
+		return fmt.Errorf("%s returned %s", url, res.Status)
 	}
 	return nil
 }
@@ -142,5 +144,5 @@ func checkHealth(ctx context.Context, url string) error {
 func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the caller is gone where this fails
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client is gone
 }

@@ -15,15 +15,16 @@ type order struct {
 	Quantity int    `json:"quantity"`
 }
 
-// orderBook holds every user's orders, in memory.
+// orderBook is an in-memory store of every user's orders.
 type orderBook struct {
 	mu     sync.Mutex
 	lastID int
 	orders map[string]map[int]order // user → order id → order
 }
 
-// orderService keeps each user's orders apart. It takes the user's id from `x-user-id` and believes it: only the gateway
-// can reach it, and the gateway lets no client's own copy of that header through.
+// orderService gives each user access to their own orders only. It trusts the user's id in
+// `x-user-id`: only the gateway can reach the service, and the gateway removes that header from
+// client requests.
 func orderService() http.Handler {
 	book := &orderBook{lastID: 2, orders: map[string]map[int]order{
 		"user-1": {1: {ID: 1, Item: "tea", Quantity: 2}},
@@ -106,7 +107,7 @@ func (b *orderBook) remove(w http.ResponseWriter, _ *http.Request, user string, 
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// forUser reads who is calling. Nobody named means that the request did not come through the gateway.
+// forUser reads the user's id. If it is missing, the request did not come through the gateway.
 func forUser(h func(http.ResponseWriter, *http.Request, string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		user := r.Header.Get("X-User-Id")
@@ -118,7 +119,7 @@ func forUser(h func(http.ResponseWriter, *http.Request, string)) http.HandlerFun
 	}
 }
 
-// forOrder reads who is calling and which order is meant.
+// forOrder reads the user's id and the id of the order.
 func forOrder(h func(http.ResponseWriter, *http.Request, string, int)) http.HandlerFunc {
 	return forUser(func(w http.ResponseWriter, r *http.Request, user string) {
 		id, err := strconv.Atoi(r.PathValue("id"))

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestUserServiceNamesTheUserOfARightPasswordOnly(t *testing.T) {
+func TestAuthenticateAcceptsOnlyTheRightPassword(t *testing.T) {
 	for _, c := range []struct {
 		name, body string
 		status     int
@@ -36,7 +36,7 @@ func TestUserServiceNamesTheUserOfARightPasswordOnly(t *testing.T) {
 	}
 }
 
-func TestOrdersAreTheUsersOwn(t *testing.T) {
+func TestUsersSeeOnlyTheirOwnOrders(t *testing.T) {
 	orders := orderService()
 	for _, c := range []struct {
 		method, path, user, body string
@@ -63,7 +63,7 @@ func TestOrdersAreTheUsersOwn(t *testing.T) {
 	}
 }
 
-func TestItemsAreForEverybody(t *testing.T) {
+func TestItemsNeedNoUser(t *testing.T) {
 	res := call(itemService(), "GET", "/", "", "")
 	const want = `[{"name":"tea","cents":450},{"name":"bricks","cents":80}]`
 	if got := strings.TrimSpace(res.Body.String()); res.Code != 200 || got != want {
@@ -71,7 +71,7 @@ func TestItemsAreForEverybody(t *testing.T) {
 	}
 }
 
-func TestRunServesTheGivenServiceAndEndsWithItsContext(t *testing.T) {
+func TestRunServesAServiceUntilTheContextIsDone(t *testing.T) {
 	address := freeAddress(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -93,7 +93,7 @@ func TestRunServesTheGivenServiceAndEndsWithItsContext(t *testing.T) {
 	}
 }
 
-func TestRunSaysWhichServiceCannotRun(t *testing.T) {
+func TestRunNamesTheServiceThatFails(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

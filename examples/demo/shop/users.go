@@ -6,7 +6,8 @@ import (
 	"net/http"
 )
 
-// account is one user. A real user service keeps a slow hash of the password, never the password.
+// account is a user's id and password. A real user service stores a slow hash of the password
+// instead.
 type account struct{ id, password string }
 
 var accounts = map[string]account{
@@ -14,8 +15,9 @@ var accounts = map[string]account{
 	"bob":   {id: "user-2", password: "builder"},
 }
 
-// userService answers POST /users/authenticate: 200 with the header `userid`, by which Gatepost knows that it may issue
-// a token and for whom, or 401. Its 200 has no body, so the client gets the one that Gatepost writes.
+// userService handles POST /users/authenticate. If the password is right, it returns 200 with the
+// header `userid`, and Gatepost issues a token for that id. Otherwise it returns 401. The 200 has
+// no body, so the client gets Gatepost's own response body.
 func userService() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /users/authenticate", func(w http.ResponseWriter, r *http.Request) {

@@ -17,13 +17,13 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// The commands of this file ask a running gateway on its admin address.
+// The commands of this file call the admin API of a running gateway.
 
-// errFormat refuses an unknown --format.
+// errFormat rejects an unknown --format.
 var errFormat = errors.New("reading --format: want text or json")
 
-// askTimeout bounds one question; a revoke may wait until no gateway can accept the token any more.
-const askTimeout = 10 * time.Second
+// requestTimeout limits one request. A revoke may wait until no gateway accepts the token any more.
+const requestTimeout = 10 * time.Second
 
 func versionCommand() *cobra.Command {
 	return &cobra.Command{
@@ -48,7 +48,7 @@ func healthCommand(s *settings) *cobra.Command {
 			if live {
 				path = "/healthz"
 			}
-			body, err := s.ask(c.Context(), http.MethodGet, path)
+			body, err := s.get(c.Context(), path)
 			_, _ = c.OutOrStdout().Write(body)
 			return err
 		},
@@ -67,7 +67,7 @@ func statusCommand(s *settings) *cobra.Command {
 			if format != "text" && format != "json" {
 				return usageError{errFormat}
 			}
-			body, err := s.ask(c.Context(), http.MethodGet, statusPath)
+			body, err := s.get(c.Context(), statusPath)
 			if err != nil {
 				return err
 			}
@@ -88,11 +88,11 @@ func statusCommand(s *settings) *cobra.Command {
 
 const statusPath = "/api/v1/status"
 
-// readStatus reads what the admin address has answered.
+// readStatus parses the response of the status API.
 func (s *settings) readStatus(body []byte) (*gatewayv1.Status, error) {
 	status := new(gatewayv1.Status)
 	if err := protojson.Unmarshal(body, status); err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+		return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
 	}
 	return status, nil
 }
@@ -124,7 +124,7 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	return table.Flush()
 }
 
-// checkedBy says who checks tokens. An older gateway does not say.
+// checkedBy returns which process checks tokens. Older gateways do not report it.
 func checkedBy(m *gatewayv1.ModuleStatus) string {
 	switch {
 	case m.GetLibrary() != "":
@@ -135,7 +135,7 @@ func checkedBy(m *gatewayv1.ModuleStatus) string {
 	return "checked by Gatepost for each request"
 }
 
-// provenOr is whether an Envoy was seen to serve what it acknowledged, or why that cannot be said.
+// provenOr returns whether an Envoy is verified to serve what it acknowledged, or why not.
 func provenOr(e *gatewayv1.EnvoyStatus) string {
 	switch {
 	case e.GetProven():
@@ -153,48 +153,53 @@ func orNone(text string) string {
 	return text
 }
 
-// adminClient asks the address that it was given and no other: no proxy is asked, and no redirect is followed.
+// adminClient uses no proxy and follows no redirects, so that only the given address is called.
 var adminClient = &http.Client{
 	Transport:     &http.Transport{},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// refusal is an answer of the admin address that is no 200.
+// refusal is a response with a status other than 200.
 type refusal struct {
-	code int
-	says string
+	code    int
+	message string
 }
 
-func (r *refusal) Error() string { return r.says }
+func (r *refusal) Error() string { return r.message }
 
-// ask sends one request to the gateway's admin address and returns the body of a 200. Any other answer is an
-// error, a refusal, returned beside the body.
-func (s *settings) ask(ctx context.Context, method, path string) ([]byte, error) {
-	return s.tell(ctx, method, path, nil)
+// get returns the body of a GET request to the admin API.
+func (s *settings) get(ctx context.Context, path string) ([]byte, error) {
+	return s.do(ctx, http.MethodGet, path, nil)
 }
 
-// tell is ask with a body in JSON; nil: none.
-func (s *settings) tell(ctx context.Context, method, path string, content []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// post returns the response body of a POST request with a JSON body.
+func (s *settings) post(ctx context.Context, path string, content []byte) ([]byte, error) {
+	return s.do(ctx, http.MethodPost, path, content)
+}
+
+// do sends one request to the admin API and returns the response body. If the status is not 200,
+// the error is a refusal, and the body is returned too. content is JSON; it can be nil.
+func (s *settings) do(ctx context.Context, method, path string, content []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.admin+path, bytes.NewReader(content))
 	if err != nil {
-		return nil, fmt.Errorf("asking %s: %w", s.admin, err)
+		return nil, fmt.Errorf("requesting %s: %w", s.admin, err)
 	}
 	if content != nil {
 		request.Header.Set("Content-Type", "application/json")
 	}
-	answer, err := adminClient.Do(request)
+	response, err := adminClient.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("asking the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
+		return nil, fmt.Errorf("calling the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
 	}
-	defer answer.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(answer.Body, 16<<20))
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 16<<20))
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of %s: %w", s.admin, err)
+		return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
 	}
-	if answer.StatusCode != http.StatusOK {
-		return body, &refusal{answer.StatusCode, fmt.Sprintf("asking %s: %s: %s", s.admin, answer.Status, strings.TrimSpace(string(body)))}
+	if response.StatusCode != http.StatusOK {
+		return body, &refusal{response.StatusCode, fmt.Sprintf("requesting %s: %s: %s", s.admin, response.Status, strings.TrimSpace(string(body)))}
 	}
 	return body, nil
 }
