@@ -9,16 +9,16 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// storeBuckets reach from an answer out of memory to the longest that a store may take, in seconds.
+// storeBuckets range from an answer from memory to the longest store timeout, in seconds.
 var storeBuckets = []float64{1e-6, 1e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2.5}
 
-// Observed returns store with its calls measured, labelled with the store's name and the operation:
-// gatepost_store_seconds, how long each took, and gatepost_store_errors_total, how many could not be answered
-// (an unknown token is an answer). Several stores may be observed on one registerer.
+// Observed returns store with metrics for its calls, labelled with the store's name and the
+// operation: gatepost_store_seconds is the duration, gatepost_store_errors_total counts calls
+// without an answer (an unknown token is an answer). Several stores can share one registerer.
 func Observed(store Store, registerer prometheus.Registerer, name string) (Store, error) {
 	seconds, err := registered(registerer, prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name:    "gatepost_store_seconds",
-		Help:    "How long the token store took, by operation.",
+		Help:    "Seconds that calls of the token store took, by operation.",
 		Buckets: storeBuckets,
 	}, []string{"store", "operation"}))
 	if err != nil {
@@ -26,7 +26,7 @@ func Observed(store Store, registerer prometheus.Registerer, name string) (Store
 	}
 	failures, err := registered(registerer, prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gatepost_store_errors_total",
-		Help: "Calls that the token store could not answer, by operation.",
+		Help: "Calls that failed because the token store was unavailable, by operation.",
 	}, []string{"store", "operation"}))
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func Observed(store Store, registerer prometheus.Registerer, name string) (Store
 	}, nil
 }
 
-// registered registers a collector, or returns the one that was registered for the same metric before.
+// registered registers a collector, or returns the existing one for the same metric.
 func registered[C prometheus.Collector](registerer prometheus.Registerer, c C) (C, error) {
 	err := registerer.Register(c)
 	var before prometheus.AlreadyRegisteredError
@@ -63,19 +63,20 @@ func registered[C prometheus.Collector](registerer prometheus.Registerer, c C) (
 	return c, nil
 }
 
-// observed is a Store that measures the store within it. Close is the inner store's own.
+// observed is a Store that measures the inner store. Close is not measured.
 type observed struct {
 	Store
 	create, lookup, rotate, revoke, sessions, revokeSession, revokeUser, ping, touch meter
 }
 
-// meter takes down one operation's calls.
+// meter records the calls of one operation.
 type meter struct {
 	seconds  prometheus.Observer
 	failures prometheus.Counter
 }
 
-// done takes down a call that began at start and ended now with err. Being unable to tell is the only failure.
+// done records a call that began at start and returned err. Only ErrUnavailable counts as a
+// failure.
 func (m *meter) done(start time.Time, err error) {
 	m.seconds.Observe(time.Since(start).Seconds())
 	if err != nil && errors.Is(err, ErrUnavailable) {
@@ -139,7 +140,7 @@ func (o *observed) Ping(ctx context.Context) error {
 	return err
 }
 
-// Touch is the inner store's, and nothing where that is no [Toucher].
+// Touch calls the inner store's Touch. It does nothing if the store is no [Toucher].
 func (o *observed) Touch(ctx context.Context, of Principal, at time.Time, address string) error {
 	inner, ok := o.Store.(Toucher)
 	if !ok {

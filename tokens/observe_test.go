@@ -12,21 +12,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// answering is a store whose calls all end in err.
-type answering struct{ err error }
+// failingStore is a store that returns err from every call.
+type failingStore struct{ err error }
 
-func (a answering) Create(context.Context, *Session, int) error    { return a.err }
-func (a answering) Lookup(context.Context, Hash) (*Session, error) { return nil, a.err }
-func (a answering) Rotate(context.Context, Hash, Successor, time.Duration) (Successor, error) {
+func (a failingStore) Create(context.Context, *Session, int) error    { return a.err }
+func (a failingStore) Lookup(context.Context, Hash) (*Session, error) { return nil, a.err }
+func (a failingStore) Rotate(context.Context, Hash, Successor, time.Duration) (Successor, error) {
 	return Successor{}, a.err
 }
-func (a answering) Revoke(context.Context, Hash) error                        { return a.err }
-func (a answering) Sessions(context.Context, string) ([]*Session, error)      { return nil, a.err }
-func (a answering) RevokeSession(context.Context, string, string) error       { return a.err }
-func (a answering) RevokeUser(context.Context, string) (int, error)           { return 0, a.err }
-func (a answering) Ping(context.Context) error                                { return a.err }
-func (a answering) Touch(context.Context, Principal, time.Time, string) error { return a.err }
-func (a answering) Close() error                                              { return a.err }
+func (a failingStore) Revoke(context.Context, Hash) error                        { return a.err }
+func (a failingStore) Sessions(context.Context, string) ([]*Session, error)      { return nil, a.err }
+func (a failingStore) RevokeSession(context.Context, string, string) error       { return a.err }
+func (a failingStore) RevokeUser(context.Context, string) (int, error)           { return 0, a.err }
+func (a failingStore) Ping(context.Context) error                                { return a.err }
+func (a failingStore) Touch(context.Context, Principal, time.Time, string) error { return a.err }
+func (a failingStore) Close() error                                              { return a.err }
 
 func callAll(ctx context.Context, s Store) error {
 	var h Hash
@@ -39,26 +39,26 @@ func callAll(ctx context.Context, s Store) error {
 		s.RevokeSession(ctx, "ann", "x"), user, s.Ping(ctx))
 }
 
-func TestObservedCountsWhatCouldNotBeAnswered(t *testing.T) {
+func TestObservedCountsFailures(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	for name, err := range map[string]error{
-		"well":    nil,
+		"healthy": nil,
 		"unknown": ErrUnknown,
 		"down":    fmt.Errorf("%w: refused", ErrUnavailable),
 	} {
-		store, observing := Observed(answering{err}, registry, name)
+		store, observing := Observed(failingStore{err}, registry, name)
 		if observing != nil {
 			t.Fatal(observing)
 		}
 		if got := callAll(t.Context(), store); !errors.Is(got, err) {
-			t.Errorf("%s: the answer became %v", name, got)
+			t.Errorf("%s: got %v", name, got)
 		}
 	}
 	want := new(strings.Builder)
-	fmt.Fprintln(want, "# HELP gatepost_store_errors_total Calls that the token store could not answer, by operation.")
+	fmt.Fprintln(want, "# HELP gatepost_store_errors_total Calls that failed because the token store was unavailable, by operation.")
 	fmt.Fprintln(want, "# TYPE gatepost_store_errors_total counter")
 	for _, op := range []string{"create", "lookup", "ping", "revoke", "revoke_session", "revoke_user", "rotate", "sessions", "touch"} {
-		for name, n := range map[string]int{"well": 0, "unknown": 0, "down": 1} {
+		for name, n := range map[string]int{"healthy": 0, "unknown": 0, "down": 1} {
 			fmt.Fprintf(want, "gatepost_store_errors_total{operation=%q,store=%q} %d\n", op, name, n)
 		}
 	}
@@ -70,10 +70,10 @@ func TestObservedCountsWhatCouldNotBeAnswered(t *testing.T) {
 	}
 }
 
-func TestObservedSaysThatItsMetricsAreTaken(t *testing.T) {
+func TestObservedFailsOnMetricConflict(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_seconds", Help: "another's"}))
-	if _, err := Observed(answering{}, registry, "redis"); err == nil {
-		t.Error("observed under a name that another metric has")
+	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_seconds", Help: "another metric"}))
+	if _, err := Observed(failingStore{}, registry, "redis"); err == nil {
+		t.Error("no error although the metric's name is taken")
 	}
 }

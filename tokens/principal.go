@@ -11,16 +11,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// Principal is who holds a token: of a [Session] what a decision about a request needs, in as little memory as it can be
-// kept in. That is one string, which the collector of garbage never looks into; to read from it allocates nothing.
-// The zero Principal is nobody. What prints it prints its hash's fingerprint.
+// Principal is the part of a [Session] needed to authorize a request, packed into one pointer-free
+// string. Reading it does not allocate. The zero Principal is no principal. It prints as the
+// fingerprint of its token's hash.
 type Principal struct {
-	// packed is the hash, the id, Expires and Ends in nanoseconds since 1970, then the user and each scope, with
-	// their lengths before them. An id that is no UUID is all zero.
+	// packed is the hash, the id, Expires and Ends in nanoseconds since 1970, then the user and
+	// each scope, prefixed by their lengths. An invalid id is stored as zeros.
 	packed string
 }
 
-// Where what is of one length stands in a packed Principal.
+// The offsets of the fields in a packed Principal.
 const (
 	packedID      = len(Hash{})
 	packedExpires = packedID + 16
@@ -28,9 +28,9 @@ const (
 	packedUser    = packedEnds + 8
 )
 
-// Principal returns who holds the session's token.
+// Principal returns the principal of the session's token.
 func (s *Session) Principal() Principal {
-	var most [256]byte // enough for most: what is allocated is the string alone
+	var most [256]byte // enough for most sessions, so only the string is allocated
 	b := append(most[:0], s.Hash[:]...)
 	id := uuid.Nil
 	if canonicalUUID(s.ID) {
@@ -46,21 +46,21 @@ func (s *Session) Principal() Principal {
 	return Principal{string(b)}
 }
 
-// IsZero says whether h is nobody.
+// IsZero reports whether h is the zero Principal.
 func (h Principal) IsZero() bool { return h.packed == "" }
 
-// Hash is that of the token.
+// Hash returns the token's hash.
 func (h Principal) Hash() (hash Hash) {
 	copy(hash[:], h.packed)
 	return hash
 }
 
-// Has says whether the token is the one with this hash.
+// Has reports whether the token has this hash.
 func (h Principal) Has(hash Hash) bool {
 	return !h.IsZero() && h.packed[:len(hash)] == string(hash[:])
 }
 
-// ID is the session's public id; empty where it has none.
+// ID returns the session's public id, or "".
 func (h Principal) ID() string {
 	var id uuid.UUID
 	if !h.IsZero() {
@@ -72,16 +72,16 @@ func (h Principal) ID() string {
 	return id.String()
 }
 
-// Expires is when the token expires.
+// Expires returns the token's expiry.
 func (h Principal) Expires() time.Time { return h.moment(packedExpires) }
 
-// Ends is when the session ends, whatever its tokens' expiry.
+// Ends returns the end of the session, at which refreshes end too.
 func (h Principal) Ends() time.Time { return h.moment(packedEnds) }
 
-// Live says whether the token opens anything at the time now.
+// Live reports whether the token is valid at the time now.
 func (h Principal) Live(now time.Time) bool { return now.Before(h.Expires()) }
 
-// User is the user's id.
+// User returns the user's id.
 func (h Principal) User() string {
 	if h.IsZero() {
 		return ""
@@ -90,7 +90,7 @@ func (h Principal) User() string {
 	return user
 }
 
-// HasScope says whether the session has a scope.
+// HasScope reports whether the session has a scope.
 func (h Principal) HasScope(scope string) bool {
 	if h.IsZero() {
 		return false
@@ -105,7 +105,7 @@ func (h Principal) HasScope(scope string) bool {
 	return false
 }
 
-// Size is how many bytes a Principal keeps beside itself.
+// Size returns the length of the packed string in bytes.
 func (h Principal) Size() int { return len(h.packed) }
 
 func (h Principal) moment(at int) time.Time {
@@ -117,7 +117,7 @@ func (h Principal) moment(at int) time.Time {
 	return time.Unix(0, int64(binary.BigEndian.Uint64(b[:]))).UTC()
 }
 
-// nanoseconds are those since 1970, or the most or the least that can be told so: of the years 2262 and 1677.
+// nanoseconds returns the nanoseconds since 1970, clamped to the range of int64 (1677 to 2262).
 func nanoseconds(t time.Time) uint64 {
 	switch {
 	case t.After(time.Unix(0, math.MaxInt64)):
@@ -128,23 +128,23 @@ func nanoseconds(t time.Time) uint64 {
 	return uint64(t.UnixNano())
 }
 
-// String is the fingerprint of the token's hash.
+// String returns the fingerprint of the token's hash.
 func (h Principal) String() string { return h.Hash().String() }
 
-// Format prints what String returns, whatever the verb.
+// Format prints the result of String for every verb.
 func (h Principal) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(h.String())) }
 
-// MarshalText is what String returns, for JSON and whatever else asks for text.
+// MarshalText returns the result of String, for JSON and other encodings.
 func (h Principal) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
-// LogValue is what String returns.
+// LogValue returns the result of String.
 func (h Principal) LogValue() slog.Value { return slog.StringValue(h.String()) }
 
 func appendText(b []byte, text string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))), text...)
 }
 
-// cutText returns the text at the beginning of what appendText has written, and the rest. What is cut short is empty.
+// cutText returns the first text that appendText has written, and the rest. A truncated text is "".
 func cutText(packed string) (text, rest string) {
 	n, shift := 0, 0
 	for i := range len(packed) {
@@ -161,10 +161,10 @@ func cutText(packed string) (text, rest string) {
 	return "", ""
 }
 
-// LookupFunc is the Lookup of a store, from which a principal is asked for.
+// LookupFunc is the Lookup method of a store, for callers that need principals.
 type LookupFunc func(ctx context.Context, h Hash) (*Session, error)
 
-// Principal asks for the session, and returns the principal of its token or the error.
+// Principal looks the session up and returns its principal or the error.
 func (f LookupFunc) Principal(ctx context.Context, h Hash) (Principal, error) {
 	s, err := f(ctx, h)
 	if err != nil || s == nil {

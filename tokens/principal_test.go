@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func TestAHolderIsWhatItsSessionIs(t *testing.T) {
+func TestPrincipalMatchesSession(t *testing.T) {
 	now := time.Now()
 	for _, scopes := range [][]string{nil, {"read"}, {"a", "b b", strings.Repeat("c", 300)}, {""}} {
 		for _, user := range []string{"u", "ann", strings.Repeat("é", 2000)} {
@@ -21,7 +21,7 @@ func TestAHolderIsWhatItsSessionIs(t *testing.T) {
 			h := s.Principal()
 			if h.IsZero() || h.Hash() != s.Hash || !h.Has(s.Hash) || h.Has(Hash{1, 2}) || h.ID() != s.ID || h.User() != user ||
 				!h.Expires().Equal(s.Expires) || !h.Ends().Equal(s.Ends) || h.Live(now) != s.Live(now) || h.Live(s.Expires) {
-				t.Errorf("%+v became %q", s, h.packed)
+				t.Errorf("the principal of %+v is %q", s, h.packed)
 			}
 			for _, scope := range append(scopes, s.Scopes...) {
 				if !h.HasScope(scope) {
@@ -29,38 +29,38 @@ func TestAHolderIsWhatItsSessionIs(t *testing.T) {
 				}
 			}
 			if h.HasScope("rea") || h.HasScope("b") && len(scopes) != 3 {
-				t.Errorf("%q has a scope that it has not", scopes)
+				t.Errorf("%q has an unknown scope", scopes)
 			}
 		}
 	}
 }
 
-func TestAHolderOfTheFarFutureLives(t *testing.T) {
+func TestPrincipalClampsTimes(t *testing.T) {
 	now := time.Now()
 	far, long := Session{Expires: now.AddDate(500, 0, 0)}, Session{}
 	if !far.Principal().Live(now) || long.Principal().Live(now) || long.Principal().Live(time.Unix(0, 0)) {
-		t.Error("a time that cannot be told is taken for another")
+		t.Error("a time outside of the range is not clamped")
 	}
 }
 
-func TestNobodyHoldsNothing(t *testing.T) {
+func TestZeroPrincipal(t *testing.T) {
 	var h Principal
 	if !h.IsZero() || h.Has(Hash{}) || h.Hash() != (Hash{}) || h.ID() != "" || h.User() != "" || h.HasScope("") || h.Live(time.Time{}) {
-		t.Error("nobody is somebody")
+		t.Error("the zero principal is not empty")
 	}
 }
 
-func TestAHolderIsKeptInOnePiece(t *testing.T) {
+func TestPrincipalReadsDoNotAllocate(t *testing.T) {
 	s := &Session{Hash: Hash{7}, User: "ann", Scopes: []string{"a", "b"}, Expires: time.Now()}
 	h := s.Principal()
 	if n := testing.AllocsPerRun(100, func() {
 		_, _, _, _ = h.User(), h.HasScope("b"), h.Live(s.Expires), h.Has(s.Hash)
 	}); n != 0 {
-		t.Errorf("reading a principal allocates %v times", n)
+		t.Errorf("reading a principal makes %v allocations", n)
 	}
 }
 
-func TestNothingOfAHolderIsPrinted(t *testing.T) {
+func TestPrincipalIsNotPrinted(t *testing.T) {
 	s := &Session{Hash: Hash{7}, User: "ann", Expires: time.Now()}
 	h := s.Principal()
 	var out bytes.Buffer

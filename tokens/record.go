@@ -14,44 +14,46 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// ErrCorrupt says that what a store holds under a token's key is no record of that token: garbage, or the
-// record of another. It comes with [ErrUnavailable], because whoever holds the token is neither let in nor told
-// that the token is unknown: somebody has to look at the store.
+// ErrCorrupt means that the value under a token's key is not the record of that token. It always
+// comes with [ErrUnavailable]: the token is neither accepted nor reported as unknown, because an
+// operator has to inspect the store.
 var ErrCorrupt = errors.New("corrupt token record")
 
-// maxClientText bounds what a record keeps of a client's own words, in bytes.
+// maxClientText bounds the client-supplied texts in a record, in bytes.
 const maxClientText = 256
 
-// Record is what a store keeps under a token's hash.
+// Record is the value that a store has under a token's hash.
 type Record struct {
 	Session *Session
-	// Retired says that the token was exchanged for a new one.
+	// Retired means that the token was exchanged for a new one.
 	Retired bool
-	// Next is the new token's hash and Successor the token itself. They are kept for the refresh grace only, which is over
-	// at GraceEnds. Until then a repeated exchange gets the successor, and until the session's Expires, which is no
-	// later, the retired token opens services.
+	// Next is the new token's hash and Successor the sealed new token. They are kept until
+	// GraceEnds. Until then a repeated exchange returns the successor. The retired token stays
+	// valid until the session's Expires, which is not later.
 	Next      Hash
 	Successor Sealed
 	GraceEnds time.Time
 }
 
-// Live says whether the token opens services at the time now.
+// Live reports whether the token is valid at the time now.
 func (r *Record) Live(now time.Time) bool {
 	return r.Session.Live(now) && (!r.Retired || r.hasSuccessor())
 }
 
-// InGrace says whether the token was exchanged and a repeated exchange at the time now gets its successor.
+// InGrace reports whether the token was exchanged and a repeated exchange still returns its
+// successor.
 func (r *Record) InGrace(now time.Time) bool {
 	return r.Retired && r.hasSuccessor() && now.Before(r.GraceEnds)
 }
 
 func (r *Record) hasSuccessor() bool { return r.Next != Hash{} }
 
-// EncodeRecord returns the bytes that a store keeps under s.Hash, or [ErrInvalid]. What the client said of
-// itself is cut to 256 bytes of UTF-8.
+// EncodeRecord returns the bytes to store under s.Hash, or [ErrInvalid]. It cuts client-supplied
+// texts to 256 bytes of UTF-8.
 func EncodeRecord(s *Session) ([]byte, error) { return encode(s, &gatewayv1.Session{}) }
 
-// EncodePredecessor returns the bytes that replace s's record until the grace ends, when its token was exchanged for next.
+// EncodePredecessor returns the bytes that replace s's record until the grace ends, after its token
+// was exchanged for next.
 func EncodePredecessor(s *Session, next Successor, graceEnds time.Time) ([]byte, error) {
 	before, hash := *s, next.Session.Hash
 	before.Expires = earlier(s.Expires, graceEnds)
@@ -60,8 +62,8 @@ func EncodePredecessor(s *Session, next Successor, graceEnds time.Time) ([]byte,
 	})
 }
 
-// EncodeRetired returns the bytes that replace s's record, until the session ends, after its token was exchanged for a
-// new one and the grace is over. They are enough to end the session if the token is presented for another exchange.
+// EncodeRetired returns the bytes that replace s's record after the grace, until the session ends.
+// They suffice to end the session if the token is used for another exchange.
 func EncodeRetired(s *Session) ([]byte, error) {
 	return encode(&Session{Hash: s.Hash, ID: s.ID, User: s.User, Issued: s.Issued, Expires: s.Expires, Ends: s.Ends},
 		&gatewayv1.Session{Retired: true})
@@ -90,14 +92,15 @@ func encode(s *Session, record *gatewayv1.Session) ([]byte, error) {
 	return data, nil
 }
 
-// DecodeRecord reads what a store holds under h. What is no record of h is [ErrUnavailable] and [ErrCorrupt].
+// DecodeRecord decodes the value under h. If it is not h's record, the error is [ErrUnavailable]
+// and [ErrCorrupt].
 func DecodeRecord(h Hash, data []byte) (*Record, error) {
 	var record gatewayv1.Session
 	if err := proto.Unmarshal(data, &record); err != nil {
-		return nil, corrupt(h, "it cannot be read")
+		return nil, corrupt(h, "the record cannot be decoded")
 	}
 	if subtle.ConstantTimeCompare(record.GetTokenHash(), h[:]) != 1 {
-		return nil, corrupt(h, "it is another token's")
+		return nil, corrupt(h, "the record belongs to another token")
 	}
 	s := &Session{
 		Hash:          h,
@@ -128,7 +131,7 @@ func corrupt(h Hash, why string) error {
 	return fmt.Errorf("%w: %w: token %v: %s", ErrUnavailable, ErrCorrupt, h, why)
 }
 
-// clip returns what of text a record keeps: UTF-8, and not cut within a character.
+// clip returns valid UTF-8 of at most maxClientText bytes, cut between characters.
 func clip(text string) string {
 	text = strings.ToValidUTF8(text, "?")
 	if len(text) <= maxClientText {

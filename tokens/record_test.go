@@ -28,7 +28,7 @@ func mustEncode(t testing.TB, s *Session) []byte {
 	return data
 }
 
-func TestNewSessionNeverOutlivesItsEnd(t *testing.T) {
+func TestTokenExpiresWithItsSession(t *testing.T) {
 	now := time.Now()
 	h := mustMint(t, FormatUUID).Hash()
 	s, err := NewSession(h, "ann", nil, now, time.Hour, time.Minute)
@@ -44,7 +44,7 @@ func TestNewSessionNeverOutlivesItsEnd(t *testing.T) {
 	}
 }
 
-func TestNewSessionHasItsScopesSortedAndOnce(t *testing.T) {
+func TestNewSessionSortsScopes(t *testing.T) {
 	given := []string{"write", "read", "read"}
 	s, err := NewSession(mustMint(t, FormatUUID).Hash(), "ann", given, time.Now(), time.Hour, time.Hour)
 	if err != nil {
@@ -58,7 +58,7 @@ func TestNewSessionHasItsScopesSortedAndOnce(t *testing.T) {
 	}
 }
 
-func TestRecordKeepsTheWholeSession(t *testing.T) {
+func TestRecordRoundTrip(t *testing.T) {
 	s := newSession(t, "Zoë 👩‍💻")
 	s.ClientAddress, s.UserAgent = "2001:db8::1", "curl/8"
 	s.LastSeen, s.LastAddress = s.Issued.Add(time.Minute), "192.0.2.1"
@@ -71,7 +71,7 @@ func TestRecordKeepsTheWholeSession(t *testing.T) {
 	}
 }
 
-func TestRetiredRecordNamesItsSession(t *testing.T) {
+func TestRetiredRecord(t *testing.T) {
 	s := newSession(t, "ann")
 	data, err := EncodeRetired(s)
 	if err != nil {
@@ -83,7 +83,7 @@ func TestRetiredRecordNamesItsSession(t *testing.T) {
 	}
 }
 
-func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
+func TestPredecessorIsLiveUntilGraceEnds(t *testing.T) {
 	s := newSession(t, "ann")
 	next := Successor{s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, time.Hour), Sealed("sealed")}
 	end := s.Issued.Add(70 * time.Second)
@@ -102,11 +102,11 @@ func TestPredecessorsRecordOpensServicesUntilTheGraceEnds(t *testing.T) {
 		t.Error(diff)
 	}
 	if just := end.Add(-time.Nanosecond); !got.Live(just) || !got.InGrace(just) || got.Live(end) || got.InGrace(end) {
-		t.Error("the grace does not end when it should")
+		t.Error("the grace ends at the wrong time")
 	}
 }
 
-func TestAPredecessorOpensServicesNoLongerThanEitherToken(t *testing.T) {
+func TestPredecessorExpiresWithEitherToken(t *testing.T) {
 	s := newSession(t, "ann")
 	for lifetime, end := range map[time.Duration]time.Time{time.Second: s.Issued.Add(time.Second), 2 * time.Hour: s.Expires} {
 		next := Successor{Session: s.Renewed(mustMint(t, FormatUUID).Hash(), s.Issued, lifetime)}
@@ -118,7 +118,7 @@ func TestAPredecessorOpensServicesNoLongerThanEitherToken(t *testing.T) {
 		if err != nil || !got.Live(end.Add(-1)) || got.Live(end) {
 			t.Errorf("with a successor of %v: %+v, %v", lifetime, got, err)
 		}
-		// Beyond its own life it gets its successor still, and beyond its successor's nothing.
+		// After its own expiry it still gets its successor, but not after the successor's expiry.
 		graceEnds := s.Issued.Add(min(lifetime, 90*time.Minute))
 		if err == nil && (!got.InGrace(graceEnds.Add(-1)) || got.InGrace(graceEnds)) {
 			t.Errorf("with a successor of %v its grace ends at %v", lifetime, got.GraceEnds)
@@ -126,7 +126,7 @@ func TestAPredecessorOpensServicesNoLongerThanEitherToken(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoRecordOfTheTokenOpensNothing(t *testing.T) {
+func TestCorruptRecords(t *testing.T) {
 	s, other := newSession(t, "ann"), newSession(t, "bob")
 	good := mustEncode(t, s)
 	for name, data := range map[string][]byte{
@@ -144,12 +144,12 @@ func TestWhatIsNoRecordOfTheTokenOpensNothing(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, got, err)
 		}
 		if err != nil && strings.Contains(err.Error(), s.Hash.Hex()) {
-			t.Errorf("%s: the error tells the hash", name)
+			t.Errorf("%s: the error contains the hash", name)
 		}
 	}
 }
 
-func TestSessionsThatCannotBeKeptAreInvalid(t *testing.T) {
+func TestInvalidSessions(t *testing.T) {
 	for name, change := range map[string]func(*Session){
 		"no user":              func(s *Session) { s.User = "" },
 		"a user too long":      func(s *Session) { s.User = strings.Repeat("a", MaxUserLength+1) },
@@ -168,11 +168,11 @@ func TestSessionsThatCannotBeKeptAreInvalid(t *testing.T) {
 		}
 	}
 	if _, err := NewSession(mustMint(t, FormatUUID).Hash(), "", nil, time.Now(), time.Hour, time.Hour); !errors.Is(err, ErrInvalid) {
-		t.Errorf("a session of nobody: %v", err)
+		t.Errorf("a session without a user: %v", err)
 	}
 }
 
-func TestClientsOwnWordsAreBounded(t *testing.T) {
+func TestClientTextsAreClipped(t *testing.T) {
 	for name, agent := range map[string]string{
 		"long":              strings.Repeat("x", 100_000),
 		"long in two bytes": strings.Repeat("ö", 1000),
@@ -187,7 +187,7 @@ func TestClientsOwnWordsAreBounded(t *testing.T) {
 			continue
 		}
 		if n := len(got.Session.UserAgent); n > maxClientText || n < maxClientText-4 && name != "not UTF-8" || !utf8.ValidString(got.Session.UserAgent) {
-			t.Errorf("%s: kept as %d bytes", name, n)
+			t.Errorf("%s: stored as %d bytes", name, n)
 		}
 	}
 }

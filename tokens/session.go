@@ -10,43 +10,44 @@ import (
 	"github.com/google/uuid"
 )
 
-// MaxUserLength is the longest user id that a store keeps, in bytes.
+// MaxUserLength is the maximum length of a user id, in bytes.
 const MaxUserLength = 4096
 
-// ErrInvalid says that a session is not one that can be kept: its user is empty, too long or no UTF-8, it has
-// no hash or no UUID for an id, or its times contradict each other or are past.
+// ErrInvalid means that a session cannot be stored: its user is empty, too long or not UTF-8, its
+// hash is zero, its id is not a UUID, or its times are inconsistent or past.
 var ErrInvalid = errors.New("invalid session")
 
-// Session is what a login opened and its token stands for. A *Session that a store or the cache returned is
-// shared by whoever asks for it: it is never changed.
+// Session is a login's session. A *Session returned by a store or the cache is shared and must not
+// be changed.
 type Session struct {
-	// Hash is the hash of the token that opens it.
+	// Hash is the hash of the session's token.
 	Hash Hash
-	// ID is the public id, a UUID, by which its owner or an operator can end it. It opens nothing.
+	// ID is the public id, a UUID, by which the owner or an operator can end the session. It gives
+	// no access.
 	ID string
-	// User is the user's id as the user service gave it.
+	// User is the user's id from the user service.
 	User string
-	// Scopes is what it may do beside being known, sorted.
+	// Scopes are the granted scopes, sorted.
 	Scopes []string
-	// Issued is when the user logged in.
+	// Issued is the time of the login.
 	Issued time.Time
-	// Expires is when its token ends; never later than Ends.
+	// Expires is the token's expiry, at most Ends.
 	Expires time.Time
-	// Ends is when it ends, however often its token is refreshed.
+	// Ends is the end of the session, even if its token is refreshed.
 	Ends time.Time
-	// ClientAddress and UserAgent are where the user logged in from, as far as known.
+	// ClientAddress and UserAgent describe the client at the login, if known.
 	ClientAddress, UserAgent string
-	// LastSeen and LastAddress are when and from where it was last used, as sampled: at most once a minute.
+	// LastSeen and LastAddress describe the last use, sampled at most once a minute.
 	LastSeen    time.Time
 	LastAddress string
 }
 
-// Live says whether the session's token opens anything at the time now.
+// Live reports whether the session's token is valid at the time now.
 func (s *Session) Live(now time.Time) bool { return now.Before(s.Expires) }
 
-// NewSession returns the session that a login opens at the time now for user: its token, whose hash is h, opens
-// services for lifetime, and the session itself ends after sessionLifetime. It has a new public id, and its
-// times are whole milliseconds in UTC. scopes is copied.
+// NewSession returns the session of a login of user at the time now. Its token, with the hash h,
+// expires after lifetime, and the session ends after sessionLifetime. It has a new public id and
+// times of whole milliseconds in UTC. It copies scopes.
 func NewSession(h Hash, user string, scopes []string, now time.Time, lifetime, sessionLifetime time.Duration) (*Session, error) {
 	id, err := uuid.NewRandom()
 	if err != nil {
@@ -60,8 +61,8 @@ func NewSession(h Hash, user string, scopes []string, now time.Time, lifetime, s
 	return s, s.valid()
 }
 
-// Renewed returns the same session under a new token, whose hash is h: it opens services for lifetime from
-// now, and never longer than the session lasts.
+// Renewed returns the same session with a new token that has the hash h and expires after lifetime,
+// but at most when the session ends.
 func (s *Session) Renewed(h Hash, now time.Time, lifetime time.Duration) *Session {
 	next := *s
 	next.Hash = h
@@ -69,13 +70,13 @@ func (s *Session) Renewed(h Hash, now time.Time, lifetime time.Duration) *Sessio
 	return &next
 }
 
-// valid returns nil, or [ErrInvalid] with what is wrong with s.
+// valid returns nil, or [ErrInvalid] with the reason.
 func (s *Session) valid() error {
 	switch {
 	case s.Hash == Hash{}:
 		return fmt.Errorf("%w: it has no token", ErrInvalid)
 	case !canonicalUUID(s.ID):
-		return fmt.Errorf("%w: its id is no UUID", ErrInvalid)
+		return fmt.Errorf("%w: its id is not a UUID", ErrInvalid)
 	case s.User == "":
 		return fmt.Errorf("%w: it has no user", ErrInvalid)
 	case len(s.User) > MaxUserLength:
@@ -88,7 +89,7 @@ func (s *Session) valid() error {
 	return nil
 }
 
-// stamp is t as records keep it: whole milliseconds, in UTC.
+// stamp rounds t as records do: whole milliseconds, in UTC.
 func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
 
 func earlier(a, b time.Time) time.Time {

@@ -9,20 +9,21 @@ import (
 	"time"
 )
 
-// Successor is a session under its next token, and that token, readable only with the token before it.
+// Successor is a session with its next token, sealed with the previous one.
 type Successor struct {
 	Session *Session
 	Token   Sealed
 }
 
-// Sealed is a token encrypted by [Token.Seal]. A store may keep it: without the token that sealed it, it opens nothing.
+// Sealed is a token encrypted by [Token.Seal]. A store may keep it: it is useless without the
+// sealing token.
 type Sealed []byte
 
-// sealInfo separates the derived key from every other use of a token (RFC 5869 §3.2).
+// sealInfo separates the derived key from other uses of a token (RFC 5869 §3.2).
 const sealInfo = "gatepost refresh successor 1"
 
-// Seal encrypts next with AES-256-GCM and a random nonce. The key is derived from t by HKDF-SHA256 and is never kept.
-// The derivation needs t itself: its [Hash], which stores keep, is of no use.
+// Seal encrypts next with AES-256-GCM and a random nonce. The key is derived from t by HKDF-SHA256
+// and not stored. It cannot be derived from the [Hash] that stores have.
 func (t Token) Seal(next Token) (Sealed, error) {
 	aead, err := t.aead()
 	if err != nil {
@@ -31,8 +32,8 @@ func (t Token) Seal(next Token) (Sealed, error) {
 	return aead.Seal(nil, nil, []byte(next.Reveal()), nil), nil
 }
 
-// Unseal decrypts the token whose hash is h. If t did not seal it, or it is another token, the error is
-// [ErrUnavailable] and [ErrCorrupt].
+// Unseal decrypts the token with the hash h. If t did not seal it, or it has another hash, the
+// error is [ErrUnavailable] and [ErrCorrupt].
 func (t Token) Unseal(sealed Sealed, h Hash) (Token, error) {
 	aead, err := t.aead()
 	if err != nil {
@@ -61,12 +62,12 @@ func (t Token) aead() (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// GraceEnds is when a grace ends that begins now: no later than the new token.
+// GraceEnds returns the end of a grace that begins now, at most the new token's expiry.
 func (next Successor) GraceEnds(now time.Time, grace time.Duration) time.Time {
 	return earlier(stamp(now).Add(grace), next.Session.Expires)
 }
 
-// Continues says whether s is the same session as before, under another token.
+// Continues reports whether s is the session before with another token.
 func (s *Session) Continues(before *Session) bool {
 	return s.ID == before.ID && s.User == before.User && s.Ends.Equal(before.Ends) && s.Hash != before.Hash
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestASuccessorIsReadWithItsPredecessorAlone(t *testing.T) {
+func TestSealedSuccessorNeedsPredecessor(t *testing.T) {
 	for _, format := range []Format{FormatUUID, FormatSecret} {
 		old, next, other := mustMint(t, format), mustMint(t, format), mustMint(t, format)
 		sealed, err := old.Seal(next)
@@ -14,7 +14,7 @@ func TestASuccessorIsReadWithItsPredecessorAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		if bytes.Contains(sealed, []byte(next.Reveal()[8:24])) {
-			t.Error("the sealed token can be read")
+			t.Error("the sealed token is not encrypted")
 		}
 		got, err := old.Unseal(sealed, next.Hash())
 		if err != nil || got.Reveal() != next.Reveal() {
@@ -22,7 +22,7 @@ func TestASuccessorIsReadWithItsPredecessorAlone(t *testing.T) {
 		}
 		again, err := old.Seal(next)
 		if err != nil || bytes.Equal(sealed, again) {
-			t.Error("two seals of one token are the same: the nonce is not random")
+			t.Error("two seals of one token are equal, so the nonce is not random")
 		}
 		altered := bytes.Clone(sealed)
 		altered[len(altered)-1] ^= 1

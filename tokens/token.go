@@ -1,7 +1,8 @@
-// Package tokens decides who holds a token: it mints tokens, looks them up, revokes and lists them.
+// Package tokens decides which session a token belongs to. It mints tokens and defines how stores
+// look up, revoke and list their sessions.
 //
-// A token is opaque. A store keeps a [Session] under the token's SHA-256 and never the token itself, so
-// whoever reads a store learns nothing that opens a service.
+// A token is opaque. A store has a [Session] under the token's SHA-256 and never the token itself,
+// so read access to a store gives no access to services.
 package tokens
 
 import (
@@ -19,41 +20,42 @@ import (
 	"github.com/google/uuid"
 )
 
-// MaxTokenLength is the longest credential that is looked at, in bytes.
+// MaxTokenLength is the maximum length of a credential, in bytes.
 const MaxTokenLength = 512
 
-// ErrMalformed says that a credential cannot be a token that this gateway issued: no store need be asked.
+// ErrMalformed means that a credential cannot be a token of this gateway, so no store needs to be
+// read.
 var ErrMalformed = errors.New("malformed token")
 
-// Format is the form of the tokens that are minted. Tokens of either form are accepted whatever is minted.
+// Format is the format of minted tokens. Tokens of both formats are always accepted.
 type Format string
 
 const (
 	// FormatUUID is a random GUID (RFC 9562, version 4): 122 random bits.
 	FormatUUID Format = "uuid"
-	// FormatSecret is 256 random bits with a prefix, which secret scanners know, and a checksum, by which
-	// junk is refused without asking a store.
+	// FormatSecret is 256 random bits with a prefix for secret scanners and a checksum, which
+	// allows to refuse junk without reading a store.
 	FormatSecret Format = "secret"
 )
 
-// A secret is its prefix, 43 characters of base64url for 32 random bytes, and 8 hex digits of their CRC-32.
+// A secret is its prefix, 43 characters of base64url for 32 random bytes, and 8 hex digits of their
+// CRC-32.
 const (
 	secretPrefix = "gp1_"
 	secretBody   = 43
 	secretLength = len(secretPrefix) + secretBody + 8
 )
 
-// Pattern is a regular expression (RE2) that matches a text with the form of a token of this gateway. [Parse] checks the
-// checksum of a secret as well.
+// Pattern is a regular expression (RE2) that matches the format of this gateway's tokens. [Parse]
+// also checks the checksum of a secret.
 const Pattern = `(?:[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}|gp1_[0-9A-Za-z_-]{43}[0-9a-f]{8})`
 
-// Token is a bearer token. Whatever prints it prints "[redacted]"; [Token.Reveal] is the one way to its text.
-// The zero Token is no token. Tokens are compared by their [Hash], not with ==.
+// Token is a bearer token. It always prints as "[redacted]"; only [Token.Reveal] returns its text.
+// The zero Token is no token. Compare tokens by their [Hash].
 type Token struct {
-	_ [0]func() // not comparable: == would compare where the texts are, and not the texts
+	_ [0]func() // forbids ==, which would compare pointers
 
-	// A pointer, because fmt calls no method on a Token that it finds in an unexported field: what it prints
-	// there is an address.
+	// A pointer, because fmt does not call methods on unexported fields; it prints an address.
 	text *string
 }
 
@@ -77,7 +79,7 @@ func Mint(f Format) (Token, error) {
 
 func newToken(text string) Token { return Token{text: &text} }
 
-// Parse returns the token that text is, or [ErrMalformed] where it has neither form.
+// Parse returns the token with the given text, or [ErrMalformed] if it has neither format.
 func Parse(text string) (Token, error) {
 	if isUUID(text) || isSecret(text) {
 		return newToken(text), nil
@@ -85,9 +87,9 @@ func Parse(text string) (Token, error) {
 	return Token{}, ErrMalformed
 }
 
-// FromAuthorization reads the token of an Authorization value: the token by itself, as the clients of the old
-// gateway send it, or after the scheme Bearer in any case of letters (RFC 6750 §2.1, RFC 9110 §11.1).
-// Everything else is [ErrMalformed], several credentials joined by a comma included.
+// FromAuthorization returns the token in an Authorization value: the bare token, as clients of the
+// old gateway send it, or after the case-insensitive scheme Bearer (RFC 6750 §2.1, RFC 9110 §11.1).
+// Everything else is [ErrMalformed], including several credentials joined by a comma.
 func FromAuthorization(value string) (Token, error) {
 	if len(value) > MaxTokenLength {
 		return Token{}, ErrMalformed
@@ -99,7 +101,7 @@ func FromAuthorization(value string) (Token, error) {
 	return Parse(value)
 }
 
-// Reveal returns the token's text, to be handed to its owner and to nobody else.
+// Reveal returns the token's text. It must be sent to the token's owner only.
 func (t Token) Reveal() string {
 	if t.text == nil {
 		return ""
@@ -107,14 +109,14 @@ func (t Token) Reveal() string {
 	return *t.text
 }
 
-// Hash returns the key under which stores keep the token's session.
+// Hash returns the key of the token's session in stores.
 func (t Token) Hash() Hash {
-	var text [secretLength]byte // long enough for either form: the copy stays on the stack
+	var text [secretLength]byte // fits both formats, so the copy stays on the stack
 	n := copy(text[:], t.Reveal())
 	return sha256.Sum256(text[:n])
 }
 
-// IsZero says whether t is no token.
+// IsZero reports whether t is the zero Token.
 func (t Token) IsZero() bool { return t.text == nil }
 
 const redacted = "[redacted]"
@@ -125,7 +127,7 @@ func (Token) String() string { return redacted }
 // GoString returns "[redacted]".
 func (Token) GoString() string { return redacted }
 
-// Format prints "[redacted]", whatever the verb.
+// Format prints "[redacted]" for every verb.
 func (Token) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(redacted)) }
 
 // MarshalText returns "[redacted]".
@@ -137,30 +139,32 @@ func (Token) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`)
 // LogValue returns "[redacted]".
 func (Token) LogValue() slog.Value { return slog.StringValue(redacted) }
 
-// Hash is the SHA-256 of a token. It opens nothing, but it names a live session, so what prints it prints a fingerprint.
+// Hash is the SHA-256 of a token. It gives no access, but it identifies a live session, so it
+// prints as a fingerprint.
 type Hash [sha256.Size]byte
 
-// Hex returns the whole hash in hex, for a store's key.
+// Hex returns the whole hash in hex, for keys of stores.
 func (h Hash) Hex() string { return hex.EncodeToString(h[:]) }
 
-// String returns a fingerprint fit for a log: the first 8 hex digits of the hash's own hash.
+// String returns a fingerprint for logs: the first 8 hex digits of the SHA-256 of the hash.
 func (h Hash) String() string {
 	again := sha256.Sum256(h[:])
 	return hex.EncodeToString(again[:4])
 }
 
-// MarshalText is the fingerprint that String returns, for JSON and whatever else asks for text.
+// MarshalText returns the fingerprint, for JSON and other encodings.
 func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 
-// LogValue is the fingerprint that String returns.
+// LogValue returns the fingerprint.
 func (h Hash) LogValue() slog.Value { return slog.StringValue(h.String()) }
 
-// isUUID says whether s has the one form that Mint writes: lower case, hyphens, version 4, variant 10.
+// isUUID reports whether s has the form that Mint writes: lower case, hyphens, version 4, variant
+// 10.
 func isUUID(s string) bool {
 	return canonicalUUID(s) && s[14] == '4' && strings.IndexByte("89ab", s[19]) >= 0
 }
 
-// canonicalUUID says whether s is a UUID in lower case with hyphens and nothing else (RFC 9562 §4).
+// canonicalUUID reports whether s is a UUID in lower case with hyphens (RFC 9562 §4).
 func canonicalUUID(s string) bool {
 	if len(s) != 36 {
 		return false
@@ -179,7 +183,8 @@ func canonicalUUID(s string) bool {
 	return true
 }
 
-// isSecret says whether s is what Mint writes: base64url alone between the prefix and a checksum that fits.
+// isSecret reports whether s has the form that Mint writes: the prefix, base64url, a valid
+// checksum.
 func isSecret(s string) bool {
 	if len(s) != secretLength || s[:len(secretPrefix)] != secretPrefix {
 		return false

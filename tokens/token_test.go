@@ -23,7 +23,7 @@ func mustMint(t testing.TB, f Format) Token {
 	return token
 }
 
-func TestMintedTokensAreAcceptedInEveryFormThatClientsSend(t *testing.T) {
+func TestMintedTokensAreAccepted(t *testing.T) {
 	for _, f := range []Format{FormatUUID, FormatSecret, ""} {
 		token := mustMint(t, f)
 		text := token.Reveal()
@@ -40,7 +40,7 @@ func TestMintedTokensAreAcceptedInEveryFormThatClientsSend(t *testing.T) {
 	}
 }
 
-func TestMintedTokensHaveTheirForm(t *testing.T) {
+func TestFormatOfMintedTokens(t *testing.T) {
 	if text := mustMint(t, FormatUUID).Reveal(); len(text) != 36 || text[14] != '4' {
 		t.Errorf("a uuid token has %d characters and version %c", len(text), text[14])
 	}
@@ -59,8 +59,8 @@ func TestMintedTokensHaveTheirForm(t *testing.T) {
 	}
 }
 
-// TestThePatternMatchesWhatParseAccepts: for minted tokens with one character replaced, inserted or removed.
-func TestThePatternMatchesWhatParseAccepts(t *testing.T) {
+// The inputs are minted tokens with one character replaced, inserted or removed.
+func TestPatternMatchesAcceptedTokens(t *testing.T) {
 	pattern := regexp.MustCompile("^" + Pattern + "$")
 	for _, format := range []Format{FormatUUID, FormatSecret} {
 		token := mustMint(t, format).Reveal()
@@ -81,7 +81,7 @@ func TestThePatternMatchesWhatParseAccepts(t *testing.T) {
 	}
 }
 
-func TestWhatIsNoTokenIsMalformed(t *testing.T) {
+func TestMalformedTokens(t *testing.T) {
 	secret := mustMint(t, FormatSecret).Reveal()
 	flipped := []byte(secret)
 	flipped[10] ^= 1
@@ -110,7 +110,7 @@ func TestWhatIsNoTokenIsMalformed(t *testing.T) {
 		"a NUL at the end":         goodUUID + "\x00",
 		"a NUL within":             goodUUID[:20] + "\x00" + goodUUID[21:],
 		"DEL":                      goodUUID[:35] + "\x7f",
-		"bytes that are no UTF-8":  goodUUID[:34] + "\xff\xfe",
+		"bytes that are not UTF-8": goodUUID[:34] + "\xff\xfe",
 		"full-width digits":        "３" + goodUUID[1:],
 		"upper case":               strings.ToUpper(goodUUID),
 		"one letter in upper case": strings.Replace(goodUUID, "c", "C", 1),
@@ -136,49 +136,49 @@ func TestWhatIsNoTokenIsMalformed(t *testing.T) {
 	} {
 		token, err := FromAuthorization(value)
 		if !errors.Is(err, ErrMalformed) || !token.IsZero() {
-			t.Errorf("%s: taken as a token (%v)", name, err)
+			t.Errorf("%s: accepted as a token (%v)", name, err)
 		}
 	}
 }
 
-// A body that is no base64url is refused even where its checksum fits: nobody but Mint writes secrets.
-func TestSecretOfStrangeCharactersIsMalformed(t *testing.T) {
+// A body that is not base64url is refused even with a valid checksum.
+func TestSecretMustBeBase64URL(t *testing.T) {
 	body := strings.Repeat("a", secretBody-1) + ","
 	sum := checksum(body)
 	if _, err := Parse(secretPrefix + body + string(sum[:])); !errors.Is(err, ErrMalformed) {
-		t.Error("a secret with a comma is taken")
+		t.Error("a secret with a comma is accepted")
 	}
 }
 
-// principals are the ways in which a token may lie about in what somebody prints.
+// Structs that contain a token in an exported or an unexported field.
 type (
-	outside struct{ Token Token }
-	inside  struct{ token Token }
+	exportedField   struct{ Token Token }
+	unexportedField struct{ token Token }
 )
 
-func TestNothingPrintsAToken(t *testing.T) {
+func TestTokenIsNotPrinted(t *testing.T) {
 	for _, f := range []Format{FormatUUID, FormatSecret} {
 		token := mustMint(t, f)
 		text := token.Reveal()
 		values := map[string]any{
 			"itself":                  token,
 			"a pointer":               &token,
-			"an exported field":       outside{token},
-			"an unexported field":     inside{token},
-			"a pointer to one":        &inside{token},
+			"an exported field":       exportedField{token},
+			"an unexported field":     unexportedField{token},
+			"a pointer to one":        &unexportedField{token},
 			"a slice":                 []Token{token},
-			"a slice of structs":      []inside{{token}},
+			"a slice of structs":      []unexportedField{{token}},
 			"a map":                   map[string]Token{"t": token},
-			"an interface in a slice": []any{inside{token}},
+			"an interface in a slice": []any{unexportedField{token}},
 		}
 		for name, v := range values {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "% x", "%#x", "%d", "%t", "%p", "%U", "%c", "%o", "%e", "%10s", "%T"} {
-				shows(t, fmt.Sprintf("%s by %s", name, verb), fmt.Sprintf(verb, v), text)
+				mustNotShow(t, fmt.Sprintf("%s by %s", name, verb), fmt.Sprintf(verb, v), text)
 			}
-			shows(t, name+" by Sprint", fmt.Sprint(v), text)
-			shows(t, name+" in an error", fmt.Errorf("checking %v: %w", v, ErrMalformed).Error(), text)
+			mustNotShow(t, name+" by Sprint", fmt.Sprint(v), text)
+			mustNotShow(t, name+" in an error", fmt.Errorf("checking %v: %w", v, ErrMalformed).Error(), text)
 			if data, err := json.Marshal(v); err == nil {
-				shows(t, name+" as JSON", string(data), text)
+				mustNotShow(t, name+" as JSON", string(data), text)
 			}
 			for kind, handler := range map[string]func(*bytes.Buffer) slog.Handler{
 				"text": func(b *bytes.Buffer) slog.Handler { return slog.NewTextHandler(b, nil) },
@@ -186,23 +186,23 @@ func TestNothingPrintsAToken(t *testing.T) {
 			} {
 				var out bytes.Buffer
 				slog.New(handler(&out)).Info("checked", "token", v, slog.Group("g", "token", v))
-				shows(t, name+" by slog, "+kind, out.String(), text)
+				mustNotShow(t, name+" by slog, "+kind, out.String(), text)
 			}
 		}
 	}
 }
 
-// shows fails where out has the token, or half of it, in clear or in hex.
-func shows(t *testing.T, how, out, text string) {
+// mustNotShow fails the test if out contains the token or half of it, in clear or in hex.
+func mustNotShow(t *testing.T, how, out, text string) {
 	t.Helper()
 	for _, part := range []string{text[:12], text[len(text)-12:], fmt.Sprintf("%x", text[:12]), fmt.Sprintf("%X", text[:12])} {
 		if strings.Contains(out, part) {
-			t.Errorf("%s shows the token", how)
+			t.Errorf("%s prints the token", how)
 		}
 	}
 }
 
-func TestRedactionIsSeenAsSuch(t *testing.T) {
+func TestRedactedText(t *testing.T) {
 	token := mustMint(t, FormatUUID)
 	if got := fmt.Sprintf("%v %s", token, token); got != "[redacted] [redacted]" {
 		t.Errorf("printed as %q", got)
@@ -212,12 +212,12 @@ func TestRedactionIsSeenAsSuch(t *testing.T) {
 	}
 }
 
-func TestHashIsPrintedAsAFingerprint(t *testing.T) {
+func TestHashPrintsFingerprint(t *testing.T) {
 	h := mustMint(t, FormatUUID).Hash()
 	for _, verb := range []string{"%v", "%+v", "%s", "%x"} {
 		out := fmt.Sprintf(verb+" "+verb, h, &Session{Hash: h})
 		if strings.Contains(out, h.Hex()[:16]) {
-			t.Errorf("%q shows the hash", out)
+			t.Errorf("%q prints the hash", out)
 		}
 	}
 	data, err := json.Marshal(&Session{Hash: h, Issued: time.Now()})
@@ -226,13 +226,13 @@ func TestHashIsPrintedAsAFingerprint(t *testing.T) {
 	}
 }
 
-func TestZeroTokenIsNone(t *testing.T) {
+func TestZeroToken(t *testing.T) {
 	var none Token
 	if !none.IsZero() || none.Reveal() != "" || fmt.Sprint(none) != redacted {
-		t.Error("the zero Token is taken for one")
+		t.Error("the zero Token is not empty")
 	}
 	if mustMint(t, FormatUUID).IsZero() {
-		t.Error("a minted token is taken for none")
+		t.Error("a minted token is zero")
 	}
 }
 
@@ -252,14 +252,14 @@ func FuzzFromAuthorization(f *testing.F) {
 		}
 		text := token.Reveal()
 		if !strings.HasSuffix(value, text) || strings.ContainsAny(text, " ,\t\r\n\x00") {
-			t.Fatal("the token read is not the credential sent")
+			t.Fatal("the parsed token is not the sent credential")
 		}
 		if front := value[:len(value)-len(text)]; front != "" && !strings.EqualFold(strings.TrimRight(front, " ")+" ", "bearer ") {
-			t.Fatalf("a token was read after %q", front)
+			t.Fatalf("a token was parsed after %q", front)
 		}
 		again, err := Parse(text)
 		if err != nil || again.Hash() != token.Hash() {
-			t.Fatal("a token that was read is not read again")
+			t.Fatal("a parsed token cannot be parsed again")
 		}
 	})
 }

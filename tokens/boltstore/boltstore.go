@@ -1,8 +1,9 @@
-// Package boltstore keeps sessions in one file, for a single Gatepost without Redis.
+// Package boltstore decides how sessions are stored in one file, for a single gateway without
+// Redis.
 //
-// An acknowledged change is on the disk: each change is one transaction of bbolt, synced before the call returns. So a
-// kill at any moment loses no session whose token was issued, and brings back none that was revoked. A look-up reads the
-// file, which is mapped into memory: it takes a few microseconds.
+// Each change is one transaction of bbolt, synced to disk before the call returns. So a kill at any
+// moment loses no session of an issued token and restores no revoked one. A look-up reads the file,
+// which is mapped into memory, in a few microseconds.
 package boltstore
 
 import (
@@ -30,24 +31,25 @@ import (
 // FileName is the name of the database in the data folder.
 const FileName = "tokens.db"
 
-// lockPatience is how long Open waits for another process to let go of the file: long enough for a restart.
-const lockPatience = 3 * time.Second
+// lockTimeout is how long Open waits for another process to release the file: enough for a restart.
+const lockTimeout = 3 * time.Second
 
 // The buckets.
 var (
 	tokensBucket = []byte("tokens") // token hash -> record
-	usersBucket  = []byte("users")  // sha-256 of the user + hash of a token that opens services -> nothing
-	idsBucket    = []byte("ids")    // public id of a live session -> token hash [+ hash of the token before, for its grace]
-	seenBucket   = []byte("seen")   // public id -> when and from where it was last used
+	usersBucket  = []byte("users")  // sha-256 of the user + hash of a valid token -> nothing
+	// public id of a live session -> token hash [+ predecessor's hash in its grace]
+	idsBucket  = []byte("ids")
+	seenBucket = []byte("seen") // public id -> time and address of its last use
 )
 
-// Options says how a store behaves beyond its folder. The zero Options are good.
+// Options configures a store. The zero Options are valid.
 type Options struct {
-	// Log hears of what goes wrong out of sight of any call. Default: nobody.
+	// Logger logs errors outside of calls. Default: no log.
 	Logger *slog.Logger
-	// SweepEvery is how often expired sessions are deleted from the file. Default: a minute.
+	// SweepEvery is the interval at which expired sessions are deleted. Default: a minute.
 	SweepEvery time.Duration
-	// Registerer takes the metrics. Default: none.
+	// Registerer registers the metrics. Default: none.
 	Registerer prometheus.Registerer
 }
 
@@ -55,15 +57,15 @@ type Options struct {
 type Store struct {
 	db     *bbolt.DB
 	log    *slog.Logger
-	damage prometheus.Counter // reads that met a damaged page or record
-	done   chan struct{}      // closed by Close: the sweeper ends
+	damage prometheus.Counter // reads of a damaged page or record
+	done   chan struct{}      // closed by Close to stop the sweeper
 
-	// writing holds one token while a change is being made. A caller waits for it by its context, and leaves a
-	// change that takes too long to the goroutine that makes it: there is never more than one.
+	// writing holds one element while a change is made, so there is at most one. A caller waits
+	// until its context ends; then the goroutine that makes the change continues alone.
 	writing chan struct{}
 	closed  atomic.Bool
-	stuck   atomic.Bool   // bbolt can write no more
-	swept   chan struct{} // closed when the sweeper has ended
+	stuck   atomic.Bool   // bbolt cannot write any more
+	swept   chan struct{} // closed after the sweeper has stopped
 	onEnd   atomic.Pointer[func(tokens.Hash)]
 }
 
@@ -72,16 +74,17 @@ var (
 	_ tokens.Toucher = (*Store)(nil)
 )
 
-// Open opens the store in the folder dir, and makes both where they are missing: the folder and the file for this
-// user alone. A file that another process holds is an error after a few seconds.
+// Open opens the store in the folder dir. It creates the folder and the file if they are missing,
+// with access for this user only. If another process holds the file, Open fails after a few
+// seconds.
 func Open(dir string, options Options) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("making the data folder: %w", err)
+		return nil, fmt.Errorf("creating the data folder: %w", err)
 	}
 	s := &Store{
 		log: options.Logger,
 		damage: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "gatepost_store_damage_total", Help: "Reads of the embedded store that met a damaged page or record.",
+			Name: "gatepost_store_damage_total", Help: "Reads of a damaged page or record in the embedded store.",
 		}),
 		done:    make(chan struct{}),
 		writing: make(chan struct{}, 1),
@@ -109,11 +112,11 @@ func Open(dir string, options Options) (*Store, error) {
 	return s, nil
 }
 
-// OnEnd has f called with each token that opens nothing any more, before the call that ended it returns, even if that call failed.
-// f must not call the store.
+// OnEnd registers f, which is called with each token that becomes invalid, before the call that
+// ended it returns, even if that call failed. f must not call the store.
 func (s *Store) OnEnd(f func(tokens.Hash)) { s.onEnd.Store(&f) }
 
-// explain says what to do about a file that cannot be opened.
+// explain adds the remedy to an error of opening a file.
 func explain(path string, err error) error {
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
@@ -126,7 +129,7 @@ func explain(path string, err error) error {
 	return fmt.Errorf("opening %s: %v", path, err)
 }
 
-// prepare makes the buckets, and the file's own entry in its folder last.
+// prepare creates the buckets, then syncs the folder.
 func prepare(db *bbolt.DB, dir string) error {
 	if err := makeBuckets(db); err != nil {
 		return err
@@ -160,9 +163,9 @@ func (s *Store) Create(ctx context.Context, session *tokens.Session, limit int) 
 	if err != nil {
 		return err
 	}
-	return s.update(ctx, "keeping a session", func(t *change) error {
+	return s.update(ctx, "storing a session", func(t *change) error {
 		if !session.Live(t.now) {
-			return fmt.Errorf("%w: it has expired", tokens.ErrInvalid)
+			return fmt.Errorf("%w: the session has expired", tokens.ErrInvalid)
 		}
 		if limit > 0 {
 			if err := t.makeRoom(session.User, limit-1); err != nil {
@@ -214,7 +217,7 @@ func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 		case !before.Live(t.now):
 			return tokens.ErrUnknown
 		case !next.Session.Continues(before.Session):
-			return fmt.Errorf("%w: the new token is not the same session's", tokens.ErrInvalid)
+			return fmt.Errorf("%w: the new token belongs to another session", tokens.ErrInvalid)
 		}
 		return t.exchange(before.Session, next, record, grace)
 	})
@@ -227,8 +230,8 @@ func (s *Store) Rotate(ctx context.Context, old tokens.Hash, next tokens.Success
 	return given, nil
 }
 
-// successor returns the successor of a token in its grace. The grace ends where the successor is exchanged or the session
-// is ended, so its token is live, unless it has just expired.
+// successor returns the successor of a token in its grace. The grace ends if the successor is
+// exchanged or the session ends, so the successor is live unless it has just expired.
 func successor(tx *bbolt.Tx, before *tokens.Record, now time.Time) (tokens.Successor, error) {
 	next, err := read(tx, before.Next)
 	if err != nil {
@@ -240,7 +243,7 @@ func successor(tx *bbolt.Tx, before *tokens.Record, now time.Time) (tokens.Succe
 	return tokens.Successor{Session: next.Session, Token: before.Successor}, nil
 }
 
-// Revoke implements [tokens.Store]. What is no record of the token is deleted too.
+// Revoke implements [tokens.Store]. It also deletes a corrupt record.
 func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	return s.update(ctx, "revoking a token", func(t *change) error {
 		record, err := read(t.tx, h)
@@ -258,7 +261,7 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	})
 }
 
-// Sessions implements [tokens.Store]. A record that cannot be read opens nothing; it is logged and left out.
+// Sessions implements [tokens.Store]. Unreadable records are logged and left out.
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, unavailable("listing sessions", err)
@@ -313,7 +316,7 @@ func (s *Store) RevokeUser(ctx context.Context, user string) (int, error) {
 
 // Touch implements [tokens.Toucher].
 func (s *Store) Touch(ctx context.Context, of tokens.Principal, at time.Time, address string) error {
-	return s.update(ctx, "keeping when a session was seen", func(t *change) error {
+	return s.update(ctx, "storing the last use of a session", func(t *change) error {
 		id := []byte(of.ID())
 		if t.tx.Bucket(idsBucket).Get(id) == nil {
 			return errUnchanged
@@ -324,19 +327,20 @@ func (s *Store) Touch(ctx context.Context, of tokens.Principal, at time.Time, ad
 
 // Ping implements [tokens.Store].
 func (s *Store) Ping(context.Context) error {
-	return s.view("asking whether the file is open", func(*bbolt.Tx) error { return nil })
+	return s.view("checking that the file is open", func(*bbolt.Tx) error { return nil })
 }
 
-// Close implements [tokens.Store]. It waits for a change that is being written.
+// Close implements [tokens.Store]. It waits for a change in progress.
 func (s *Store) Close() error {
 	if s.closed.Swap(true) {
 		return nil
 	}
 	close(s.done)
 	<-s.swept
-	s.writing <- struct{}{} // for ever: no change begins any more
+	s.writing <- struct{}{} // never released, so no change begins again
 	if s.stuck.Load() {
-		return fmt.Errorf("closing the token database: %w", errDamaged) // bbolt would wait for its lock; the process ends
+		// db.Close would block on bbolt's lock
+		return fmt.Errorf("closing the token database: %w", errDamaged)
 	}
 	if err := s.db.Close(); err != nil {
 		return fmt.Errorf("closing the token database: %v", err)
@@ -366,7 +370,8 @@ func tokensOf(tx *bbolt.Tx, user string) []tokens.Hash {
 	return all
 }
 
-// sessionsOf returns a user's live sessions, in no order. damaged are the errors of the records that cannot be read.
+// sessionsOf returns a user's live sessions, unordered. damaged joins the errors of unreadable
+// records.
 func sessionsOf(tx *bbolt.Tx, user string, now time.Time) (live []*tokens.Session, damaged error) {
 	for _, h := range tokensOf(tx, user) {
 		record, err := read(tx, h)
@@ -381,7 +386,7 @@ func sessionsOf(tx *bbolt.Tx, user string, now time.Time) (live []*tokens.Sessio
 	return live, damaged
 }
 
-// unavailable says that the file could not be asked or changed. What bbolt says is kept as text alone.
+// unavailable returns the error for a failed operation. It keeps only the text of bbolt's error.
 func unavailable(doing string, err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("%w: %s: %w", tokens.ErrUnavailable, doing, err)

@@ -12,7 +12,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if dir := childFolder(); dir != "" {
-		victim(dir)
+		runChild(dir)
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -33,6 +33,6 @@ func rotate(s *Store, old tokens.Hash, next *tokens.Session) error {
 	return err
 }
 
-func TestTheFileIsATokenStore(t *testing.T) {
+func TestFileIsATokenStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) tokens.Store { return mustOpen(t, t.TempDir()) })
 }

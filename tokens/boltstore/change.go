@@ -17,19 +17,20 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// errUnchanged ends a change that found nothing to do: no transaction is written, and the call succeeds.
+// errUnchanged ends a change that has nothing to do. No transaction is written and the call
+// succeeds.
 var errUnchanged = errors.New("nothing to change")
 
-// change is one transaction that writes, and the tokens that open nothing any more once it is on the disk.
+// change is one write transaction, and the tokens that become invalid with it.
 type change struct {
 	tx      *bbolt.Tx
 	now     time.Time
 	ended   []tokens.Hash
-	skipped error // the records that could not be read, and were not needed
+	skipped error // errors of unreadable records that were not needed
 }
 
-// update makes a change and returns when it is on the disk. Where the context is over before, the change may still
-// be made: its outcome is unknown, as after every lost answer.
+// update makes a change and returns after it is on disk. If the context ends before, the change may
+// still be made: its outcome is unknown.
 func (s *Store) update(ctx context.Context, doing string, apply func(*change) error) error {
 	if err := ctx.Err(); err != nil {
 		return unavailable(doing, err)
@@ -59,8 +60,8 @@ func newResult() chan error { return make(chan error, 1) }
 
 var errClosed = errors.New("the store is closed")
 
-// commit makes the change and, once it is on the disk and before the caller continues, calls onEnd for each token that it
-// ended.
+// commit makes the change. After it is on disk and before the caller continues, it calls onEnd for
+// each ended token.
 func (s *Store) commit(apply func(*change) error) (err error) {
 	var t *change
 	err = s.write(func(tx *bbolt.Tx) error {
@@ -80,8 +81,8 @@ func (s *Store) commit(apply func(*change) error) (err error) {
 	return err
 }
 
-// write runs f in a transaction that writes. If damage prevents even the roll-back, bbolt's lock stays held: nothing is
-// written any more then.
+// write runs f in a write transaction. If damage prevents the roll-back, bbolt's lock stays held
+// and no more changes are possible.
 func (s *Store) write(f func(*bbolt.Tx) error) error {
 	if s.stuck.Load() {
 		return fmt.Errorf("%w (a restart rebuilds it): a change could not be rolled back", errDamaged)
@@ -99,24 +100,26 @@ func (s *Store) write(f func(*bbolt.Tx) error) error {
 	switch {
 	case err == nil:
 	case tx != nil:
-		s.stuck.Store(errors.Is(guarded(tx.Rollback), errDamaged)) // what is closed already is no damage
+		// a closed transaction is not damage
+		s.stuck.Store(errors.Is(guarded(tx.Rollback), errDamaged))
 	default:
 		s.stuck.Store(errors.Is(err, errDamaged))
 	}
 	return err
 }
 
-// view reads.
+// view runs ask in a read transaction.
 func (s *Store) view(doing string, ask func(*bbolt.Tx) error) error {
 	err := guarded(func() error { return s.db.View(ask) })
 	s.countDamage(err)
 	return answer(doing, err)
 }
 
-// guarded calls f and makes an error of a panic: bbolt panics if the file is damaged. A wild offset in the file, or a file
-// that is shorter than its pages, is a fault in the mapped memory, which would end the process.
+// guarded calls f and returns a panic as an error, because bbolt panics if the file is damaged. A
+// wrong offset, or a file shorter than its pages, causes a fault in the mapped memory, which would
+// end the process.
 func guarded(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // of this goroutine
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true)) // applies to this goroutine only
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w (a restart rebuilds it): %v", errDamaged, p)
@@ -125,14 +128,14 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
-// countDamage counts an error that says that a page or a record is damaged.
+// countDamage counts an error caused by a damaged page or record.
 func (s *Store) countDamage(err error) {
 	if errors.Is(err, errDamaged) || errors.Is(err, tokens.ErrCorrupt) {
 		s.damage.Inc()
 	}
 }
 
-// reportSkipped counts and logs the records that a call did without because they cannot be read.
+// reportSkipped counts and logs the unreadable records that a call has skipped.
 func (s *Store) reportSkipped(damaged error) {
 	if damaged != nil {
 		s.countDamage(damaged)
@@ -140,7 +143,7 @@ func (s *Store) reportSkipped(damaged error) {
 	}
 }
 
-// answer lets through what a store may answer, and makes everything else an ErrUnavailable.
+// answer returns the errors of [tokens.Store] unchanged, and any other error as an ErrUnavailable.
 func answer(doing string, err error) error {
 	switch {
 	case err == nil, errors.Is(err, errUnchanged):
@@ -157,7 +160,7 @@ func userEntry(s *tokens.Session) []byte {
 	return append(user[:], s.Hash[:]...)
 }
 
-// put keeps a session's record and its entries in the indexes.
+// put stores a session's record and its index entries.
 func (t *change) put(s *tokens.Session, record []byte) error {
 	return errors.Join(
 		t.tx.Bucket(tokensBucket).Put(s.Hash[:], record),
@@ -166,8 +169,8 @@ func (t *change) put(s *tokens.Session, record []byte) error {
 	)
 }
 
-// end deletes all that is kept of a session, and ends the grace of the token before. Tokens that were exchanged go on
-// telling so.
+// end deletes a session, and ends the grace of its previous token. The records of exchanged tokens
+// stay, to detect reuse.
 func (t *change) end(s *tokens.Session) error {
 	t.ended = append(t.ended, s.Hash)
 	return errors.Join(
@@ -179,7 +182,7 @@ func (t *change) end(s *tokens.Session) error {
 	)
 }
 
-// endByID ends the session with a public id, where it is live still.
+// endByID ends the session with a public id if it is live.
 func (t *change) endByID(id string) error {
 	var h tokens.Hash
 	if copy(h[:], t.tx.Bucket(idsBucket).Get([]byte(id))) == 0 {
@@ -192,7 +195,8 @@ func (t *change) endByID(id string) error {
 	return t.end(record.Session)
 }
 
-// endAll ends all sessions of a user and returns how many of them were live. A record that cannot be read goes too.
+// endAll ends all sessions of a user and returns the number of live ones. It deletes unreadable
+// records too.
 func (t *change) endAll(user string) (live int, err error) {
 	all := tokensOf(t.tx, user)
 	if len(all) == 0 {
@@ -218,8 +222,8 @@ func (t *change) endAll(user string) (live int, err error) {
 	return live, nil
 }
 
-// exchange replaces a session's token by the next one. A session has two tokens that open services at most, so the grace
-// of the token before is over.
+// exchange replaces a session's token by the next one. A session has at most two valid tokens, so
+// the grace of the previous token ends.
 func (t *change) exchange(before *tokens.Session, next tokens.Successor, record []byte, grace time.Duration) error {
 	t.ended = append(t.ended, before.Hash)
 	if err := errors.Join(t.endPredecessor(before), t.put(next.Session, record)); err != nil {
@@ -239,7 +243,7 @@ func (t *change) exchange(before *tokens.Session, next tokens.Successor, record 
 	)
 }
 
-// endPredecessor ends the grace of the token before the session's own, if there is one.
+// endPredecessor ends the grace of the session's previous token, if there is one.
 func (t *change) endPredecessor(s *tokens.Session) error {
 	both := t.tx.Bucket(idsBucket).Get([]byte(s.ID))
 	before := tokens.Session{User: s.User}
@@ -250,8 +254,8 @@ func (t *change) endPredecessor(s *tokens.Session) error {
 	return t.endGrace(&before)
 }
 
-// endGrace ends the grace of a token that was exchanged: what stays tells of a second exchange until the session ends. A
-// record that cannot be read goes.
+// endGrace ends the grace of an exchanged token. The remaining record detects a second exchange
+// until the session ends. An unreadable record is deleted.
 func (t *change) endGrace(s *tokens.Session) error {
 	t.ended = append(t.ended, s.Hash)
 	forgotten := t.tx.Bucket(usersBucket).Delete(userEntry(s))
@@ -266,10 +270,10 @@ func (t *change) endGrace(s *tokens.Session) error {
 	return errors.Join(err, forgotten, t.tx.Bucket(tokensBucket).Put(s.Hash[:], retired))
 }
 
-// makeRoom ends those of a user's sessions that expire first, until there are limit at the most.
+// makeRoom ends the user's sessions that expire first until at most limit are left.
 func (t *change) makeRoom(user string, limit int) error {
 	live, damaged := sessionsOf(t.tx, user, t.now)
-	t.skipped = errors.Join(t.skipped, damaged) // they open nothing, and must not keep the user from logging in
+	t.skipped = errors.Join(t.skipped, damaged) // they are invalid and must not prevent a login
 	if len(live) <= limit {
 		return nil
 	}
@@ -282,7 +286,7 @@ func (t *change) makeRoom(user string, limit int) error {
 	return nil
 }
 
-// formatSeen and readSeen write and read when, in milliseconds, and from where a session was last used.
+// formatSeen and readSeen encode and decode the time, in milliseconds, and address of a last use.
 func formatSeen(at time.Time, address string) []byte {
 	address = strings.ToValidUTF8(address[:min(len(address), 100)], "?")
 	return append(binary.BigEndian.AppendUint64(nil, uint64(at.UnixMilli())), address...)

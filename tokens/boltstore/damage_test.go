@@ -22,8 +22,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// damageable is a closed store with many sessions, of which some were ended.
-type damageable struct {
+// damagedStore is a closed store with many sessions, some of them ended.
+type damagedStore struct {
 	t         *testing.T
 	dir, path string
 	live      []tokens.Hash
@@ -34,9 +34,9 @@ type damageable struct {
 
 const damageableSessions = 3000
 
-func newDamageable(t *testing.T) *damageable {
+func newDamagedStore(t *testing.T) *damagedStore {
 	t.Helper()
-	d := &damageable{t: t, dir: t.TempDir()}
+	d := &damagedStore{t: t, dir: t.TempDir()}
 	d.path = filepath.Join(d.dir, FileName)
 	s := mustOpen(t, d.dir)
 	d.live = fill(t, s, damageableSessions)
@@ -50,7 +50,7 @@ func newDamageable(t *testing.T) *damageable {
 }
 
 // open opens the store and writes its log to d.log.
-func (d *damageable) open() *Store {
+func (d *damagedStore) open() *Store {
 	d.t.Helper()
 	d.log.Reset()
 	s, err := Open(d.dir, Options{Logger: slog.New(slog.NewTextHandler(&d.log, nil))})
@@ -61,8 +61,8 @@ func (d *damageable) open() *Store {
 	return s
 }
 
-// overwrite writes bytes into the file at an offset of a page.
-func (d *damageable) overwrite(page, offset int, data []byte) {
+// overwrite writes data at an offset of a page.
+func (d *damagedStore) overwrite(page, offset int, data []byte) {
 	d.t.Helper()
 	file, err := os.OpenFile(d.path, os.O_WRONLY, 0)
 	if err != nil {
@@ -76,10 +76,10 @@ func (d *damageable) overwrite(page, offset int, data []byte) {
 	}
 }
 
-// pagesOf returns the pages of a type (leaf, branch, freelist), as bbolt finds them; with a bucket its first leaf.
-func (d *damageable) pagesOf(kind string, bucket []byte) (ids []int) {
+// pagesOf returns the pages of a kind (leaf, branch, freelist); with a bucket, its first leaf.
+func (d *damagedStore) pagesOf(kind string, bucket []byte) (ids []int) {
 	d.t.Helper()
-	db, err := bbolt.Open(d.path, 0o600, &bbolt.Options{ReadOnly: true, PreLoadFreelist: true, Timeout: lockPatience})
+	db, err := bbolt.Open(d.path, 0o600, &bbolt.Options{ReadOnly: true, PreLoadFreelist: true, Timeout: lockTimeout})
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func (d *damageable) pagesOf(kind string, bucket []byte) (ids []int) {
 			}
 			page := text[id*os.Getpagesize():]
 			if info.Type != kind || bucket != nil && !bytes.HasPrefix(page[16+binary.NativeEndian.Uint32(page[16+4:]):], first) {
-				continue // the offset of the first key is in the first element, which follows the header
+				continue // the first element, after the header, has the offset of the first key
 			}
 			ids = append(ids, id)
 		}
@@ -111,8 +111,8 @@ func (d *damageable) pagesOf(kind string, bucket []byte) (ids []int) {
 	return ids
 }
 
-// aside returns the damaged files that were kept.
-func (d *damageable) aside() []string {
+// aside returns the saved damaged files.
+func (d *damagedStore) aside() []string {
 	d.t.Helper()
 	found, err := filepath.Glob(d.path + ".damaged-*")
 	if err != nil {
@@ -121,8 +121,8 @@ func (d *damageable) aside() []string {
 	return found
 }
 
-// kept returns how many of the sessions are live, and fails the test if any is neither live nor unknown.
-func (d *damageable) kept(s *Store) (live int) {
+// kept returns the number of live sessions. It fails the test if one is neither live nor unknown.
+func (d *damagedStore) kept(s *Store) (live int) {
 	d.t.Helper()
 	for _, h := range d.live {
 		switch _, err := s.Lookup(d.t.Context(), h); {
@@ -135,7 +135,7 @@ func (d *damageable) kept(s *Store) (live int) {
 	return live
 }
 
-func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
+func TestDamagedFileIsRebuiltFromReadableRecords(t *testing.T) {
 	wild := binary.NativeEndian.AppendUint32(nil, math.MaxUint32-100)
 	for name, c := range map[string]struct {
 		kind   string
@@ -144,16 +144,17 @@ func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
 		data   []byte
 		loses  bool
 	}{
-		"a leaf of sessions without a header":          {"leaf", tokensBucket, 0, make([]byte, 16), true},
-		"a leaf of sessions with a wild offset":        {"leaf", tokensBucket, 16 + 4, wild, true},
-		"a leaf of sessions with a wild length":        {"leaf", tokensBucket, 16 + 8, wild, true},
-		"a leaf of sessions that is said to be huge":   {"leaf", tokensBucket, 12, wild, true},
-		"a leaf of users without a header":             {"leaf", usersBucket, 0, make([]byte, 16), false},
-		"a leaf of public ids with too many entries":   {"leaf", idsBucket, 10, []byte{0xff, 0xff}, false},
-		"a list of free pages with a leaf of sessions": {"freelist", nil, 16, nil, true}, // it may have revoked tokens
+		"a leaf of sessions without a header":        {"leaf", tokensBucket, 0, make([]byte, 16), true},
+		"a leaf of sessions with a wild offset":      {"leaf", tokensBucket, 16 + 4, wild, true},
+		"a leaf of sessions with a wild length":      {"leaf", tokensBucket, 16 + 8, wild, true},
+		"a leaf of sessions with a huge size":        {"leaf", tokensBucket, 12, wild, true},
+		"a leaf of users without a header":           {"leaf", usersBucket, 0, make([]byte, 16), false},
+		"a leaf of public ids with too many entries": {"leaf", idsBucket, 10, []byte{0xff, 0xff}, false},
+		// the leaf may have revoked tokens
+		"a list of free pages with a leaf of sessions": {"freelist", nil, 16, nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDamageable(t)
+			d := newDamagedStore(t)
 			data, page := c.data, d.pagesOf(c.kind, c.bucket)[0]
 			if data == nil {
 				data = binary.NativeEndian.AppendUint64(nil, uint64(d.pagesOf("leaf", tokensBucket)[0]))
@@ -183,7 +184,7 @@ func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
 				t.Errorf("the log is %q", log)
 			}
 			if got := testutil.ToFloat64(s.damage); got != 1 {
-				t.Errorf("%v damages counted, want 1", got)
+				t.Errorf("the damage counter is %v, want 1", got)
 			}
 			create(t, s, "carl")
 			if n, err := s.RevokeUser(t.Context(), d.live[0].Hex()[:12]); n > 1 || err != nil {
@@ -194,14 +195,14 @@ func TestADamagedFileIsRebuiltFromAllThatCanBeRead(t *testing.T) {
 			}
 			d.open()
 			if len(d.aside()) != 1 || d.log.Len() > 0 {
-				t.Errorf("rebuilt again: %q", d.log.String())
+				t.Errorf("rebuilt a second time: %q", d.log.String())
 			}
 		})
 	}
 }
 
-func TestAFileOfWhichNothingCanBeReadIsOneLineWithTheRemedy(t *testing.T) {
-	d := newDamageable(t)
+func TestUnreadableFileIsAnErrorWithRemedy(t *testing.T) {
+	d := newDamagedStore(t)
 	for _, page := range d.pagesOf("leaf", nil) {
 		d.overwrite(page, 0, make([]byte, os.Getpagesize()))
 	}
@@ -209,7 +210,7 @@ func TestAFileOfWhichNothingCanBeReadIsOneLineWithTheRemedy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // the first try gives up its lock
+	for range 2 { // the first attempt must release its lock
 		_, err = Open(d.dir, Options{})
 		if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), d.path) || !strings.Contains(err.Error(), "move it away, and users log in again") {
 			t.Errorf("Open = %v, want one line with the remedy", err)
@@ -220,9 +221,10 @@ func TestAFileOfWhichNothingCanBeReadIsOneLineWithTheRemedy(t *testing.T) {
 	}
 }
 
-// The free pages hold revoked tokens. If it cannot be told which pages are free, a damaged branch may lead to one.
-func TestAFileWithoutAListOfFreePagesIsRefusedWithTheRemedy(t *testing.T) {
-	d := newDamageable(t)
+// Free pages contain revoked tokens. Without the list of free pages, a damaged branch may lead to
+// one.
+func TestFileWithoutFreelistIsAnErrorWithRemedy(t *testing.T) {
+	d := newDamagedStore(t)
 	d.overwrite(d.pagesOf("freelist", nil)[0], 0, make([]byte, 16))
 	before, err := os.ReadFile(d.path)
 	if err != nil {
@@ -237,84 +239,84 @@ func TestAFileWithoutAListOfFreePagesIsRefusedWithTheRemedy(t *testing.T) {
 	}
 }
 
-func TestADamagedMetaPageIsLogged(t *testing.T) {
+func TestDamagedMetaPageIsLogged(t *testing.T) {
 	for page := range 2 {
-		d := newDamageable(t)
+		d := newDamagedStore(t)
 		d.overwrite(page, 0, make([]byte, 80))
 		s := d.open()
 		if log := d.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "meta pages") || !strings.Contains(log, "repeat a revoke") {
 			t.Errorf("without meta page %d the log is %q", page, log)
 		}
 		if got := testutil.ToFloat64(s.damage); got != 1 {
-			t.Errorf("without meta page %d: %v damages counted, want 1", page, got)
+			t.Errorf("without meta page %d: the damage counter is %v, want 1", page, got)
 		}
 		if live := d.kept(s); live != damageableSessions {
 			t.Errorf("without meta page %d: %d of %d sessions kept", page, live, damageableSessions)
 		}
-		create(t, s, "carl") // a change writes the page anew
+		create(t, s, "carl") // a change rewrites the page
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
 		if d.open(); d.log.Len() > 0 {
-			t.Errorf("logged again: %q", d.log.String())
+			t.Errorf("logged a second time: %q", d.log.String())
 		}
 	}
 }
 
-// What happens to the file while it is open is seen through the mapping.
-func TestDamageWhileTheStoreIsOpenEndsNothing(t *testing.T) {
+// The mapping makes changes of the open file visible.
+func TestDamageToOpenFileIsAnError(t *testing.T) {
 	t.Run("pages without a header", func(t *testing.T) {
-		d := newDamageable(t)
+		d := newDamagedStore(t)
 		leaf := d.pagesOf("leaf", tokensBucket)[0]
 		s := d.open()
 		d.overwrite(leaf, 0, make([]byte, 16))
-		d.survives(s)
+		d.useDamaged(s)
 	})
 	t.Run("a wild offset", func(t *testing.T) {
-		d := newDamageable(t)
+		d := newDamagedStore(t)
 		leaf := d.pagesOf("leaf", tokensBucket)[0]
 		s := d.open()
 		for element := range 5 {
 			d.overwrite(leaf, 16+16*element+4, binary.NativeEndian.AppendUint32(nil, math.MaxUint32-100))
 		}
-		d.survives(s)
+		d.useDamaged(s)
 	})
-	t.Run("a file that was cut", func(t *testing.T) { // reading beyond its end is a bus error
-		d := newDamageable(t)
+	t.Run("a file that was cut", func(t *testing.T) { // a read beyond its end is a bus error
+		d := newDamagedStore(t)
 		s := d.open()
 		if err := os.Truncate(d.path, int64(4*os.Getpagesize())); err != nil {
 			t.Fatal(err)
 		}
-		d.survives(s)
+		d.useDamaged(s)
 	})
 }
 
-// survives uses a store of which some pages cannot be read.
-func (d *damageable) survives(s *Store) {
+// useDamaged uses a store that has unreadable pages.
+func (d *damagedStore) useDamaged(s *Store) {
 	t := d.t
 	t.Helper()
 	if _, err := s.sweep(); err == nil || !strings.Contains(err.Error(), "a restart rebuilds it") {
-		t.Errorf("sweeping = %v, want that the file is damaged", err)
+		t.Errorf("sweeping = %v, want an error with the remedy", err)
 	}
 	failed := 0
 	for _, h := range d.live {
 		if _, err := s.Lookup(t.Context(), h); err != nil {
 			failed++
 			if !errors.Is(err, tokens.ErrUnavailable) && !errors.Is(err, tokens.ErrUnknown) {
-				t.Fatalf("looking up beside damage: %v", err)
+				t.Fatalf("a look-up in a damaged file: %v", err)
 			}
 		}
 	}
 	if failed == 0 {
-		t.Error("no look-up met the damage: this test tests nothing")
+		t.Error("no look-up read the damaged page, so no result")
 	}
-	_ = s.Create(t.Context(), storetest.New(t, "dan"), 0) // may meet the damage too
+	_ = s.Create(t.Context(), storetest.New(t, "dan"), 0) // may fail too
 	if testutil.ToFloat64(s.damage) == 0 {
 		t.Error("no damage counted")
 	}
 }
 
-func TestOneDamagedRecordKeepsNobodyFromLoggingIn(t *testing.T) {
+func TestDamagedRecordDoesNotPreventLogin(t *testing.T) {
 	var log bytes.Buffer
 	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
@@ -340,8 +342,9 @@ func TestOneDamagedRecordKeepsNobodyFromLoggingIn(t *testing.T) {
 			t.Errorf("the %s token: %v", name, err)
 		}
 	}
-	if got := fmt.Sprint(testutil.ToFloat64(s.damage)); got != "2" { // the login, the look-up
-		t.Errorf("%s damages counted, want 2", got)
+	// by the login and by the look-up
+	if got := fmt.Sprint(testutil.ToFloat64(s.damage)); got != "2" {
+		t.Errorf("the damage counter is %s, want 2", got)
 	}
 	if !strings.Contains(log.String(), "skipped token records that cannot be read") {
 		t.Errorf("the log is %q", log.String())

@@ -37,7 +37,7 @@ func create(t testing.TB, s *Store, user string) *tokens.Session {
 	return session
 }
 
-func TestFileAndFolderAreItsOwnersAlone(t *testing.T) {
+func TestFileAndFolderPermissions(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "data")
 	mustOpen(t, dir)
 	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, FileName): 0o600} {
@@ -46,12 +46,12 @@ func TestFileAndFolderAreItsOwnersAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := info.Mode().Perm(); got != want {
-			t.Errorf("%s has mode %v, not %v", filepath.Base(path), got, want)
+			t.Errorf("%s has mode %v, want %v", filepath.Base(path), got, want)
 		}
 	}
 }
 
-func TestFileHeldByAnotherIsToldWithTheRemedy(t *testing.T) {
+func TestLockedFileIsAnErrorWithRemedy(t *testing.T) {
 	dir := t.TempDir()
 	mustOpen(t, dir)
 	_, err := Open(dir, Options{})
@@ -60,22 +60,22 @@ func TestFileHeldByAnotherIsToldWithTheRemedy(t *testing.T) {
 	}
 }
 
-func TestFileThatIsNoDatabaseIsToldAndKept(t *testing.T) {
+func TestFileThatIsNotADatabaseIsKept(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, FileName)
-	text := strings.Repeat("this is a letter\n", 2000)
+	text := strings.Repeat("this is plain text\n", 2000)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(dir, Options{}); err == nil || !strings.Contains(err.Error(), "no token database") {
-		t.Errorf("opened a letter: %v", err)
+		t.Errorf("opened a text file: %v", err)
 	}
 	if data, err := os.ReadFile(path); err != nil || string(data) != text {
 		t.Errorf("the file was changed (%v)", err)
 	}
 }
 
-func TestSessionsOutliveARestart(t *testing.T) {
+func TestSessionsSurviveRestart(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, dir)
 	kept, gone, refreshed := create(t, s, "ann"), create(t, s, "ann"), create(t, s, "bob")
@@ -97,7 +97,7 @@ func TestSessionsOutliveARestart(t *testing.T) {
 	}
 }
 
-func TestClosedStoreSaysThatItCannotTell(t *testing.T) {
+func TestClosedStoreIsUnavailable(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
 	session := create(t, s, "ann")
 	if _, err := s.Lookup(t.Context(), session.Hash); err != nil {
@@ -121,7 +121,7 @@ func TestClosedStoreSaysThatItCannotTell(t *testing.T) {
 	}
 }
 
-func TestGarbageInTheFileOpensNothingAndIsLoud(t *testing.T) {
+func TestCorruptRecordIsAnError(t *testing.T) {
 	var log bytes.Buffer
 	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
@@ -138,31 +138,32 @@ func TestGarbageInTheFileOpensNothingAndIsLoud(t *testing.T) {
 	}
 	got, err := s.Lookup(t.Context(), session.Hash)
 	if got != nil || !errors.Is(err, tokens.ErrCorrupt) || !errors.Is(err, tokens.ErrUnavailable) {
-		t.Errorf("another's record: %+v, %v", got, err)
+		t.Errorf("another session's record: %+v, %v", got, err)
 	}
 	second := create(t, s, "ann")
 	counted := testutil.ToFloat64(s.damage)
 	if got, err := s.Sessions(t.Context(), "ann"); err != nil || len(got) != 1 || got[0].ID != second.ID {
-		t.Errorf("a list with a record that cannot be read: %v, %v", got, err)
+		t.Errorf("a list with an unreadable record: %v, %v", got, err)
 	}
 	if got := testutil.ToFloat64(s.damage) - counted; got != 1 || !strings.Contains(log.String(), "skipped token records that cannot be read") {
-		t.Errorf("%v damages counted by the list, want 1; the log is %q", got, log.String())
+		t.Errorf("the list increased the damage counter by %v, want 1; the log is %q", got, log.String())
 	}
 	if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
-		t.Errorf("ending all of a user's sessions: %d, %v", n, err)
+		t.Errorf("revoking the user: %d, %v", n, err)
 	}
 	if _, err := s.Lookup(t.Context(), session.Hash); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("afterwards: %v", err)
 	}
 	if _, err := s.Lookup(t.Context(), other.Hash); err != nil {
-		t.Errorf("bob's own: %v", err)
+		t.Errorf("bob's session: %v", err)
 	}
 }
 
-// The limit on the size of files stands for a full disk: writes fail in the same places.
-func TestFullDiskIsAnOutageAndLosesNothing(t *testing.T) {
+// A limit on the file size simulates a full disk: writes fail at the same points.
+func TestFullDiskLosesNothing(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
-	fill(t, s, 2000) // the limit is for all files: that of the test's own log, which is smaller, must not be reached
+	// the limit applies to all files, so the store's must be larger than the test's log
+	fill(t, s, 2000)
 	before := create(t, s, "ann")
 	info, err := os.Stat(s.db.Path())
 	if err != nil {
@@ -186,7 +187,7 @@ func TestFullDiskIsAnOutageAndLosesNothing(t *testing.T) {
 		session.UserAgent = strings.Repeat("x", 256)
 		if failed = s.Create(t.Context(), session, 0); failed != nil {
 			if _, err := s.Lookup(t.Context(), session.Hash); !errors.Is(err, tokens.ErrUnknown) {
-				t.Errorf("the session that was not kept: %v", err)
+				t.Errorf("the session that was not stored: %v", err)
 			}
 			break
 		}
@@ -203,13 +204,13 @@ func TestFullDiskIsAnOutageAndLosesNothing(t *testing.T) {
 			continue
 		}
 		if _, err := s.Lookup(t.Context(), session.Hash); err != nil {
-			t.Errorf("a session from before: %v", err)
+			t.Errorf("an earlier session: %v", err)
 		}
 	}
 	create(t, s, "carl")
 }
 
-func TestWhoWaitsForTheDiskKeepsToItsDeadline(t *testing.T) {
+func TestSlowWriteRespectsDeadline(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
 	session := create(t, s, "ann")
 	stuck, release := make(chan struct{}), make(chan struct{})
@@ -221,16 +222,16 @@ func TestWhoWaitsForTheDiskKeepsToItsDeadline(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if err := s.Revoke(ctx, session.Hash); !errors.Is(err, tokens.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("revoking behind a slow disk: %v", err)
+		t.Errorf("revoking during a slow write: %v", err)
 	}
 	if _, err := s.Lookup(t.Context(), session.Hash); err != nil {
-		t.Errorf("looking up beside a slow disk: %v", err)
+		t.Errorf("looking up during a slow write: %v", err)
 	}
 	close(release)
 	wg.Wait()
 }
 
-func TestExpiredSessionsLeaveTheFile(t *testing.T) {
+func TestExpiredSessionsAreDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := Open(t.TempDir(), Options{SweepEvery: time.Minute})
 		if err != nil {
@@ -251,7 +252,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			if i == 0 {
-				// A token that was exchanged is kept until its session ends, and no longer.
+				// An exchanged token is kept until its session ends.
 				next := short.Renewed(storetest.NewHash(t), now, 90*time.Minute)
 				if err := rotate(s, short.Hash, next); err != nil {
 					t.Fatal(err)
@@ -272,7 +273,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 			time.Sleep(step.after)
 			synctest.Wait()
 			if got := entries(s); got != step.want {
-				t.Errorf("%v after the logins the file keeps %v, want %v", time.Since(now), got, step.want)
+				t.Errorf("%v after the logins the file has %v entries, want %v", time.Since(now), got, step.want)
 			}
 		}
 		if _, err := s.Lookup(t.Context(), kept.Hash); err != nil {
@@ -281,7 +282,7 @@ func TestExpiredSessionsLeaveTheFile(t *testing.T) {
 	})
 }
 
-// entries counts the entries of the buckets of tokens, users, ids and last uses.
+// entries returns the number of tokens, users, ids and last uses.
 func entries(s *Store) (n [4]int) {
 	_ = s.db.View(func(tx *bbolt.Tx) error {
 		for i, name := range [][]byte{tokensBucket, usersBucket, idsBucket, seenBucket} {
@@ -292,8 +293,8 @@ func entries(s *Store) (n [4]int) {
 	return n
 }
 
-// After its grace a token is remembered for the detection of reuse; its sealed successor leaves the file.
-func TestASealedSuccessorLeavesTheFileAfterTheGrace(t *testing.T) {
+// After its grace a token is kept to detect reuse, without its sealed successor.
+func TestSealedSuccessorIsDeletedAfterGrace(t *testing.T) {
 	s, err := Open(t.TempDir(), Options{SweepEvery: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
@@ -313,7 +314,7 @@ func TestASealedSuccessorLeavesTheFileAfterTheGrace(t *testing.T) {
 			return err
 		})
 		if err != nil || !record.Retired {
-			t.Fatalf("it is %+v, %v", record, err)
+			t.Fatalf("the old record is %+v, %v", record, err)
 		}
 		if record.Successor == nil && entries == 1 {
 			break
@@ -330,7 +331,7 @@ func TestASealedSuccessorLeavesTheFileAfterTheGrace(t *testing.T) {
 	}
 }
 
-// fill puts n sessions into the file in few transactions, in the order of their keys.
+// fill adds n sessions in few transactions, in the order of their keys.
 func fill(t testing.TB, s *Store, n int) []tokens.Hash {
 	t.Helper()
 	all := make([]tokens.Hash, n)
@@ -364,7 +365,7 @@ func fill(t testing.TB, s *Store, n int) []tokens.Hash {
 	return all
 }
 
-func TestManySessionsFitInLittleMemory(t *testing.T) {
+func TestMemoryOfManySessions(t *testing.T) {
 	s := mustOpen(t, t.TempDir())
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -379,7 +380,7 @@ func TestManySessionsFitInLittleMemory(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 	if grown > 20<<20 {
-		t.Errorf("100,000 sessions hold %d bytes of memory", grown)
+		t.Errorf("100,000 sessions use %d bytes of heap", grown)
 	}
 	t.Logf("100,000 sessions: %.1f MiB of heap", float64(grown)/(1<<20))
 	runtime.KeepAlive(all)
@@ -392,14 +393,14 @@ func TestManySessionsFitInLittleMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if now := residentFile(t); now > mapped-(20<<20) {
-		t.Errorf("%d bytes of the file were resident, and %d after giving them back", mapped, now)
+		t.Errorf("%d bytes of the file were resident, and %d after the release", mapped, now)
 	}
 	if _, err := s.Lookup(t.Context(), all[4711]); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
 
-// residentFile is how many bytes of mapped files this process holds in memory.
+// residentFile returns the number of resident bytes of mapped files.
 func residentFile(t *testing.T) int {
 	t.Helper()
 	status, err := os.ReadFile("/proc/self/status")
@@ -408,7 +409,7 @@ func residentFile(t *testing.T) int {
 	}
 	_, rest, ok := strings.Cut(string(status), "RssFile:")
 	if !ok {
-		t.Skip("this kernel does not tell RssFile apart (Linux 4.5 does)")
+		t.Skip("this kernel does not report RssFile (Linux 4.5 or newer does)")
 	}
 	kib, err := strconv.Atoi(strings.Fields(rest)[0])
 	if err != nil {

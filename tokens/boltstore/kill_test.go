@@ -17,14 +17,14 @@ import (
 	"gatepost/tokens/storetest"
 )
 
-// childEnv names the folder in which a child process of the test opens, revokes and refreshes sessions until it is
-// killed. It tells each acknowledged step on standard output.
+// childEnv names the folder in which a child process of the test opens, revokes and refreshes
+// sessions until it is killed. The child prints each acknowledged step.
 const childEnv = "GATEPOST_TEST_BOLTSTORE_CHILD"
 
 func childFolder() string { return os.Getenv(childEnv) }
 
-// victim works on the store in dir until it is killed.
-func victim(dir string) {
+// runChild uses the store in dir until it is killed.
+func runChild(dir string) {
 	s, err := Open(dir, Options{SweepEvery: time.Millisecond})
 	if err != nil {
 		fmt.Println("error", err)
@@ -40,7 +40,8 @@ func victim(dir string) {
 	}
 }
 
-// step opens one session and ends or refreshes another, and says so when the store has acknowledged it.
+// step opens one session and ends or refreshes another. It prints each step that the store
+// acknowledged.
 func step(s *Store, worker int) error {
 	ctx := context.Background()
 	open := func() (*tokens.Session, error) {
@@ -75,13 +76,14 @@ func step(s *Store, worker int) error {
 			fmt.Println("live", next.Hash.Hex())
 		}
 	case 3:
-		// The kept one goes as well: the child says so before it begins, and it is in no case live afterwards.
+		// The kept session ends too. It is doubtful from the call on, and gone after it.
 		fmt.Println("doubtful", kept.Hash.Hex())
 		if _, err = s.RevokeUser(ctx, gone.User); err == nil {
 			fmt.Println("gone", kept.Hash.Hex())
 		}
 	case 4:
-		// Whether the child lives to say what it got or not, the token that it holds can be refreshed again.
+		// Even if the child dies before it prints the successor, the old token can be refreshed
+		// again.
 		fmt.Println("refreshing", gone.Hash.Hex())
 		token, _ := tokens.Mint(tokens.FormatUUID)
 		next := storetest.Successor(gone.Renewed(token.Hash(), time.Now(), time.Hour))
@@ -96,11 +98,11 @@ func step(s *Store, worker int) error {
 	return err
 }
 
-func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
+func TestKillLosesNoAcknowledgedChange(t *testing.T) {
 	dir := t.TempDir()
-	told := map[string]string{} // token hash -> what was said of it last
+	states := map[string]string{} // token hash -> its last printed state
 	for round := range 6 {
-		killedChild(t, dir, 20+round*37, told)
+		runAndKillChild(t, dir, 20+round*37, states)
 		s, err := Open(dir, Options{})
 		if err != nil {
 			t.Fatalf("opening after the kill: %v", err)
@@ -109,7 +111,7 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 			t.Errorf("a kill has damaged the file: %v, %v", aside, err)
 		}
 		live, gone := 0, 0
-		for text, state := range told {
+		for text, state := range states {
 			_, err := s.Lookup(t.Context(), hashOf(t, text))
 			switch state {
 			case "live":
@@ -120,14 +122,14 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 			case "gone":
 				gone++
 				if !errors.Is(err, tokens.ErrUnknown) {
-					t.Errorf("a revoked token came back: %v", err)
+					t.Errorf("a revoked token is live: %v", err)
 				}
 			case "refreshing":
-				refreshedAgain(t, s, hashOf(t, text), told)
+				requireRefresh(t, s, hashOf(t, text), states)
 			}
 		}
 		if live == 0 || gone == 0 {
-			t.Errorf("round %d proves nothing: %d live, %d gone", round, live, gone)
+			t.Errorf("round %d has no result: %d live, %d gone", round, live, gone)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
@@ -135,8 +137,8 @@ func TestKilledAtAnyMomentItKeepsWhatItAcknowledged(t *testing.T) {
 	}
 }
 
-// refreshedAgain fails the test unless a token that was being refreshed gets a successor that lives.
-func refreshedAgain(t *testing.T, s *Store, h tokens.Hash, told map[string]string) {
+// requireRefresh fails the test unless a token in a refresh gets a live successor.
+func requireRefresh(t *testing.T, s *Store, h tokens.Hash, states map[string]string) {
 	t.Helper()
 	old, err := s.Lookup(t.Context(), h)
 	if err != nil {
@@ -151,11 +153,11 @@ func refreshedAgain(t *testing.T, s *Store, h tokens.Hash, told map[string]strin
 	if _, err := s.Lookup(t.Context(), given.Session.Hash); err != nil {
 		t.Errorf("the successor: %v", err)
 	}
-	told[given.Session.Hash.Hex()] = "live"
+	states[given.Session.Hash.Hex()] = "live"
 }
 
-// killedChild lets a child work until it has told so many steps, and kills it in the midst of the next.
-func killedChild(t *testing.T, dir string, steps int, told map[string]string) {
+// runAndKillChild runs a child and kills it after it has printed the given number of steps.
+func runAndKillChild(t *testing.T, dir string, steps int, states map[string]string) {
 	t.Helper()
 	child := exec.Command(os.Args[0])
 	child.Env = append(os.Environ(), childEnv+"="+dir)
@@ -172,20 +174,20 @@ func killedChild(t *testing.T, dir string, steps int, told map[string]string) {
 		if state == "error" {
 			t.Errorf("the child failed: %s", hash)
 		}
-		told[hash] = state
+		states[hash] = state
 		if n == steps {
-			_ = child.Process.Kill() // what it had told before it died is read to the end
+			_ = child.Process.Kill() // everything that it printed is read
 		}
 	}
 	if err := child.Wait(); err == nil {
-		t.Fatal("the child ended by itself")
+		t.Fatal("the child was not killed")
 	}
 }
 
 func hashOf(t *testing.T, text string) (h tokens.Hash) {
 	t.Helper()
 	if n, err := hex.Decode(h[:], []byte(text)); err != nil || n != len(h) {
-		t.Fatalf("the child told %q", text)
+		t.Fatalf("the child printed %q", text)
 	}
 	return h
 }

@@ -12,27 +12,28 @@ import (
 	"slices"
 )
 
-// pages reads a bbolt file (format version 2) page by page. bbolt itself maps the file and trusts every length in it, so
-// a damaged page there is a panic or a fault. Here it is an error, and the pages around it are read.
+// pages reads a bbolt file (format version 2) page by page. bbolt maps the file and trusts every
+// length in it, so a damaged page causes a panic or a fault. Here it is an error, and other pages
+// are readable.
 type pages struct {
 	file     io.ReaderAt
-	size     uint64          // of a page in bytes
-	count    uint64          // of the pages in the file
+	size     uint64          // bytes per page
+	count    uint64          // pages in the file
 	root     uint64          // the page of the bucket of buckets
 	freelist uint64          // the page of the list of free pages
 	seen     map[uint64]bool // the pages that are part of a tree
 	free     map[uint64]bool // the pages that are not
-	oneMeta  bool            // only one of the two copies of the meta data is valid; it may be the older
-	damaged  []error         // one for each page that cannot be read as a whole
-	leaf     []byte          // holds the leaf that was read last
+	oneMeta  bool            // only one copy of the meta data is valid, maybe the older
+	damaged  []error         // one error per unreadable page
+	leaf     []byte          // the buffer of the last leaf
 }
 
-// The layout of a page and of the meta data on the first two of them, in bytes.
+// The layout of a page and of the meta data on the first two pages, in bytes.
 const (
 	pageHeader   = 16 // id, flags (2 bytes), count (2 bytes), overflow (4 bytes)
 	pageElement  = 16
-	bucketHeader = 16 // root page, sequence; root 0: the bucket's only page follows
-	metaSum      = 56 // where the checksum of the meta data is
+	bucketHeader = 16 // root page, sequence; root 0: an inline page follows
+	metaSum      = 56 // offset of the checksum of the meta data
 	metaSize     = 64
 
 	branchPage   = 1
@@ -46,7 +47,8 @@ const (
 
 var errNoMeta = errors.New("neither of the first two pages has valid meta data")
 
-// newPages finds the newest meta data of a file. The page size is that of the first valid one.
+// newPages finds the newest meta data of a file. Its page size is that of the first valid meta
+// data.
 func newPages(file *os.File) (*pages, error) {
 	info, err := file.Stat()
 	if err != nil {
@@ -78,7 +80,7 @@ func newPages(file *os.File) (*pages, error) {
 	}, nil
 }
 
-// readMeta returns the meta data of the page at an offset, or nil if they are not valid.
+// readMeta returns the meta data of the page at an offset, or nil if they are invalid.
 func readMeta(file io.ReaderAt, at int64) []byte {
 	meta := make([]byte, metaSize)
 	if _, err := file.ReadAt(meta, at+pageHeader); err != nil {
@@ -96,13 +98,13 @@ func number64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 func number32(b []byte) uint64 { return uint64(binary.NativeEndian.Uint32(b)) }
 func number16(b []byte) uint64 { return uint64(binary.NativeEndian.Uint16(b)) }
 
-// walkAll calls visit for every entry of every bucket that can be read. visit must not keep the slices. It returns an
-// error, and visits nothing, if it cannot tell which pages are free.
+// walkAll calls visit for every readable entry of every bucket. visit must not keep the slices. If
+// the list of free pages is unreadable, walkAll visits nothing and returns an error.
 func (p *pages) walkAll(visit func(bucket string, key, value []byte)) error {
 	if err := p.readFreelist(); err != nil {
 		return err
 	}
-	headers := map[string][]byte{} // bucket → its header, and its only page if that is small
+	headers := map[string][]byte{} // bucket → its header, with its inline page
 	p.walk(p.root, func(name, header []byte, isBucket bool) {
 		if isBucket && len(header) >= bucketHeader {
 			headers[string(name)] = bytes.Clone(header)
@@ -119,11 +121,11 @@ func (p *pages) walkAll(visit func(bucket string, key, value []byte)) error {
 	return nil
 }
 
-// walk visits the entries of a tree in their order.
+// walk visits the entries of a tree in order.
 func (p *pages) walk(id uint64, visit func(key, value []byte, isBucket bool)) {
 	page, err := p.read(id)
 	if err == nil && (p.seen[id] || p.free[id]) {
-		err = fmt.Errorf("page %d is used twice, or free", id)
+		err = fmt.Errorf("page %d is used twice or free", id)
 	}
 	if err != nil {
 		p.damaged = append(p.damaged, err)
@@ -133,7 +135,7 @@ func (p *pages) walk(id uint64, visit func(key, value []byte, isBucket bool)) {
 	p.elements(page, id, visit)
 }
 
-// read reads a page with those that it overflows into. A leaf is valid until the next one is read.
+// read reads a page with its overflow pages. A leaf is valid until the next leaf is read.
 func (p *pages) read(id uint64) ([]byte, error) {
 	if id < 2 || id >= p.count {
 		return nil, fmt.Errorf("page %d is not in the file", id)
@@ -159,7 +161,7 @@ func (p *pages) read(id uint64) ([]byte, error) {
 	return page, nil
 }
 
-// elements visits the entries of a leaf, or of the pages below a branch. id is the page, for errors.
+// elements visits the entries of a leaf, or of the pages below a branch. id is used in errors.
 func (p *pages) elements(page []byte, id uint64, visit func(key, value []byte, isBucket bool)) {
 	damaged := func(what string) { p.damaged = append(p.damaged, fmt.Errorf("page %d: %s", id, what)) }
 	if len(page) < pageHeader {
@@ -168,7 +170,7 @@ func (p *pages) elements(page []byte, id uint64, visit func(key, value []byte, i
 	}
 	flags, count := number16(page[8:]), number16(page[10:])
 	if flags != branchPage && flags != leafPage {
-		damaged("it is neither branch nor leaf")
+		damaged("it is neither a branch nor a leaf")
 		return
 	}
 	var before []byte
@@ -198,8 +200,8 @@ func (p *pages) elements(page []byte, id uint64, visit func(key, value []byte, i
 	}
 }
 
-// readFreelist reads the list of free pages. They hold what was deleted, revoked tokens among it, so a tree that leads to
-// one is damaged.
+// readFreelist reads the list of free pages. They contain deleted records, including revoked
+// tokens, so a tree that leads to one is damaged.
 func (p *pages) readFreelist() error {
 	if p.freelist == noFreelist {
 		return nil
@@ -209,11 +211,11 @@ func (p *pages) readFreelist() error {
 		return fmt.Errorf("the list of free pages: %w", err)
 	}
 	ids, count := page[pageHeader:], number16(page[10:])
-	if count == math.MaxUint16 { // a longer list begins with its length
+	if count == math.MaxUint16 { // a long list begins with its length
 		ids, count = ids[8:], number64(ids)
 	}
 	if number16(page[8:]) != freelistPage || count > uint64(len(ids))/8 {
-		return fmt.Errorf("page %d is no list of free pages", p.freelist)
+		return fmt.Errorf("page %d is not a list of free pages", p.freelist)
 	}
 	for i := range count {
 		p.free[number64(ids[8*i:])] = true

@@ -13,13 +13,14 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// errDamaged is a database of which a part cannot be read.
+// errDamaged is the error of an unreadable part of the database.
 var errDamaged = errors.New("the file is damaged")
 
-// rebuildBatch is how many records are written in one transaction.
+// rebuildBatch is the number of records per transaction.
 const rebuildBatch = 10_000
 
-// open opens the database at path. If a page of it is damaged, it is first rebuilt from what can be read.
+// open opens the database at path. If a page is damaged, it first rebuilds the database from the
+// readable records.
 func (s *Store) open(path string) (*bbolt.DB, error) {
 	db, file, err := openFile(path)
 	if err != nil && !errors.Is(err, errDamaged) {
@@ -28,7 +29,7 @@ func (s *Store) open(path string) (*bbolt.DB, error) {
 	damaged, err := s.rebuildIfDamaged(file, path, err)
 	switch {
 	case db == nil:
-		_ = file.Close() // gives up its lock too
+		_ = file.Close() // releases its lock too
 	case damaged || err != nil:
 		_ = db.Close()
 	}
@@ -43,9 +44,9 @@ func (s *Store) open(path string) (*bbolt.DB, error) {
 	return db, nil
 }
 
-// openFile has bbolt open a file. If the error is errDamaged, file is open and holds the lock.
+// openFile opens a file with bbolt. If the error is errDamaged, file is open and holds the lock.
 func openFile(path string) (db *bbolt.DB, file *os.File, err error) {
-	options := &bbolt.Options{Timeout: lockPatience, FreelistType: bbolt.FreelistMapType,
+	options := &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(name string, flags int, mode os.FileMode) (*os.File, error) {
 			var err error
 			file, err = os.OpenFile(name, flags, mode)
@@ -58,8 +59,8 @@ func openFile(path string) (db *bbolt.DB, file *os.File, err error) {
 	return db, file, err
 }
 
-// rebuildIfDamaged reads the whole file, and replaces it if not all of it can be read, or if opening it failed. It
-// returns whether it did. The damaged file stays beside the new one.
+// rebuildIfDamaged reads the whole file. If a part is unreadable or opening failed, it replaces the
+// file and returns true. The damaged file is kept beside the new one.
 func (s *Store) rebuildIfDamaged(file *os.File, path string, opening error) (damaged bool, err error) {
 	p, err := newPages(file)
 	if err != nil {
@@ -101,13 +102,14 @@ func (s *Store) rebuildIfDamaged(file *os.File, path string, opening error) (dam
 	return true, nil
 }
 
-// contents are the sessions in a file, live or not, and when they were last used.
+// contents are the sessions in a file, live or not, and their last uses.
 type contents struct {
 	sessions []*tokens.Record
 	seen     map[string][]byte // public id → a value of seenBucket
 }
 
-// readable returns all of a file that can be read. The indexes are left out: they follow from the sessions.
+// readable returns the readable records of a file. It skips the indexes, which follow from the
+// sessions.
 func readable(file *os.File) (*contents, error) {
 	p, err := newPages(file)
 	if err != nil {
@@ -122,7 +124,7 @@ func readable(file *os.File) (*contents, error) {
 				return
 			}
 			copy(h[:], key)
-			// A single record that cannot be read is no reason to rebuild the file: it may be of another version.
+			// A single unreadable record may have another version, so it does not cause a rebuild.
 			if record, err := tokens.DecodeRecord(h, value); err == nil {
 				found.sessions = append(found.sessions, record)
 			}
@@ -133,8 +135,8 @@ func readable(file *os.File) (*contents, error) {
 	return found, err
 }
 
-// write makes a database of the contents and returns how many live sessions it has. Of exchanged tokens it keeps no
-// grace: the session that they belong to may be among those that are lost.
+// write creates a database of the contents and returns the number of live sessions. Exchanged
+// tokens lose their grace, because their session may be among the lost ones.
 func (c *contents) write(path string) (live int, err error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
@@ -169,7 +171,7 @@ func (c *contents) write(path string) (live int, err error) {
 	return live, nil
 }
 
-// keep writes a record as it was, unless it has expired, and returns 1 for one of a live session.
+// keep writes a record unless it has expired. It returns 1 for a live session.
 func (t *change) keep(record *tokens.Record, seen map[string][]byte) (int, error) {
 	session := record.Session
 	switch {

@@ -4,5 +4,5 @@ package boltstore
 
 import "go.etcd.io/bbolt"
 
-// release does nothing here: it is a courtesy.
+// release is only implemented on Linux. It does nothing here.
 func release(*bbolt.DB) error { return nil }

@@ -12,10 +12,10 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// sweepBatch is how many records are looked at between two pauses, and deleted in one transaction at the most.
+// sweepBatch is the number of records that are read, and at most deleted, in one transaction.
 const sweepBatch = 1000
 
-// sweepEvery deletes what has expired, time and again, until the store is closed.
+// sweepEvery deletes expired records at an interval until the store is closed.
 func (s *Store) sweepEvery(pause time.Duration) {
 	defer close(s.swept)
 	ticker := time.NewTicker(pause)
@@ -32,13 +32,13 @@ func (s *Store) sweepEvery(pause time.Duration) {
 			s.log.Debug("swept expired tokens", "count", n)
 		}
 		if err := guarded(func() error { return release(s.db) }); err != nil {
-			s.log.Debug("giving back memory", "error", err)
+			s.log.Debug("releasing mapped memory", "error", err)
 		}
 	}
 }
 
-// sweep goes through all records once and returns how many it deleted. Look-ups go on beside it, and changes between
-// its batches.
+// sweep checks all records once and returns the number of deleted ones. Look-ups run concurrently,
+// and changes run between its batches.
 func (s *Store) sweep() (int, error) {
 	total := 0
 	var from []byte
@@ -69,13 +69,14 @@ func (s *Store) sweep() (int, error) {
 	}
 }
 
-// expiredFrom returns the keys of the expired ones of a batch of records, and the key at which the next batch begins:
-// nil after the last. Keys that are no token's hashes, or that are out of order, are an error: they are a damaged page's.
+// expiredFrom returns the expired keys of a batch of records, and the first key of the next batch:
+// nil after the last. Keys that are not hashes or not in order are an error, because their page is
+// damaged.
 func expiredFrom(tx *bbolt.Tx, from []byte, now time.Time) (expired [][]byte, next []byte, err error) {
 	records := tx.Bucket(tokensBucket).Cursor()
 	seen, before := 0, from
 	for key, record := records.Seek(from); key != nil; key, record = records.Next() {
-		// The first key of a batch may be the last one that the batch before has seen.
+		// The first key of a batch may be the last key of the batch before.
 		if order := bytes.Compare(before, key); len(key) != len(tokens.Hash{}) || order > 0 || seen > 0 && order == 0 {
 			return nil, nil, fmt.Errorf("%w (a restart rebuilds it): its keys are not in order", errDamaged)
 		}
@@ -83,17 +84,18 @@ func expiredFrom(tx *bbolt.Tx, from []byte, now time.Time) (expired [][]byte, ne
 		if seen++; seen > sweepBatch {
 			return expired, slices.Clone(key), nil
 		}
-		if over, _ := whatIsOver(key, record, now); over != nil {
+		if over, _ := expiredRecord(key, record, now); over != nil {
 			expired = append(expired, slices.Clone(key))
 		}
 	}
 	return expired, nil, nil
 }
 
-// whatIsOver returns a record that need not be kept as it is: of a live token until it expires, of one in its grace until
-// that ends, of a retired one until the session ends; and whether it is only the grace that is over. Else it returns nil.
-// What cannot be read stays, for whoever has to look at it.
-func whatIsOver(key, record []byte, now time.Time) (over *tokens.Session, graceOnly bool) {
+// expiredRecord returns the session of a record that should not be kept as it is, or nil. A live
+// token's record is kept until it expires, a predecessor's until its grace ends, a retired one
+// until the session ends. graceOnly reports that only the grace has ended. Unreadable records are
+// kept for inspection.
+func expiredRecord(key, record []byte, now time.Time) (over *tokens.Session, graceOnly bool) {
 	var h tokens.Hash
 	if copy(h[:], key) != len(key) {
 		return nil, false
@@ -118,9 +120,9 @@ func (s *Store) drop(keys [][]byte) (int, error) {
 	err := s.commit(func(t *change) error {
 		n = 0
 		for _, key := range keys {
-			session, graceOnly := whatIsOver(key, t.tx.Bucket(tokensBucket).Get(key), t.now)
+			session, graceOnly := expiredRecord(key, t.tx.Bucket(tokensBucket).Get(key), t.now)
 			if session == nil {
-				continue // gone already
+				continue // already deleted
 			}
 			n++
 			drop := t.drop
@@ -142,7 +144,8 @@ func (s *Store) drop(keys [][]byte) (int, error) {
 	return n, err
 }
 
-// drop deletes the record of a token that is over. The session's id may be a newer token's by now; then it stays.
+// drop deletes the record of an expired token. It keeps the session's id if that belongs to a newer
+// token.
 func (t *change) drop(s *tokens.Session) error {
 	ids := t.tx.Bucket(idsBucket)
 	if current := ids.Get([]byte(s.ID)); current == nil || bytes.HasPrefix(current, s.Hash[:]) {
