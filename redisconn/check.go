@@ -10,9 +10,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Warning is a setting of a Redis that breaks a promise of Gatepost, sooner or later.
+// Warning describes a setting of a Redis that breaks a promise of Gatepost.
 type Warning struct {
-	// Name is one word for it: version, eviction, persistence, replica, or unchecked.
+	// Name is one of version, eviction, persistence, replica, unchecked.
 	Name string
 	// Text names the server, the setting, its consequence and the remedy.
 	Text string
@@ -20,11 +20,12 @@ type Warning struct {
 
 func (w Warning) String() string { return w.Name + ": " + w.Text }
 
-// oldest is the first major version of Redis with CLIENT TRACKING, which reports changed keys to clients.
+// oldest is the first major version of Redis with CLIENT TRACKING, which reports changed keys to
+// clients.
 const oldest = 6
 
-// Check reads the settings of each server that holds keys and returns a warning for each bad one, sorted by server.
-// It is called at the start. An error means that the settings could not be read; nothing else depends on them.
+// Check reads the settings of each server that holds keys and returns a warning for each bad one,
+// sorted by server. It is called at the start. An error means that the settings could not be read.
 func (c *Conn) Check(ctx context.Context) ([]Warning, error) {
 	ctx, cancel := c.Bound(ctx)
 	defer cancel()
@@ -55,7 +56,8 @@ func (c *Conn) Check(ctx context.Context) ([]Warning, error) {
 	return warnings, nil
 }
 
-// warningsFor returns the warnings for a server by its reply to INFO. If the reply is empty, INFO was not permitted.
+// warningsFor returns the warnings for a server from its reply to INFO, or one if INFO was not
+// permitted and the reply is empty.
 func warningsFor(addr, info string) []Warning {
 	has := fields(info)
 	if len(has) == 0 {
@@ -85,7 +87,7 @@ func warningsFor(addr, info string) []Warning {
 	return warnings
 }
 
-// fields reads the name:value lines of INFO.
+// fields parses the name:value lines of INFO.
 func fields(info string) map[string]string {
 	has := map[string]string{}
 	for line := range strings.Lines(info) {

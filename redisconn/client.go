@@ -42,14 +42,14 @@ func newClient(o *Options) redis.UniversalClient {
 		PoolTimeout:           o.Timeout,
 		ContextTimeoutEnabled: true,
 
-		// One more attempt, for a connection that a restarted server has closed. Commands that must not reach
-		// Redis twice set NoRetry.
+		// One more attempt, for a connection that a restarted server has closed. Commands that must
+		// not reach Redis twice set NoRetry.
 		MaxRetries:      1,
 		MinRetryBackoff: 5 * time.Millisecond,
 		MaxRetryBackoff: 20 * time.Millisecond,
 
 		PoolSize:         max(16, 8*runtime.GOMAXPROCS(0)),
-		PipelinePoolSize: -1, // the same pool: pipelines are few, however many logins they carry
+		PipelinePoolSize: -1, // use the same pool, because pipelines are few
 		// A record is some hundred bytes; with the library's 32 KiB the pool would take a megabyte.
 		ReadBufferSize:  connBuffer,
 		WriteBufferSize: connBuffer,
@@ -63,9 +63,9 @@ func newClient(o *Options) redis.UniversalClient {
 	return client
 }
 
-// dialer returns the function that opens connections for the client. If dialling fails, it returns a connection that
-// fails on first use: after some dial errors the library stops dialling for a second at a time, but Gatepost must
-// continue as soon as Redis is back.
+// dialer returns the function that opens connections for the client. If dialling fails, it returns
+// a connection that fails on first use: after some dial errors the library stops dialling for a
+// second at a time, but Gatepost must continue as soon as Redis is back.
 func dialer(o *Options) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	plain := &net.Dialer{Timeout: o.Timeout, KeepAlive: 15 * time.Second}
 	dial := plain.DialContext
@@ -81,7 +81,7 @@ func dialer(o *Options) func(ctx context.Context, network, addr string) (net.Con
 	}
 }
 
-// refused is a connection that was never made.
+// refused is a connection that could not be opened.
 type refused struct{ err error }
 
 func (r refused) Read([]byte) (int, error)         { return 0, r.err }

@@ -10,9 +10,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// NamedMasters returns every server that a Sentinel names as the master, sorted, after each Sentinel has replied or
-// failed; an error if none replied. During a fail-over one Sentinel may know of it and another not yet. Without
-// Sentinels it returns nothing.
+// NamedMasters returns every server that a Sentinel names as the master, sorted, after each
+// Sentinel has replied or failed; an error if none replied. During a fail-over one Sentinel may
+// know of it and another not yet. Without Sentinels it returns nothing.
 func (c *Conn) NamedMasters(ctx context.Context) ([]string, error) {
 	if c.options.master == "" {
 		return nil, nil
@@ -39,7 +39,7 @@ func (c *Conn) NamedMasters(ctx context.Context) ([]string, error) {
 		}
 	}
 	if len(named) == 0 {
-		return nil, fmt.Errorf("asking the Sentinels for the master: %w", err)
+		return nil, fmt.Errorf("querying the Sentinels for the master: %w", err)
 	}
 	return sortedSet(named), nil
 }
@@ -56,7 +56,8 @@ func (c *Conn) masterNamedBy(ctx context.Context, sentinel *redis.SentinelClient
 	return net.JoinHostPort(master[0], master[1]), nil
 }
 
-// sentinelClients returns a client for each Sentinel of the URL. They keep their connections: Sentinels are asked often.
+// sentinelClients returns a client for each Sentinel of the URL. They are reused, because Sentinels
+// are queried often.
 func (c *Conn) sentinelClients() []*redis.SentinelClient {
 	c.sentinelsOnce.Do(func() {
 		quiet()

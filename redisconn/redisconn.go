@@ -1,6 +1,6 @@
-// Package redisconn decides how Redis is reached: the URL, TLS, Sentinel or Cluster, the time limits of a call, and
-// which settings of a server break a promise of Gatepost. The token store, the shield, the cache's tracking and the
-// definitions in Redis take their connection from here.
+// Package redisconn decides how Redis is reached: the URL, TLS, Sentinel or Cluster, the time
+// limits of a call, and which settings of a server break a promise of Gatepost. The token store,
+// the shield, the cache's tracking and the definitions in Redis use its connections.
 package redisconn
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// Conn is a pool of connections to one Redis: a server, the master behind Sentinels, or a Cluster. Its methods may be
-// called from many goroutines at once.
+// Conn is a pool of connections to one Redis: a server, the master behind Sentinels, or a Cluster.
+// Its methods are safe for concurrent use.
 type Conn struct {
 	options *Options
 	client  redis.UniversalClient
@@ -25,16 +25,18 @@ type Conn struct {
 	sentinels     []*redis.SentinelClient // in the order of options.hosts; made on first use
 }
 
-// Open returns a pool for the Redis that options name. It connects on first use, so a Redis that is down is no error.
+// Open returns a pool for the Redis that options name. It connects on first use, so it succeeds
+// even if Redis is down.
 func Open(options *Options) *Conn {
 	return &Conn{options: options, client: newClient(options)}
 }
 
-// CallTimeout limits one call: all commands and retries of one operation. A caller's earlier deadline counts.
+// CallTimeout limits one call: all commands and retries of one operation. A caller's earlier
+// deadline counts.
 func (c *Conn) CallTimeout() time.Duration { return 3 * c.options.Timeout }
 
-// Bound returns ctx limited to CallTimeout. If the caller leaves less time, it returns ctx itself: a second, later
-// deadline would decide nothing and cost half a kilobyte of garbage per look-up.
+// Bound returns ctx limited to CallTimeout. If ctx has an earlier deadline, Bound returns ctx
+// itself, because a second deadline would have no effect and allocate half a kilobyte per look-up.
 func (c *Conn) Bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	if end, ok := ctx.Deadline(); ok && time.Until(end) <= c.CallTimeout() {
 		return ctx, func() {}
@@ -48,8 +50,8 @@ func (c *Conn) Client() redis.UniversalClient { return c.client }
 // IsCluster reports whether the keys are spread over the masters of a Redis Cluster.
 func (c *Conn) IsCluster() bool { return c.options.cluster }
 
-// NodeOptions returns the options for a client of the single node at addr. User, password, database, TLS and time
-// limits are set; everything else is the caller's to set.
+// NodeOptions returns the options for a client of the single node at addr. User, password,
+// database, TLS and time limits are set; the caller sets everything else.
 func (c *Conn) NodeOptions(addr string) *redis.Options {
 	o := c.options
 	return &redis.Options{
@@ -67,12 +69,13 @@ func (c *Conn) NodeOptions(addr string) *redis.Options {
 	}
 }
 
-// Dial opens a connection to the node at addr, for callers that speak the protocol themselves.
+// Dial opens a connection to the node at addr, for callers with their own protocol code.
 func (c *Conn) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	return dialer(c.options)(ctx, "tcp", addr)
 }
 
-// EachMaster calls do with a client for each server that holds keys: in a Cluster all masters, concurrently.
+// EachMaster calls do with a client for each server that holds keys: in a Cluster all masters,
+// concurrently.
 func (c *Conn) EachMaster(ctx context.Context, do func(context.Context, *redis.Client) error) error {
 	switch client := c.client.(type) {
 	case *redis.ClusterClient:
@@ -86,7 +89,7 @@ func (c *Conn) EachMaster(ctx context.Context, do func(context.Context, *redis.C
 // Close closes all connections of the pool.
 func (c *Conn) Close() error {
 	errs := []error{c.client.Close()}
-	c.sentinelsOnce.Do(func() {}) // no Sentinel client is made any more
+	c.sentinelsOnce.Do(func() {}) // no more Sentinel clients are created
 	for _, sentinel := range c.sentinels {
 		errs = append(errs, sentinel.Close())
 	}

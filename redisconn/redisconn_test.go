@@ -13,7 +13,7 @@ import (
 func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 // A call is limited by CallTimeout and by the caller's deadline.
-func TestACallIsBoundedByTheEarlierDeadline(t *testing.T) {
+func TestCallIsBoundedByEarlierDeadline(t *testing.T) {
 	conn := Open(&Options{hosts: []string{"127.0.0.1:1"}, Timeout: defaultTimeout})
 	defer conn.Close()
 	limit := conn.CallTimeout()
@@ -26,17 +26,17 @@ func TestACallIsBoundedByTheEarlierDeadline(t *testing.T) {
 		call, done := conn.Bound(caller)
 		end, bound := call.Deadline()
 		if !bound || end.After(time.Now().Add(limit)) {
-			t.Errorf("with %v left a call may take until %v, from %v", left, end, before)
+			t.Errorf("with %v left a call has the deadline %v, at %v", left, end, before)
 		}
 		if theirs, ok := caller.Deadline(); ok && (end.After(theirs) || left < limit && call != caller) {
-			t.Errorf("with %v left a call may take until %v, its caller until %v", left, end, theirs)
+			t.Errorf("with %v left, a call has the deadline %v, its caller %v", left, end, theirs)
 		}
 		done()
 		cancel()
 	}
 }
 
-func TestCheckNamesWhatIsWrongAndTheRemedy(t *testing.T) {
+func TestCheck(t *testing.T) {
 	server := redistest.Start(t)
 	options, err := ParseURL(server.URL())
 	if err != nil {
@@ -67,7 +67,7 @@ func TestCheckNamesWhatIsWrongAndTheRemedy(t *testing.T) {
 	server.Do("CONFIG", "SET", "maxmemory-policy", "noeviction")
 	server.Do("CONFIG", "SET", "appendonly", "yes")
 	if got := names(); len(got) != 0 {
-		t.Errorf("a sound Redis is warned of: %v", got)
+		t.Errorf("warnings for correct settings: %v", got)
 	}
 	for info, want := range map[string]string{
 		"":                                  "unchecked",

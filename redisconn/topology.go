@@ -7,9 +7,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// slotReloader has the client of a Cluster read the slots again after an error that may mean that they have moved. The
-// client itself does so on MOVED, ASK and READONLY, and else once a minute; a master that fails sends none of these.
-// The reload is asynchronous, and one at a time; the client's next attempt, a few milliseconds later, uses it.
+// slotReloader makes the client of a Cluster read the slots again after an error that may mean that
+// they have moved. The client does so itself on MOVED, ASK and READONLY, and otherwise once a
+// minute, but a failed master sends none of these. One reload runs at a time, asynchronously. The
+// client's next attempt, some milliseconds later, uses its result.
 type slotReloader struct{ client *redis.ClusterClient }
 
 // reloadSlots adds a slotReloader to each node of the client, which must not have been used yet.
@@ -19,14 +20,15 @@ func reloadSlots(client redis.UniversalClient) {
 	}
 }
 
-// DialHook changes nothing: an error of dialling is the error of the command that needs the connection.
+// DialHook returns next unchanged. A dial error is also the error of the command.
 func (r slotReloader) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessHook reloads the slots if the command failed.
 func (r slotReloader) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
-		// The reload's own commands are excluded: one that fails would cause the next reload.
+		// The reload's own commands are excluded, because a failed one would cause another
+		// reload.
 		if mayHaveMoved(err) && cmd.Name() != "cluster" {
 			r.client.ReloadState(ctx)
 		}
@@ -45,8 +47,8 @@ func (r slotReloader) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.
 	}
 }
 
-// mayHaveMoved reports whether an error of a node may mean that its slots are another node's now: the node did not
-// reply, or replied that it cannot serve them.
+// mayHaveMoved reports whether an error of a node may mean that another node has its slots: the
+// node did not reply, or replied that it cannot serve them.
 func mayHaveMoved(err error) bool {
 	var reply redis.Error
 	switch {

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// defaultTimeout is the Timeout of [Options]. docs/operations.md, "A slow Redis", names this figure.
+// defaultTimeout is the default Timeout of [Options]. docs/operations.md, "A slow Redis", names it.
 const defaultTimeout = 500 * time.Millisecond
 
-// Options is where a Redis is and how it is spoken to: what [ParseURL] read. It holds a password, so whatever
-// prints it prints the hosts alone.
+// Options describes a Redis and how to connect to it; [ParseURL] returns it. It has a password, so
+// it prints the hosts only.
 type Options struct {
 	hosts []string // host:port of the server, of the Sentinels, or of some nodes of the Cluster
 	db    int
@@ -33,13 +33,13 @@ type Options struct {
 	cluster bool
 	tls     *tls.Config
 
-	// Timeout limits the dialling of a connection, and the wait for a reply. A call, with all its commands and retries,
-	// has three times as long.
+	// Timeout limits the dialling of a connection and the wait for a reply. A call with all its
+	// commands and retries may take three times as long.
 	Timeout time.Duration
 }
 
-// secret is a text that nothing prints: fmt calls no method on what it finds in an unexported field, and of a
-// pointer to a string it prints the address.
+// secret is a text that is never printed. fmt calls no method on unexported fields, and prints only
+// the address of a pointer to a string.
 type secret struct{ text *string }
 
 func (s secret) reveal() string {
@@ -49,24 +49,25 @@ func (s secret) reveal() string {
 	return *s.text
 }
 
-// ParseURL reads the address of a Redis:
+// ParseURL parses the URL of a Redis:
 //
 //	redis://[[user]:password@]host[:port][/database]          one server
 //	redis://…@host,host,host/?cluster=true                    a Redis Cluster, by some of its nodes
 //	redis://…@host,host,host/[database]?sentinel=NAME         the master NAME, as these Sentinels know it
 //
-// rediss:// in place of redis:// is TLS, verified against the system's roots. Where no port is given it is 6379,
-// for Sentinels 26379. User and password are percent-encoded as in every URL. Further parameters, joined by "&":
+// rediss:// instead of redis:// is TLS, verified against the system's roots. The default port is
+// 6379, for Sentinels 26379. User and password are percent-encoded as in every URL. Further
+// parameters, joined by "&":
 //
-//	password_file           a file that holds the password, in place of the one in the URL
-//	sentinel_user           who asks the Sentinels, where they want to know
-//	sentinel_password_file  a file that holds the password for them
-//	ca_file                 PEM certificates to verify the server by, in place of the system's roots (rediss)
+//	password_file           a file with the password, instead of the one in the URL
+//	sentinel_user           the user at the Sentinels
+//	sentinel_password_file  a file with the password of that user
+//	ca_file                 PEM certificates to verify the server, instead of the system's roots (rediss)
 //	cert_file, key_file     PEM client certificate and its key (rediss)
-//	server_name             the name that the server's certificate must bear, where it is not the host's (rediss)
+//	server_name             the name in the server's certificate, if it is not the host (rediss)
 //
-// A newline at the end of a password file is no part of the password. An error names the part of the URL that is
-// wrong and never shows what may be a password.
+// A newline at the end of a password file is ignored. An error names the wrong part of the URL and
+// never shows a part that may be a password.
 func ParseURL(raw string) (*Options, error) {
 	o, err := parseURL(raw)
 	if err != nil {
@@ -88,8 +89,8 @@ func parseURL(raw string) (*Options, error) {
 	authority, rest := rest[:end], rest[end:]
 	path, query, _ := strings.Cut(rest, "?")
 	if strings.ContainsAny(rest, "@#") {
-		// A password with one of these in it ends up here, so nothing of it is shown.
-		return nil, errors.New(`percent-encode "/" (%2F), "?" (%3F), "#" (%23) and "@" (%40) wherever they are no part of the URL's own form`)
+		// A password with one of these characters ends up here, so nothing of it is shown.
+		return nil, errors.New(`percent-encode "/" (%2F), "?" (%3F), "#" (%23) and "@" (%40) unless they separate parts of the URL`)
 	}
 	params, err := url.ParseQuery(query)
 	if err != nil {
@@ -118,13 +119,13 @@ func (o *Options) readUser(info string) error {
 	o.user, err = url.PathUnescape(user)
 	password, errPassword = url.PathUnescape(password)
 	if err != nil || errPassword != nil {
-		return errors.New(`the user or the password has a "%" that begins no percent-encoding: write %25`)
+		return errors.New(`the user or the password has a "%" outside of a percent-encoding: write %25`)
 	}
 	o.password = secret{&password}
 	return nil
 }
 
-// readParams reads all parameters; one that is unknown, empty or given twice is an error.
+// readParams reads all parameters. An unknown, empty or repeated one is an error.
 func (o *Options) readParams(params url.Values, secured bool) error {
 	var passwordFile, sentinelPasswordFile, caFile, certFile, keyFile, serverName, cluster string
 	known := map[string]*string{
@@ -183,7 +184,7 @@ func (o *Options) readParams(params url.Values, secured bool) error {
 	return err
 }
 
-// readSecret reads a password file, where there is one.
+// readSecret reads a password file, if there is one.
 func readSecret(path string, into *secret) error {
 	if path == "" {
 		return nil
@@ -233,8 +234,8 @@ func (o *Options) readHosts(list string) error {
 	for i, host := range strings.Split(list, ",") {
 		addr, ok := withPort(host, port)
 		if !ok {
-			// What stands there may be half a password, so it is not shown.
-			return fmt.Errorf("host %d is no host or host:port", i+1)
+			// The text may be a part of a password, so it is not shown.
+			return fmt.Errorf("host %d is not a host or host:port", i+1)
 		}
 		o.hosts = append(o.hosts, addr)
 	}
@@ -267,7 +268,7 @@ func (o *Options) readDatabase(path string) error {
 	}
 	db, err := strconv.ParseUint(number, 10, 16)
 	if err != nil {
-		return errors.New("what follows the host must be the number of a database, such as /0")
+		return errors.New("the path must be the number of a database, such as /0")
 	}
 	if db != 0 && o.cluster {
 		return errors.New("a Redis Cluster has no database but 0")
@@ -276,7 +277,7 @@ func (o *Options) readDatabase(path string) error {
 	return nil
 }
 
-// String is the URL without user, password and files, fit for a log.
+// String returns the URL without user, password and files, for logs.
 func (o Options) String() string {
 	scheme, suffix := "redis", ""
 	if o.tls != nil {
@@ -291,8 +292,8 @@ func (o Options) String() string {
 	return fmt.Sprintf("%s://%s/%d%s", scheme, strings.Join(o.hosts, ","), o.db, suffix)
 }
 
-// Format prints what String returns, whatever the verb.
+// Format prints the result of String for every verb.
 func (o Options) Format(s fmt.State, _ rune) { _, _ = s.Write([]byte(o.String())) }
 
-// LogValue is what String returns.
+// LogValue returns the result of String.
 func (o Options) LogValue() slog.Value { return slog.StringValue(o.String()) }

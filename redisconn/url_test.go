@@ -20,7 +20,7 @@ func write(t *testing.T, name, text string) string {
 	return path
 }
 
-func TestURLsAreRead(t *testing.T) {
+func TestParseURL(t *testing.T) {
 	password := write(t, "password", "from file\n")
 	for raw, want := range map[string]string{
 		"redis://localhost":                       "localhost:6379 0 - - -",
@@ -59,12 +59,12 @@ func TestURLsAreRead(t *testing.T) {
 		}
 		got := fmt.Sprintf("%s %d %s %s %s", strings.Join(o.hosts, ","), o.db, dash(o.user), dash(o.password.reveal()), kind)
 		if got != want {
-			t.Errorf("%s: %s, not %s", raw, got, want)
+			t.Errorf("%s: got %s, want %s", raw, got, want)
 		}
 	}
 }
 
-func TestWrongURLsAreToldWithoutTheirPasswords(t *testing.T) {
+func TestURLErrorsDoNotContainPasswords(t *testing.T) {
 	letter := write(t, "letter", "no certificate")
 	empty := write(t, "empty", "\n")
 	for raw, want := range map[string]string{
@@ -107,7 +107,7 @@ func TestWrongURLsAreToldWithoutTheirPasswords(t *testing.T) {
 	} {
 		o, err := ParseURL(raw)
 		if err == nil {
-			t.Errorf("%q was read as %v", raw, o)
+			t.Errorf("%q was parsed as %v", raw, o)
 			continue
 		}
 		if !strings.Contains(err.Error(), want) {
@@ -115,7 +115,7 @@ func TestWrongURLsAreToldWithoutTheirPasswords(t *testing.T) {
 		}
 		for _, part := range []string{"hunter", "ter2", "hun"} {
 			if strings.Contains(err.Error(), part) {
-				t.Errorf("%q: the error tells of the password: %v", raw, err)
+				t.Errorf("%q: the error contains a part of the password: %v", raw, err)
 			}
 		}
 	}
@@ -127,7 +127,7 @@ func TestOptionsPrintNoPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got, want := o.String(), "redis://a:26379,b:26379/2?sentinel=m"; got != want {
-		t.Errorf("it prints %s, not %s", got, want)
+		t.Errorf("got %s, want %s", got, want)
 	}
 	s := Open(o)
 	defer s.Close()
@@ -161,7 +161,7 @@ func FuzzParseURL(f *testing.F) {
 		}
 		again, err := ParseURL(o.String())
 		if err != nil || again.String() != o.String() {
-			t.Fatalf("%q prints as %q, which is read as %v, %v", raw, o, again, err)
+			t.Fatalf("%q prints as %q, which parses as %v, %v", raw, o, again, err)
 		}
 	})
 }

@@ -1,8 +1,8 @@
-// Package faultproxy stands between a client and a server in tests and does to their TCP connections what networks
-// do: bytes come late, in one direction only, or not at all; connections are reset, refused, or half-open.
+// Package faultproxy decides how TCP connections between a client and a server fail in tests. Bytes
+// are delayed, in one direction or both, or lost. Connections are reset, refused, or half-open.
 //
-// Bytes are never altered or reordered. The faults are the whole proxy's; where the connections of one client are
-// to fail apart, it is given several proxies.
+// Bytes are never altered or reordered. A fault applies to the whole proxy. If the connections of
+// one client have to fail separately, give it several proxies.
 package faultproxy
 
 import (
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// Direction is one of the two ways that bytes go.
+// Direction is the direction of bytes.
 type Direction int
 
 const (
@@ -22,9 +22,9 @@ const (
 	Down
 )
 
-// Proxy forwards connections to one target. Its methods may be called at once from several goroutines.
+// Proxy forwards connections to one target. Its methods are safe for concurrent use.
 type Proxy struct {
-	// Addr is where it listens on loopback, as host:port.
+	// Addr is its listening address on loopback, as host:port.
 	Addr string
 
 	target   string
@@ -34,35 +34,35 @@ type Proxy struct {
 	mu      sync.Mutex
 	ways    [2]way
 	refuse  bool
-	cutting *cutting // nil: nothing is to be cut
+	cutting *cutting // nil: no cut is planned
 	closed  bool
-	changed chan struct{} // closed, and made anew, when anything above changes
+	changed chan struct{} // closed and replaced when anything above changes
 	links   map[*link]bool
 }
 
-// way is what befalls the bytes of one direction.
+// way is the fault of one direction.
 type way struct {
 	delay   time.Duration
 	held    bool
 	swallow bool
 }
 
-// cutting is a cut that is to come, once so many chunks have passed in a direction.
+// cutting is a planned cut after a number of chunks in a direction.
 type cutting struct {
 	direction Direction
 	left      int
 	refuse    bool
 }
 
-// link is one connection: the client's half and the server's.
+// link is one connection, with its client and its server side.
 type link struct {
 	client, server net.Conn
 	once           sync.Once
-	done           chan struct{} // closed when either half has ended
-	lost           bool          // bytes of it were swallowed; under Proxy.mu
+	done           chan struct{} // closed when either side has ended
+	lost           bool          // bytes were swallowed; guarded by Proxy.mu
 }
 
-// Start listens on a free port and forwards to target. It ends with the test, and waits for its goroutines.
+// Start listens on a free port and forwards to target. It stops at the end of the test.
 func Start(t testing.TB, target string) *Proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -81,11 +81,12 @@ func Start(t testing.TB, target string) *Proxy {
 	return p
 }
 
-// Delay has the bytes of a direction arrive by that much later, those on their way included. The order stays.
+// Delay delays the bytes of a direction, including those in transit. Their order does not change.
 func (p *Proxy) Delay(d Direction, by time.Duration) { p.change(func() { p.ways[d].delay = by }) }
 
-// Hold keeps the bytes of the directions back until Heal, as a partition does that ends before TCP gives up. A connection can be
-// opened meanwhile: the kernel does that, and the peer knows nothing of it.
+// Hold keeps the bytes of the directions back until Heal, like a partition that ends before TCP
+// times out. A connection can be opened meanwhile, because the kernel accepts it; the peer does not
+// see it.
 func (p *Proxy) Hold(directions ...Direction) {
 	p.change(func() {
 		for _, d := range directions {
@@ -94,7 +95,8 @@ func (p *Proxy) Hold(directions ...Direction) {
 	})
 }
 
-// Swallow loses the bytes of the directions for ever: the connection is half-open. After Heal the connections that lost any are reset.
+// Swallow drops the bytes of the directions, so connections are half-open. Heal resets the
+// connections that lost bytes.
 func (p *Proxy) Swallow(directions ...Direction) {
 	p.change(func() {
 		for _, d := range directions {
@@ -103,25 +105,25 @@ func (p *Proxy) Swallow(directions ...Direction) {
 	})
 }
 
-// Refuse has new connections reset at once.
+// Refuse makes the proxy reset new connections.
 func (p *Proxy) Refuse() { p.change(func() { p.refuse = true }) }
 
-// Heal ends every fault. What was held arrives.
+// Heal ends every fault. Held bytes arrive.
 func (p *Proxy) Heal() {
 	p.change(func() { p.ways, p.refuse, p.cutting = [2]way{}, false, nil })
 	p.cut(func(l *link) bool { return l.lost })
 }
 
-// Cut resets all connections. New ones are taken.
+// Cut resets all connections. New ones are accepted.
 func (p *Proxy) Cut() { p.cut(func(*link) bool { return true }) }
 
-// CutAfter resets all connections, and with refuse those to come, in place of passing on what follows the next n chunks in
-// a direction. A chunk is what one read returns: of a protocol of questions and answers, in turn, one of them.
+// CutAfter resets all connections, and with refuse also new ones, after n more chunks in a
+// direction. A chunk is the result of one read. In a request-response protocol it is one message.
 func (p *Proxy) CutAfter(d Direction, n int, refuse bool) {
 	p.change(func() { p.cutting = &cutting{d, n, refuse} })
 }
 
-// Connections returns how many are open.
+// Connections returns the number of open connections.
 func (p *Proxy) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -167,7 +169,7 @@ func (p *Proxy) accept() {
 	}
 }
 
-// connect forwards one connection until either half has ended.
+// connect forwards one connection until either side has ended.
 func (p *Proxy) connect(client net.Conn) {
 	server, err := net.DialTimeout("tcp", p.target, 5*time.Second)
 	if err != nil {
@@ -194,13 +196,13 @@ func (p *Proxy) connect(client net.Conn) {
 	p.mu.Unlock()
 }
 
-// chunk is bytes that were read at a time.
+// chunk is the result of one read.
 type chunk struct {
 	bytes []byte
 	at    time.Time
 }
 
-// forward reads from one half at once, and writes to the other when it is time.
+// forward reads from one side at once and writes to the other when the bytes are due.
 func (p *Proxy) forward(l *link, d Direction, from, to net.Conn) {
 	defer l.end()
 	chunks := make(chan chunk, 1024)
@@ -237,7 +239,7 @@ func (p *Proxy) forward(l *link, d Direction, from, to net.Conn) {
 	reading.Wait()
 }
 
-// cutsNow counts a chunk that is about to go on, and cuts if it is the one to be cut at.
+// cutsNow counts a chunk that is due, and cuts if it is the planned one.
 func (p *Proxy) cutsNow(d Direction) bool {
 	p.mu.Lock()
 	c := p.cutting
@@ -254,7 +256,7 @@ func (p *Proxy) cutsNow(d Direction) bool {
 	return due
 }
 
-// await returns when bytes that were read at the time at may go on, or false where they are lost.
+// await returns true when bytes that were read at the time at are due, or false if they are lost.
 func (p *Proxy) await(l *link, d Direction, at time.Time) bool {
 	for {
 		p.mu.Lock()
@@ -264,7 +266,7 @@ func (p *Proxy) await(l *link, d Direction, at time.Time) bool {
 		}
 		lost := l.lost
 		p.mu.Unlock()
-		if lost { // nothing comes after a gap: Heal is about to reset it
+		if lost { // nothing may follow a gap; Heal will reset the connection
 			return false
 		}
 		var timer <-chan time.Time
@@ -284,7 +286,7 @@ func (p *Proxy) await(l *link, d Direction, at time.Time) bool {
 	}
 }
 
-// end closes both halves.
+// end closes both sides.
 func (l *link) end() {
 	l.once.Do(func() {
 		close(l.done)
@@ -293,7 +295,7 @@ func (l *link) end() {
 	})
 }
 
-// reset closes both halves so that the peers see a reset.
+// reset closes both sides with a reset.
 func (l *link) reset() {
 	linger(l.client)
 	linger(l.server)

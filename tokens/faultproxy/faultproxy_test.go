@@ -46,15 +46,15 @@ func dial(t *testing.T, p *Proxy) net.Conn {
 	return c
 }
 
-func say(t *testing.T, c net.Conn, text string) {
+func send(t *testing.T, c net.Conn, text string) {
 	t.Helper()
 	if _, err := c.Write([]byte(text)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// hear returns the next n bytes, or what kept them from coming.
-func hear(c net.Conn, n int, within time.Duration) (string, error) {
+// receive returns the next n bytes, or the error.
+func receive(c net.Conn, n int, within time.Duration) (string, error) {
 	_ = c.SetReadDeadline(time.Now().Add(within))
 	buffer := make([]byte, n)
 	_, err := io.ReadFull(c, buffer)
@@ -63,24 +63,24 @@ func hear(c net.Conn, n int, within time.Duration) (string, error) {
 
 const plenty = 30 * time.Second
 
-func mustHear(t *testing.T, c net.Conn, want string) {
+func mustReceive(t *testing.T, c net.Conn, want string) {
 	t.Helper()
-	if got, err := hear(c, len(want), plenty); err != nil || got != want {
-		t.Fatalf("heard %q, %v; want %q", got, err, want)
+	if got, err := receive(c, len(want), plenty); err != nil || got != want {
+		t.Fatalf("received %q, %v; want %q", got, err, want)
 	}
 }
 
-func mustHearNothing(t *testing.T, c net.Conn) {
+func mustReceiveNothing(t *testing.T, c net.Conn) {
 	t.Helper()
-	if got, err := hear(c, 1, 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("heard %q, %v; want nothing", got, err)
+	if got, err := receive(c, 1, 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("received %q, %v; want nothing", got, err)
 	}
 }
 
 func TestForwardsBothWays(t *testing.T) {
 	c := dial(t, Start(t, echo(t)))
-	say(t, c, "hello")
-	mustHear(t, c, "hello")
+	send(t, c, "hello")
+	mustReceive(t, c, "hello")
 }
 
 func TestDelayedBytesComeLaterInOrder(t *testing.T) {
@@ -88,11 +88,11 @@ func TestDelayedBytesComeLaterInOrder(t *testing.T) {
 	c := dial(t, p)
 	p.Delay(Down, 300*time.Millisecond)
 	start := time.Now()
-	say(t, c, "one")
-	say(t, c, "two")
-	mustHear(t, c, "onetwo")
+	send(t, c, "one")
+	send(t, c, "two")
+	mustReceive(t, c, "onetwo")
 	if took := time.Since(start); took < 300*time.Millisecond {
-		t.Fatalf("bytes came after %v, before their delay", took)
+		t.Fatalf("the bytes arrived after %v, want at least 300ms", took)
 	}
 }
 
@@ -100,48 +100,49 @@ func TestHeldBytesArriveAfterHeal(t *testing.T) {
 	for _, d := range []Direction{Up, Down} {
 		p := Start(t, echo(t))
 		c := dial(t, p)
-		say(t, c, "before")
-		mustHear(t, c, "before")
+		send(t, c, "before")
+		mustReceive(t, c, "before")
 		p.Hold(d)
-		say(t, c, "held")
-		mustHearNothing(t, c)
+		send(t, c, "held")
+		mustReceiveNothing(t, c)
 		p.Heal()
-		mustHear(t, c, "held")
+		mustReceive(t, c, "held")
 	}
 }
 
-func TestSwallowedBytesAreLostAndTheirConnectionIsResetByHeal(t *testing.T) {
+func TestHealResetsConnectionsThatLostBytes(t *testing.T) {
 	p := Start(t, echo(t))
 	c := dial(t, p)
-	say(t, c, "before")
-	mustHear(t, c, "before")
+	send(t, c, "before")
+	mustReceive(t, c, "before")
 	p.Swallow(Down)
-	say(t, c, "lost")
-	mustHearNothing(t, c)
+	send(t, c, "lost")
+	mustReceiveNothing(t, c)
 	p.Heal()
-	if _, err := hear(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("after losing bytes the connection goes on: %v", err)
+	if _, err := receive(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the connection is open after lost bytes: %v", err)
 	}
 	c = dial(t, p)
-	say(t, c, "anew")
-	mustHear(t, c, "anew")
+	send(t, c, "anew")
+	mustReceive(t, c, "anew")
 }
 
-func TestCutEndsConnectionsAndTakesNewOnes(t *testing.T) {
+func TestCutResetsConnections(t *testing.T) {
 	p := Start(t, echo(t))
 	c := dial(t, p)
-	say(t, c, "before")
-	mustHear(t, c, "before")
+	send(t, c, "before")
+	mustReceive(t, c, "before")
 	p.Cut()
-	if _, err := hear(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("after a cut the connection goes on: %v", err)
+	if _, err := receive(c, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the connection is open after a cut: %v", err)
 	}
 	c = dial(t, p)
-	say(t, c, "anew")
-	mustHear(t, c, "anew")
+	send(t, c, "anew")
+	mustReceive(t, c, "anew")
 }
 
-// passes says whether a new connection passes data. One that is refused may be reset before dial returns, or after.
+// passes reports whether a new connection forwards data. A refused one may be reset before or after
+// dial returns.
 func passes(t *testing.T, p *Proxy) bool {
 	t.Helper()
 	c, err := net.Dial("tcp", p.Addr)
@@ -150,9 +151,9 @@ func passes(t *testing.T, p *Proxy) bool {
 	}
 	defer func() { _ = c.Close() }()
 	_, _ = c.Write([]byte("abc"))
-	got, err := hear(c, 3, plenty)
+	got, err := receive(c, 3, plenty)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("a new connection is open, and passes nothing")
+		t.Error("a new connection is open but forwards nothing")
 	}
 	return err == nil && got == "abc"
 }
@@ -161,39 +162,39 @@ func TestRefusedConnectionsEnd(t *testing.T) {
 	p := Start(t, echo(t))
 	p.Refuse()
 	if passes(t, p) {
-		t.Fatal("a refused connection passes data")
+		t.Fatal("a refused connection forwards data")
 	}
 	p.Heal()
 	c := dial(t, p)
-	say(t, c, "anew")
-	mustHear(t, c, "anew")
+	send(t, c, "anew")
+	mustReceive(t, c, "anew")
 }
 
-func TestCutAfterCutsInPlaceOfTheChunkAfterSoMany(t *testing.T) {
+func TestCutAfter(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
 		for _, d := range []Direction{Up, Down} {
 			p := Start(t, echo(t))
 			c, idle := dial(t, p), dial(t, p)
-			say(t, idle, "x")
-			if got, err := hear(idle, 1, plenty); err != nil {
+			send(t, idle, "x")
+			if got, err := receive(idle, 1, plenty); err != nil {
 				t.Fatalf("before the cut: %q, %v", got, err)
 			}
 			p.CutAfter(d, 2, refuse)
 			for range 2 {
-				say(t, c, "abc")
-				if got, err := hear(c, 3, plenty); err != nil || got != "abc" {
+				send(t, c, "abc")
+				if got, err := receive(c, 3, plenty); err != nil || got != "abc" {
 					t.Fatalf("before the cut: %q, %v", got, err)
 				}
 			}
-			say(t, c, "abc")
+			send(t, c, "abc")
 			for _, one := range []net.Conn{c, idle} {
-				if got, err := hear(one, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+				if got, err := receive(one, 1, plenty); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 					t.Errorf("after the cut: %q, %v", got, err)
 				}
 			}
 			for healed := range 2 {
 				if got := passes(t, p); got == (refuse && healed == 0) {
-					t.Errorf("a new connection passes data: %v, healed %d times", got, healed)
+					t.Errorf("a new connection forwards data: %v, after %d heals", got, healed)
 				}
 				p.Heal()
 			}

@@ -1,6 +1,6 @@
-// Package lastseen decides which uses of sessions are worth keeping, so that their owners can see when and from where
-// each was last used, and a check writes nothing: once a minute and token at the most, by one goroutine, and what
-// it cannot keep up with is left out.
+// Package lastseen decides which uses of sessions are recorded, so owners can see when and from
+// where each session was last used. A check writes nothing itself: one goroutine writes at most one
+// sample per minute and token, and drops samples that it cannot write in time.
 package lastseen
 
 import (
@@ -16,33 +16,33 @@ import (
 	"gatepost/tokens"
 )
 
-// Config is what a Sampler needs.
+// Config configures a Sampler.
 type Config struct {
-	// Store keeps the samples. Required.
+	// Store stores the samples. Required.
 	Store tokens.Toucher
-	// Every is how often one token is sampled at the most; 0: a minute.
+	// Every is the shortest time between two samples of one token; 0: a minute.
 	Every time.Duration
-	// Registerer takes the metrics; nil: none.
+	// Registerer registers the metrics; nil: none.
 	Registerer prometheus.Registerer
 }
 
 const (
 	defaultEvery = time.Minute
-	// writeTimeout bounds one write. While the store is out of reach samples are left out.
+	// writeTimeout bounds one write. While the store is unavailable, samples are dropped.
 	writeTimeout = 2 * time.Second
-	// queued is how many samples wait for their write.
+	// queued is the maximum number of samples that wait to be written.
 	queued = 1024
-	// shards and perShard bound what is remembered: 64 Ki tokens within the time between two samples. Of those
-	// beyond, no use is kept. So many fill a map of Go, and one more would make it twice as large.
+	// shards and perShard bound the memory: 64 Ki tokens between two samples. Uses of further
+	// tokens are dropped. 896 entries fill a Go map; one more would double its size.
 	shards   = 74
 	perShard = 896
 )
 
-// Sampler takes samples. Its methods may be called from many goroutines at once.
+// Sampler records samples. Its methods are safe for concurrent use.
 type Sampler struct {
 	store tokens.Toucher
 	every time.Duration
-	queue chan sample // :: samples that are to be written
+	queue chan sample // samples to write
 
 	shards [shards]shard
 
@@ -54,20 +54,20 @@ type Sampler struct {
 	written, failed, leftOut prometheus.Counter
 }
 
-// shard remembers when the tokens that belong to it were last sampled. A generation takes what comes in for the time
-// between two samples and is remembered for as long again: nothing is searched for what is too old.
+// shard stores when its tokens were last sampled. A generation collects entries for the time
+// between two samples and is kept for as long again, so no search for old entries is needed.
 type shard struct {
 	mu         sync.Mutex
-	young, old map[part]milliseconds // :: part of a token's hash → when it was sampled
-	began      time.Time             // the young generation
+	young, old map[part]milliseconds // part of a token's hash → when it was sampled
+	began      time.Time             // start of the young generation
 }
 
-// part is four bytes of a hash after the two that choose the shard: among the thousand of a shard two tokens are hardly ever
-// taken for one (one in four million); where they are, a use is left out.
+// part is four bytes of a hash after the two that select the shard. Two of the thousand tokens of a
+// shard rarely share it (one in four million); then one use is dropped.
 type part uint32
 
-// milliseconds since 1970, of which the lowest bits are enough to tell how long ago within two generations. With both, what is remembered
-// of a token is eight bytes.
+// milliseconds are the low bits of the milliseconds since 1970, enough for the time between two
+// generations. With part, an entry takes eight bytes.
 type milliseconds uint32
 
 type sample struct {
@@ -76,8 +76,8 @@ type sample struct {
 	address   string
 }
 
-// New returns a sampler and starts its goroutine, which Close ends. It fails where a metric of its name is
-// registered already.
+// New returns a sampler and starts its goroutine, which Close stops. It fails if its metric is
+// already registered.
 func New(c Config) (*Sampler, error) {
 	if c.Every <= 0 {
 		c.Every = defaultEvery
@@ -86,7 +86,7 @@ func New(c Config) (*Sampler, error) {
 	s := &Sampler{store: c.Store, every: c.Every, queue: make(chan sample, queued), stop: cancel, stopped: make(chan struct{})}
 	samples := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "gatepost_last_seen_samples_total",
-		Help: "Uses of sessions that were to be kept, by what came of it (written, failed, left out because there were too many).",
+		Help: "Samples of session uses by outcome (written, failed, or left out because there were too many).",
 	}, []string{"outcome"})
 	s.written, s.failed, s.leftOut = samples.WithLabelValues("written"), samples.WithLabelValues("failed"), samples.WithLabelValues("left_out")
 	if c.Registerer != nil {
@@ -99,8 +99,8 @@ func New(c Config) (*Sampler, error) {
 	return s, nil
 }
 
-// Record takes down a use of a session from an address, where it is time for it. It never waits for the store, and
-// keeps a copy of the address alone.
+// Record samples a use of a session from an address if a sample is due. It never waits for the
+// store, and copies the address only then.
 func (s *Sampler) Record(principal tokens.Principal, address string) {
 	now, hash := time.Now(), principal.Hash()
 	switch due, room := s.shards[shardOf(hash)].due(hash, now, s.every); {
@@ -113,8 +113,8 @@ func (s *Sampler) Record(principal tokens.Principal, address string) {
 
 func shardOf(h tokens.Hash) int { return int(binary.LittleEndian.Uint16(h[:])) % shards }
 
-// due says whether the token has not been sampled for so long, and has it sampled now. Without room for one more
-// it says so, and nothing is remembered.
+// due reports whether a sample of the token is due, and records it. room is false if the shard is
+// full; then nothing is recorded.
 func (s *shard) due(h tokens.Hash, now time.Time, every time.Duration) (due, room bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -149,7 +149,7 @@ func (s *Sampler) send(one sample) {
 	}
 }
 
-// write writes samples one after another until the queue is closed, or ctx ends.
+// write writes samples until the queue is closed or ctx ends.
 func (s *Sampler) write(ctx context.Context) {
 	defer close(s.stopped)
 	for one := range s.queue {
@@ -160,15 +160,15 @@ func (s *Sampler) write(ctx context.Context) {
 		err := s.store.Touch(bounded, one.principal, one.at, one.address)
 		cancel()
 		if err != nil {
-			s.failed.Inc() // the store's own metrics say what of it failed
+			s.failed.Inc() // the store has its own error metrics
 			continue
 		}
 		s.written.Inc()
 	}
 }
 
-// Close ends the sampling; what has not been written is left out. The store may be closed after it. It may be
-// called again.
+// Close stops the sampling and drops unwritten samples. The store may be closed after it. Close may
+// be called more than once.
 func (s *Sampler) Close() {
 	s.mu.Lock()
 	if !s.closed {

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// store keeps what it is touched with. While it is held, each touch waits until its context ends.
+// store records its touches. While held is set, each touch blocks until its context ends.
 type store struct {
 	mu      sync.Mutex
 	touches []string
@@ -65,7 +65,7 @@ func session(n uint32, user string) tokens.Principal {
 	return s.Principal()
 }
 
-func TestASessionIsSampledOnceAMinute(t *testing.T) {
+func TestSessionIsSampledOncePerMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept := &store{}
 		s := sampler(t, kept)
@@ -84,7 +84,7 @@ func TestASessionIsSampledOnceAMinute(t *testing.T) {
 	})
 }
 
-func TestAStoreThatHangsHoldsNobodyUp(t *testing.T) {
+func TestHangingStoreBlocksNoCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept := &store{held: true}
 		s := sampler(t, kept)
@@ -97,14 +97,14 @@ func TestAStoreThatHangsHoldsNobodyUp(t *testing.T) {
 		}
 		synctest.Wait()
 		if n := testutil.ToFloat64(s.leftOut); n < queued {
-			t.Errorf("%v were left out of %d, with room for %d", n, 3*queued, queued)
+			t.Errorf("%v of %d samples were left out, with a queue of %d", n, 3*queued, queued)
 		}
 		time.Sleep(writeTimeout)
 		synctest.Wait()
 		if n := testutil.ToFloat64(s.failed); n != 1 {
 			t.Errorf("%v writes have failed, want 1", n)
 		}
-		s.Close() // though a write hangs, and more are waiting
+		s.Close() // while a write hangs and more are queued
 		s.Record(session(1, "bob"), "192.0.2.1")
 		if got := kept.took(); len(got) != 0 {
 			t.Errorf("kept %q", got)
@@ -112,7 +112,7 @@ func TestAStoreThatHangsHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-func TestAnErrorOfTheStoreIsNoMoreThanASampleLess(t *testing.T) {
+func TestStoreErrorLosesOneSample(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		kept := &store{err: errors.New("down")}
 		s := sampler(t, kept)
@@ -130,7 +130,7 @@ func TestAnErrorOfTheStoreIsNoMoreThanASampleLess(t *testing.T) {
 	})
 }
 
-func TestWhatIsRememberedIsBounded(t *testing.T) {
+func TestMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := sampler(t, &store{})
 		for n := range uint32(2 * perShard) { // all in one shard
@@ -138,19 +138,19 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		}
 		remembered := func() int { return len(s.shards[0].young) + len(s.shards[0].old) }
 		if n := remembered(); n != perShard {
-			t.Errorf("%d tokens are remembered, want %d", n, perShard)
+			t.Errorf("%d tokens are stored, want %d", n, perShard)
 		}
 		for range 2 {
 			time.Sleep(time.Minute)
 			s.Record(session(2*perShard, "ann"), "192.0.2.1")
 		}
 		if n := remembered(); n != 2 {
-			t.Errorf("two minutes later %d tokens are remembered, want one, twice", n)
+			t.Errorf("two minutes later %d entries are stored, want one in each generation", n)
 		}
 	})
 }
 
-func TestAUseThatIsNotSampledAllocatesNothing(t *testing.T) {
+func TestUnsampledUseDoesNotAllocate(t *testing.T) {
 	s := sampler(t, &store{})
 	ann := session(1, "ann")
 	s.Record(ann, "192.0.2.1")
@@ -159,7 +159,7 @@ func TestAUseThatIsNotSampledAllocatesNothing(t *testing.T) {
 	}
 }
 
-func TestUsesAtOnce(t *testing.T) {
+func TestConcurrentUses(t *testing.T) {
 	kept := &store{}
 	s := sampler(t, kept)
 	var all sync.WaitGroup

@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// slots is how many hash slots a Redis Cluster has.
+// slots is the number of hash slots of a Redis Cluster.
 const slots = 16384
 
-// StartCluster starts a Redis Cluster of n masters without replicas, the slots shared out among them in order.
+// StartCluster starts a Redis Cluster of n masters without replicas. The slots are split in order.
 func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	t.Helper()
 	nodes := make([]*Server, n)
@@ -25,7 +25,7 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 			nodes[0].Do("CLUSTER", "MEET", "127.0.0.1", nodes[i].Port(), nodes[i].busPort)
 		}
 	}
-	Eventually(t, "a cluster whose nodes all know one another", func() bool {
+	Eventually(t, "cluster nodes that know each other", func() bool {
 		for _, node := range nodes {
 			info := node.Do("CLUSTER", "INFO")
 			if !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, fmt.Sprintf("cluster_known_nodes:%d\r", n)) {
@@ -37,7 +37,7 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	return nodes
 }
 
-// startNode starts one server that may join a cluster.
+// startNode starts one server that can join a cluster.
 func startNode(t testing.TB, args ...string) *Server {
 	t.Helper()
 	_, bus, _ := net.SplitHostPort(FreeAddr(t))
@@ -46,10 +46,10 @@ func startNode(t testing.TB, args ...string) *Server {
 	return node
 }
 
-// StartSentinel starts a Sentinel on its own that watches master under the name "mymaster" and takes it for down
-// after three seconds. Much less will not do: Sentinel sends its first PING to a new master after the lesser of that time and a
-// second and counts from before it, so with half a second it took each new master for down as soon as it had named it, and
-// went back to the old one where that had returned, with all that it had missed.
+// StartSentinel starts a Sentinel that watches master under the name "mymaster" and considers it
+// down after three seconds. A much shorter time fails: Sentinel sends its first PING to a new
+// master after up to a second, but counts from before it. With half a second, it considered each
+// new master down and returned to the old one, which had missed writes.
 func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t)}

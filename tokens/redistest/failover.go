@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// StartReplicatedCluster starts a Redis Cluster of n masters with one replica each: replicas[i] is in step with
-// masters[i]. A replica is promoted only by [FailOver], so a busy machine causes no fail-over that the test does not
-// know of.
+// StartReplicatedCluster starts a Redis Cluster of n masters with one replica each: replicas[i] is
+// in sync with masters[i]. Only [FailOver] promotes a replica, so a busy machine causes no
+// unexpected fail-over.
 func StartReplicatedCluster(t testing.TB, n int, args ...string) (masters, replicas []*Server) {
 	t.Helper()
 	args = append([]string{"--cluster-replica-no-failover", "yes", "--repl-diskless-sync-delay", "0"}, args...)
@@ -35,17 +35,19 @@ func StartReplicatedCluster(t testing.TB, n int, args ...string) (masters, repli
 type Promotion string
 
 const (
-	// Agreed is CLUSTER FAILOVER: the master hands over, and loses nothing.
+	// Agreed is CLUSTER FAILOVER: the master takes part, and no writes are lost.
 	Agreed Promotion = ""
-	// Forced is CLUSTER FAILOVER FORCE: the other masters elect the replica without the master, as if it had failed.
+	// Forced is CLUSTER FAILOVER FORCE: the other masters elect the replica, as if its master had
+	// failed.
 	Forced Promotion = " FORCE"
 )
 
-// FailOver promotes the replica, and returns as soon as the replica is a master. Other nodes may not know it yet.
+// FailOver promotes the replica and returns when the replica is a master. Other nodes may not know
+// it yet.
 func FailOver(t testing.TB, replica *Server, how Promotion) {
 	t.Helper()
 	for end := time.Now().Add(deadline); !isMaster(replica); {
-		// An attempt expires after some seconds, for instance if the election was lost: then the next one is made.
+		// An attempt expires after some seconds, for instance after a lost election. Then retry.
 		_ = reply(replica, "CLUSTER FAILOVER"+string(how))
 		for retry := time.Now().Add(6 * time.Second); !isMaster(replica) && time.Now().Before(retry); {
 			time.Sleep(time.Millisecond)
@@ -56,8 +58,8 @@ func FailOver(t testing.TB, replica *Server, how Promotion) {
 	}
 }
 
-// AwaitInStep waits until the replica has all that its master has written. If the master still takes writes it may
-// fall behind again.
+// AwaitInStep waits until the replica has all writes of its master. If the master still accepts
+// writes, it may fall behind again.
 func AwaitInStep(t testing.TB, master, replica *Server) {
 	t.Helper()
 	Eventually(t, "a replica in step with its master", func() bool {
@@ -67,7 +69,7 @@ func AwaitInStep(t testing.TB, master, replica *Server) {
 	})
 }
 
-// AwaitReplica waits until a node that was a master follows the other.
+// AwaitReplica waits until a former master replicates from the other.
 func AwaitReplica(t testing.TB, replica, master *Server) {
 	t.Helper()
 	eventually(t, []*Server{master, replica}, "a former master that follows the new one", func() bool {
@@ -76,17 +78,17 @@ func AwaitReplica(t testing.TB, replica, master *Server) {
 	})
 }
 
-// AwaitAgreement waits until the nodes of a Cluster agree on who is a master, who a replica, who has which slots, and on
-// every epoch, and until no two masters have the same epoch. A move of a slot raises the epoch of a master without asking
-// the others, and a collision raises it again. A replica that is promoted before it knows that epoch may win with the same
-// one: then both are masters, and the wrong one may step back.
+// AwaitAgreement waits until all nodes of a Cluster agree on masters, replicas, slots and every
+// epoch, and no two masters have the same epoch. A move of a slot raises a master's epoch without a
+// vote, and a collision raises it again. A replica that is promoted before it knows that epoch may
+// win with the same one. Then both are masters, and the wrong one may step down.
 func AwaitAgreement(t testing.TB, nodes []*Server) {
 	t.Helper()
 	eventually(t, nodes, "a cluster whose nodes agree", func() bool {
 		views := map[string]bool{}
 		for _, node := range nodes {
-			view, settled := viewOf(node)
-			if !settled {
+			view, stable := viewOf(node)
+			if !stable {
 				return false
 			}
 			views[strings.Join(view, "\n")] = len(view) == len(nodes)+1
@@ -95,13 +97,14 @@ func AwaitAgreement(t testing.TB, nodes []*Server) {
 	})
 }
 
-// eventually is Eventually that logs, if it fails, what each node knows of the others and the end of its log.
+// eventually is Eventually that, on failure, logs each node's view of the cluster and the end of
+// its log.
 func eventually(t testing.TB, nodes []*Server, what string, ok func() bool) {
 	t.Helper()
-	came := false
+	succeeded := false
 	defer func() {
 		for _, node := range nodes {
-			if !came {
+			if !succeeded {
 				view, err := node.try("CLUSTER", "NODES")
 				log := node.log()
 				t.Logf("%s: %v\n%s\n%s", node.Addr, err, view, log[max(0, len(log)-2000):])
@@ -109,26 +112,28 @@ func eventually(t testing.TB, nodes []*Server, what string, ok func() bool) {
 		}
 	}()
 	Eventually(t, what, ok)
-	came = true
+	succeeded = true
 }
 
-// viewOf is what a node of a Cluster knows: the current epoch, and a line for each node. It is settled if the node serves
-// all slots, no handshake is under way and no two masters have the same epoch.
-func viewOf(node *Server) (view []string, settled bool) {
+// viewOf returns a node's view of the Cluster: a line for each node and the current epoch. It is
+// stable if the node serves all slots, no handshake is in progress, and no two masters have the
+// same epoch.
+func viewOf(node *Server) (view []string, stable bool) {
 	info := node.Do("CLUSTER", "INFO")
 	_, epoch, _ := strings.Cut(info, "cluster_current_epoch:")
 	epoch, _, _ = strings.Cut(epoch, "\r\n")
-	settled = strings.Contains(info, "cluster_state:ok")
+	stable = strings.Contains(info, "cluster_state:ok")
 	epochs := map[string]bool{}
 	for line := range strings.Lines(node.Do("CLUSTER", "NODES")) {
-		fields := strings.Fields(line) // id address flags master ping-sent pong-received config-epoch link-state slot...
+		// id address flags master ping-sent pong-received config-epoch link-state slot...
+		fields := strings.Fields(line)
 		if len(fields) < 8 {
 			continue
 		}
 		flags := strings.TrimPrefix(fields[2], "myself,")
 		master := strings.HasPrefix(flags, "master")
 		if strings.Contains(flags, "handshake") || (master && epochs[fields[6]]) {
-			settled = false
+			stable = false
 		}
 		if master {
 			epochs[fields[6]] = true
@@ -136,12 +141,12 @@ func viewOf(node *Server) (view []string, settled bool) {
 		view = append(view, strings.Join(append([]string{fields[0], flags, fields[3], fields[6]}, fields[8:]...), " "))
 	}
 	slices.Sort(view)
-	return append(view, epoch), settled
+	return append(view, epoch), stable
 }
 
 func isMaster(s *Server) bool { return replication(s)["role"] == "master" }
 
-// replication is what a server reports of its part in the replication, or nothing if it does not answer.
+// replication returns a server's INFO replication, empty if it does not answer.
 func replication(s *Server) map[string]string {
 	fields := map[string]string{}
 	info, err := s.try("INFO", "replication")
@@ -156,7 +161,7 @@ func replication(s *Server) map[string]string {
 	return fields
 }
 
-// reply is the first line of what a server replies to a command, errors included.
+// reply returns the first line of a server's reply to a command, errors included.
 func reply(s *Server, command string) string {
 	line, err := s.raw(command)
 	if err != nil {

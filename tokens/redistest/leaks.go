@@ -6,17 +6,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-// VerifyTestMain runs the tests of a package that uses go-redis, and fails it
-// where goroutines are left over. It waits longer for them than goleak by
-// itself, which gives up after about as long as go-redis needs: a pool that
-// could not dial tries again each second in a goroutine that finds out that
-// its pool was closed only after that second's sleep. A pool that nobody
-// closed is still found.
-func VerifyTestMain(m *testing.M) { goleak.VerifyTestMain(patient{m}) }
+// VerifyTestMain runs the tests of a package that uses go-redis and fails if goroutines remain. It
+// waits longer than goleak does by default, which is about as long as go-redis needs: a pool that
+// cannot dial retries each second, and its goroutine checks only after the sleep whether the pool
+// is closed. A pool that was not closed is still detected.
+func VerifyTestMain(m *testing.M) { goleak.VerifyTestMain(retryingMain{m}) }
 
-type patient struct{ m *testing.M }
+type retryingMain struct{ m *testing.M }
 
-func (p patient) Run() int {
+func (p retryingMain) Run() int {
 	code := p.m.Run()
 	for try := 0; try < 5 && code == 0 && goleak.Find() != nil; try++ {
 	}

@@ -2,8 +2,8 @@ package redistest
 
 import "syscall"
 
-// ofItsOwn puts a server into a process group of its own, with the children that it forks to save, and makes it die with
-// the test's process, however that ends.
-func ofItsOwn() *syscall.SysProcAttr {
+// processGroup puts a server into its own process group, with the children that it forks to save.
+// The kernel kills it when the test's process ends.
+func processGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

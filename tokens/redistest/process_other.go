@@ -4,5 +4,5 @@ package redistest
 
 import "syscall"
 
-// ofItsOwn puts a server into a process group of its own. Only Linux kills a child with its parent.
-func ofItsOwn() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }
+// processGroup puts a server into its own process group. Only Linux kills a child with its parent.
+func processGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

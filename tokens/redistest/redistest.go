@@ -1,5 +1,5 @@
-// Package redistest starts real Redis servers for tests, and does to them what befalls servers: they are killed,
-// frozen, restarted, filled up.
+// Package redistest decides how tests run real Redis servers: it starts, kills, freezes, restarts
+// and fills them.
 package redistest
 
 import (
@@ -21,39 +21,39 @@ import (
 	"time"
 )
 
-// deadline is how long a server may take for what takes it milliseconds: the machine may be busy.
+// deadline is how long a server may take on a busy machine.
 const deadline = 30 * time.Second
 
-// Server is one redis-server process on loopback. It ends with its test.
+// Server is one redis-server process on loopback. It stops at the end of its test.
 type Server struct {
-	// Addr is where it listens, as host:port; the same after a [Server.Restart].
+	// Addr is its listening address, as host:port. [Server.Restart] keeps it.
 	Addr string
-	// Dir is its folder: its data and its log.
+	// Dir is its folder, with its data and its log.
 	Dir string
 
 	t       testing.TB
 	program string
 	args    []string
 	tls     *tls.Config // nil: plain TCP
-	busPort string      // of a node of a cluster
-	process *process    // nil: killed
+	busPort string      // for nodes of a cluster
+	process *process    // nil: not running
 }
 
-// process is a running redis-server; done is closed when it has ended.
+// process is a running redis-server. done is closed when it has ended.
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 }
 
-// Start starts a server on a free port with an empty folder of its own, which keeps nothing on disk. args are
-// redis-server's own, such as "--appendonly", "yes". Where redis-server is not installed, the test is skipped;
-// with CI=true it fails.
+// Start starts a server on a free port with its own empty folder and without persistence. args are
+// arguments of redis-server, such as "--appendonly", "yes". If redis-server is not installed, the
+// test is skipped; with CI=true it fails.
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, nil, args)
 }
 
-// StartWithPassword starts a server that asks its default user for a password.
+// StartWithPassword starts a server with a password for the default user.
 func StartWithPassword(t testing.TB, password string, args ...string) *Server {
 	t.Helper()
 	return start(t, nil, append([]string{"--requirepass", password}, args...))
@@ -64,7 +64,7 @@ func start(t testing.TB, secured *tls.Config, args []string) *Server {
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t), tls: secured}
 	t.Cleanup(s.Kill)
 	var err error
-	// Another process may take the free port before the server does: then a second one is tried.
+	// Another process may take the free port first, so retry with another one.
 	for range 5 {
 		s.Addr = FreeAddr(t)
 		s.args = append(s.command(), args...)
@@ -90,7 +90,7 @@ func binary(t testing.TB) string {
 	return ""
 }
 
-// FreeAddr returns an address on loopback on which nobody listens.
+// FreeAddr returns an unused address on loopback.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -101,7 +101,7 @@ func FreeAddr(t testing.TB) string {
 	return l.Addr().String()
 }
 
-// command is what every server is started with; later arguments override earlier ones.
+// command returns the default arguments. Later arguments override them.
 func (s *Server) command() []string {
 	host, port, _ := net.SplitHostPort(s.Addr)
 	listen := "--port"
@@ -113,10 +113,10 @@ func (s *Server) command() []string {
 		"--daemonize", "no", "--save", "", "--appendonly", "no", "--protected-mode", "no", "--databases", "4"}, plain...)
 }
 
-// launch starts the process and waits until it answers as ready wants.
+// launch starts the process and waits until ready returns true.
 func (s *Server) launch(ready func() bool) error {
 	cmd := exec.Command(s.program, s.args...)
-	cmd.SysProcAttr = ofItsOwn()
+	cmd.SysProcAttr = processGroup()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -141,19 +141,19 @@ func (s *Server) launch(ready func() bool) error {
 	return errors.New("it does not answer")
 }
 
-// answers says whether the server takes commands: an error is an answer too, save that it is still loading.
+// answers reports whether the server accepts commands. An error reply counts, except -LOADING.
 func (s *Server) answers() bool {
 	reply, err := s.raw("PING")
 	return err == nil && !strings.HasPrefix(reply, "-LOADING")
 }
 
-// loads says whether the server answers that it is still loading.
-func (s *Server) loads() bool {
+// isLoading reports whether the server is still loading.
+func (s *Server) isLoading() bool {
 	reply, err := s.raw("PING")
 	return err == nil && strings.HasPrefix(reply, "-LOADING")
 }
 
-// raw sends one inline command on a connection of its own and returns the first line of the reply.
+// raw sends one inline command on a new connection and returns the first line of the reply.
 func (s *Server) raw(command string) (string, error) {
 	conn, err := s.dial()
 	if err != nil {
@@ -182,16 +182,16 @@ func (s *Server) dial() (net.Conn, error) {
 	return conn, conn.SetDeadline(time.Now().Add(time.Second))
 }
 
-// Port is the port it listens on.
+// Port returns its port.
 func (s *Server) Port() string {
 	_, port, _ := net.SplitHostPort(s.Addr)
 	return port
 }
 
-// URL is the server's redis:// address, without a password.
+// URL returns the server's redis:// URL, without a password.
 func (s *Server) URL() string { return "redis://" + s.Addr + "/0" }
 
-// Kill ends the server with SIGKILL, as a crash would, and waits until it is gone.
+// Kill kills the server with SIGKILL, like a crash, and waits for its end.
 func (s *Server) Kill() {
 	if s.process == nil {
 		return
@@ -200,13 +200,13 @@ func (s *Server) Kill() {
 	_ = syscall.Kill(group, syscall.SIGKILL)
 	<-s.process.done
 	s.process = nil
-	// A child that was saving goes on writing until it has gone too. (Where nobody reaps it, it stays as a zombie.)
+	// A child that is saving writes until it has ended too. (Without a reaper it stays a zombie.)
 	for end := time.Now().Add(2 * time.Second); syscall.Kill(group, 0) == nil && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// Shutdown ends the server with SIGTERM, as an operator would, and waits until it is gone.
+// Shutdown stops the server with SIGTERM, as an operator would, and waits for its end.
 func (s *Server) Shutdown() {
 	s.t.Helper()
 	s.signal(syscall.SIGTERM)
@@ -218,7 +218,7 @@ func (s *Server) Shutdown() {
 	}
 }
 
-// Restart starts the server again after Kill or Shutdown, on the same address and with the data that is in its folder.
+// Restart starts the server again after Kill or Shutdown, with the same address and data.
 func (s *Server) Restart() {
 	s.t.Helper()
 	if s.process != nil {
@@ -229,26 +229,27 @@ func (s *Server) Restart() {
 	}
 }
 
-// RestartLoading starts the server again as Restart does, and returns while it is loading its data and answers every
-// command with -LOADING: a quarter of a second for each key in its RDB file. Without keys there it fails the test.
+// RestartLoading restarts the server and returns while it isLoading its data and answers every
+// command with -LOADING. Loading takes a quarter of a second per key in its RDB file. It fails
+// without such keys.
 func (s *Server) RestartLoading() {
 	s.t.Helper()
 	s.Kill()
 	args := s.args
 	s.args = append(slices.Clip(args), "--key-load-delay", "250000", "--loading-process-events-interval-bytes", "1024")
 	defer func() { s.args = args }()
-	if err := s.launch(s.loads); err != nil {
+	if err := s.launch(s.isLoading); err != nil {
 		s.t.Fatalf("restarting redis-server: %v\n%s", err, s.log())
 	}
 }
 
-// Freeze stops the process with SIGSTOP: connections are taken by the kernel, and nothing answers.
+// Freeze stops the process with SIGSTOP. The kernel still accepts connections, but nothing answers.
 func (s *Server) Freeze() {
 	s.t.Helper()
 	s.signal(syscall.SIGSTOP)
 }
 
-// Thaw lets a frozen process go on.
+// Thaw resumes a frozen process.
 func (s *Server) Thaw() {
 	s.t.Helper()
 	s.signal(syscall.SIGCONT)
@@ -264,13 +265,13 @@ func (s *Server) signal(signal os.Signal) {
 	}
 }
 
-// log is what the server wrote, for the report of a test that failed.
+// log returns the server's log, for the report of a failed test.
 func (s *Server) log() string {
 	data, _ := os.ReadFile(filepath.Join(s.Dir, "redis.log"))
 	return string(data)
 }
 
-// Eventually polls until ok is true, and fails the test where that takes very long.
+// Eventually polls until ok returns true, and fails the test after a long time.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
@@ -281,18 +282,18 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("never: %s", what)
 }
 
-// Do runs one command as the default user without a password and returns its reply as text: arrays one element
-// a line. A reply that is an error fails the test.
+// Do runs one command as the default user and returns its reply as text, with one line per element
+// of an array. An error reply fails the test.
 func (s *Server) Do(args ...string) string {
 	s.t.Helper()
 	reply, err := s.try(args...)
 	if err != nil {
-		s.t.Fatalf("asking redis-server %s: %v", args[0], err)
+		s.t.Fatalf("running %s on redis-server: %v", args[0], err)
 	}
 	return reply
 }
 
-// try is Do with the error for the caller.
+// try is Do that returns the error.
 func (s *Server) try(args ...string) (string, error) {
 	conn, err := s.dial()
 	if err != nil {
@@ -346,7 +347,7 @@ func read(in *bufio.Reader) (string, error) {
 	return text, nil
 }
 
-// CommandStats returns how often each command has been called, by its name in lower case, out of INFO.
+// CommandStats returns the number of calls per command, by its lower-case name, from INFO.
 func (s *Server) CommandStats() map[string]int {
 	s.t.Helper()
 	calls := map[string]int{}

@@ -5,14 +5,14 @@ import (
 	"testing"
 )
 
-func TestServerIsKilledFrozenAndRestarted(t *testing.T) {
+func TestKillFreezeAndRestart(t *testing.T) {
 	s := Start(t, "--appendonly", "yes")
 	s.Do("SET", "k", "v")
 	if got := s.Do("GET", "k"); got != "v" {
 		t.Fatalf("read %q", got)
 	}
 	if n := s.CommandStats()["get"]; n != 1 {
-		t.Errorf("GET was counted %d times", n)
+		t.Errorf("GET has %d calls", n)
 	}
 	s.Freeze()
 	if s.answers() {
@@ -31,25 +31,25 @@ func TestServerIsKilledFrozenAndRestarted(t *testing.T) {
 	s.Shutdown()
 }
 
-func TestServerAsksForItsPassword(t *testing.T) {
+func TestPasswordIsRequired(t *testing.T) {
 	s := StartWithPassword(t, "opensesame")
 	if reply, err := s.raw("GET k"); err != nil || !strings.HasPrefix(reply, "-NOAUTH") {
 		t.Errorf("%q, %v", reply, err)
 	}
 }
 
-func TestServerTakesTLSAlone(t *testing.T) {
+func TestServerRequiresTLS(t *testing.T) {
 	s, _ := StartTLS(t)
 	if got := s.Do("PING"); got != "PONG" {
 		t.Errorf("answered %q", got)
 	}
 	s.tls = nil
 	if s.answers() {
-		t.Error("it answers without TLS")
+		t.Error("the server answers without TLS")
 	}
 }
 
-func TestClusterAndSentinelComeUp(t *testing.T) {
+func TestClusterAndSentinelStart(t *testing.T) {
 	nodes := StartCluster(t, 3)
 	if got := nodes[1].Do("CLUSTER", "KEYSLOT", "a"); got != "15495" {
 		t.Errorf("slot %s", got)

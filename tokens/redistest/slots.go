@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// MoveSlot gives a hash slot of a cluster, with its keys, to the node with the number to, as operators do while clients
-// go on (redis.io/docs/latest/commands/cluster-setslot). between is called after each step, when the slot is in between.
-// It says whether there was anything to move.
+// MoveSlot moves a hash slot of a cluster, with its keys, to the node with the index to, as
+// operators do under load (redis.io/docs/latest/commands/cluster-setslot). between is called after
+// each step. It returns false if the node already has the slot.
 func MoveSlot(t testing.TB, nodes []*Server, slot, to int, between func()) bool {
 	t.Helper()
 	from := ownerOf(t, nodes, slot)
@@ -28,7 +28,8 @@ func MoveSlot(t testing.TB, nodes []*Server, slot, to int, between func()) bool 
 		if len(keys) == 0 {
 			break
 		}
-		// A key may expire or be deleted meanwhile: that is NOKEY, and no error.
+		// A key may expire or be deleted meanwhile. MIGRATE replies NOKEY then, which is not an
+		// error.
 		source.Do(append([]string{"MIGRATE", "127.0.0.1", target.Port(), "", "0", "5000", "KEYS"}, keys...)...)
 		between()
 	}
@@ -41,7 +42,7 @@ func MoveSlot(t testing.TB, nodes []*Server, slot, to int, between func()) bool 
 	return true
 }
 
-// ownerOf is the number of the node that holds the slot.
+// ownerOf returns the index of the node that has the slot.
 func ownerOf(t testing.TB, nodes []*Server, slot int) int {
 	t.Helper()
 	for i, node := range nodes {
@@ -65,7 +66,7 @@ func ownerOf(t testing.TB, nodes []*Server, slot int) int {
 	return -1
 }
 
-// Holds reports whether the node of a cluster has the key, and is the master of it.
+// Holds reports whether the node of a cluster has the key and is its master.
 func (s *Server) Holds(key string) bool {
 	s.t.Helper()
 	found, err := s.try("EXISTS", key)

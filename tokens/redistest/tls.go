@@ -8,13 +8,13 @@ import (
 	"gatepost/testcert"
 )
 
-// Certificates are PEM files of a CA of the test's own and of a client certificate that it signed.
+// Certificates are the PEM files of a test CA and of a client certificate that it signed.
 type Certificates struct {
 	CAFile, CertFile, KeyFile string
 }
 
-// StartTLS starts a server that takes TLS alone, with a certificate for 127.0.0.1 and localhost, from clients
-// with a certificate of the same CA.
+// StartTLS starts a server that only accepts TLS, with a certificate for 127.0.0.1 and localhost,
+// from clients with a certificate of the same CA.
 func StartTLS(t testing.TB, args ...string) (*Server, Certificates) {
 	t.Helper()
 	dir := t.TempDir()

@@ -5,28 +5,31 @@ import (
 	"time"
 )
 
-// BreakerSettings says when a user service that does not answer is left alone.
+// BreakerSettings configures the circuit breaker of the user service.
 type BreakerSettings struct {
-	// Failures is how many logins in a row go unanswered before it is; 0: it never is.
+	// Failures is the number of consecutive unanswered logins that opens the breaker; 0: it never
+	// opens.
 	Failures int
-	// Pause is for how long at first. After it one login is let through to try; while those fail too the
-	// pause doubles.
+	// Pause is how long the breaker stays open at first. Then one login probes the user service.
+	// Each failed probe doubles the pause.
 	Pause time.Duration
 	// Cap is the longest pause.
 	Cap time.Duration
 }
 
-// breaker is a circuit breaker: closed while failures in a row are few, then open until its pause is over,
-// then half open for one probe. Only failures in a row count, so one client whose logins fail cannot open it while others' succeed.
+// breaker is a circuit breaker. It is closed after few consecutive failures, then open until its
+// pause ends, then half open for one probe. Only consecutive failures count, so one client with
+// failing logins cannot open it while other logins succeed.
 type breaker struct {
 	mu       sync.Mutex
-	failures int // in a row
+	failures int // consecutive failures
 	pause    time.Duration
 	until    time.Time
 	probing  bool
 }
 
-// admit says how long a login has to wait, and otherwise whether it is the probe.
+// admit returns how long a login has to wait. If it need not wait, admit returns whether it is the
+// probe.
 func (b *breaker) admit(set BreakerSettings, now time.Time) (wait time.Duration, probe bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -43,8 +46,8 @@ func (b *breaker) admit(set BreakerSettings, now time.Time) (wait time.Duration,
 	return 0, true
 }
 
-// settle takes in what came of a login.
-func (b *breaker) settle(set BreakerSettings, now time.Time, o Outcome, probe bool) {
+// record records the outcome of a login.
+func (b *breaker) record(set BreakerSettings, now time.Time, o Outcome, probe bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if probe {
@@ -57,7 +60,7 @@ func (b *breaker) settle(set BreakerSettings, now time.Time, o Outcome, probe bo
 		b.failures++
 		open := b.pause > 0
 		if set.Failures <= 0 || !open && b.failures < set.Failures || open && !probe {
-			return // the stragglers of a burst do not lengthen the pause
+			return // late failures of a burst do not extend the pause
 		}
 		b.pause = min(max(set.Pause, 2*b.pause), set.Cap)
 		b.until = now.Add(b.pause)

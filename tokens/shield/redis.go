@@ -9,16 +9,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Redis keeps counts in Redis, under keys that begin with "gatepost:shl:". Each key's count is the remaining life of
-// two Redis keys, one until all failures are forgiven and one until the next login may go on, so Redis' own
-// clock is the only one and nothing is left to sweep. Both lie in one hash slot.
+// Redis stores counts in Redis, under keys with the prefix "gatepost:shl:". A count is the
+// remaining TTL of two Redis keys in one hash slot: one until all failures are forgiven, one until
+// the next login is allowed. So only Redis' clock counts, and keys expire by themselves.
 type Redis struct{ Client redis.UniversalClient }
 
 func leftKey(k Key) string { return "gatepost:shl:{" + k.Hex() + "}:left" }
 func waitKey(k Key) string { return "gatepost:shl:{" + k.Hex() + "}:wait" }
 
-// failScript is what [table.fail] does, for all gateways at once. KEYS: left, wait. ARGV: the limit's
-// failures, forgive, base and cap, in milliseconds where they are times.
+// failScript is [table.fail] for all gateways. KEYS: left, wait. ARGV: failures, forgive, base and
+// cap of the limit, with times in milliseconds.
 var failScript = redis.NewScript(`
 local failures, forgive, base, cap = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local left = math.max(redis.call('PTTL', KEYS[1]), 0) + forgive
@@ -43,7 +43,7 @@ func (r Redis) Load(ctx context.Context, keys []Key) ([]Count, error) {
 		return nil, fmt.Errorf("reading failed logins: %w", opaque(err))
 	}
 	counts := make([]Count, len(keys))
-	for i := range counts { // a key that is not there answers less than 0
+	for i := range counts { // the TTL of a missing key is negative
 		counts[i] = Count{Left: max(replies[2*i].Val(), 0), Wait: max(replies[2*i+1].Val(), 0)}
 	}
 	return counts, nil
@@ -73,5 +73,5 @@ func (r Redis) Forget(ctx context.Context, k Key) error {
 	return nil
 }
 
-// opaque keeps the driver's errors inside: its text is all that leaves.
+// opaque hides the driver's error. It keeps only the text.
 func opaque(err error) error { return errors.New(err.Error()) }

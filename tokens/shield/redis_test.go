@@ -10,7 +10,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// newRedis starts a real Redis of the test's own.
+// newRedis starts a real Redis for the test.
 func newRedis(t *testing.T) Redis {
 	t.Helper()
 	server := redistest.Start(t)
@@ -22,7 +22,8 @@ func newRedis(t *testing.T) Redis {
 func TestGatewaysShareFailures(t *testing.T) {
 	r := newRedis(t)
 	one, two := newGate(t, r), newGate(t, r)
-	one.set.User.Base, two.set.User.Base = time.Minute, time.Minute // in Redis' time, which the test does not move
+	// by Redis' clock, which the test does not control
+	one.set.User.Base, two.set.User.Base = time.Minute, time.Minute
 	for range 3 {
 		one.admits(home, "ann", Refused)
 		two.admits(home, "Ann ", Refused)
@@ -37,11 +38,12 @@ func TestGatewaysShareFailures(t *testing.T) {
 			refusal = e
 		}
 		if refusal == nil || refusal.Reason != Throttled || refusal.RetryAfter > time.Minute {
-			t.Fatalf("got %v, want throttled for a minute at the most", err)
+			t.Fatalf("got %v, want throttled for at most a minute", err)
 		}
 	}
 	// A success on one gateway clears the user on the other.
-	if err := r.Client.Del(t.Context(), waitKey(UserKey("ann"))).Err(); err != nil { // as if it had expired
+	// as if it had expired
+	if err := r.Client.Del(t.Context(), waitKey(UserKey("ann"))).Err(); err != nil {
 		t.Fatal(err)
 	}
 	one.pass(2 * freshness)
@@ -53,7 +55,7 @@ func TestGatewaysShareFailures(t *testing.T) {
 	}
 }
 
-func TestRedisCountsAsTheMemoryDoes(t *testing.T) {
+func TestRedisCountsLikeMemory(t *testing.T) {
 	r := newRedis(t)
 	limit := Limit{Failures: 2, Forgive: time.Hour, Base: 10 * time.Second, Cap: time.Minute}
 	key := UserKey("ann")
@@ -88,18 +90,18 @@ func TestRedisCountsAsTheMemoryDoes(t *testing.T) {
 			t.Errorf("key %q", k)
 		}
 		if ttl := r.Client.PTTL(t.Context(), k).Val(); ttl <= 0 {
-			t.Errorf("key %q has no end", k)
+			t.Errorf("key %q does not expire", k)
 		}
 	}
 	if err := r.Forget(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 	if n := r.Client.DBSize(t.Context()).Val(); n != 0 {
-		t.Errorf("%d keys are left", n)
+		t.Errorf("%d keys remain", n)
 	}
 }
 
-func TestALoginThatNothingIsKnownAgainstAsksRedisOnceASecond(t *testing.T) {
+func TestCleanLoginsQueryRedisOncePerSecond(t *testing.T) {
 	r := newRedis(t)
 	g := newGate(t, r)
 	o := &outage{Shared: r}
@@ -108,6 +110,6 @@ func TestALoginThatNothingIsKnownAgainstAsksRedisOnceASecond(t *testing.T) {
 		g.admits(home, "ann", Opened)
 	}
 	if o.calls != 1 {
-		t.Errorf("Redis was asked %d times for 100 logins, want once", o.calls)
+		t.Errorf("%d calls of Redis for 100 logins, want 1", o.calls)
 	}
 }

@@ -1,14 +1,15 @@
-// Package shield decides whether a login may be put to the user service now. It slows down whoever guesses
-// passwords, by client address and by user name, and keeps a user service that is slow or down from being
-// asked more than it can answer.
+// Package shield decides whether a login may be sent to the user service now. It slows down
+// password guessing, by client address and by user name, and protects a slow or failing user
+// service from load.
 //
-// Each gateway decides from its own memory, so a login that nothing is known against costs no round trip.
-// Gateways tell each other of failed logins through a [Shared] place (Redis), which each asks about an address or
-// a user at most once a second. Where that place is out of reach every gateway goes on counting by itself,
-// and says so once in the log: guessing meets the same limits on each gateway, and nobody is locked out.
+// Each gateway decides from its own memory, so a login without earlier failures costs no round
+// trip. Gateways share failed logins through a [Shared] store (Redis). Each gateway queries it at
+// most once a second per address or user. If the store is unavailable, each gateway counts on its
+// own and logs that once. Guessing then meets the same limits on each gateway, and no user is
+// locked out.
 //
-// A user name is counted whether or not there is such a user, so what the shield does tells nobody which
-// names exist. Its price is that a stranger can make a user's logins wait, by up to [Limit.Cap] for each guess.
+// Unknown user names are counted too, so the shield does not reveal which names exist. As a
+// consequence, a stranger can delay a user's logins, by up to [Limit.Cap] per guess.
 package shield
 
 import (
@@ -20,81 +21,83 @@ import (
 	"time"
 )
 
-// Settings says how much the shield lets pass. They may change from one login to the next.
+// Settings configures the limits. They may change from one login to the next.
 type Settings struct {
-	// Address limits the failed logins of one client address (of one /64 in IPv6, which one client owns).
+	// Address limits the failed logins of one client address (of one /64 in IPv6, which one client
+	// owns).
 	Address Limit
 	// User limits the failed logins under one user name.
 	User Limit
-	// Concurrent is how many logins may be with the user service at once, from this gateway; 0: any number.
+	// Concurrent is the maximum number of concurrent logins at the user service, from this gateway;
+	// 0: no limit.
 	Concurrent int
-	// Breaker says when the user service is left alone.
+	// Breaker configures the circuit breaker of the user service.
 	Breaker BreakerSettings
 }
 
-// Limit is an exponential limit of failures.
+// Limit is an exponential backoff of failures.
 type Limit struct {
-	// Failures is how many failures are let pass without a wait; 0: any number.
+	// Failures is the number of failures without a wait; 0: no limit.
 	Failures int
-	// Forgive is how long it takes until one failure is forgiven.
+	// Forgive is the time after which one failure is forgiven.
 	Forgive time.Duration
-	// Base is the wait after the first failure above Failures; each further one doubles it.
+	// Base is the wait after the first failure above Failures. Each further failure doubles it.
 	Base time.Duration
 	// Cap is the longest wait.
 	Cap time.Duration
 }
 
-// Config is what a Shield is made of.
+// Config configures a Shield.
 type Config struct {
-	// Shared is where gateways tell each other of failures; nil: this gateway is alone.
+	// Shared stores the failures of all gateways; nil: there is only this gateway.
 	Shared Shared
-	// Logger hears when Shared is lost and found; nil: [slog.Default].
+	// Logger logs when Shared becomes unavailable and available; nil: [slog.Default].
 	Logger *slog.Logger
 	// Now is the clock; nil: [time.Now].
 	Now func() time.Time
-	// Entries is how many addresses, and how many user names, are remembered; 0: 32768 of each, some 5 MB.
+	// Entries is the maximum number of addresses, and of user names; 0: 32768 of each, about 5 MB.
 	Entries int
 }
 
-// Shared is where gateways tell each other of failures. A count that it returns is as old as the call.
+// Shared stores the failures of all gateways. A returned count is valid at the time of the call.
 type Shared interface {
 	// Load returns the counts of keys, in their order.
 	Load(ctx context.Context, keys []Key) ([]Count, error)
-	// Fail adds a failure to a key under a limit, and returns what that makes of its count.
+	// Fail adds a failure to a key under a limit and returns the new count.
 	Fail(ctx context.Context, key Key, limit Limit) (Count, error)
-	// Forget forgets the failures of a key.
+	// Forget deletes the failures of a key.
 	Forget(ctx context.Context, key Key) error
 }
 
-// Count is what is held against a key. Both are spans of time from now, so that no two clocks are compared.
+// Count is the count of a key. Both fields are durations from now, so clocks are not compared.
 type Count struct {
-	// Left is how long it takes until all its failures are forgiven: their number times [Limit.Forgive].
+	// Left is the time until all failures are forgiven: their number times [Limit.Forgive].
 	Left time.Duration
-	// Wait is how long it has to wait until the next login.
+	// Wait is the time until the next login is allowed.
 	Wait time.Duration
 }
 
 const (
-	// freshness is how long a count that was read from Shared is gone by.
+	// freshness is how long a count read from Shared is used.
 	freshness = time.Second
-	// sharedTimeout bounds what a login waits for Shared, and sharedPause is how long Shared is left alone
-	// after it failed, so that an outage does not cost each login the timeout.
+	// sharedTimeout bounds a call of Shared. sharedPause is how long Shared is not called after a
+	// failure, so an outage does not delay every login by the timeout.
 	sharedTimeout = 250 * time.Millisecond
 	sharedPause   = time.Second
 )
 
-// Refusal is the error of a login that may not go on now.
+// Refusal is the error of a login that is refused now.
 type Refusal struct {
-	// Reason is why.
+	// Reason is the reason.
 	Reason Reason
-	// RetryAfter is when another try makes sense.
+	// RetryAfter is the time until another attempt may succeed.
 	RetryAfter time.Duration
 }
 
-// Reason is why a login may not go on.
+// Reason is the reason of a Refusal.
 type Reason string
 
-// The reasons. Throttled is about the client (429), the others are about the user service (503).
+// The reasons. Throttled concerns the client (429), the others the user service (503).
 const (
 	Throttled Reason = "throttled"
 	Busy      Reason = "busy"
@@ -103,16 +106,17 @@ const (
 
 func (r *Refusal) Error() string { return fmt.Sprintf("login %s for %s", r.Reason, r.RetryAfter) }
 
-// Shield decides about logins. Its methods may be called at once from many goroutines.
+// Shield decides about logins. Its methods are safe for concurrent use.
 type Shield struct {
 	config           Config
 	addresses, users *table
 	breaker          breaker
 	concurrent       atomic.Int64
-	lostUntil        atomic.Int64 // Unix nanoseconds until which Shared is left alone; 0: it answers
+	// Unix nanoseconds until which Shared is not called; 0: it is available
+	lostUntil atomic.Int64
 }
 
-// New returns a shield that holds nothing against anybody yet.
+// New returns a shield without any failures.
 func New(c Config) *Shield {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
@@ -126,8 +130,8 @@ func New(c Config) *Shield {
 	return &Shield{config: c, addresses: newTable(c.Entries), users: newTable(c.Entries)}
 }
 
-// Admit lets a login go on to the user service, or returns a *[Refusal]. Whoever gets a Pass must call its
-// Done. The zero address and the empty user are not known and not counted.
+// Admit admits a login, or returns a *[Refusal]. The caller must call Done of the returned Pass.
+// The zero address and the empty user are unknown and not counted.
 func (s *Shield) Admit(ctx context.Context, set *Settings, address netip.Addr, user string) (*Pass, error) {
 	p := &Pass{shield: s, settings: set}
 	if address.IsValid() && set.Address.Failures > 0 {
@@ -143,7 +147,7 @@ func (s *Shield) Admit(ctx context.Context, set *Settings, address netip.Addr, u
 		return nil, &Refusal{Throttled, wait}
 	}
 	if wait := p.user.take(now); wait > 0 {
-		p.address.giveBack()
+		p.address.release()
 		return nil, &Refusal{Throttled, wait}
 	}
 	if n := s.concurrent.Add(1); set.Concurrent > 0 && n > int64(set.Concurrent) {
@@ -161,8 +165,8 @@ func (s *Shield) Admit(ctx context.Context, set *Settings, address netip.Addr, u
 
 func (s *Shield) abandon(p *Pass) {
 	s.concurrent.Add(-1)
-	p.address.giveBack()
-	p.user.giveBack()
+	p.address.release()
+	p.user.release()
 }
 
 // Outcome is the result of an admitted login.
@@ -179,7 +183,7 @@ const (
 	Unanswered
 )
 
-// Pass is the leave to put one login to the user service.
+// Pass is the permission to send one login to the user service.
 type Pass struct {
 	shield        *Shield
 	settings      *Settings
@@ -187,8 +191,8 @@ type Pass struct {
 	probe, done   bool
 }
 
-// Done gives the pass back with what came of the login. Only the first call counts, so that a deferred
-// Done(Unjudged) is the net under all other ways out.
+// Done returns the pass with the outcome of the login. Only the first call counts, so a deferred
+// Done(Unjudged) covers all other returns.
 func (p *Pass) Done(ctx context.Context, o Outcome) {
 	if p.done {
 		return
@@ -196,19 +200,19 @@ func (p *Pass) Done(ctx context.Context, o Outcome) {
 	p.done = true
 	s := p.shield
 	s.concurrent.Add(-1)
-	s.breaker.settle(p.settings.Breaker, s.config.Now(), o, p.probe)
+	s.breaker.record(p.settings.Breaker, s.config.Now(), o, p.probe)
 	switch o {
 	case Refused:
 		s.fail(ctx, &p.address)
 		s.fail(ctx, &p.user)
 	case Opened:
-		s.forget(ctx, &p.user) // and not the address's: who guesses may well have an account of his own
+		s.forget(ctx, &p.user) // not the address's: an attacker may also have an account
 	}
-	p.address.giveBack()
-	p.user.giveBack()
+	p.address.release()
+	p.user.release()
 }
 
-// refresh brings counts up to date that were not asked for lately. What cannot be asked for stays as it is.
+// refresh loads counts that were not queried lately from Shared. If it fails, they stay unchanged.
 func (s *Shield) refresh(ctx context.Context, claims ...*claim) {
 	if s.config.Shared == nil {
 		return
@@ -229,7 +233,7 @@ func (s *Shield) refresh(ctx context.Context, claims ...*claim) {
 	for i, c := range stale[:n] {
 		keys[i] = c.key
 	}
-	s.ask(ctx, func(ctx context.Context) error {
+	s.callShared(ctx, func(ctx context.Context) error {
 		counts, err := s.config.Shared.Load(ctx, keys)
 		if err != nil {
 			return err
@@ -249,27 +253,27 @@ func (s *Shield) fail(ctx context.Context, c *claim) {
 	if s.config.Shared == nil {
 		return
 	}
-	told := s.ask(ctx, func(ctx context.Context) error {
+	shared := s.callShared(ctx, func(ctx context.Context) error {
 		count, err := s.config.Shared.Fail(ctx, c.key, c.limit)
 		if err == nil {
 			c.table.raise(c, count, s.config.Now())
 		}
 		return err
 	})
-	if !told {
-		c.table.untold(c)
+	if !shared {
+		c.table.unshared(c)
 	}
 }
 
 func (s *Shield) forget(ctx context.Context, c *claim) {
 	if c.table == nil || !c.table.forget(c) || s.config.Shared == nil {
-		return // nothing was held against it, here or anywhere
+		return // there are no failures, here or in Shared
 	}
-	s.ask(ctx, func(ctx context.Context) error { return s.config.Shared.Forget(ctx, c.key) })
+	s.callShared(ctx, func(ctx context.Context) error { return s.config.Shared.Forget(ctx, c.key) })
 }
 
-// ask puts a question to Shared, bounded in time, and says whether it was answered.
-func (s *Shield) ask(ctx context.Context, question func(context.Context) error) bool {
+// callShared calls Shared with a timeout and reports whether it succeeded.
+func (s *Shield) callShared(ctx context.Context, call func(context.Context) error) bool {
 	now := s.config.Now().UnixNano()
 	lost := s.lostUntil.Load()
 	if lost > now {
@@ -277,7 +281,7 @@ func (s *Shield) ask(ctx context.Context, question func(context.Context) error) 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sharedTimeout)
 	defer cancel()
-	if err := question(ctx); err != nil {
+	if err := call(ctx); err != nil {
 		if s.lostUntil.Swap(now+int64(sharedPause)) == 0 {
 			s.config.Logger.LogAttrs(ctx, slog.LevelWarn,
 				"failed logins cannot be shared with other gateways; this one goes on counting by itself",

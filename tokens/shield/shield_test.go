@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { redistest.VerifyTestMain(m) }
 
 var home, office = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 
-// clock is a time that a test moves.
+// clock is a clock that the test controls.
 type clock struct {
 	mu  sync.Mutex
 	now time.Time
@@ -79,7 +79,7 @@ func (g *gate) refuses(a netip.Addr, user string, reason Reason, wait time.Durat
 	}
 }
 
-func TestUserWaitsTwiceAsLongAfterEachFailure(t *testing.T) {
+func TestWaitDoublesAfterEachFailure(t *testing.T) {
 	g := newGate(t, nil)
 	for range 5 {
 		g.admits(home, "ann", Refused)
@@ -87,8 +87,8 @@ func TestUserWaitsTwiceAsLongAfterEachFailure(t *testing.T) {
 	for _, wait := range []time.Duration{1, 2, 4, 8, 16, 32, 64, 128, 256, 512} {
 		g.admits(home, "ann", Refused)
 		g.refuses(home, "ann", Throttled, wait*time.Second)
-		g.refuses(office, "ann", Throttled, wait*time.Second) // whatever the address
-		g.admits(home, "bob", Opened)                         // and nobody else
+		g.refuses(office, "ann", Throttled, wait*time.Second) // for any address
+		g.admits(home, "bob", Opened)                         // no other user
 		g.pass(wait * time.Second)
 	}
 	g.admits(home, "ann", Refused)
@@ -107,7 +107,7 @@ func TestFailuresAreForgiven(t *testing.T) {
 	g.refuses(home, "ann", Throttled, time.Second)
 }
 
-func TestSuccessClearsTheUserAndNotTheAddress(t *testing.T) {
+func TestSuccessClearsUserOnly(t *testing.T) {
 	g := newGate(t, nil)
 	for range 100 {
 		g.admits(home, "", Refused)
@@ -120,26 +120,26 @@ func TestSuccessClearsTheUserAndNotTheAddress(t *testing.T) {
 		g.admits(office, "ann", Refused)
 	}
 	g.refuses(office, "ann", Throttled, time.Second)
-	g.admits(home, "eve", Refused) // the hundred-and-first from home
+	g.admits(home, "eve", Refused) // the 101st failure from home
 	g.refuses(home, "eve", Throttled, time.Second)
 	g.refuses(home, "bob", Throttled, time.Second)
 }
 
-func TestAnAddressIsNotLockedOutForLong(t *testing.T) {
+func TestAddressIsNotLockedOutForLong(t *testing.T) {
 	g := newGate(t, nil)
-	for range 1000 { // someone behind a shared address guesses whenever it is let
+	for range 1000 { // an attacker behind a shared address guesses at every chance
 		if err := g.try(home, "", Refused); err != nil {
 			var r *Refusal
 			errors.As(err, &r)
 			if r.RetryAfter > 2*g.set.Address.Forgive {
-				t.Fatalf("an address waits %s, want about %s at the most", r.RetryAfter, g.set.Address.Forgive)
+				t.Fatalf("an address waits %s, want at most about %s", r.RetryAfter, g.set.Address.Forgive)
 			}
 			g.pass(r.RetryAfter)
 		}
 	}
 }
 
-func TestNamesThatMeanOneUserAreOne(t *testing.T) {
+func TestSpellingsOfOneUserShareAKey(t *testing.T) {
 	for _, name := range []string{"ann", "ANN", " Ann\t", "ａｎｎ", "a\u200dnn", "\ufeffann", "ᴬnn", "änn", "a\u034fnn", "an\u3164n"} {
 		if UserKey(name) != UserKey("ann") {
 			t.Errorf("%q is not ann", name)
@@ -151,15 +151,15 @@ func TestNamesThatMeanOneUserAreOne(t *testing.T) {
 			t.Errorf("%q is not %q", pair[0], pair[1])
 		}
 		if once := Normalise(pair[0]); Normalise(once) != once {
-			t.Errorf("%q is not normal yet", once)
+			t.Errorf("%q is not fully normalised", once)
 		}
 	}
 	if UserKey("ann") == UserKey("anna") || UserKey("192.0.2.1") == AddressKey(home) {
-		t.Error("different things have one key")
+		t.Error("different inputs have one key")
 	}
 }
 
-func TestAnIPv6ClientIsItsNetwork(t *testing.T) {
+func TestIPv6ClientsAreNetworks(t *testing.T) {
 	key := func(a string) Key { return AddressKey(netip.MustParseAddr(a)) }
 	if key("2001:db8::1") != key("2001:db8::ffff:1%eth0") {
 		t.Error("two addresses of one /64 differ")
@@ -172,7 +172,7 @@ func TestAnIPv6ClientIsItsNetwork(t *testing.T) {
 	}
 }
 
-func TestManyGuessesAtOnceGainNothing(t *testing.T) {
+func TestConcurrentGuessesGainNothing(t *testing.T) {
 	g := newGate(t, nil)
 	var passes []*Pass
 	for {
@@ -182,7 +182,7 @@ func TestManyGuessesAtOnceGainNothing(t *testing.T) {
 		}
 		passes = append(passes, p)
 	}
-	if len(passes) != 6 { // as many as one after the other without a wait
+	if len(passes) != 6 { // as many as sequentially without a wait
 		t.Fatalf("%d logins in flight, want 6", len(passes))
 	}
 	for _, p := range passes {
@@ -195,7 +195,7 @@ func TestManyGuessesAtOnceGainNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.refuses(home, "ann", Throttled, time.Second) // one at a time from now on
+	g.refuses(home, "ann", Throttled, time.Second) // sequential from now on
 	p.Done(t.Context(), Opened)
 	g.admits(home, "ann", Opened)
 }
@@ -216,16 +216,16 @@ func TestConcurrentLoginsAreLimited(t *testing.T) {
 	g.admits(office, "ann", Opened)
 	b.Done(t.Context(), Unjudged)
 	if n := g.concurrent.Load(); n != 0 {
-		t.Errorf("%d logins are left in flight", n)
+		t.Errorf("%d logins remain in flight", n)
 	}
 }
 
-func TestBreakerLeavesADeadUserServiceAlone(t *testing.T) {
+func TestBreaker(t *testing.T) {
 	g := newGate(t, nil)
 	for range 9 {
 		g.admits(home, "", Unanswered)
 	}
-	g.admits(home, "", Refused) // an answer: it lives
+	g.admits(home, "", Refused) // an answer resets the count
 	for range 10 {
 		g.admits(home, "", Unanswered)
 	}
@@ -241,12 +241,12 @@ func TestBreakerLeavesADeadUserServiceAlone(t *testing.T) {
 		g.refuses(home, "", Broken, pause*time.Second)
 	}
 	g.pass(30 * time.Second)
-	g.admits(home, "", Unjudged) // a probe that came to nothing is made again
+	g.admits(home, "", Unjudged) // a probe without a result is repeated
 	g.admits(home, "", Opened)
 	g.admits(home, "", Opened)
 }
 
-func TestAFloodOfNamesDoesNotWashOutTheOnesThatCount(t *testing.T) {
+func TestFloodOfNamesDoesNotEvictFailures(t *testing.T) {
 	g := newGate(t, nil)
 	g.users, g.addresses = newTable(1000), newTable(1000)
 	for range 6 {
@@ -257,11 +257,11 @@ func TestAFloodOfNamesDoesNotWashOutTheOnesThatCount(t *testing.T) {
 	}
 	g.refuses(netip.Addr{}, "ann", Throttled, time.Second)
 	if n := len(g.users.entries); n > 1000 {
-		t.Errorf("%d names are remembered, want 1000 at the most", n)
+		t.Errorf("%d names are stored, want at most 1000", n)
 	}
 }
 
-// outage is a Shared that fails until it is mended.
+// outage is a Shared that fails while broken is set.
 type outage struct {
 	Shared
 	mu     sync.Mutex
@@ -305,7 +305,7 @@ func (o *outage) Forget(ctx context.Context, k Key) error {
 	return o.Shared.Forget(ctx, k)
 }
 
-func TestWithoutTheSharedPlaceAGatewayCountsByItself(t *testing.T) {
+func TestGatewayCountsLocallyDuringOutage(t *testing.T) {
 	var log strings.Builder
 	o := &outage{Shared: newRedis(t), broken: true}
 	g := newGate(t, o)
@@ -318,17 +318,17 @@ func TestWithoutTheSharedPlaceAGatewayCountsByItself(t *testing.T) {
 		t.Errorf("%d warnings, want 1:\n%s", n, &log)
 	}
 	if strings.Contains(log.String(), "zebedee") {
-		t.Errorf("a user is named:\n%s", &log)
+		t.Errorf("the log names a user:\n%s", &log)
 	}
 	if o.calls > 2 {
-		t.Errorf("asked %d times within the pause", o.calls)
+		t.Errorf("%d calls within the pause", o.calls)
 	}
 
 	o.set(false)
-	g.pass(2 * time.Second) // the place is back, and empty: what it never heard of is not forgotten
+	g.pass(2 * time.Second) // the store is available and empty: unshared failures still count
 	g.admits(home, "zebedee", Refused)
 	g.refuses(home, "zebedee", Throttled, 2*time.Second)
 	if n := strings.Count(log.String(), "shared with other gateways again"); n != 1 {
-		t.Errorf("%d times found again, want 1:\n%s", n, &log)
+		t.Errorf("%d recoveries logged, want 1:\n%s", n, &log)
 	}
 }

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// table is what one gateway holds against keys. It is bounded: where it is full, of a few entries picked at
-// random the one with the least against it makes way, so a flood of new keys does not wash out those that count.
+// table holds the counts of one gateway. It is bounded: if it is full, the entry with the lowest
+// count of a random sample is evicted. So a flood of new keys does not evict keys with many
+// failures.
 type table struct {
 	max int
 
@@ -15,33 +16,33 @@ type table struct {
 }
 
 type entry struct {
-	clear    time.Time // when all its failures are forgiven
-	until    time.Time // before this no login goes on
-	inFlight int       // logins that went on and have not come back
-	asked    time.Time // when Shared was last asked about it
-	changes  int       // how often it was changed here
-	untold   bool      // some of its failures never reached Shared
+	clear    time.Time // all failures are forgiven then
+	until    time.Time // no login is admitted before
+	inFlight int       // admitted logins without an outcome
+	queried  time.Time // the last query of Shared
+	changes  int       // counts the changes here
+	unshared bool      // Shared lacks some of its failures
 }
 
-// claim is one login's hold on one key of a table. The zero claim counts nothing.
+// claim is the hold of one login on a key of a table. The zero claim counts nothing.
 type claim struct {
 	table *table
 	key   Key
 	limit Limit
 
-	held    *entry // on which the login counts as in flight; it may have made way since
-	changes int    // the entry's changes when Shared was asked
+	held    *entry // counts the login as in flight; may be evicted since
+	changes int    // the entry's changes at the query of Shared
 }
 
-// evictionSample is how many entries are looked at for the one that makes way.
+// evictionSample is the number of entries among which one is evicted.
 const evictionSample = 16
 
 func newTable(limit int) *table {
 	return &table{max: limit, entries: make(map[Key]*entry)}
 }
 
-// take lets a login go on, or returns how long it has to wait. Logins that are in flight count as if they had
-// failed, so guessing many at once gains nothing.
+// take admits a login, or returns how long it has to wait. Logins in flight count as failures, so
+// concurrent guesses gain nothing.
 func (c *claim) take(now time.Time) time.Duration {
 	if c.table == nil {
 		return 0
@@ -60,7 +61,7 @@ func (c *claim) take(now time.Time) time.Duration {
 	return 0
 }
 
-func (c *claim) giveBack() {
+func (c *claim) release() {
 	if c.held == nil {
 		return
 	}
@@ -85,7 +86,7 @@ func (t *table) fail(c *claim, now time.Time) {
 	}
 }
 
-// forget takes back all that is held against a key, and says whether anything was.
+// forget deletes the failures of a key and reports whether there were any.
 func (t *table) forget(c *claim) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,39 +95,39 @@ func (t *table) forget(c *claim) bool {
 		return false
 	}
 	e.changes++
-	e.clear, e.until, e.untold = time.Time{}, time.Time{}, false
+	e.clear, e.until, e.unshared = time.Time{}, time.Time{}, false
 	return true
 }
 
-// due says whether Shared is to be asked about a key now. It says so once in a while: whoever else comes in
-// the meantime goes by what is known.
+// due reports whether Shared has to be queried about a key now. At most one caller per freshness
+// gets true; the others use the known count.
 func (t *table) due(c *claim, now time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.entry(c.key, now)
-	if now.Sub(e.asked) < freshness {
+	if now.Sub(e.queried) < freshness {
 		return false
 	}
-	e.asked = now
+	e.queried = now
 	c.changes = e.changes
 	return true
 }
 
-// replace takes over what Shared knows, save where more is known here: failures that never reached Shared, or
-// one that came while it was being asked.
+// replace sets the count from Shared. It only raises the count if this gateway knows of more
+// failures: some that Shared lacks, or some since the query.
 func (t *table) replace(c *claim, n Count, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	e := t.entry(c.key, now)
-	if e.untold && e.clear.After(now) || e.changes != c.changes {
+	if e.unshared && e.clear.After(now) || e.changes != c.changes {
 		e.raise(n, now)
 		return
 	}
-	e.clear, e.until, e.untold = time.Time{}, time.Time{}, false
+	e.clear, e.until, e.unshared = time.Time{}, time.Time{}, false
 	e.raise(n, now)
 }
 
-// raise takes over what Shared knows where it is more.
+// raise raises the count to that of Shared.
 func (t *table) raise(c *claim, n Count, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -142,15 +143,15 @@ func (e *entry) raise(n Count, now time.Time) {
 	}
 }
 
-func (t *table) untold(c *claim) {
+func (t *table) unshared(c *claim) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if e := t.entries[c.key]; e != nil {
-		e.untold = true
+		e.unshared = true
 	}
 }
 
-// entry returns the entry of a key, made where there is none. The lock is held.
+// entry returns the entry of a key and creates it if needed. The caller holds the lock.
 func (t *table) entry(k Key, now time.Time) *entry {
 	if e := t.entries[k]; e != nil {
 		return e
@@ -163,14 +164,15 @@ func (t *table) entry(k Key, now time.Time) *entry {
 	return e
 }
 
-// makeRoom drops one entry. A map is walked from a random place, which makes its first few a sample.
+// makeRoom evicts one entry. Iteration over a map starts at a random entry, so its first ones are a
+// sample.
 func (t *table) makeRoom(now time.Time) {
 	var victim Key
 	least, seen := time.Duration(-1), 0
 	for k, e := range t.entries {
 		against := max(e.clear.Sub(now), e.until.Sub(now), 0)
 		if e.inFlight > 0 {
-			against += time.Hour // a login in flight is settled on its entry
+			against += time.Hour // its outcome must be recorded on its entry
 		}
 		if least < 0 || against < least {
 			victim, least = k, against
@@ -182,7 +184,8 @@ func (t *table) makeRoom(now time.Time) {
 	delete(t.entries, victim)
 }
 
-// failures is how many failures are not forgiven yet, of a count that is clear in left.
+// failures returns the number of failures that are not forgiven yet, if all are forgiven after
+// left.
 func (l Limit) failures(left time.Duration) int {
 	if left <= 0 {
 		return 0
@@ -190,7 +193,7 @@ func (l Limit) failures(left time.Duration) int {
 	return int((left + l.Forgive - 1) / l.Forgive)
 }
 
-// wait is how long a key has to wait after the failure that made its count clear in left.
+// wait returns how long a key has to wait after a failure, if all failures are forgiven after left.
 func (l Limit) wait(left time.Duration) time.Duration {
 	over := l.failures(left) - l.Failures
 	if over <= 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// long is a grace that no test outlasts.
+// long is a grace that outlasts every test.
 const long = time.Hour
 
 // exchange rotates a token with a grace and fails the test if that fails.
@@ -24,7 +24,7 @@ func (s store) exchange(current *tokens.Session, grace time.Duration) *tokens.Se
 	return next
 }
 
-// exchangeFor rotates a token, offers next, and fails the test unless it is given want.
+// exchangeFor rotates a token, offers next, and fails the test unless the store returns want.
 func (s store) exchangeFor(old tokens.Hash, next *tokens.Session, grace time.Duration, want *tokens.Session) {
 	s.t.Helper()
 	given, err := s.Rotate(s.t.Context(), old, Successor(next), grace)
@@ -36,8 +36,8 @@ func (s store) exchangeFor(old tokens.Hash, next *tokens.Session, grace time.Dur
 	}
 }
 
-// opensAs fails the test unless the token opens the session, as another of its tokens.
-func (s store) opensAs(h tokens.Hash, session *tokens.Session) {
+// assertLiveAs fails the test unless the token, another one of the session, is live.
+func (s store) assertLiveAs(h tokens.Hash, session *tokens.Session) {
 	s.t.Helper()
 	got, err := s.Lookup(s.t.Context(), h)
 	if err != nil {
@@ -45,44 +45,46 @@ func (s store) opensAs(h tokens.Hash, session *tokens.Session) {
 		return
 	}
 	if diff := cmp.Diff(session, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(tokens.Session{}, "Hash", "Expires")); diff != "" || got.Hash != h {
-		s.t.Errorf("a token in its grace opens another session:\n%s", diff)
+		s.t.Errorf("a token in its grace returns another session:\n%s", diff)
 	}
 }
 
-// isReused fails the test unless the rotation of the token is a reuse, which ended the session.
-func (s store) isReused(old *tokens.Session, ended ...*tokens.Session) {
+// assertReused fails the test unless rotating the token is a reuse that ended the session.
+func (s store) assertReused(old *tokens.Session, ended ...*tokens.Session) {
 	s.t.Helper()
 	thief := old.Renewed(NewHash(s.t), time.Now(), time.Hour)
 	if given, err := s.Rotate(s.t.Context(), old.Hash, Successor(thief), long); !errors.Is(err, tokens.ErrReused) || given.Session != nil {
 		s.t.Errorf("refreshing an old token: %+v, %v", given, err)
 	}
 	for _, one := range append(ended, old, thief) {
-		s.refused(one.Hash)
+		s.assertRefused(one.Hash)
 	}
 }
 
 func grace(t *testing.T, s store) {
 	old := s.create(New(t, "ann"))
-	s.opens(old)
+	s.assertLive(old)
 	next := s.exchange(old, long)
 	for range 3 {
-		s.opensAs(old.Hash, next)
-		s.opens(next)
-		s.lists("ann", next)
+		s.assertLiveAs(old.Hash, next)
+		s.assertLive(next)
+		s.assertListed("ann", next)
 		s.exchangeFor(old.Hash, old.Renewed(NewHash(t), time.Now(), time.Hour), long, next)
 	}
-	// What is offered is not looked at, let alone kept.
+	// The offered session is ignored.
 	stranger := New(t, "bob")
 	s.exchangeFor(old.Hash, stranger, 0, next)
-	s.refused(stranger.Hash)
-	s.opensAs(old.Hash, next)
-	s.opens(next)
+	s.assertRefused(stranger.Hash)
+	s.assertLiveAs(old.Hash, next)
+	s.assertLive(next)
 }
 
-// graceBeyondExpiry is of a client that refreshes shortly before its token expires, gets no answer, and tries again.
+// graceBeyondExpiry covers a client that refreshes just before its token expires, gets no answer,
+// and retries.
 func graceBeyondExpiry(t *testing.T, s store) {
 	var old, next *tokens.Session
-	for lifetime := 100 * time.Millisecond; next == nil; lifetime *= 2 { // until the machine is fast enough
+	// until the lifetime is long enough for this machine
+	for lifetime := 100 * time.Millisecond; next == nil; lifetime *= 2 {
 		old = NewLasting(t, "ann", lifetime)
 		if err := s.Create(t.Context(), old, 0); errors.Is(err, tokens.ErrInvalid) {
 			continue
@@ -97,24 +99,25 @@ func graceBeyondExpiry(t *testing.T, s store) {
 			t.Fatalf("refreshing: %v", err)
 		}
 	}
-	eventually(t, "an expired token is refused in its grace, too", func() bool {
+	eventually(t, "an expired token is refused in its grace too", func() bool {
 		_, err := s.Lookup(t.Context(), old.Hash)
 		return errors.Is(err, tokens.ErrUnknown)
 	})
 	s.exchangeFor(old.Hash, New(t, "bob"), long, next)
-	s.refused(old.Hash)
-	s.opens(next)
+	s.assertRefused(old.Hash)
+	s.assertLive(next)
 	if err := s.Revoke(t.Context(), old.Hash); err != nil {
 		t.Fatal(err)
 	}
-	s.refused(next.Hash)
-	s.lists("ann")
+	s.assertRefused(next.Hash)
+	s.assertListed("ann")
 	if given, err := s.Rotate(t.Context(), old.Hash, Successor(New(t, "bob")), long); err == nil {
 		t.Errorf("after the end of the session: %+v", given)
 	}
 }
 
-// graceEnds shows the deadline by the clock: an answer is right if it was right at some time between the question and it.
+// graceEnds checks the deadline by the clock. An answer is correct if it was correct at some time
+// during the call.
 func graceEnds(t *testing.T, s store) {
 	const length = 200 * time.Millisecond
 	old := s.create(New(t, "ann"))
@@ -122,45 +125,45 @@ func graceEnds(t *testing.T, s store) {
 	next := s.exchange(old, length)
 	to := time.Now()
 	eventually(t, "a token is refused after its grace", func() bool {
-		asked := time.Now()
+		called := time.Now()
 		got, err := s.Lookup(t.Context(), old.Hash)
 		switch {
 		case err == nil && got.Expires.After(to.Add(length)):
-			t.Errorf("it is said to live for %v beyond its grace", got.Expires.Sub(to.Add(length)))
-		case err == nil && asked.After(to.Add(length)):
-			t.Errorf("it is accepted %v after its grace", asked.Sub(to.Add(length)))
+			t.Errorf("the expiry is %v after the end of the grace", got.Expires.Sub(to.Add(length)))
+		case err == nil && called.After(to.Add(length)):
+			t.Errorf("the token is accepted %v after its grace", called.Sub(to.Add(length)))
 		case errors.Is(err, tokens.ErrUnknown) && time.Now().Before(from.Add(length-time.Millisecond)): // times are whole milliseconds
-			t.Error("it is refused before the end of its grace")
+			t.Error("the token is refused before the end of its grace")
 		}
 		return errors.Is(err, tokens.ErrUnknown)
 	})
-	s.opens(next)
-	s.lists("ann", next)
-	s.isReused(old, next)
-	s.lists("ann")
+	s.assertLive(next)
+	s.assertListed("ann", next)
+	s.assertReused(old, next)
+	s.assertListed("ann")
 }
 
 func graceOfOneGeneration(t *testing.T, s store) {
 	first := s.create(New(t, "ann"))
 	second := s.exchange(first, long)
 	third := s.exchange(second, long)
-	s.refused(first.Hash)
-	s.opensAs(second.Hash, third)
-	s.opens(third)
-	s.lists("ann", third)
+	s.assertRefused(first.Hash)
+	s.assertLiveAs(second.Hash, third)
+	s.assertLive(third)
+	s.assertListed("ann", third)
 	s.exchangeFor(second.Hash, second.Renewed(NewHash(t), time.Now(), time.Hour), long, third)
-	s.isReused(first, second, third)
-	s.lists("ann")
+	s.assertReused(first, second, third)
+	s.assertListed("ann")
 
-	// A successor that was exchanged without a grace is no less exchanged.
+	// A successor that was exchanged without a grace counts as exchanged too.
 	first = s.create(New(t, "ann"))
 	second = s.exchange(first, long)
 	third = s.exchange(second, 0)
-	s.refused(first.Hash)
-	s.refused(second.Hash)
-	s.opens(third)
-	s.isReused(first, second, third)
-	s.lists("ann")
+	s.assertRefused(first.Hash)
+	s.assertRefused(second.Hash)
+	s.assertLive(third)
+	s.assertReused(first, second, third)
+	s.assertListed("ann")
 }
 
 func graceWithinLives(t *testing.T, s store) {
@@ -177,7 +180,7 @@ func graceWithinLives(t *testing.T, s store) {
 	}
 }
 
-// ends are the ways to end the session of two tokens, by name.
+// ends returns the ways to end a session with two tokens, by name.
 func (s store) ends() map[string]func(old, next *tokens.Session) error {
 	ctx := s.t.Context()
 	return map[string]func(old, next *tokens.Session) error{
@@ -185,8 +188,8 @@ func (s store) ends() map[string]func(old, next *tokens.Session) error {
 		"a revoke of the new token": func(_, next *tokens.Session) error { return s.Revoke(ctx, next.Hash) },
 		"an end by the owner":       func(old, _ *tokens.Session) error { return s.RevokeSession(ctx, "ann", old.ID) },
 		"an end by the id":          func(old, _ *tokens.Session) error { return s.RevokeSession(ctx, "", old.ID) },
-		"an end of all of ann's":    func(*tokens.Session, *tokens.Session) error { return second(s.RevokeUser(ctx, "ann")) },
-		"a login that was one too many": func(*tokens.Session, *tokens.Session) error {
+		"a logout of the user":      func(*tokens.Session, *tokens.Session) error { return second(s.RevokeUser(ctx, "ann")) },
+		"a login over the limit": func(*tokens.Session, *tokens.Session) error {
 			return s.Create(ctx, NewLasting(s.t, "ann", 2*time.Hour), 1)
 		},
 		"a reuse of the token before it": nil,
@@ -198,27 +201,27 @@ func graceAgainstEnds(t *testing.T, s store) {
 		first := s.create(New(t, "ann"))
 		old := s.exchange(first, long)
 		next := s.exchange(old, long)
-		s.opensAs(old.Hash, next) // and is in memory, where a store has one
-		s.opens(next)
+		s.assertLiveAs(old.Hash, next) // also loads it into a cache
+		s.assertLive(next)
 		if end == nil {
-			s.isReused(first)
+			s.assertReused(first)
 		} else if err := end(old, next); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		s.refused(old.Hash)
-		s.refused(next.Hash)
+		s.assertRefused(old.Hash)
+		s.assertRefused(next.Hash)
 		for _, one := range []*tokens.Session{old, next} {
 			thief := one.Renewed(NewHash(t), time.Now(), time.Hour)
 			given, err := s.Rotate(t.Context(), one.Hash, Successor(thief), long)
 			if !errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, tokens.ErrReused) || given.Session != nil {
 				t.Errorf("refreshing after %s: %+v, %v", name, given, err)
 			}
-			s.refused(thief.Hash)
+			s.assertRefused(thief.Hash)
 		}
 		if n, err := s.RevokeUser(t.Context(), "ann"); err != nil || n > 1 {
-			t.Errorf("after %s %d sessions were left, %v", name, n, err)
+			t.Errorf("after %s, %d sessions are live, %v", name, n, err)
 		}
-		s.lists("ann")
+		s.assertListed("ann")
 	}
 }
 
@@ -242,14 +245,14 @@ func graceRace(t *testing.T, s store) {
 			}
 		}
 		next := given[0].Session
-		s.opens(next)
-		s.opensAs(old.Hash, next)
-		s.lists("ann", next)
+		s.assertLive(next)
+		s.assertLiveAs(old.Hash, next)
+		s.assertListed("ann", next)
 		if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
 			t.Errorf("ended %d sessions, %v", n, err)
 		}
-		s.refused(next.Hash)
-		s.refused(old.Hash)
+		s.assertRefused(next.Hash)
+		s.assertRefused(old.Hash)
 	}
 }
 
@@ -280,16 +283,16 @@ func graceRaceAgainstEnd(t *testing.T, s store) {
 		})
 		wg.Wait()
 		for _, one := range append(offered, old) {
-			s.refused(one.Hash)
+			s.assertRefused(one.Hash)
 		}
-		s.lists("ann")
+		s.assertListed("ann")
 	}
 }
 
 func graceCountsOnce(t *testing.T, s store) {
 	oldest := s.create(New(t, "ann"))
 	middle := s.create(NewLasting(t, "ann", time.Hour+time.Minute))
-	// Refreshed last, it is the newest, though its first token expires first.
+	// This session was refreshed last, so it is the newest, although its first token expires first.
 	next := oldest.Renewed(NewHash(t), time.Now(), time.Hour+2*time.Minute)
 	s.exchangeFor(oldest.Hash, next, long, next)
 	third := NewLasting(t, "ann", time.Hour+3*time.Minute)
@@ -297,20 +300,20 @@ func graceCountsOnce(t *testing.T, s store) {
 		t.Fatal(err)
 	}
 	for _, one := range []*tokens.Session{middle, next, third} {
-		s.opens(one)
+		s.assertLive(one)
 	}
-	s.opensAs(oldest.Hash, next)
+	s.assertLiveAs(oldest.Hash, next)
 	fourth := NewLasting(t, "ann", time.Hour+4*time.Minute)
 	if err := s.Create(t.Context(), fourth, 3); err != nil {
 		t.Fatal(err)
 	}
-	s.refused(middle.Hash)
-	s.opens(next)
-	s.opensAs(oldest.Hash, next)
+	s.assertRefused(middle.Hash)
+	s.assertLive(next)
+	s.assertLiveAs(oldest.Hash, next)
 	if n, err := s.RevokeUser(t.Context(), "ann"); n != 3 || err != nil {
 		t.Errorf("ended %d sessions of 3, %v", n, err)
 	}
 	for _, one := range []*tokens.Session{oldest, next, third, fourth} {
-		s.refused(one.Hash)
+		s.assertRefused(one.Hash)
 	}
 }

@@ -1,4 +1,4 @@
-// Package storetest decides what a token store is: every store passes one suite, [Run], or is none.
+// Package storetest decides what a correct token store is. Every store must pass its suite, [Run].
 package storetest
 
 import (
@@ -18,10 +18,10 @@ import (
 	"github.com/google/uuid"
 )
 
-// patience is how long the suite waits for what must come: a busy machine is no fault of a store's.
+// patience is how long the suite waits for an expected event on a busy machine.
 const patience = 30 * time.Second
 
-// New mints a token and returns the session that a login of user with it opens: an hour, of a day at the most.
+// New mints a token and returns a session of user: an hour for the token, a day for the session.
 func New(t testing.TB, user string) *tokens.Session {
 	t.Helper()
 	return NewLasting(t, user, time.Hour)
@@ -48,49 +48,49 @@ func NewHash(t testing.TB) tokens.Hash {
 	return token.Hash()
 }
 
-// Successor returns the session with a stand-in for its sealed token, which no store can read.
+// Successor returns the session with a placeholder for its sealed token.
 func Successor(next *tokens.Session) tokens.Successor {
 	return tokens.Successor{Session: next, Token: append(tokens.Sealed("sealed "), next.Hash[:]...)}
 }
 
-// Run holds a store to the contract of [tokens.Store]. open returns an empty store; the suite closes it.
+// Run tests the contract of [tokens.Store]. open returns an empty store; the suite closes it.
 func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
 	for _, c := range []struct {
 		name string
 		test func(t *testing.T, s store)
 	}{
-		{"a created session is found and is whole", foundAndWhole},
-		{"what was never created is unknown", unknown},
-		{"sessions that cannot be kept are refused", invalid},
-		{"users may have odd names", oddNames},
-		{"a session expires by itself", expires},
+		{"a created session is found unchanged", foundAndWhole},
+		{"a session that was never created is unknown", unknown},
+		{"invalid sessions are refused", invalid},
+		{"unusual user names work", oddNames},
+		{"a session expires", expires},
 		{"a revoked token is refused", revoked},
-		{"revoking what is unknown is no error", revokingUnknown},
+		{"revoking an unknown token is not an error", revokingUnknown},
 		{"sessions are listed, the newest first", listed},
 		{"a session is ended by its public id", endedByID},
-		{"a session is ended by its owner alone", endedByOwner},
+		{"only the owner can end a session", endedByOwner},
 		{"all sessions of a user are ended", endedByUser},
-		{"more sessions than the limit end those that expire first", limited},
-		{"a rotated token is refused and the new one taken", rotated},
+		{"over the limit, the sessions that expire first end", limited},
+		{"a rotated token is refused and the new one accepted", rotated},
 		{"a token rotated twice ends its session", reused},
 		{"a rotated token still ends its session by a revoke", revokedByOld},
-		{"what cannot be rotated is told apart", notRotated},
-		{"of many rotations at once at most one succeeds", rotationRace},
-		{"ending a user's sessions leaves none that was being refreshed", rotationAgainstEnd},
-		{"in its grace a rotated token opens services and gets the same successor", grace},
+		{"rotations that fail have distinct errors", notRotated},
+		{"at most one of many concurrent rotations succeeds", rotationRace},
+		{"ending a user's sessions includes those in a refresh", rotationAgainstEnd},
+		{"in its grace a rotated token is live and gets the same successor", grace},
 		{"a grace ends at its deadline", graceEnds},
 		{"a grace ends when the successor is rotated", graceOfOneGeneration},
-		{"a grace is no longer than either token's life", graceWithinLives},
-		{"a token that expired in its grace gets its successor still", graceBeyondExpiry},
+		{"a grace ends with either token's expiry", graceWithinLives},
+		{"a token that expired in its grace still gets its successor", graceBeyondExpiry},
 		{"every end of a session ends the grace", graceAgainstEnds},
-		{"of many rotations at once in a grace all get one successor", graceRace},
-		{"an end beside rotations in a grace ends both tokens", graceRaceAgainstEnd},
-		{"a session in its grace counts once and is no older for it", graceCountsOnce},
-		{"ending a user's sessions leaves none unlisted that was being opened", creationAgainstEnd},
-		{"logins at once keep to the limit", limitRace},
-		{"many use it at once and no one becomes another", manyAtOnce},
-		{"when a session was last used is kept", touched},
-		{"a call whose context is over says that it could not tell", contextOver},
+		{"all concurrent rotations in a grace get one successor", graceRace},
+		{"an end during rotations in a grace ends both tokens", graceRaceAgainstEnd},
+		{"a session in its grace counts once, by its newer token", graceCountsOnce},
+		{"ending a user's sessions leaves no live session unlisted", creationAgainstEnd},
+		{"concurrent logins respect the limit", limitRace},
+		{"concurrent use mixes no sessions", concurrentUse},
+		{"the last use of a session is stored", touched},
+		{"a call with an ended context is unavailable", contextEnded},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := store{open(t), t}
@@ -104,7 +104,7 @@ func Run(t *testing.T, open func(t *testing.T) tokens.Store) {
 	}
 }
 
-// store is the store under test, with the verbs in which the tests are written.
+// store is the store under test with the helpers of the tests.
 type store struct {
 	tokens.Store
 	t *testing.T
@@ -124,8 +124,8 @@ func (s store) rotate(old tokens.Hash, next *tokens.Session) error {
 	return err
 }
 
-// opens fails the test where the token does not open the session, whole.
-func (s store) opens(session *tokens.Session) {
+// assertLive fails the test unless the session's token is live and the session unchanged.
+func (s store) assertLive(session *tokens.Session) {
 	s.t.Helper()
 	got, err := s.Lookup(s.t.Context(), session.Hash)
 	if err != nil {
@@ -133,12 +133,12 @@ func (s store) opens(session *tokens.Session) {
 		return
 	}
 	if diff := cmp.Diff(session, got, cmpopts.EquateEmpty()); diff != "" {
-		s.t.Errorf("the session came back changed:\n%s", diff)
+		s.t.Errorf("the session has changed:\n%s", diff)
 	}
 }
 
-// refused fails the test where the token opens anything, or where the store cannot tell.
-func (s store) refused(h tokens.Hash) {
+// assertRefused fails the test unless the token is unknown.
+func (s store) assertRefused(h tokens.Hash) {
 	s.t.Helper()
 	if got, err := s.Lookup(s.t.Context(), h); !errors.Is(err, tokens.ErrUnknown) || errors.Is(err, tokens.ErrUnavailable) || got != nil {
 		s.t.Errorf("a token that must be refused: %+v, %v", got, err)
@@ -155,14 +155,14 @@ func (s store) list(user string) []string {
 	ids := []string{}
 	for _, one := range sessions {
 		if one.User != user {
-			s.t.Fatalf("%q is told a session of %q", user, one.User)
+			s.t.Fatalf("the list of %q has a session of %q", user, one.User)
 		}
 		ids = append(ids, one.ID)
 	}
 	return ids
 }
 
-func (s store) lists(user string, sessions ...*tokens.Session) {
+func (s store) assertListed(user string, sessions ...*tokens.Session) {
 	s.t.Helper()
 	want := []string{}
 	for _, one := range sessions {
@@ -189,9 +189,9 @@ func foundAndWhole(t *testing.T, s store) {
 	plain.Scopes, plain.ClientAddress, plain.UserAgent = nil, "", ""
 	s.create(plain)
 	for range 2 {
-		s.opens(one)
-		s.opens(two)
-		s.opens(plain)
+		s.assertLive(one)
+		s.assertLive(two)
+		s.assertLive(plain)
 	}
 	if err := s.Ping(t.Context()); err != nil {
 		t.Errorf("ping: %v", err)
@@ -199,12 +199,12 @@ func foundAndWhole(t *testing.T, s store) {
 }
 
 func unknown(t *testing.T, s store) {
-	s.refused(NewHash(t))
-	s.refused(tokens.Hash{})
-	s.lists("nobody")
-	s.lists("")
+	s.assertRefused(NewHash(t))
+	s.assertRefused(tokens.Hash{})
+	s.assertListed("nobody")
+	s.assertListed("")
 	if n, err := s.RevokeUser(t.Context(), "nobody"); n != 0 || err != nil {
-		t.Errorf("ended %d sessions of nobody, %v", n, err)
+		t.Errorf("ended %d sessions of an unknown user, %v", n, err)
 	}
 	for _, id := range []string{uuid.NewString(), "", "x", "*", "../..", strings.Repeat("a", 10_000)} {
 		for _, user := range []string{"", "ann"} {
@@ -229,9 +229,9 @@ func invalid(t *testing.T, s store) {
 		if err := s.Create(t.Context(), session, 0); !errors.Is(err, tokens.ErrInvalid) || errors.Is(err, tokens.ErrUnavailable) {
 			t.Errorf("%s: %v", name, err)
 		}
-		s.refused(session.Hash)
+		s.assertRefused(session.Hash)
 	}
-	s.lists("ann")
+	s.assertListed("ann")
 }
 
 func oddNames(t *testing.T, s store) {
@@ -243,16 +243,16 @@ func oddNames(t *testing.T, s store) {
 		all = append(all, s.create(New(t, user)))
 	}
 	for _, session := range all {
-		s.opens(session)
-		s.lists(session.User, session)
+		s.assertLive(session)
+		s.assertListed(session.User, session)
 	}
 	for i, session := range all {
 		if n, err := s.RevokeUser(t.Context(), session.User); n != 1 || err != nil {
 			t.Errorf("ended %d sessions of %.20q, %v", n, session.User, err)
 		}
-		s.refused(session.Hash)
+		s.assertRefused(session.Hash)
 		if i+1 < len(all) {
-			s.opens(all[i+1])
+			s.assertLive(all[i+1])
 		}
 	}
 }
@@ -274,9 +274,10 @@ func expires(t *testing.T, s store) {
 	if time.Now().Before(short.Expires) {
 		t.Error("a token was refused before it expired")
 	}
-	s.opens(long)
-	s.lists("ann", long)
-	time.Sleep(50 * time.Millisecond) // a server drops it by its own clock, counted from when it was told
+	s.assertLive(long)
+	s.assertListed("ann", long)
+	// a server expires it by its own clock, counted from its arrival
+	time.Sleep(50 * time.Millisecond)
 	if err := s.RevokeSession(t.Context(), "ann", short.ID); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("ending an expired session: %v", err)
 	}
@@ -284,22 +285,22 @@ func expires(t *testing.T, s store) {
 		t.Errorf("refreshing an expired token: %v", err)
 	}
 	if n, err := s.RevokeUser(t.Context(), "ann"); n != 1 || err != nil {
-		t.Errorf("ended %d sessions, %v; one was live", n, err)
+		t.Errorf("ended %d sessions, %v; want 1", n, err)
 	}
 }
 
 func revoked(t *testing.T, s store) {
 	gone, kept, other := s.create(New(t, "ann")), s.create(New(t, "ann")), s.create(New(t, "bob"))
-	s.opens(gone)
+	s.assertLive(gone)
 	for range 2 {
 		if err := s.Revoke(t.Context(), gone.Hash); err != nil {
 			t.Fatalf("revoking: %v", err)
 		}
-		s.refused(gone.Hash)
+		s.assertRefused(gone.Hash)
 	}
-	s.opens(kept)
-	s.opens(other)
-	s.lists("ann", kept)
+	s.assertLive(kept)
+	s.assertLive(other)
+	s.assertListed("ann", kept)
 	if err := s.RevokeSession(t.Context(), "", gone.ID); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("ending a revoked session: %v", err)
 	}
@@ -320,20 +321,21 @@ func listed(t *testing.T, s store) {
 	var made []*tokens.Session
 	for i := range 5 {
 		session := New(t, "ann")
-		session.Issued = session.Issued.Add(-time.Duration(i) * time.Minute) // each older than the one before
+		// each older than the previous one
+		session.Issued = session.Issued.Add(-time.Duration(i) * time.Minute)
 		made = append(made, session)
 	}
 	for _, i := range []int{2, 0, 4, 1, 3} {
 		s.create(made[i])
 	}
 	s.create(New(t, "bob"))
-	s.lists("ann", made...)
+	s.assertListed("ann", made...)
 	sessions, err := s.Sessions(t.Context(), "ann")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(made, sessions); diff != "" {
-		t.Errorf("the sessions came back changed:\n%s", diff)
+		t.Errorf("the sessions have changed:\n%s", diff)
 	}
 }
 
@@ -343,9 +345,9 @@ func endedByID(t *testing.T, s store) {
 		if err := s.RevokeSession(t.Context(), user, gone.ID); err != nil {
 			t.Fatalf("ending a session: %v", err)
 		}
-		s.refused(gone.Hash)
-		s.opens(kept)
-		s.lists("ann", kept)
+		s.assertRefused(gone.Hash)
+		s.assertLive(kept)
+		s.assertListed("ann", kept)
 		if err := s.RevokeSession(t.Context(), user, gone.ID); !errors.Is(err, tokens.ErrUnknown) {
 			t.Errorf("ending it again: %v", err)
 		}
@@ -359,7 +361,7 @@ func endedByOwner(t *testing.T, s store) {
 	ann, _ := s.create(New(t, "ann")), s.create(New(t, "bob"))
 	for _, user := range []string{"bob", "Ann", "ann ", "nobody"} {
 		if err := s.RevokeSession(t.Context(), user, ann.ID); !errors.Is(err, tokens.ErrUnknown) {
-			t.Errorf("%q ended a session of ann's: %v", user, err)
+			t.Errorf("%q ended ann's session: %v", user, err)
 		}
 	}
 	for _, id := range []string{strings.ToUpper(ann.ID), strings.ReplaceAll(ann.ID, "-", ""), "urn:uuid:" + ann.ID, ann.ID[:35]} {
@@ -367,7 +369,7 @@ func endedByOwner(t *testing.T, s store) {
 			t.Errorf("a session was ended by %q: %v", id, err)
 		}
 	}
-	s.opens(ann)
+	s.assertLive(ann)
 }
 
 func endedByUser(t *testing.T, s store) {
@@ -380,16 +382,16 @@ func endedByUser(t *testing.T, s store) {
 		t.Fatalf("ended %d sessions of %d, %v", n, len(mine), err)
 	}
 	for _, session := range mine {
-		s.refused(session.Hash)
+		s.assertRefused(session.Hash)
 	}
-	s.lists("ann")
-	s.opens(other)
+	s.assertListed("ann")
+	s.assertLive(other)
 	if n, err := s.RevokeUser(t.Context(), "ann"); n != 0 || err != nil {
 		t.Errorf("ended %d more, %v", n, err)
 	}
 	again := s.create(New(t, "ann"))
-	s.opens(again)
-	s.lists("ann", again)
+	s.assertLive(again)
+	s.assertListed("ann", again)
 }
 
 func limited(t *testing.T, s store) {
@@ -403,30 +405,30 @@ func limited(t *testing.T, s store) {
 			t.Fatal(err)
 		}
 		made = append(made, session)
-		s.opens(session)
+		s.assertLive(session)
 	}
 	for _, session := range made[:3] {
-		s.refused(session.Hash)
+		s.assertRefused(session.Hash)
 	}
-	s.lists("ann", made[5], made[4], made[3])
+	s.assertListed("ann", made[5], made[4], made[3])
 
-	// A new session stays, though it is the first to expire.
+	// A new session stays, even if it is the first to expire.
 	short := NewLasting(t, "ann", time.Minute)
 	short.Issued = made[5].Issued.Add(time.Second)
 	if err := s.Create(t.Context(), short, limit); err != nil {
 		t.Fatal(err)
 	}
-	s.opens(short)
-	s.lists("ann", short, made[5], made[4])
+	s.assertLive(short)
+	s.assertListed("ann", short, made[5], made[4])
 
-	// A lower limit ends as many as it takes, in one go.
+	// With a lower limit, one login ends several sessions.
 	last := New(t, "ann")
 	if err := s.Create(t.Context(), last, 1); err != nil {
 		t.Fatal(err)
 	}
-	s.lists("ann", last)
+	s.assertListed("ann", last)
 	for _, session := range append(made, short) {
-		s.refused(session.Hash)
+		s.assertRefused(session.Hash)
 	}
 }
 
@@ -437,16 +439,16 @@ func rotated(t *testing.T, s store) {
 		if err := s.rotate(current.Hash, next); err != nil {
 			t.Fatalf("refreshing: %v", err)
 		}
-		s.refused(current.Hash)
-		s.opens(next)
-		s.lists("ann", next)
+		s.assertRefused(current.Hash)
+		s.assertLive(next)
+		s.assertListed("ann", next)
 		current = next
 	}
 	if err := s.RevokeSession(t.Context(), "", current.ID); err != nil {
 		t.Errorf("ending a refreshed session by its id: %v", err)
 	}
-	s.refused(current.Hash)
-	s.lists("ann")
+	s.assertRefused(current.Hash)
+	s.assertListed("ann")
 }
 
 func reused(t *testing.T, s store) {
@@ -460,18 +462,18 @@ func reused(t *testing.T, s store) {
 			}
 			current = next
 		}
-		s.opens(current)
+		s.assertLive(current)
 		for range 2 {
 			thief := first.Renewed(NewHash(t), time.Now(), time.Hour)
 			if err := s.rotate(first.Hash, thief); !errors.Is(err, tokens.ErrReused) {
 				t.Errorf("refreshing an old token: %v", err)
 			}
-			s.refused(thief.Hash)
-			s.refused(current.Hash)
-			s.refused(first.Hash)
+			s.assertRefused(thief.Hash)
+			s.assertRefused(current.Hash)
+			s.assertRefused(first.Hash)
 		}
-		s.opens(bystander)
-		s.lists("ann", bystander)
+		s.assertLive(bystander)
+		s.assertListed("ann", bystander)
 		if err := s.Revoke(t.Context(), bystander.Hash); err != nil {
 			t.Fatal(err)
 		}
@@ -487,9 +489,9 @@ func revokedByOld(t *testing.T, s store) {
 	if err := s.Revoke(t.Context(), old.Hash); err != nil {
 		t.Fatalf("revoking: %v", err)
 	}
-	s.refused(old.Hash)
-	s.refused(next.Hash)
-	s.lists("ann")
+	s.assertRefused(old.Hash)
+	s.assertRefused(next.Hash)
+	s.assertListed("ann")
 }
 
 func notRotated(t *testing.T, s store) {
@@ -511,11 +513,11 @@ func notRotated(t *testing.T, s store) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if next.Hash != session.Hash {
-			s.refused(next.Hash)
+			s.assertRefused(next.Hash)
 		}
 	}
-	s.opens(session)
-	s.lists("ann", session)
+	s.assertLive(session)
+	s.assertListed("ann", session)
 }
 
 func rotationRace(t *testing.T, s store) {
@@ -535,7 +537,7 @@ func rotationRace(t *testing.T, s store) {
 			case err == nil:
 				won++
 			case errors.Is(err, tokens.ErrReused), errors.Is(err, tokens.ErrUnknown):
-				s.refused(nexts[i].Hash)
+				s.assertRefused(nexts[i].Hash)
 			default:
 				t.Errorf("refreshing: %v", err)
 			}
@@ -543,12 +545,12 @@ func rotationRace(t *testing.T, s store) {
 		if won > 1 {
 			t.Errorf("%d of %d refreshes of one token succeeded", won, len(nexts))
 		}
-		s.refused(session.Hash)
-		// Each of the others used the token a second time: the session is over.
+		s.assertRefused(session.Hash)
+		// Each of the others reused the token, so the session has ended.
 		for _, next := range nexts {
-			s.refused(next.Hash)
+			s.assertRefused(next.Hash)
 		}
-		s.lists("ann")
+		s.assertListed("ann")
 	}
 }
 
@@ -576,13 +578,13 @@ func rotationAgainstEnd(t *testing.T, s store) {
 		if refreshed != nil && !errors.Is(refreshed, tokens.ErrUnknown) {
 			t.Fatalf("refreshing: %v", refreshed)
 		}
-		s.refused(session.Hash)
-		s.refused(next.Hash)
-		s.lists("ann")
+		s.assertRefused(session.Hash)
+		s.assertRefused(next.Hash)
+		s.assertListed("ann")
 	}
 }
 
-// known takes ErrUnknown for the answer that it is: the session had ended already.
+// known ignores ErrUnknown, because the session may have ended already.
 func known(err error) error {
 	if errors.Is(err, tokens.ErrUnknown) {
 		return nil
@@ -613,15 +615,15 @@ func creationAgainstEnd(t *testing.T, s store) {
 			}
 			_, err := s.Lookup(t.Context(), session.Hash)
 			if live := err == nil; live != slices.Contains(listed, session.ID) || live && errs[i] != nil {
-				t.Errorf("a session that is live: %v, listed: %v, was created with: %v", live, !live, errs[i])
+				t.Errorf("a session is live: %v, listed: %v, and Create returned %v", live, !live, errs[i])
 			}
 		}
-		// What came after the call is ended by the next.
+		// A session that was created after the call is ended by the next call.
 		if _, err := s.RevokeUser(t.Context(), user); err != nil {
 			t.Fatal(err)
 		}
 		for _, session := range made {
-			s.refused(session.Hash)
+			s.assertRefused(session.Hash)
 		}
 	}
 }
@@ -636,7 +638,7 @@ func limitRace(t *testing.T, s store) {
 	}
 	wg.Wait()
 	for _, err := range errs {
-		// A login that another one pushed out before it was done may fail; it may not be lost silently.
+		// A login may fail if another one has replaced its session, but must not be lost silently.
 		if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
 			t.Errorf("creating: %v", err)
 		}
@@ -646,7 +648,7 @@ func limitRace(t *testing.T, s store) {
 	}
 }
 
-func manyAtOnce(t *testing.T, s store) {
+func concurrentUse(t *testing.T, s store) {
 	var wg sync.WaitGroup
 	for worker := range 8 {
 		user := fmt.Sprintf("user%d", worker)
@@ -658,33 +660,33 @@ func manyAtOnce(t *testing.T, s store) {
 					return
 				}
 				for range 5 {
-					s.opens(session)
+					s.assertLive(session)
 				}
 				next := session.Renewed(NewHash(t), time.Now(), time.Hour)
 				if err := s.rotate(session.Hash, next); err != nil {
 					t.Errorf("refreshing: %v", err)
 					return
 				}
-				s.refused(session.Hash)
-				s.opens(next)
+				s.assertRefused(session.Hash)
+				s.assertLive(next)
 				if err := s.Revoke(t.Context(), next.Hash); err != nil {
 					t.Errorf("revoking: %v", err)
 					return
 				}
-				s.refused(next.Hash)
+				s.assertRefused(next.Hash)
 			}
 		})
 	}
 	wg.Wait()
 	for worker := range 8 {
-		s.lists(fmt.Sprintf("user%d", worker))
+		s.assertListed(fmt.Sprintf("user%d", worker))
 	}
 }
 
 func touched(t *testing.T, s store) {
 	toucher, ok := s.Store.(tokens.Toucher)
 	if !ok {
-		t.Fatal("the store keeps no last use: it is no Toucher")
+		t.Fatal("the store is not a Toucher")
 	}
 	session := s.create(New(t, "ann"))
 	at := session.Issued.Add(time.Minute)
@@ -710,11 +712,11 @@ func touched(t *testing.T, s store) {
 	if err := toucher.Touch(t.Context(), next.Principal(), at, "192.0.2.1"); err != nil {
 		t.Errorf("touching an ended session: %v", err)
 	}
-	s.refused(next.Hash)
-	s.lists("ann")
+	s.assertRefused(next.Hash)
+	s.assertListed("ann")
 }
 
-func contextOver(t *testing.T, s store) {
+func contextEnded(t *testing.T, s store) {
 	session := s.create(New(t, "ann"))
 	over, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -730,8 +732,8 @@ func contextOver(t *testing.T, s store) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	s.opens(session)
-	s.lists("ann", session)
+	s.assertLive(session)
+	s.assertListed("ann", session)
 }
 
 func second[T any](_ T, err error) error { return err }
