@@ -213,10 +213,12 @@ func TestValidationMessagesAreExplained(t *testing.T) {
 func problems(t *testing.T) (all []string) {
 	t.Helper()
 	files, err := filepath.Glob("definitions/testdata/*.txtar")
+	folders, _ := filepath.Glob("definitions/testdata/folders/*.txtar")
+	files = append(files, folders...)
 	if err != nil || len(files) < 20 {
 		t.Fatalf("%d golden files, %v", len(files), err)
 	}
-	line := regexp.MustCompile(`(?m)^[\w.-]+:\d+:\d+: (?:[\w.\[\]<?]+: |"[^"]*": )?(.*)$`)
+	line := regexp.MustCompile(`(?m)^[\w./-]+:\d+:\d+: (?:[\w.\[\]<?]+: |"[^"]*": )?(.*)$`)
 	for _, path := range files {
 		text, err := os.ReadFile(path)
 		if err != nil {

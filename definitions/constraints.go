@@ -67,14 +67,14 @@ func addViolation(f *findings, v *protovalidate.Violation) {
 // addTwins adds a problem for each repeated item of a list.
 func addTwins(f *findings, field string) {
 	list, _ := f.locate(field)
-	first := map[string]int{} // :: value → line
+	first := map[string]*yaml.Node{} // :: value → item
 	for i, item := range list.Content {
-		if line, twice := first[item.Value]; twice {
+		if earlier, twice := first[item.Value]; twice {
 			f.add(fmt.Sprintf("%s[%d]", field, i),
-				faultf("remove one of them", "%s is in the list twice, first on line %d", shown(item.Value), line))
+				faultf("remove one of them", "%s is in the list twice, first on %s", shown(item.Value), f.line(earlier)))
 			continue
 		}
-		first[item.Value] = item.Line
+		first[item.Value] = item
 	}
 }
 

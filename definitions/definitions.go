@@ -7,8 +7,9 @@
 //   - structure.go: the fields and types of the schema
 //   - constraints.go: the constraints of the schema (protovalidate)
 //   - semantics.go: what values mean, alone and together; it makes the [Gateway]
+//   - folder.go: the files of a folder become one document before the three
 //
-// [Definitions.Next] parses only what changed. A [Watcher] follows a file, [LastGood] keeps the last active definitions.
+// [Definitions.Next] parses only what changed. A [Watcher] follows a file or a folder, [LastGood] keeps the last active definitions.
 package definitions
 
 import (
@@ -19,6 +20,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 
 	"buf.build/go/protoyaml"
@@ -34,46 +36,66 @@ const MaxSize = 16 << 20
 // OwnPath is the path that, with all paths below it and below Tokens.Path, is reserved for the gateway.
 const OwnPath = "/.gatepost"
 
-// Definitions is a valid file. It is immutable.
+// Definitions is a valid file, or a folder of files that are valid together. It is immutable.
 type Definitions struct {
 	// Name is the name of the file in problems: its path or another source.
 	Name string
-	// Text is the content of the file.
+	// Text is the content of the file. Of a folder it is one file with the same meaning.
 	Text []byte
 	// Gateway is the parsed text.
 	Gateway *Gateway
 
-	places []position // :: index of the service → where it begins
-	end    position   // where the field after the services begins; zero if they are the last field
+	files  []folderFile // of a folder; nil if it is a file
+	places []position   // :: index of the service → where it begins
+	end    position     // where the field after the services begins; zero if they are the last field
 }
 
 // Parse parses the definitions in text. An error is a [Problems] with all problems, sorted by position. Parse keeps text, so
 // the caller must not change it.
 func Parse(name string, text []byte) (*Definitions, error) {
-	root, problems := readDocument(name, text)
-	if len(problems) > 0 {
-		return nil, problems
-	}
-	f := &findings{file: name, root: root}
-	message := readStructure(f)
-	checkConstraints(f, message)
-	gateway := parseGateway(f, message)
-	if len(f.found) > 0 {
-		return nil, f.sorted()
-	}
-	d := &Definitions{Name: name, Text: text, Gateway: gateway}
-	d.places, d.end = servicePlaces(root)
-	return d, nil
+	return parse(&Definitions{Name: name, Text: text})
 }
 
-// Load parses the definitions file at path. If the file could not be read, the error wraps the reason, such as
+// parse completes d, of which the name and the text or the files are known.
+func parse(d *Definitions) (*Definitions, error) {
+	f := d.read()
+	if f.root == nil {
+		return nil, f.sorted()
+	}
+	d.files = f.files
+	message := readStructure(f)
+	var err error
+	if d.files != nil { // before the message shares its lists with the gateway
+		d.Text, err = Marshal(message)
+	}
+	checkConstraints(f, message)
+	d.Gateway = parseGateway(f, message)
+	if len(f.found)+len(f.merging) > 0 {
+		return nil, f.sorted()
+	}
+	d.places, d.end = servicePlaces(f.root)
+	return d, err
+}
+
+// read reads the document of d. If it has none, the result has problems.
+func (d *Definitions) read() *findings {
+	f := &findings{file: d.Name, files: slices.Clone(d.files)}
+	if d.files != nil {
+		f.root = f.merge()
+	} else {
+		f.root, f.found = readDocument(d.Name, d.Text)
+	}
+	return f
+}
+
+// Load parses the definitions at path, a file or a folder. If they could not be read, the error wraps the reason, such as
 // fs.ErrNotExist.
 func Load(path string) (*Definitions, error) {
-	text, err := readFile(path)
+	read, err := readSource(path)
 	if err != nil {
 		return nil, err
 	}
-	return Parse(path, text)
+	return read.parse(nil)
 }
 
 // Marshal returns g as the text of a definitions file, with snake_case names.
@@ -92,8 +114,13 @@ func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
 	return text, nil
 }
 
-// Line returns the line in the file on which the service with the index i in Gateway.Services begins.
-func (d *Definitions) Line(i int) int { return d.places[i].line }
+// Place returns the file, and the line in it, in which the service with the index i in Gateway.Services begins.
+func (d *Definitions) Place(i int) (file string, line int) {
+	return place(d.Name, d.files, d.places[i].line)
+}
+
+// line names the line on which a service begins for a sentence.
+func (d *Definitions) line(i int) string { return lineText(d.Name, d.files, d.places[i].line) }
 
 // Hash returns the SHA-256 of the text in hex.
 func (d *Definitions) Hash() string { return hash(d.Text) }

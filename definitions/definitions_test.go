@@ -56,8 +56,9 @@ func TestServicesKeepTheFilesOrderAndKnowTheirLines(t *testing.T) {
 		name string
 		line int
 	}{{"b", 4}, {"a", 7}} {
-		if got := d.Gateway.Services[i].Name; got != want.name || d.Line(i) != want.line {
-			t.Errorf("service %d is %s on line %d, want %s on line %d", i, got, d.Line(i), want.name, want.line)
+		file, line := d.Place(i)
+		if got := d.Gateway.Services[i].Name; got != want.name || file != "shop.yaml" || line != want.line {
+			t.Errorf("service %d is %s on line %d of %s, want %s on line %d of shop.yaml", i, got, line, file, want.name, want.line)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package definitions
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -13,10 +14,13 @@ import (
 // findings collects the problems of one file. The checks run one after the other. They name a value by its field path, such
 // as services[2].path. If an earlier check found a problem of a value, later checks ignore that value.
 type findings struct {
-	file   string
-	root   *yaml.Node
-	found  Problems
-	spoilt map[string]bool // :: field path → found wrong
+	file  string
+	files []folderFile // of a folder; nil if the definitions are one file
+	root  *yaml.Node
+	found Problems
+	// merging are the problems of merging the files of a folder. They spoil no field, because other files have it too.
+	merging Problems
+	spoilt  map[string]bool // :: field path → found wrong
 }
 
 type position struct{ line, column int }
@@ -24,9 +28,7 @@ type position struct{ line, column int }
 // at adds a problem of field at the node, and excludes the field from later checks.
 func (f *findings) at(node *yaml.Node, field string, fault *fault) {
 	f.spoilAlso(field)
-	f.found = append(f.found, Problem{
-		File: f.file, Line: node.Line, Column: node.Column, Field: field, What: fault.what, Remedy: fault.remedy,
-	})
+	f.found = append(f.found, problem(f.file, f.files, position{node.Line, node.Column}, field, fault))
 }
 
 // add adds a problem of field unless the field is spoilt or fault is nil. Its position is that of the field or, if the field
@@ -36,9 +38,7 @@ func (f *findings) add(field string, fault *fault) {
 		return
 	}
 	node, _ := f.locate(field)
-	f.found = append(f.found, Problem{
-		File: f.file, Line: node.Line, Column: node.Column, Field: field, What: fault.what, Remedy: fault.remedy,
-	})
+	f.found = append(f.found, problem(f.file, f.files, position{node.Line, node.Column}, field, fault))
 }
 
 // isSpoilt reports whether an earlier check found a problem of field or of a field that contains it.
@@ -71,8 +71,10 @@ func (f *findings) spoil() {
 }
 
 func (f *findings) sorted() Problems {
-	f.found.sort()
-	return f.found
+	ownIndexes(f.found, f.files)
+	all := slices.Concat(f.merging, f.found)
+	all.sort()
+	return all
 }
 
 // where names the line of a field in a sentence: "line 7".
@@ -81,8 +83,11 @@ func (f *findings) where(field string) string {
 	if !ok {
 		return "the default"
 	}
-	return "line " + strconv.Itoa(node.Line)
+	return f.line(node)
 }
+
+// line names the line of a node for a sentence.
+func (f *findings) line(node *yaml.Node) string { return lineText(f.file, f.files, node.Line) }
 
 // locate returns the node of a field. If the file does not have the field, it returns the node of its parent, and ok is
 // false. It walks from the root, so it is only for problems.

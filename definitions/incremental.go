@@ -55,7 +55,7 @@ func keepUnchanged(former, present []*Service) {
 // Parsing the whole text takes 0.4 s and 108 MiB.
 func (d *Definitions) edited(name string, text []byte) *Definitions {
 	e, ok := d.edit(text)
-	if !ok || len(text) > MaxSize {
+	if !ok || d.files != nil || len(text) > MaxSize {
 		return nil
 	}
 	between := d.parseItems(name, e.now)

@@ -16,17 +16,18 @@ func (d *Definitions) Notes() Problems {
 	for i, s := range d.Gateway.Services {
 		if outer, ok := enclosing(byPath, s.Path); ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
 			notes = append(notes, d.note(i, "authenticate", fmt.Sprintf(
-				"the public service %q lies under the path of %q on line %d, which is secured",
-				s.Name, d.Gateway.Services[outer].Name, d.Line(outer)), "see that this is meant"))
+				"the public service %q lies under the path of %q on %s, which is secured",
+				s.Name, d.Gateway.Services[outer].Name, d.line(outer)), "see that this is meant"))
 		}
 		if door, ok := doors.to(s); ok && s.Authenticate {
 			notes = append(notes, d.note(i, "upstreams", fmt.Sprintf(
-				"the public service %q on line %d leads to the same upstream, so what %q has there may be reached without a token",
-				d.Gateway.Services[door].Name, d.Line(door), s.Name), "see that this is meant, or give each an upstream or a base path of its own"))
+				"the public service %q on %s leads to the same upstream, so what %q has there may be reached without a token",
+				d.Gateway.Services[door].Name, d.line(door), s.Name), "see that this is meant, or give each an upstream or a base path of its own"))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
 	}
 	notes = append(notes, d.tokenNotes()...)
+	ownIndexes(notes, d.files)
 	notes.sort()
 	return notes
 }
@@ -129,6 +130,7 @@ func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 		}
 	}
 	if len(problems) > 0 {
+		ownIndexes(problems, d.files)
 		return problems
 	}
 	return nil
@@ -158,9 +160,5 @@ func enclosing(byPath map[string]int, path string) (index int, ok bool) {
 }
 
 func (d *Definitions) note(service int, field, what, remedy string) Problem {
-	p := d.places[service]
-	return Problem{
-		File: d.Name, Line: p.line, Column: p.column,
-		Field: fmt.Sprintf("services[%d].%s", service, field), What: what, Remedy: remedy,
-	}
+	return problem(d.Name, d.files, d.places[service], fmt.Sprintf("services[%d].%s", service, field), &fault{what, remedy})
 }

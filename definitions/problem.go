@@ -36,7 +36,7 @@ func (p Problem) String() string {
 	return b.String()
 }
 
-// Problems are all problems of a file, sorted by position. As an error it is never empty.
+// Problems are all problems of definitions, sorted by file and position. As an error it is never empty.
 type Problems []Problem
 
 // maxShown limits the problems in an error message, which can end up in a log.
@@ -56,7 +56,7 @@ func (p Problems) Error() string {
 
 func (p Problems) sort() {
 	slices.SortStableFunc(p, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Field, b.Field))
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column), cmp.Compare(a.Field, b.Field))
 	})
 }
 

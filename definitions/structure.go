@@ -28,7 +28,7 @@ func readStructure(f *findings) *gatewayv1.Gateway {
 }
 
 func readFields(f *findings, mapping *yaml.Node, message protoreflect.Message, path string) {
-	first := map[protoreflect.Name]int{} // :: field → line of its key
+	first := map[protoreflect.Name]*yaml.Node{} // :: field → its key
 	for i := 0; i+1 < len(mapping.Content); i += 2 {
 		key, value := mapping.Content[i], mapping.Content[i+1]
 		fd := fieldOf(key, message.Descriptor())
@@ -37,11 +37,11 @@ func readFields(f *findings, mapping *yaml.Node, message protoreflect.Message, p
 			continue
 		}
 		field := join(path, string(fd.Name()))
-		if line, twice := first[fd.Name()]; twice {
-			f.at(key, field, faultf("remove one of them", "is given twice, first on line %d", line))
+		if earlier, twice := first[fd.Name()]; twice {
+			f.at(key, field, faultf("remove one of them", "is given twice, first on %s", f.line(earlier)))
 			continue
 		}
-		first[fd.Name()] = key.Line
+		first[fd.Name()] = key
 		readField(f, value, message, fd, field)
 	}
 }

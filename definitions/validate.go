@@ -35,7 +35,8 @@ type Verdict struct {
 
 // Validation is how files are validated.
 type Validation struct {
-	// Format is "text": a line for each problem, warning, note and valid file; or "json": one object with `ok` and `files`.
+	// Format is "text": a line for each problem, warning, note and valid file; "json": one object with `ok` and `files`; or
+	// "github": the text as annotations of a GitHub workflow.
 	Format string
 	// Public lists what can be reached without a token. The text about a valid file is then only this list, for comparison.
 	Public bool
@@ -93,8 +94,10 @@ func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 			OK    bool     `json:"ok"`
 			Files []Report `json:"files"`
 		}{ok, reports})
+	case "github":
+		err = v.writeGitHub(w, reports)
 	default:
-		return false, fmt.Errorf("writing problems: no format %q, only text and json", v.Format)
+		return false, fmt.Errorf("writing problems: no format %q, only text, json and github", v.Format)
 	}
 	if err != nil {
 		return false, fmt.Errorf("writing problems: %w", err)

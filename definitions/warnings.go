@@ -9,11 +9,10 @@ import (
 
 // Warnings returns valid values that are probably mistakes, sorted by position. `gatepost validate --strict` refuses them.
 func (d *Definitions) Warnings() Problems {
-	root, problems := readDocument(d.Name, d.Text)
-	if len(problems) > 0 {
+	f := d.read()
+	if len(f.found) > 0 {
 		return nil // not reached: the same text was parsed before
 	}
-	f := &findings{file: d.Name, root: root}
 	for i, s := range d.Gateway.Services {
 		for _, method := range s.Methods {
 			if !slices.Contains(knownMethods, method) {

@@ -14,7 +14,7 @@ import (
 
 // WatcherConfig is the configuration of a [Watcher].
 type WatcherConfig struct {
-	// Path is the file. It need not exist yet. Required.
+	// Path is the file, or the folder of files. It need not exist yet. Required.
 	Path string
 	// Current is what was loaded from the file before, which is not reported again. It can be nil.
 	Current *Definitions
@@ -44,13 +44,13 @@ type Watcher struct {
 	config WatcherConfig
 	reload chan struct{}
 
-	last    *Definitions // the last valid ones; nil if there were none
-	seen    string       // the state that was last reported
-	pending string       // another state, which is being debounced
-	since   time.Time    // the time at which pending was first seen
-	waiting time.Time    // the time at which the first state was seen that was not reported
-	file    os.FileInfo  // the file that was last read; nil if there was none
-	dir     os.FileInfo
+	last    *Definitions           // the last valid ones; nil if there were none
+	seen    string                 // the state that was last reported
+	pending string                 // another state, which is being debounced
+	since   time.Time              // the time at which pending was first seen
+	waiting time.Time              // the time at which the first state was seen that was not reported
+	stamp   string                 // the stamp of what was last read; empty if there was nothing
+	watched map[string]os.FileInfo // :: watched directory → what it was when the watch began
 }
 
 // NewWatcher returns a watcher. It does nothing until Run.
@@ -72,7 +72,7 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	}
 	w := &Watcher{config: config, reload: make(chan struct{}, 1)}
 	if config.Current != nil {
-		w.last, w.seen = config.Current, stateOf(config.Current.Text, nil)
+		w.last, w.seen = config.Current, stateOf(source{text: config.Current.Text, files: config.Current.files}, nil)
 	}
 	return w
 }
@@ -127,15 +127,15 @@ func (w *Watcher) Run(ctx context.Context) {
 // time until the next look, or 0 if that is at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	found, ok := await(ctx, func() (r reading) {
-		r.file, _ = os.Stat(w.config.Path) // an error is that of reading it
-		r.text, r.err = readFile(w.config.Path)
+		r.stamp = stamp(w.config.Path)
+		r.source, r.err = readSource(w.config.Path)
 		return r
 	})
 	if !ok {
 		return 0
 	}
-	w.file = found.file
-	state := stateOf(found.text, found.err)
+	w.stamp = found.stamp
+	state := stateOf(found.source, found.err)
 	if state == w.seen && !force {
 		w.pending = ""
 		return 0
@@ -149,7 +149,7 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	w.seen, w.pending = state, ""
 	d, err := (*Definitions)(nil), found.err
 	if err == nil {
-		d, err = w.last.Next(w.config.Path, found.text)
+		d, err = found.source.parse(w.last)
 	}
 	if err != nil {
 		w.config.OnError(err)
@@ -164,9 +164,9 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 
 // reading is the result of reading the path.
 type reading struct {
-	file os.FileInfo // nil if there is none
-	text []byte
-	err  error
+	stamp  string // empty if there is nothing at the path
+	source source
+	err    error
 }
 
 // unsettled returns the remaining debounce time of a state that was seen now.
@@ -183,16 +183,10 @@ func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Dura
 	return min(w.config.Settle-now.Sub(w.since), w.config.MaxWait-now.Sub(w.waiting))
 }
 
-// touched reports whether the file was replaced or written since it was last read, from its metadata.
+// touched reports whether the file or the folder was replaced or written since it was last read, from its metadata.
 func (w *Watcher) touched(ctx context.Context) bool {
-	now, _ := await(ctx, func() os.FileInfo {
-		info, _ := os.Stat(w.config.Path)
-		return info
-	})
-	if now == nil || w.file == nil {
-		return now != nil
-	}
-	return !os.SameFile(now, w.file) || now.Size() != w.file.Size() || !now.ModTime().Equal(w.file.ModTime())
+	now, _ := await(ctx, func() string { return stamp(w.config.Path) })
+	return now != "" && now != w.stamp
 }
 
 // await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned, so that
@@ -209,11 +203,11 @@ func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
 }
 
 // stateOf names the state of the path: its content, or the error of reading it.
-func stateOf(text []byte, err error) string {
+func stateOf(found source, err error) string {
 	if err != nil {
 		return "error " + err.Error()
 	}
-	return "content " + hash(text)
+	return found.state()
 }
 
 // subscribe asks the system to report changes in the file's directory. If that fails, the file is only polled. The caller
@@ -224,9 +218,15 @@ func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatc
 		w.config.Logger.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", err)
 		return nil, func() {}, func() {}
 	}
-	dir := filepath.Dir(w.config.Path)
+	w.watched = map[string]os.FileInfo{}
 	rewatch = func() {
-		await(ctx, func() struct{} { w.watchDir(watcher, dir); return struct{}{} })
+		await(ctx, func() struct{} {
+			w.watchDir(watcher, filepath.Dir(w.config.Path))
+			if info, err := os.Stat(w.config.Path); err == nil && info.IsDir() {
+				w.watchDir(watcher, w.config.Path)
+			}
+			return struct{}{}
+		})
 	}
 	rewatch()
 
@@ -254,18 +254,18 @@ func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatc
 func (w *Watcher) watchDir(watcher *fsnotify.Watcher, dir string) {
 	now, err := os.Stat(dir)
 	if err != nil {
-		w.dir = nil // it is missing; reading the file reports that
+		delete(w.watched, dir) // it is missing; reading the file reports that
 		return
 	}
 	watched := slices.Contains(watcher.WatchList(), dir) // not if the directory was removed
-	if watched && w.dir != nil && os.SameFile(w.dir, now) {
+	if before := w.watched[dir]; watched && before != nil && os.SameFile(before, now) {
 		return
 	}
 	_ = watcher.Remove(dir) // the watch on the former directory, if there is one
 	if err := watcher.Add(dir); err != nil {
-		w.dir = nil
+		delete(w.watched, dir)
 		w.config.Logger.Warn("following definitions by reading them alone", "poll_seconds", w.config.Poll.Seconds(), "error", fmt.Errorf("watching %s: %w", dir, err))
 		return
 	}
-	w.dir = now
+	w.watched[dir] = now
 }

@@ -114,10 +114,8 @@ func (e *Explainer) explanation(x *exchange, when string) *Explanation {
 	}
 	if i := e.index(x.route); i >= 0 {
 		s := e.served.Services[i]
-		a.Service = &Service{
-			Name: s.Name, File: e.definitions.Name, Line: e.definitions.Line(i), Path: s.Path,
-			Public: !s.Authenticate, Methods: s.Methods,
-		}
+		a.Service = &Service{Name: s.Name, Path: s.Path, Public: !s.Authenticate, Methods: s.Methods}
+		a.Service.File, a.Service.Line = e.definitions.Place(i)
 	}
 	if x.lookedUp {
 		a.Asked = e.store
@@ -196,7 +194,8 @@ func (e *Explainer) serviceOf(route *routev3.Route) *definitions.Service {
 // location returns the file and line of a service's definition.
 func (e *Explainer) location(s *definitions.Service) string {
 	i := slices.Index(e.served.Services, s)
-	return fmt.Sprintf("%s:%d", e.definitions.Name, e.definitions.Line(i))
+	file, line := e.definitions.Place(i)
+	return fmt.Sprintf("%s:%d", file, line)
 }
 
 // isVersion reports whether the route returns the version.

@@ -46,7 +46,7 @@ const (
 )
 
 func (s *settings) register(flags *pflag.FlagSet) {
-	flags.StringVar(&s.config, "config", "", "the definitions `FILE`, or redis for the newest revision in Redis")
+	flags.StringVar(&s.config, "config", "", "the definitions: a `PATH` of a file or a folder, or redis for the newest revision in Redis")
 	flags.StringVar(&s.listen, "listen", "", "the `ADDR` on which Envoy takes requests, as ip:port (none: listen of the definitions)")
 	flags.StringVar(&s.redis, "redis", "", "the Redis `URL` for tokens and definitions (none: the embedded store in --data)")
 	flags.StringVar(&s.data, "data", defaultData, "the `DIR` of the embedded store and the last good definitions; one for each gateway")

@@ -18,7 +18,7 @@ func validateCommand(s *settings) *cobra.Command {
 	var noEnvoy bool
 	validation := definitions.Validation{}
 	command := &cobra.Command{
-		Use:   "validate FILE...",
+		Use:   "validate PATH...",
 		Short: "Report every mistake in definitions as file:line:column; exit 0 if there is none",
 		Long: "Report every mistake in definitions as file:line:column; exit 0 if there is none. If there is an Envoy\n" +
 			"(--envoy, or as `gatepost run` finds it) it checks the configuration too. With --public the output for a valid file is\n" +
@@ -26,8 +26,11 @@ func validateCommand(s *settings) *cobra.Command {
 			"--strict a warning, such as for a method that HTTP does not know, is a mistake too.",
 		Args: usage(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			if validation.Format != "text" && validation.Format != "json" {
-				return usageError{errFormat}
+			if !slices.Contains([]string{"text", "json", "github"}, validation.Format) {
+				return usageError{errors.New("reading --format: want text, json or github")}
+			}
+			if validation.Format == "github" && validation.Public {
+				return usageError{errors.New("reading --format github: a list of public paths has no annotations; leave --public out")}
 			}
 			ask, err := s.envoysVerdict(c.Context(), noEnvoy)
 			if err != nil {
@@ -44,7 +47,7 @@ func validateCommand(s *settings) *cobra.Command {
 			return nil
 		},
 	}
-	command.Flags().StringVar(&validation.Format, "format", "text", "text or json")
+	command.Flags().StringVar(&validation.Format, "format", "text", "text, json, or github for annotations of a workflow")
 	command.Flags().BoolVar(&validation.Public, "public", false, "list every path and method that can be reached without a token")
 	command.Flags().BoolVar(&validation.Strict, "strict", false, "exit 1 for warnings too")
 	command.Flags().BoolVar(&noEnvoy, "no-envoy", false, "do not ask an Envoy")
