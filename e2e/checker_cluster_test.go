@@ -46,6 +46,9 @@ func (n *nemesis) ofShards() []fault {
 			redistest.AwaitAgreement(n.t, s.all())
 		}
 		handOver := func() {
+			if !s.replicas[i].CanFailOver() {
+				return
+			}
 			from := n.history.now()
 			s.promote(n.t, i, redistest.Agreed)
 			follows()
@@ -53,13 +56,22 @@ func (n *nemesis) ofShards() []fault {
 		}
 		// The master that dies has replicated everything it acknowledged. Otherwise acknowledged
 		// data is lost, as documented.
+		died := false
 		die := func() {
+			if died = s.replicas[i].CanFailOver(); !died {
+				return
+			}
 			s.masters[i].Do("CLIENT", "PAUSE", "60000", "WRITE")
 			redistest.AwaitInStep(n.t, s.masters[i], s.replicas[i])
 			s.masters[i].Kill()
 			s.promote(n.t, i, redistest.Forced)
 		}
-		revive := func() { s.replicas[i].Restart(); follows() }
+		revive := func() {
+			if died {
+				s.replicas[i].Restart()
+				follows()
+			}
+		}
 		all = append(all,
 			fault{name: fmt.Sprintf("hands shard %d over", i), inflict: handOver, heal: nothing},
 			fault{name: fmt.Sprintf("loses the master of shard %d", i), inflict: die, heal: revive, most: 2 * time.Second})

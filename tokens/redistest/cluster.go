@@ -8,12 +8,16 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // slots is the number of hash slots of a Redis Cluster.
 const slots = 16384
 
-// StartCluster starts a Redis Cluster of n masters without replicas. The slots are split in order.
+// nodeTimeout is long, so that a busy machine makes no node fail.
+const nodeTimeout = 5 * time.Second
+
+// StartCluster starts a Redis Cluster of n masters without replicas, the slots shared out among them in order.
 func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	t.Helper()
 	nodes := make([]*Server, n)
@@ -41,7 +45,7 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 func startNode(t testing.TB, args ...string) *Server {
 	t.Helper()
 	_, bus, _ := net.SplitHostPort(FreeAddr(t))
-	node := Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000"}, args...)...)
+	node := Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", strconv.Itoa(int(nodeTimeout.Milliseconds()))}, args...)...)
 	node.busPort = bus
 	return node
 }

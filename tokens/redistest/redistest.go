@@ -35,8 +35,9 @@ type Server struct {
 	program string
 	args    []string
 	tls     *tls.Config // nil: plain TCP
-	busPort string      // for nodes of a cluster
-	process *process    // nil: not running
+	busPort string      // of a node of a cluster
+	elected time.Time   // when it was last promoted by an election of a cluster
+	process *process    // nil: killed
 }
 
 // process is a running redis-server. done is closed when it has ended.
@@ -227,6 +228,7 @@ func (s *Server) Restart() {
 	if err := s.launch(s.answers); err != nil {
 		s.t.Fatalf("restarting redis-server: %v\n%s", err, s.log())
 	}
+	s.elected = time.Time{} // the new process remembers no election
 }
 
 // RestartLoading restarts the server and returns while it isLoading its data and answers every
