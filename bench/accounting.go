@@ -12,18 +12,19 @@ import (
 	"time"
 )
 
-// tick is the unit of the times in /proc: 1/100 s on every Linux that Go runs on (USER_HZ, proc(5)).
+// tick is the unit of times in /proc: 1/100 s on every Linux that Go supports (USER_HZ, proc(5)).
 const tick = 10 * time.Millisecond
 
-// stat is what /proc/PID/stat says of a process.
+// stat is the content of /proc/PID/stat.
 type stat struct {
 	pid, parent int
 	name        string
-	// cpu is its own time in user and kernel mode; reaped that of the children that it has waited for.
+	// cpu is the process's own user and kernel time; reaped is that of children that it has waited
+	// for.
 	cpu, reaped time.Duration
 }
 
-// parseStat reads the content of /proc/PID/stat (proc(5)). The name stands in parentheses and may hold any byte.
+// parseStat parses /proc/PID/stat (proc(5)). The name is in parentheses and can contain any byte.
 func parseStat(content []byte) (stat, error) {
 	open, end := bytes.IndexByte(content, '('), bytes.LastIndexByte(content, ')')
 	if open < 1 || end < open {
@@ -36,7 +37,7 @@ func parseStat(content []byte) (stat, error) {
 	number := func(field int) int {
 		n, err := strconv.Atoi(fields[field-3])
 		if err != nil {
-			return 0 // not of the fields that are read here
+			return 0 // not one of the fields read here
 		}
 		return n
 	}
@@ -60,10 +61,10 @@ func readProcesses() (map[int]stat, error) {
 	for _, path := range paths {
 		content, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) || len(content) == 0 {
-			continue // it has just ended
+			continue // the process has just ended
 		}
 		if err != nil {
-			continue // ESRCH: the same
+			continue // ESRCH: likewise
 		}
 		one, err := parseStat(content)
 		if err != nil {
@@ -72,12 +73,12 @@ func readProcesses() (map[int]stat, error) {
 		all[one.pid] = one
 	}
 	if len(all) == 0 {
-		return nil, errors.New("reading /proc: there is nothing; the bench needs Linux")
+		return nil, errors.New("reading /proc: no processes found; the bench needs Linux")
 	}
 	return all, nil
 }
 
-// below returns the process and all that descend from it.
+// below returns the process and its descendants.
 func below(all map[int]stat, pid int) []stat {
 	var tree []stat
 	if one, ok := all[pid]; ok {
@@ -91,11 +92,12 @@ func below(all map[int]stat, pid int) []stat {
 	return tree
 }
 
-// usage is the CPU time of a set of processes, by the name of the program. :: name → time
+// usage is the CPU time of a set of processes. :: program name → time
 type usage map[string]time.Duration
 
-// used returns what processes and all their children have used since they began, those that are gone included. A
-// process that is alone of its program is called by the name that the bench gave it, and a child by its own.
+// used returns the CPU time of processes and all their children since they started, including
+// exited ones. A process that is the only one of its program has the name that the bench gave it;
+// children have their own.
 func used(processes []*process) (usage, error) {
 	all, err := readProcesses()
 	if err != nil {
@@ -122,7 +124,7 @@ func (u usage) total() time.Duration {
 	return sum
 }
 
-// since returns what was used after an earlier account.
+// since returns the difference from an earlier account.
 func (u usage) since(before usage) usage {
 	out := usage{}
 	for name, d := range u {
@@ -131,12 +133,13 @@ func (u usage) since(before usage) usage {
 	return out
 }
 
-// machine is the time of all CPUs together, by /proc/stat: what was worked, by whomever, and what a hypervisor took.
+// machineTime is the time of all CPUs in /proc/stat: the time worked by all processes, and the time
+// that a hypervisor stole.
 type machineTime struct {
 	busy, stolen, all time.Duration
 }
 
-// parseMachine reads the first line of /proc/stat (proc(5)).
+// parseMachine parses the first line of /proc/stat (proc(5)).
 func parseMachine(content []byte) (machineTime, error) {
 	line, _, _ := strings.Cut(string(content), "\n")
 	fields := strings.Fields(line)
@@ -170,7 +173,8 @@ func readMachine() (machineTime, error) {
 	return parseMachine(content)
 }
 
-// foreign is the share of the machine's time between two accounts that went to others than those who used ours.
+// foreign returns the share of the machine's time between two accounts that other processes used.
+// ours is the time of the bench's processes.
 func (m machineTime) foreign(before machineTime, ours time.Duration) float64 {
 	all := m.all - before.all
 	if all <= 0 {
@@ -180,7 +184,7 @@ func (m machineTime) foreign(before machineTime, ours time.Duration) float64 {
 	return max(0, float64(others+m.stolen-before.stolen)/float64(all))
 }
 
-// residentKiB returns the resident memory of a process, and the part of it that is no file's, in KiB.
+// residentKiB returns the resident memory of a process and its anonymous part, in KiB.
 func residentKiB(pid int) (resident, anonymous int, err error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -197,7 +201,7 @@ func residentKiB(pid int) (resident, anonymous int, err error) {
 		}
 	}
 	if resident == 0 {
-		return 0, 0, fmt.Errorf("reading the memory of process %d: none is told", pid)
+		return 0, 0, fmt.Errorf("reading the memory of process %d: no value found", pid)
 	}
 	return resident, anonymous, nil
 }

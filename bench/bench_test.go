@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-func TestProcessesAreReadFromTheirAccounts(t *testing.T) {
+func TestProcessStatIsParsed(t *testing.T) {
 	const line = "4711 (a (name) 1) S 12 4711 4711 0 -1 4194304 1 2 3 4 150 50 30 20 20 0 9 0 100 200 300"
 	got, err := parseStat([]byte(line))
 	want := stat{pid: 4711, parent: 12, name: "a (name) 1", cpu: 2 * time.Second, reaped: 500 * time.Millisecond}
@@ -26,7 +26,7 @@ func TestProcessesAreReadFromTheirAccounts(t *testing.T) {
 	}
 }
 
-func TestADescendantCounts(t *testing.T) {
+func TestDescendantsCount(t *testing.T) {
 	all := map[int]stat{1: {pid: 1}, 2: {pid: 2, parent: 1}, 3: {pid: 3, parent: 2}, 4: {pid: 4}}
 	var pids []int
 	for _, one := range below(all, 1) {
@@ -38,10 +38,10 @@ func TestADescendantCounts(t *testing.T) {
 	}
 }
 
-func TestWhatAProcessUsesIsSeen(t *testing.T) {
+func TestCPUTimeOfChildrenIsMeasured(t *testing.T) {
 	l := &lab{dir: t.TempDir()}
 	t.Cleanup(func() { l.close() })
-	// The work is a child's, so it counts only where children do.
+	// A child does the work, so it is measured only if children count.
 	p, err := l.start("worker", "sh", "-c", "sh -c 'i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done'; sleep 60")
 	if err != nil {
 		t.Skipf("needs a shell: %v", err)
@@ -55,7 +55,7 @@ func TestWhatAProcessUsesIsSeen(t *testing.T) {
 	}
 }
 
-func TestOtherLoadIsToldFromOurs(t *testing.T) {
+func TestForeignLoadIsSeparated(t *testing.T) {
 	at := func(user, idle, steal int64) machineTime {
 		return machineTime{busy: time.Duration(user) * tick, stolen: time.Duration(steal) * tick, all: time.Duration(user+idle+steal) * tick}
 	}
@@ -83,7 +83,7 @@ func TestOtherLoadIsToldFromOurs(t *testing.T) {
 	}
 }
 
-func TestAMachineThatIsBusyIsRefused(t *testing.T) {
+func TestBusyMachineIsRejected(t *testing.T) {
 	l := &lab{tolerance: 0.08}
 	if err := l.quiet(0.05); err != nil {
 		t.Error(err)
@@ -97,11 +97,11 @@ func TestAMachineThatIsBusyIsRefused(t *testing.T) {
 	}
 	r := result{Rounds: leastRounds, Forced: true, MostForeign: l.mostForeign}
 	if !bytes.Contains(r.table(), []byte("NO RESULT TO GO BY")) {
-		t.Errorf("the result does not say so:\n%s", r.table())
+		t.Errorf("the result does not report it:\n%s", r.table())
 	}
 }
 
-func TestRoundsGoToAndFro(t *testing.T) {
+func TestRoundsAlternateTheirOrder(t *testing.T) {
 	subjects := []subject{{name: "a"}, {name: "b"}, {name: "c"}}
 	names := func(round int) (s string) {
 		for _, one := range order(subjects, round) {
@@ -114,10 +114,10 @@ func TestRoundsGoToAndFro(t *testing.T) {
 	}
 }
 
-func TestAGoalIsTheMedianOfPairedRatios(t *testing.T) {
-	// The machine is half as fast in the second round; the ratio is not moved by it.
+func TestGoalIsTheMedianOfPairedRatios(t *testing.T) {
+	// In the second round the machine is half as fast, which does not change the ratio.
 	s := series{"over": {{Rate: 200}, {Rate: 90}, {Rate: 220}}, "under": {{Rate: 100}, {Rate: 50}, {Rate: 100}}}
-	f := finding{Bound: atLeast(2), Rounds: s.ratios("over", "under", rate)}.settle()
+	f := finding{Bound: atLeast(2), Rounds: s.ratios("over", "under", rate)}.summarize()
 	if !slices.Equal(f.Rounds, []float64{2, 1.8, 2.2}) || f.Value != 2 || f.verdict() != "reached" {
 		t.Errorf("got %+v, %s", f, f.verdict())
 	}
@@ -130,14 +130,14 @@ func TestAGoalIsTheMedianOfPairedRatios(t *testing.T) {
 	}
 }
 
-func TestAWrongAnswerIsNoFigure(t *testing.T) {
+func TestWrongResponseGivesNoFigure(t *testing.T) {
 	for _, c := range []struct {
 		name, out string
 		wrong     bool
 	}{
 		{"all is well", `{"requests":10,"microseconds":1000,"bad_status":0,"broken":0,"p50":1,"p99":2}`, false},
 		{"one status was bad", `{"requests":10,"microseconds":1000,"bad_status":1,"broken":0,"p50":1,"p99":2}`, true},
-		{"one answer never came", `{"requests":10,"microseconds":1000,"bad_status":0,"broken":1,"p50":1,"p99":2}`, true},
+		{"one response is missing", `{"requests":10,"microseconds":1000,"bad_status":0,"broken":1,"p50":1,"p99":2}`, true},
 		{"there was no answer", `{"requests":0,"microseconds":1000,"bad_status":0,"broken":0,"p50":1,"p99":2}`, true},
 	} {
 		got, err := parseOutcome([]byte("Running 1s test\n\nRESULT " + c.out + "\n"))
@@ -160,7 +160,7 @@ func TestRedisCommandsAreCounted(t *testing.T) {
 	}
 }
 
-func TestWhatPeopleWroteStaysInTheResults(t *testing.T) {
+func TestNotesInResultsAreKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "RESULTS.md")
 	r := &result{Rounds: leastRounds, Findings: []finding{{Goal: "G1", What: "first", Bound: atLeast(1), Value: 2}}}
 	for _, notes := range []string{"\n", "\n\nnginx wins here, for it does less.\n"} {
@@ -188,7 +188,7 @@ func TestWhatPeopleWroteStaysInTheResults(t *testing.T) {
 	}
 }
 
-func TestWrongUsageIsSaid(t *testing.T) {
+func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{{"-only", "G13"}, {"-rounds", "0"}, {"-seconds", "0"}, {"more"}, {"-nothing"}} {
 		var said bytes.Buffer
 		if code := bench(t.Context(), args, &said, &said); code != exitUsage || said.Len() == 0 {

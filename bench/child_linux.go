@@ -2,5 +2,5 @@ package main
 
 import "syscall"
 
-// endsWithParent has a child end with the bench, however the bench ends.
+// endsWithParent makes a child end with the bench, even if the bench is killed.
 func endsWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM} }

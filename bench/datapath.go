@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// warmTokens is how many tokens the load uses in turn: enough that no design is measured on one entry of a table,
-// and so few that each is in the table of decisions.
+// warmTokens is the number of tokens that the load uses in turn. There are enough to exceed
+// single-entry optimizations, and few enough that all are in the table of decisions.
 const warmTokens = 100
 
-// The designs whose requests are compared, all with the same service behind them.
+// The designs that are compared, all with the same service behind them.
 const (
 	bareNoAuth    = "envoy, no authorization"
 	bareAlwaysOK  = "envoy, always-OK"
@@ -30,7 +30,7 @@ const (
 	gateAsking    = "gatepost, --module off"
 )
 
-// The environment variables that name the peers which the bench does not bring.
+// The environment variables with the paths of peers that the bench does not include.
 const (
 	envOPA  = "GATEPOST_BENCH_OPA"
 	envOath = "GATEPOST_BENCH_OATHKEEPER"
@@ -81,7 +81,7 @@ func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 		return findings, nil
 	}
 	if wanted("G1") {
-		need(bareNoAuth) // the top of the scale
+		need(bareNoAuth) // the upper limit
 	}
 	var subjects []subject
 	for _, name := range names {
@@ -97,7 +97,7 @@ func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 	}
 	l.keep("the data path through Envoy", names, got)
 	for _, c := range comparisons {
-		findings = append(findings, finding{Goal: c.goal, What: c.what, Bound: c.bound, Rounds: got.ratios(c.over, c.under, c.figure)}.settle())
+		findings = append(findings, finding{Goal: c.goal, What: c.what, Bound: c.bound, Rounds: got.ratios(c.over, c.under, c.figure)}.summarize())
 	}
 	return findings, nil
 }
@@ -111,7 +111,7 @@ func contains(all []string, one string) bool {
 	return false
 }
 
-// subject returns a design, and starts it where it is not running yet.
+// subject returns a design. It starts the design if it is not running yet.
 func (l *lab) subject(ctx context.Context, name string) (subject, error) {
 	if s, ok := l.stack.subjects[name]; ok {
 		return s, nil
@@ -161,7 +161,7 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 	return subject{}, fmt.Errorf("there is no %q", name)
 }
 
-// gatepostSubject is a secured or a public service of a Gatepost; both are of one gateway.
+// gatepostSubject is a secured or a public service of a Gatepost. Both belong to one gateway.
 func (l *lab) gatepostSubject(ctx context.Context, name string, public bool, arguments ...string) (subject, error) {
 	if l.stack.gateways == nil {
 		l.stack.gateways = map[string]*gateway{}
@@ -255,7 +255,7 @@ func (l *lab) oathkeeper(port int) (*process, error) {
 	return l.start("oathkeeper", os.Getenv(envOath), "serve", "--config", config)
 }
 
-// nginxSubject is nginx with auth_request, and the same rule on Redis behind it.
+// nginxSubject is nginx with auth_request and the same rule on Redis.
 func (l *lab) nginxSubject(ctx context.Context) (subject, error) {
 	rulePort, err := freePort()
 	if err != nil {
@@ -280,7 +280,7 @@ func (l *lab) nginxSubject(ctx context.Context) (subject, error) {
 	return l.http(visit{address: local(port), tokens: tokens, user: "user-0", who: "/orders/who"}, p, rule, l.stack.upstream.process, l.stack.redis.process), err
 }
 
-// ruleTokens are tokens for the peers that ask Redis: keys whose value is the user.
+// ruleTokens creates tokens for the peers that read Redis: keys with the user as the value.
 func (l *lab) ruleTokens(ctx context.Context) ([]string, error) {
 	var tokens []string
 	for i := range warmTokens {
@@ -293,7 +293,7 @@ func (l *lab) ruleTokens(ctx context.Context) ([]string, error) {
 	return tokens, nil
 }
 
-// logins logs users in through a gateway, and returns what they put into Authorization.
+// logins logs users in through a gateway and returns their values of Authorization.
 func logins(ctx context.Context, gateway, scheme string) ([]string, error) {
 	var tokens []string
 	for i := range warmTokens {
@@ -306,25 +306,25 @@ func logins(ctx context.Context, gateway, scheme string) ([]string, error) {
 	return tokens, nil
 }
 
-// visit is what a client wants of a gateway.
+// visit describes the requests of a client and the expected responses.
 type visit struct {
 	address string
-	path    string   // empty: /orders/5
-	open    bool     // everyone is let pass
-	tokens  []string // the values of Authorization that are let pass
-	user    string   // whom the service is told that the first of them is; empty: it is told nobody
-	who     string   // the path of the service's that answers with what it is told
+	path    string   // the default is /orders/5
+	open    bool     // no token is required
+	tokens  []string // valid values of Authorization
+	user    string   // the user that the service must receive with the first token; "" means none
+	who     string   // the path at which the service returns the user that it received
 }
 
-// http is a subject whose clients visit a gateway. What is told of it is checked, and no more load is put on it than
-// one visit at a time by each connection.
+// http returns a subject with HTTP clients. Responses are checked, and each connection has one
+// request at a time.
 func (l *lab) http(v visit, processes ...*process) subject {
 	if v.path == "" {
 		v.path = "/orders/5"
 	}
 	what := load{method: http.MethodGet, address: v.address, path: v.path, header: "Authorization", values: v.tokens}
 	if len(v.tokens) == 0 {
-		what.values = []string{"Bearer 6e1c0000-0000-4000-8000-000000000000"} // as many bytes as the others are sent
+		what.values = []string{"Bearer 6e1c0000-0000-4000-8000-000000000000"} // as long as the other values
 	}
 	return subject{
 		run:       func(ctx context.Context, during time.Duration) (outcome, error) { return l.run(ctx, what, during) },
@@ -333,7 +333,7 @@ func (l *lab) http(v visit, processes ...*process) subject {
 	}
 }
 
-// check visits the gateway with a good token, a bad one, and none.
+// check sends a request with a valid token, an invalid one, and none.
 func (v visit) check(ctx context.Context) error {
 	url := "http://" + v.address + v.path
 	want := func(status int, headers ...string) error {
@@ -342,7 +342,7 @@ func (v visit) check(ctx context.Context) error {
 			return err
 		}
 		if got != status {
-			return fmt.Errorf("%w: %s is answered %d, not %d: %s", errWrong, url, got, status, text)
+			return fmt.Errorf("%w: %s returned %d, not %d: %s", errWrong, url, got, status, text)
 		}
 		return nil
 	}
@@ -358,7 +358,7 @@ func (v visit) check(ctx context.Context) error {
 			return err
 		}
 		if status != http.StatusOK || who != v.user {
-			return fmt.Errorf("%w: the service is told %q (%d), not %q", errWrong, who, status, v.user)
+			return fmt.Errorf("%w: the service received %q (%d), not %q", errWrong, who, status, v.user)
 		}
 	}
 	if err := want(http.StatusUnauthorized, "Authorization: Bearer 6e1cffff-ffff-4fff-8fff-ffffffffffff"); err != nil {

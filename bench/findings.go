@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// bound is what a goal asks of a figure.
+// bound is the limit that a goal sets.
 type bound struct {
 	Least *float64 `json:"at_least,omitempty"`
 	Most  *float64 `json:"at_most,omitempty"`
@@ -28,23 +28,23 @@ func (b bound) text(unit string) string {
 	return "–"
 }
 
-// finding is one figure beside its goal.
+// finding is a figure and its goal.
 type finding struct {
 	Goal  string  `json:"goal"`
 	What  string  `json:"what"`
 	Unit  string  `json:"unit,omitempty"` // empty: a ratio
 	Bound bound   `json:"bound"`
 	Value float64 `json:"value"`
-	// Rounds are the figures of the rounds, whose median Value is.
+	// Rounds are the figures of the rounds. Value is their median.
 	Rounds []float64 `json:"rounds,omitempty"`
-	// Missing says why there is no figure; empty where there is one.
+	// Missing is the reason that there is no figure, or "".
 	Missing string `json:"missing,omitempty"`
-	// Note is what a reader should know beside the figure.
+	// Note is additional information for the reader.
 	Note string `json:"note,omitempty"`
 }
 
-// settle makes the median of the rounds the value.
-func (f finding) settle() finding {
+// summarize sets the value to the median of the rounds.
+func (f finding) summarize() finding {
 	f.Value = median(f.Rounds)
 	return f
 }
@@ -68,7 +68,7 @@ func (f finding) value() string {
 	return figure(f.Value, f.Unit)
 }
 
-// spread shows the least and the greatest of the rounds.
+// spread formats the minimum and the maximum of the rounds.
 func (f finding) spread() string {
 	if len(f.Rounds) < 2 {
 		return ""
@@ -80,7 +80,7 @@ func (f finding) spread() string {
 	return figure(least, f.Unit) + " … " + figure(most, f.Unit)
 }
 
-// figure writes a value with as many digits as it is worth.
+// figure formats a value with its significant digits.
 func figure(v float64, unit string) string {
 	var s string
 	switch {

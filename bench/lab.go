@@ -17,32 +17,34 @@ import (
 	"gatepost/envoy"
 )
 
-// lab is one run of the bench: its settings, its folder, and the processes that it has started.
+// lab is one run of the bench: its settings, its folder, and the processes that it started.
 type lab struct {
-	count     int           // of rounds
-	during    time.Duration // of one measurement
-	patience  time.Duration // for how long other load is waited out
-	tolerance float64       // the share of the machine that others may use
-	force     bool          // measure under other load too, and say so
+	count     int           // number of rounds
+	during    time.Duration // duration of one measurement
+	patience  time.Duration // how long to wait until other load ends
+	tolerance float64       // the share of the machine that other processes may use
+	force     bool          // measure even under other load, and report that
 	progress  io.Writer
 
-	root, dir, bin string // the project, the run's folder, the programs that were built for it
+	root, dir, bin string // the project, the run's folder, the built programs
 	envoy          string
 	processes      []*process
 	mostForeign    float64
 	kept           []kept
 
-	// What several goals share is started once, when it is first needed.
+	// stack is what several goals share. It is started on first use.
 	stack stack
 }
 
-// programs are what the bench builds, by the folder of their module: gatepost as it is shipped, and its peers in Go.
+// programs are the programs that the bench builds, by the folder of their module: gatepost as
+// released, and its Go peers.
 var programs = map[string][]string{
 	".":     {"./cmd/gatepost"},
 	"bench": {"./peers/alwaysok", "./peers/redisget", "./peers/oneroute"},
 }
 
-// needs are the programs that the bench does not bring, and how to come by them on Debian and Ubuntu.
+// needs are the required programs that the bench does not build, and how to install them on Debian
+// and Ubuntu.
 var needs = []struct{ program, remedy string }{
 	{"wrk", "apt-get install wrk"},
 	{"redis-server", "apt-get install redis-server"},
@@ -63,7 +65,7 @@ func (l *lab) open(ctx context.Context) error {
 	if l.dir, err = os.MkdirTemp("", "gatepost-bench-"); err != nil {
 		return fmt.Errorf("making a folder for the run: %w", err)
 	}
-	if err := os.Chmod(l.dir, 0o755); err != nil { // nginx's workers may be another user
+	if err := os.Chmod(l.dir, 0o755); err != nil { // nginx's workers can run as another user
 		return err
 	}
 	l.bin = filepath.Join(l.dir, "bin")
@@ -81,7 +83,7 @@ func (l *lab) open(ctx context.Context) error {
 	}
 	for module, packages := range programs {
 		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", l.bin + string(filepath.Separator)}, packages...)...)
-		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as the Makefile and the image do
+		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as in the Makefile and the image
 		if out, err := build.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)
 		}
@@ -89,7 +91,7 @@ func (l *lab) open(ctx context.Context) error {
 	return nil
 }
 
-// close ends every process that was started, and removes the run's folder.
+// close ends all started processes and removes the run's folder.
 func (l *lab) close() {
 	var ending sync.WaitGroup
 	for _, p := range l.processes {
@@ -110,10 +112,10 @@ func (l *lab) end(p *process) {
 
 func (l *lab) say(format string, args ...any) { fmt.Fprintf(l.progress, format+"\n", args...) }
 
-// program is the path of one that was built.
+// program returns the path of a built program.
 func (l *lab) program(name string) string { return filepath.Join(l.bin, name) }
 
-// folder makes a folder in that of the run.
+// folder creates a folder in the run's folder.
 func (l *lab) folder(name string) (string, error) {
 	path := filepath.Join(l.dir, name)
 	if err := os.MkdirAll(path, 0o777); err != nil {
@@ -122,7 +124,7 @@ func (l *lab) folder(name string) (string, error) {
 	return path, os.Chmod(path, 0o777)
 }
 
-// ownCPU is what the bench itself has used.
+// ownCPU returns the CPU time of the bench itself.
 func ownCPU() time.Duration {
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
@@ -131,7 +133,7 @@ func ownCPU() time.Duration {
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
 
-// byProcess writes the CPU time of each process, the largest first.
+// byProcess formats the CPU time of each process, the largest first.
 func byProcess(by map[string]float64) string {
 	names := slices.SortedFunc(maps.Keys(by), func(a, b string) int { return int(by[b]*10) - int(by[a]*10) })
 	var b strings.Builder

@@ -19,20 +19,20 @@ import (
 //go:embed load.lua
 var loadScript []byte
 
-// connections is how many clients ask at once, each over a connection of its own that is kept.
+// connections is the number of concurrent clients, each with its own keep-alive connection.
 const connections = 64
 
-// load is what clients ask: the same request, with the values of one header in turn.
+// load describes the requests: all are equal, except that the values of one header alternate.
 type load struct {
 	method, address, path string
-	header                string   // the header whose value changes; empty: none
+	header                string   // the header with alternating values, or ""
 	values                []string // its values
 	headers               [][2]string
 	body                  string
-	connections           int // 0: as many as connections says
+	connections           int // the default is the constant connections
 }
 
-// outcome is what the clients got.
+// outcome is the result of a load.
 type outcome struct {
 	Requests     int   `json:"requests"`
 	Microseconds int   `json:"microseconds"`
@@ -43,7 +43,7 @@ type outcome struct {
 	cpu          usage // of wrk itself
 }
 
-// run has wrk put the load for a while. An answer that is no 2xx is an error.
+// run runs wrk with the load. A response other than 2xx is an error.
 func (l *lab) run(ctx context.Context, what load, during time.Duration) (outcome, error) {
 	dir, err := os.MkdirTemp(l.dir, "load-")
 	if err != nil {
@@ -77,7 +77,7 @@ func parseOutcome(out []byte) (outcome, error) {
 	_, line, found := bytes.Cut(out, []byte("\nRESULT "))
 	var got outcome
 	if !found {
-		return got, fmt.Errorf("reading wrk's result: there is none in %q", out)
+		return got, fmt.Errorf("reading wrk's result: no result in %q", out)
 	}
 	line, _, _ = bytes.Cut(line, []byte("\n"))
 	if err := json.Unmarshal(line, &got); err != nil {
@@ -86,11 +86,11 @@ func parseOutcome(out []byte) (outcome, error) {
 	return got, nil
 }
 
-// wrong is the error of a measurement in which an answer was wrong: no figure comes of it.
+// wrong returns an error if a response was wrong. The measurement is then discarded.
 func (o outcome) wrong() error {
 	switch {
 	case o.Requests == 0:
-		return fmt.Errorf("%w: no request was answered", errWrong)
+		return fmt.Errorf("%w: no request got a response", errWrong)
 	case o.BadStatus > 0 || o.Broken > 0:
 		return fmt.Errorf("%w: of %d requests %d got a status of 400 or above and %d no answer", errWrong, o.Requests, o.BadStatus, o.Broken)
 	}
@@ -99,7 +99,7 @@ func (o outcome) wrong() error {
 
 func (o outcome) rate() float64 { return float64(o.Requests) / float64(o.Microseconds) * 1e6 }
 
-// lua is the load in the form that the script reads.
+// lua formats the load for the Lua script.
 func (w load) lua() []byte {
 	var b bytes.Buffer
 	values := w.values
@@ -119,7 +119,7 @@ func (w load) lua() []byte {
 	return b.Bytes()
 }
 
-// quote writes a Lua string; what is not plain becomes a decimal escape, which Lua has and Go has not.
+// quote formats a Lua string. Special bytes become decimal escapes, which Go does not have.
 func quote(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')

@@ -8,17 +8,18 @@ import (
 	"time"
 )
 
-// loginUsers is how many users log in, in turn.
+// loginUsers is the number of users that log in, in turn.
 const loginUsers = 5000
 
-// The gateways whose logins are compared.
+// The gateways for the comparison of logins.
 const (
 	loginGatepost = "gatepost, POST /token"
 	loginNode     = "node gateway, POST /token"
 	loginNodeKA   = "node gateway with keep-alive, POST /token"
 )
 
-// loginGoal measures G11. The user service is the same nginx behind all; it lets everyone in.
+// loginGoal measures G11. All gateways use the same nginx as user service, which accepts every
+// login.
 func loginGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
 	store, err := l.redis(ctx)
 	if err != nil {
@@ -51,17 +52,17 @@ func loginGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, err
 			return nil, fmt.Errorf("forgetting the logins: %w", err)
 		}
 	}
-	delete(l.stack.subjects, nodeAsItWas) // their tokens are forgotten too
+	delete(l.stack.subjects, nodeAsItWas) // its tokens are deleted too
 	delete(l.stack.subjects, nodeKeepAlive)
 	l.keep("POST /token", []string{loginGatepost, loginNode, loginNodeKA}, got)
 	return []finding{
-		finding{Goal: "G11", What: "POST /token ÷ Node gateway as it was", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNode, rate)}.settle(),
-		finding{Goal: "G11", What: "POST /token ÷ Node gateway with keep-alive", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNodeKA, rate)}.settle(),
+		finding{Goal: "G11", What: "POST /token ÷ Node gateway as it was", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNode, rate)}.summarize(),
+		finding{Goal: "G11", What: "POST /token ÷ Node gateway with keep-alive", Bound: atLeast(1.0), Rounds: got.ratios(loginGatepost, loginNodeKA, rate)}.summarize(),
 	}, nil
 }
 
-// login is a subject at which users log in. It is checked that a login gives a token, which opens what is secured, and
-// that no other token does.
+// login is a subject with logins. It checks that a login returns a valid token, and that no other
+// token is accepted.
 func (l *lab) login(name, address string, processes ...*process) subject {
 	what := load{
 		method: http.MethodPost, address: address, path: "/token", header: "X-Login",

@@ -1,10 +1,11 @@
-// Command bench measures Gatepost beside its peers, and says of each of the project's goals for speed whether it is
-// reached: `make bench`, or `go run -C bench . -only G1,G3`. It builds and starts everything by itself, on loopback.
+// Command bench measures Gatepost and its peers, and reports for each of the project's performance
+// goals whether it is reached: `make bench`, or `go run -C bench . -only G1,G3`. It builds and
+// starts everything on loopback.
 //
-// It keeps the rules of measuring by itself. Designs are measured in turn, in at least five rounds, each other round
-// in reverse; a goal is the median of the rounds' ratios. CPU time is that of the processes' own accounts. Nothing is
-// measured while others use the machine, a single wrong answer fails the run, and that bad tokens are refused is
-// checked while the load goes on.
+// Designs are measured in turn, in at least five rounds that alternate their order. A goal is the
+// median of the rounds' ratios. CPU time comes from the processes' own accounts. The bench measures
+// only if no other processes use the machine. A single wrong response fails the run, and during the
+// load the bench checks that invalid tokens are rejected.
 package main
 
 import (
@@ -22,13 +23,13 @@ import (
 	"time"
 )
 
-// experiment measures some goals.
+// experiment measures one or more goals.
 type experiment struct {
 	goals []string
 	run   func(ctx context.Context, l *lab, wanted func(goal string) bool) ([]finding, error)
 }
 
-// experiments are all, in the order in which they are run.
+// experiments are all experiments in order.
 var experiments = []experiment{
 	{[]string{"G1", "G2", "G4", "G5", "G6"}, dataPathGoals},
 	{[]string{"G3"}, serverGoal},
@@ -39,7 +40,7 @@ var experiments = []experiment{
 	{[]string{"G9", "G10", "G12"}, servicesGoals},
 }
 
-// settings are what the command line says.
+// settings are the command line flags.
 type settings struct {
 	only                    string
 	rounds, seconds         int
@@ -58,7 +59,7 @@ func main() {
 
 // The exit codes.
 const (
-	exitDone   = 0 // measured; whether the goals are reached is in the table
+	exitDone   = 0 // measured; the table shows which goals are reached
 	exitFailed = 1
 	exitUsage  = 2
 )
@@ -111,7 +112,7 @@ func parse(args []string, progress io.Writer) (settings, error) {
 
 var errUsage = errors.New("wrong usage")
 
-// leastRounds is how many rounds make a result.
+// leastRounds is the minimum number of rounds of a result.
 const leastRounds = 5
 
 func (s settings) goals() []string {

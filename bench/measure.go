@@ -8,15 +8,15 @@ import (
 	"time"
 )
 
-// subject is one design whose requests are measured.
+// subject is one design that is measured.
 type subject struct {
 	name string
-	// run puts load on it for a while, and returns what came of it.
+	// run puts load on it for a duration and returns the result.
 	run func(ctx context.Context, during time.Duration) (outcome, error)
-	// check asks, as a client would, whether good is let pass and bad is not. It is called before and after each
-	// measurement, and while it goes on.
+	// check sends requests like a client and checks that valid tokens are accepted and invalid ones
+	// are rejected. It is called before, during and after each measurement.
 	check func(ctx context.Context) error
-	// processes are those whose CPU time the requests cost.
+	// processes are the processes of which the CPU time is measured.
 	processes []*process
 }
 
@@ -38,17 +38,19 @@ func (s sample) cpu() float64 {
 	return sum
 }
 
-// series are the samples of each subject, one for each round. :: subject → by round
+// series are the samples of each subject. :: subject → one per round
 type series map[string][]sample
 
-// errBusy says that others use the machine, errWrong that an answer was not what it must be. Neither makes a figure.
+// errBusy means that other processes used the machine, errWrong that a response was wrong. Both
+// discard the measurement.
 var (
 	errBusy  = errors.New("other load on the machine")
 	errWrong = errors.New("wrong answers")
 )
 
-// rounds measures all subjects in turn, round after round, in the reverse order each other round: what drifts on the
-// machine meets all of them alike. Each round begins with a load that is not counted.
+// rounds measures all subjects once per round and reverses the order in every second round, so that
+// drift of the machine affects all of them equally. Each measurement starts with a warm-up that is
+// not counted.
 func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 	all := series{}
 	for round := range l.count {
@@ -64,7 +66,7 @@ func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 	return all, nil
 }
 
-// order is the order of a round: as given, and the reverse each other round.
+// order returns the order of a round.
 func order(subjects []subject, round int) []subject {
 	out := slices.Clone(subjects)
 	if round%2 == 1 {
@@ -73,10 +75,10 @@ func order(subjects []subject, round int) []subject {
 	return out
 }
 
-// tries is how often a measurement is begun anew where others used the machine meanwhile.
+// tries is how often a measurement is repeated if other processes used the machine.
 const tries = 10
 
-// measure measures one subject once, when nobody else uses the machine.
+// measure measures one subject once, on an idle machine.
 func (l *lab) measure(ctx context.Context, s subject) (sample, error) {
 	var err error
 	for range tries {
@@ -92,7 +94,7 @@ func (l *lab) measure(ctx context.Context, s subject) (sample, error) {
 	return sample{}, err
 }
 
-// warm is how long the load takes that comes before a measurement.
+// warm is the duration of the warm-up.
 const warm = time.Second
 
 func (l *lab) measureOnce(ctx context.Context, s subject) (sample, error) {
@@ -134,7 +136,7 @@ func (l *lab) measureOnce(ctx context.Context, s subject) (sample, error) {
 	return out, l.quiet(foreign)
 }
 
-// checkOn checks again and again while a measurement goes on.
+// checkOn repeats check during a measurement.
 func checkOn(ctx context.Context, check func(context.Context) error) error {
 	for {
 		select {
@@ -148,11 +150,11 @@ func checkOn(ctx context.Context, check func(context.Context) error) error {
 	}
 }
 
-// account is how much time was used so far.
+// account is the time used so far.
 type account struct {
 	machine machineTime
-	all     usage // of all that the bench has started, and of itself
-	of      usage // of the processes in question
+	all     usage // everything that the bench started, and the bench itself
+	of      usage // the measured processes
 }
 
 func (l *lab) account(of []*process) (account, error) {
@@ -169,7 +171,8 @@ func (l *lab) account(of []*process) (account, error) {
 	return account{machine, all, some}, err
 }
 
-// quiet is an error where others took too large a share of the machine; with -force it is noted only.
+// quiet returns an error if other processes used too much of the machine. With -force it only
+// records that.
 func (l *lab) quiet(foreign float64) error {
 	l.mostForeign = max(l.mostForeign, foreign)
 	if foreign > l.tolerance && !l.force {
@@ -178,7 +181,8 @@ func (l *lab) quiet(foreign float64) error {
 	return nil
 }
 
-// awaitQuiet waits until the machine is idle but for what the bench has started, as long as the patience lasts.
+// awaitQuiet waits until the machine is idle except for the bench's own processes, for at most the
+// lab's patience.
 func (l *lab) awaitQuiet(ctx context.Context) error {
 	said := false
 	for end := time.Now().Add(l.patience); ; {
@@ -200,7 +204,7 @@ func (l *lab) awaitQuiet(ctx context.Context) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("%w: it takes %.0f%% of the CPU time, and the machine was not idle for %v (-force measures all the same, and says so)", errBusy, foreign*100, l.patience)
+			return fmt.Errorf("%w: it takes %.0f%% of the CPU time, and the machine was not idle for %v (-force measures anyway, and reports it)", errBusy, foreign*100, l.patience)
 		}
 		if !said {
 			l.say("         waiting: others use %.0f%% of the CPU time", foreign*100)
@@ -209,7 +213,7 @@ func (l *lab) awaitQuiet(ctx context.Context) error {
 	}
 }
 
-// ratios are the quotients of two subjects' figures, each of one round.
+// ratios returns the ratio of two subjects' figures for each round.
 func (s series) ratios(over, under string, figure func(sample) float64) []float64 {
 	out := make([]float64, 0, len(s[over]))
 	for i := range min(len(s[over]), len(s[under])) {
@@ -221,7 +225,7 @@ func (s series) ratios(over, under string, figure func(sample) float64) []float6
 func rate(s sample) float64 { return s.Rate }
 func cpu(s sample) float64  { return s.cpu() }
 
-// median is the middle one of figures; of an even number, the mean of the two in the middle. Of none it is 0.
+// median returns the median of the figures, or 0 if there are none.
 func median(figures []float64) float64 {
 	sorted := slices.Sorted(slices.Values(figures))
 	n := len(sorted)

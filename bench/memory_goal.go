@@ -12,13 +12,14 @@ import (
 const (
 	manyTokens = 100_000
 	manyUsers  = 10_000
-	// askers is how many clients the bench itself is.
+	// askers is the number of concurrent clients in the bench itself.
 	askers = 32
-	// settle is how long a gateway has been idle when its memory is read.
+	// settling is how long a gateway is idle before its memory is read.
 	settling = 10 * time.Second
 )
 
-// tokensMemoryGoal measures the half of G12 that is about tokens: a gateway issues them, and each is shown to it once.
+// tokensMemoryGoal measures the part of G12 for tokens: a gateway issues them, and each is used
+// once.
 func tokensMemoryGoal(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
 	up, err := l.upstream(ctx)
 	if err != nil {
@@ -56,10 +57,10 @@ func tokensMemoryGoal(ctx context.Context, l *lab, wanted func(string) bool) ([]
 	if err := l.stack.redis.client(dbOther).FlushDB(ctx).Err(); err != nil {
 		return nil, fmt.Errorf("forgetting the tokens: %w", err)
 	}
-	return []finding{memory.finding("sidecar's memory with 100,000 tokens, each issued and shown once", 80)}, nil
+	return []finding{memory.finding("sidecar's memory with 100,000 tokens, each issued and used once", 80)}, nil
 }
 
-// each calls f for 0 to n-1, by several callers at once, until one fails.
+// each calls f for 0 to n-1 with several goroutines until one call fails.
 func each(ctx context.Context, n int, f func(int) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -77,10 +78,10 @@ func each(ctx context.Context, n int, f func(int) error) error {
 	return context.Cause(ctx)
 }
 
-// footprint is the memory of a sidecar in MiB: right after its work, and when it has been idle for a while.
+// footprint is the memory of a sidecar in MiB, directly after the load and after an idle time.
 type footprint struct{ busy, busyAnonymous, idle, idleAnonymous float64 }
 
-// memory reads the memory of a gateway's sidecar; its Envoy's is not in it.
+// memory reads the memory of a gateway's sidecar, without its Envoy.
 func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
 	busy, busyAnonymous, err := residentKiB(g.pid())
 	if err != nil {
@@ -95,7 +96,7 @@ func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
 	return footprint{float64(busy) / 1024, float64(busyAnonymous) / 1024, float64(idle) / 1024, float64(idleAnonymous) / 1024}, err
 }
 
-// finding goes by the greater of the two.
+// finding uses the greater of the two.
 func (f footprint) finding(what string, most float64) finding {
 	return finding{
 		Goal: "G12", What: what, Unit: "MiB", Bound: atMost(most), Value: max(f.busy, f.idle),

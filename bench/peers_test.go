@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// newLab returns a lab whose processes end with the test. Where a program is missing the test is skipped.
+// newLab returns a lab whose processes end with the test. If a program is missing, it skips the
+// test.
 func newLab(t *testing.T, programs ...string) *lab {
 	t.Helper()
 	for _, program := range programs {
@@ -26,7 +27,7 @@ func newLab(t *testing.T, programs ...string) *lab {
 	return l
 }
 
-// opened is a lab in which everything is built.
+// opened returns a lab with all programs built.
 func opened(t *testing.T) *lab {
 	t.Helper()
 	if testing.Short() {
@@ -42,8 +43,9 @@ func opened(t *testing.T) *lab {
 	return l
 }
 
-// Each design lets good tokens pass and no others, and tells the service who calls: or its figure is of something else.
-func TestEveryDesignObeysTheSameRule(t *testing.T) {
+// Each design must accept valid tokens only, and pass the user to the service. Otherwise the
+// figures are not comparable.
+func TestEveryDesignAppliesTheSameRule(t *testing.T) {
 	l := opened(t)
 	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateAsking} {
 		s, err := l.subject(t.Context(), name)
@@ -63,7 +65,7 @@ func TestEveryDesignObeysTheSameRule(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	t.Run("the Node gateway does what it did", func(t *testing.T) { l.nodeDoesWhatItDid(t) })
+	t.Run("the Node gateway matches its description", func(t *testing.T) { l.nodeDoesWhatItDid(t) })
 	t.Run("one service more is served by the peer with one route table", func(t *testing.T) {
 		peer, err := l.oneRoute(t.Context(), 20)
 		if err != nil {
@@ -83,7 +85,7 @@ func TestEveryDesignObeysTheSameRule(t *testing.T) {
 			t.Errorf("got %+v, %v", got, err)
 		}
 	})
-	t.Run("a check alone is answered", func(t *testing.T) {
+	t.Run("a single check", func(t *testing.T) {
 		gatepost, requests, err := l.aloneGatepost(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -100,7 +102,7 @@ func TestEveryDesignObeysTheSameRule(t *testing.T) {
 	})
 }
 
-// nodeDoesWhatItDid holds the peer to the old gateway's description.
+// nodeDoesWhatItDid compares the peer with the old gateway's description.
 func (l *lab) nodeDoesWhatItDid(t *testing.T) {
 	address, _, err := l.node(t.Context(), "node-tested", true)
 	if err != nil {
@@ -135,7 +137,7 @@ func (l *lab) nodeDoesWhatItDid(t *testing.T) {
 	}
 }
 
-func TestTheLoadIsWhatWasAskedFor(t *testing.T) {
+func TestLoadSendsTheConfiguredRequests(t *testing.T) {
 	l := newLab(t, "wrk")
 	l.dir = t.TempDir()
 	var mu sync.Mutex
@@ -161,7 +163,7 @@ func TestTheLoadIsWhatWasAskedFor(t *testing.T) {
 	mu.Lock()
 	one, other := seen[`POST /token Bearer "a" 1 {"x":1}`], seen[`POST /token b\c 1 {"x":1}`]
 	if len(seen) != 2 || one == 0 || other == 0 || got.Requests < 2 {
-		t.Errorf("%d requests are said to be answered, and the server saw %v", got.Requests, seen)
+		t.Errorf("wrk reports %d requests, the server received %v", got.Requests, seen)
 	}
 	status = http.StatusServiceUnavailable
 	mu.Unlock()

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// Deadlines of what must happen sometime: generous, for a slow machine is no error.
+// Deadlines for events. They are generous, because a slow machine is not an error.
 const (
 	readyWithin = 2 * time.Minute
 	endWithin   = 15 * time.Second
 )
 
-// process is a program that the bench has started, with all the children it has.
+// process is a program that the bench started, with all its children.
 type process struct {
 	name    string
 	logFile string
@@ -27,7 +27,7 @@ type process struct {
 	done    chan struct{}
 }
 
-// start starts a program; what it writes goes to a file of the run's folder.
+// start starts a program. Its output goes to a file in the run's folder.
 func (l *lab) start(name, program string, args ...string) (*process, error) {
 	p := &process{name: name, logFile: filepath.Join(l.dir, name+".log"), done: make(chan struct{})}
 	out, err := os.Create(p.logFile)
@@ -60,7 +60,8 @@ func (p *process) awaitListening(ctx context.Context, address string) error {
 	})
 }
 
-// await polls until ok, and is an error where the process ends before or the deadline passes.
+// await polls until ok returns true. It returns an error if the process ends first or the deadline
+// passes.
 func (p *process) await(ctx context.Context, what string, ok func() bool) error {
 	for end := time.Now().Add(readyWithin); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if ok() {
@@ -77,13 +78,13 @@ func (p *process) await(ctx context.Context, what string, ok func() bool) error 
 	return fmt.Errorf("waiting for %s %s\n%s", p.name, what, p.tail())
 }
 
-// tail is the end of what the process has written.
+// tail returns the end of the process's output.
 func (p *process) tail() string {
 	data, _ := os.ReadFile(p.logFile)
 	return string(data[max(0, len(data)-3000):])
 }
 
-// stop ends the process as its user would, and by force where that takes too long.
+// stop ends the process gracefully, or kills it if that takes too long.
 func (p *process) stop() {
 	_ = p.command.Process.Signal(syscall.SIGTERM)
 	select {
@@ -94,10 +95,10 @@ func (p *process) stop() {
 	}
 }
 
-// pid is the process's id.
+// pid returns the process id.
 func (p *process) pid() int { return p.command.Process.Pid }
 
-// freePort returns a port of loopback on which nobody listens.
+// freePort returns an unused port of loopback.
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -109,10 +110,10 @@ func freePort() (int, error) {
 
 func local(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
-// errMissing says that a program is not installed.
+// errMissing means that a program is not installed.
 var errMissing = errors.New("not installed")
 
-// find finds a program on PATH, and says how to come by it.
+// find finds a program on PATH. If it is missing, the error has the remedy.
 func find(program, remedy string) (string, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {

@@ -10,10 +10,11 @@ import (
 	"time"
 )
 
-// coldTokens is how many tokens that a gateway has never seen are shown to it.
+// coldTokens is the number of tokens that are used once at a gateway that has not seen them.
 const coldTokens = 500
 
-// redisGoal measures G7: what checks cost Redis, if each request is one (--module off) and as a user has it.
+// redisGoal measures G7: the Redis commands per check without the module (--module off) and with
+// the default.
 func redisGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
 	var findings []finding
 	for _, name := range []string{gateDefault, gateAsking} {
@@ -55,7 +56,8 @@ func (l *lab) warmChecks(ctx context.Context, name string) (finding, error) {
 	}, nil
 }
 
-// coldTokens shows a gateway that has just begun one token after the other that another gateway has issued.
+// coldTokens uses tokens of another gateway at a gateway that has just started, one after the
+// other.
 func (l *lab) coldTokens(ctx context.Context) (finding, error) {
 	issuer := l.stack.gateways["gatepost-asking"]
 	g, err := l.gatepost(ctx, "gatepost-cold", dataPath(l.stack.upstream), dbGatepost)
@@ -71,7 +73,7 @@ func (l *lab) coldTokens(ctx context.Context) (finding, error) {
 		}
 		tokens = append(tokens, token)
 	}
-	time.Sleep(2 * time.Second) // what follows a login is over
+	time.Sleep(2 * time.Second) // wait for the work that follows a login
 	start, err := l.redisCounts(ctx)
 	if err != nil {
 		return finding{}, err
@@ -94,22 +96,23 @@ func (l *lab) coldTokens(ctx context.Context) (finding, error) {
 	return finding{
 		Goal: "G7", What: "round trips to Redis for a cold token", Unit: "round trips", Bound: atMost(1),
 		Value: float64(commands) / coldTokens,
-		Note: fmt.Sprintf("%d commands for %d tokens, shown one after the other; beside them %d SETs, by which the gateway notes later when a session was last used, and for which no request waits",
+		Note: fmt.Sprintf("%d commands for %d tokens, used one after the other; and %d SETs for last_seen, which are written later and delay no request",
 			commands, coldTokens, sets),
 	}, nil
 }
 
-// upkeep are the commands by which gateways hear each other and know that they hear Redis. No look-up and no login sends one.
+// upkeep are the commands for the connections between gateways and Redis. Neither lookups nor
+// logins send them.
 var upkeep = []string{"info", "hello", "client", "ping", "role", "publish", "subscribe"}
 
-// redisCounts are the commands that Redis has counted, but those of the upkeep, and how many of them were SETs. A check
-// that only looks up has none.
+// redisCounts is the number of commands in Redis' statistics, without the upkeep, and the number of
+// SETs among them. A check that only reads has no SET.
 type redisCounts struct{ commands, sets int }
 
 func (l *lab) redisCounts(ctx context.Context) (redisCounts, error) {
 	text, err := l.stack.redis.client(dbOther).Info(ctx, "commandstats").Result()
 	if err != nil {
-		return redisCounts{}, fmt.Errorf("asking Redis for its counts: %w", err)
+		return redisCounts{}, fmt.Errorf("reading Redis' statistics: %w", err)
 	}
 	return parseCounts(text), nil
 }

@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// result is all that a run has found.
+// result is the result of a run.
 type result struct {
 	Date        time.Time `json:"date"`
 	Machine     []pair    `json:"machine"`
@@ -37,19 +37,19 @@ type pair struct {
 	Value string `json:"value"`
 }
 
-// kept are the figures that findings were made of.
+// kept are the figures from which findings were computed.
 type kept struct {
 	Title    string   `json:"title"`
 	Subjects []string `json:"subjects"`
 	Samples  series   `json:"samples"`
 }
 
-// keep notes the figures of a comparison for the result.
+// keep adds the figures of a comparison to the result.
 func (l *lab) keep(title string, subjects []string, samples series) {
 	l.kept = append(l.kept, kept{title, subjects, samples})
 }
 
-// sort puts the goals in their order; the findings of one stay as they were made.
+// sort orders the findings by goal. The order within a goal is stable.
 func (r *result) sort() {
 	number := func(f finding) int {
 		n, _ := strconv.Atoi(strings.TrimPrefix(f.Goal, "G"))
@@ -58,7 +58,7 @@ func (r *result) sort() {
 	slices.SortStableFunc(r.Findings, func(a, b finding) int { return cmp.Compare(number(a), number(b)) })
 }
 
-// doubts are the reasons not to go by the result.
+// doubts returns the reasons not to trust the result.
 func (r *result) doubts() []string {
 	var out []string
 	if r.Rounds < leastRounds {
@@ -89,7 +89,7 @@ func (r *result) write(s settings, out io.Writer) error {
 	return err
 }
 
-// showAgain shows a result that was written before.
+// showAgain prints a stored result.
 func showAgain(s settings, out io.Writer) error {
 	text, err := os.ReadFile(s.show)
 	if err != nil {
@@ -103,7 +103,7 @@ func showAgain(s settings, out io.Writer) error {
 	return r.write(s, out)
 }
 
-// table is the result for a terminal.
+// table formats the result for a terminal.
 func (r *result) table() []byte {
 	var b bytes.Buffer
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -111,7 +111,7 @@ func (r *result) table() []byte {
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", f.Goal, f.What, f.value(), f.Bound.text(f.Unit), f.verdict(), f.spread())
 	}
-	_ = w.Flush() // a buffer takes all
+	_ = w.Flush() // writing to a buffer cannot fail
 	for _, f := range r.Findings {
 		if note := strings.TrimSpace(f.Missing + " " + f.Note); note != "" {
 			fmt.Fprintf(&b, "%s %s: %s\n", f.Goal, f.What, note)
@@ -123,10 +123,10 @@ func (r *result) table() []byte {
 	return b.Bytes()
 }
 
-// notesLine parts what a run writes into RESULTS.md from what people write below it.
+// notesLine separates the generated part of RESULTS.md from the handwritten notes.
 const notesLine = "<!-- Notes: written by hand; a run leaves what is below this line. -->"
 
-// writeResults writes the result as Markdown. What stands in the file below notesLine stays.
+// writeResults writes the result as Markdown. It keeps the text below notesLine.
 func (r *result) writeResults(path string) error {
 	notes := "\n"
 	before, err := os.ReadFile(path)
@@ -197,7 +197,7 @@ func (k kept) markdown(b *bytes.Buffer) {
 	}
 }
 
-// describe tells on what machine and with which programs is measured.
+// describe returns the description of the machine and the programs.
 func describe(ctx context.Context, l *lab) []pair {
 	first := func(program string, args ...string) string {
 		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
@@ -205,7 +205,7 @@ func describe(ctx context.Context, l *lab) []pair {
 			return "not there"
 		}
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-		return strings.TrimSpace(strings.TrimPrefix(line, program)) // some begin with their own path
+		return strings.TrimSpace(strings.TrimPrefix(line, program)) // some print their own path first
 	}
 	return []pair{
 		{"CPU", fmt.Sprintf("%d × %s", runtime.NumCPU(), cpuModel())},
@@ -220,7 +220,7 @@ func describe(ctx context.Context, l *lab) []pair {
 	}
 }
 
-// cpuModel is what the kernel calls the processor.
+// cpuModel returns the kernel's name for the processor.
 func cpuModel() string {
 	content, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {

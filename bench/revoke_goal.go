@@ -12,15 +12,17 @@ import (
 )
 
 const (
-	// trialsPerRound makes a thousand trials of five rounds, and trialsAtOnce is how many are under way.
+	// trialsPerRound makes a thousand trials in five rounds. trialsAtOnce is the number of
+	// concurrent ones.
 	trialsPerRound = 200
 	trialsAtOnce   = 20
-	// after is for how long a token is shown again and again once its revoke has answered.
+	// after is how long a token is still used after its revoke has returned.
 	after = 300 * time.Millisecond
 )
 
-// revokeGoal measures G8: two gateways share a Redis, both under load. Tokens are shown to both again and
-// again while one of them is asked to revoke them; what is sent after that has answered must be refused by both.
+// revokeGoal measures G8: two gateways share a Redis, both under load. Tokens are used at both
+// repeatedly while one of them revokes them. Requests that are sent after the revoke has returned
+// must be rejected by both.
 func revokeGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
 	first, err := l.subject(ctx, gateDefault)
 	if err != nil {
@@ -51,14 +53,14 @@ func revokeGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, er
 	if trials.err != nil {
 		return nil, trials.err
 	}
-	note := fmt.Sprintf("%d trials on two gateways under load; %d requests were sent after a revoke had answered", trialsPerRound*l.count, trials.shown.Load())
+	note := fmt.Sprintf("%d trials on two gateways under load; %d requests were sent after a revoke had returned", trialsPerRound*l.count, trials.shown.Load())
 	return []finding{
 		{Goal: "G8", What: "acceptances after a revoke answered", Unit: "acceptances", Bound: atMost(0), Value: float64(trials.accepted.Load()), Note: note},
 		{Goal: "G8", What: "median time of a revoke", Unit: "s", Bound: atMost(0.01), Value: median(trials.took)},
 	}, nil
 }
 
-// keepLoading puts load on a gateway until ctx ends.
+// keepLoading puts load on a gateway until ctx is done.
 func (l *lab) keepLoading(ctx context.Context, g *gateway) error {
 	tokens, err := logins(ctx, g.url(), "Bearer ")
 	if err != nil {
@@ -73,9 +75,9 @@ func (l *lab) keepLoading(ctx context.Context, g *gateway) error {
 	return nil
 }
 
-// trialsDone is what came of the trials.
+// trialsDone are the results of the trials.
 type trialsDone struct {
-	shown, accepted atomic.Int64 // requests that were sent after a revoke had answered, and those that were let pass
+	shown, accepted atomic.Int64 // requests that were sent after a revoke had returned, and those of them that were accepted
 	mu              sync.Mutex
 	took            []float64 // seconds of each revoke
 	err             error
@@ -112,16 +114,17 @@ func (l *lab) trials(ctx context.Context, gateways []*gateway, count int) *trial
 	return done
 }
 
-// trial logs a user in, has both gateways know the token, and revokes it by one of them while it is shown to both.
+// trial logs a user in, makes the token known to both gateways, and revokes it by one of them while
+// it is in use at both.
 func (d *trialsDone) trial(ctx context.Context, gateways []*gateway, n int) (time.Duration, error) {
 	by := gateways[n%len(gateways)]
 	token, err := login(ctx, gateways[n/2%len(gateways)].url(), "revoked-"+strconv.Itoa(n))
 	if err != nil {
 		return 0, err
 	}
-	var answered atomic.Pointer[time.Time] // when the revoke had answered
+	var answered atomic.Pointer[time.Time] // when the revoke returned
 	var showing sync.WaitGroup
-	ready := make(chan error, 2*len(gateways)) // :: let pass once, and the last word, of each
+	ready := make(chan error, 2*len(gateways)) // :: two per client: accepted once, and the final result
 	for _, g := range gateways {
 		showing.Go(func() { ready <- d.show(ctx, g, token, &answered, ready) })
 	}
@@ -130,14 +133,14 @@ func (d *trialsDone) trial(ctx context.Context, gateways []*gateway, n int) (tim
 	}
 	var took time.Duration
 	if err == nil {
-		time.Sleep(time.Duration(n%50) * 4 * time.Millisecond) // at any time between two heartbeats
+		time.Sleep(time.Duration(n%50) * 4 * time.Millisecond) // at varying times between two heartbeats
 		begin := time.Now()
 		var status int
 		status, _, _, err = ask(ctx, http.MethodPost, by.url()+"/token/revoke", "", "Authorization: "+token)
 		now := time.Now()
 		took = now.Sub(begin)
 		if err == nil && status != http.StatusOK {
-			err = fmt.Errorf("%w: a revoke is answered %d", errWrong, status)
+			err = fmt.Errorf("%w: a revoke returned %d", errWrong, status)
 		}
 		answered.Store(&now)
 	} else {
@@ -151,8 +154,8 @@ func (d *trialsDone) trial(ctx context.Context, gateways []*gateway, n int) (tim
 	return took, err
 }
 
-// show shows a token to a gateway again and again, until a while after the revoke has answered. It says on ready when
-// the token has been let pass once; what it returns is the last word.
+// show uses a token repeatedly until some time after the revoke has returned. It sends to ready
+// when the token was accepted once, and returns the final result.
 func (d *trialsDone) show(ctx context.Context, g *gateway, token string, answered *atomic.Pointer[time.Time], ready chan<- error) error {
 	first := true
 	for {
@@ -164,13 +167,13 @@ func (d *trialsDone) show(ctx context.Context, g *gateway, token string, answere
 			first = false
 			ready <- nil
 		case revoked == nil && first:
-			err = fmt.Errorf("%w: a new token is answered %d: %s", errWrong, status, text)
+			err = fmt.Errorf("%w: a new token got %d: %s", errWrong, status, text)
 		case revoked != nil:
 			d.shown.Add(1)
 			if status == http.StatusOK {
 				d.accepted.Add(1)
 			} else if status != http.StatusUnauthorized {
-				err = fmt.Errorf("%w: a revoked token is answered %d: %s", errWrong, status, text)
+				err = fmt.Errorf("%w: a revoked token got %d: %s", errWrong, status, text)
 			}
 		}
 		if err != nil {

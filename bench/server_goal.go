@@ -22,15 +22,15 @@ import (
 	"gatepost/authz"
 )
 
-// The ext_authz servers that are measured alone, asked as an Envoy asks.
+// The ext_authz servers that are measured alone, with the requests of an Envoy.
 const (
 	aloneGatepost = "gatepost serve"
 	aloneAlwaysOK = "always-OK, grpc-go"
 	aloneOPA      = "OPA"
 )
 
-// serverGoal measures G3: what a check costs the server, with no Envoy in between. All are asked the same bytes over
-// a Unix socket (OPA over TCP).
+// serverGoal measures G3: the cost of a check for the server, without Envoy. All servers receive
+// the same bytes over a Unix socket (OPA over TCP).
 func serverGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, error) {
 	const whatOK, whatOPA = "server CPU for a warm check ÷ always-OK", "server CPU for a warm check ÷ OPA"
 	names := []string{aloneGatepost, aloneAlwaysOK}
@@ -62,21 +62,21 @@ func serverGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, er
 	}
 	l.keep("the ext_authz server alone", names, got)
 	findings[0].Rounds = got.ratios(aloneGatepost, aloneAlwaysOK, cpu)
-	findings[0] = findings[0].settle()
+	findings[0] = findings[0].summarize()
 	if findings[1].Missing == "" {
 		findings[1].Rounds = got.ratios(aloneGatepost, aloneOPA, cpu)
-		findings[1] = findings[1].settle()
+		findings[1] = findings[1].summarize()
 	}
 	return findings, nil
 }
 
-// checks are CheckRequests as they go over the wire: good ones, and one whose token nobody has.
+// checks are serialized CheckRequests: valid ones, and one with an unknown token.
 type checks struct {
 	good [][]byte
 	bad  []byte
 }
 
-// aloneGatepost starts `gatepost serve` for an Envoy that is somewhere else, with tokens in it.
+// aloneGatepost starts `gatepost serve` for an external Envoy, with tokens in its store.
 func (l *lab) aloneGatepost(ctx context.Context) (subject, checks, error) {
 	store, err := l.redis(ctx)
 	if err != nil {
@@ -94,7 +94,7 @@ func (l *lab) aloneGatepost(ctx context.Context) (subject, checks, error) {
 	if err != nil {
 		return subject{}, checks{}, err
 	}
-	g := &gateway{address: "127.0.0.1:5500", file: filepath.Join(l.dir, "serve.yaml")} // where an Envoy would listen
+	g := &gateway{address: "127.0.0.1:5500", file: filepath.Join(l.dir, "serve.yaml")} // the address on which Envoy would listen
 	if err := g.define(dataPath(up)); err != nil {
 		return subject{}, checks{}, err
 	}
@@ -147,7 +147,8 @@ func (l *lab) aloneOPA(ctx context.Context, requests checks) (subject, error) {
 	return asked(aloneOPA, local(port), requests, false, p)
 }
 
-// newChecks returns what Envoy sends for requests of a secured service with these values of Authorization.
+// newChecks returns the requests that Envoy sends for a secured service with these values of
+// Authorization.
 func newChecks(authorizations []string) (checks, error) {
 	var c checks
 	for _, value := range authorizations {
@@ -183,8 +184,8 @@ func checkRequest(authorization string) ([]byte, error) {
 	}})
 }
 
-// asked is a subject that is asked over gRPC, by as many clients as wrk has, on as many connections as an Envoy
-// with two workers.
+// asked is a subject with gRPC clients: as many clients as wrk has, on as many connections as an
+// Envoy with two workers.
 func asked(name, address string, requests checks, refuses bool, p *process) (subject, error) {
 	var conns []*grpc.ClientConn
 	for range 2 {
@@ -210,7 +211,7 @@ func asked(name, address string, requests checks, refuses bool, p *process) (sub
 	}, nil
 }
 
-// askAll asks for a while, each client one request after the other.
+// askAll sends requests for a duration; each client sends one after the other.
 func askAll(ctx context.Context, conns []*grpc.ClientConn, requests checks, during time.Duration) (outcome, error) {
 	var answered atomic.Int64
 	var wrong atomic.Pointer[error]
@@ -236,9 +237,9 @@ func askAll(ctx context.Context, conns []*grpc.ClientConn, requests checks, duri
 	return got, got.wrong()
 }
 
-// expect asks once, and is an error where the answer is not the one that is wanted.
+// expect sends one request and returns an error if the response is not the wanted one.
 func expect(ctx context.Context, conn *grpc.ClientConn, request []byte, want codes.Code) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // as Envoy tells the server
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second) // the same timeout as Envoy's
 	defer cancel()
 	var raw []byte
 	if err := conn.Invoke(ctx, authv3.Authorization_Check_FullMethodName, request, &raw, grpc.ForceCodecV2(bytesCodec{})); err != nil {
@@ -249,12 +250,12 @@ func expect(ctx context.Context, conn *grpc.ClientConn, request []byte, want cod
 		return fmt.Errorf("%w: %w", errWrong, err)
 	}
 	if got := codes.Code(answer.GetStatus().GetCode()); got != want {
-		return fmt.Errorf("%w: a check is answered %v, not %v", errWrong, got, want)
+		return fmt.Errorf("%w: a check returned %v, not %v", errWrong, got, want)
 	}
 	return nil
 }
 
-// bytesCodec sends and takes messages that are bytes already.
+// bytesCodec passes messages through as bytes.
 type bytesCodec struct{}
 
 func (bytesCodec) Name() string { return "proto" }

@@ -23,8 +23,8 @@ const (
 // addsPerRound is how often one service is added in a round.
 const addsPerRound = 2
 
-// servicesGoals measures G9, G10 and the half of G12 that is about services: a gateway with ten services and one with
-// ten thousand, all of them public, so that nothing but the routes is measured.
+// servicesGoals measures G9, G10 and the part of G12 for services: a gateway with ten services and
+// one with ten thousand. All are public, so that only routing is measured.
 func servicesGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
 	l.say("         starting a gateway with %d services and one with %d", fewServices, manyServices)
 	few, err := l.catalogue(ctx, fewServices)
@@ -88,7 +88,7 @@ func (c *catalogue) definitions() string {
 	return b.String()
 }
 
-// last is a subject whose clients ask for the last service.
+// last is a subject whose clients call the last service.
 func (l *lab) last(c *catalogue, name string) subject {
 	s := l.http(visit{address: c.address, path: "/svc" + strconv.Itoa(c.services-1) + "/5", open: true}, c.process, l.stack.upstream.process)
 	s.name = name
@@ -103,19 +103,19 @@ func (l *lab) lastService(ctx context.Context, few, many *catalogue) (finding, e
 		return finding{}, err
 	}
 	l.keep("the last of many services", []string{ofFew, ofMany}, got)
-	return finding{Goal: "G9", What: "rate of the last of 10,000 services ÷ of the last of 10", Bound: atLeast(0.95), Rounds: got.ratios(ofMany, ofFew, rate)}.settle(), nil
+	return finding{Goal: "G9", What: "rate of the last of 10,000 services ÷ of the last of 10", Bound: atLeast(0.95), Rounds: got.ratios(ofMany, ofFew, rate)}.summarize(), nil
 }
 
-// added is what one more service took.
+// added are the times for adding one service.
 type added struct {
-	saved     time.Duration // from its being saved until every worker of Envoy serves it
-	read      time.Duration // the same from when the gateway has read the definitions, and has yet to build what Envoy is sent
-	published time.Duration // the same from when that is built, and goes
-	bytes     int           // what Envoy was sent, where it was asked
+	saved     time.Duration // from the save until every Envoy worker serves it
+	read      time.Duration // from the time when the gateway has read the definitions
+	published time.Duration // from the time when the configuration is built and published
+	bytes     int           // bytes sent to Envoy, if measured
 }
 
-// oneMore measures G10. A peer's service is saved when the request to add it is sent: it has it in its memory at once,
-// where Gatepost has to read a file.
+// oneMore measures G10. For a peer, the time starts with the request that adds the service: it has
+// the service in memory at once, but Gatepost must read a file.
 func (l *lab) oneMore(ctx context.Context, few, many *catalogue) ([]finding, error) {
 	peer, err := l.oneRoute(ctx, manyServices)
 	if err != nil {
@@ -168,17 +168,17 @@ func (l *lab) oneMore(ctx context.Context, few, many *catalogue) ([]finding, err
 		middle("few", saved), middle("many", saved), middle("few", read), middle("many", read),
 		middle("few", published), middle("many", published), middle("peer", saved))
 	return []finding{
-		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ SnapshotCache with one route table", Bound: atMost(0.10), Rounds: ratio("many", "peer", saved), Note: note}.settle(),
-		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(0.10), Rounds: ratio("many", "peer", read)}.settle(),
-		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ its own time at 10", Bound: atMost(1.5), Rounds: ratio("many", "few", saved)}.settle(),
-		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(1.5), Rounds: ratio("many", "few", read)}.settle(),
-		finding{Goal: "G10", What: "bytes to Envoy for one service added at 10,000", Unit: "B", Bound: atMost(1024), Rounds: figures("many", func(a added) float64 { return float64(a.bytes) })}.settle(),
+		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ SnapshotCache with one route table", Bound: atMost(0.10), Rounds: ratio("many", "peer", saved), Note: note}.summarize(),
+		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(0.10), Rounds: ratio("many", "peer", read)}.summarize(),
+		finding{Goal: "G10", What: "one service added at 10,000, saved to served ÷ its own time at 10", Bound: atMost(1.5), Rounds: ratio("many", "few", saved)}.summarize(),
+		finding{Goal: "G10", What: "the same, from when the definitions are read", Bound: atMost(1.5), Rounds: ratio("many", "few", read)}.summarize(),
+		finding{Goal: "G10", What: "bytes to Envoy for one service added at 10,000", Unit: "B", Bound: atMost(1024), Rounds: figures("many", func(a added) float64 { return float64(a.bytes) })}.summarize(),
 	}, nil
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// add saves definitions with one service more, and waits until Envoy serves it.
+// add saves definitions with one more service, and waits until Envoy serves it.
 func (c *catalogue) add(ctx context.Context) (added, error) {
 	c.services++
 	next := c.definitions()
@@ -210,13 +210,13 @@ func (c *catalogue) add(ctx context.Context) (added, error) {
 	if err != nil {
 		return added{}, err
 	}
-	time.Sleep(time.Second) // what else Envoy is sent for it
+	time.Sleep(time.Second) // wait for the rest of the update
 	after, err := received(ctx, admin)
 	return added{saved: end.Sub(begin), read: end.Sub(readAt), published: end.Sub(publishedAt), bytes: after - before}, err
 }
 
-// awaitServed asks for a service until every one of several connections, which Envoy spreads over its workers, has
-// been answered by it.
+// awaitServed calls a service until it has responded on each of several connections, which Envoy
+// distributes over its workers.
 func awaitServed(ctx context.Context, address string, service int) error {
 	const probes = 8
 	clients := make([]*http.Client, probes)
@@ -241,7 +241,7 @@ func awaitServed(ctx context.Context, address string, service int) error {
 		case answer.StatusCode == http.StatusOK:
 			served++
 		case time.Now().After(end):
-			return fmt.Errorf("%w: %s is answered %d for %v", errWrong, url, answer.StatusCode, readyWithin)
+			return fmt.Errorf("%w: %s returned %d for %v", errWrong, url, answer.StatusCode, readyWithin)
 		default:
 			time.Sleep(time.Millisecond)
 		}
@@ -249,7 +249,7 @@ func awaitServed(ctx context.Context, address string, service int) error {
 	return nil
 }
 
-// loggedAt is when a gateway first said something, by its log from an offset on.
+// loggedAt returns the time of the first log line with a text, from an offset in the file.
 func loggedAt(logFile string, offset int64, what string) (time.Time, error) {
 	log, err := os.ReadFile(logFile)
 	if err != nil {
@@ -264,11 +264,11 @@ func loggedAt(logFile string, offset int64, what string) (time.Time, error) {
 			return entry.Time, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("%s does not say %q", logFile, what)
+	return time.Time{}, fmt.Errorf("%s does not contain %q", logFile, what)
 }
 
-// envoyAdmin is the path of the admin socket of the Envoy that a gateway keeps: it lies in the private folder in which
-// Envoy's bootstrap is.
+// envoyAdmin returns the path of the admin socket of a gateway's Envoy. It is in the private folder
+// of Envoy's bootstrap.
 func envoyAdmin(gateway int) (string, error) {
 	all, err := readProcesses()
 	if err != nil {
@@ -292,7 +292,7 @@ func envoyAdmin(gateway int) (string, error) {
 	return "", fmt.Errorf("process %d keeps no Envoy whose admin socket could be found", gateway)
 }
 
-// received is how many bytes Envoy has been sent by its control plane.
+// received returns the number of bytes that Envoy received from its control plane.
 func received(ctx context.Context, socket string) (int, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
@@ -303,22 +303,22 @@ func received(ctx context.Context, socket string) (int, error) {
 	}
 	answer, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(request)
 	if err != nil {
-		return 0, fmt.Errorf("asking Envoy for its counts: %w", err)
+		return 0, fmt.Errorf("reading Envoy's statistics: %w", err)
 	}
 	defer answer.Body.Close()
 	var text bytes.Buffer
 	if _, err := text.ReadFrom(answer.Body); err != nil {
-		return 0, fmt.Errorf("asking Envoy for its counts: %w", err)
+		return 0, fmt.Errorf("reading Envoy's statistics: %w", err)
 	}
 	for line := range strings.Lines(text.String()) {
 		if value, ok := strings.CutPrefix(line, "cluster.gatepost-grpc.upstream_cx_rx_bytes_total: "); ok {
 			return strconv.Atoi(strings.TrimSpace(value))
 		}
 	}
-	return 0, fmt.Errorf("asking Envoy for its counts: none of gatepost-grpc in %.200q", text.String())
+	return 0, fmt.Errorf("reading Envoy's statistics: none for gatepost-grpc in %.200q", text.String())
 }
 
-// oneRoute is the peer: SnapshotCache with one route table, and an Envoy under it.
+// oneRoute is the peer with SnapshotCache and one route table, and its Envoy.
 type oneRoute struct {
 	plane, envoy   *process
 	control, proxy string
@@ -371,7 +371,7 @@ func (o *oneRoute) add(ctx context.Context) (added, error) {
 	begin := time.Now()
 	status, _, text, err := ask(ctx, http.MethodPost, "http://"+o.control+"/add?n="+strconv.Itoa(n), "")
 	if err == nil && status != http.StatusOK {
-		err = fmt.Errorf("%w: the peer answers %d: %s", errWrong, status, text)
+		err = fmt.Errorf("%w: the peer returned %d: %s", errWrong, status, text)
 	}
 	if err != nil {
 		return added{}, err

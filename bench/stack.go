@@ -22,7 +22,8 @@ import (
 //go:embed peers/envoy/*.yaml peers/nginx/*.conf peers/opa/policy.rego peers/oathkeeper/config.yaml peers/oathkeeper/rules.json
 var peerFiles embed.FS
 
-// stack is what the goals share: Redis, the service behind every gateway, and the designs in front of it.
+// stack is shared by the goals: Redis, the service behind every gateway, and the designs in front
+// of it.
 type stack struct {
 	redis    *redisServer
 	upstream *service
@@ -30,7 +31,7 @@ type stack struct {
 	gateways map[string]*gateway
 }
 
-// redisServer is the one Redis of the run. Each design has a database of its own.
+// redisServer is the only Redis of the run. Each design has its own database.
 type redisServer struct {
 	*process
 	address string
@@ -40,14 +41,14 @@ type redisServer struct {
 // The databases of Redis.
 const (
 	dbGatepost = iota
-	dbRule     // of the peers that ask Redis for each check
+	dbRule     // for the peers that read Redis for each check
 	dbNode
-	dbOther // of the gateways of single goals
+	dbOther // for gateways of single goals
 )
 
 func (r *redisServer) url(db int) string { return "redis://" + r.address + "/" + strconv.Itoa(db) }
 
-// client is a connection of the bench's own.
+// client returns a client of the bench itself.
 func (r *redisServer) client(db int) *redis.Client {
 	if r.clients[db] == nil {
 		r.clients[db] = redis.NewClient(&redis.Options{Addr: r.address, DB: db})
@@ -71,7 +72,7 @@ func (l *lab) redis(ctx context.Context) (*redisServer, error) {
 	return l.stack.redis, p.awaitListening(ctx, local(port))
 }
 
-// service is the nginx behind every gateway, which is the user service too.
+// service is the nginx behind every gateway, which is also the user service.
 type service struct {
 	*process
 	port int
@@ -92,7 +93,7 @@ func (l *lab) upstream(ctx context.Context) (*service, error) {
 	return l.stack.upstream, err
 }
 
-// nginx starts one with a configuration of peers/nginx.
+// nginx starts an nginx with a configuration of peers/nginx.
 func (l *lab) nginx(ctx context.Context, name, config string, port int, with map[string]any) (*process, error) {
 	dir, err := l.folder(name)
 	if err != nil {
@@ -110,7 +111,7 @@ func (l *lab) nginx(ctx context.Context, name, config string, port int, with map
 	return p, p.awaitListening(ctx, local(port))
 }
 
-// fill writes a peer's configuration with what is known only now put in.
+// fill writes a peer's configuration from its template.
 func (l *lab) fill(from, to string, with any) (string, error) {
 	text, err := peerFiles.ReadFile(from)
 	if err != nil {
@@ -127,7 +128,7 @@ func (l *lab) fill(from, to string, with any) (string, error) {
 	return to, os.WriteFile(to, out.Bytes(), 0o644)
 }
 
-// gateway is a Gatepost as a user starts it.
+// gateway is a Gatepost, started like by a user.
 type gateway struct {
 	*process
 	address, admin string
@@ -136,8 +137,8 @@ type gateway struct {
 
 func (g *gateway) url() string { return "http://" + g.address }
 
-// gatepost starts `gatepost run` with definitions, to which the address to listen on is added, and waits until it is
-// ready. Further arguments are given to it as they are.
+// gatepost starts `gatepost run` with definitions, to which the listen address is added, and more
+// arguments. It waits until the gateway is ready.
 func (l *lab) gatepost(ctx context.Context, name, definitions string, db int, arguments ...string) (*gateway, error) {
 	store, err := l.redis(ctx)
 	if err != nil {
@@ -175,7 +176,7 @@ func (g *gateway) awaitReady(ctx context.Context) error {
 	})
 }
 
-// define writes the definitions as an editor does: whole, by a rename.
+// define replaces the definitions atomically by a rename.
 func (g *gateway) define(definitions string) error {
 	next := g.file + ".next"
 	if err := os.WriteFile(next, []byte("listen: "+g.address+"\n"+definitions), 0o644); err != nil {
@@ -184,7 +185,7 @@ func (g *gateway) define(definitions string) error {
 	return os.Rename(next, g.file)
 }
 
-// dataPath is the definitions of the gateways that carry the load: one secured service, one public one.
+// dataPath returns the definitions for the load: one secured service and one public one.
 func dataPath(upstream *service) string {
 	return fmt.Sprintf(`tokens:
   authenticator: {url: "%s/users/authenticate"}
@@ -194,7 +195,7 @@ services:
 `, upstream.url())
 }
 
-// bareEnvoy starts an Envoy on a configuration of its own. authz is the data of peers/envoy/bare.yaml.
+// bareEnvoy starts an Envoy with its own configuration. authz is the data of peers/envoy/bare.yaml.
 func (l *lab) bareEnvoy(ctx context.Context, name string, authz map[string]any) (address string, p *process, err error) {
 	up, err := l.upstream(ctx)
 	if err != nil {
@@ -225,7 +226,8 @@ func (l *lab) startEnvoy(name, file string) (*process, error) {
 	return l.start(name, l.envoy, "-c", file, "--use-dynamic-base-id", "--log-level", "warning")
 }
 
-// node starts the Node gateway, as it was or with connections to the services kept alive.
+// node starts the Node gateway, in its original form or with keep-alive connections to the
+// services.
 func (l *lab) node(ctx context.Context, name string, keepAlive bool) (address string, p *process, err error) {
 	program, err := find("node", "apt-get install nodejs npm, version 20 or newer")
 	if err != nil {
@@ -269,14 +271,14 @@ func (l *lab) node(ctx context.Context, name string, keepAlive bool) (address st
 	return local(port), p, p.awaitListening(ctx, local(port))
 }
 
-// client is that of the checks: it keeps its connections, and follows no redirect.
+// client is the HTTP client of the checks: it keeps connections alive and follows no redirects.
 var client = &http.Client{
 	Timeout:       30 * time.Second,
 	Transport:     &http.Transport{MaxIdleConnsPerHost: connections, DisableCompression: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// ask sends a request and returns the whole answer. Headers are "Name: value".
+// ask sends a request and returns the response. Headers have the form "Name: value".
 func ask(ctx context.Context, method, url, body string, headers ...string) (status int, header http.Header, text string, err error) {
 	request, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
 	if err != nil {
@@ -300,7 +302,7 @@ func get(ctx context.Context, url string, headers ...string) (status int, text s
 	return status, text, err
 }
 
-// login logs a user in through a gateway, and returns the token.
+// login logs a user in through a gateway and returns the token.
 func login(ctx context.Context, gateway, user string) (string, error) {
 	status, header, text, err := ask(ctx, http.MethodPost, gateway+"/token", `{"username":"ann","password":"wonderland"}`,
 		"X-Login: "+user, "Content-Type: application/json")

@@ -15,28 +15,33 @@ import (
 type Config struct {
 	// Definitions is the definitions file. Empty: the definitions are the newest revision in Redis.
 	Definitions string
-	// Listen is the address on which Envoy accepts requests. The zero address is the one in the definitions.
+	// Listen is the address on which Envoy accepts requests. The zero address is the one in the
+	// definitions.
 	Listen netip.AddrPort
-	// Redis keeps the tokens, and the definitions if they are not in a file. Nil: tokens are in the embedded store in Data.
+	// Redis keeps the tokens, and the definitions if they are not in a file. Nil: tokens are in the
+	// embedded store in Data.
 	Redis *redisconn.Options
 	// Data is the folder of the embedded store and of the last good definitions. Required.
 	Data string
-	// NoCache has Redis asked about every token.
+	// If NoCache is true, every token is looked up in Redis.
 	NoCache bool
-	// Module says whether Envoy checks tokens by itself.
+	// Module selects whether Envoy checks tokens by itself.
 	Module ModuleMode
-	// GRPC is the address of ext_authz and xDS, HTTP that of the token handler. Required, except with Envoy: then the
-	// default is a socket in a private folder.
+	// GRPC is the address of ext_authz and xDS, HTTP that of the token handler. Required, except
+	// with Envoy: then the default is a socket in a private folder.
 	GRPC, HTTP string
-	// GRPCTLS is a folder with tls.crt, tls.key and ca.crt, for TLS with client certificates on GRPC and HTTP. Empty: no TLS.
+	// GRPCTLS is a folder with tls.crt, tls.key and ca.crt, for TLS with client certificates on
+	// GRPC and HTTP. Empty: no TLS.
 	GRPCTLS string
 	// Admin is the address of health, metrics and the admin API. Required.
 	Admin string
 	// Profiles serves profiles of the process on Admin.
 	Profiles bool
-	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against. Empty: the system's.
+	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
+	// Empty: the system's.
 	CAFile string
-	// Envoy is the path of the Envoy that Run runs as a child. Empty: something else starts Envoy.
+	// Envoy is the path of the Envoy that Run starts as a child. If it is empty, Envoy is started
+	// by something else.
 	Envoy string
 	// Concurrency is the number of that Envoy's worker threads. Zero: one per CPU.
 	Concurrency int
@@ -44,17 +49,17 @@ type Config struct {
 	Version string
 	// Logger receives all log lines, those of Envoy included. Required.
 	Logger *slog.Logger
-	// DroppedLogLines returns how many log lines were lost, for the metrics. Nil: none are.
+	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
 	DroppedLogLines func() uint64
 }
 
-// ModuleMode says whether Envoy checks tokens by itself, with a module that it loads.
+// ModuleMode selects whether Envoy checks tokens by itself, with a module that it loads.
 type ModuleMode int
 
 // The zero ModuleMode is ModuleAuto.
 const (
 	ModuleAuto ModuleMode = iota // if it can
-	ModuleOn                     // else New fails
+	ModuleOn                     // New fails if it cannot
 	ModuleOff                    // never
 )
 
@@ -71,7 +76,8 @@ func (c Config) check() error {
 	return nil
 }
 
-// XDSOptions returns what the Envoy configuration of this gateway is built with, apart from the module.
+// XDSOptions returns what the Envoy configuration of this gateway is built with, apart from the
+// module.
 func (c Config) XDSOptions() xds.Options {
 	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen}
 }

@@ -12,15 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dataLockFile is the file in the data folder that a running gateway holds a lock on (flock). It has no content and stays.
+// dataLockFile is the file in the data folder that a running gateway holds a lock on (flock). It
+// has no content and stays.
 const dataLockFile = "gatepost.lock"
 
-// lockedFor is how long a start waits for the lock: long enough for the end of the process that is being replaced.
+// lockedFor is how long a start waits for the lock: long enough for the end of the process that is
+// being replaced.
 const lockedFor = 3 * time.Second
 
-// lockData locks the data folder for this process: two gateways would overwrite each other's definitions. The lock ends
-// when the returned file is closed, or with the process. A folder that cannot be locked for another reason (read-only,
-// or a file system without locks) is logged and used as it is.
+// lockData locks the data folder for this process: two gateways would overwrite each other's
+// definitions. The lock ends when the returned file is closed, or with the process. A folder that
+// cannot be locked for another reason (read-only, or a file system without locks) is logged and
+// used as it is.
 func lockData(ctx context.Context, dir string, logger *slog.Logger) (*os.File, error) {
 	file, err := openLock(dir)
 	if err != nil {

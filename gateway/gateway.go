@@ -1,5 +1,5 @@
-// Package gateway assembles all parts of a running Gatepost and runs them, in start order. It decides nothing about a
-// request. Command gatepost and tests start the same Gateway.
+// Package gateway assembles all parts of a running Gatepost and runs them, in start order. It
+// decides nothing about a request. Command gatepost and tests start the same Gateway.
 package gateway
 
 import (
@@ -29,14 +29,14 @@ import (
 	"gatepost/xds"
 )
 
-// Gateway is all the parts of a running Gatepost. Its fields stand in the order in which they start.
+// Gateway contains all parts of a running Gatepost, in the order in which they start.
 type Gateway struct {
 	config   Config
 	logger   *slog.Logger
 	registry *prometheus.Registry
 	metrics  *processMetrics
-	dir      envoy.Dir     // the private folder of our own Envoy; empty: there is none
-	runner   *envoy.Runner // runs our own Envoy; nil: something else starts Envoy
+	dir      envoy.Dir     // the private folder of the managed Envoy; empty if there is none
+	runner   *envoy.Runner // runs the managed Envoy; nil if there is none
 	lock     *os.File      // holds the data folder; nil: it cannot be locked
 
 	module   *envoyModule                       // how Envoy checks tokens by itself
@@ -50,7 +50,7 @@ type Gateway struct {
 	redis    *redisSource                       // the definitions in Redis; nil: they are in a file
 	source   source                             // where definitions come from
 
-	tls      *mutualTLS     // of the next two; nil: none
+	tls      *mutualTLS     // for the next two; nil means no TLS
 	grpc     *grpc.Server   // ext_authz, xDS and gRPC health
 	health   *health.Server // what gRPC health answers there
 	http     *http.Server   // the token handler
@@ -64,8 +64,8 @@ type source interface {
 	Reload()
 }
 
-// New makes every part, reads the definitions and publishes them to the Envoys that will connect. Nothing listens yet.
-// ctx bounds the making alone. The caller must call Run once.
+// New makes every part, reads the definitions and publishes them to the Envoys that will connect.
+// Nothing listens yet. ctx bounds the making alone. The caller must call Run once.
 func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	if err := config.check(); err != nil {
 		return nil, err
@@ -103,7 +103,8 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	return g, nil
 }
 
-// prepareEnvoy makes the runner of our own Envoy, which reaches Gatepost over Unix sockets in a private folder.
+// prepareEnvoy makes the runner of our own Envoy, which reaches Gatepost over Unix sockets in a
+// private folder.
 func (g *Gateway) prepareEnvoy() (err error) {
 	c := &g.config
 	if c.Envoy == "" {
@@ -129,7 +130,7 @@ func (g *Gateway) prepareEnvoy() (err error) {
 	return nil
 }
 
-// nodeID tells this Envoy from those of other machines in `gatepost status`.
+// nodeID distinguishes this Envoy from those of other machines in `gatepost status`.
 func nodeID() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -138,8 +139,8 @@ func nodeID() string {
 	return envoy.DefaultNodeID + "@" + host
 }
 
-// firstDefinitions reads the definitions to start with. If it returns none and no error, they are waited for. wrong is
-// why they are not the newest.
+// firstDefinitions reads the definitions to start with. If it returns neither definitions nor an
+// error, the gateway waits for the first ones. wrong is the reason that they are not the newest.
 func (g *Gateway) firstDefinitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong, err error) {
 	if g.config.Definitions != "" {
 		return rollout.First(g.config.Definitions, lastGood)
@@ -183,7 +184,8 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	return err
 }
 
-// publish makes the rollout, publishes the first ones, if there are any, and makes what follows their source.
+// publish makes the rollout, publishes the first ones, if there are any, and makes what follows
+// their source.
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
 	var err error
 	if g.control, err = xds.New(xds.ServerOptions{Logger: g.logger, Registerer: g.registry}); err != nil {
@@ -220,7 +222,8 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	return nil
 }
 
-// useSettings gives the token handler and the store the settings of the definitions that are published.
+// useSettings gives the token handler and the store the settings of the definitions that are
+// published.
 func (g *Gateway) useSettings(tokens *definitions.Tokens) {
 	g.login.Store(tokens)
 	revocation := cache.Strict
@@ -262,7 +265,8 @@ func (g *Gateway) checks() []admin.Check {
 	}
 }
 
-// adminHosts are the names by which scrapers may reach the admin address: the host of that address, and this machine's.
+// adminHosts are the names by which scrapers may reach the admin address: the host of that address,
+// and this machine's.
 func adminHosts(address string) []string {
 	var hosts []string
 	if host, _, err := net.SplitHostPort(address); err == nil {

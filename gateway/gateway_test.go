@@ -25,8 +25,9 @@ func start(t *testing.T, definitions string) string {
 	return url
 }
 
-// startWith runs a gateway with an Envoy of its own and the embedded store, in this process, until the test ends. When it
-// is ready, startWith returns the URLs at which clients and operators reach it.
+// startWith runs a gateway with an Envoy of its own and the embedded store, in this process, until
+// the test ends. When it is ready, startWith returns the URLs at which clients and operators reach
+// it.
 func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin string) {
 	t.Helper()
 	listen, dir := envoytest.Addr(t), t.TempDir()
@@ -113,8 +114,8 @@ services:
 	}
 }
 
-// faultyLog panics at messages that begin with one of these, and passes on the others. A program that runs a Gateway
-// chooses its log handler.
+// faultyLog panics at messages that begin with one of these, and passes on the others. A program
+// that runs a Gateway chooses its log handler.
 type faultyLog struct {
 	slog.Handler
 	at []string
@@ -145,8 +146,8 @@ func (l *lines) count(part string) int {
 	return strings.Count(l.text.String(), part)
 }
 
-// A panic in a login, a check or a call of the admin API is answered 500 (a check: 503), logged and counted, and ends
-// nothing else.
+// A panic in a login, a check or a call of the admin API is answered with 500 (a check: 503),
+// logged and counted. It affects no other request.
 func TestAGatewayGoesOnAfterPanics(t *testing.T) {
 	users, orders := envoytest.Upstream(t), envoytest.Upstream(t)
 	users.SetHandler(func(w http.ResponseWriter, r *http.Request) {

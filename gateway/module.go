@@ -16,21 +16,23 @@ import (
 	"gatepost/xds"
 )
 
-// sampleEvery is how often the last use of a token is kept at the most if Envoy checks tokens by itself. It is shorter than the time
-// between two checks of a token in use, so that each of them counts and the last use is never older than a minute.
+// sampleEvery is how often the last use of a token is kept at the most if Envoy checks tokens by
+// itself. It is shorter than the time between two checks of a token in use, so that each of them
+// counts and the last use is never older than a minute.
 const sampleEvery = table.MinLifetime - 5*time.Second
 
 // envoyModule is how Envoy checks tokens by itself.
 type envoyModule struct {
 	xds.Module
-	table   *table.Table // what Envoy decides; nil: nothing
-	without string       // why it decides nothing; empty: it does
-	release func() error // removes the table's folder; nil: it is not ours
+	table   *table.Table // the decisions for Envoy; nil if the module is not used
+	without string       // the reason that the module is not used, or ""
+	release func() error // removes the table's folder; nil if the folder is not temporary
 	folders []*os.File   // which our own Envoy inherits
 }
 
-// openModule puts the module and its table into the folder that Gatepost and Envoy share. If that is not possible, Envoy
-// asks about each request, and the log has the reason; with ModuleOn it is an error.
+// openModule creates the module and its table in the folder that Gatepost and Envoy share. If that
+// fails, Envoy sends a check for each request, and the reason is logged; with ModuleOn it is an
+// error.
 func openModule(ctx context.Context, c Config) (*envoyModule, error) {
 	m, err := installModule(ctx, c)
 	switch {
@@ -81,8 +83,8 @@ func installModule(ctx context.Context, c Config) (*envoyModule, error) {
 	return m, nil
 }
 
-// inherit has our own Envoy reach the files through descriptors of their folders. The names of the folders are random, and a
-// configuration with them would have another version after each start.
+// inherit passes the folders of the files to the managed Envoy as descriptors. The names of the
+// folders are random; if they were in the configuration, its version would change with each start.
 func (m *envoyModule) inherit() error {
 	for _, path := range []*string{&m.Library, &m.Table} {
 		folder, err := os.Open(filepath.Dir(*path))
@@ -95,7 +97,8 @@ func (m *envoyModule) inherit() error {
 	return nil
 }
 
-// useSharedMemory makes the table in the system's shared memory, if it has room there: the folder with the sockets may be on a disk.
+// useSharedMemory makes the table in the system's shared memory, if it has room there: the folder
+// with the sockets may be on a disk.
 func (m *envoyModule) useSharedMemory() error {
 	dir, release, err := table.Folder()
 	if err != nil {
@@ -122,7 +125,8 @@ func (m *envoyModule) close() error {
 	return err
 }
 
-// tryModule has an Envoy of ours load the module before it serves anything. Another's says so itself when it connects.
+// tryModule makes the managed Envoy load the module before it serves. An external Envoy reports its
+// version when it connects.
 func tryModule(ctx context.Context, path string, m xds.Module) error {
 	if path == "" {
 		return nil
@@ -145,7 +149,7 @@ func tryModule(ctx context.Context, path string, m xds.Module) error {
 	return err
 }
 
-// decisions is where the checker puts what Envoy may decide by itself; nil: nowhere.
+// decisions returns the table in which the checker stores decisions for Envoy, or nil.
 func (g *Gateway) decisions() authz.Decisions {
 	if g.module.table == nil {
 		return nil

@@ -18,7 +18,8 @@ import (
 // leaveTimeout bounds the farewell of a gateway that ends.
 const leaveTimeout = time.Second
 
-// redisSource follows the definitions in Redis, and reports to the other gateways what this one serves.
+// redisSource follows the definitions in Redis, and reports to the other gateways what this one
+// serves.
 type redisSource struct {
 	gateway  *Gateway
 	store    *revisions.Store
@@ -47,8 +48,9 @@ func openRedisSource(g *Gateway) *redisSource {
 	}
 }
 
-// Definitions returns what to start with: the newest revision, or where it cannot be had what was last proven of those
-// before, beside what is wrong. With neither there are none: the gateway waits for a first apply, or for Redis.
+// Definitions returns the definitions to start with: the newest revision, or, if it cannot be read,
+// the last proven definitions and the error. If there are neither, the gateway waits for a first
+// apply, or for Redis.
 func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
 	newest, wrong := s.store.Newest(ctx)
 	if wrong == nil {
@@ -80,7 +82,8 @@ func (s *redisSource) Follow() {
 // Reload has the newest revision read now.
 func (s *redisSource) Reload() { s.follower.Reload() }
 
-// Run follows the revisions and reports what is served, until ctx ends; then this gateway is waited for no more.
+// Run follows the revisions and reports what is served, until ctx ends; then this gateway is waited
+// for no more.
 func (s *redisSource) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { s.follower.Run(ctx) })
@@ -93,7 +96,7 @@ func (s *redisSource) Run(ctx context.Context) {
 	}
 }
 
-// changed is told of a revision by the follower.
+// changed is called by the follower with each new revision.
 func (s *redisSource) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
 	s.gateway.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
 	err := s.gateway.rollout.Apply(d, storedAt(r))
@@ -103,7 +106,7 @@ func (s *redisSource) changed(_ context.Context, r revisions.Revision, d *defini
 	s.note(r.Mark(), err)
 }
 
-// storedAt is when a revision was stored, where the clock of Redis can be believed to be that of this machine.
+// storedAt returns when a revision was stored, if the clock of Redis agrees with this machine's.
 func storedAt(r revisions.Revision) time.Time {
 	now := time.Now()
 	if r.Stored.After(now) || now.Sub(r.Stored) > time.Minute {
@@ -112,10 +115,10 @@ func storedAt(r revisions.Revision) time.Time {
 	return r.Stored
 }
 
-// failed is told by the follower why the newest revision cannot be had.
+// failed is called by the follower if the newest revision cannot be read.
 func (s *redisSource) failed(r revisions.Revision, err error) {
 	s.gateway.rollout.Failed(err)
-	if r.Number != 0 { // else Redis is away, and what was seen last may yet be proven
+	if r.Number != 0 { // otherwise Redis is unreachable, and the last revision may still become proven
 		s.note(r.Mark(), err)
 	}
 }

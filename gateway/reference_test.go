@@ -19,7 +19,8 @@ var update = flag.Bool("update", false, "write docs/reference/metrics.md")
 // described reads what a description of package prometheus prints; it has no other form.
 var described = regexp.MustCompile(`^Desc\{fqName: "([^"]+)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{[^}]*\}, variableLabels: \{([^}]*)\}\}$`)
 
-// The page lists every metric that a whole gateway registers, those of the Go runtime and the process apart.
+// The page lists every metric that a whole gateway registers, those of the Go runtime and the
+// process apart.
 func TestGeneratedPageOfMetricsIsCurrent(t *testing.T) {
 	const page = "../docs/reference/metrics.md"
 	dir := t.TempDir()

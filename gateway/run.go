@@ -13,8 +13,9 @@ import (
 	"gatepost/tokens/redisstore"
 )
 
-// Run serves until ctx ends, runs Envoy if it is our own, and closes every part. Envoy ends first and answers the
-// requests that it has; the servers end after it, so those requests are still decided.
+// Run serves until ctx ends, runs Envoy if it is our own, and closes every part. Envoy ends first
+// and answers the requests that it has; the servers end after it, so those requests are still
+// decided.
 func (g *Gateway) Run(ctx context.Context) error {
 	defer g.close()
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
@@ -94,10 +95,11 @@ func (g *Gateway) listenAll() (all [3]net.Listener, err error) {
 // drain makes the gateway unready, in /readyz and in gRPC health; it goes on serving.
 func (g *Gateway) drain() {
 	g.admin.Drain()
-	g.health.Shutdown() // NOT_SERVING, also on the streams of those who watch
+	g.health.Shutdown() // NOT_SERVING, also for clients of Watch
 }
 
-// logRevoke logs a revoke that `gatepost tokens` made directly in Redis, so that every revoke is in the gateways' logs.
+// logRevoke logs a revoke that `gatepost tokens` made directly in Redis, so that every revoke is in
+// the gateways' logs.
 func (g *Gateway) logRevoke(r redisstore.Revoke) {
 	attributes := []any{"by", printable(r.Who), "at", r.When, "sessions", r.Ended}
 	if r.User != "" {

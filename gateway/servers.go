@@ -25,16 +25,17 @@ import (
 	"gatepost/xds"
 )
 
-// How long requests under way may take once a server is to end: a check is bounded by its look-up, a login by its
-// user service.
+// How long requests under way may take once a server is to end: a check is bounded by its look-up,
+// a login by its user service.
 const (
 	drainChecks = 2 * time.Second
 	drainLogins = 10 * time.Second
 )
 
-// listen listens on an address of the flags: host:port or unix:/path. A socket that a Gatepost before this one
-// left behind is replaced. Only this user may connect to a socket, or its group too if the folder gives its
-// own group to what is made in it (set-group-ID): that is how a folder is shared with another user's Envoy.
+// listen listens on an address of the flags: host:port or unix:/path. A socket that a Gatepost
+// before this one left behind is replaced. Only this user may connect to a socket, or its group too
+// if the folder gives its own group to what is made in it (set-group-ID): that is how a folder is
+// shared with another user's Envoy.
 func listen(address string) (net.Listener, error) {
 	path, isSocket := strings.CutPrefix(address, "unix:")
 	if !isSocket {
@@ -60,13 +61,14 @@ func listen(address string) (net.Listener, error) {
 	return listener, nil
 }
 
-// freeWithin is how long the Envoy of a Gatepost that was just killed may take to be gone.
+// freeWithin is how long the Envoy of a killed Gatepost may take to exit.
 const freeWithin = 3 * time.Second
 
-// awaitFree returns an error where another process shares the address on which Envoy is to take requests. Envoy itself
-// would not notice: it opens its ports for sharing (SO_REUSEPORT), so two gateways of one user would both get a part
-// of the requests, and each refuse the tokens that the other has issued. A port that is taken and not shared Envoy
-// rejects, and that is told as every rejection is.
+// awaitFree returns an error where another process shares the address on which Envoy is to take
+// requests. Envoy itself would not notice: it opens its ports for sharing (SO_REUSEPORT), so two
+// gateways of one user would both get a part of the requests, and each refuse the tokens that the
+// other has issued. A port that is taken and not shared Envoy rejects, and that is told as every
+// rejection is.
 func awaitFree(ctx context.Context, address string) error {
 	for deadline := time.Now().Add(freeWithin); isShared(ctx, address); {
 		if time.Now().After(deadline) {
@@ -81,7 +83,8 @@ func awaitFree(ctx context.Context, address string) error {
 	return nil
 }
 
-// isShared says whether an address is taken by one who lets others of this user listen there too.
+// isShared reports whether another process of this user listens on the address and allows sharing
+// it.
 func isShared(ctx context.Context, address string) bool {
 	alone, err := net.Listen("tcp", address)
 	if err == nil {
@@ -100,11 +103,11 @@ func isShared(ctx context.Context, address string) bool {
 	return true
 }
 
-// newGRPCServer returns the server on which Envoy asks: ext_authz, ADS and gRPC health.
+// newGRPCServer returns the server for Envoy: ext_authz, ADS and gRPC health.
 func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *health.Server, more ...grpc.ServerOption) *grpc.Server {
 	options := append(authz.ServerOptions(),
 		grpc.UnaryInterceptor(checker.Interceptor()),
-		// Envoy's bootstrap pings every 30 s; more often than this is no Envoy of ours.
+		// Gatepost's bootstrap makes Envoy ping every 30 s. More frequent pings are rejected.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.MaxRecvMsgSize(4<<20), // an Envoy that names 10,000 resources it has
@@ -116,15 +119,15 @@ func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *hea
 	return server
 }
 
-// What a client reads after a panic: a JSON string, as all answers of the token handler are, and an object as the admin
-// API's errors are.
+// What a client reads after a panic: a JSON string, as all answers of the token handler are, and an
+// object as the admin API's errors are.
 const (
 	tokenPanicked = `"The gateway failed, try again later."`
 	adminPanicked = `{"error": "internal error; see Gatepost's log"}`
 )
 
-// newHTTPServer bounds what a client of h can hold open (Envoy bounds clients of the gateway before). A panic of h is
-// logged, counted and answered with 500 and body.
+// newHTTPServer bounds what a client of h can hold open (Envoy bounds clients of the gateway
+// before). A panic of h is logged, counted and answered with 500 and body.
 func newHTTPServer(h http.Handler, logger *slog.Logger, panicked prometheus.Counter, body string) *http.Server {
 	return &http.Server{
 		Handler:           panics.Handler(h, logger, panicked.Inc, body),
@@ -135,8 +138,8 @@ func newHTTPServer(h http.Handler, logger *slog.Logger, panicked prometheus.Coun
 	}
 }
 
-// serveGRPC serves until ctx ends. ADS streams never end by themselves, so those are cut once the checks under way
-// have had their time.
+// serveGRPC serves until ctx ends. ADS streams never end by themselves, so those are cut once the
+// checks under way have had their time.
 func serveGRPC(ctx context.Context, server *grpc.Server, listener net.Listener) error {
 	defer context.AfterFunc(ctx, func() {
 		timer := time.AfterFunc(drainChecks, server.Stop)

@@ -18,7 +18,8 @@ import (
 	"gatepost/tokens/endpoint"
 )
 
-// A folder whose group is given to what is made in it is shared with another user's Envoy; any other is not.
+// A socket is shared with another user's Envoy only in a folder that passes on its group
+// (set-group-ID).
 func TestTheGroupMayConnectToASocketInASharedFolder(t *testing.T) {
 	for name, c := range map[string]struct{ folder, socket os.FileMode }{
 		"a private folder": {0o700, 0o600},

@@ -18,10 +18,10 @@ import (
 	"gatepost/tokens/shield"
 )
 
-// tokenStore is where the sessions are kept, with the cache in front of it.
+// tokenStore is the store of sessions, with the cache in front of it.
 type tokenStore struct {
 	*cache.Cache
-	// shared is where gateways tell each other of failed logins; nil where there is no other.
+	// shared distributes failed logins among gateways. It is nil if there is only one.
 	shared shield.Shared
 	// redis is the Redis that has the sessions; nil: they are in the embedded store.
 	redis *redisstore.Store
@@ -30,7 +30,7 @@ type tokenStore struct {
 // warnTimeout bounds the look at Redis' settings; it may be down, which is no reason not to start.
 const warnTimeout = 3 * time.Second
 
-// openStore opens Redis if it is named, else the embedded store.
+// openStore opens Redis, if it is configured, or the embedded store.
 func openStore(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (*tokenStore, error) {
 	if c.Redis == nil {
 		return openEmbedded(c, decisions, registry)
@@ -51,8 +51,8 @@ func openRedis(ctx context.Context, c Config, decisions *table.Table, registry p
 	conn := redisconn.Open(c.Redis)
 	store := redisstore.New(conn)
 	c.Logger.Info("tokens are kept in Redis", "redis", c.Redis, "cache", onOff(!c.NoCache))
-	// Without a cache this gateway does not know which others run with one, so a strict revoke waits for the longest
-	// that any of them may accept a token from memory.
+	// Without a cache this gateway does not know which others run with one, so a strict revoke
+	// waits for the longest that any of them may accept a token from memory.
 	var tracker cache.Tracker = cache.OfflineTracker{}
 	if !c.NoCache {
 		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: c.Logger, Prefix: redisstore.TokenPrefix}); err != nil {
@@ -75,8 +75,8 @@ func onOff(on bool) string {
 	return "off"
 }
 
-// withCache puts the cache and the metrics in front of a store. If the tracker never holds a lease, each look-up asks
-// the store; a revoke waits as the tracker says in any case.
+// withCache adds the cache and the metrics to a store. If the tracker never holds a lease, each
+// lookup reads the store. The tracker also decides how long a revoke waits.
 func withCache(store tokens.Store, name string, tracker cache.Tracker, decisions *table.Table, shared shield.Shared, logger *slog.Logger, registry prometheus.Registerer) (*tokenStore, error) {
 	observed, err := tokens.Observed(store, registry, name)
 	if err != nil {
@@ -89,7 +89,7 @@ func withCache(store tokens.Store, name string, tracker cache.Tracker, decisions
 	return &tokenStore{Cache: cached, shared: shared}, nil
 }
 
-// warn says what about Redis' settings breaks a promise sooner or later.
+// warn logs the settings of Redis with which a promise will be broken.
 func warn(ctx context.Context, conn *redisconn.Conn, logger *slog.Logger) {
 	ctx, cancel := context.WithTimeout(ctx, warnTimeout)
 	defer cancel()

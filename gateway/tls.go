@@ -19,11 +19,11 @@ import (
 	"gatepost/envoy"
 )
 
-// readEvery is how often the files are read at most: anybody who can connect can begin a handshake.
+// readEvery limits how often the files are read, because every client can start a handshake.
 const readEvery = time.Second
 
-// mutualTLS is TLS in which both sides show a certificate, from a folder of files. They are read again at a handshake,
-// so that renewed ones are used without a restart.
+// mutualTLS is TLS in which both sides show a certificate, from a folder of files. They are read
+// again at a handshake, so that renewed ones are used without a restart.
 type mutualTLS struct {
 	dir    string
 	log    *slog.Logger
@@ -46,7 +46,8 @@ func newMutualTLS(dir string, log *slog.Logger, now func() time.Time) (*mutualTL
 	return m, nil
 }
 
-// current returns what is in the files, or was a second ago, or what was in them before they became unusable.
+// current returns what is in the files, or was a second ago, or what was in them before they became
+// unusable.
 func (m *mutualTLS) current() *tls.Config {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -92,7 +93,8 @@ func (m *mutualTLS) config(protocol string) *tls.Config {
 	}}
 }
 
-// secured returns a listener that takes mutual TLS alone if it is asked for; a Unix socket stays as it is.
+// secured returns a listener that accepts only mutual TLS, if it is configured. Unix sockets are
+// not changed.
 func (m *mutualTLS) secured(listener net.Listener, protocol string) net.Listener {
 	if m == nil || listener.Addr().Network() == "unix" {
 		return listener
@@ -103,7 +105,8 @@ func (m *mutualTLS) secured(listener net.Listener, protocol string) net.Listener
 // isSocket reports whether an address of the flags is that of a Unix socket.
 func isSocket(address string) bool { return strings.HasPrefix(address, "unix:") }
 
-// secureGRPC reads the files of Config.GRPCTLS, if it is given, and returns the options that make the gRPC server use them.
+// secureGRPC reads the files of Config.GRPCTLS, if it is given, and returns the options that make
+// the gRPC server use them.
 func (g *Gateway) secureGRPC() (options []grpc.ServerOption, err error) {
 	if g.config.GRPCTLS == "" {
 		return nil, nil

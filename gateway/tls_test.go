@@ -14,7 +14,7 @@ import (
 	"gatepost/testcert"
 )
 
-// Each connection would else be three reads of files, for anybody who can connect.
+// Otherwise every client could cause three file reads per connection.
 func TestCertificatesAreReadOnceASecondAtMost(t *testing.T) {
 	dir, ca, log := t.TempDir(), testcert.New(t), bytes.Buffer{}
 	cert, key := filepath.Join(dir, envoy.TLSCert), filepath.Join(dir, envoy.TLSKey)

@@ -1,6 +1,7 @@
-// Command schema turns what protoc-gen-jsonschema makes of gatepost.v1.Gateway into the schema of the definitions
-// file: from standard input to standard output. It corrects what that generator, which knows only the message,
-// cannot know of the file: how a duration is written, what a file must have, that a default is not written empty.
+// Command schema converts the output of protoc-gen-jsonschema for gatepost.v1.Gateway into the
+// schema of the definitions file, from standard input to standard output. The generator only has
+// the message. The command adds what differs in the file: the format of durations, required fields,
+// and that defaults are not empty strings.
 package main
 
 import (
@@ -83,13 +84,13 @@ func corrected(made object) (object, error) {
 	}, nil
 }
 
-// shortName returns the name of a message without its package and the generator's ending.
+// shortName returns the name of a message without its package and the generator's suffix.
 func shortName(name string) string {
 	name = strings.TrimSuffix(name, ".schema.json")
 	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
-// require lists the fields that a message must have: those whose rules no missing value meets.
+// require lists the required fields of a message: those whose rules no missing value satisfies.
 func require(definition object) {
 	properties, _ := definition["properties"].(object)
 	var required []string
@@ -117,14 +118,14 @@ func refusesMissing(field object) bool {
 	return err == nil && !re.MatchString("")
 }
 
-// clean takes off what is true of the message and not of the file, all the way down.
+// clean recursively removes what is true only of the message, not of the file.
 func clean(value any) {
 	switch value := value.(type) {
 	case object:
-		if _, isName := value["default"].(object); !isName { // a default, and no field of that name
+		if _, isName := value["default"].(object); !isName { // a default, not a field of that name
 			delete(value, "default")
 		}
-		if choices, ok := value["enum"].([]any); ok { // empty stands for the default, which a file leaves out
+		if choices, ok := value["enum"].([]any); ok { // the empty value is the default, which a file omits
 			value["enum"] = slices.DeleteFunc(choices, func(choice any) bool { return choice == "" })
 		}
 		for key, inner := range value {

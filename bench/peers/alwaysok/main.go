@@ -1,5 +1,6 @@
-// Command alwaysok is a peer of the benchmark: an ext_authz server on grpc-go that says yes to everything, with the
-// generated types and without any setting. It is the floor of every ext_authz server that is written the usual way.
+// Command alwaysok is a peer of the benchmark: an ext_authz server on grpc-go that allows every
+// request, with the generated types and default settings. It is the lower limit for ext_authz
+// servers that are written the usual way.
 package main
 
 import (
@@ -20,7 +21,7 @@ type always struct {
 	authv3.UnimplementedAuthorizationServer
 }
 
-// Check says yes, and who it is.
+// Check allows the request and sets the user.
 func (always) Check(context.Context, *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	return &authv3.CheckResponse{
 		Status: &statusv1.Status{Code: int32(codes.OK)},

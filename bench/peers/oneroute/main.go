@@ -1,6 +1,6 @@
-// Command oneroute is a peer of the benchmark: a control plane of the usual kind, go-control-plane's SnapshotCache with
-// one route table for all services, over delta ADS. Its work for one more service is what such a control plane does:
-// it makes the snapshot anew and hands it over. POST /add?n=N adds the N-th service.
+// Command oneroute is a peer of the benchmark: a typical control plane, go-control-plane's
+// SnapshotCache with one route table for all services, over delta ADS. To add a service it builds a
+// new snapshot, as such control planes do. POST /add?n=N adds the N-th service.
 package main
 
 import (

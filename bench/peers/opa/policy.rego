@@ -1,4 +1,4 @@
-# The least that OPA can be asked: yes to everything.
+# OPA's minimal work: it allows everything.
 package envoy.authz
 
 default allow := true

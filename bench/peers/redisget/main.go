@@ -1,6 +1,6 @@
-// Command redisget is a peer of the benchmark: the old gateway's rule as the usual rewrite has it, one Redis GET for
-// each check by go-redis. It answers over ext_authz (grpc-go, the generated types) and over plain HTTP for nginx's
-// auth_request. Nothing is tuned, and nothing is left out that the rule needs.
+// Command redisget is a peer of the benchmark: the old gateway's rule in a typical implementation,
+// with one Redis GET per check by go-redis. It serves ext_authz (grpc-go, the generated types), and
+// plain HTTP for nginx's auth_request. It is complete and not tuned.
 package main
 
 import (
@@ -50,10 +50,10 @@ func serveGRPC(address string, r rule) error {
 	return server.Serve(listener)
 }
 
-// rule is the old gateway's: the value of Authorization is a key in Redis.
+// rule is the rule of the old gateway: the value of Authorization is a key in Redis.
 type rule struct{ redis *redis.Client }
 
-// user returns whose the token is, and http.StatusOK, StatusUnauthorized or StatusServiceUnavailable.
+// user returns the token's user, and http.StatusOK, StatusUnauthorized or StatusServiceUnavailable.
 func (r rule) user(ctx context.Context, authorization string) (string, int) {
 	if authorization == "" {
 		return "", http.StatusUnauthorized
@@ -68,7 +68,7 @@ func (r rule) user(ctx context.Context, authorization string) (string, int) {
 	return user, http.StatusOK
 }
 
-// ServeHTTP answers an auth_request.
+// ServeHTTP serves auth_request.
 func (r rule) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	user, status := r.user(request.Context(), request.Header.Get("Authorization"))
 	if status == http.StatusOK {
@@ -82,7 +82,7 @@ type overGRPC struct {
 	rule
 }
 
-// Check answers an ext_authz.
+// Check serves ext_authz.
 func (o overGRPC) Check(ctx context.Context, request *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	user, status := o.user(ctx, request.GetAttributes().GetRequest().GetHttp().GetHeaders()["authorization"])
 	if status != http.StatusOK {
