@@ -196,8 +196,8 @@ func TestIntrospect(t *testing.T) {
 			t.Error("the response contains the token")
 		}
 	}
-	for _, token := range []string{other, uuid.NewString(), "nonsense", ""} {
-		a := g.call("POST", "/token/introspect", "token="+token, "Content-Type", formType, "Authorization", token)
+	for _, named := range []string{other, uuid.NewString(), "nonsense", ""} {
+		a := g.call("POST", "/token/introspect", "token="+named, "Content-Type", formType, "Authorization", token)
 		a.is(t, 200)
 		if a.body != `{"active":false}` {
 			t.Errorf("for another token: %s", a.body)
