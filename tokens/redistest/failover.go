@@ -42,16 +42,18 @@ const (
 	Forced Promotion = " FORCE"
 )
 
-// electionMemory is how long a node of a Cluster remembers an election that it won: four times the node timeout. If it is
-// to be promoted again in that time, Redis 7.0 takes the votes of that election for those of a new one. The node is a
-// master without a higher epoch, takes writes, and steps back a moment later: acknowledged writes are lost.
+// electionMemory is how long a node of a Cluster remembers an election that it won: four times the
+// node timeout. If it is to be promoted again in that time, Redis 7.0 takes the votes of that
+// election for those of a new one. The node is a master without a higher epoch, takes writes, and
+// steps back a moment later: acknowledged writes are lost.
 const electionMemory = 4*nodeTimeout + time.Second
 
 // CanFailOver reports whether [FailOver] can promote the replica now without waiting.
 func (s *Server) CanFailOver() bool { return time.Since(s.elected) > electionMemory }
 
-// FailOver promotes the replica, and returns as soon as the replica is a master. Other nodes may not know it yet. If the
-// replica was promoted a short time ago, FailOver waits until Redis can promote it again.
+// FailOver promotes the replica, and returns as soon as the replica is a master. Other nodes may
+// not know it yet. If the replica was promoted a short time ago, FailOver waits until Redis can
+// promote it again.
 func FailOver(t testing.TB, replica *Server, how Promotion) {
 	t.Helper()
 	for !replica.CanFailOver() {
