@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"gatepost/xds"
@@ -55,15 +56,8 @@ var errElsewhere = errors.New("it listens on the loopback of another machine")
 
 // beacon returns the address at which an Envoy whose listener is on listen can be asked. If the Envoy names no
 // host, that follows from the address of its stream: one that is not an IP address is a Unix socket on this machine.
-func beacon(listen string, e xds.Peer) (string, error) {
-	host, port, err := net.SplitHostPort(listen)
-	if err != nil {
-		return "", fmt.Errorf("reading the address to listen on: %w", err)
-	}
-	at, err := netip.ParseAddr(host)
-	if err != nil {
-		at = netip.IPv4Unspecified() // :5500 is every address
-	}
+func beacon(listen netip.AddrPort, e xds.Peer) (string, error) {
+	at, port := listen.Addr(), strconv.Itoa(int(listen.Port()))
 	if e.Host != "" {
 		return net.JoinHostPort(e.Host, port), nil
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -34,7 +35,7 @@ type Status struct {
 	// Definitions, Snapshot and Listen are what it is made of, what is sent to Envoy, and where Envoys take requests.
 	Definitions *definitions.Definitions
 	Snapshot    *xds.Snapshot
-	Listen      string
+	Listen      netip.AddrPort
 	// Failure is why the newest definitions are not served as they are; nil if they are.
 	Failure error
 	// Withheld are the services that answer 503, Former those that are served as in earlier definitions.

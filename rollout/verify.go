@@ -3,6 +3,7 @@ package rollout
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -94,7 +95,7 @@ func (v *verifier) askAll(ctx context.Context, running *sync.WaitGroup, status S
 }
 
 // question asks one Envoy once, and reports the answer.
-func (v *verifier) question(ctx context.Context, listen string, e Envoy, a *asked) {
+func (v *verifier) question(ctx context.Context, listen netip.AddrPort, e Envoy, a *asked) {
 	address, err := beacon(listen, e.Peer)
 	var serving string
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -37,7 +38,7 @@ func (c *control) publishes(id, acked string, nodes ...string) {
 	c.mu.Lock()
 	c.machine.publish(&version{
 		snapshot: &xds.Snapshot{Version: id}, definitions: &definitions.Definitions{Name: id, Gateway: &definitions.Gateway{}},
-		listen: "0.0.0.0:5500",
+		listen: netip.MustParseAddrPort("0.0.0.0:5500"),
 	}, time.Now())
 	c.mu.Unlock()
 	for node, stream := range c.nodes {
@@ -318,7 +319,6 @@ func TestWhereAnEnvoyIsAsked(t *testing.T) {
 	for _, c := range []struct{ listen, peer, host, want string }{
 		{"0.0.0.0:5500", "@", "", "127.0.0.1:5500"},
 		{"0.0.0.0:5500", "", "", "127.0.0.1:5500"},
-		{":5500", "@", "", "127.0.0.1:5500"},
 		{"[::]:5500", "@", "", "127.0.0.1:5500"},
 		{"0.0.0.0:5500", "127.0.0.1:40000", "", "127.0.0.1:5500"},
 		{"0.0.0.0:5500", "[::1]:40000", "", "127.0.0.1:5500"},
@@ -334,7 +334,7 @@ func TestWhereAnEnvoyIsAsked(t *testing.T) {
 		{"0.0.0.0:5500", "@", "envoy", "envoy:5500"},
 		{"0.0.0.0:5500", "192.0.2.7:40000", "2001:db8::7", "[2001:db8::7]:5500"},
 	} {
-		got, err := beacon(c.listen, xds.Peer{Address: c.peer, Host: c.host})
+		got, err := beacon(netip.MustParseAddrPort(c.listen), xds.Peer{Address: c.peer, Host: c.host})
 		if got != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("listening on %s, from %s, host %q: %q %v, want %q", c.listen, c.peer, c.host, got, err, c.want)
 		}

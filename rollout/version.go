@@ -3,6 +3,7 @@ package rollout
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"gatepost/definitions"
@@ -13,11 +14,11 @@ import (
 type version struct {
 	definitions *definitions.Definitions
 	snapshot    *xds.Snapshot
-	hasModule   bool      // Envoy checks tokens by itself
-	listen      string    // where Envoys take requests
-	saved       time.Time // when the definitions were saved; zero: before this gateway started
-	withheld    []string  // the services that are served without their upstreams
-	former      []string  // the services that are served as in earlier definitions
+	hasModule   bool           // Envoy checks tokens by itself
+	listen      netip.AddrPort // where Envoys take requests
+	saved       time.Time      // when the definitions were saved; zero: before this gateway started
+	withheld    []string       // the services that are served without their upstreams
+	former      []string       // the services that are served as in earlier definitions
 	// failure is why it is served in place of other definitions, and instead the version of these; nil: it is not.
 	failure error
 	instead *version
@@ -45,7 +46,7 @@ func (r *Rollout) build(d *definitions.Definitions, saved time.Time, withheld ..
 		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
 	}
 	return &version{
-		definitions: d, snapshot: snapshot, listen: options.ListenAddress(d.Gateway).String(), saved: saved, withheld: withheld,
+		definitions: d, snapshot: snapshot, listen: options.ListenAddress(d.Gateway), saved: saved, withheld: withheld,
 		hasModule: options.Module.Library != "",
 	}, nil
 }
