@@ -80,6 +80,9 @@ type Decision struct {
 	// Err is what prevented a decision. It is nil if the outcome is not CannotTell.
 	Err error
 
+	// principal is the principal of a live token. It is set if Reason is ReasonTokenKnown, ReasonScopeMissing or ReasonBadUser.
+	principal tokens.Principal
+
 	rule     rule            // the zero rule if Reason is ReasonNoRule
 	stripped strippedHeaders // the request's headers without the tokens in them
 	left     time.Duration   // the lifetime of the token if the request could outlast it, else 0
@@ -153,11 +156,11 @@ func (d *Decision) resolve(h tokens.Principal, err error, now time.Time) {
 	case !h.Live(now):
 		d.Reason = ReasonTokenUnknown
 	case !hasScopes(h, d.rule.scopes):
-		d.Reason = ReasonScopeMissing
+		d.Reason, d.principal = ReasonScopeMissing, h
 	case !validHeaderValue(h.User()):
-		d.Reason, d.Err = ReasonBadUser, errUserID
+		d.Reason, d.Err, d.principal = ReasonBadUser, errUserID, h
 	default:
-		d.Reason, d.User = ReasonTokenKnown, h.User()
+		d.Reason, d.User, d.principal = ReasonTokenKnown, h.User(), h
 		if left := h.Expires().Sub(now); d.rule.longest == 0 || left < d.rule.longest {
 			d.left = left
 		}

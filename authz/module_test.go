@@ -7,9 +7,6 @@ import (
 	"testing"
 	"time"
 
-	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
-	"google.golang.org/protobuf/types/known/structpb"
-
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
 )
@@ -185,18 +182,5 @@ func TestHitsOfTheModuleAreCounted(t *testing.T) {
 		if got, want := counted(), secured.Service+" allow "+step.want; got != want {
 			t.Errorf("after %d hits: %q, want %q", step.hits, got, want)
 		}
-	}
-}
-
-// TestAllowBearsNoMetadata: none of the sidecar's answers can be taken for the module's mark.
-func TestAllowBearsNoMetadata(t *testing.T) {
-	g, _ := withDecisions(t)
-	text := g.store.open(t, tokens.FormatUUID, "ann").Reveal()
-	r := Rule{Service: "orders", Authenticate: true, ID: ruleID}
-	if got := g.check(t, asking(shop, r, authorization(text))); got.GetDynamicMetadata() != nil {
-		t.Errorf("%v", got.GetDynamicMetadata())
-	}
-	if err := validateResponse(&authv3.CheckResponse{Status: deny(5, 401, "no").GetStatus(), HttpResponse: deny(5, 401, "no").GetHttpResponse(), DynamicMetadata: &structpb.Struct{}}); err == nil {
-		t.Error("a denial with metadata is let out")
 	}
 }

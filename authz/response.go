@@ -24,6 +24,14 @@ type field struct{ name, value string }
 
 // Response returns the response to the Check. Anything but an allow is a denial with a body for the client.
 func (d *Decision) Response() *authv3.CheckResponse {
+	r := d.response()
+	if d.rule.log {
+		r.DynamicMetadata = d.metadata()
+	}
+	return r
+}
+
+func (d *Decision) response() *authv3.CheckResponse {
 	switch d.Reason {
 	case ReasonPublic, ReasonTokenKnown:
 		return allow(d.headerChanges())

@@ -41,6 +41,8 @@ type Shared struct {
 	Subprotocol string
 	// UserHeader is the request header that carries the user's id to the upstream.
 	UserHeader string
+	// Log reports whether the decision is logged by Envoy, which then receives it as dynamic metadata.
+	Log bool
 }
 
 // The names of the context extensions.
@@ -55,6 +57,7 @@ const (
 	keyCookie       = "cookie"
 	keySubprotocol  = "subprotocol"
 	keyUserHeader   = "user_header"
+	keyLog          = "log"
 )
 
 // ErrNoRule reports a Check without a valid rule. It is denied: a request without a rule must not pass.
@@ -101,6 +104,9 @@ func (s Shared) Extensions() *extauthzv3.ExtAuthzPerRoute {
 	if s.Subprotocol != "" {
 		ext[keySubprotocol] = s.Subprotocol
 	}
+	if s.Log {
+		ext[keyLog] = "true"
+	}
 	return perRoute(ext)
 }
 
@@ -118,7 +124,7 @@ func perRoute(ext map[string]string) *extauthzv3.ExtAuthzPerRoute {
 // rawRule is a rule as it arrives with a Check: the values of the context extensions.
 type rawRule struct {
 	service, authenticate, scopes, forwardToken, longest, id string
-	origins, cookie, subprotocol, userHeader                 string
+	origins, cookie, subprotocol, userHeader, log            string
 }
 
 // set sets the value of one extension. It ignores unknown names.
@@ -144,6 +150,8 @@ func (c *rawRule) set(key, value string) {
 		c.subprotocol = value
 	case keyUserHeader:
 		c.userHeader = value
+	case keyLog:
+		c.log = value
 	}
 }
 
@@ -172,6 +180,13 @@ func (c *rawRule) parse() (rule, error) {
 	default:
 		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyForwardToken, c.forwardToken)
 	}
+	switch c.log {
+	case "true":
+		r.log = true
+	case "":
+	default:
+		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyLog, c.log)
+	}
 	if c.longest != "" {
 		ms, err := strconv.ParseInt(c.longest, 10, 64)
 		if err != nil || ms <= 0 || ms > maxMilliseconds {
@@ -199,6 +214,6 @@ func (r Rule) Milliseconds() int64 {
 // rule is a parsed Rule with its Shared part. Lists are still joined by spaces, so that parsing allocates nothing.
 type rule struct {
 	service, scopes, origins, cookie, subprotocol, userHeader string
-	authenticate, forwardToken                                bool
+	authenticate, forwardToken, log                           bool
 	longest                                                   time.Duration // 0: for ever
 }

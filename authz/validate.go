@@ -53,14 +53,14 @@ func validateResponse(r *authv3.CheckResponse) error {
 	if r == nil {
 		return fmt.Errorf("%w: nil", ErrBadResponse)
 	}
+	if r.GetDynamicMetadata().GetFields()[MetadataReason].GetStringValue() == ReasonModule { // only the module sets it
+		return fmt.Errorf("%w: metadata with the mark of the module", ErrBadResponse)
+	}
 	if r.GetStatus().GetCode() == int32(codes.OK) {
 		if r.GetOkResponse() == nil {
 			return fmt.Errorf("%w: status 0 without an OkResponse", ErrBadResponse)
 		}
 		return nil
-	}
-	if r.GetDynamicMetadata() != nil { // the module could take it for a mark of its own
-		return fmt.Errorf("%w: a denial with metadata", ErrBadResponse)
 	}
 	refused := r.GetDeniedResponse()
 	if refused == nil {

@@ -115,7 +115,7 @@ func violationFault(f *findings, field string, v *protovalidate.Violation) *faul
 	case "pattern", "not_in":
 		return patternFault(node, known.noun, known.remedy)
 	default:
-		if kind == "duration" || kind == "uint32" {
+		if kind == "duration" || kind == "uint32" || kind == "double" {
 			return faultf(v.Proto.GetMessage(), "%s is out of range", node.Value)
 		}
 	}

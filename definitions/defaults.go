@@ -22,6 +22,8 @@ const (
 	defaultUserIDHeader    = "userid"
 	defaultScopesHeader    = "scopes"
 	defaultIdentityHeader  = "x-user-id"
+	defaultAccessLogFormat = AccessLogOff
+	defaultAccessLogTo     = "stdout"
 	defaultMaxSessions     = 100
 	defaultMaxAge          = 600 * time.Second
 	defaultLifetime        = 3600 * time.Second
@@ -56,6 +58,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Authenticator.user_header":   defaultUserIDHeader,
 	"gatepost.v1.Authenticator.scopes_header": defaultScopesHeader,
 	"gatepost.v1.Identity.user_header":        defaultIdentityHeader,
+	"gatepost.v1.AccessLog.format":            defaultAccessLogFormat,
+	"gatepost.v1.AccessLog.to":                defaultAccessLogTo,
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 }
 
@@ -130,6 +134,19 @@ func limitOf(m *gatewayv1.Limit, otherwise Limit) Limit {
 		Base:     orDuration(m.GetBase(), otherwise.Base),
 		Cap:      orDuration(m.GetCap(), otherwise.Cap),
 	}
+}
+
+func accessLogOf(m *gatewayv1.AccessLog) AccessLog {
+	a := AccessLog{
+		Format:     cmp.Or(m.GetFormat(), defaultAccessLogFormat),
+		To:         cmp.Or(m.GetTo(), defaultAccessLogTo),
+		Sample:     1,
+		ErrorsOnly: m.GetErrorsOnly(),
+	}
+	if m != nil && m.Sample != nil {
+		a.Sample = m.GetSample()
+	}
+	return a
 }
 
 // serviceOf leaves out the upstreams.

@@ -20,6 +20,9 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 		Tokens:   g.Tokens.message(),
 		Identity: &gatewayv1.Identity{UserHeader: g.Identity.UserHeader},
 	}
+	if a := g.AccessLog; a.On() {
+		m.AccessLog = &gatewayv1.AccessLog{Format: a.Format, To: a.To, Sample: new(a.Sample), ErrorsOnly: a.ErrorsOnly}
+	}
 	for _, s := range g.Services {
 		m.Services = append(m.Services, s.Message())
 	}

@@ -21,6 +21,8 @@ type Gateway struct {
 	Tokens  Tokens
 	// Identity is how an upstream learns the user.
 	Identity Identity
+	// AccessLog is what Envoy logs about each request.
+	AccessLog AccessLog
 	// Services are in the order of the file. Names and paths are unique. [Definitions.Next] keeps the pointers of
 	// unchanged services, so callers detect changes by comparing pointers.
 	Services []*Service
@@ -109,6 +111,28 @@ type Identity struct {
 	// UserHeader is the request header with the user's id, in lower case.
 	UserHeader string
 }
+
+// AccessLog is what Envoy logs about each request. The zero AccessLog is off.
+type AccessLog struct {
+	// Format is AccessLogECS, AccessLogText or AccessLogOff.
+	Format string
+	// To is where the lines go: stdout.
+	To string
+	// Sample is the share of requests that are logged, above 0 and at most 1.
+	Sample float64
+	// ErrorsOnly is whether only errors are logged.
+	ErrorsOnly bool
+}
+
+// The values of AccessLog.Format.
+const (
+	AccessLogECS  = "ecs"
+	AccessLogText = "text"
+	AccessLogOff  = "off"
+)
+
+// On reports whether requests are logged.
+func (a AccessLog) On() bool { return a.Format == AccessLogECS || a.Format == AccessLogText }
 
 // Service is one HTTP service behind the gateway.
 type Service struct {

@@ -20,6 +20,8 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 		Cors:     corsOf(m.GetCors()),
 		Tokens:   tokensOf(m.GetTokens()),
 		Identity: Identity{UserHeader: strings.ToLower(cmp.Or(m.GetIdentity().GetUserHeader(), defaultIdentityHeader))},
+
+		AccessLog: accessLogOf(m.GetAccessLog()),
 	}
 	var fault *fault
 	g.Listen, fault = parseListen(cmp.Or(m.GetListen(), defaultListen))
@@ -30,6 +32,9 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	if g.Tokens.Cookie != "" && len(g.Origins) == 0 {
 		f.add("tokens.cookie", faultf("list the origins that may, under origins",
 			"would let every page on the web act as its visitor: browsers send a cookie by themselves"))
+	}
+	if a := m.GetAccessLog(); a != nil && a.GetFormat() == "" {
+		f.add("access_log.format", faultf("write ecs, text or off", "is missing"))
 	}
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.Services = make([]*Service, len(m.GetServices()))

@@ -2,6 +2,7 @@ package definitions
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -215,6 +216,12 @@ func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protore
 			return value, faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
 		}
 		return protoreflect.ValueOfUint32(uint32(n)), nil
+	case protoreflect.DoubleKind:
+		n, err := strconv.ParseFloat(node.Value, 64)
+		if err != nil || node.Style != 0 || math.IsNaN(n) {
+			return value, faultf("write a number, such as 0.1", "is %s", shown(node.Value))
+		}
+		return protoreflect.ValueOfFloat64(n), nil
 	case protoreflect.MessageKind:
 		d, err := protoyaml.ParseDuration(node.Value)
 		if err != nil {

@@ -31,7 +31,8 @@ type gateway struct {
 	dir     string // working directory; empty means the current one
 	args    []string
 	env     []string
-	stderr  *os.File // nil: log
+	stderr  *os.File  // nil: log
+	stdout  io.Writer // nil: log
 	command *exec.Cmd
 	exited  chan struct{}
 	log     *logBuffer
@@ -47,6 +48,8 @@ type setup struct {
 	Env []string
 	// Stderr is the standard error of the process. If it is nil, the test reads it as the log.
 	Stderr *os.File
+	// Stdout receives the standard output of the process: the access log. If it is nil, it goes to the log.
+	Stdout io.Writer
 }
 
 // start writes the definitions, prefixed with a free listen address, and runs a gateway with them.
@@ -79,7 +82,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 		g.args = append(g.args, "--redis", s.Redis)
 	}
 	g.args = append(g.args, s.Args...)
-	g.env, g.stderr = append(os.Environ(), s.Env...), s.Stderr
+	g.env, g.stderr, g.stdout = append(os.Environ(), s.Env...), s.Stderr, s.Stdout
 	t.Cleanup(func() {
 		g.Stop()
 		if t.Failed() {
@@ -115,6 +118,9 @@ func (g *gateway) Run() {
 	g.command.Stdout, g.command.Stderr = g.log, g.log
 	if g.stderr != nil {
 		g.command.Stderr = g.stderr
+	}
+	if g.stdout != nil {
+		g.command.Stdout = g.stdout
 	}
 	if err := g.command.Start(); err != nil {
 		g.t.Fatalf("starting gatepost: %v", err)

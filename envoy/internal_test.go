@@ -81,3 +81,24 @@ func TestActiveRequestsExcludeTheAdminInterface(t *testing.T) {
 		t.Errorf("sumActive = %d, %v; want 5", sum, err)
 	}
 }
+
+// parts records each Write.
+type parts []string
+
+func (p *parts) Write(b []byte) (int, error) {
+	*p = append(*p, string(b))
+	return len(b), nil
+}
+
+func TestTheAccessLogIsPassedOnByWholeLines(t *testing.T) {
+	var got parts
+	w := newAccessLogWriter(&got)
+	for _, chunk := range []string{"{\"a\":", "1}\n{\"b\":2}\n{\"c\"", ":3}\n", "half a li"} {
+		if n, err := fmt.Fprint(w, chunk); n != len(chunk) || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+	}
+	if diff := cmp.Diff(parts{"{\"a\":1}\n", "{\"b\":2}\n", "{\"c\":3}\n"}, got); diff != "" {
+		t.Error(diff)
+	}
+}

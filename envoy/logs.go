@@ -3,6 +3,7 @@ package envoy
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"strings"
 	"sync"
@@ -34,18 +35,32 @@ func envoyLevel(log *slog.Logger) string {
 	return "warning"
 }
 
-// logWriter forwards the output of a child to a logger, line by line.
-type logWriter struct {
-	log *slog.Logger
+// lineWriter passes the output of a child to a function, line by line.
+type lineWriter struct {
+	line func(line []byte) // without its end; it must not keep the bytes
 
 	mu   sync.Mutex
 	rest []byte // the incomplete last line
 }
 
-func newLogWriter(log *slog.Logger) *logWriter { return &logWriter{log: log} }
+// newLogWriter returns a writer that forwards lines to a logger.
+func newLogWriter(log *slog.Logger) *lineWriter {
+	return &lineWriter{line: func(line []byte) {
+		level, logger, message := parseLine(string(line))
+		if message != "" {
+			log.Log(context.Background(), level, message, "from", "envoy", "logger", logger)
+		}
+	}}
+}
+
+// newAccessLogWriter returns a writer that forwards whole lines to out, each by one Write: a queue that is full then drops
+// lines, never parts of lines.
+func newAccessLogWriter(out io.Writer) *lineWriter {
+	return &lineWriter{line: func(line []byte) { _, _ = out.Write(append(line, '\n')) }}
+}
 
 // Write never returns an error, so that logging cannot stop the child.
-func (w *logWriter) Write(p []byte) (int, error) {
+func (w *lineWriter) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for rest := p; len(rest) > 0; {
@@ -60,19 +75,16 @@ func (w *logWriter) Write(p []byte) (int, error) {
 }
 
 // Close forwards an incomplete last line.
-func (w *logWriter) Close() error {
+func (w *lineWriter) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flush()
 	return nil
 }
 
-func (w *logWriter) flush() {
-	level, logger, message := parseLine(string(w.rest))
+func (w *lineWriter) flush() {
+	w.line(w.rest)
 	w.rest = w.rest[:0]
-	if message != "" {
-		w.log.Log(context.Background(), level, message, "from", "envoy", "logger", logger)
-	}
 }
 
 // parseLine parses a line of logFormat. A line in another form is logged as a warning: it was

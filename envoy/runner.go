@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -63,6 +64,9 @@ type Runner struct {
 	ValidateTimeout time.Duration
 	// Log receives starts, exits and every line that Envoy writes. If it is nil, nothing is logged.
 	Logger *slog.Logger
+	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It must
+	// not block. Nil: these lines are logged too.
+	AccessLog io.Writer
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
 	OnStart func(pid int)
 	// OnExit, if set, is called after each unexpected exit with its error. It must not block.
@@ -139,6 +143,9 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	defer logs.Close()
 	cmd := exec.Command(r.Path, r.arguments(file)...)
 	cmd.Stdout, cmd.Stderr = logs, logs
+	if r.AccessLog != nil {
+		cmd.Stdout = newAccessLogWriter(r.AccessLog) // not closed: a line without its end is no line
+	}
 	cmd.ExtraFiles = r.Files
 	cmd.SysProcAttr = ownGroup()
 	cmd.WaitDelay = time.Second // a process started by Envoy could hold the output open
@@ -202,10 +209,14 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 	r.Logger.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
+// accessLogFlush is how long a line of the access log may wait in Envoy, in milliseconds. (By default ten seconds.)
+const accessLogFlush = "1000"
+
 // arguments returns the child's arguments. Hot restart is disabled, because it would share memory
 // with every other Envoy on the machine.
 func (r *Runner) arguments(file string) []string {
-	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Logger)}
+	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Logger),
+		"--file-flush-interval-msec", accessLogFlush}
 	if r.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(r.Concurrency))
 	}

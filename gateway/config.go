@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 
@@ -49,6 +50,9 @@ type Config struct {
 	Version string
 	// Logger receives all log lines, those of Envoy included. Required.
 	Logger *slog.Logger
+	// AccessLog receives the access log of the Envoy that Run runs, one Write for each line. It must not block. Nil: these
+	// lines go to Logger.
+	AccessLog io.Writer
 	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
 	DroppedLogLines func() uint64
 }

@@ -124,7 +124,7 @@ func (g *Gateway) prepareEnvoy() (err error) {
 		return err
 	}
 	g.runner = &envoy.Runner{
-		Path: c.Envoy, Bootstrap: bootstrap, Dir: g.dir, Concurrency: c.Concurrency, Logger: g.logger,
+		Path: c.Envoy, Bootstrap: bootstrap, Dir: g.dir, Concurrency: c.Concurrency, Logger: g.logger, AccessLog: c.AccessLog,
 		OnStart: g.metrics.envoyStarted, OnExit: g.metrics.envoyDied,
 	}
 	return nil

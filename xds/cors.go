@@ -46,6 +46,9 @@ const challengeHeader = "www-authenticate"
 // exposed returns the response headers that a page can read: the given ones and those of the definitions, each once.
 func (b *builder) exposed(own ...string) []string {
 	var out []string
+	if b.logs() {
+		own = append(own, headerRequestID)
+	}
 	for _, h := range slices.Concat(own, b.gw.Cors.ExposeHeaders) {
 		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
 			out = append(out, h)

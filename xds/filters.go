@@ -36,12 +36,15 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 	}
-	all := []*hcmv3.HttpFilter{
+	var all []*hcmv3.HttpFilter
+	if b.logs() {
+		all = append(all, b.keepPath())
+	}
+	all = append(all,
 		filter(filterScope, b.findScope()),
 		filter(filterScope, b.findScope()),
 		filter(filterCORS, b.pack(&corsv3.Cors{})),
-		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})),
-	}
+		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})))
 	if b.hasModule() {
 		all = append(all, b.module())
 	}

@@ -96,6 +96,35 @@ type gateway struct {
 	tokens  *envoytest.Recorder
 	secured *envoytest.Recorder
 	public  *envoytest.Recorder
+	log     lines
+}
+
+// lines are the lines of an access log.
+type lines struct {
+	mu  sync.Mutex
+	all []string
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, string(line))
+	return len(line), nil
+}
+
+// await returns the lines when there are n.
+func (l *lines) await(t testing.TB, n int) (all []string) {
+	t.Helper()
+	envoytest.Eventually(t, fmt.Sprintf("%d lines of the access log", n), func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		all = append([]string(nil), l.all...)
+		return len(all) >= n
+	})
+	if len(all) != n {
+		t.Fatalf("%d lines, want %d:\n%s", len(all), n, strings.Join(all, ""))
+	}
+	return all
 }
 
 // startGateway fills LISTEN, SECURED and PUBLIC into the definitions and starts Envoy with them.
@@ -107,7 +136,7 @@ func startGateway(t testing.TB, text string) *gateway {
 	text = strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(text)
 	snapshot := build(t, text)
 	envoytest.Start(t, envoytest.Options{
-		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(snapshot), Listen: []string{g.addr},
+		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(snapshot), Listen: []string{g.addr}, AccessLog: &g.log,
 	})
 	return g
 }

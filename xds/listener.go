@@ -22,8 +22,8 @@ const (
 	bufferLimit           = 32 << 10 // for backpressure; bodies are streamed and can be larger
 )
 
-// listener depends on the address, the origins, the places of tokens and the module. Everything that changes with a service is
-// in the routes, so that connections survive a change of services.
+// listener depends on the address, the origins, the places of tokens, the access log and the module. Everything that changes
+// with a service is in the routes, so that connections survive a change of services.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr := b.opts.ListenAddress(b.gw)
@@ -54,6 +54,9 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		RouteSpecifier:   scopedRoutes(),
 		HttpFilters:      b.httpFilters(),
 		LocalReplyConfig: localReplies(b.gw),
+
+		AccessLog:                    b.accessLog(),
+		AlwaysSetRequestIdInResponse: b.logs(), // so that a client can name the line
 
 		// The client's own claims about its address and request are not trusted (x-envoy-*, x-request-id).
 		UseRemoteAddress:              wrapperspb.Bool(true),

@@ -114,6 +114,9 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 	for _, header := range b.shared().ModuleInputs() {
 		flags += map[string]string{"origin": "o", "cookie": "c", "sec-websocket-protocol": "s"}[header]
 	}
+	if b.logs() {
+		flags += "l"
+	}
 	if flags == "" {
 		flags = "-"
 	}
@@ -134,6 +137,7 @@ func (b *builder) shared() authz.Shared {
 		Cookie:      b.gw.Tokens.Cookie,
 		Subprotocol: b.gw.Tokens.Subprotocol,
 		UserHeader:  b.gw.Identity.UserHeader,
+		Log:         b.logs(),
 	}
 }
 

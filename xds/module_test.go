@@ -54,6 +54,7 @@ func startDeciding(t testing.TB, text string, workers int) *deciding {
 	text = strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(text)
 	d.envoy = envoytest.Start(t, envoytest.Options{
 		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(buildWith(t, text, options)), Listen: []string{g.addr}, Concurrency: workers,
+		AccessLog: &g.log,
 	})
 	return d
 }

@@ -168,9 +168,18 @@ func jsonString(text string) string {
 }
 
 func statusIs(status uint32) *accesslogv3.AccessLogFilter {
+	return statusFilter(accesslogv3.ComparisonFilter_EQ, status)
+}
+
+// statusFrom matches a status and all above it.
+func statusFrom(status uint32) *accesslogv3.AccessLogFilter {
+	return statusFilter(accesslogv3.ComparisonFilter_GE, status)
+}
+
+func statusFilter(op accesslogv3.ComparisonFilter_Op, status uint32) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
 		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
-			Op: accesslogv3.ComparisonFilter_EQ,
+			Op: op,
 			Value: &corev3.RuntimeUInt32{
 				DefaultValue: status,
 				RuntimeKey:   "gatepost.replies." + strconv.FormatUint(uint64(status), 10), // required, never set

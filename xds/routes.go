@@ -58,8 +58,8 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	var out []*routev3.Route
 	for _, at := range s.at {
 		out = append(out,
-			preflight(s.name, at, cors, open),
-			answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)))
+			b.logged(preflight(s.name, at, cors, open), s.rule.Service, false),
+			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s.rule.Service, false))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if on := b.moduleOn(s.rule); on != nil {
@@ -80,9 +80,9 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			Metadata:                upgrades(f.to),
 		}
 		if b.mayOfferToken(s) && takesUpgrades(f.to) {
-			out = append(out, b.offersToken(route, s.rule))
+			out = append(out, b.logged(b.offersToken(route, s.rule), s.rule.Service, false))
 		}
-		out = append(out, route)
+		out = append(out, b.logged(route, s.rule.Service, !b.checks(s.rule)))
 	}
 	return out
 }

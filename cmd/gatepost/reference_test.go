@@ -210,6 +210,7 @@ const durationName = "google.protobuf.Duration"
 func typeName(f protoreflect.FieldDescriptor) string {
 	name := map[protoreflect.Kind]string{
 		protoreflect.StringKind: "text", protoreflect.BoolKind: "true or false", protoreflect.Uint32Kind: "whole number",
+		protoreflect.DoubleKind: "number",
 	}[f.Kind()]
 	if m := f.Message(); m != nil && m.FullName() == durationName {
 		name = "duration"

@@ -11,6 +11,7 @@ import (
 
 	"gatepost/envoy"
 	"gatepost/gateway"
+	"gatepost/logqueue"
 )
 
 func serveCommand(s *settings) *cobra.Command {
@@ -61,7 +62,10 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	if err != nil {
 		return err
 	}
-	config.Logger, config.DroppedLogLines = logger, logs.Dropped
+	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request
+	defer access.Close()
+	config.Logger, config.AccessLog = logger, access
+	config.DroppedLogLines = func() uint64 { return logs.Dropped() + access.Dropped() }
 	if err := adapt(&config); err != nil {
 		return err
 	}

@@ -54,6 +54,8 @@ type Options struct {
 	Concurrency int
 	// Drain is how long active requests may take at shutdown. The default is one second.
 	Drain time.Duration
+	// AccessLog, if set, receives the lines of the access log.
+	AccessLog io.Writer
 }
 
 // Envoy is a running Envoy. If it dies, it is restarted, as in production.
@@ -104,6 +106,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 		Concurrency: max(opts.Concurrency, 1),
 		Drain:       max(opts.Drain, time.Second),
 		Logger:      slog.New(slog.NewTextHandler(e.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		AccessLog:   opts.AccessLog,
 		OnStart:     e.started,
 	}
 	ctx, cancel := context.WithCancel(context.Background())

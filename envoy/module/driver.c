@@ -76,7 +76,7 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
                                                                     struct buffer value) {
-  marked = true;
+  marked |= key.length == 6 && memcmp(key.ptr, "reason", 6) == 0;
 }
 
 // ---- Commands ----

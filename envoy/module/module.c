@@ -51,6 +51,8 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 
 #define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
 #define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
+#define DESCRIBE(filter, key, value) \
+  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT(key), value)
 #define HOOK __attribute__((visibility("default")))
 
 // The listener's limits of a request's headers (xds/listener.go).
@@ -107,31 +109,28 @@ struct route {
   uint64_t longest; // the longest duration of a request of the route, in nanoseconds; 0 means no limit
   uint8_t rule[GP_RULE_BYTES];
   bool uses[GP_INPUTS];
-  bool forward_token;
+  bool forward_token, log;
   char user_header[128];
 };
 
 // parse_route parses the text that package xds generates: "1 RULE LONGEST FLAGS HEADER SERVICE".
 // RULE and SERVICE are in hex, LONGEST is in milliseconds; FLAGS are "-" or of f (the token is
-// forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs).
+// forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs), l (access log).
 static bool parse_route(struct buffer config, struct route *r) {
   char text[256], again[256], rule[2 * GP_RULE_BYTES + 1], flags[8];
   unsigned long long longest, service;
   if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
   memcpy(text, config.ptr, config.length);
   text[config.length] = 0;
-  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focs-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5) return false;
+  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focsl-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5) return false;
   if (strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
   if (snprintf(again, sizeof again, "1 %s %llu %s %s %016llx", rule, longest, flags, r->user_header, service) < 0 ||
       strcmp(again, text) != 0) return false;
   for (size_t i = 0; i < GP_RULE_BYTES; i++)
     if (sscanf(rule + 2 * i, "%2hhx", &r->rule[i]) != 1) return false;
   r->longest = longest * 1000000;
-  r->forward_token = strchr(flags, 'f');
-  r->uses[0] = true;
-  r->uses[1] = strchr(flags, 'o');
-  r->uses[2] = strchr(flags, 'c');
-  r->uses[3] = strchr(flags, 's');
+  r->forward_token = strchr(flags, 'f'), r->log = strchr(flags, 'l');
+  r->uses[0] = true, r->uses[1] = strchr(flags, 'o'), r->uses[2] = strchr(flags, 'c'), r->uses[3] = strchr(flags, 's');
   r->service = service;
   return true;
 }
@@ -339,8 +338,8 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
     if (!set(filter, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
   }
   if (!r->forward_token && !set(filter, inputs[0], (struct buffer){NULL, 0})) return false;
-  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"),
-                                                                 TEXT("module"));
+  if (r->log) DESCRIBE(filter, "user", user), DESCRIBE(filter, "decision", TEXT("allow"));
+  DESCRIBE(filter, "reason", TEXT("module"));
   return true;
 }
 

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -128,6 +129,10 @@ func clean(value any) {
 		if choices, ok := value["enum"].([]any); ok { // the empty value is the default, which a file omits
 			value["enum"] = slices.DeleteFunc(choices, func(choice any) bool { return choice == "" })
 		}
+		if number, ok := numberOnly(value); ok { // the JSON form of a message may have a text instead
+			delete(value, "anyOf")
+			maps.Copy(value, number)
+		}
 		for key, inner := range value {
 			switch text, isText := inner.(string); {
 			case isText && key == "description":
@@ -144,4 +149,14 @@ func clean(value any) {
 			clean(inner)
 		}
 	}
+}
+
+// numberOnly returns the rules of a field that is a number or, in the generator's words, a text with one.
+func numberOnly(field object) (number object, ok bool) {
+	choices, _ := field["anyOf"].([]any)
+	if len(choices) != 2 {
+		return nil, false
+	}
+	number, _ = choices[0].(object)
+	return number, number["type"] == "number"
 }

@@ -39,6 +39,8 @@ type Gateway struct {
 	Tokens *Tokens `protobuf:"bytes,4,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// How upstreams get the user's id.
 	Identity *Identity `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
+	// What Envoy logs about each request. Default: nothing.
+	AccessLog *AccessLog `protobuf:"bytes,7,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
 	// The services behind the gateway. The longest matching path wins; the order does not matter. `[]` for none.
 	Services      []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -106,6 +108,13 @@ func (x *Gateway) GetTokens() *Tokens {
 func (x *Gateway) GetIdentity() *Identity {
 	if x != nil {
 		return x.Identity
+	}
+	return nil
+}
+
+func (x *Gateway) GetAccessLog() *AccessLog {
+	if x != nil {
+		return x.AccessLog
 	}
 	return nil
 }
@@ -689,6 +698,82 @@ func (x *Identity) GetUserHeader() string {
 	return ""
 }
 
+// AccessLog is the log of requests that Envoy writes. It has no query, no cookie and no token. A change of these
+// settings replaces the listener: connections that are open are drained.
+type AccessLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `ecs`: one JSON object a line, with the names of the Elastic Common Schema. `text`: one line of text. `off`: no access
+	// log. Default: off.
+	Format string `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
+	// `stdout`: the standard output of Envoy, which `gatepost run` copies to its own. Default: stdout.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// The share of requests that are logged, from 0.000001 to 1. Default: 1.
+	Sample *float64 `protobuf:"fixed64,3,opt,name=sample,proto3,oneof" json:"sample,omitempty"`
+	// Whether only errors are logged: responses with status 400 and above, and requests that did not end normally.
+	// Default: false.
+	ErrorsOnly    bool `protobuf:"varint,4,opt,name=errors_only,json=errorsOnly,proto3" json:"errors_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessLog) Reset() {
+	*x = AccessLog{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessLog) ProtoMessage() {}
+
+func (x *AccessLog) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
+func (*AccessLog) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AccessLog) GetFormat() string {
+	if x != nil {
+		return x.Format
+	}
+	return ""
+}
+
+func (x *AccessLog) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *AccessLog) GetSample() float64 {
+	if x != nil && x.Sample != nil {
+		return *x.Sample
+	}
+	return 0
+}
+
+func (x *AccessLog) GetErrorsOnly() bool {
+	if x != nil {
+		return x.ErrorsOnly
+	}
+	return false
+}
+
 // Service is one HTTP service behind the gateway.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -724,7 +809,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +821,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[8]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +834,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{8}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Service) GetName() string {
@@ -826,13 +911,15 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x02\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcb\x02\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
 	"\x04cors\x18\x03 \x01(\v2\x11.gatepost.v1.CorsR\x04cors\x12+\n" +
 	"\x06tokens\x18\x04 \x01(\v2\x13.gatepost.v1.TokensR\x06tokens\x121\n" +
-	"\bidentity\x18\x05 \x01(\v2\x15.gatepost.v1.IdentityR\bidentity\x12<\n" +
+	"\bidentity\x18\x05 \x01(\v2\x15.gatepost.v1.IdentityR\bidentity\x125\n" +
+	"\n" +
+	"access_log\x18\a \x01(\v2\x16.gatepost.v1.AccessLogR\taccessLog\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
 	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
@@ -889,7 +976,15 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\t_failures\"V\n" +
 	"\bIdentity\x12J\n" +
 	"\vuser_header\x18\x01 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\n" +
-	"userHeader\"\xb9\x04\n" +
+	"userHeader\"\xbf\x01\n" +
+	"\tAccessLog\x12/\n" +
+	"\x06format\x18\x01 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x03ecsR\x04textR\x03offR\x06format\x12\x1f\n" +
+	"\x02to\x18\x02 \x01(\tB\x0f\xbaH\fr\n" +
+	"R\x00R\x06stdoutR\x02to\x124\n" +
+	"\x06sample\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x8d\xed\xb5\xa0\xf7ư>H\x00R\x06sample\x88\x01\x01\x12\x1f\n" +
+	"\verrors_only\x18\x04 \x01(\bR\n" +
+	"errorsOnlyB\t\n" +
+	"\a_sample\"\xb9\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -918,7 +1013,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -928,36 +1023,38 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Limit)(nil),               // 5: gatepost.v1.Limit
 	(*Breaker)(nil),             // 6: gatepost.v1.Breaker
 	(*Identity)(nil),            // 7: gatepost.v1.Identity
-	(*Service)(nil),             // 8: gatepost.v1.Service
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
+	(*AccessLog)(nil),           // 8: gatepost.v1.AccessLog
+	(*Service)(nil),             // 9: gatepost.v1.Service
+	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
 	2,  // 1: gatepost.v1.Gateway.tokens:type_name -> gatepost.v1.Tokens
 	7,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
-	8,  // 3: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	9,  // 4: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	9,  // 5: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	9,  // 6: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 7: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	9,  // 8: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 9: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	9,  // 10: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	9,  // 11: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 12: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 13: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 14: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	9,  // 15: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	9,  // 16: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	9,  // 17: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	9,  // 18: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	9,  // 19: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	9,  // 20: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
+	9,  // 4: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	10, // 5: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	10, // 6: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	10, // 7: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 8: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	10, // 9: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 10: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	10, // 11: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	10, // 12: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 13: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 14: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 15: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	10, // 16: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	10, // 17: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	10, // 18: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	10, // 19: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	10, // 20: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	10, // 21: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -969,13 +1066,14 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[5].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,27 @@
+package authz
+
+import "google.golang.org/protobuf/types/known/structpb"
+
+// The names under [MetadataNamespace] by which the access log of Envoy finds a decision, beside MetadataReason. The
+// module sets those of user and decision too (envoy/module/module.c).
+const (
+	MetadataDecision = "decision"
+	MetadataUser     = "user"
+	MetadataSession  = "session"
+)
+
+// metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and no
+// upstream receives it. Its reason is never [ReasonModule], see [validateResponse].
+func (d *Decision) metadata() *structpb.Struct {
+	m := &structpb.Struct{Fields: map[string]*structpb.Value{
+		MetadataDecision: structpb.NewStringValue(string(d.Outcome())),
+		MetadataReason:   structpb.NewStringValue(d.Reason.String()),
+	}}
+	if user := d.principal.User(); validHeaderValue(user) { // which is UTF-8, as protobuf requires
+		m.Fields[MetadataUser] = structpb.NewStringValue(user)
+	}
+	if id := d.principal.ID(); id != "" {
+		m.Fields[MetadataSession] = structpb.NewStringValue(id)
+	}
+	return m
+}

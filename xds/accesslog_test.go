@@ -1,0 +1,157 @@
+package xds
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
+
+	"gatepost/authz"
+)
+
+// at returns a value of a line in JSON; "" if it is omitted.
+func at(t testing.TB, line string, path ...string) string {
+	t.Helper()
+	var value any
+	if err := json.Unmarshal([]byte(line), &value); err != nil {
+		t.Fatalf("%s: %v", line, err)
+	}
+	for _, name := range path {
+		object, _ := value.(map[string]any)
+		value = object[name]
+	}
+	if value == nil {
+		return ""
+	}
+	return fmt.Sprint(value)
+}
+
+// TestEachRequestHasALine: with who and why for a miss, a hit, a denial and a public service; and without secrets.
+func TestEachRequestHasALine(t *testing.T) {
+	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
+	token := d.login("ada", time.Hour)
+	bearer, mallory := "authorization: bearer "+token, "x-user-id: mallory"
+	var ids []string
+	for _, r := range []struct{ method, path, header string }{
+		{"GET", "/orders/5?token=" + token, bearer},
+		{"GET", "/orders/5?token=" + token, bearer},
+		{"GET", "/ORDERS/6", mallory},
+		{"GET", "/items/7?token=" + token, mallory},
+		{"GET", "/items/8", bearer},
+		{"GET", "/nobody?token=" + token, mallory},
+		{"PUT", VersionPath, mallory},
+		{"GET", "/a%2fb?token=" + token, bearer},
+	} {
+		got := d.do(r.method, r.path, r.header, "user-agent: test", "cookie: s="+token, "referer: http://x/?"+token)
+		ids = append(ids, got.Header.Get("x-request-id"))
+	}
+	var got []string
+	for i, line := range d.log.await(t, len(ids)) {
+		if strings.Contains(line, token) || strings.Contains(line, "token=") {
+			t.Errorf("a token or a query: %s", line)
+		}
+		if id := at(t, line, "http", "request", "id"); id != ids[i] {
+			t.Errorf("the request id is %q, and the client received %q", id, ids[i])
+		}
+		if at(t, line, "client", "address") != "127.0.0.1" || at(t, line, "http", "request", "method") == "" || at(t, line, "event", "duration") == "" {
+			t.Errorf("incomplete: %s", line)
+		}
+		got = append(got, strings.Join([]string{
+			at(t, line, "http", "response", "status_code"), at(t, line, "url", "path"), at(t, line, "gatepost", "route"), at(t, line, "service", "name"),
+			at(t, line, "gatepost", "decision"), at(t, line, "gatepost", "reason"), at(t, line, "user", "id"), at(t, line, "user_agent", "original"),
+		}, "|"))
+	}
+	want := []string{
+		"200|/orders/5|orders|orders|allow|token_known|ada|test",
+		"200|/orders/5|orders|orders|allow|module|ada|test",
+		"401|/ORDERS/6|orders|orders|deny|token_missing||test",
+		"200|/items/7|items|items|allow|public||test",
+		"200|/items/8|items|items|allow|public||test",
+		"404|/nobody|unknown 404|||||test",
+		"200|" + VersionPath + "|version|||||test",
+		"400|/a/b||||||test",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestLineOfText: what a client chooses comes last.
+func TestLineOfText(t *testing.T) {
+	d := startDeciding(t, "access_log: {format: text}\n"+decidingShop, 1)
+	bearer := "authorization: bearer " + d.login("ada", time.Hour)
+	d.do("GET", "/orders/5?x=1", bearer)
+	d.do("GET", "/orders/5?x=1", bearer)
+	d.do("GET", "/items/7")
+	for i, want := range []string{"token_known user=ada /orders/5", "module user=ada /orders/5", "public user=- /items/7"} {
+		line := d.log.await(t, 3)[i]
+		service, end, _ := strings.Cut(line, " upstream=")
+		_, reason, _ := strings.Cut(service, " reason=")
+		_, user, _ := strings.Cut(end, " user=")
+		if got := reason + " user=" + strings.ReplaceAll(user, "GET ", ""); got != want+"\n" {
+			t.Errorf("%q, want %q in %s", got, want, line)
+		}
+	}
+}
+
+// TestErrorsOnly: what was answered well has no line.
+func TestErrorsOnly(t *testing.T) {
+	d := startDeciding(t, "access_log: {format: ecs, errors_only: true}\n"+decidingShop, 1)
+	d.do("GET", "/items/7")
+	d.do("GET", "/orders/5")
+	if line := d.log.await(t, 1)[0]; at(t, line, "http", "response", "status_code") != "401" {
+		t.Error(line)
+	}
+}
+
+// TestMetadataOfACheckIsNoMark: ext_authz reads the mark before it asks, and of this request alone.
+func TestMetadataOfACheckIsNoMark(t *testing.T) {
+	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
+	mark, err := structpb.NewStruct(map[string]any{authz.MetadataReason: authz.ReasonModule})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, reply := range map[string]func(*authv3.AttributeContext) *authv3.CheckResponse{"an allow": allow, "a denial": deny(typev3.StatusCode_Unauthorized, "no")} {
+		d.answers(func(a *authv3.AttributeContext) *authv3.CheckResponse {
+			r := reply(a)
+			r.DynamicMetadata = mark
+			return r
+		})
+		for range 3 {
+			d.do("GET", "/orders/5")
+		}
+		if asked := len(d.asked()); asked != 3 {
+			t.Errorf("%s: %d questions about 3 requests", name, asked)
+		}
+	}
+	if d.hits() != 0 {
+		t.Error("a request was taken for a hit")
+	}
+}
+
+// TestAccessLogThatIsOffChangesNothing: no resource differs from those of definitions that do not mention it.
+func TestAccessLogThatIsOffChangesNothing(t *testing.T) {
+	text := `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}]`
+	if without, off := build(t, text), build(t, "access_log: {format: off}\n"+text); without.Version != off.Version {
+		t.Error("the version differs")
+	}
+}
+
+// TestChangeOfAServiceLeavesTheAccessLog: else each change would drain connections.
+func TestChangeOfAServiceLeavesTheAccessLog(t *testing.T) {
+	const log = "access_log: {format: ecs}\n"
+	before := build(t, log+`services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}]`)
+	after := build(t, log+`services: [{name: b, path: /b, authenticate: false, upstreams: ["http://127.0.0.1:2"]}]`)
+	one, other := resourcesOf(before, resourcev3.ListenerType)[listenerName], resourcesOf(after, resourcev3.ListenerType)[listenerName]
+	if !proto.Equal(one, other) {
+		t.Error("the listener differs")
+	}
+}
