@@ -36,10 +36,13 @@ func TestAccessLogOfARunningGateway(t *testing.T) {
 	definitions := strings.Replace(shop.definitions(), "tokens:\n", "tokens:\n  cookie: session\n  subprotocol: gatepost.bearer\n", 1)
 	shop.gateway = start(t, "origins: [https://shop.example]\naccess_log: {format: ecs}\n"+definitions, setup{Stdout: &stdout})
 	login := shop.Do("POST", "/token", `{"username": "alice", "password": "right"}`, origin, "Content-Type: application/json")
-	var token string
-	if err := json.Unmarshal([]byte(login.Body), &token); err != nil {
+	var grant struct {
+		Token string `json:"access_token"`
+	}
+	if err := json.Unmarshal([]byte(login.Body), &grant); err != nil {
 		t.Fatalf("%v: %s", err, login.Body)
 	}
+	token := grant.Token
 	for _, r := range []struct {
 		path   string
 		header string

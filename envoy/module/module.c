@@ -1,19 +1,16 @@
 //go:build ignore
 
-// The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of
-// decisions (table.h). On a hit it changes the request as Gatepost's response would, and marks the
-// request in dynamic metadata, so that ext_authz skips it. On a miss it changes nothing, and
-// ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss.
+// The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
+// hit it changes the request as Gatepost's response would, and marks the request in dynamic metadata, so that ext_authz
+// skips it. On a miss it changes nothing, and ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss.
 //
-// Each worker thread maps the table itself (struct view, thread-local). It can therefore unmap an
-// old table without synchronizing with other threads. It checks for a new table if the lease of the
-// mapped one has expired.
+// Each worker thread maps the table itself (struct view, thread-local). It can therefore unmap an old table without
+// synchronizing with other threads. It checks for a new table if the lease of the mapped one has expired.
 //
-// The module does not trust the table or the configuration. It compares the file size (statx) with
-// the header once, and checks the bounds of each field before use. It cannot protect itself against
-// a file that shrinks while it is mapped (SIGBUS). Gatepost never truncates one, and nobody else
-// may have write access to the folder. Hits are counted in a second file, the only one that this
-// module writes.
+// The module does not trust the table or the configuration. It compares the file size (statx) with the header once, and
+// checks the bounds of each field before use. It cannot protect itself against a file that shrinks while it is mapped
+// (SIGBUS). Gatepost never truncates one, and nobody else may have write access to the folder. Hits are counted in a
+// second file, the only one that this module writes.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
@@ -35,8 +32,8 @@
 #define GP_CLOCK clock_gettime
 #endif
 
-// The functions of Envoy 1.40 that this module calls (docs: "Dynamic modules").
-// An enum is an int. HTTP_REQUEST_HEADERS is the request's headers; CONTINUE lets the stream go on.
+// The functions of Envoy 1.40 that this module calls (docs: "Dynamic modules"). An enum is an int. HTTP_REQUEST_HEADERS
+// is the request's headers; CONTINUE lets the stream go on.
 struct buffer { const char *ptr; size_t length; };
 enum { HTTP_REQUEST_HEADERS = 0, CONTINUE = 0 };
 const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *filter);
@@ -113,9 +110,9 @@ struct route {
   char user_header[128];
 };
 
-// parse_route parses the text that package xds generates: "1 RULE LONGEST FLAGS HEADER SERVICE".
-// RULE and SERVICE are in hex, LONGEST is in milliseconds; FLAGS are "-" or of f (the token is
-// forwarded), o, c and s (Origin, Cookie and Sec-WebSocket-Protocol are inputs), l (access log).
+// parse_route parses the text that package xds generates: "1 RULE LONGEST FLAGS HEADER SERVICE". RULE and SERVICE are
+// in hex, LONGEST is in milliseconds; FLAGS are "-" or of f (the token is forwarded), o, c and s (Origin, Cookie and
+// Sec-WebSocket-Protocol are inputs), l (access log).
 static bool parse_route(struct buffer config, struct route *r) {
   char text[256], again[256], rule[2 * GP_RULE_BYTES + 1], flags[8];
   unsigned long long longest, service;
@@ -148,7 +145,7 @@ static _Thread_local struct view {
   int64_t looked; // time of the last search for a new table
 } view;
 
-// now returns the time of a clock in nanoseconds, or -1.
+// now is a clock in nanoseconds, or -1.
 static int64_t now(clockid_t clock) {
   struct timespec t;
   if (GP_CLOCK(clock, &t) != 0 || t.tv_sec < 0 || t.tv_sec > INT64_MAX / 1000000000 - 1) return -1;
@@ -157,8 +154,7 @@ static int64_t now(clockid_t clock) {
 
 static uint64_t load(words w) { return atomic_load_explicit(w, memory_order_relaxed); }
 
-// begin loads a sequence before the words that it guards; unchanged returns whether those words are
-// valid.
+// begin loads a sequence before the words that it guards; unchanged returns whether those words are valid.
 static uint64_t begin(words seq) { return atomic_load_explicit(seq, memory_order_acquire); }
 static bool unchanged(words seq, uint64_t before) {
   atomic_thread_fence(memory_order_acquire);
@@ -171,16 +167,15 @@ static void unmap(void) {
   view.table = NULL, view.hits = NULL;
 }
 
-// open_file opens a regular file and returns its attributes in s, or -1 on failure. It uses statx,
-// because fstat needs a newer libc than Envoy does.
+// open_file opens a regular file and returns its attributes in s, or -1 on failure. It uses statx, because fstat needs
+// a newer libc than Envoy does.
 static int open_file(const char *path, int mode, struct statx *s) {
   int fd = open(path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (fd >= 0 && (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, s) != 0 || !S_ISREG(s->stx_mode))) close(fd), fd = -1;
   return fd;
 }
 
-// map_hits maps the file of hit counts. If it fails, the table is not used either, because every
-// hit must be counted.
+// map_hits maps the file of hit counts. If it fails, the table is not used either, because every hit must be counted.
 static bool map_hits(void) {
   char path[PATH_MAX + 8];
   struct statx s;
@@ -234,8 +229,8 @@ struct decision {
 
 enum answer { MISS, HIT, STALE };
 
-// read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared
-// with the clocks yet.
+// read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared with the clocks
+// yet.
 static bool read_slot(words slot, const uint64_t tag[2], uint64_t *expires, uint64_t *until, struct decision *d) {
   uint64_t before = begin(slot + GP_SLOT_SEQ), user[GP_SLOT_WORDS - GP_SLOT_USER];
   if (load(slot + GP_SLOT_TAG0) != tag[0] || load(slot + GP_SLOT_TAG1) != tag[1]) return false;
@@ -257,9 +252,9 @@ static bool valid_user(const struct decision *d) {
   return true;
 }
 
-// look_up looks for the decision of a message. The clocks are read after the table: if the thread
-// was held in between, the decision has ended. The lease is compared once more at the end, so the
-// decision was in force after its slot was read.
+// look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between,
+// the decision has ended. The lease is compared once more at the end, so the decision was in force after its slot was
+// read.
 static enum answer look_up(const uint8_t *message, size_t length, struct decision *d) {
   words t = view.table;
   uint64_t lease = begin(t + GP_HEADER_SEQ), tag[2];
@@ -293,8 +288,8 @@ static bool find(const struct config *c, const uint8_t *message, size_t length, 
 
 // ---- The request ----
 
-// write_message writes what the tag is computed from, and returns its length, or 0 if the request
-// is not one to look up: it has no Authorization, a header more than once, or too much.
+// write_message writes what the tag is computed from, and returns its length, or 0 if the request is not one to look
+// up: it has no Authorization, a header more than once, or too much.
 static size_t write_message(void *filter, const struct route *r, uint8_t message[GP_MAX_MESSAGE]) {
   size_t length = GP_RULE_BYTES;
   memcpy(message, r->rule, GP_RULE_BYTES);
@@ -316,8 +311,8 @@ static bool set(void *filter, struct buffer name, struct buffer value) {
   return envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value);
 }
 
-// fits returns whether the request stays within the listener's header limits after the headers are
-// set. ext_authz checks the limits again, so requests near the limits are left to it.
+// fits returns whether the request stays within the listener's header limits after the headers are set. ext_authz
+// checks the limits again, so requests near the limits are left to it.
 static bool fits(void *filter, struct buffer name, struct buffer value) {
   struct header all[MOST_HEADERS];
   size_t count = envoy_dynamic_module_callback_http_get_headers_size(filter, HTTP_REQUEST_HEADERS);
@@ -327,8 +322,8 @@ static bool fits(void *filter, struct buffer name, struct buffer value) {
   return bytes <= MOST_HEADER_BYTES;
 }
 
-// let_pass changes the request as Gatepost's response would (authz/changes.go). It sets the mark
-// last: if an earlier step fails, Envoy asks Gatepost.
+// let_pass changes the request as Gatepost's response would (authz/changes.go). It sets the mark last: if an earlier
+// step fails, Envoy asks Gatepost.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
   struct buffer header = {r->user_header, strlen(r->user_header)}, user = {d->user, d->user_length};
   if (!fits(filter, header, user) || !set(filter, header, user)) return false;
@@ -343,8 +338,7 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
   return true;
 }
 
-// count_hit adds a hit to the service's counter. A slot belongs to the first service that claims
-// it.
+// count_hit adds a hit to the service's counter. A slot belongs to the first service that claims it.
 static void count_hit(uint64_t service) {
   for (uint64_t i = 0; i < GP_HITS_PROBES; i++) {
     _Atomic uint64_t *slot = view.hits + (service + i) % GP_HITS_SLOTS * GP_HITS_WORDS;
@@ -393,14 +387,11 @@ HOOK void envoy_dynamic_module_on_http_filter_destroy(const void *filter) {}
 
 #define PASS(hook, ...) \
   HOOK int envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
-PASS(request_body, , bool end) PASS(request_trailers)
-PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
+PASS(request_body, , bool end) PASS(request_trailers) PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
 
-// Envoy resolves these symbols when it loads the module. It calls only stream_complete and the two
-// for the buffer.
+// Envoy resolves these symbols when it loads the module. It calls only stream_complete and the two for the buffer.
 #define IGNORE(hook, ...) HOOK void envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) {}
-IGNORE(stream_complete)
-IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
+IGNORE(stream_complete) IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
 IGNORE(scheduled, , uint64_t id) IGNORE(http_stream_complete, , uint64_t id) IGNORE(http_stream_reset, , uint64_t id, int reason)
 IGNORE(http_callout_done, , uint64_t id, int result, void *headers, size_t count, void *body, size_t chunks)
 IGNORE(http_stream_headers, , uint64_t id, void *headers, size_t count, bool end)

@@ -95,7 +95,6 @@ func (d *Driver) Route(rule [16]byte, longest time.Duration, flags string) {
 
 // Request sends a request with headers of the form name=value. It returns hit or miss, then the
 // resulting headers, sorted.
-
 func (d *Driver) Request(headers ...string) string {
 	var line strings.Builder
 	line.WriteString("request")
