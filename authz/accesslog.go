@@ -10,8 +10,8 @@ const (
 	MetadataSession  = "session"
 )
 
-// metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and no
-// upstream receives it. Its reason is never [ReasonModule], see [validateResponse].
+// metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
+// no upstream receives it. Its reason is never [ReasonModule], see [validateResponse].
 func (d *Decision) metadata() *structpb.Struct {
 	m := &structpb.Struct{Fields: map[string]*structpb.Value{
 		MetadataDecision: structpb.NewStringValue(string(d.Outcome())),

@@ -10,7 +10,8 @@ import (
 	"gatepost/tokens"
 )
 
-// TestDecisionForTheAccessLog: each response has the decision, and the user and the session of a live token; never a token.
+// TestDecisionForTheAccessLog: each response has the decision, and the user and the session of a live token; never a
+// token.
 func TestDecisionForTheAccessLog(t *testing.T) {
 	const session = "0b0e8c1e-7a5c-4f3e-9f57-0d7a5b4f2c11"
 	g := newGate(t)

@@ -80,7 +80,8 @@ type Decision struct {
 	// Err is what prevented a decision. It is nil if the outcome is not CannotTell.
 	Err error
 
-	// principal is the principal of a live token. It is set if Reason is ReasonTokenKnown, ReasonScopeMissing or ReasonBadUser.
+	// principal is the principal of a live token. It is set if Reason is ReasonTokenKnown, ReasonScopeMissing or
+	// ReasonBadUser.
 	principal tokens.Principal
 
 	rule     rule            // the zero rule if Reason is ReasonNoRule

@@ -13,8 +13,8 @@ import (
 	"gatepost/tokens"
 )
 
-// The number of denials kept for [Server.Recent], and the rate of log lines. A client may be denied a million times, and
-// must not fill a disk with that.
+// The number of denials kept for [Server.Recent], and the rate of log lines. A client may be denied a million times,
+// and must not fill a disk with that.
 const (
 	keptDenials    = 200
 	linesPerSecond = 10

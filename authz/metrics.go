@@ -99,8 +99,8 @@ func (c *counts) Collect(out chan<- prometheus.Metric) {
 	c.decisions.Collect(out)
 }
 
-// addHits counts the requests that the module in Envoy has let pass since the last call. It has let pass none of a service before the
-// first check of it.
+// addHits counts the requests that the module in Envoy has let pass since the last call. It has let pass none of a
+// service before the first check of it.
 func (c *counts) addHits(of func(service string) uint64) {
 	c.adding.Lock()
 	defer c.adding.Unlock()

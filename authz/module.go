@@ -7,8 +7,8 @@ import (
 	"gatepost/tokens/cache/table"
 )
 
-// The module in Envoy (envoy/module) marks the requests that it lets pass in dynamic metadata: under MetadataNamespace, which is that
-// of ext_authz, MetadataReason is ReasonModule. No client can set any.
+// The module in Envoy (envoy/module) marks the requests that it lets pass in dynamic metadata: under
+// MetadataNamespace, which is that of ext_authz, MetadataReason is ReasonModule. No client can set any.
 const (
 	MetadataNamespace = "envoy.filters.http.ext_authz"
 	MetadataReason    = "reason"
@@ -22,14 +22,15 @@ func ServiceID(service string) uint64 { return table.ServiceID(service) }
 type Decisions interface {
 	// Ticket is called before a token is looked up.
 	Ticket(h tokens.Hash) table.Ticket
-	// Grant lets Envoy allow requests like the one that was allowed, unless the token may have changed since the ticket was taken.
+	// Grant lets Envoy allow requests like the one that was allowed, unless the token may have changed since the ticket
+	// was taken.
 	Grant(t table.Ticket, e table.Entry)
 	// Hits returns how many requests Envoy has allowed by itself, by service.
 	Hits() (of func(service string) uint64)
 }
 
-// ModuleInputs are the request headers that decisions depend on beside Authorization. Whoever makes decisions depend on one more
-// adds it here, in table.h and in module.c: a decision is used for a request that has the same of each.
+// ModuleInputs are the request headers that decisions depend on beside Authorization. A new one
+// must be added here, in table.h and in module.c: a decision is used for a request that has the same of each.
 func (s Shared) ModuleInputs() []string {
 	var inputs []string
 	if len(s.Origins) > 0 {
@@ -44,8 +45,8 @@ func (s Shared) ModuleInputs() []string {
 	return inputs
 }
 
-// grant lets the module allow requests like this one, if the token is in Authorization and no other header of the request
-// changes. d must be an allow for a token.
+// grant lets the module allow requests like this one, if the token is in Authorization and no other header of the
+// request changes. d must be an allow for a token.
 func (s *Server) grant(c *call, d *Decision) {
 	if s.decisions == nil || d.stripped != (strippedHeaders{}) {
 		return

@@ -69,8 +69,8 @@ func allow(c headerChanges) *authv3.CheckResponse {
 	}
 }
 
-// deny makes every response that stops a request: text as a JSON string, with the headers. A denial may be wrong a moment
-// later, so no cache between the gateway and the client may keep it.
+// deny makes every response that stops a request: text as a JSON string, with the headers. A denial may be wrong a
+// moment later, so no cache between the gateway and the client may keep it.
 func deny(code codes.Code, status typev3.StatusCode, text string, headers ...field) *authv3.CheckResponse {
 	body, _ := json.Marshal(text) // a string always has a JSON form
 	options := []*corev3.HeaderValueOption{
@@ -97,8 +97,8 @@ func option(h field) *corev3.HeaderValueOption {
 	}
 }
 
-// scopeParameter returns the scope parameter of a challenge (RFC 6750 §3), or nothing if a scope has a character that the
-// parameter may not have (RFC 6749 §3.3).
+// scopeParameter returns the scope parameter of a challenge (RFC 6750 §3), or nothing if a scope has a character that
+// the parameter may not have (RFC 6749 §3.3).
 func scopeParameter(scopes string) string {
 	foreign := func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }
 	if strings.ContainsFunc(scopes, foreign) {

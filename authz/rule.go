@@ -26,8 +26,8 @@ type Rule struct {
 	// ID identifies the content of the rule, in 32 hex digits. It is part of the key of the decisions that the module in
 	// Envoy repeats, so two rules with the same ID must be equal. Empty: there is no module.
 	ID string
-	// Longest is how long a request of the route may last by its timeouts; 0: without limit, such as a WebSocket. A request
-	// that could outlast its token ends with the token.
+	// Longest is how long a request of the route may last by its timeouts; 0: without limit, such as a WebSocket. A
+	// request that could outlast its token ends with the token.
 	Longest time.Duration
 }
 

@@ -12,8 +12,8 @@ import (
 	"gatepost/codec"
 )
 
-// ServerOptions are what a gRPC server must be made with for [Server.Register]. The codec reads a Check into a [Request]
-// without the generated type. On a server with another codec each Check fails, so no request passes.
+// ServerOptions are what a gRPC server must be made with for [Server.Register]. The codec reads a Check into a
+// [Request] without the generated type. On a server with another codec each Check fails, so no request passes.
 //
 // The other options are for speed. Without stream workers each Check starts a goroutine, whose stack grows on its way
 // through gRPC: a fifth of a Check's time. Without fixed windows gRPC sends a PING for each batch of requests, to

@@ -14,8 +14,8 @@ import (
 	"gatepost/panics"
 )
 
-// ErrBadResponse reports a CheckResponse that is neither an allow nor a denial of this package. Envoy lets a request pass
-// if the status is 0, whatever else the response holds, and an empty response has status 0.
+// ErrBadResponse reports a CheckResponse that is neither an allow nor a denial of this package. Envoy lets a request
+// pass if the status is 0, whatever else the response holds, and an empty response has status 0.
 var ErrBadResponse = errors.New("bad response to a check")
 
 // Interceptor turns a panic into an error, and also a response to a Check that is neither an allow nor a denial. Envoy
@@ -36,8 +36,8 @@ func (s *Server) Interceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
-// recovered turns a panic into an error of the call, and logs it with its stack. It must be deferred. The error holds no
-// detail of the panic.
+// recovered turns a panic into an error of the call, and logs it with its stack. It must be deferred. The error holds
+// no detail of the panic.
 func (s *Server) recovered(method string, err *error) {
 	p := recover()
 	if p == nil {

@@ -6,8 +6,9 @@ import (
 	"strconv"
 )
 
-// The bodies that more than one part sends, each as a JSON string. They are those of the gateway that this one replaces.
-// The first is the same for everything that can be wrong with a token, so that a client cannot distinguish the cases.
+// The bodies that more than one part sends, each as a JSON string. They are those of the gateway that this one
+// replaces. The first is the same for everything that can be wrong with a token, so that a client cannot distinguish
+// the cases.
 const (
 	TextUnauthorized     = "You are not allowed to access this API!"
 	TextNotFound         = "Could not find any resources for given path."

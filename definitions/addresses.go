@@ -87,8 +87,8 @@ func parseUpstream(text string) (Upstream, *fault) {
 	return Upstream{Host: strings.ToLower(u.Hostname()), Port: port, TLS: u.Scheme == "https", IsIP: err == nil, Base: base}, nil
 }
 
-// ownAddressFault is the problem of an upstream that is the address on which the gateway listens. Such a request would come
-// back until a limit ends it. Names other than localhost are not resolved: they may mean another machine.
+// ownAddressFault is the problem of an upstream that is the address on which the gateway listens. Such a request
+// would come back until a limit ends it. Names other than localhost are not resolved: they may mean another machine.
 func ownAddressFault(u Upstream, text string, listen netip.AddrPort) *fault {
 	if u.Port != listen.Port() || !reaches(u.Host, listen.Addr()) {
 		return nil
@@ -113,8 +113,8 @@ func reaches(host string, addr netip.Addr) bool {
 // afterScheme matches what people write in front of a host instead of "http://".
 var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
 
-// parseAddress parses the address of something that the gateway calls: an http or https URL without user info and fragment,
-// with a host that the gateway may call.
+// parseAddress parses the address of something that the gateway calls: an http or https URL without user info and
+// fragment, with a host that the gateway may call.
 func parseAddress(text string) (*url.URL, *fault) {
 	if i := strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }); i >= 0 {
 		return nil, addressCharacterFault(text, i)
@@ -160,8 +160,8 @@ func isASCII(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
-// hostFault is the problem of a host that the gateway may not call: it is invalid, or its responses are only for the machine
-// itself (a link-local address, the metadata service of a cloud).
+// hostFault is the problem of a host that the gateway may not call: it is invalid, or its responses are only for the
+// machine itself (a link-local address, the metadata service of a cloud).
 func hostFault(text, host string) *fault {
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
@@ -207,8 +207,8 @@ var (
 	}
 )
 
-// nameFault is the problem of a host name that cannot be looked up. Underscores are allowed, because container networks use
-// them.
+// nameFault is the problem of a host name that cannot be looked up. Underscores are allowed, because container
+// networks use them.
 func nameFault(text, host string) *fault {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if slices.Contains(metadataNames, name) {

@@ -14,8 +14,8 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// validator returns the validator of the schema. It takes some ten milliseconds to make, and holds megabytes, a third of the
-// memory of an idle gateway. So it is kept only until the next garbage collection.
+// validator returns the validator of the schema. It takes some ten milliseconds to make, and holds megabytes, a third
+// of the memory of an idle gateway. So it is kept only until the next garbage collection.
 func validator() (*schemaValidator, error) {
 	if last := lastValidator.Load(); last != nil {
 		if v := last.Value(); v != nil {

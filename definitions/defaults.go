@@ -46,8 +46,8 @@ var (
 	}
 )
 
-// emptyDefaults are the defaults of fields whose zero value (an empty text, an empty list, 0) a message cannot distinguish
-// from a missing one. A file must leave out such a field instead of leaving it empty.
+// emptyDefaults are the defaults of fields whose zero value (an empty text, an empty list, 0) a message cannot
+// distinguish from a missing one. A file must leave out such a field instead of leaving it empty.
 var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Gateway.listen":              defaultListen,
 	"gatepost.v1.Cors.allow_headers":          strings.Join(defaultAllowHeaders, ", "),
@@ -63,7 +63,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 }
 
-// defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns "".
+// defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns
+// "".
 func defaultOf(fd protoreflect.FieldDescriptor) string { return emptyDefaults[fd.FullName()] }
 
 // The following functions parse a part of the schema that cannot be wrong by itself, and fill in the defaults.

@@ -9,7 +9,8 @@
 //   - semantics.go: what values mean, alone and together; it makes the [Gateway]
 //   - folder.go: the files of a folder become one document before the three
 //
-// [Definitions.Next] parses only what changed. A [Watcher] follows a file or a folder, [LastGood] keeps the last active definitions.
+// [Definitions.Next] parses only what changed. A [Watcher] follows a file or a folder, [LastGood] keeps the last
+// active definitions.
 package definitions
 
 import (
@@ -50,8 +51,8 @@ type Definitions struct {
 	end    position     // where the field after the services begins; zero if they are the last field
 }
 
-// Parse parses the definitions in text. An error is a [Problems] with all problems, sorted by position. Parse keeps text, so
-// the caller must not change it.
+// Parse parses the definitions in text. An error is a [Problems] with all problems, sorted by position. Parse keeps
+// text, so the caller must not change it.
 func Parse(name string, text []byte) (*Definitions, error) {
 	return parse(&Definitions{Name: name, Text: text})
 }
@@ -88,8 +89,8 @@ func (d *Definitions) read() *findings {
 	return f
 }
 
-// Load parses the definitions at path, a file or a folder. If they could not be read, the error wraps the reason, such as
-// fs.ErrNotExist.
+// Load parses the definitions at path, a file or a folder. If they could not be read, the error wraps the reason,
+// such as fs.ErrNotExist.
 func Load(path string) (*Definitions, error) {
 	read, err := readSource(path)
 	if err != nil {
@@ -130,8 +131,8 @@ func hash(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readFile reads the file at path, up to a little more than MaxSize. It opens only regular files, because opening or reading
-// a named pipe or a device can block forever.
+// readFile reads the file at path, up to a little more than MaxSize. It opens only regular files, because opening or
+// reading a named pipe or a device can block forever.
 func readFile(path string) ([]byte, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, notRegular(path, info.Mode())

@@ -76,8 +76,8 @@ func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {
 	return &node, nil
 }
 
-// checkText refuses a text that is too large, not UTF-8, or has a control character. YAML 1.1 ends a line at characters at
-// which no editor does (a lone CR, NEL, LS, PS), so line numbers would be wrong.
+// checkText refuses a text that is too large, not UTF-8, or has a control character. YAML 1.1 ends a line at
+// characters at which no editor does (a lone CR, NEL, LS, PS), so line numbers would be wrong.
 func checkText(text []byte) (*fault, position) {
 	if len(text) > MaxSize {
 		return faultf("", "the file is larger than %d MiB", MaxSize>>20), position{1, 1}
@@ -132,8 +132,8 @@ func readSyntaxError(err error) (line int, what string) {
 	return line, m[2]
 }
 
-// firstFailing returns the number of the first line after which the text, if it is cut off there, fails with the error of
-// the whole text.
+// firstFailing returns the number of the first line after which the text, if it is cut off there, fails with the
+// error of the whole text.
 func firstFailing(lines [][]byte, what string) (line int, ok bool) {
 	const most = 20_000 // lines; in a longer file the parser's line is used
 	if len(lines) > most {

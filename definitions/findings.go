@@ -11,8 +11,8 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// findings collects the problems of one file. The checks run one after the other. They name a value by its field path, such
-// as services[2].path. If an earlier check found a problem of a value, later checks ignore that value.
+// findings collects the problems of one file. The checks run one after the other. They name a value by its field
+// path, such as services[2].path. If an earlier check found a problem of a value, later checks ignore that value.
 type findings struct {
 	file  string
 	files []folderFile // of a folder; nil if the definitions are one file
@@ -31,8 +31,8 @@ func (f *findings) at(node *yaml.Node, field string, fault *fault) {
 	f.found = append(f.found, problem(f.file, f.files, position{node.Line, node.Column}, field, fault))
 }
 
-// add adds a problem of field unless the field is spoilt or fault is nil. Its position is that of the field or, if the field
-// is missing, that of its parent.
+// add adds a problem of field unless the field is spoilt or fault is nil. Its position is that of the field or, if
+// the field is missing, that of its parent.
 func (f *findings) add(field string, fault *fault) {
 	if fault == nil || f.isSpoilt(field) {
 		return

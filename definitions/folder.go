@@ -110,8 +110,8 @@ func (s source) parse(former *Definitions) (*Definitions, error) {
 	return d, err
 }
 
-// stamp returns what changes when the file, or a file of the folder, at path is written or replaced, without reading it. It
-// is empty if there is none.
+// stamp returns what changes when the file, or a file of the folder, at path is written or replaced, without reading
+// it. It is empty if there is none.
 func stamp(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -232,7 +232,8 @@ func moveDown(node *yaml.Node, lines int) {
 	}
 }
 
-// place returns the file and the line in it of a line of the merged document. Without files it is the document's own line.
+// place returns the file and the line in it of a line of the merged document. Without files it is the document's own
+// line.
 func place(name string, files []folderFile, line int) (file string, lineThere int) {
 	for i := len(files) - 1; i >= 0; i-- {
 		if line > files[i].linesBefore {

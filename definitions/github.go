@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// writeGitHub writes the reports as workflow commands, which GitHub shows at the lines of the files (GitHub documentation,
-// "Workflow commands for GitHub Actions").
+// writeGitHub writes the reports as workflow commands, which GitHub shows at the lines of the files (GitHub
+// documentation, "Workflow commands for GitHub Actions").
 func (v Validation) writeGitHub(w io.Writer, reports []Report) error {
 	for _, r := range reports {
 		for _, line := range r.annotations(v.Strict) {
@@ -19,8 +19,8 @@ func (v Validation) writeGitHub(w io.Writer, reports []Report) error {
 	return nil
 }
 
-// annotations are the workflow commands of a report and, if the file is good, the line that says so. If strict is true, its
-// warnings are errors.
+// annotations are the workflow commands of a report and, if the file is good, the line that says so. If strict is
+// true, its warnings are errors.
 func (r Report) annotations(strict bool) (lines []string) {
 	add := func(command string, problems Problems) {
 		for _, p := range problems {

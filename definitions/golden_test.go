@@ -57,8 +57,8 @@ func TestDefaultsOfGoodFiles(t *testing.T) {
 	}
 }
 
-// TestTheModelHasEveryFieldOfTheSchema: all.txtar sets every field of the schema, and none is lost on the way through the
-// model. A field that is added to the schema fails here until it is in all.txtar, in the model and in Message.
+// TestTheModelHasEveryFieldOfTheSchema: all.txtar sets every field of the schema, and none is lost on the way through
+// the model. A field that is added to the schema fails here until it is in all.txtar, in the model and in Message.
 func TestTheModelHasEveryFieldOfTheSchema(t *testing.T) {
 	d := mustParse(t, string(readArchive(t, "testdata/good/all.txtar").Files[0].Data))
 	set := map[protoreflect.FullName]bool{}

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// ownedHeaders are request headers that have another meaning to HTTP, Envoy or the gateway. The gateway removes the client's
-// copy of the identity header, and none of these may be removed.
+// ownedHeaders are request headers that have another meaning to HTTP, Envoy or the gateway. The gateway removes the
+// client's copy of the identity header, and none of these may be removed.
 var ownedHeaders = []string{
 	// RFC 9110 §7.6.1 and RFC 9112: the connection's own.
 	"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",

@@ -45,11 +45,12 @@ func keepUnchanged(former, present []*Service) {
 	}
 }
 
-// edited returns the parsed text if it is valid and differs from that of d only in some services. Otherwise it returns nil,
-// and the whole text has to be parsed.
+// edited returns the parsed text if it is valid and differs from that of d only in some services. Otherwise it
+// returns nil, and the whole text has to be parsed.
 //
-// Wherever an item of a block-style list begins, a YAML parser is in the same state. So if two texts are equal up to the
-// beginning of an item, and again from the beginning of a later item, the part between can be parsed as a list of its own.
+// Wherever an item of a block-style list begins, a YAML parser is in the same state. So if two texts are equal up to
+// the beginning of an item, and again from the beginning of a later item, the part between can be parsed as a list of
+// its own.
 //
 // With 10,000 services and one more, this takes 0.1 s of CPU time from the save to the new version, and 85 MiB at most.
 // Parsing the whole text takes 0.4 s and 108 MiB.
@@ -102,8 +103,8 @@ func (d *Definitions) edit(text []byte) (e edit, ok bool) {
 // newline is the only line end in a text, because checkText refuses the others that YAML knows.
 var newline = []byte("\n")
 
-// offsets returns the offset of the first line of each service, and last the offset at which the list ends. It returns nil
-// unless the list is in block style and each item begins on a line of its own.
+// offsets returns the offset of the first line of each service, and last the offset at which the list ends. It
+// returns nil unless the list is in block style and each item begins on a line of its own.
 func (d *Definitions) offsets() []int {
 	out := make([]int, 0, len(d.places)+1)
 	line, at := 1, 0
@@ -131,8 +132,8 @@ func (d *Definitions) offsets() []int {
 	return out
 }
 
-// parseItems parses a part of the list of services as a text of its own. If it is invalid by itself, or more than a list,
-// the result is nil.
+// parseItems parses a part of the list of services as a text of its own. If it is invalid by itself, or more than a
+// list, the result is nil.
 func (d *Definitions) parseItems(name string, items []byte) *Definitions {
 	if bytes.Contains(items, []byte("\n---")) || bytes.Contains(items, []byte("\n...")) {
 		return nil // the document may end there

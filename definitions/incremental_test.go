@@ -33,7 +33,8 @@ func checkNext(t *testing.T, before *Definitions, text string) (next *Definition
 	return next, nil
 }
 
-// TestWhatComesNextIsReadAsAnythingElse: whatever was done to the lines of a file, also where they are YAML that nobody writes.
+// TestWhatComesNextIsReadAsAnythingElse: whatever was done to the lines of a file, also where they are YAML that
+// nobody writes.
 func TestWhatComesNextIsReadAsAnythingElse(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)

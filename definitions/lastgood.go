@@ -12,8 +12,8 @@ import (
 // ErrDamaged is the error for kept definitions whose checksum is wrong. They must not be served.
 var ErrDamaged = errors.New("the kept definitions are damaged")
 
-// LastGood keeps the last active definitions in a file, so that a gateway can start while their source is unreachable. Only
-// the owner can read the file. It is replaced atomically, also if the machine stops.
+// LastGood keeps the last active definitions in a file, so that a gateway can start while their source is
+// unreachable. Only the owner can read the file. It is replaced atomically, also if the machine stops.
 type LastGood struct {
 	// Dir is the data directory. Save creates it.
 	Dir string
@@ -39,8 +39,8 @@ func (l LastGood) Save(d *Definitions) error {
 	return nil
 }
 
-// Load returns the kept definitions. An error is fs.ErrNotExist if nothing was kept yet, [ErrDamaged] if the file is not what
-// Save wrote, and [Problems] if the definitions break a newer rule.
+// Load returns the kept definitions. An error is fs.ErrNotExist if nothing was kept yet, [ErrDamaged] if the file is
+// not what Save wrote, and [Problems] if the definitions break a newer rule.
 func (l LastGood) Load() (*Definitions, error) {
 	kept, err := os.ReadFile(l.path())
 	if err != nil {

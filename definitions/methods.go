@@ -2,8 +2,8 @@ package definitions
 
 import "slices"
 
-// http1Methods are the methods that Envoy's HTTP/1.1 parser knows. It rejects a request with any other method as malformed.
-// Over HTTP/2, Envoy accepts every method.
+// http1Methods are the methods that Envoy's HTTP/1.1 parser knows. It rejects a request with any other method as
+// malformed. Over HTTP/2, Envoy accepts every method.
 var http1Methods = []string{
 	"ACL", "BIND", "CHECKOUT", "CONNECT", "COPY", "DELETE", "GET", "HEAD", "LINK", "LOCK", "MERGE", "MKACTIVITY",
 	"MKCALENDAR", "MKCOL", "MOVE", "MSEARCH", "NOTIFY", "OPTIONS", "PATCH", "POST", "PROPFIND", "PROPPATCH", "PURGE",
@@ -13,9 +13,9 @@ var http1Methods = []string{
 // TakenOverHTTP1 reports whether Envoy accepts requests with the method over HTTP/1.1.
 func TakenOverHTTP1(method string) bool { return slices.Contains(http1Methods, method) }
 
-// knownMethods are the methods of the IANA registry that a service can have (RFC 9110 §16.1.1), and others in wide use:
-// PURGE and BAN of caches, QUERY, and those of UPnP and Icecast. The most common come first, because nearest prefers the
-// first of equally near names.
+// knownMethods are the methods of the IANA registry that a service can have (RFC 9110 §16.1.1), and others in wide
+// use: PURGE and BAN of caches, QUERY, and those of UPnP and Icecast. The most common come first, because nearest
+// prefers the first of equally near names.
 var knownMethods = []string{
 	"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY", "PURGE",
 	"ACL", "BAN", "BASELINE-CONTROL", "BIND", "CHECKIN", "CHECKOUT", "COPY", "LABEL", "LINK", "LOCK", "M-SEARCH", "MERGE",

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Notes returns facts that an author may have missed: a public service below the path of a secured one, or with the same
-// upstream, and services that nobody can reach. They are sorted by position, and are no problems.
+// Notes returns facts that an author may have missed: a public service below the path of a secured one, or with the
+// same upstream, and services that nobody can reach. They are sorted by position, and are no problems.
 func (d *Definitions) Notes() Problems {
 	byPath := d.byPath()
 	doors := d.openDoors()
@@ -53,8 +53,9 @@ func (d *Definitions) openDoors() doors {
 	return open
 }
 
-// to returns a public service through which a request reaches the upstream path of s, or one above it. If its path is above
-// that of s, s receives the requests for its own path, but not those that an upstream may read as such: /admin;x, /admin%20.
+// to returns a public service through which a request reaches the upstream path of s, or one above it. If its path is
+// above that of s, s receives the requests for its own path, but not those that an upstream may read as such:
+// /admin;x, /admin%20.
 func (o doors) to(s *Service) (index int, ok bool) {
 	for _, at := range leads(s) {
 		for path, open := at.Base, o[at.Address()]; open != nil; path = path[:strings.LastIndexByte(path, '/')] {
@@ -144,7 +145,8 @@ func (d *Definitions) byPath() map[string]int { // :: path in lower case → ind
 	return byPath
 }
 
-// enclosing returns the service that would receive the requests for the path of a service if that service did not exist.
+// enclosing returns the service that would receive the requests for the path of a service if that service did not
+// exist.
 func enclosing(byPath map[string]int, path string) (index int, ok bool) {
 	for path = strings.ToLower(path); path != "/" && path != ""; {
 		path = path[:strings.LastIndexByte(path, '/')]

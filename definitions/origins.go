@@ -10,8 +10,8 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// originFault is the problem of an origin that no browser sends. Origins are compared byte by byte, so one that is not in the
-// form of browsers (the HTML standard: "serialization of an origin"; RFC 6454 §6.2) would never match.
+// originFault is the problem of an origin that no browser sends. Origins are compared byte by byte, so one that is
+// not in the form of browsers (the HTML standard: "serialization of an origin"; RFC 6454 §6.2) would never match.
 func originFault(origin string) *fault {
 	switch {
 	case origin == "*" || strings.Contains(origin, "*"):

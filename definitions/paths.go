@@ -2,9 +2,9 @@ package definitions
 
 import "strings"
 
-// pathFault is the problem of a path that the gateway cannot match. Only paths that all programs read alike are valid: Envoy
-// resolves dot segments, merges slashes and decodes escapes before it matches, so a path with any of these would match
-// nothing, or not what its author expects.
+// pathFault is the problem of a path that the gateway cannot match. Only paths that all programs read alike are
+// valid: Envoy resolves dot segments, merges slashes and decodes escapes before it matches, so a path with any of
+// these would match nothing, or not what its author expects.
 func pathFault(path string) *fault {
 	if !strings.HasPrefix(path, "/") {
 		return faultf("write "+shown("/"+strings.TrimLeft(path, " ./")), "%s does not begin with a slash", shown(path))
@@ -28,8 +28,8 @@ func pathFault(path string) *fault {
 	return nil
 }
 
-// characterFault is the problem of the character c in a path. The valid ones are pchar (RFC 3986 §3.3) without escapes, '*',
-// and ';', at which some servers truncate a segment.
+// characterFault is the problem of the character c in a path. The valid ones are pchar (RFC 3986 §3.3) without
+// escapes, '*', and ';', at which some servers truncate a segment.
 func characterFault(path string, c rune) *fault {
 	const plain = "-._~!$&'()+,=:@/"
 	switch {

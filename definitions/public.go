@@ -12,15 +12,15 @@ const gatewayItself = "(gateway)"
 type PublicPath struct {
 	Path    string   `json:"path"`
 	Methods []string `json:"methods"`
-	// Service is the name of the service, or "(gateway)" for the gateway's own calls. Those below tokens.path check the token
-	// themselves.
+	// Service is the name of the service, or "(gateway)" for the gateway's own calls. Those below tokens.path check the
+	// token themselves.
 	Service string `json:"service"`
 	// Except are the paths of the secured services directly below. Without these services, the paths would be public.
 	Except []string `json:"except,omitempty"`
 }
 
-// String returns the path as a line for comparison. An edit elsewhere does not change it, and an edit that makes more public
-// changes a line.
+// String returns the path as a line for comparison. An edit elsewhere does not change it, and an edit that makes more
+// public changes a line.
 func (p PublicPath) String() string {
 	line := strings.Join(p.Methods, ",") + " " + p.Path + " " + p.Service
 	if len(p.Except) > 0 {
@@ -29,8 +29,8 @@ func (p PublicPath) String() string {
 	return line
 }
 
-// Public lists everything that can be reached without a token, sorted by path. If origins are listed, a request still needs
-// one of them.
+// Public lists everything that can be reached without a token, sorted by path. If origins are listed, a request still
+// needs one of them.
 func (d *Definitions) Public() []PublicPath {
 	services, byPath := d.Gateway.Services, d.byPath()
 	except := map[int][]string{} // :: index of a public service → the secured ones directly below it

@@ -7,10 +7,10 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// Restore returns d with the named services in their form in before. It also returns the names of the services that stay
-// as they are in d: those that before does not have, those whose former path another service has now, and those whose
-// former form lets more requests pass. It is for services that Envoy rejected, so that the others can be updated. before
-// may be nil.
+// Restore returns d with the named services in their form in before. It also returns the names of the services that
+// stay as they are in d: those that before does not have, those whose former path another service has now, and those
+// whose former form lets more requests pass. It is for services that Envoy rejected, so that the others can be
+// updated. before may be nil.
 func (d *Definitions) Restore(names []string, before *Definitions) (restored *Definitions, rest []string) {
 	var former []*gatewayv1.Service
 	for _, s := range d.Gateway.Services {
@@ -49,8 +49,8 @@ func (d *Definitions) WithServices(services []*gatewayv1.Service) (*Definitions,
 	return d.Next(d.Name, text)
 }
 
-// weaker reports whether the former form of a service lets a request pass that the present one does not. A service that is
-// closed from now on does not stay open because Envoy rejected something else about it.
+// weaker reports whether the former form of a service lets a request pass that the present one does not. A service
+// that is closed from now on does not stay open because Envoy rejected something else about it.
 func weaker(former, now *Service) bool {
 	return now.Authenticate && !former.Authenticate ||
 		slices.ContainsFunc(now.Scopes, func(scope string) bool { return !slices.Contains(former.Scopes, scope) })

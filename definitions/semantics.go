@@ -12,8 +12,9 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// parseGateway turns a message into its parsed form and adds the problems of its values to f. If two values collide, the
-// later one is the problem, and it names the line of the earlier one. If f has problems, the result must not be used.
+// parseGateway turns a message into its parsed form and adds the problems of its values to f. If two values collide,
+// the later one is the problem, and it names the line of the earlier one. If f has problems, the result must not be
+// used.
 func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	g := &Gateway{
 		Origins:  m.GetOrigins(),
@@ -115,7 +116,8 @@ func checkTokens(f *findings, t *Tokens, m *gatewayv1.Authenticator) {
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.0fs", d.Seconds()) }
 
-// wholeSeconds refuses a fraction of a second, because HTTP and the stores count in seconds (expires_in, max-age, EXPIRE).
+// wholeSeconds refuses a fraction of a second, because HTTP and the stores count in seconds (expires_in, max-age,
+// EXPIRE).
 func wholeSeconds(d time.Duration) *fault {
 	if d%time.Second == 0 {
 		return nil

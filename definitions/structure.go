@@ -15,9 +15,9 @@ import (
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
-// readStructure turns the nodes into a message, and adds to f what does not fit the schema: unknown and repeated fields,
-// values of another type, and empty values of fields with a default. It refuses aliases, so that a small file cannot expand
-// to a huge one. List items keep their index, even if they are wrong.
+// readStructure turns the nodes into a message, and adds to f what does not fit the schema: unknown and repeated
+// fields, values of another type, and empty values of fields with a default. It refuses aliases, so that a small file
+// cannot expand to a huge one. List items keep their index, even if they are wrong.
 func readStructure(f *findings) *gatewayv1.Gateway {
 	g := &gatewayv1.Gateway{}
 	readFields(f, f.root, g.ProtoReflect(), "")
@@ -139,8 +139,8 @@ func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
 	return faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
 }
 
-// listOfFields is the problem of a mapping in the place of a list of sets of fields: one item without its dash, or one set
-// of fields for each name, as in docker-compose.
+// listOfFields is the problem of a mapping in the place of a list of sets of fields: one item without its dash, or
+// one set of fields for each name, as in docker-compose.
 func listOfFields(node *yaml.Node, message protoreflect.MessageDescriptor) *fault {
 	first := node.Content[0]
 	if fieldOf(first, message) != nil {
@@ -154,8 +154,8 @@ func isEmpty(fd protoreflect.FieldDescriptor, kind string) *fault {
 	return faultf("remove the line for the default, "+defaultOf(fd), "is an empty %s", kind)
 }
 
-// readValue reads the value of a field, or of an item of a list. If it is wrong or null, the result is invalid. empty is
-// a new value of the type; a message is read into it.
+// readValue reads the value of a field, or of an item of a list. If it is wrong or null, the result is invalid. empty
+// is a new value of the type; a message is read into it.
 func readValue(f *findings, node *yaml.Node, empty protoreflect.Value, fd protoreflect.FieldDescriptor, field string) (value protoreflect.Value) {
 	null := node.Kind == yaml.ScalarNode && node.Tag == "!!null"
 	message := fd.Message()

@@ -17,8 +17,8 @@ func nearest(name string, names []string) string {
 	return best
 }
 
-// distance returns the optimal string alignment distance: the number of insertions, deletions, substitutions and swaps of
-// neighbours that turn a into b.
+// distance returns the optimal string alignment distance: the number of insertions, deletions, substitutions and
+// swaps of neighbours that turn a into b.
 func distance(a, b string) int {
 	if len(a) > 64 {
 		return len(a) // no name is that long
@@ -47,8 +47,8 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
-// Nearest returns the service that was probably meant by an unknown path: its path is at most a third of its letters away
-// from as many segments of the unknown one. If none is near, it returns nil.
+// Nearest returns the service that was probably meant by an unknown path: its path is at most a third of its letters
+// away from as many segments of the unknown one. If none is near, it returns nil.
 func (g *Gateway) Nearest(path string) *Service {
 	var best *Service
 	bestDistance := 0

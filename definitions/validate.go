@@ -35,10 +35,11 @@ type Verdict struct {
 
 // Validation is how files are validated.
 type Validation struct {
-	// Format is "text": a line for each problem, warning, note and valid file; "json": one object with `ok` and `files`; or
-	// "github": the text as annotations of a GitHub workflow.
+	// Format is "text": a line for each problem, warning, note and valid file; "json": one object with `ok` and `files`;
+	// or "github": the text as annotations of a GitHub workflow.
 	Format string
-	// Public lists what can be reached without a token. The text about a valid file is then only this list, for comparison.
+	// Public lists what can be reached without a token. The text about a valid file is then only this list, for
+	// comparison.
 	Public bool
 	// Strict refuses files with warnings.
 	Strict bool
@@ -75,8 +76,8 @@ func (v Validation) check(path string) Report {
 	return report
 }
 
-// Run validates the files, writes the reports to w, and returns whether all files are valid. An error is that of w, or of an
-// unknown format.
+// Run validates the files, writes the reports to w, and returns whether all files are valid. An error is that of w,
+// or of an unknown format.
 func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 	reports, ok := make([]Report, len(paths)), true
 	for i, path := range paths {

@@ -7,7 +7,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Warnings returns valid values that are probably mistakes, sorted by position. `gatepost validate --strict` refuses them.
+// Warnings returns valid values that are probably mistakes, sorted by position. `gatepost validate --strict` refuses
+// them.
 func (d *Definitions) Warnings() Problems {
 	f := d.read()
 	if len(f.found) > 0 {
@@ -34,8 +35,8 @@ func methodFault(method string) *fault {
 	return faultf(remedy, "%s is not a known HTTP method", shown(method))
 }
 
-// item returns the field of the list item with the value. Its index in the model can differ, because HEAD is added behind
-// GET.
+// item returns the field of the list item with the value. Its index in the model can differ, because HEAD is added
+// behind GET.
 func (f *findings) item(list, value string) string {
 	node, _ := f.locate(list)
 	i := slices.IndexFunc(node.Content, func(item *yaml.Node) bool { return item.Value == value })

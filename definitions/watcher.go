@@ -18,8 +18,8 @@ type WatcherConfig struct {
 	Path string
 	// Current is what was loaded from the file before, which is not reported again. It can be nil.
 	Current *Definitions
-	// OnChange receives the definitions each time that the content changes and is valid, and when it is valid again after an
-	// error. Required. One goroutine calls it. While it runs, the file is not read.
+	// OnChange receives the definitions each time that the content changes and is valid, and when it is valid again
+	// after an error. Required. One goroutine calls it. While it runs, the file is not read.
 	OnChange func(context.Context, *Definitions)
 	// OnError receives the error, once for each content of the file. The former definitions stay active. Required. It is
 	// called as OnChange is.
@@ -36,10 +36,10 @@ type WatcherConfig struct {
 	Logger *slog.Logger
 }
 
-// Watcher follows a definitions file. It reads the file when the system reports a change in its directory, and every few
-// seconds, because not every file system reports changes (network mounts, files that are a mount themselves). It compares
-// the content, so the file can be replaced in any way: written in place, renamed over, by a symbolic link, or with its
-// directory.
+// Watcher follows a definitions file. It reads the file when the system reports a change in its directory, and every
+// few seconds, because not every file system reports changes (network mounts, files that are a mount themselves). It
+// compares the content, so the file can be replaced in any way: written in place, renamed over, by a symbolic link,
+// or with its directory.
 type Watcher struct {
 	config WatcherConfig
 	reload chan struct{}
@@ -86,8 +86,8 @@ func (w *Watcher) Reload() {
 	}
 }
 
-// Run follows the file until ctx ends. It returns when its goroutines have ended, except for a call of the file system that
-// hangs.
+// Run follows the file until ctx ends. It returns when its goroutines have ended, except for a call of the file
+// system that hangs.
 func (w *Watcher) Run(ctx context.Context) {
 	events, rewatch, closeEvents := w.subscribe(ctx)
 	defer closeEvents()
@@ -123,8 +123,8 @@ func (w *Watcher) Run(ctx context.Context) {
 	}
 }
 
-// look reads the file once, and reports a state that is new and debounced. With force, it reports at once. It returns the
-// time until the next look, or 0 if that is at the next event.
+// look reads the file once, and reports a state that is new and debounced. With force, it reports at once. It returns
+// the time until the next look, or 0 if that is at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 	found, ok := await(ctx, func() (r reading) {
 		r.stamp = stamp(w.config.Path)
@@ -189,8 +189,8 @@ func (w *Watcher) touched(ctx context.Context) bool {
 	return now != "" && now != w.stamp
 }
 
-// await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned, so that
-// a file system that hangs (a network mount without its server) does not block the exit.
+// await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned,
+// so that a file system that hangs (a network mount without its server) does not block the exit.
 func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
 	done := make(chan T, 1)
 	go func() { done <- f() }()
@@ -210,8 +210,8 @@ func stateOf(found source, err error) string {
 	return found.state()
 }
 
-// subscribe asks the system to report changes in the file's directory. If that fails, the file is only polled. The caller
-// must call rewatch regularly: it subscribes again after the directory itself was replaced.
+// subscribe asks the system to report changes in the file's directory. If that fails, the file is only polled. The
+// caller must call rewatch regularly: it subscribes again after the directory itself was replaced.
 func (w *Watcher) subscribe(ctx context.Context) (events <-chan struct{}, rewatch, closeEvents func()) {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {

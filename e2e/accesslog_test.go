@@ -28,7 +28,8 @@ type accessLine struct {
 	Gate    struct{ Decision, Reason, Route string } `json:"gatepost"`
 }
 
-// TestAccessLogOfARunningGateway: every line of standard output is a request, with who and why, and without a token or a query.
+// TestAccessLogOfARunningGateway: every line of standard output is a request, with who and why, and without a token
+// or a query.
 func TestAccessLogOfARunningGateway(t *testing.T) {
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	var stdout logBuffer
@@ -78,8 +79,8 @@ func TestAccessLogOfARunningGateway(t *testing.T) {
 	}
 }
 
-// accessLines are the lines of requests that a test has made, in short. All of output must be whole lines, but for what is
-// being written.
+// accessLines are the lines of requests that a test has made, in short. All of output must be whole lines, but for
+// what is being written.
 func (s *shop) accessLines(t *testing.T, output, token string) (short []string) {
 	t.Helper()
 	if strings.Contains(output, token) || strings.Contains(output, "access_token") {

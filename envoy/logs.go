@@ -53,8 +53,8 @@ func newLogWriter(log *slog.Logger) *lineWriter {
 	}}
 }
 
-// newAccessLogWriter returns a writer that forwards whole lines to out, each by one Write: a queue that is full then drops
-// lines, never parts of lines.
+// newAccessLogWriter returns a writer that forwards whole lines to out, each by one Write: a queue that is full then
+// drops lines, never parts of lines.
 func newAccessLogWriter(out io.Writer) *lineWriter {
 	return &lineWriter{line: func(line []byte) { _, _ = out.Write(append(line, '\n')) }}
 }

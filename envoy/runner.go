@@ -64,8 +64,8 @@ type Runner struct {
 	ValidateTimeout time.Duration
 	// Log receives starts, exits and every line that Envoy writes. If it is nil, nothing is logged.
 	Logger *slog.Logger
-	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It must
-	// not block. Nil: these lines are logged too.
+	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It
+	// must not block. Nil: these lines are logged too.
 	AccessLog io.Writer
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
 	OnStart func(pid int)

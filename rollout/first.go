@@ -8,8 +8,8 @@ import (
 	"gatepost/definitions"
 )
 
-// First reads the definitions to start with: the file or, if that cannot be used, its last good definitions. wrong is why
-// they are not those of the file. So a mistake in the file loses nothing that was served before a restart.
+// First reads the definitions to start with: the file or, if that cannot be used, its last good definitions. wrong is
+// why they are not those of the file. So a mistake in the file loses nothing that was served before a restart.
 func First(path string, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error, err error) {
 	read, wrong := definitions.Load(path)
 	if wrong == nil {

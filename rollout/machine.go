@@ -269,7 +269,8 @@ func (m *machine) deliver(id string) {
 	m.forgetOld()
 }
 
-// nack records a rejection. If it counts, the version is not sent again, and if it is the target, another takes its place.
+// nack records a rejection. If it counts, the version is not sent again, and if it is the target, another takes its
+// place.
 func (m *machine) nack(e xds.Nacked, now time.Time) []action {
 	one, why := m.envoys[e.ID], e.Rejection
 	if one == nil {

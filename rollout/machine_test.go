@@ -13,7 +13,8 @@ import (
 	"gatepost/xds"
 )
 
-// A step of a test is an event, and what it leads to: the state of the machine, and after " | " the actions, notes apart.
+// A step of a test is an event, and what it leads to: the state of the machine, and after " | " the actions, notes
+// apart.
 type step struct {
 	event any
 	want  string

@@ -56,10 +56,10 @@ func sameSource(one, other string) bool {
 	return one == other || redis && alsoRedis
 }
 
-// publishInPart publishes rejected definitions without the services that the rejection names, and reports whether it did.
-// Each of these stays as in the definitions before. If that would be less strict, or if it is new, it keeps its path and
-// its rule and answers 503, so that no other service takes its requests. This ends, because each time more services
-// are in an older form.
+// publishInPart publishes rejected definitions without the services that the rejection names, and reports whether it
+// did. Each of these stays as in the definitions before. If that would be less strict, or if it is new, it keeps its
+// path and its rule and answers 503, so that no other service takes its requests. This ends, because each time more
+// services are in an older form.
 func (r *Rollout) publishInPart(a repair, before *definitions.Definitions) bool {
 	blamed := a.rejected.snapshot.Blamed(a.why)
 	if len(blamed) == 0 {

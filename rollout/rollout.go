@@ -1,5 +1,5 @@
-// Package rollout decides the life of a version of the configuration: whether it is served, kept as the last good one, or
-// taken back.
+// Package rollout decides the life of a version of the configuration: whether it is served, kept as the last good
+// one, or taken back.
 //
 //	               Delivered            verified
 //	┌► published ─────────────► acked ─────────────► active
@@ -13,15 +13,15 @@
 //
 // What triggers each transition:
 //
-//   - published: new definitions were read and built (Apply), or a version takes the place of a rejected one, or a rejected
-//     one is tried again. Gatepost's own parts use its settings from now on (Config.OnPublish).
-//   - acked: [xds.Delivered], every Envoy that a change waits for has acknowledged every type. From now on a rejection of a
-//     later version falls back to this one. A rejected version can still be acked, if its cause is gone.
+//   - published: new definitions were read and built (Apply), or a version takes the place of a rejected one, or a
+//     rejected one is tried again. Gatepost's own parts use its settings from now on (Config.OnPublish).
+//   - acked: [xds.Delivered], every Envoy that a change waits for has acknowledged every type. From now on a rejection
+//     of a later version falls back to this one. A rejected version can still be acked, if its cause is gone.
 //   - verified: each Envoy that counts answered with the version at [xds.VersionPath]. An ACK comes from Envoy's main
 //     thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
 //   - active: verified. Its definitions are saved for the next start.
-//   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or none
-//     is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
+//   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or
+//     none is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
 //     one. If a version was acked before, that one is published at once. A rejected version is not sent again, until
 //     RetryRejected, or until the Envoy that has rejected it disconnects without ever having acknowledged a version.
 //
@@ -37,8 +37,8 @@
 // A published version is as its definitions say, without some services (in part), or older than the newest definitions
 // (fallen back). It passes through the same states in each case. All that is known is in one Status.
 //
-// The state machine (machine.go) is pure: events in, actions out. Rollout does the input and output around it; the verifier
-// asks the Envoys.
+// The state machine (machine.go) is pure: events in, actions out. Rollout does the input and output around it; the
+// verifier asks the Envoys.
 package rollout
 
 import (
@@ -65,7 +65,8 @@ type Config struct {
 	Options xds.Options
 	// WithoutModule is why Options has no module; empty if it has one.
 	WithoutModule string
-	// ModuleVersion returns why an Envoy of a version, such as 1.40.0, must not use the module; empty if it may. Nil: any may.
+	// ModuleVersion returns why an Envoy of a version, such as 1.40.0, must not use the module; empty if it may. Nil:
+	// any may.
 	ModuleVersion func(version string) string
 	// LastGood keeps the definitions that were active last. It may block. Required.
 	LastGood LastGood
@@ -139,8 +140,8 @@ func (r *Rollout) Changed(_ context.Context, d *definitions.Definitions) {
 	}
 }
 
-// savedAt returns when a file was saved, if its own time can be believed: a file that was moved to its place may be older
-// than the move.
+// savedAt returns when a file was saved, if its own time can be believed: a file that was moved to its place may be
+// older than the move.
 func savedAt(path string) time.Time {
 	now := time.Now()
 	info, err := os.Stat(path)
@@ -157,8 +158,8 @@ func (r *Rollout) Failed(err error) { _ = r.handle(failure{err}) }
 // Failed later, and there it is counted.
 func (r *Rollout) StartDegraded(err error) { _ = r.handle(startedDegraded{err}) }
 
-// RetryRejected has the Envoys try again a version that they have rejected: the cause may lie outside of the definitions,
-// such as a port that was taken.
+// RetryRejected has the Envoys try again a version that they have rejected: the cause may lie outside of the
+// definitions, such as a port that was taken.
 func (r *Rollout) RetryRejected() { _ = r.handle(retried{}) }
 
 // Status returns how things stand. It is the caller's.
@@ -258,7 +259,8 @@ func (r *Rollout) step(e any) error {
 	return err
 }
 
-// perform does one thing that the machine asks for. It is called with mu held, so all that may block is left to the loop.
+// perform does one thing that the machine asks for. It is called with mu held, so all that may block is left to the
+// loop.
 func (r *Rollout) perform(a action) {
 	switch a := a.(type) {
 	case publish:
@@ -292,8 +294,8 @@ func (r *Rollout) later(do func()) {
 	r.signal()
 }
 
-// freeMemory returns garbage to the system. Reading, building and sending a large configuration leaves several times its
-// size as garbage, which an idle runtime keeps. It is called when a version is published and when it is active.
+// freeMemory returns garbage to the system. Reading, building and sending a large configuration leaves several times
+// its size as garbage, which an idle runtime keeps. It is called when a version is published and when it is active.
 func freeMemory() { go debug.FreeOSMemory() }
 
 // logActive logs that a version is what clients get, and how long it took since its definitions were saved.

@@ -59,8 +59,8 @@ func (d *disk) Save(what *definitions.Definitions) error {
 	return d.LastGood.Save(what)
 }
 
-// newKit starts one that keeps what is proven in dir, and listens on addr if the definitions say so. change may change its
-// configuration.
+// newKit starts one that keeps what is proven in dir, and listens on addr if the definitions say so. change may
+// change its configuration.
 func newKit(t *testing.T, addr, dir string, change ...func(*Config)) *kit {
 	t.Helper()
 	k := newKitWithoutEnvoy(t, addr, dir, change...)
@@ -288,7 +288,8 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k.isCurrent()
 }
 
-// TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked against.
+// TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked
+// against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
 	r, err := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
 		Control: newControl(t, xds.ServerOptions{}), Registerer: prometheus.NewRegistry()})
@@ -427,7 +428,8 @@ func (k *kit) isIdle() {
 	<-done
 }
 
-// rejectAll connects to the control plane and rejects the clusters that it is sent, until the returned function is called.
+// rejectAll connects to the control plane and rejects the clusters that it is sent, until the returned function is
+// called.
 func (k *kit) rejectAll() (leave func()) {
 	k.t.Helper()
 	conn, err := grpc.NewClient(k.grpc, grpc.WithTransportCredentials(insecure.NewCredentials()))

@@ -32,8 +32,8 @@ type control struct {
 // trust makes the Envoys that connect from now on trusted ones.
 func (c *control) trust() { c.trusted = true }
 
-// publishes has a version published, while the Envoys of these nodes, and no others, are connected and have acknowledged
-// another or the same.
+// publishes has a version published, while the Envoys of these nodes, and no others, are connected and have
+// acknowledged another or the same.
 func (c *control) publishes(id, acked string, nodes ...string) {
 	c.mu.Lock()
 	c.machine.publish(&version{

@@ -20,14 +20,14 @@ import (
 	"gatepost/definitions"
 )
 
-// The access log is part of the listener, and its format is the same for every definition: what differs between requests
-// comes from the route (its name and the name of the service), and from the decision (dynamic metadata of ext_authz or of
-// the module). So a change of a service never changes the listener, which would drain connections. For the same reason no
-// line has the version of the definitions: a route keeps its resource when other services change, and the resource
-// does not know later versions.
+// The access log is part of the listener, and its format is the same for every definition: what differs between
+// requests comes from the route (its name and the name of the service), and from the decision (dynamic metadata of
+// ext_authz or of the module). So a change of a service never changes the listener, which would drain connections.
+// For the same reason no line has the version of the definitions: a route keeps its resource when other services
+// change, and the resource does not know later versions.
 
-// logPath is the filter that keeps the path of a request for the access log, before a route rewrites it. It is also the name
-// of the filter state in which it keeps it.
+// logPath is the filter that keeps the path of a request for the access log, before a route rewrites it. It is also
+// the name of the filter state in which it keeps it.
 const logPath = "gatepost.path"
 
 // logMetadata is the namespace of a route's metadata for the access log, and logService the name of the service in it.
@@ -64,8 +64,8 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	}}
 }
 
-// The values of a line, as format strings of Envoy ("Substitution formatter"). A path has no query: it may contain a token.
-// Authorization, cookies, subprotocols and Referer are in no line.
+// The values of a line, as format strings of Envoy ("Substitution formatter"). A path has no query: it may contain a
+// token. Authorization, cookies, subprotocols and Referer are in no line.
 var (
 	formatTime     = "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
 	formatDuration = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%"
@@ -107,8 +107,8 @@ func first(all ...operator) string {
 	return "%COALESCE(" + string(list) + ")%"
 }
 
-// ecsFormat is a line in JSON. Its names are those of the Elastic Common Schema, which OpenTelemetry shares in part. A value
-// that is not known is omitted.
+// ecsFormat is a line in JSON. Its names are those of the Elastic Common Schema, which OpenTelemetry shares in part.
+// A value that is not known is omitted.
 func ecsFormat() *corev3.SubstitutionFormatString {
 	type object = map[string]any
 	line, err := structpb.NewStruct(object{
@@ -140,7 +140,8 @@ func ecsFormat() *corev3.SubstitutionFormatString {
 	}
 }
 
-// textFormat is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is before it.
+// textFormat is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
+// before it.
 func textFormat() *corev3.SubstitutionFormatString {
 	line := strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
@@ -187,8 +188,8 @@ func anyFlag() *accesslogv3.AccessLogFilter {
 	}}
 }
 
-// keepPath is the filter that keeps the path for the access log. (Envoy keeps the original path only in a header that an
-// upstream receives.)
+// keepPath is the filter that keeps the path for the access log. (Envoy keeps the original path only in a header that
+// an upstream receives.)
 func (b *builder) keepPath() *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: logPath, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&setstatev3.Config{
 		OnRequestHeaders: []*filterstatev3.FilterStateValue{{
@@ -203,8 +204,8 @@ func (b *builder) keepPath() *hcmv3.HttpFilter {
 	})}}
 }
 
-// logged adds to a route what the access log says about it: the service and, if Gatepost is not asked about the request, the
-// decision.
+// logged adds to a route what the access log says about it: the service and, if Gatepost is not asked about the
+// request, the decision.
 func (b *builder) logged(r *routev3.Route, service string, public bool) *routev3.Route {
 	if !b.logs() {
 		return r

@@ -20,13 +20,13 @@ import (
 // The names of single resources.
 const (
 	listenerName = "gatepost"
-	// blackhole is a cluster without an endpoint, for preflight routes. The CORS filter responds before a cluster is used. If
-	// it ever did not, no upstream would receive the request.
+	// blackhole is a cluster without an endpoint, for preflight routes. The CORS filter responds before a cluster is
+	// used. If it ever did not, no upstream would receive the request.
 	blackhole = "nowhere"
 )
 
-// VersionPath is the path at which Envoy responds with the version of its routes, as a JSON string. It is public, and the
-// version is only a hash.
+// VersionPath is the path at which Envoy responds with the version of its routes, as a JSON string. It is public, and
+// the version is only a hash.
 const VersionPath = definitions.OwnPath + "/version"
 
 // Options is the input of a configuration apart from the definitions.
@@ -35,14 +35,16 @@ type Options struct {
 	GRPCCluster string
 	// HTTPCluster is the static cluster, from Envoy's bootstrap, of Gatepost's token handler. Required.
 	HTTPCluster string
-	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against. Default: DefaultCAFile.
+	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against. Default:
+	// DefaultCAFile.
 	CAFile string
 	// Listen is the address that Envoy listens on instead of the one in the definitions, so that several gateways on a
 	// machine can share definitions. The zero address is the one in the definitions.
 	Listen netip.AddrPort
 	// Module is how Envoy checks tokens by itself. With the zero Module it does not.
 	Module Module
-	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get 503.
+	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
+	// 503.
 	Withheld []string
 }
 
@@ -55,15 +57,15 @@ func (o Options) ListenAddress(gw *definitions.Gateway) netip.AddrPort {
 const DefaultCAFile = "/etc/ssl/certs/ca-certificates.crt"
 
 // Build makes Envoy's configuration from definitions. It is pure and deterministic: the order of the services has no
-// effect. Every resource that it returns satisfies Envoy's own rules (ValidateAll), and every reference in it leads to a
-// resource. Otherwise it returns all errors at once. It does not check the definitions again.
+// effect. Every resource that it returns satisfies Envoy's own rules (ValidateAll), and every reference in it leads
+// to a resource. Otherwise it returns all errors at once. It does not check the definitions again.
 func Build(gw *definitions.Gateway, opts Options) (*Snapshot, error) {
 	return new(Builder).Build(gw, opts)
 }
 
-// Builder builds successive configurations as [Build] does, and reuses the unchanged resources of the last one. A service
-// is unchanged if its pointer is: with ten thousand services and a change of one, only that one is rebuilt. The zero
-// Builder is ready for use. It is safe for concurrent use.
+// Builder builds successive configurations as [Build] does, and reuses the unchanged resources of the last one. A
+// service is unchanged if its pointer is: with ten thousand services and a change of one, only that one is rebuilt.
+// The zero Builder is ready for use. It is safe for concurrent use.
 type Builder struct {
 	mu    sync.Mutex
 	last  built
@@ -162,8 +164,8 @@ func (b *builder) frame() view {
 	return v
 }
 
-// difference returns the former services that were removed, and the present ones that were added. It is fast if only some
-// services in the middle differ.
+// difference returns the former services that were removed, and the present ones that were added. It is fast if only
+// some services in the middle differ.
 func difference(former, present []*definitions.Service) (removed, added []*definitions.Service) {
 	for len(former) > 0 && len(present) > 0 && former[0] == present[0] {
 		former, present = former[1:], present[1:]
@@ -218,7 +220,8 @@ type validated interface {
 	ValidateAll() error
 }
 
-// pack validates a message and wraps it in an Any. The validation of the message that contains the Any does not include it.
+// pack validates a message and wraps it in an Any. The validation of the message that contains the Any does not
+// include it.
 func (b *builder) pack(m validated) *anypb.Any {
 	if err := m.ValidateAll(); err != nil {
 		b.fail(err)

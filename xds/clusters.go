@@ -17,13 +17,14 @@ import (
 
 const (
 	connectTimeout = 2 * time.Second
-	// upstreamIdle is how long an unused connection to an upstream is kept. Node.js, for example, closes its side after 5 s. A
-	// request that Envoy sends on such a connection at that moment is lost.
+	// upstreamIdle is how long an unused connection to an upstream is kept. Node.js, for example, closes its side after
+	// 5 s. A request that Envoy sends on such a connection at that moment is lost.
 	upstreamIdle = 4 * time.Second
 )
 
-// maxRequests limits the concurrent requests to one service. A request above the limit gets 503 at once, so that a service
-// that hangs does not block the whole gateway. The limits of connections and of pending requests are Envoy's default, 1024.
+// maxRequests limits the concurrent requests to one service. A request above the limit gets 503 at once, so that a
+// service that hangs does not block the whole gateway. The limits of connections and of pending requests are Envoy's
+// default, 1024.
 const maxRequests = 4096
 
 // clusters builds the clusters of the added services. Those of the removed services are nil. :: name → cluster
@@ -85,8 +86,8 @@ func discover(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	}
 	// Envoy looks up every 5 s (the default of dns_refresh_rate, whose field is deprecated).
 	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
-	// Envoy acknowledges no cluster while it warms one, so a name server that does not respond would delay every change and
-	// the start. So Envoy does not wait, and new routes wait here (names.go).
+	// Envoy acknowledges no cluster while it warms one, so a name server that does not respond would delay every change
+	// and the start. So Envoy does not wait, and new routes wait here (names.go).
 	c.WaitForWarmOnInit = wrapperspb.Bool(false)
 	// If a name has addresses of both families, IPv4 is used: servers on "localhost" often listen on no other.
 	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED

@@ -13,8 +13,9 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// corsPolicy is the configuration of the CORS filter on a route: it answers preflights, and lets pages of allowed origins read
-// responses. Only a route or its scope has one, never both, because Envoy takes the fields that a route leaves out from the scope.
+// corsPolicy is the configuration of the CORS filter on a route: it answers preflights, and lets pages of allowed
+// origins read responses. Only a route or its scope has one, never both, because Envoy takes the fields that a route
+// leaves out from the scope.
 func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	allowed, exposed := strings.Join(methods, ","), strings.Join(expose, ",")
 	key := allowed + "\n" + exposed
@@ -39,8 +40,8 @@ func (b *builder) corsPolicy(methods, expose []string) *anypb.Any {
 	return packed
 }
 
-// challengeHeader contains the reason of a 401: no token, or an invalid one (RFC 6750 §3). Pages can read it only if it is
-// exposed.
+// challengeHeader contains the reason of a 401: no token, or an invalid one (RFC 6750 §3). Pages can read it only if
+// it is exposed.
 const challengeHeader = "www-authenticate"
 
 // exposed returns the response headers that a page can read: the given ones and those of the definitions, each once.
@@ -57,9 +58,9 @@ func (b *builder) exposed(own ...string) []string {
 	return out
 }
 
-// allowedOrigins matches only the listed origins or, without a list, every origin. For the CORS filter, an exact matcher of *
-// matches every origin, and the response contains the origin itself. (A regular expression would too, but Envoy keeps one per
-// route.)
+// allowedOrigins matches only the listed origins or, without a list, every origin. For the CORS filter, an exact
+// matcher of * matches every origin, and the response contains the origin itself. (A regular expression would too,
+// but Envoy keeps one per route.)
 func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
 	if len(origins) == 0 {
 		return []*matcherv3.StringMatcher{exact("*")}
@@ -67,8 +68,8 @@ func allowedOrigins(origins []string) []*matcherv3.StringMatcher {
 	return exactly(origins).GetPatterns()
 }
 
-// preflightHeaders match exactly the requests that the CORS filter treats as preflights. It forwards requests in which one of
-// the headers is empty. (Fetch standard, "CORS-preflight request".)
+// preflightHeaders match exactly the requests that the CORS filter treats as preflights. It forwards requests in
+// which one of the headers is empty. (Fetch standard, "CORS-preflight request".)
 func preflightHeaders() []*routev3.HeaderMatcher {
 	return []*routev3.HeaderMatcher{
 		method("OPTIONS"),

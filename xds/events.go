@@ -38,7 +38,8 @@ type (
 		Version string
 		At      time.Time
 	}
-	// Delivered is reported when every Envoy that a change waits for, and at least one, has acknowledged a version in full.
+	// Delivered is reported when every Envoy that a change waits for, and at least one, has acknowledged a version in
+	// full.
 	Delivered struct{ Version string }
 	// Nacked is a NACK.
 	Nacked struct {
@@ -67,8 +68,8 @@ func (r *Rejection) Error() string {
 	return fmt.Sprintf("rejected by Envoy: version %s: %s: %s", r.Version, r.Type, r.Reason)
 }
 
-// TrustedOrAll returns those of some Envoys whose ACKs and NACKs count for the others: the trusted ones or, if there are
-// none, all. On a listener for plain TCP nobody is trusted, so there all peers count the same.
+// TrustedOrAll returns those of some Envoys whose ACKs and NACKs count for the others: the trusted ones or, if there
+// are none, all. On a listener for plain TCP nobody is trusted, so there all peers count the same.
 func TrustedOrAll[E any](envoys []E, trusted func(E) bool) []E {
 	var out []E
 	for _, e := range envoys {

@@ -128,7 +128,8 @@ func (c *control) serves(s *Snapshot) {
 	c.delivered(s)
 }
 
-// rollsBack waits until a snapshot is rejected, publishes another in its place, and waits until every Envoy has that one.
+// rollsBack waits until a snapshot is rejected, publishes another in its place, and waits until every Envoy has that
+// one.
 func (c *control) rollsBack(bad, good *Snapshot) {
 	c.t.Helper()
 	c.rejected(bad)

@@ -27,11 +27,12 @@ const (
 	filterRouter = "envoy.filters.http.router"
 )
 
-// authzTimeout is how long Envoy waits for a decision. Gatepost's own timeout is shorter, so that the client gets its response.
+// authzTimeout is how long Envoy waits for a decision. Gatepost's own timeout is shorter, so that the client gets its
+// response.
 const authzTimeout = 2 * time.Second
 
-// httpFilters are the filters in their order. The first one finds a route for a request without one. CORS is before the filters
-// that can deny a request, so that it answers preflights without a token, and pages can read denials.
+// httpFilters are the filters in their order. The first one finds a route for a request without one. CORS is before
+// the filters that can deny a request, so that it answers preflights without a token, and pages can read denials.
 func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
 		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}

@@ -22,8 +22,8 @@ const (
 	bufferLimit           = 32 << 10 // for backpressure; bodies are streamed and can be larger
 )
 
-// listener depends on the address, the origins, the places of tokens, the access log and the module. Everything that changes
-// with a service is in the routes, so that connections survive a change of services.
+// listener depends on the address, the origins, the places of tokens, the access log and the module. Everything that
+// changes with a service is in the routes, so that connections survive a change of services.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr := b.opts.ListenAddress(b.gw)
@@ -46,8 +46,8 @@ func (b *builder) listener() *listenerv3.Listener {
 	return l
 }
 
-// connectionManager follows Envoy's advice for an edge proxy. It is stricter about what no API client needs: escaped slashes and
-// underscores in header names are refused. (Envoy docs, "Configuring Envoy as an edge proxy".)
+// connectionManager follows Envoy's advice for an edge proxy. It is stricter about what no API client needs: escaped
+// slashes and underscores in header names are refused. (Envoy docs, "Configuring Envoy as an edge proxy".)
 func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:       "gatepost",

@@ -30,24 +30,24 @@ type Module struct {
 	Library, Table string
 }
 
-// Refused reports whether a rejection is about the module, in Envoy's words: it could not be loaded, lacks a function, or does not take
-// its configuration; or Envoy does not know modules.
+// Refused reports whether a rejection is about the module, in Envoy's words: it could not be loaded, lacks a
+// function, or does not take its configuration; or Envoy does not know modules.
 func (m Module) Refused(r *Rejection) bool {
 	reason := strings.ToLower(r.Reason)
 	return m.Library != "" && (strings.Contains(reason, "dynamic module") || strings.Contains(reason, "dynamic_module") ||
 		strings.Contains(reason, strings.ToLower(m.Library)))
 }
 
-// filterModule is the filter that lets requests pass whose decision is in the table. It has no rules: what it finds is what
-// Gatepost would decide.
+// filterModule is the filter that lets requests pass whose decision is in the table. It has no rules: what it finds
+// is what Gatepost would decide.
 const filterModule = "module"
 
 // hasModule reports whether Envoy checks tokens by itself.
 func (b *builder) hasModule() bool { return b.opts.Module.Library != "" }
 
-// module is the filter in the listener. Whether it is enabled is decided when the request gets its first route, so a path that only
-// scope.lua finds is asked about. It is enabled by the routes that need it, so public routes do not pay for it, and a
-// route without a configuration for it is asked about.
+// module is the filter in the listener. Whether it is enabled is decided when the request gets its first route, so a
+// path that only scope.lua finds is asked about. It is enabled by the routes that need it, so public routes do not
+// pay for it, and a route without a configuration for it is asked about.
 func (b *builder) module() *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{
 		Name:     filterModule,
@@ -94,8 +94,8 @@ func unlessHit() *matcherv3.MetadataMatcher {
 // maxModuleHeader is the longest name of the identity header that the module takes (parse_route of module.c).
 const maxModuleHeader = 127
 
-// identify gives a rule its ID, a hash of all that Check receives of the route: so a decision never outlives the rule that it was
-// made by, and no other change ends one.
+// identify gives a rule its ID, a hash of all that Check receives of the route: so a decision never outlives the rule
+// that it was made by, and no other change ends one.
 func (b *builder) identify(rule authz.Rule) authz.Rule {
 	if b.hasModule() && rule.Authenticate {
 		sum := sha256.Sum256([]byte(b.content(rule.With(b.shared()))))
@@ -104,8 +104,8 @@ func (b *builder) identify(rule authz.Rule) authz.Rule {
 	return rule
 }
 
-// moduleOn is what enables the module on a route whose rule has an ID; nil if the module cannot take it. Its form is that of
-// parse_route in module.c.
+// moduleOn is what enables the module on a route whose rule has an ID; nil if the module cannot take it. Its form is
+// that of parse_route in module.c.
 func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 	flags := ""
 	if rule.ForwardToken {
@@ -141,8 +141,8 @@ func (b *builder) shared() authz.Shared {
 	}
 }
 
-// Probe returns a configuration for `envoy --mode validate` that loads the module and gives it the configuration of a route. It opens
-// no port that matters: a validation listens nowhere.
+// Probe returns a configuration for `envoy --mode validate` that loads the module and gives it the configuration of a
+// route. It opens no port that matters: a validation listens nowhere.
 func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
 	gw := &definitions.Gateway{Identity: definitions.Identity{UserHeader: "x-user-id"}}
 	b := &builder{gw: gw, opts: Options{Module: m}, about: "module"}

@@ -22,7 +22,8 @@ import (
 	"gatepost/tokens"
 )
 
-// deciding is a gateway whose Envoy has the module, and whose sidecar decides as the real one does, about tokens in memory.
+// deciding is a gateway whose Envoy has the module, and whose sidecar decides as the real one does, about tokens in
+// memory.
 type deciding struct {
 	*gateway
 	envoy  *envoytest.Envoy
@@ -217,7 +218,8 @@ func TestEveryInputCounts(t *testing.T) {
 	}
 }
 
-// TestWhatTheModuleDoesNotDecide: public services, requests without a token, denials, tokens elsewhere than in Authorization.
+// TestWhatTheModuleDoesNotDecide: public services, requests without a token, denials, tokens elsewhere than in
+// Authorization.
 func TestWhatTheModuleDoesNotDecide(t *testing.T) {
 	d := startDeciding(t, cookieShop, 1)
 	token, origin := d.login("ada", time.Hour), "origin: https://shop.example"
@@ -309,8 +311,8 @@ func TestHitsAreCountedByService(t *testing.T) {
 	}
 }
 
-// TestHitIsNoLargerThanACheckAllows: near the limits of the headers, where ext_authz counts what Gatepost has added, a request is
-// answered the same once its decision is in the table.
+// TestHitIsNoLargerThanACheckAllows: near the limits of the headers, where ext_authz counts what Gatepost has added,
+// a request is answered the same once its decision is in the table.
 func TestHitIsNoLargerThanACheckAllows(t *testing.T) {
 	d := startDeciding(t, decidingShop, 1)
 	hits, refused := 0, 0

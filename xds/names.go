@@ -32,12 +32,13 @@ func (s *Server) newNames() []named {
 }
 
 // maxLookups bounds for how many clusters of a change names are looked up at once. A service has one cluster, so its
-// names, however many and slow, take one of these slots. If the name servers of this many services are silent, the others
-// of the same change may find no slot; they wait LookupTimeout at most, and then Envoy alone looks up their names.
+// names, however many and slow, take one of these slots. If the name servers of this many services are silent, the
+// others of the same change may find no slot; they wait LookupTimeout at most, and then Envoy alone looks up their
+// names.
 const maxLookups = 64
 
-// resolve looks up the names of clusters, and resumes the delivery as they are found. A cluster whose names are not found,
-// for whatever reason, is not waited for: it is Envoy that has to find them, and it may ask somebody else.
+// resolve looks up the names of clusters, and resumes the delivery as they are found. A cluster whose names are not
+// found, for whatever reason, is not waited for: it is Envoy that has to find them, and it may ask somebody else.
 func (s *Server) resolve(clusters []named) {
 	r := &s.delivery
 	if r.unresolved == nil {
@@ -117,8 +118,8 @@ func (s *Server) pause(d time.Duration) {
 	}
 }
 
-// resolvedRoutes returns the routes of the target, with the former scope in the place of each that leads to a cluster that
-// is not resolved. The beacon's is among them: it does not tell a version that is not served as a whole.
+// resolvedRoutes returns the routes of the target, with the former scope in the place of each that leads to a cluster
+// that is not resolved. The beacon's is among them: it does not tell a version that is not served as a whole.
 func (r *delivery) resolvedRoutes() (routes set, held bool) {
 	if len(r.unresolved) == 0 {
 		return r.target.routes, false

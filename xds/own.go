@@ -13,15 +13,15 @@ import (
 	"gatepost/definitions"
 )
 
-// tokenTimeout is the timeout of the token handler's endpoints except the login. A revoke can wait until no gateway accepts
-// the token any more.
+// tokenTimeout is the timeout of the token handler's endpoints except the login. A revoke can wait until no gateway
+// accepts the token any more.
 const tokenTimeout = 10 * time.Second
 
 // commonMethods are the methods that preflights of unknown paths allow, so that the page can read the 404.
 var commonMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"}
 
-// tokenRoutes are the gateway's own endpoints under tokens.path. They need an origin if origins are listed, but no token,
-// because the handler checks it. Every other path below is 404.
+// tokenRoutes are the gateway's own endpoints under tokens.path. They need an origin if origins are listed, but no
+// token, because the handler checks it. Every other path below is 404.
 func (b *builder) tokenRoutes() []*routev3.Route {
 	b.about = "tokens"
 	path := b.gw.Tokens.Path
@@ -68,9 +68,10 @@ func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route 
 	}
 }
 
-// rejectDotParams refuses a path in which a dot segment has a parameter: /items/..;/admin. Envoy resolves such a segment, but
-// unescapes %2e only afterwards, so /items/%2e%2e;/admin becomes another one. A server that removes parameters from a path, as
-// Java's do, would resolve it to a path outside the service, which may need a token. No client needs such a path.
+// rejectDotParams refuses a path in which a dot segment has a parameter: /items/..;/admin. Envoy resolves such a
+// segment, but unescapes %2e only afterwards, so /items/%2e%2e;/admin becomes another one. A server that removes
+// parameters from a path, as Java's do, would resolve it to a path outside the service, which may need a token. No
+// client needs such a path.
 func (b *builder) rejectDotParams() *routev3.Route {
 	b.about = "malformed paths"
 	at := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{ // of the path without its query
@@ -79,8 +80,8 @@ func (b *builder) rejectDotParams() *routev3.Route {
 	return b.checked([]*routev3.Route{answer("malformed", at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))})[0]
 }
 
-// beacon is the route that responds with the version of the routes. It is never checked, so that it also works while Gatepost
-// is down.
+// beacon is the route that responds with the version of the routes. It is never checked, so that it also works while
+// Gatepost is down.
 func (b *builder) beacon() []*routev3.Route {
 	b.about = "version"
 	return b.checked([]*routev3.Route{{

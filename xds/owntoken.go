@@ -13,16 +13,16 @@ import (
 	"gatepost/tokens"
 )
 
-// filterOwnToken is the filter that removes Authorization if it contains a token of this gateway. Pages send their token with
-// each request, to public services too. No Check is made for those, so Envoy does it by itself: the header is removed
-// by its form, whether or not anybody holds the token. Credentials of other forms pass.
+// filterOwnToken is the filter that removes Authorization if it contains a token of this gateway. Pages send their
+// token with each request, to public services too. No Check is made for those, so Envoy does it by itself: the header
+// is removed by its form, whether or not anybody holds the token. Credentials of other forms pass.
 //
-// The filter runs after ext_authz, which on secured routes has removed the header, so that there is nothing to match. It is on
-// unless a route says otherwise, so a route that says nothing forwards no token.
+// The filter runs after ext_authz, which on secured routes has removed the header, so that there is nothing to match.
+// It is on unless a route says otherwise, so a route that says nothing forwards no token.
 const filterOwnToken = "own_token"
 
-// ownToken matches an Authorization value with a token by itself or after Bearer. To Envoy several headers are one value,
-// joined by commas: one token among them is enough. \C is any byte; a dot is none of bytes that are not UTF-8.
+// ownToken matches an Authorization value with a token by itself or after Bearer. To Envoy several headers are one
+// value, joined by commas: one token among them is enough. \C is any byte; a dot is none of bytes that are not UTF-8.
 const ownToken = `(?:\C*,)?[ \t]*(?:[Bb][Ee][Aa][Rr][Ee][Rr][ \t]+)?` + tokens.Pattern + `[ \t]*(?:,\C*)?`
 
 // ownTokenFilter skips its header mutation unless Authorization matches.

@@ -14,9 +14,9 @@ import (
 )
 
 // publisher sends each Envoy what is new to it. To go-control-plane, which speaks the protocol, it is the cache. The
-// SnapshotCache that comes with it compares and copies all resources at each step of a change and at each answer to it.
-// With ten thousand services that is most of what a change costs; here two views are compared once for each step, whoever
-// is served, and an answer costs as much as there is in it.
+// SnapshotCache that comes with it compares and copies all resources at each step of a change and at each answer to
+// it. With ten thousand services that is most of what a change costs; here two views are compared once for each step,
+// whoever is served, and an answer costs as much as there is in it.
 type publisher struct {
 	mu    sync.Mutex
 	view  *view            // nil: nothing is served yet, and who asks waits
@@ -97,10 +97,10 @@ func (p *publisher) CreateWatch(*cachev3.Request, cachev3.Subscription, chan cac
 
 // answer sends what is new in the view, and says whether it did so. The channel has room for an answer of each type.
 //
-// Of one answer Envoy first takes away the scopes that have gone, and only then makes those that have changed, which takes
-// it a while when there are many; and where it refuses the answer they have gone nevertheless. Meanwhile the requests
-// of a scope that has gone would be those of a service at /, by the rule that it had so far. So a scope goes in an
-// answer of its own, after the others have been taken.
+// Of one answer Envoy first takes away the scopes that have gone, and only then makes those that have changed, which
+// takes it a while when there are many; and where it refuses the answer they have gone nevertheless. Meanwhile the
+// requests of a scope that has gone would be those of a service at /, by the rule that it had so far. So a scope goes
+// in an answer of its own, after the others have been taken.
 func (w *watch) answer() bool {
 	part := w.of.view.of(w.request.GetTypeUrl())
 	if part == nil {

@@ -27,8 +27,8 @@ type reply struct {
 	as     uint32 // the status that the client gets; 0: the same
 }
 
-// replies are tried in order. 401 and 429 are not among them: only the sidecar makes those, with a body of its own. They
-// contain nothing about an upstream except that it failed.
+// replies are tried in order. 401 and 429 are not among them: only the sidecar makes those, with a body of its own.
+// They contain nothing about an upstream except that it failed.
 var replies = []reply{
 	// Gatepost's own 403 keeps its body.
 	{status: 403, flag: "UAEX"},
@@ -61,9 +61,9 @@ var replies = []reply{
 
 const tooLargeHeaders = "The headers of the request are too large."
 
-// localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for which an origin was
-// sent that is on the list is told apart: a page of another origin is not to read it. Some of these answers
-// are made before any filter has seen the request, so that the CORS filter is of no help.
+// localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for
+// which an origin was sent that is on the list is told apart: a page of another origin is not to read it. Some of
+// these answers are made before any filter has seen the request, so that the CORS filter is of no help.
 func localReplies(gw *definitions.Gateway) *hcmv3.LocalReplyConfig {
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {

@@ -43,15 +43,16 @@ func appendResource(b []byte, m proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
 }
 
-// resourceOf is the resource with a message's bytes. Envoy tells the version when it comes back, and is then sent what differs.
+// resourceOf is the resource with a message's bytes. Envoy tells the version when it comes back, and is then sent
+// what differs.
 func resourceOf(m proto.Message, raw []byte) *resource {
 	cluster, _ := m.(*clusterv3.Cluster)
 	return &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}
 }
 
-// shelf is where the bytes of resources stand side by side. Each by itself, they would lie scattered among what they were
-// made from, and hold the memory around them when that has gone: with ten thousand services a quarter as much again.
-// The zero shelf is ready. It is not safe for concurrent use.
+// shelf is where the bytes of resources stand side by side. Each by itself, they would lie scattered among what they
+// were made from, and hold the memory around them when that has gone: with ten thousand services a quarter as much
+// again. The zero shelf is ready. It is not safe for concurrent use.
 type shelf struct {
 	scratch []byte // where a message is marshalled
 	rest    []byte // what is free of the board that was begun last
@@ -90,8 +91,8 @@ type named struct {
 	*resource
 }
 
-// set is all resources of one type, sorted by name. It is never changed once it is sealed. Its version is one of all names
-// and versions: it says all that an Envoy that acknowledged it has.
+// set is all resources of one type, sorted by name. It is never changed once it is sealed. Its version is one of all
+// names and versions: it says all that an Envoy that acknowledged it has.
 type set struct {
 	version string
 	all     []named
@@ -140,8 +141,8 @@ func (s *set) seal() {
 	s.version = h.short()
 }
 
-// since is what s has to tell who has a former set: the resources that are new or have another version, and the names of
-// those that have gone, both sorted.
+// since is what s has to tell who has a former set: the resources that are new or have another version, and the names
+// of those that have gone, both sorted.
 func (s set) since(former set) (changed []named, gone []string) {
 	old := former.all
 	for _, one := range s.all {
@@ -210,12 +211,6 @@ func (h *hasher) sum() string {
 func (h *hasher) short() string {
 	sum := sha256.Sum256(h.text)
 	return base64.RawURLEncoding.EncodeToString(sum[:8])
-}
-
-// key is the whole SHA-256: what was made of the same parts is taken over by it, so no two may ever share one.
-func (h *hasher) key() string {
-	sum := sha256.Sum256(h.text)
-	return string(sum[:])
 }
 
 func hashed(parts ...string) *hasher {

@@ -49,8 +49,8 @@ type forward struct {
 	to *routev3.RouteAction
 }
 
-// groupRoutes makes the routes of a group: first preflights, then 405 for other methods (before a token is checked), then the
-// routes to the upstream.
+// groupRoutes makes the routes of a group: first preflights, then 405 for other methods (before a token is checked),
+// then the routes to the upstream.
 func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	cors := b.corsPolicy(s.methods, s.expose)
 	s.rule = b.identify(s.rule)
@@ -87,8 +87,8 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	return out
 }
 
-// mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol that
-// the upstream must not receive.
+// mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol
+// that the upstream must not receive.
 func (b *builder) mayOfferToken(s endpointGroup) bool {
 	return b.gw.Tokens.Subprotocol != "" && !b.checks(s.rule) && !s.keepsToken
 }
@@ -102,10 +102,10 @@ func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Ro
 	return twin
 }
 
-// requestHeadersToRemove returns the request headers that a route removes: the client's copy of the identity header. If a
-// token is needed, the decision overwrites it instead. The header is in the route, like the rule that names it, so a change of
-// its name is atomic. A public route without upgrades also removes the list of subprotocols: only a handshake needs it, and it
-// can contain a token.
+// requestHeadersToRemove returns the request headers that a route removes: the client's copy of the identity header.
+// If a token is needed, the decision overwrites it instead. The header is in the route, like the rule that names it,
+// so a change of its name is atomic. A public route without upgrades also removes the list of subprotocols: only a
+// handshake needs it, and it can contain a token.
 func (b *builder) requestHeadersToRemove(s endpointGroup, to *routev3.RouteAction) []string {
 	if s.rule.Authenticate {
 		return nil
@@ -122,9 +122,9 @@ const headerSubprotocols = "sec-websocket-protocol"
 
 func takesUpgrades(to *routev3.RouteAction) bool { return len(to.GetUpgradeConfigs()) > 0 }
 
-// connection overwrites the client's Connection header on routes with upgrades. Envoy removes it, and the headers that it
-// names, from other requests. It forwards the one of an upgrade, and if that named the identity header, a proxy further up would
-// remove the user's id.
+// connection overwrites the client's Connection header on routes with upgrades. Envoy removes it, and the headers
+// that it names, from other requests. It forwards the one of an upgrade, and if that named the identity header, a
+// proxy further up would remove the user's id.
 func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 	if !takesUpgrades(to) {
 		return nil
@@ -178,8 +178,8 @@ func toCluster(name string) *routev3.RouteAction {
 	return &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: name}}
 }
 
-// forwardTo forwards a request with the matched part of its path replaced. An empty rewrite keeps the path. The query is
-// always kept.
+// forwardTo forwards a request with the matched part of its path replaced. An empty rewrite keeps the path. The query
+// is always kept.
 func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAction {
 	to := toCluster(cluster)
 	to.PrefixRewrite = rewrite

@@ -21,16 +21,16 @@ import (
 	"gatepost/definitions"
 )
 
-// A scope contains the routes of all paths with the same first segment. Envoy finds it by that segment in a hash table, so
-// a request is matched against the routes of one scope only, and a change of a service is sent as a change of its scope.
-// (Envoy docs, "Scoped RDS".)
+// A scope contains the routes of all paths with the same first segment. Envoy finds it by that segment in a hash
+// table, so a request is matched against the routes of one scope only, and a change of a service is sent as a change
+// of its scope. (Envoy docs, "Scoped RDS".)
 //
-// Envoy's comparison of the segment is case-sensitive, so a scope exists in lower case and in the spelling of the definitions.
-// If the spelling differs, or no route of the scope matches, the filter of scope.lua finds the route: in the scope of the
-// segment in lower case, else in the scope of all other paths, whose name is "/".
+// Envoy's comparison of the segment is case-sensitive, so a scope exists in lower case and in the spelling of the
+// definitions. If the spelling differs, or no route of the scope matches, the filter of scope.lua finds the route: in
+// the scope of the segment in lower case, else in the scope of all other paths, whose name is "/".
 
-// scopeHeader is the request header by which Envoy finds the scope: the path without its query. The gateway sets it before
-// routes are matched, over the client's value, and the strip filter removes it.
+// scopeHeader is the request header by which Envoy finds the scope: the path without its query. The gateway sets it
+// before routes are matched, over the client's value, and the strip filter removes it.
 const scopeHeader = "x-gatepost-scope"
 
 // filterScope is the filter of scope.lua.
@@ -43,7 +43,8 @@ var scopeScript string
 type scopes struct {
 	b        *builder
 	clusters set // the clusters that routes can lead to
-	// Parts of every scope, made once: the route for malformed paths, and the setting that disables the filter of scope.lua.
+	// Parts of every scope, made once: the route for malformed paths, and the setting that disables the filter of
+	// scope.lua.
 	malformed func() *routev3.Route
 	found     func() *anypb.Any
 }
@@ -61,8 +62,8 @@ func firstSegment(path string) string {
 // scopeOf returns the scope of a path: its first segment in lower case.
 func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
 
-// changed builds the scopes of removed and added services. Resources that were removed are nil. It includes the beacon's scope,
-// without the version. :: name → scope
+// changed builds the scopes of removed and added services. Resources that were removed are nil. It includes the
+// beacon's scope, without the version. :: name → scope
 func (s *scopes) changed(removed, added []*definitions.Service) map[string]*resource {
 	out := s.of(scopeOf(VersionPath), nil)
 	services := map[string][]*service{} // :: scope → all services in it
@@ -82,8 +83,9 @@ func (s *scopes) changed(removed, added []*definitions.Service) map[string]*reso
 	return out
 }
 
-// routes returns the routes of a scope in the order of matching, and the spellings of its segment. Envoy uses the first route
-// that matches: the gateway's own, then the services from the longest path to the shortest, then the one for all other paths.
+// routes returns the routes of a scope in the order of matching, and the spellings of its segment. Envoy uses the
+// first route that matches: the gateway's own, then the services from the longest path to the shortest, then the one
+// for all other paths.
 func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Route, spellings []string) {
 	b := s.b
 	slices.SortStableFunc(services, byPath)
@@ -151,8 +153,8 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	return out
 }
 
-// share moves filter settings that all routes of a scope have in common to the scope. CORS settings only count on routes that
-// forward.
+// share moves filter settings that all routes of a scope have in common to the scope. CORS settings only count on
+// routes that forward.
 func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb.Any) {
 	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
 		if len(asked) == 0 {
@@ -221,8 +223,8 @@ func nameScope() *mutationrulesv3.HeaderMutation {
 	}}}
 }
 
-// findScope is the filter of scope.lua in the listener. Every scope except the beacon's disables it, so a request with a route
-// skips it. It is the first filter, so that all filters use the final route.
+// findScope is the filter of scope.lua in the listener. Every scope except the beacon's disables it, so a request
+// with a route skips it. It is the first filter, so that all filters use the final route.
 func (b *builder) findScope() *anypb.Any {
 	return b.pack(&luav3.Lua{
 		DefaultSourceCode: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: scopeScript}},

@@ -122,8 +122,8 @@ func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
 	}
 }
 
-// TestNoOtherProtocolIsTaken: a route that takes WebSockets takes nothing else, in whatever way it was found. An upstream
-// that agreed to another protocol would have a connection past the gateway.
+// TestNoOtherProtocolIsTaken: a route that takes WebSockets takes nothing else, in whatever way it was found. An
+// upstream that agreed to another protocol would have a connection past the gateway.
 func TestNoOtherProtocolIsTaken(t *testing.T) {
 	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
 `
@@ -177,8 +177,8 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 	}
 }
 
-// TestEveryScopeTurnsItsFilterOff: a request that has a route does not pay for those that have none. The beacon's scope is
-// sent with each change and seldom asked, so it saves the bytes.
+// TestEveryScopeTurnsItsFilterOff: a request that has a route does not pay for those that have none. The beacon's
+// scope is sent with each change and seldom asked, so it saves the bytes.
 func TestEveryScopeTurnsItsFilterOff(t *testing.T) {
 	for name, r := range resourcesOf(build(t, strings.NewReplacer("LISTEN", "127.0.0.1:1", "SECURED", "http://a", "PUBLIC", "http://b", "ROOT", "").Replace(manyPaths)), resourcev3.ScopedRouteType) {
 		if name == "/.gatepost" {

@@ -10,8 +10,8 @@ import (
 	"gatepost/codec"
 )
 
-// piecemeal is a stream whose answers gRPC is given in pieces, where its codec takes them so: the resources as they are kept. Put
-// together, they would be all there once more, for as long as gRPC keeps the buffer.
+// piecemeal is a stream whose answers gRPC is given in pieces, where its codec takes them so: the resources as they
+// are kept. Put together, they would be all there once more, for as long as gRPC keeps the buffer.
 type piecemeal struct {
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 }
@@ -35,7 +35,8 @@ const (
 
 var _ codec.Marshaler = inPieces{}
 
-// MarshalMessage returns the bytes of the message: first all but the resources, then each of these, as its head and its own bytes.
+// MarshalMessage returns the bytes of the message: first all but the resources, then each of these, as its head and
+// its own bytes.
 func (p inPieces) MarshalMessage() (mem.BufferSlice, error) {
 	rest := new(discoveryv3.DeltaDiscoveryResponse)
 	p.ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {

@@ -93,8 +93,8 @@ type Server struct {
 	resent int
 }
 
-// New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it. It fails if
-// a metric of one of its names is already registered.
+// New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it. It
+// fails if a metric of one of its names is already registered.
 func New(opts ServerOptions) (*Server, error) {
 	opts = opts.withDefaults()
 	metrics, err := newMetrics(opts.Registerer)
@@ -152,8 +152,8 @@ func (a aggregated) StreamAggregatedResources(stream discoveryv3.AggregatedDisco
 func (s *Server) Subscribe(report func(Event)) { s.report = report }
 
 // Publish has every Envoy served this snapshot. It returns at once; the outcome is reported as events. A version that
-// is being served already is sent again only if an Envoy has rejected it: for a cause outside of the configuration, such as
-// a port that was taken. ErrEmpty leaves everything as it is.
+// is being served already is sent again only if an Envoy has rejected it: for a cause outside of the configuration,
+// such as a port that was taken. ErrEmpty leaves everything as it is.
 func (s *Server) Publish(snapshot *Snapshot) error {
 	if snapshot.empty() {
 		return fmt.Errorf("publishing: %w", ErrEmpty)

@@ -210,8 +210,8 @@ func TestAVersionThatReplacesARejectedOneIsSentAlone(t *testing.T) {
 	}
 }
 
-// TestNothingGoesWithAChangeThatIsRejected: the scopes that were to go stay, or their requests would be those of a service
-// at / in the meantime.
+// TestNothingGoesWithAChangeThatIsRejected: the scopes that were to go stay, or their requests would be those of a
+// service at / in the meantime.
 func TestNothingGoesWithAChangeThatIsRejected(t *testing.T) {
 	c := startControl(t, quick)
 	good, bad := withServices(t, "a", "b"), withServices(t, "a", "bad")
@@ -224,7 +224,8 @@ func TestNothingGoesWithAChangeThatIsRejected(t *testing.T) {
 	expect(t, e, "ack cluster +service/bad", "nack route +/.gatepost +/bad", "ack route +/.gatepost", "ack route -/bad", "ack cluster -service/bad")
 }
 
-// TestNothingGoesWithTheOnlyChangeThereIs: where nothing better is known than what was rejected, Envoy keeps what it has.
+// TestNothingGoesWithTheOnlyChangeThereIs: where nothing better is known than what was rejected, Envoy keeps what it
+// has.
 func TestNothingGoesWithTheOnlyChangeThereIs(t *testing.T) {
 	c := startControl(t, quick)
 	old, bad, better := withServices(t, "a", "b"), withServices(t, "a", "bad"), withServices(t, "a", "c")

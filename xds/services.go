@@ -35,9 +35,10 @@ func (b *builder) service(def *definitions.Service) *service {
 	return s
 }
 
-// clusterName returns a name that contains the base path, because routes rewrite to it: a change of the base makes another
-// cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also contains a hash of all upstreams:
-// a changed cluster would have no host until the names are looked up, but another cluster leaves the old one unchanged.
+// clusterName returns a name that contains the base path, because routes rewrite to it: a change of the base makes
+// another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also contains a hash
+// of all upstreams: a changed cluster would have no host until the names are looked up, but another cluster leaves
+// the old one unchanged.
 func (b *builder) clusterName(s *service) string {
 	if s.withheld {
 		return blackhole
@@ -89,8 +90,8 @@ func (s *service) endpoints(b *builder) endpointGroup {
 	}
 }
 
-// longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket, which
-// only its two sides end.
+// longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket,
+// which only its two sides end.
 func (s *service) longest() time.Duration {
 	if s.def.WebSocket {
 		return 0
@@ -98,8 +99,8 @@ func (s *service) longest() time.Duration {
 	return requestTimeout + s.def.Timeout
 }
 
-// forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and `/orders/`
-// with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
+// forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and
+// `/orders/` with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
 func (s *service) forwards(lifetime time.Duration) []forward {
 	timeout := s.def.Timeout
 	to := func(rewrite string) *routev3.RouteAction {
@@ -125,9 +126,9 @@ func (s *service) forwards(lifetime time.Duration) []forward {
 	}
 }
 
-// upgrade allows WebSockets on a route. The listener allows none, so all other routes refuse them. The timeout does not end a
-// WebSocket: it runs from the end of the request, and an upgraded request ends with the stream. If a token is needed, the
-// decision limits the stream to the lifetime of the token, and tokens.lifetime is the limit of that.
+// upgrade allows WebSockets on a route. The listener allows none, so all other routes refuse them. The timeout does
+// not end a WebSocket: it runs from the end of the request, and an upgraded request ends with the stream. If a token
+// is needed, the decision limits the stream to the lifetime of the token, and tokens.lifetime is the limit of that.
 func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
 	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
 	if s.def.Authenticate {

@@ -8,8 +8,9 @@ import (
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original request.
-// The gateway removes a client's copies from every request; docs/reference/http.md lists them. The identity header is not here, see requestHeadersToRemove.
+// strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original
+// request. The gateway removes a client's copies from every request; docs/reference/http.md lists them. The identity
+// header is not here, see requestHeadersToRemove.
 var strippedHeaders = []string{
 	// The user, as other gateways name one.
 	"remote-user", "x-remote-user",
@@ -23,12 +24,13 @@ var strippedHeaders = []string{
 	"proxy",
 }
 
-// strippedPrefixes begin the names of more such headers: those of oauth2-proxy, those of nginx' auth_request, and what only an
-// Envoy says. Of its own Envoy removes those that it reads, and passes others, such as x-envoy-peer-metadata.
+// strippedPrefixes begin the names of more such headers: those of oauth2-proxy, those of nginx' auth_request, and
+// what only an Envoy says. Of its own Envoy removes those that it reads, and passes others, such as
+// x-envoy-peer-metadata.
 var strippedPrefixes = []string{"x-auth-request-", "x-original-", "x-envoy-"}
 
-// stripEarly removes these headers before a route is looked for and before Envoy adds its own. Prefixes come first: each is a
-// pass over all headers that drops Envoy's index of them, which the names then build once.
+// stripEarly removes these headers before a route is looked for and before Envoy adds its own. Prefixes come first:
+// each is a pass over all headers that drops Envoy's index of them, which the names then build once.
 func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 	var mutations []*mutationrulesv3.HeaderMutation
 	for _, prefix := range strippedPrefixes {

@@ -14,9 +14,9 @@ import (
 // hostKey is the key of an endpoint's metadata that selects the TLS settings of its host.
 const hostKey = "host"
 
-// secure sets TLS for a cluster. Each host is verified by its own name, so the certificate of one upstream is invalid for
-// another. If there are several names, the endpoint's metadata selects the settings. An endpoint without a match gets those of
-// the first name, and never plain text.
+// secure sets TLS for a cluster. Each host is verified by its own name, so the certificate of one upstream is invalid
+// for another. If there are several names, the endpoint's metadata selects the settings. An endpoint without a match
+// gets those of the first name, and never plain text.
 func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	hosts := tlsHosts(targets)
 	c.TransportSocket = b.tlsTo(hosts[0])
@@ -40,8 +40,8 @@ func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
 	return slices.CompactFunc(slices.Clone(targets), func(a, b definitions.Upstream) bool { return a.Host == b.Host })
 }
 
-// tlsTo requires a certificate that the system's roots verify and that contains the host. Envoy checks neither by default
-// ("Server certificate verification is not enabled by default").
+// tlsTo requires a certificate that the system's roots verify and that contains the host. Envoy checks neither by
+// default ("Server certificate verification is not enabled by default").
 func (b *builder) tlsTo(u definitions.Upstream) *corev3.TransportSocket {
 	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.Host)}
 	config := &tlsv3.UpstreamTlsContext{Sni: u.Host}

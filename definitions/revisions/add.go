@@ -38,10 +38,10 @@ func (c *Conflict) Is(target error) bool { return target == ErrConflict }
 const timeForm = "2006-01-02 15:04:05 MST"
 
 // addScript stores a revision where the newest is still the one that it is based on, forgets the oldest ones, and
-// tells the gateways. It returns the new number; or, with a minus, the number that is the newest instead, and 0 where there
-// is none. KEYS: newest, about, texts. ARGV: the base ("0": none), what is known about it, the file, how many are
-// kept, the channel. A revision is never as old as the one before it, whatever the clock does, and no number is used
-// a second time while one that is higher is known.
+// tells the gateways. It returns the new number; or, with a minus, the number that is the newest instead, and 0 where
+// there is none. KEYS: newest, about, texts. ARGV: the base ("0": none), what is known about it, the file, how many
+// are kept, the channel. A revision is never as old as the one before it, whatever the clock does, and no number is
+// used a second time while one that is higher is known.
 var addScript = redis.NewScript(`
 local newest = redis.call('GET', KEYS[1]) or '0'
 if newest ~= ARGV[1] then

@@ -51,7 +51,7 @@ func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, er
 	}
 }
 
-// everyoneKnown says whether who is there has had the time to report: Redis may just have come back with nothing.
+// everyoneKnown reports whether every live gateway has had the time to report: Redis may have just restarted empty.
 func everyoneKnown(gateways []Gateway, began time.Time) bool {
 	const enough = 2 * Beat
 	return time.Since(began) >= enough || slices.ContainsFunc(gateways, func(g Gateway) bool { return g.Known >= enough })

@@ -16,8 +16,8 @@ import (
 )
 
 // Diff returns what differs between two states of the definitions, part by part and each in the unified form; empty
-// where they say the same. Defaults are written out in both, and neither comments nor the order of services count. A nil
-// Gateway is an empty one.
+// where they say the same. Defaults are written out in both, and neither comments nor the order of services count. A
+// nil Gateway is an empty one.
 func Diff(oldName string, old *definitions.Gateway, newName string, now *definitions.Gateway) (string, error) {
 	before, err := parts(old)
 	if err != nil {

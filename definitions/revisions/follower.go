@@ -10,7 +10,7 @@ import (
 	"gatepost/definitions"
 )
 
-// FollowerConfig says which store a [Follower] follows and who hears of it.
+// FollowerConfig configures a [Follower].
 type FollowerConfig struct {
 	// Store is what is followed. Required.
 	Store *Store

@@ -28,7 +28,7 @@ var limits = []struct {
 	most  float64
 }{
 	{"where", regexp.MustCompile(`(?i)^(where|wherever)$`), 3},
-	{"who", regexp.MustCompile(`(?i)^(who|whoever|whom|whose)$`), 1},
+	{"who", regexp.MustCompile(`(?i)^(who|whoever)$`), 1},
 	{"say, tell, hear, obey", regexp.MustCompile(`(?i)^(say|says|said|tell|tells|told|hear|hears|heard|obey|obeys|obeyed)$`), 3},
 }
 

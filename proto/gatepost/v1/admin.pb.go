@@ -37,8 +37,8 @@ type Status struct {
 	Rejected string `protobuf:"bytes,4,opt,name=rejected,proto3" json:"rejected,omitempty"`
 	// One entry per connected Envoy, sorted by node id.
 	Envoys []*EnvoyStatus `protobuf:"bytes,5,rep,name=envoys,proto3" json:"envoys,omitempty"`
-	// The names of the services whose upstreams Envoy has refused and that had no former form to be served in: their paths
-	// and their rules are served, and what may pass is answered 503.
+	// The names of the services whose upstreams Envoy has refused and that had no former form to be served in: their
+	// paths and their rules are served, and what may pass is answered 503.
 	Withheld []string `protobuf:"bytes,6,rep,name=withheld,proto3" json:"withheld,omitempty"`
 	// The services that Envoy has refused as they are defined now, in the former form in which they are served.
 	Former []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`

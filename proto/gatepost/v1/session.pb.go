@@ -51,9 +51,9 @@ type Session struct {
 	// When the session was last used, as sampled; and from which address.
 	LastSeen    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	LastAddress string                 `protobuf:"bytes,12,opt,name=last_address,json=lastAddress,proto3" json:"last_address,omitempty"`
-	// Of a retired token in its refresh grace: the SHA-256 of the token that replaced it, that token, encrypted with a key
-	// derived from the retired token, and the end of the grace. The retired token opens services until `expires`, which is
-	// no later.
+	// Of a retired token in its refresh grace: the SHA-256 of the token that replaced it, that token, encrypted with a
+	// key derived from the retired token, and the end of the grace. The retired token opens services until `expires`,
+	// which is no later.
 	SuccessorHash []byte                 `protobuf:"bytes,13,opt,name=successor_hash,json=successorHash,proto3" json:"successor_hash,omitempty"`
 	Successor     []byte                 `protobuf:"bytes,14,opt,name=successor,proto3" json:"successor,omitempty"`
 	GraceEnds     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=grace_ends,json=graceEnds,proto3" json:"grace_ends,omitempty"`
