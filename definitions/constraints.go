@@ -134,7 +134,7 @@ func patternFault(node *yaml.Node, noun, remedy string) *fault {
 func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
 	var choices []string
 	for i := range v.RuleValue.List().Len() {
-		if choice := v.RuleValue.List().Get(i).String(); choice != "" {
+		if choice := v.RuleValue.List().Get(i).String(); choice != "" && choice != formerStrict {
 			choices = append(choices, choice)
 		}
 	}

@@ -18,7 +18,7 @@ const (
 	defaultListen          = "0.0.0.0:5500"
 	defaultTokensPath      = "/token"
 	defaultFormat          = "uuid"
-	defaultRevocation      = RevocationProven
+	defaultRevocation      = RevocationStrict
 	defaultUserIDHeader    = "userid"
 	defaultScopesHeader    = "scopes"
 	defaultIdentityHeader  = "x-user-id"
@@ -82,13 +82,23 @@ func corsOf(m *gatewayv1.Cors) Cors {
 	return c
 }
 
+// formerStrict is the former name of RevocationStrict.
+const formerStrict = "proven"
+
+func revocationOf(text string) string {
+	if text == formerStrict {
+		return RevocationStrict
+	}
+	return cmp.Or(text, defaultRevocation)
+}
+
 func tokensOf(m *gatewayv1.Tokens) Tokens {
 	t := Tokens{
 		Path:         cmp.Or(m.GetPath(), defaultTokensPath),
 		Lifetime:     orDuration(m.GetLifetime(), defaultLifetime),
 		RefreshGrace: orDuration(m.GetRefreshGrace(), defaultRefreshGrace),
 		Format:       cmp.Or(m.GetFormat(), defaultFormat),
-		Revocation:   cmp.Or(m.GetRevocation(), defaultRevocation),
+		Revocation:   revocationOf(m.GetRevocation()),
 		Lease:        orDuration(m.GetLease(), 0),
 		MaxSessions:  int(cmp.Or(m.GetMaxSessions(), defaultMaxSessions)),
 		Shield:       shieldOf(m.GetShield()),

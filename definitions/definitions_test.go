@@ -199,3 +199,14 @@ func fromGateway(name string, g *gatewayv1.Gateway) (*Definitions, error) {
 	}
 	return Parse(name, text)
 }
+
+// The former name of strict is accepted, and means the same.
+func TestTheFormerNameOfStrictIsAccepted(t *testing.T) {
+	d, err := Parse("gateway.yaml", []byte("tokens: {revocation: proven}\nservices: []"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Gateway.Tokens.Revocation; got != RevocationStrict {
+		t.Errorf("revocation is %q, want %q", got, RevocationStrict)
+	}
+}

@@ -47,7 +47,7 @@ type Tokens struct {
 	RefreshGrace time.Duration
 	// Format is the form of new tokens: uuid or secret.
 	Format string
-	// Revocation is RevocationProven or RevocationPrompt.
+	// Revocation is RevocationStrict or RevocationPrompt.
 	Revocation string
 	// Lease has no effect. It is read so that [Definitions.Warnings] can name it.
 	Lease time.Duration
@@ -63,7 +63,7 @@ type Tokens struct {
 
 // The values of Tokens.Revocation.
 const (
-	RevocationProven = "proven"
+	RevocationStrict = "strict"
 	RevocationPrompt = "prompt"
 )
 

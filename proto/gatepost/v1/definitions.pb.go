@@ -213,8 +213,9 @@ type Tokens struct {
 	Format string `protobuf:"bytes,3,opt,name=format,proto3" json:"format,omitempty"`
 	// Has no effect, and is accepted for one release: Envoy checks tokens without it.
 	Lease *durationpb.Duration `protobuf:"bytes,4,opt,name=lease,proto3" json:"lease,omitempty"`
-	// `proven`: a revoke answers when no gateway can accept the token any more. `prompt`: it answers at once, and the
-	// other gateways follow within milliseconds, or a second at most. Default: proven.
+	// `strict`: a revoke answers when no gateway can accept the token any more. `prompt`: it answers at once, and the
+	// other gateways follow within milliseconds, or a second at most. `proven` is the former name of `strict`.
+	// Default: strict.
 	Revocation string `protobuf:"bytes,5,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// The user service. Without it there is no login: the path answers 503.
 	Authenticator *Authenticator `protobuf:"bytes,6,opt,name=authenticator,proto3" json:"authenticator,omitempty"`
@@ -926,14 +927,14 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
-	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xe4\x05\n" +
+	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xec\x05\n" +
 	"\x06Tokens\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12H\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\blifetime\x12-\n" +
 	"\x06format\x18\x03 \x01(\tB\x15\xbaH\x12r\x10R\x00R\x04uuidR\x06secretR\x06format\x12=\n" +
-	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\x012\x00R\x05lease\x127\n" +
+	"\x05lease\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b\x012\x00R\x05lease\x12?\n" +
 	"\n" +
-	"revocation\x18\x05 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x06provenR\x06promptR\n" +
+	"revocation\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1aR\x00R\x06strictR\x06promptR\x06provenR\n" +
 	"revocation\x12@\n" +
 	"\rauthenticator\x18\x06 \x01(\v2\x1a.gatepost.v1.AuthenticatorR\rauthenticator\x12W\n" +
 	"\x10session_lifetime\x18\a \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x0fsessionLifetime\x12+\n" +
