@@ -2,6 +2,7 @@ package authz
 
 import (
 	"testing"
+	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/go-cmp/cmp"
@@ -19,8 +20,8 @@ func TestDecisionForTheAccessLog(t *testing.T) {
 	g.store.live[token.Hash()].ID = session
 	bad := g.store.open(t, tokens.FormatUUID, "an\xffn")
 	unknown, _ := tokens.Mint(tokens.FormatUUID)
-	secured := Rule{Service: "orders", Authenticate: true}
-	scoped := Rule{Service: "orders", Authenticate: true, Scopes: []string{"write"}}
+	secured := Rule{Service: "orders", Authenticate: true, Longest: time.Minute}
+	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"write"}}
 	logged := Shared{UserHeader: "x-user-id", Log: true}
 	for name, c := range map[string]struct {
 		shared  Shared
