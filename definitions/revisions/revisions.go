@@ -119,10 +119,17 @@ func (s *Store) newest(ctx context.Context) (Revision, error) {
 		return Revision{}, fmt.Errorf("reading %s: %w", newestKey, err)
 	}
 	r, err := s.about(ctx, number)
-	if errors.Is(err, ErrNone) {
-		return Revision{}, fmt.Errorf("reading revision %d, the newest: %w: it is not there", number, ErrDamaged)
+	if !errors.Is(err, ErrNone) {
+		return r, err
 	}
-	return r, err
+	// Another revision may be the newest since the number was read, or all may have been deleted.
+	switch again, err := s.client.Get(ctx, newestKey).Result(); {
+	case err != nil:
+		return Revision{}, told("reading the newest revision", err)
+	case again != text:
+		return s.newest(ctx)
+	}
+	return Revision{}, fmt.Errorf("reading revision %d, the newest: %w: it is not there", number, ErrDamaged)
 }
 
 // About returns what is known of a revision; see Newest for the errors.
