@@ -46,7 +46,7 @@ func soak(t *testing.T) time.Duration {
 	case testing.Short():
 		return 16 * time.Second
 	default:
-		return time.Minute
+		return 30 * time.Second
 	}
 }
 
