@@ -83,7 +83,7 @@ func (s *shop) explainsWhatItWithholds(t *testing.T, roots, token string) {
 		}
 	}
 	why := s.explained(t, ask, "GET", "/fresh", "Authorization: "+token).Outcomes[0].Why
-	if !strings.Contains(why, "Envoy refuses") || !strings.Contains(why, "service/fresh") {
+	if !strings.Contains(why, "Envoy rejects") || !strings.Contains(why, "service/fresh") {
 		t.Errorf("why /fresh is withheld: %s; want Envoy's message", why)
 	}
 	status := s.Status()

@@ -89,10 +89,24 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 		return nil, err
 	}
 	e := &Explainer{definitions: d, served: served, version: snapshot.Version}
+	if snapshot, err = withoutAccessLog(snapshot, served, opts); err != nil {
+		return nil, err
+	}
 	if err := e.read(snapshot); err != nil {
 		return nil, fmt.Errorf("reading Envoy's configuration: %w", err)
 	}
 	return e, nil
+}
+
+// withoutAccessLog returns the configuration that is read in place of s. The access log decides nothing about a request,
+// so its filters are not modelled. It adds x-request-id to a response, which explain does not show.
+func withoutAccessLog(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
+	if !served.AccessLog.On() {
+		return s, nil
+	}
+	quiet := *served
+	quiet.AccessLog = definitions.AccessLog{}
+	return xds.Build(&quiet, opts)
 }
 
 // Version returns the version of the definitions, as `gatepost status` prints it.

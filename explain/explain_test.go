@@ -18,6 +18,7 @@ import (
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/tokens"
+	"gatepost/xds"
 )
 
 const shop = `tokens: {authenticator: {url: "http://users/users/authenticate"}}
@@ -278,4 +279,28 @@ func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) 
 		t.Fatalf("the route %q has no rule: %v", route.GetName(), err)
 	}
 	return rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"
+}
+
+func TestDefinitionsWithAnAccessLogAreExplained(t *testing.T) {
+	const text = `access_log: {format: ecs}
+services: [{name: items, path: /items, authenticate: false, upstreams: ["http://items:8080"]}]`
+	d, err := definitions.Parse("gateway.yaml", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	options := xds.Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http", CAFile: "/roots.pem"}
+	e, err := New(d, options, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served, err := xds.Build(d.Gateway, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e.Version() != served.Version {
+		t.Errorf("version %s, want the served %s", e.Version(), served.Version)
+	}
+	if x, err := e.Explain(t.Context(), Request{Target: "/items/5", Header: []Field{{"Host", "h"}}}); err != nil || x.Service.Name != "items" {
+		t.Errorf("%+v, %v", x, err)
+	}
 }

@@ -71,8 +71,11 @@ func resources(t testing.TB, text string) []proto.Message {
 		}
 	}
 	e, err := New(d, options, nil, nil)
-	if err != nil || len(e.unsure) > 0 {
-		t.Fatalf("cannot be explained: %v %v\n%s", err, e.unsure, text)
+	if err != nil {
+		t.Fatalf("cannot be explained: %v\n%s", err, text)
+	}
+	if len(e.unsure) > 0 {
+		t.Fatalf("explain does not know: %v\n%s", e.unsure, text)
 	}
 	for _, s := range d.Gateway.Services {
 		if a, err := e.Explain(t.Context(), Request{Target: s.Path, Header: []Field{{"Host", "h"}}}); err != nil || a.Service.Name != s.Name {
