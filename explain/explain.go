@@ -98,8 +98,9 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	return e, nil
 }
 
-// withoutAccessLog returns the configuration that is read in place of s. The access log decides nothing about a request,
-// so its filters are not modelled. It adds x-request-id to a response, which explain does not show.
+// withoutAccessLog returns the configuration that is read in place of s. The access log decides
+// nothing about a request, so its filters are not modelled. It adds x-request-id to a response,
+// which explain does not show.
 func withoutAccessLog(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
 	if !served.AccessLog.On() {
 		return s, nil
