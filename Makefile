@@ -29,10 +29,12 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 	@examples/demo/run
 
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, in under a minute
+	@tools/module build
 	go test -short $$(go list ./... | grep -v /e2e)
 
 test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
+	@tools/module build
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
 	go test $(RACE) -shuffle=on -timeout 60m ./...
 	go test -C bench $(RACE) ./...
