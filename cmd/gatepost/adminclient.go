@@ -3,10 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -19,8 +19,13 @@ import (
 
 // The commands of this file call the admin API of a running gateway.
 
-// errFormat rejects an unknown --format.
-var errFormat = errors.New("reading --format: want text or json")
+// checkFormat returns a usage error if --format is none of the valid values.
+func checkFormat(format string, valid ...string) error {
+	if slices.Contains(valid, format) {
+		return nil
+	}
+	return usageError{fmt.Errorf("reading --format: want %s", strings.Join(valid, " or "))}
+}
 
 // requestTimeout limits one request. A revoke may wait until no gateway accepts the token any more.
 const requestTimeout = 10 * time.Second
@@ -64,8 +69,8 @@ func statusCommand(s *settings) *cobra.Command {
 		Short: "Show the version that is served, and the state of each Envoy",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if format != "text" && format != "json" {
-				return usageError{errFormat}
+			if err := checkFormat(format, "text", "json"); err != nil {
+				return err
 			}
 			body, err := s.get(c.Context(), statusPath)
 			if err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -22,8 +21,8 @@ func bootstrapCommand(s *settings) *cobra.Command {
 			"--grpc-tls is a folder as that Envoy sees it, with a certificate of its own.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if format != "yaml" && format != "json" {
-				return usageError{errors.New("reading --format: want yaml or json")}
+			if err := checkFormat(format, "yaml", "json"); err != nil {
+				return err
 			}
 			if _, _, err := net.SplitHostPort(host); err == nil || strings.ContainsAny(host, "/@?# ") {
 				return usageError{fmt.Errorf("reading --envoy-host %q: want a host name or an IP address, without a port", host)}

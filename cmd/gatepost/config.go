@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -27,8 +26,8 @@ func configDumpCommand(s *settings) *cobra.Command {
 			"running gateway serves is at /api/v1/config of --admin, in the same form.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			if format != "yaml" && format != "json" {
-				return usageError{errors.New("reading --format: want yaml or json")}
+			if err := checkFormat(format, "yaml", "json"); err != nil {
+				return err
 			}
 			d, err := definitions.Load(args[0])
 			if err != nil {

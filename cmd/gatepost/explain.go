@@ -38,8 +38,8 @@ func explainCommand(s *settings) *cobra.Command {
 			"Redis is asked for the session. If neither is asked, the explanation lists every case.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
-			if format != "text" && format != "json" {
-				return usageError{errFormat}
+			if err := checkFormat(format, "text", "json"); err != nil {
+				return err
 			}
 			request, err := readRequest(method, args[0], headers)
 			if err != nil {

@@ -44,8 +44,8 @@ func listCommand(s *settings) *cobra.Command {
 			if user == "" {
 				return usageError{errors.New("give the user whose sessions to list: --user ID")}
 			}
-			if format != "text" && format != "json" {
-				return usageError{errFormat}
+			if err := checkFormat(format, "text", "json"); err != nil {
+				return err
 			}
 			var sessions []admin.Session
 			err := s.withSessions(c, func(ctx context.Context, on sessionAPI) (err error) {
@@ -99,8 +99,8 @@ func revokeCommand(s *settings) *cobra.Command {
 			if (len(args) == 1) == (user != "") {
 				return usageError{fmt.Errorf("give a session's ID, or --user ID for all of a user's")}
 			}
-			if format != "text" && format != "json" {
-				return usageError{errFormat}
+			if err := checkFormat(format, "text", "json"); err != nil {
+				return err
 			}
 			ended := 0
 			err := s.withSessions(c, func(ctx context.Context, on sessionAPI) (err error) {
