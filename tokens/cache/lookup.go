@@ -115,8 +115,8 @@ func (f *load) wait(ctx context.Context) (tokens.Principal, error) {
 }
 
 func (c *Cache) loadOnce(ctx context.Context, s *shard, h tokens.Hash, f *load) {
-	defer c.freeSlot()
 	f.principal, f.err = c.recoverPrincipal(ctx, s, h)
+	c.freeSlot() // before the callers hear of the answer: one of them may ask again at once
 	s.mu.Lock()
 	if s.loads[h] == f {
 		delete(s.loads, h)
