@@ -18,14 +18,27 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 )
 
 //go:embed all:build
 var built embed.FS
 
+// What the module in build must have been compiled from.
+var (
+	//go:embed module.c
+	moduleC []byte
+	//go:embed table.h
+	tableH []byte
+)
+
 // ErrNotBuilt says that the program was built without a module for this machine.
 var ErrNotBuilt = errors.New("this program was built without the module for " + runtime.GOOS + "/" + runtime.GOARCH +
 	" (make build needs a C compiler)")
+
+// ErrStale says that the program was built with a module that was compiled from other sources. Its table may have
+// another layout, so it is not used.
+var ErrStale = errors.New("this program was built with a module of other sources (run make build, which compiles it)")
 
 // library returns the module for this machine.
 func library() ([]byte, error) {
@@ -33,7 +46,24 @@ func library() ([]byte, error) {
 	if runtime.GOOS != "linux" || errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotBuilt
 	}
-	return raw, err
+	if err != nil {
+		return nil, err
+	}
+	return raw, checkSource(raw)
+}
+
+// checkSource returns ErrStale unless raw was compiled from the sources that are embedded.
+func checkSource(raw []byte) error {
+	if !bytes.Contains(raw, sourceHash()) {
+		return ErrStale
+	}
+	return nil
+}
+
+// sourceHash is the hash of the sources. tools/module makes it the build id of the library.
+func sourceHash() []byte {
+	sum := sha256.Sum256(slices.Concat(moduleC, tableH))
+	return sum[:]
 }
 
 // Tested is the Envoy series that the module is tested with. Envoy's ABI promises that it also

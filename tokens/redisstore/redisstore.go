@@ -226,7 +226,8 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	return nil
 }
 
-// Sessions implements [tokens.Store].
+// Sessions implements [tokens.Store]. Records and index entries that cannot be read are left out: they open nothing,
+// and a look-up of such a token reports the damage.
 func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, error) {
 	ctx, cancel := s.conn.Bound(ctx)
 	defer cancel()
@@ -247,25 +248,21 @@ func (s *Store) Sessions(ctx context.Context, user string) ([]*tokens.Session, e
 
 // readAll returns the live sessions among the members of a user's index, with their last use.
 func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*tokens.Session, error) {
+	members = slices.DeleteFunc(members, func(m string) bool { return len(m) != memberLength })
 	pipe := s.client.Pipeline()
 	records := make([]*redis.StringCmd, len(members))
 	seen := make([]*redis.StringCmd, len(members))
 	for i, m := range members {
-		id, h, ok := splitMember(m)
-		if !ok {
-			return nil, fmt.Errorf("%w: %w: an index has an invalid entry", tokens.ErrUnavailable, tokens.ErrCorrupt)
-		}
+		id, h, _ := splitMember(m)
 		records[i], seen[i] = pipe.Get(ctx, tokenKey(h)), pipe.Get(ctx, seenKey(id))
 	}
-	if _, err := pipe.Exec(ctx); err != nil && !isNil(err) {
-		return nil, unavailable(ctx, "reading a user's sessions", err)
-	}
+	_, _ = pipe.Exec(ctx) // each command has its own error
 	now := time.Now()
 	var live []*tokens.Session
 	for i, m := range members {
 		record, err := records[i].Bytes()
-		if isNil(err) {
-			continue // a login in progress, or an expired token
+		if isNil(err) || redis.HasErrorPrefix(err, "WRONGTYPE") {
+			continue // a login in progress, an expired token, or no record
 		}
 		if err != nil {
 			return nil, unavailable(ctx, "reading a user's sessions", err)
@@ -273,7 +270,7 @@ func (s *Store) readAll(ctx context.Context, user string, members []string) ([]*
 		_, h, _ := splitMember(m)
 		decoded, err := tokens.DecodeRecord(h, record)
 		if err != nil {
-			return nil, err
+			continue
 		}
 		session := decoded.Session
 		if decoded.Retired || session.User != user || !session.Live(now) {
