@@ -1,5 +1,9 @@
-// Package xds decides how definitions become Envoy configuration, and whether Envoy has taken it: it builds
-// the listener, the routes and the clusters, pushes them over delta ADS and hears what each Envoy says of them.
+// Package xds decides how definitions become Envoy configuration, and delivers it.
+//
+// [Build] is pure: it makes a [Snapshot] of the listener, the routes and the clusters, and checks each resource and
+// every reference between them. A [Builder] does the same for successive definitions and reuses what is unchanged.
+// A [Server] sends one snapshot at a time to every Envoy over delta ADS: clusters, then routes, then removals. It
+// reports each ACK and NACK as an [Event], and what follows from one is decided by package rollout.
 package xds
 
 import (
