@@ -32,6 +32,8 @@ type exchange struct {
 
 	vhost *routev3.VirtualHost
 	route *routev3.Route
+	// rerouted reports whether the route was not found first, but by scope.lua.
+	rerouted bool
 
 	// lookedUp reports whether the session of a token was looked up. reason is the reason that
 	// authz gives for a denial. token is the token's fingerprint.

@@ -5,13 +5,15 @@ import (
 	"strings"
 
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	skipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
-// matched is a header mutation filter that a matcher may skip. A route may have a matcher of its own.
+// matched is a header mutation filter that a matcher may skip. A route may have a matcher of its own, or disable the
+// filter.
 type matched struct {
 	name    string
 	matcher *xdsmatcherv3.Matcher
@@ -29,6 +31,12 @@ func newMatched(name string, config *matchingv3.ExtensionWithMatcher) (filter, e
 func (f matched) request(x *exchange) {
 	matcher := f.matcher
 	for _, level := range []settingsHolder{x.vhost, x.route} {
+		if level.GetTypedPerFilterConfig()[f.name].MessageIs((*routev3.FilterConfig)(nil)) {
+			if x.rerouted {
+				continue // Envoy reads it of the route that it finds first
+			}
+			return
+		}
 		more := new(matchingv3.ExtensionWithMatcherPerRoute)
 		there, err := settings(level, f.name, more)
 		if err != nil {

@@ -61,6 +61,7 @@ func (f findScope) request(x *exchange) {
 			break
 		}
 	}
+	x.rerouted = true
 	x.refuseUpgrade()
 }
 

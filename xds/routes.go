@@ -65,8 +65,11 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
 	}
-	if s.keepsToken {
+	switch {
+	case s.keepsToken:
 		perFilter[filterOwnToken] = b.keepsToken()
+	case s.rule.Authenticate:
+		perFilter[filterOwnToken] = b.disabled() // the decision has removed the token
 	}
 	for _, f := range s.forward {
 		route := &routev3.Route{

@@ -50,7 +50,7 @@ type scopes struct {
 }
 
 func (b *builder) scopes(clusters set) *scopes {
-	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.rejectDotParams), found: sync.OnceValue(b.found)}
+	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.rejectDotParams), found: sync.OnceValue(b.disabled)}
 }
 
 // firstSegment returns the part of a path between its first slash and its second.
@@ -232,5 +232,6 @@ func (b *builder) findScope() *anypb.Any {
 	})
 }
 
-// found disables the filter.
-func (b *builder) found() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }
+// disabled is the setting by which a route, or a scope, disables a filter. Envoy reads it of the route that it finds
+// first, so a request whose route scope.lua has found passes the filter.
+func (b *builder) disabled() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }

@@ -322,7 +322,7 @@ static bool fits(void *filter, struct buffer name, struct buffer value) {
   return bytes <= MOST_HEADER_BYTES;
 }
 
-// let_pass changes the request as Gatepost's response would (authz/changes.go). It sets the mark last: if an earlier
+// let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
 // step fails, Envoy asks Gatepost.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
   struct buffer header = {r->user_header, strlen(r->user_header)}, user = {d->user, d->user_length};
