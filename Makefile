@@ -11,8 +11,12 @@ LDFLAGS := -X main.version=$(VERSION)
 TAGS := grpcnotrace vtprotobuf
 TOOLS := $(CURDIR)/.tools
 export PATH := $(TOOLS)/bin:$(PATH)
-# The race detector needs a C compiler; without one the tests run without it, and say so.
+# The race detector needs a C compiler; without one the tests run without it, and say so. With it, a process sleeps for
+# a second before it exits, unless told otherwise, and the tests start hundreds.
+export GORACE ?= atexit_sleep_ms=0
 RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
+# Tests wait more than they compute, so more of them run at once than there are processors.
+PARALLEL := -parallel $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,13 +34,13 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, in under a minute
 	@tools/module build
-	go test -short $$(go list ./... | grep -v /e2e)
+	go test -short $(PARALLEL) $$(go list ./... | grep -v /e2e)
 
 test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
 	@tools/module build
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
-	go test $(RACE) -shuffle=on -timeout 60m ./...
+	go test $(RACE) -shuffle=on $(PARALLEL) -timeout 60m ./...
 	go test -C bench $(RACE) ./...
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities

@@ -36,15 +36,19 @@ func checkNext(t *testing.T, before *Definitions, text string) (next *Definition
 // TestWhatComesNextIsReadAsAnythingElse: whatever was done to the lines of a file, also where they are YAML that
 // nobody writes.
 func TestWhatComesNextIsReadAsAnythingElse(t *testing.T) {
+	t.Parallel()
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(0, uint64(seed)))
-	good, edited := 0, 0
+	good, edited, edits := 0, 0, 150 // edits of each seed
+	if testing.Short() {
+		edits = 50
+	}
 	pool := strings.SplitAfter(strings.Join(nextSeeds, "\n")+nastyLines, "\n")
 	for _, start := range nextSeeds {
 		var before *Definitions
 		var lines []string
-		for i := range nextEdits {
+		for i := range edits {
 			if i%10 == 0 { // else little is left
 				before, lines = mustParse(t, start), strings.SplitAfter(start, "\n")
 			}
@@ -85,9 +89,6 @@ func TestWhatComesNextIsReadAsAnythingElse(t *testing.T) {
 		t.Error("none was read in part")
 	}
 }
-
-// nextEdits is how often each of the seeds is edited.
-const nextEdits = 500
 
 // nextSeeds are files to begin with, in several styles.
 var nextSeeds = []string{

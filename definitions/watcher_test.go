@@ -122,6 +122,7 @@ func started(t *testing.T, poll time.Duration) *followed {
 }
 
 func TestWatcherSeesTheFileWrittenInPlace(t *testing.T) {
+	t.Parallel()
 	f := started(t, byEvent)
 	for _, names := range [][]string{{"orders", "items"}, {"items"}} {
 		writeFile(t, f.path, shop(names...))
@@ -131,6 +132,7 @@ func TestWatcherSeesTheFileWrittenInPlace(t *testing.T) {
 }
 
 func TestWatcherSeesTheFileReplacedByRename(t *testing.T) {
+	t.Parallel()
 	f := started(t, byEvent)
 	for i := range 3 { // more than once: a watch on the file itself would be lost with the first
 		name := fmt.Sprintf("items-%d", i)
@@ -140,6 +142,7 @@ func TestWatcherSeesTheFileReplacedByRename(t *testing.T) {
 }
 
 func TestWatcherSeesTheFileMovedAwayAndWrittenAnew(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml") // as vim does with backups
 	writeFile(t, path, shop("orders"))
 	f := followWith(t, WatcherConfig{Path: path, Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour})
@@ -151,6 +154,7 @@ func TestWatcherSeesTheFileMovedAwayAndWrittenAnew(t *testing.T) {
 }
 
 func TestWatcherSeesALinkThatIsSwapped(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir() // as Kubernetes mounts a ConfigMap
 	for version, name := range map[string]string{"v1": "orders", "v2": "items"} {
 		must(t, os.Mkdir(filepath.Join(dir, version), 0o700))
@@ -167,6 +171,7 @@ func TestWatcherSeesALinkThatIsSwapped(t *testing.T) {
 }
 
 func TestWatcherSeesWhatTheSystemDoesNotReport(t *testing.T) {
+	t.Parallel()
 	dir, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "elsewhere.yaml")
 	writeFile(t, elsewhere, shop("orders"))
 	must(t, os.Symlink(elsewhere, filepath.Join(dir, "shop.yaml")))
@@ -177,6 +182,7 @@ func TestWatcherSeesWhatTheSystemDoesNotReport(t *testing.T) {
 }
 
 func TestWatcherSeesTheWholeDirectoryReplaced(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "conf")
 	must(t, os.Mkdir(dir, 0o700))
 	path := filepath.Join(dir, "shop.yaml")
@@ -196,6 +202,7 @@ func TestWatcherSeesTheWholeDirectoryReplaced(t *testing.T) {
 }
 
 func TestWatcherFollowsEventsInADirectoryThatCameLater(t *testing.T) {
+	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "conf")
 	path := filepath.Join(dir, "shop.yaml")
 	f := follow(t, path, byPoll, nil)
@@ -206,6 +213,7 @@ func TestWatcherFollowsEventsInADirectoryThatCameLater(t *testing.T) {
 }
 
 func TestWatcherReportsAMissingFileOnceAndItsReturn(t *testing.T) {
+	t.Parallel()
 	f := started(t, byPoll)
 	must(t, os.Remove(f.path))
 	f.wants("bad reading definitions: open " + f.path)
@@ -215,6 +223,7 @@ func TestWatcherReportsAMissingFileOnceAndItsReturn(t *testing.T) {
 }
 
 func TestWatcherReportsABrokenFileOnceAndTheGoodOneAfterIt(t *testing.T) {
+	t.Parallel()
 	f := started(t, byPoll)
 	f.write("services: 1\n")
 	f.wants("bad " + f.path + `:1:11: services: is "1"`)
@@ -228,6 +237,7 @@ func TestWatcherReportsABrokenFileOnceAndTheGoodOneAfterIt(t *testing.T) {
 }
 
 func TestWatcherDoesNotTakeATruncatedFileForAnEmptySet(t *testing.T) {
+	t.Parallel()
 	f := started(t, byPoll)
 	for _, text := range []string{"", "# soon\n", "listen: 127.0.0.1:80\n"} {
 		f.write(text)
@@ -238,6 +248,7 @@ func TestWatcherDoesNotTakeATruncatedFileForAnEmptySet(t *testing.T) {
 }
 
 func TestWatcherSaysNothingOfAFileThatSaysTheSame(t *testing.T) {
+	t.Parallel()
 	f := started(t, byPoll)
 	f.write(shop("orders"))
 	must(t, os.Chtimes(f.path, time.Now(), time.Now()))
@@ -245,6 +256,7 @@ func TestWatcherSaysNothingOfAFileThatSaysTheSame(t *testing.T) {
 }
 
 func TestWatcherStartsFromWhatWasLoaded(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("orders"))
 	current, err := Load(path)
@@ -256,6 +268,7 @@ func TestWatcherStartsFromWhatWasLoaded(t *testing.T) {
 }
 
 func TestWatcherSeesAChangeBetweenLoadingAndFollowing(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("items"))
 	f := follow(t, path, byEvent, mustParse(t, shop("orders")))
@@ -264,6 +277,7 @@ func TestWatcherSeesAChangeBetweenLoadingAndFollowing(t *testing.T) {
 
 // A file that comes is read when it has settled, however long a missing one is waited for.
 func TestWatcherSeesAMissingFileCome(t *testing.T) {
+	t.Parallel()
 	f := followWith(t, WatcherConfig{
 		Path: filepath.Join(t.TempDir(), "shop.yaml"), Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour,
 	})
@@ -273,6 +287,7 @@ func TestWatcherSeesAMissingFileCome(t *testing.T) {
 }
 
 func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "shop.yaml")
 		var reports []string
@@ -307,6 +322,7 @@ func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
 }
 
 func TestReloadReportsABrokenFileAgain(t *testing.T) {
+	t.Parallel()
 	f := started(t, byEvent)
 	f.write("services: 1\n")
 	f.wants("bad ")
@@ -319,6 +335,7 @@ func TestReloadReportsABrokenFileAgain(t *testing.T) {
 }
 
 func TestReloadReadsAtOnce(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("orders"))
 	f := followWith(t, WatcherConfig{

@@ -31,6 +31,7 @@ type accessLine struct {
 // TestAccessLogOfARunningGateway: every line of standard output is a request, with who and why, and without a token
 // or a query.
 func TestAccessLogOfARunningGateway(t *testing.T) {
+	t.Parallel()
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	var stdout logBuffer
 	const origin = "Origin: https://shop.example"
@@ -111,6 +112,7 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 
 // TestAnAccessLogThatNobodyReadsStopsNoTraffic: a full pipe as standard output delays no request and no exit.
 func TestAnAccessLogThatNobodyReadsStopsNoTraffic(t *testing.T) {
+	t.Parallel()
 	_, stdout := fullPipe(t)
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, "access_log: {format: ecs}\n"+shop.definitions(), setup{Stdout: stdout})

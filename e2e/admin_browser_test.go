@@ -13,6 +13,7 @@ import (
 // TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress: an operator's browser can reach --admin
 // on loopback, so every open page can send requests there.
 func TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress(t *testing.T) {
+	t.Parallel()
 	b := openBrowser(t, chromedp.Flag("host-resolver-rules", "MAP rebound.example 127.0.0.1"))
 	g := start(t, "services: []", setup{})
 	admin := "http://" + g.Admin

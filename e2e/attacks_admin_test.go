@@ -9,6 +9,7 @@ import (
 // A public service whose upstream is the admin address (as in Envoy Gateway's CVE-2025-24030 and
 // Contour's CVE-2021-32783) lets no client list or end sessions.
 func TestServiceThatPointsToTheAdminAddressIsRejected(t *testing.T) {
+	t.Parallel()
 	g := prepare(t, "services: []", setup{})
 	g.Define(fmt.Sprintf(`
 tokens: {authenticator: {url: "%s/users/authenticate"}}

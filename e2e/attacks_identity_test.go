@@ -252,6 +252,7 @@ func (f *fortress) clientAddress(t *testing.T) {
 // TestDisguisedGuessesCount: an address in a header, other letter case or spaces around the name do
 // not reset the count of failed logins (CVE-2026-47203, CVE-2025-24806, CVE-2024-21500).
 func TestDisguisedGuessesCount(t *testing.T) {
+	t.Parallel()
 	service := users(t)
 	g := start(t, fmt.Sprintf(`
 tokens:

@@ -22,6 +22,7 @@ const (
 // tokens in cookies, and WebSockets, for which browsers send no preflight. The identity header has
 // another name here.
 func TestAttacksWithListedOrigins(t *testing.T) {
+	t.Parallel()
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
 	f.gateway = start(t, fmt.Sprintf(`
 origins: [%q, "http://localhost:3000"]

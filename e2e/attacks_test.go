@@ -127,6 +127,7 @@ func (f *fortress) refused(t *testing.T, what string, got answer, statuses ...in
 // TestAttacks tries attacks that succeeded on other gateways; the subtests name the advisories. The
 // requests that reach upstreams matter most; the status is checked too.
 func TestAttacks(t *testing.T) {
+	t.Parallel()
 	f := startFortress(t)
 	endless := f.endlessHead(t) // runs while the others do
 	f.token = f.Login("alice")
@@ -169,6 +170,7 @@ func TestAttacks(t *testing.T) {
 // TestAttacksOnTheModule: Envoy allows requests that equal one that Gatepost allowed shortly
 // before. A request that is merely similar is not allowed, and users are not confused.
 func TestAttacksOnTheModule(t *testing.T) {
+	t.Parallel()
 	f := startFortress(t)
 	f.token, f.remembered = f.Login("alice"), true
 	for _, group := range []struct {

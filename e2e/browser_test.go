@@ -163,6 +163,7 @@ func keptFrom(t *testing.T, what string, got fetched) {
 // calls services with its token, and reads every response. Pages of other origins read nothing and
 // reach no upstream.
 func TestPagesInABrowser(t *testing.T) {
+	t.Parallel()
 	b := openBrowser(t)
 	redis := redistest.Start(t)
 	ours, stranger := pages(t), pages(t)

@@ -190,6 +190,7 @@ services:
 // TestChangesUnderLoad applies a sequence of changes, each proven before the next, while clients
 // use every service. GATEPOST_CHANGES is the number of changes.
 func TestChangesUnderLoad(t *testing.T) {
+	t.Parallel()
 	changes := 200
 	if more, err := strconv.Atoi(os.Getenv("GATEPOST_CHANGES")); err == nil {
 		changes = more
@@ -249,6 +250,7 @@ func TestChangesUnderLoad(t *testing.T) {
 
 // TestRapidChanges writes files faster than they can be applied. The last one must be served.
 func TestRapidChanges(t *testing.T) {
+	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := start(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
@@ -309,6 +311,7 @@ func must(t *testing.T, err error) {
 }
 
 func TestEditors(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	n := 0
 	for name, save := range editors {
@@ -327,6 +330,7 @@ func TestEditors(t *testing.T) {
 // TestAMountedDirectory: Kubernetes replaces a symbolic link in the path of the file, and touches
 // neither the file nor its directory.
 func TestAMountedDirectory(t *testing.T) {
+	t.Parallel()
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = prepare(t, shop.definitions(), setup{})
 	dir := filepath.Dir(shop.File)
@@ -363,6 +367,7 @@ var brokenFiles = map[string]struct {
 }
 
 func TestBrokenFileChangesNothingAndIsReported(t *testing.T) {
+	t.Parallel()
 	for name, broken := range brokenFiles {
 		t.Run(name, func(t *testing.T) {
 			shop := startShop(t, setup{})
@@ -385,6 +390,7 @@ func TestBrokenFileChangesNothingAndIsReported(t *testing.T) {
 }
 
 func TestTheFileIsRemoved(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)

@@ -12,6 +12,7 @@ import (
 // A Redis Cluster keeps the same promise while its masters are replaced, by failover or after a
 // crash, and while slots move.
 func TestRevokedMeansRefusedInACluster(t *testing.T) {
+	t.Parallel()
 	lasts, seed := soak(t)/2, seed(t)
 	masters, replicas := redistest.StartReplicatedCluster(t, 3, "--appendonly", "yes")
 	url := fmt.Sprintf("redis://%s,%s,%s/?cluster=true", masters[0].Addr, masters[1].Addr, masters[2].Addr)

@@ -9,6 +9,7 @@ import (
 // TestCheckerFindsViolations tests the checker itself with constructed histories: correct ones, and
 // others with one violation each.
 func TestCheckerFindsViolations(t *testing.T) {
+	t.Parallel()
 	s := func(from, to int) span {
 		return span{time.Duration(from) * time.Millisecond, time.Duration(to) * time.Millisecond}
 	}
@@ -182,6 +183,7 @@ func TestCheckerFindsViolations(t *testing.T) {
 }
 
 func TestCheckerFindsATokenInALog(t *testing.T) {
+	t.Parallel()
 	const uuid, secret = "0b6f3ad2-9c1e-4f57-8a34-d2c1b0a99f10", "gp1_Zm9vYmFyYmF6cXV4MDEyMzQ1Njc4OWFiY2RlZmdoaWo0000abcd1234"
 	h := newHistory(time.Minute, 10*time.Second)
 	h.minted(minted{Text: uuid})

@@ -27,6 +27,7 @@ import (
 // GATEPOST_SOAK is the duration (default: a minute). GATEPOST_SEED, which is logged, repeats the
 // faults of a run.
 func TestRevokedMeansRefused(t *testing.T) {
+	t.Parallel()
 	lasts, seed := soak(t), seed(t)
 	t.Run("checked inside Envoy", func(t *testing.T) { twoGateways(t, lasts/2, seed) })
 	t.Run("without the module", func(t *testing.T) { twoGateways(t, lasts/2, seed+1, "--module", "off") })
@@ -80,6 +81,7 @@ func twoGateways(t *testing.T, lasts time.Duration, seed uint64, args ...string)
 // With the embedded store, the one gateway that can use it keeps the same promise: nothing that it
 // acknowledged is lost if it is killed at any moment.
 func TestRevokedMeansRefusedByTheEmbeddedStore(t *testing.T) {
+	t.Parallel()
 	check(t, campaign{lasts: soak(t) / 3, seed: seed(t), setups: []setup{{Args: []string{"--log-level", "debug"}}}})
 }
 
@@ -234,6 +236,7 @@ func conclude(t *testing.T, c *clients, n *nemesis) {
 
 // The line must recognize the tracking connection; otherwise a fault would hit the wrong kind.
 func TestLineRecognizesTheTrackingConnection(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	l := startLine(t, redis.Addr)
 	shop := startShop(t, setup{Redis: "redis://" + l.Addr})

@@ -3,6 +3,7 @@ package e2e
 import "testing"
 
 func TestWhatAResponseMeansToTheChecker(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		got  answer
 		want verdict

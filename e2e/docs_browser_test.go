@@ -10,6 +10,7 @@ import (
 
 // The script of docs/howto/browser-login.md runs in a page, on the definitions that stand above it.
 func TestTheScriptOfTheDocumentationWorksInABrowser(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("../docs/howto/browser-login.md")
 	if err != nil {
 		t.Fatal(err)

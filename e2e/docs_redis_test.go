@@ -15,6 +15,7 @@ import (
 // The user of Redis that docs/operations.md describes may do all that a gateway and the commands need, definitions in
 // Redis included.
 func TestTheUserOfTheDocumentationHasEnoughRights(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)

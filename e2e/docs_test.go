@@ -26,6 +26,7 @@ import (
 //
 // Ports are replaced by free ones. In an output … stands for any text.
 func TestSessionsOfTheDocumentation(t *testing.T) {
+	t.Parallel()
 	sessions := 0
 	for _, pattern := range []string{"../docs/*.md", "../docs/*/*.md"} {
 		pages, err := filepath.Glob(pattern)

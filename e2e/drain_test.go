@@ -36,6 +36,7 @@ func watchHealth(t *testing.T, address string) (next func() string) {
 }
 
 func TestGRPCHealthIsNotServingDuringTheDrain(t *testing.T) {
+	t.Parallel()
 	t.Run("run", func(t *testing.T) {
 		address := envoytest.Addr(t)
 		shop := startShop(t, setup{Args: []string{"--grpc", address}})

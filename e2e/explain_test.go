@@ -36,6 +36,7 @@ func (g *gateway) explained(t *testing.T, args []string, method, path string, he
 // explain compares thousands of requests; this test takes a user's path, with a token of the
 // gateway and its Redis.
 func TestExplainMatchesTheGateway(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()}, "cors: {expose_headers: [x-total]}")
 	alice := shop.Login("alice")
@@ -95,6 +96,7 @@ func TestExplainMatchesTheGateway(t *testing.T) {
 
 // TestExplainUsesTheCurrentSession follows one token through its life.
 func TestExplainUsesTheCurrentSession(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	alice := shop.Login("alice")
@@ -134,6 +136,7 @@ func TestExplainUsesTheCurrentSession(t *testing.T) {
 // TestExplainLooksUpTokensInTheGateway follows a token of the embedded store, which only the
 // gateway can open.
 func TestExplainLooksUpTokensInTheGateway(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	alice := shop.Login("alice")
 	show := "Authorization: Bearer " + alice

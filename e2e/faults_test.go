@@ -64,6 +64,7 @@ func well(t *testing.T, shop *shop, token string) {
 }
 
 func TestGatepostKilled(t *testing.T) {
+	t.Parallel()
 	for name, over := range map[string]func(*testing.T) (string, string){"over TCP": overTCP, "over sockets": overSockets} {
 		t.Run(name, func(t *testing.T) {
 			shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
@@ -85,6 +86,7 @@ func TestGatepostKilled(t *testing.T) {
 }
 
 func TestGatepostFrozen(t *testing.T) {
+	t.Parallel()
 	g, shop := serveShop(t, setup{})
 	token := shop.Login("alice")
 	g.Signal(syscall.SIGSTOP)
@@ -97,6 +99,7 @@ func TestGatepostFrozen(t *testing.T) {
 }
 
 func TestRedisKilled(t *testing.T) {
+	t.Parallel()
 	for name, cache := range map[string]string{"with the cache": "on", "without it": "off"} {
 		t.Run(name, func(t *testing.T) {
 			redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
@@ -114,6 +117,7 @@ func TestRedisKilled(t *testing.T) {
 }
 
 func TestRedisFrozen(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	shop := startShop(t, setup{Redis: redis.URL()})
 	token := shop.Login("alice")
@@ -128,6 +132,7 @@ func TestRedisFrozen(t *testing.T) {
 // A gateway that starts while Redis is unreachable allows no secured request, and recovers without
 // a restart.
 func TestRedisAwayAtTheStart(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	first := startShop(t, setup{Redis: redis.URL()})
 	token := first.Login("alice")
@@ -167,6 +172,7 @@ func envoyPIDs(t *testing.T, g *gateway) []int {
 }
 
 func TestEnvoyKilled(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	for round := range 2 {
@@ -185,6 +191,7 @@ func TestEnvoyKilled(t *testing.T) {
 
 // If gatepost is killed, its Envoy dies too; no unsupervised Envoy remains.
 func TestGatepostKilledInRun(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	pids := envoyPIDs(t, shop.gateway)
@@ -222,6 +229,7 @@ func underWay(t *testing.T, g *gateway, upstream *envoytest.Recorder, then http.
 }
 
 func TestSIGTERMFinishesActiveRequests(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	pid := envoyPIDs(t, shop.gateway)[0]
@@ -244,6 +252,7 @@ func TestSIGTERMFinishesActiveRequests(t *testing.T) {
 
 // During a login, gatepost itself handles the request.
 func TestSIGTERMFinishesAnActiveLogin(t *testing.T) {
+	t.Parallel()
 	g, shop := serveShop(t, setup{})
 	knows := func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("userid", "alice") }
 	release, answered := underWay(t, g.gateway, shop.users, knows, "POST", "/token", `{"username":"alice","password":"right"}`)
@@ -272,6 +281,7 @@ func write(t *testing.T, text string) string {
 }
 
 func TestWithoutAnEnvoyOneErrorNamesThreeRemedies(t *testing.T) {
+	t.Parallel()
 	out, code := gatepost(t, bare(t), "run", "--config", write(t, "services: []\n"), "--data", t.TempDir())
 	if code != 1 {
 		t.Errorf("exit code %d, want 1", code)
@@ -289,6 +299,7 @@ func TestWithoutAnEnvoyOneErrorNamesThreeRemedies(t *testing.T) {
 // Envoy shares its port with another Envoy of the same user, so each would get a part of the
 // requests.
 func TestSecondGatewayOnTheSameAddressIsAnError(t *testing.T) {
+	t.Parallel()
 	g := start(t, "services: []\n", setup{})
 	out, code := gatepost(t, os.Environ(), "run", "--config", g.File, "--data", t.TempDir(), "--admin", envoytest.Addr(t), "--envoy", envoytest.Require(t))
 	if code != 1 || !strings.Contains(out, "listening on "+g.Addr) || !strings.Contains(out, "another process does already; stop it, or choose another address") {
@@ -297,6 +308,7 @@ func TestSecondGatewayOnTheSameAddressIsAnError(t *testing.T) {
 }
 
 func TestBrokenFileAtTheStartIsReportedInFull(t *testing.T) {
+	t.Parallel()
 	file := write(t, brokenThrice)
 	for _, command := range []string{"run", "serve", "validate"} {
 		args := []string{command, "--config", file, "--data", t.TempDir(), "--envoy", envoytest.Require(t)}
@@ -326,6 +338,7 @@ services:
 `
 
 func TestWrongUsageIsExitCode2(t *testing.T) {
+	t.Parallel()
 	for _, args := range [][]string{
 		{"run"}, {"serve"}, {"run", "--nothing"}, {"nothing"}, {"validate"}, {"run", "--config", "x", "y"},
 		{"serve", "--config", "x", "--log-level", "loud"},
@@ -337,6 +350,7 @@ func TestWrongUsageIsExitCode2(t *testing.T) {
 }
 
 func TestBrokenFileAtTheStartFallsBackToLastProven(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)

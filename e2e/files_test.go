@@ -11,6 +11,7 @@ import (
 )
 
 func TestDefinitionsFileThatBecomesAPipeBlocksNothing(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	broken := `is a pipe, not a regular file`
 	becomesAPipe := func(times int) {
@@ -38,6 +39,7 @@ func TestDefinitionsFileThatBecomesAPipeBlocksNothing(t *testing.T) {
 }
 
 func TestTwoGatewaysCannotShareADataFolder(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	first := startShop(t, setup{Redis: redis.URL()})
 	second := prepare(t, first.definitions(), setup{Redis: redis.URL(), Args: []string{"--data", first.Data}})

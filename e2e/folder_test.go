@@ -10,6 +10,7 @@ import (
 )
 
 func TestRunFollowsAFolderOfDefinitions(t *testing.T) {
+	t.Parallel()
 	items := envoytest.Upstream(t)
 	g := prepare(t, itemsAt(items), setup{})
 	g.args = append(g.args, "--config", filepath.Dir(g.File))
@@ -19,6 +20,7 @@ func TestRunFollowsAFolderOfDefinitions(t *testing.T) {
 }
 
 func TestServeFollowsAFolderOfDefinitions(t *testing.T) {
+	t.Parallel()
 	items := envoytest.Upstream(t)
 	g := prepareServed(t, itemsAt(items), setup{}, overSockets)
 	g.args = append(g.args, "--config", filepath.Dir(g.File))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,6 +29,7 @@ type gateway struct {
 	File, Data string
 
 	t       testing.TB
+	program string // empty: binary
 	dir     string // working directory; empty means the current one
 	args    []string
 	env     []string
@@ -46,6 +48,8 @@ type setup struct {
 	Args []string
 	// Env are more environment variables, NAME=value.
 	Env []string
+	// Program is the gatepost to run. If it is empty, it is the usual one.
+	Program string
 	// Stderr is the standard error of the process. If it is nil, the test reads it as the log.
 	Stderr *os.File
 	// Stdout receives the standard output of the process: the access log. If it is nil, it goes to the log.
@@ -82,7 +86,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 		g.args = append(g.args, "--redis", s.Redis)
 	}
 	g.args = append(g.args, s.Args...)
-	g.env, g.stderr, g.stdout = append(os.Environ(), s.Env...), s.Stderr, s.Stdout
+	g.program, g.env, g.stderr, g.stdout = s.Program, append(os.Environ(), s.Env...), s.Stderr, s.Stdout
 	t.Cleanup(func() {
 		g.Stop()
 		if t.Failed() {
@@ -113,7 +117,7 @@ func (g *gateway) DefineExactly(definitions string) {
 // Run starts the process and does not wait until it is ready.
 func (g *gateway) Run() {
 	g.t.Helper()
-	g.command = exec.Command(binary, g.args...)
+	g.command = exec.Command(cmp.Or(g.program, binary), g.args...)
 	g.command.Env, g.command.Dir = g.env, g.dir
 	g.command.Stdout, g.command.Stderr = g.log, g.log
 	if g.stderr != nil {

@@ -11,6 +11,7 @@ import (
 
 // Text that cannot be a token of this gateway is rejected without a call to Redis.
 func TestJunkNeverReachesRedis(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	secret, err := tokens.Mint(tokens.FormatSecret)

@@ -10,6 +10,7 @@ import (
 // Several gateways on one machine can share definitions with one listen address; --listen gives
 // each its own.
 func TestListenFlagLetsTwoGatewaysShareDefinitions(t *testing.T) {
+	t.Parallel()
 	items := envoytest.Upstream(t)
 	shared := fmt.Sprintf("services:\n  - {name: items, path: /items, authenticate: false, upstreams: [%q]}\n", items.URL())
 	first := prepare(t, shared, setup{})

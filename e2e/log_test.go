@@ -31,6 +31,7 @@ func fullPipe(t *testing.T) (reader, writer *os.File) {
 }
 
 func TestUnreadLogDoesNotBlockTraffic(t *testing.T) {
+	t.Parallel()
 	t.Run("a full pipe", func(t *testing.T) {
 		_, stderr := fullPipe(t)
 		shop := startShop(t, setup{Stderr: stderr})

@@ -27,14 +27,21 @@ func run(m *testing.M) int {
 		return 1
 	}
 	binary = filepath.Join(dir, "gatepost")
-	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", binary} // as released
-	if raceEnabled {
-		args = append(args, "-race") // detect races in the process under test too
-	}
-	build := exec.Command("go", append(args, "gatepost/cmd/gatepost")...)
-	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "building gatepost: %v\n%s", err, out)
+	if err := buildGatepost(binary); err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
+}
+
+// buildGatepost builds the program with the tags of a release, and with more arguments of go build.
+func buildGatepost(path string, more ...string) error {
+	args := append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", path}, more...)
+	if raceEnabled {
+		args = append(args, "-race") // detect races in the process under test too
+	}
+	if out, err := exec.Command("go", append(args, "gatepost/cmd/gatepost")...).CombinedOutput(); err != nil {
+		return fmt.Errorf("building gatepost: %w\n%s", err, out)
+	}
+	return nil
 }

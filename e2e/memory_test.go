@@ -23,6 +23,7 @@ const mostGrowth = 24 << 20
 // GATEPOST_SOAK. Envoy checks tokens by itself, and services are added and removed meanwhile. The
 // test compares the memory of both processes after a third of the time and at the end.
 func TestMemoryStaysFlat(t *testing.T) {
+	t.Parallel()
 	c := startChecking(t, setup{Redis: redistest.Start(t).URL(), Args: []string{"--concurrency", "2"}})
 	g := c.gateways[0]
 	stop := make(chan struct{})

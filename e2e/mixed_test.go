@@ -13,6 +13,7 @@ import (
 // still accept a token from memory. A token that it revokes must be rejected there too, even if
 // that gateway is cut off from the invalidations.
 func TestRevokeWithoutACacheIsAppliedByAGatewayWithOne(t *testing.T) {
+	t.Parallel()
 	for module, fromMemory := range map[string]func(cached *shop, request func()) bool{
 		// Gatepost decides from its cache.
 		"off": func(cached *shop, request func()) bool {

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -176,6 +175,7 @@ func (c *checking) trials(t *testing.T, number, atOnce int) {
 // TestRevokedTokensAreRejectedByTheModule uses two gateways with two workers each, over HTTP/1.1
 // and HTTP/2.
 func TestRevokedTokensAreRejectedByTheModule(t *testing.T) {
+	t.Parallel()
 	two := []string{"--concurrency", "2"}
 	t.Run("two gateways at one Redis", func(t *testing.T) {
 		redis := redistest.Start(t).URL()
@@ -193,6 +193,7 @@ func TestRevokedTokensAreRejectedByTheModule(t *testing.T) {
 // TestFrozenProcessLetsNobodyIn freezes an Envoy, or a Gatepost with a running Envoy, while a token
 // is revoked.
 func TestFrozenProcessLetsNobodyIn(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t).URL()
 	c := startChecking(t, setup{Redis: redis}, setup{Redis: redis})
 	here, there := c.gateways[0], c.gateways[1]
@@ -242,6 +243,7 @@ func TestFrozenProcessLetsNobodyIn(t *testing.T) {
 // TestFrozenGatepostEndsDecisionsOfTheModule: secured services return 503 after a second, public
 // ones still work, and everything recovers.
 func TestFrozenGatepostEndsDecisionsOfTheModule(t *testing.T) {
+	t.Parallel()
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice")
@@ -261,6 +263,7 @@ func TestFrozenGatepostEndsDecisionsOfTheModule(t *testing.T) {
 // TestChangeOfDefinitionsLeavesNoDecision: when new definitions are served, decisions of the old
 // ones are not used.
 func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
+	t.Parallel()
 	c := startChecking(t, setup{Args: []string{"--concurrency", "1"}})
 	g := c.gateways[0]
 	token := g.Login("alice")
@@ -334,6 +337,7 @@ func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
 // TestHitsAreCounted: hits are counted as decisions, per service, and last_seen is updated every
 // minute.
 func TestHitsAreCounted(t *testing.T) {
+	t.Parallel()
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice")
@@ -349,6 +353,7 @@ func TestHitsAreCounted(t *testing.T) {
 
 // TestDecisionsAreSeparateForEachService uses the same token at another service.
 func TestDecisionsAreSeparateForEachService(t *testing.T) {
+	t.Parallel()
 	c := startChecking(t, setup{})
 	g := c.gateways[0]
 	token := g.Login("alice") // without a scope
@@ -360,6 +365,7 @@ func TestDecisionsAreSeparateForEachService(t *testing.T) {
 
 // TestModuleSetting checks the effect of --module, and how status and the log report it.
 func TestModuleSetting(t *testing.T) {
+	t.Parallel()
 	for name, s := range map[string]struct {
 		args   []string
 		inside bool
@@ -405,9 +411,8 @@ func TestModuleSetting(t *testing.T) {
 	})
 }
 
-// withModule builds a gatepost with another library as its module, and makes the test run that
-// binary.
-func withModule(t *testing.T, library string) {
+// withModule builds a gatepost with another library as its module, and returns its path.
+func withModule(t *testing.T, library string) string {
 	t.Helper()
 	dir := t.TempDir()
 	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
@@ -416,17 +421,14 @@ func withModule(t *testing.T, library string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file := filepath.Join(dir, "overlay.json")
+	file, program := filepath.Join(dir, "overlay.json"), filepath.Join(dir, "gatepost")
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	other := filepath.Join(dir, "gatepost")
-	if out, err := exec.Command("go", "build", "-tags", "grpcnotrace,vtprotobuf", "-overlay", file, "-o", other, "gatepost/cmd/gatepost").CombinedOutput(); err != nil {
-		t.Fatalf("building gatepost: %v\n%s", err, out)
+	if err := buildGatepost(program, "-overlay", file); err != nil {
+		t.Fatal(err)
 	}
-	usual := binary
-	binary = other
-	t.Cleanup(func() { binary = usual })
+	return program
 }
 
 func root(t *testing.T) string {
@@ -440,12 +442,12 @@ func root(t *testing.T) string {
 
 // TestModuleThatEnvoyRejects: the gateway works without the module, and reports it once.
 func TestModuleThatEnvoyRejects(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "none.so")
 	if err := os.WriteFile(file, bytes.Repeat([]byte("no library "), 1000), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	withModule(t, file)
-	c := startChecking(t, setup{})
+	c := startChecking(t, setup{Program: withModule(t, file)})
 	g := c.gateways[0]
 	want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
 	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "the module is refused by Envoy") {
@@ -458,6 +460,7 @@ func TestModuleThatEnvoyRejects(t *testing.T) {
 
 // TestModuleThatCrashes: `run` restarts Envoy, and counts it.
 func TestModuleThatCrashes(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	trigger, header := filepath.Join(dir, "crash"), filepath.Join(dir, "crash.h")
 	text := fmt.Sprintf(`
@@ -471,8 +474,8 @@ static int crashing_clock(clockid_t clock, struct timespec *t) {
 	if err := os.WriteFile(header, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	withModule(t, moduletest.Compile(t, "library", "-D_GNU_SOURCE=", "-include", header, "-DGP_CLOCK=crashing_clock"))
-	c := startChecking(t, setup{})
+	library := moduletest.Compile(t, "library", "-D_GNU_SOURCE=", "-include", header, "-DGP_CLOCK=crashing_clock")
+	c := startChecking(t, setup{Program: withModule(t, library)})
 	g := c.gateways[0]
 	token := g.Login("alice")
 	for range 3 {

@@ -24,6 +24,7 @@ import (
 //
 // GATEPOST_SEED repeats a run; GATEPOST_CASES is the number of requests.
 func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
+	t.Parallel()
 	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 3000)
 	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
 
@@ -196,6 +197,7 @@ func crooked(target string) string {
 }
 
 func TestCrookedFindsBadTargets(t *testing.T) {
+	t.Parallel()
 	for _, good := range []string{"/base", "/base/", "/base/a/b?x=/../y", "/base?x", "/base/%252e%252e/a", "/base/...", "/base/a;b", "/base/..a", "/base//"} {
 		if why := crooked(good); why != "" {
 			t.Errorf("%s: %s", good, why)
@@ -374,6 +376,7 @@ func disguise(r *rand.Rand, name string) string {
 }
 
 func TestEqualSeedsGiveEqualRequests(t *testing.T) {
+	t.Parallel()
 	distinct := map[string]bool{}
 	for n := range 200 {
 		one, again := generator{seed: 1, good: "x"}.request(n).String(), generator{seed: 1, good: "x"}.request(n).String()

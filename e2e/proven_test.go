@@ -45,6 +45,7 @@ func (g *gateway) kept() string {
 }
 
 func TestAppliedMeansProven(t *testing.T) {
+	t.Parallel()
 	const everywhere = "listen: 0.0.0.0:PORT\n"
 	for name, c := range map[string]struct {
 		definitions string
@@ -134,6 +135,7 @@ func acknowledging(t *testing.T, addr, node string) {
 // Every client of --grpc can acknowledge. Over TCP nothing else shows that an Envoy serves
 // anything.
 func TestAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
+	t.Parallel()
 	g := prepareServed(t, "services: []\n", setup{}, overTCP)
 	g.Run()
 	envoytest.Eventually(t, "gatepost to listen", func() bool { return envoytest.Accepts(g.GRPC) })
@@ -155,6 +157,7 @@ func TestAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
 }
 
 func TestEnvoyThatCannotBeVerifiedIsOnlyAcknowledged(t *testing.T) {
+	t.Parallel()
 	g := prepareServed(t, "services: []\n", setup{}, overSockets)
 	g.Run()
 	envoytest.Eventually(t, "gatepost to listen", func() bool {
@@ -227,6 +230,7 @@ func (g *gateway) rejectedOnce(t *testing.T, kind, words, before string) {
 }
 
 func TestEnvoyRejectsAListener(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
@@ -274,6 +278,7 @@ func TestEnvoyRejectsAListener(t *testing.T) {
 }
 
 func TestEnvoyRejectsACluster(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{Args: []string{"--ca-file", "/does/not/exist.crt"}})
 	token := shop.Login("alice")
 	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
@@ -300,6 +305,7 @@ func TestEnvoyRejectsACluster(t *testing.T) {
 // TestEnvoyRejectsTheFirst: there is no previous version. The gateway reports that it is not ready
 // and why, and serves as soon as the cause is fixed.
 func TestEnvoyRejectsTheFirst(t *testing.T) {
+	t.Parallel()
 	for name, then := range map[string]func(shop *shop){
 		"SIGHUP":                    func(shop *shop) { shop.Signal(syscall.SIGHUP) },
 		"a change of another thing": func(shop *shop) { shop.Define(shop.definitions("cors: {max_age: 60s}")) },
@@ -338,6 +344,7 @@ func TestEnvoyRejectsTheFirst(t *testing.T) {
 // TestEnvoyRestartsInTheMiddle kills Envoy during changes. It always comes back with the newest
 // version.
 func TestEnvoyRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
@@ -358,6 +365,7 @@ func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 // TestGatepostRestartsInTheMiddle restarts gatepost during changes. Clients of public services
 // notice nothing.
 func TestGatepostRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
@@ -391,6 +399,7 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 // are. (They share an address, as Envoys on one machine can; the kernel distributes the
 // connections.)
 func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
+	t.Parallel()
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	g := prepareServed(t, shop.definitions(), setup{}, overTCP)
 	shop.gateway = g.gateway
@@ -421,6 +430,7 @@ func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
 // TestTwoGatewaysOnOneRedis: two gateways have their own Envoy and definitions. A token is valid on
 // both, and a revoke on one is effective on both. If one stops, the other is not affected.
 func TestTwoGatewaysOnOneRedis(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t, "--appendonly", "yes")
 	first, here := serveShop(t, setup{Redis: redis.URL()})
 	second, there := serveShop(t, setup{Redis: redis.URL()})

@@ -212,6 +212,7 @@ func pastBody(framing, rest string) (string, error) {
 }
 
 func TestTargetsRejectsAmbiguousStreams(t *testing.T) {
+	t.Parallel()
 	for _, good := range []string{
 		"GET /a HTTP/1.1\r\nhost: h\r\n\r\nPOST /b HTTP/1.1\r\ncontent-length: 2\r\n\r\nxyGET /c HTTP/1.1\r\n\r\n",
 		"POST /a HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nGET /b HTTP/1.1\r\n\r\nGET /c HTTP/1.1\r\n\r\n",

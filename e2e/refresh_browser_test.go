@@ -25,6 +25,7 @@ func (b *tab) anotherTab() *tab {
 // Two tabs share a token and refresh it at the same time. Both get the same new token and stay
 // logged in. Logging out in one ends the session of both.
 func TestTwoTabsThatRefreshTogetherStayLoggedIn(t *testing.T) {
+	t.Parallel()
 	first := openBrowser(t)
 	second := first.anotherTab()
 	page := pages(t)

@@ -21,9 +21,6 @@ const (
 // onBothStores runs a test with the embedded store and with a real Redis.
 func onBothStores(t *testing.T, test func(t *testing.T, s setup)) {
 	t.Run("embedded", func(t *testing.T) { test(t, setup{}) })
-	if crowd > 0 {
-		return // the store does not depend on the number of services
-	}
 	t.Run("redis", func(t *testing.T) { test(t, setup{Redis: redistest.Start(t).URL()}) })
 }
 
@@ -36,11 +33,6 @@ type shop struct {
 
 func startShop(t *testing.T, s setup, more ...string) *shop {
 	t.Helper()
-	others := make([]string, 0, crowd)
-	for i := range crowd {
-		others = append(others, fmt.Sprintf(`  - {name: crowd-%d, path: /crowd-%d, upstreams: ["http://127.0.0.1:1"]}`, i, i))
-	}
-	more = append(others, more...)
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, shop.definitions(more...), s)
 	return shop
@@ -66,31 +58,36 @@ services:
 `, s.users.URL(), s.orders.URL(), s.items.URL()) + strings.Join(more, "\n") + "\n"
 }
 
-// crowd is the number of additional services in every shop.
-var crowd int
-
 // TestRowsHoldAmongTenThousandServices: the number of services changes no behavior.
 func TestRowsHoldAmongTenThousandServices(t *testing.T) {
 	if testing.Short() {
-		t.Skip("each gateway takes some seconds to start: run without -short")
+		t.Skip("the gateway takes some seconds to start: run without -short")
 	}
-	crowd = 10_000
-	t.Cleanup(func() { crowd = 0 })
-	for _, row := range []struct {
-		what string
-		test func(*testing.T)
-	}{
-		{"the longest prefix", TestRow3LongestPrefixWinsAndEndsAtASegment},
-		{"the path of the upstream", TestRow4TheUpstreamSeesThePathWithoutItsPrefix},
-		{"unknown paths", TestRow5AnUnknownPathIs404},
-		{"methods", TestRow6AMethodOffTheListIs405BeforeAnyToken},
-		{"tokens", TestRow7ASecuredServiceWantsALiveToken},
-		{"origins", TestRow9OriginsAreExactWhateverThePath},
-		{"answers that a page can read", TestRow10EveryAnswerCanBeReadByThePageThatAsked},
-		{"preflights", TestRow10PreflightsAreAnsweredBeforeAnyToken},
-	} {
-		t.Run(row.what, row.test)
+	t.Parallel()
+	var services []string
+	for i := range 10_000 {
+		services = append(services, fmt.Sprintf(`  - {name: crowd-%d, path: /crowd-%d, upstreams: ["http://127.0.0.1:1"]}`, i, i))
 	}
+	deep, kept, based := envoytest.Upstream(t), envoytest.Upstream(t), envoytest.Upstream(t)
+	services = append(services, deepService(deep), keptService(kept), basedService(based), deadService(t))
+	shop := startShop(t, setup{}, services...)
+	row := func(what string, test func(t *testing.T)) {
+		for _, upstream := range []*envoytest.Recorder{shop.users, shop.orders, shop.items} {
+			upstream.Reset()
+		}
+		t.Run(what, test)
+	}
+	row("the longest prefix", func(t *testing.T) { longestPrefix(t, shop, deep) })
+	row("the path of the upstream", func(t *testing.T) { pathsOfUpstreams(t, shop, kept, based) })
+	row("unknown paths", func(t *testing.T) { unknownPath(t, shop) })
+	row("methods", func(t *testing.T) { methods(t, shop) })
+	row("tokens", func(t *testing.T) { tokensOfASecuredService(t, shop) })
+	row("answers that a page can read", func(t *testing.T) { readableAnswers(t, shop) })
+	row("preflights", func(t *testing.T) { preflights(t, shop) })
+	version := shop.Status().GetVersion()
+	shop.Define(shop.definitions(append(services, `origins: ["https://good.example", "http://localhost:3000"]`)...))
+	shop.AwaitChange(version)
+	row("origins", func(t *testing.T) { exactOrigins(t, shop) })
 }
 
 // only returns the single request that reached the upstream since the last call.
@@ -138,29 +135,49 @@ func TestRow1And2ListensOn5500WhereTheFileNamesNoOtherAddress(t *testing.T) {
 }
 
 func TestRow3LongestPrefixWinsAndEndsAtASegment(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, s setup) {
 		deep := envoytest.Upstream(t)
-		shop := startShop(t, s, fmt.Sprintf(`  - {name: deep, path: /Items/Special, authenticate: false, upstreams: ["%s"]}`, deep.URL()))
-		for path, service := range map[string]*envoytest.Recorder{
-			"/items": shop.items, "/items/": shop.items, "/items/5": shop.items, "/items?x": shop.items, "/ITEMS/5": shop.items,
-			"/items/specials": shop.items, "/items/special": deep, "/items/SPECIAL/7": deep, "/items/special?x=/items": deep,
-		} {
-			want(t, path, shop.Do("GET", path, ""), http.StatusOK, "")
-			only(t, service)
-		}
-		for _, path := range []string{"/itemsfoo", "/items.html", "/item", "/", "/specials", "/items-special"} {
-			want(t, path, shop.Do("GET", path, ""), http.StatusNotFound, notFound)
-		}
-		none(t, shop.items)
-		none(t, deep)
+		longestPrefix(t, startShop(t, s, deepService(deep)), deep)
 	})
 }
 
+func deepService(deep *envoytest.Recorder) string {
+	return fmt.Sprintf(`  - {name: deep, path: /Items/Special, authenticate: false, upstreams: ["%s"]}`, deep.URL())
+}
+
+func longestPrefix(t *testing.T, shop *shop, deep *envoytest.Recorder) {
+	t.Helper()
+	for path, service := range map[string]*envoytest.Recorder{
+		"/items": shop.items, "/items/": shop.items, "/items/5": shop.items, "/items?x": shop.items, "/ITEMS/5": shop.items,
+		"/items/specials": shop.items, "/items/special": deep, "/items/SPECIAL/7": deep, "/items/special?x=/items": deep,
+	} {
+		want(t, path, shop.Do("GET", path, ""), http.StatusOK, "")
+		only(t, service)
+	}
+	for _, path := range []string{"/itemsfoo", "/items.html", "/item", "/", "/specials", "/items-special"} {
+		want(t, path, shop.Do("GET", path, ""), http.StatusNotFound, notFound)
+	}
+	none(t, shop.items)
+	none(t, deep)
+}
+
 func TestRow4TheUpstreamSeesThePathWithoutItsPrefix(t *testing.T) {
+	t.Parallel()
 	kept, based := envoytest.Upstream(t), envoytest.Upstream(t)
-	shop := startShop(t, setup{},
-		fmt.Sprintf(`  - {name: kept, path: /kept, authenticate: false, keep_prefix: true, upstreams: ["%s"]}`, kept.URL()),
-		fmt.Sprintf(`  - {name: based, path: /based, authenticate: false, upstreams: ["%s/base"]}`, based.URL()))
+	pathsOfUpstreams(t, startShop(t, setup{}, keptService(kept), basedService(based)), kept, based)
+}
+
+func keptService(kept *envoytest.Recorder) string {
+	return fmt.Sprintf(`  - {name: kept, path: /kept, authenticate: false, keep_prefix: true, upstreams: ["%s"]}`, kept.URL())
+}
+
+func basedService(based *envoytest.Recorder) string {
+	return fmt.Sprintf(`  - {name: based, path: /based, authenticate: false, upstreams: ["%s/base"]}`, based.URL())
+}
+
+func pathsOfUpstreams(t *testing.T, shop *shop, kept, based *envoytest.Recorder) {
+	t.Helper()
 	for _, c := range []struct {
 		upstream   *envoytest.Recorder
 		path, sees string
@@ -182,15 +199,19 @@ func TestRow4TheUpstreamSeesThePathWithoutItsPrefix(t *testing.T) {
 	}
 }
 
-func TestRow5AnUnknownPathIs404(t *testing.T) {
-	shop := startShop(t, setup{})
+func TestRow5AnUnknownPathIs404(t *testing.T) { unknownPath(t, startShop(t, setup{})) }
+
+func unknownPath(t *testing.T, shop *shop) {
+	t.Helper()
 	got := shop.Do("GET", "/nothing", "")
 	want(t, "an unknown path", got, http.StatusNotFound, notFound)
 	wantHeader(t, "an unknown path", got, "Content-Type", "application/json")
 }
 
-func TestRow6AMethodOffTheListIs405BeforeAnyToken(t *testing.T) {
-	shop := startShop(t, setup{})
+func TestRow6AMethodOffTheListIs405BeforeAnyToken(t *testing.T) { methods(t, startShop(t, setup{})) }
+
+func methods(t *testing.T, shop *shop) {
+	t.Helper()
 	for _, path := range []string{"/orders", "/orders/5", "/ORDERS/5?x"} {
 		got := shop.Do("PATCH", path, "")
 		want(t, "PATCH "+path, got, http.StatusMethodNotAllowed, methodNotAllowed)
@@ -207,35 +228,38 @@ func TestRow6AMethodOffTheListIs405BeforeAnyToken(t *testing.T) {
 }
 
 func TestRow7ASecuredServiceWantsALiveToken(t *testing.T) {
-	onBothStores(t, func(t *testing.T, s setup) {
-		shop := startShop(t, s)
-		token := shop.Login("alice")
+	t.Parallel()
+	onBothStores(t, func(t *testing.T, s setup) { tokensOfASecuredService(t, startShop(t, s)) })
+}
 
-		missing := shop.Do("GET", "/orders", "")
-		want(t, "no token", missing, http.StatusUnauthorized, notAllowed)
-		wantHeader(t, "no token", missing, "WWW-Authenticate", `Bearer realm="gatepost"`)
-		wantHeader(t, "no token", missing, "Content-Type", "application/json")
-		for _, bad := range []string{"x", "Bearer x", "Bearer " + other(token), other(token), "Basic " + token, "Bearer " + token + "," + token, strings.ToUpper(token)} {
-			got := shop.Do("GET", "/orders", "", "Authorization: "+bad)
-			want(t, "Authorization: "+bad, got, http.StatusUnauthorized, notAllowed)
-			wantHeader(t, "Authorization: "+bad, got, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
-		}
-		none(t, shop.orders)
+func tokensOfASecuredService(t *testing.T, shop *shop) {
+	t.Helper()
+	token := shop.Login("alice")
 
-		for _, good := range []string{token, "Bearer " + token, "bearer " + token, "BEARER   " + token} {
-			want(t, "Authorization: "+good, shop.Do("GET", "/orders", "", "Authorization: "+good), http.StatusOK, "")
-			got := only(t, shop.orders)
-			if user := got.Header.Values("X-User-Id"); len(user) != 1 || user[0] != "alice" {
-				t.Errorf("the upstream learns %q, want alice", user)
-			}
-			if got.Header.Get("Authorization") != "" {
-				t.Error("the upstream sees the token")
-			}
+	missing := shop.Do("GET", "/orders", "")
+	want(t, "no token", missing, http.StatusUnauthorized, notAllowed)
+	wantHeader(t, "no token", missing, "WWW-Authenticate", `Bearer realm="gatepost"`)
+	wantHeader(t, "no token", missing, "Content-Type", "application/json")
+	for _, bad := range []string{"x", "Bearer x", "Bearer " + other(token), other(token), "Basic " + token, "Bearer " + token + "," + token, strings.ToUpper(token)} {
+		got := shop.Do("GET", "/orders", "", "Authorization: "+bad)
+		want(t, "Authorization: "+bad, got, http.StatusUnauthorized, notAllowed)
+		wantHeader(t, "Authorization: "+bad, got, "WWW-Authenticate", `Bearer realm="gatepost", error="invalid_token"`)
+	}
+	none(t, shop.orders)
+
+	for _, good := range []string{token, "Bearer " + token, "bearer " + token, "BEARER   " + token} {
+		want(t, "Authorization: "+good, shop.Do("GET", "/orders", "", "Authorization: "+good), http.StatusOK, "")
+		got := only(t, shop.orders)
+		if user := got.Header.Values("X-User-Id"); len(user) != 1 || user[0] != "alice" {
+			t.Errorf("the upstream learns %q, want alice", user)
 		}
-		if strings.Contains(shop.Log(), token) {
-			t.Error("the token is in the log")
+		if got.Header.Get("Authorization") != "" {
+			t.Error("the upstream sees the token")
 		}
-	})
+	}
+	if strings.Contains(shop.Log(), token) {
+		t.Error("the token is in the log")
+	}
 }
 
 // other returns a well-formed token that was never issued.
@@ -248,6 +272,7 @@ func other(token string) string {
 }
 
 func TestRow7AnyOneTokenOpensEverySecuredService(t *testing.T) {
+	t.Parallel()
 	second := envoytest.Upstream(t)
 	shop := startShop(t, setup{}, fmt.Sprintf(`  - {name: second, path: /second, forward_token: true, upstreams: ["%s"]}`, second.URL()))
 	token := shop.Login("bob")
@@ -260,6 +285,7 @@ func TestRow7AnyOneTokenOpensEverySecuredService(t *testing.T) {
 }
 
 func TestRow8Login(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, s setup) {
 		shop := startShop(t, s)
 		got := shop.Do("POST", "/ToKeN", `{"username":"alice","password":"right"}`, "Content-Type: application/json", "X-Mine: kept")
@@ -296,6 +322,7 @@ func TestRow8Login(t *testing.T) {
 }
 
 func TestRow8AnAnswerWithoutUserOpensNothing(t *testing.T) {
+	t.Parallel()
 	shop := startShop(t, setup{})
 	for name, userid := range map[string][]string{"missing": nil, "twice": {"alice", "bob"}, "empty": {""}} {
 		shop.users.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
@@ -325,64 +352,75 @@ func TestRow8AnAnswerWithoutUserOpensNothing(t *testing.T) {
 }
 
 func TestRow9OriginsAreExactWhateverThePath(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, s setup) {
-		shop := startShop(t, s, `origins: ["https://good.example", "http://localhost:3000"]`)
-		for _, origin := range []string{"", "https://evil.example", "null", "https://good.example.evil.example", "HTTPS://GOOD.EXAMPLE", "https://good.example/", "https://good.example:443", "https://good.example,https://good.example"} {
-			for _, call := range []string{"GET /items", "GET /orders", "POST /token", "GET /nothing", "PATCH /items"} {
-				method, path, _ := strings.Cut(call, " ")
-				var headers []string
-				if origin != "" {
-					headers = []string{"Origin: " + origin}
-				}
-				got := shop.Do(method, path, "", headers...)
-				want(t, call+" from "+origin, got, http.StatusUnauthorized, notAllowed)
-				wantHeader(t, call+" from "+origin, got, "WWW-Authenticate", "")
-				wantHeader(t, call+" from "+origin, got, "Access-Control-Allow-Origin", "")
-			}
-		}
-		none(t, shop.items)
-		none(t, shop.orders)
-		none(t, shop.users)
-		for _, origin := range []string{"https://good.example", "http://localhost:3000"} {
-			from := "Origin: " + origin
-			want(t, "items", shop.Do("GET", "/items", "", from), http.StatusOK, "")
-			want(t, "orders without a token", shop.Do("GET", "/orders", "", from), http.StatusUnauthorized, notAllowed)
-			want(t, "nothing", shop.Do("GET", "/nothing", "", from), http.StatusNotFound, notFound)
-			want(t, "a method", shop.Do("PATCH", "/items", "", from), http.StatusMethodNotAllowed, methodNotAllowed)
-			want(t, "a login", shop.Do("POST", "/token", `{"username":"a","password":"right"}`, from), http.StatusOK, "")
-		}
+		exactOrigins(t, startShop(t, s, `origins: ["https://good.example", "http://localhost:3000"]`))
 	})
 }
 
-func TestRow10EveryAnswerCanBeReadByThePageThatAsked(t *testing.T) {
-	for name, more := range map[string]string{"any origin": "", "a listed one": `origins: ["https://app.example"]`} {
-		t.Run(name, func(t *testing.T) {
-			shop := startShop(t, setup{}, more)
-			dead := envoytest.Addr(t)
-			shop.Define(shop.definitions(fmt.Sprintf(`  - {name: dead, path: /dead, authenticate: false, upstreams: ["http://%s"]}`, dead), more))
-			envoytest.Eventually(t, "the dead service to be served", func() bool {
-				return shop.Do("GET", "/dead", "", "Origin: https://app.example").Status == http.StatusServiceUnavailable
-			})
-			for call, status := range map[string]int{
-				"GET /orders": 401, "GET /nothing": 404, "PATCH /orders": 405, "GET /dead": 503, "GET /items": 200, "GET /token": 405, "GET /token/nothing": 404,
-			} {
-				method, path, _ := strings.Cut(call, " ")
-				got := shop.Do(method, path, "", "Origin: https://app.example")
-				want(t, call, got, status, "")
-				wantHeader(t, call, got, "Access-Control-Allow-Origin", "https://app.example")
-				if !strings.Contains(strings.ToLower(strings.Join(got.Header.Values("Vary"), ",")), "origin") {
-					t.Errorf("%s: Vary is %q, want origin in it", call, got.Header.Values("Vary"))
-				}
-				if !json.Valid([]byte(got.Body)) {
-					t.Errorf("%s: the body %q is no JSON", call, got.Body)
-				}
+func exactOrigins(t *testing.T, shop *shop) {
+	t.Helper()
+	for _, origin := range []string{"", "https://evil.example", "null", "https://good.example.evil.example", "HTTPS://GOOD.EXAMPLE", "https://good.example/", "https://good.example:443", "https://good.example,https://good.example"} {
+		for _, call := range []string{"GET /items", "GET /orders", "POST /token", "GET /nothing", "PATCH /items"} {
+			method, path, _ := strings.Cut(call, " ")
+			var headers []string
+			if origin != "" {
+				headers = []string{"Origin: " + origin}
 			}
-		})
+			got := shop.Do(method, path, "", headers...)
+			want(t, call+" from "+origin, got, http.StatusUnauthorized, notAllowed)
+			wantHeader(t, call+" from "+origin, got, "WWW-Authenticate", "")
+			wantHeader(t, call+" from "+origin, got, "Access-Control-Allow-Origin", "")
+		}
+	}
+	none(t, shop.items)
+	none(t, shop.orders)
+	none(t, shop.users)
+	for _, origin := range []string{"https://good.example", "http://localhost:3000"} {
+		from := "Origin: " + origin
+		want(t, "items", shop.Do("GET", "/items", "", from), http.StatusOK, "")
+		want(t, "orders without a token", shop.Do("GET", "/orders", "", from), http.StatusUnauthorized, notAllowed)
+		want(t, "nothing", shop.Do("GET", "/nothing", "", from), http.StatusNotFound, notFound)
+		want(t, "a method", shop.Do("PATCH", "/items", "", from), http.StatusMethodNotAllowed, methodNotAllowed)
+		want(t, "a login", shop.Do("POST", "/token", `{"username":"a","password":"right"}`, from), http.StatusOK, "")
 	}
 }
 
-func TestRow10PreflightsAreAnsweredBeforeAnyToken(t *testing.T) {
-	shop := startShop(t, setup{})
+func TestRow10EveryAnswerCanBeReadByThePageThatAsked(t *testing.T) {
+	t.Parallel()
+	for name, more := range map[string]string{"any origin": "", "a listed one": `origins: ["https://app.example"]`} {
+		t.Run(name, func(t *testing.T) { readableAnswers(t, startShop(t, setup{}, deadService(t), more)) })
+	}
+}
+
+// deadService has an upstream that refuses connections.
+func deadService(t *testing.T) string {
+	t.Helper()
+	return fmt.Sprintf(`  - {name: dead, path: /dead, authenticate: false, upstreams: ["http://%s"]}`, envoytest.Addr(t))
+}
+
+func readableAnswers(t *testing.T, shop *shop) {
+	t.Helper()
+	for call, status := range map[string]int{
+		"GET /orders": 401, "GET /nothing": 404, "PATCH /orders": 405, "GET /dead": 503, "GET /items": 200, "GET /token": 405, "GET /token/nothing": 404,
+	} {
+		method, path, _ := strings.Cut(call, " ")
+		got := shop.Do(method, path, "", "Origin: https://app.example")
+		want(t, call, got, status, "")
+		wantHeader(t, call, got, "Access-Control-Allow-Origin", "https://app.example")
+		if !strings.Contains(strings.ToLower(strings.Join(got.Header.Values("Vary"), ",")), "origin") {
+			t.Errorf("%s: Vary is %q, want origin in it", call, got.Header.Values("Vary"))
+		}
+		if !json.Valid([]byte(got.Body)) {
+			t.Errorf("%s: the body %q is no JSON", call, got.Body)
+		}
+	}
+}
+
+func TestRow10PreflightsAreAnsweredBeforeAnyToken(t *testing.T) { preflights(t, startShop(t, setup{})) }
+
+func preflights(t *testing.T, shop *shop) {
+	t.Helper()
 	for path, methods := range map[string]string{"/orders": "GET,HEAD,POST,PUT,DELETE", "/orders/5": "GET,HEAD,POST,PUT,DELETE", "/items/x?y": "GET,HEAD", "/token": "POST"} {
 		got := shop.Do("OPTIONS", path, "", "Origin: https://app.example", "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: authorization")
 		want(t, "a preflight of "+path, got, http.StatusOK, "")

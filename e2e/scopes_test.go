@@ -26,6 +26,7 @@ func usersWithScopes(t *testing.T) *envoytest.Recorder {
 }
 
 func TestServiceRequiresItsScopes(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, s setup) {
 		users, reports := usersWithScopes(t), envoytest.Upstream(t)
 		g := start(t, fmt.Sprintf(`

@@ -32,6 +32,7 @@ func (g *gateway) sessions(token string) []ownSession {
 }
 
 func TestOwnerSeesTheLastUseOfASession(t *testing.T) {
+	t.Parallel()
 	onBothStores(t, func(t *testing.T, s setup) {
 		shop := startShop(t, s)
 		token := shop.Login("alice")
@@ -54,6 +55,7 @@ func TestOwnerSeesTheLastUseOfASession(t *testing.T) {
 // A check writes nothing, and a cached one reads nothing. All uses of a token cause one write to
 // Redis per minute, for last_seen.
 func TestHotTokenCausesOneWriteAMinute(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	token := "Authorization: " + shop.Login("alice")
@@ -93,6 +95,7 @@ func TestHotTokenCausesOneWriteAMinute(t *testing.T) {
 
 // The command changes Redis directly. The gateways reject the ended sessions as soon as it returns.
 func TestCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
+	t.Parallel()
 	redis := redistest.Start(t)
 	shop := startShop(t, setup{Redis: redis.URL()})
 	tokens := map[string]string{}

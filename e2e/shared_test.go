@@ -125,6 +125,7 @@ func (f *fleet) service(name string) string {
 }
 
 func TestApplyIsProvenOnEveryGateway(t *testing.T) {
+	t.Parallel()
 	f := startFleet(t, 2)
 	f.Everywhere(http.StatusNotFound, "/news")
 
@@ -163,6 +164,7 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 }
 
 func TestApplyNamesTheGatewayThatHasNotProven(t *testing.T) {
+	t.Parallel()
 	f := startFleet(t, 2)
 	frozen := f.gateways[1]
 	frozen.Signal(syscall.SIGSTOP)
@@ -180,6 +182,7 @@ func TestApplyNamesTheGatewayThatHasNotProven(t *testing.T) {
 // If Envoy rejects a revision, apply prints Envoy's message. The gateways serve the previous
 // version, also after a restart, and then the next valid revision.
 func TestRejectedRevisionIsNotServed(t *testing.T) {
+	t.Parallel()
 	f := startFleet(t, 2)
 	taken := envoytest.Upstream(t) // its port is in use, so no Envoy can listen there
 	elsewhere := "listen: " + taken.Addr() + "\n" + f.definitions(f.service("news"))
@@ -214,6 +217,7 @@ func TestRejectedRevisionIsNotServed(t *testing.T) {
 }
 
 func TestRedisLosesTheDefinitions(t *testing.T) {
+	t.Parallel()
 	for name, lose := range map[string][]string{
 		"everything is deleted":   {"FLUSHALL"},
 		"the newest is no number": {"SET", "gatepost:{definitions}:newest", "garbage"},
@@ -248,6 +252,7 @@ func TestRedisLosesTheDefinitions(t *testing.T) {
 }
 
 func TestDefinitionsWhileRedisIsAwayAtTheStart(t *testing.T) {
+	t.Parallel()
 	f := startFleet(t, 1)
 	token := f.Login("alice")
 	f.Stop()
@@ -265,6 +270,7 @@ func TestDefinitionsWhileRedisIsAwayAtTheStart(t *testing.T) {
 
 // A gateway can be started before the first definitions: it waits, and reports that.
 func TestGatewayWaitsForAFirstApply(t *testing.T) {
+	t.Parallel()
 	f := prepareFleet(t, 1)
 	f.Run()
 	envoytest.Eventually(t, "the gateway to report that it waits", func() bool {

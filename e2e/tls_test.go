@@ -43,6 +43,7 @@ func (g *served) startEnvoyByCommand(t *testing.T, args ...string) {
 }
 
 func TestRemoteEnvoysNeedACertificate(t *testing.T) {
+	t.Parallel()
 	server, clients := testcert.New(t), testcert.New(t)
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	g := prepareServed(t, shop.definitions(), setup{}, overTCP)

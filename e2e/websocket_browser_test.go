@@ -35,6 +35,7 @@ const openAll = `async (gateway, token) => {
 }`
 
 func TestBrowserOpensWebSocketsWithItsToken(t *testing.T) {
+	t.Parallel()
 	users, chat := users(t), chats(envoytest.Upstream(t))
 	b, origin := openBrowser(t), pages(t)
 	g := start(t, fmt.Sprintf(`

@@ -83,6 +83,7 @@ func echoes(conn *websocket.Conn, text string) bool {
 }
 
 func TestServiceAcceptsWebSocketsOnlyIfConfigured(t *testing.T) {
+	t.Parallel()
 	users, chat, ticker, orders := users(t), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t)), chats(envoytest.Upstream(t))
 	g := start(t, fmt.Sprintf(`
 tokens: {authenticator: {url: %q}}
@@ -127,6 +128,7 @@ services:
 // The token is minted with a lifetime of seconds and used after the setting was changed to an hour.
 // The stream must end with the token's own expiry, not by the setting.
 func TestStreamEndsWithItsToken(t *testing.T) {
+	t.Parallel()
 	users, chat, news := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t)
 	news.SetHandler(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -216,6 +218,7 @@ func (g *gateway) pageLogin(user string) string {
 
 // Browsers cannot set headers on a WebSocket.
 func TestPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
+	t.Parallel()
 	g, chat, _, _ := pageGateway(t)
 	token, another := g.pageLogin("alice"), g.pageLogin("bob")
 	bearer := func(t string) string { return "gatepost.bearer." + t }
@@ -283,6 +286,7 @@ func TestPageOpensAWebSocketByCookieOrSubprotocol(t *testing.T) {
 }
 
 func TestCookieIsAcceptedFromListedOriginsOnly(t *testing.T) {
+	t.Parallel()
 	g, _, items, users := pageGateway(t)
 	token := g.pageLogin("alice")
 	only(t, users)
@@ -332,6 +336,7 @@ func TestCookieIsAcceptedFromListedOriginsOnly(t *testing.T) {
 // are listed, so that Gatepost is not asked about public services. The upstream can still choose
 // among the other subprotocols of a WebSocket.
 func TestNoPublicUpstreamGetsAToken(t *testing.T) {
+	t.Parallel()
 	users, ticker, items, raw := users(t), chats(envoytest.Upstream(t)), envoytest.Upstream(t), chats(envoytest.Upstream(t))
 	g := start(t, fmt.Sprintf(`
 tokens: {subprotocol: gatepost.bearer, authenticator: {url: %q}}

@@ -15,6 +15,7 @@ import (
 // Envoy rejects the cluster of an https upstream if the CA file is missing, which cannot be
 // detected before.
 func TestServicesThatEnvoyRejectsAreWithheld(t *testing.T) {
+	t.Parallel()
 	roots := filepath.Join(t.TempDir(), "roots.pem")
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, shop.definitions(), setup{Args: []string{"--ca-file", roots}})

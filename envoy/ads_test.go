@@ -51,6 +51,7 @@ func serveADS(t *testing.T, network, addr string, listener, cluster types.Resour
 }
 
 func TestEnvoyIsNotReadyBeforeItHasItsConfiguration(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct{ name, network string }{
 		{"over TCP, by IP", "tcp"},
 		{"over TCP, by name", "name"},

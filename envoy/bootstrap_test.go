@@ -29,6 +29,7 @@ var bootstraps = map[string]envoy.BootstrapOptions{
 }
 
 func TestBootstrapMatchesGoldenFileAndIsValid(t *testing.T) {
+	t.Parallel()
 	for name, opts := range bootstraps {
 		t.Run(name, func(t *testing.T) {
 			b, err := envoy.Bootstrap(opts)
@@ -61,6 +62,7 @@ func TestBootstrapMatchesGoldenFileAndIsValid(t *testing.T) {
 
 // The certificate files must exist for the validation, so this test has no golden file.
 func TestBootstrapWithMutualTLSIsValid(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	ca := testcert.New(t)
 	ca.Write(filepath.Join(dir, envoy.TLSCA))
@@ -136,6 +138,7 @@ func TestBootstrapRejectsUnusableAddresses(t *testing.T) {
 
 // A page in a browser on the same machine can post to a loopback port.
 func TestAdminOverTCPCannotStopOrChangeEnvoy(t *testing.T) {
+	t.Parallel()
 	b, err := envoy.Bootstrap(bootstraps["sidecar-by-ip"])
 	if err != nil {
 		t.Fatal(err)

@@ -86,6 +86,7 @@ func TestShutdownLeavesNoProcessAndNoFile(t *testing.T) {
 }
 
 func TestActiveRequestFinishesBeforeEnvoyExits(t *testing.T) {
+	t.Parallel()
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr()), Drain: envoytest.Deadline})
@@ -127,6 +128,7 @@ func TestActiveRequestFinishesBeforeEnvoyExits(t *testing.T) {
 }
 
 func TestDrainTimeoutEndsAnActiveRequest(t *testing.T) {
+	t.Parallel()
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -165,6 +167,7 @@ func TestHangingEnvoyIsKilled(t *testing.T) {
 }
 
 func TestKilledEnvoyIsRestarted(t *testing.T) {
+	t.Parallel()
 	addr := envoytest.Addr(t)
 	upstream := envoytest.Upstream(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, upstream.Addr())})
@@ -183,6 +186,7 @@ func TestKilledEnvoyIsRestarted(t *testing.T) {
 }
 
 func TestEachUnexpectedExitIsReported(t *testing.T) {
+	t.Parallel()
 	// It acts as an Envoy that accepts its bootstrap and exits as soon as it should serve.
 	fake := script(t, filepath.Join(t.TempDir(), "envoy"), `case "$*" in
 --version) echo "envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL" ;;
@@ -207,6 +211,7 @@ esac`)
 }
 
 func TestRunFailsIfEnvoyCannotServe(t *testing.T) {
+	t.Parallel()
 	b, _, _ := forward(t)
 	t.Run("an Envoy that is too old", func(t *testing.T) {
 		old := script(t, filepath.Join(t.TempDir(), "envoy"), `echo "envoy  version: abc/1.38.2/Clean/RELEASE/BoringSSL"`)
@@ -225,6 +230,7 @@ func TestRunFailsIfEnvoyCannotServe(t *testing.T) {
 }
 
 func TestHangingValidationIsAnError(t *testing.T) {
+	t.Parallel()
 	fake := script(t, filepath.Join(t.TempDir(), "envoy"), `case "$*" in
 --version) echo "envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL" ;;
 *) exec tail -f /dev/null ;;
@@ -240,6 +246,7 @@ esac`)
 const actAsGatepost = "GATEPOST_TEST_RUN_ENVOY"
 
 func TestEnvoyDiesWithAKilledGatepost(t *testing.T) {
+	t.Parallel()
 	path := envoytest.Require(t)
 	if os.Getenv(actAsGatepost) != "" {
 		b, addr, _ := forward(t)
@@ -274,6 +281,7 @@ func TestEnvoyDiesWithAKilledGatepost(t *testing.T) {
 }
 
 func TestChildHasItsOwnProcessGroupAndFileLimit(t *testing.T) {
+	t.Parallel()
 	addr := envoytest.Addr(t)
 	e := envoytest.Start(t, envoytest.Options{Resources: envoytest.Forward(t, addr, "127.0.0.1:1")})
 	if pgid, err := syscall.Getpgid(e.PID()); err != nil || pgid != e.PID() {

@@ -97,6 +97,7 @@ func FuzzDefinitionsToEnvoy(f *testing.F) {
 // definitions files, for random definitions, and for definitions in which a few words were
 // replaced.
 func TestEnvoyAcceptsValidDefinitions(t *testing.T) {
+	t.Parallel()
 	envoytest.Require(t)
 	d := dice{rand.New(rand.NewPCG(1, 1))}
 	texts := corpus(t)

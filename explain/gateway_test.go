@@ -33,6 +33,7 @@ func at(t *testing.T, w *world, text string, withheld ...string) (with, without 
 
 // TestWithheldServicesMatchARealEnvoy compares whole responses.
 func TestWithheldServicesMatchARealEnvoy(t *testing.T) {
+	t.Parallel()
 	for name, more := range map[string]string{"every origin": "", "listed origins": origins, "credentials": origins + "cors: {allow_credentials: true, expose_headers: [x-total]}\n"} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

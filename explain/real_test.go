@@ -254,8 +254,13 @@ func arrives(f *Forward, r Request, name string) (string, bool) {
 // the results. GATEPOST_EXPLAIN_REQUESTS is the number of requests (default 3000),
 // GATEPOST_EXPLAIN_SEED the seed.
 func TestExplanationsMatchARealEnvoy(t *testing.T) {
+	t.Parallel()
 	const sets = 24
-	requests, seed := number(t, "GATEPOST_EXPLAIN_REQUESTS", 3000), number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
+	standard := int64(3000)
+	if testing.Short() {
+		standard = 480
+	}
+	requests, seed := number(t, "GATEPOST_EXPLAIN_REQUESTS", standard), number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
 	t.Logf("GATEPOST_EXPLAIN_SEED=%d GATEPOST_EXPLAIN_REQUESTS=%d", seed, requests)
 	d := dice{rand.New(rand.NewPCG(uint64(seed), 1))}
 	w := newWorld(t)

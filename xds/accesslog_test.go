@@ -36,6 +36,7 @@ func at(t testing.TB, line string, path ...string) string {
 
 // TestEachRequestHasALine: with who and why for a miss, a hit, a denial and a public service; and without secrets.
 func TestEachRequestHasALine(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
 	token := d.login("ada", time.Hour)
 	bearer, mallory := "authorization: bearer "+token, "x-user-id: mallory"
@@ -86,6 +87,7 @@ func TestEachRequestHasALine(t *testing.T) {
 
 // TestLineOfText: what a client chooses comes last.
 func TestLineOfText(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, "access_log: {format: text}\n"+decidingShop, 1)
 	bearer := "authorization: bearer " + d.login("ada", time.Hour)
 	d.do("GET", "/orders/5?x=1", bearer)
@@ -104,6 +106,7 @@ func TestLineOfText(t *testing.T) {
 
 // TestErrorsOnly: what was answered well has no line.
 func TestErrorsOnly(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, "access_log: {format: ecs, errors_only: true}\n"+decidingShop, 1)
 	d.do("GET", "/items/7")
 	d.do("GET", "/orders/5")
@@ -114,6 +117,7 @@ func TestErrorsOnly(t *testing.T) {
 
 // TestMetadataOfACheckIsNoMark: ext_authz reads the mark before it asks, and of this request alone.
 func TestMetadataOfACheckIsNoMark(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
 	mark, err := structpb.NewStruct(map[string]any{authz.MetadataReason: authz.ReasonModule})
 	if err != nil {

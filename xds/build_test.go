@@ -172,13 +172,18 @@ func BenchmarkBuild(b *testing.B) {
 
 // TestABuilderMakesWhatBuildMakes: byte for byte, whatever it built before, and although it reuses unchanged resources.
 func TestABuilderMakesWhatBuildMakes(t *testing.T) {
+	t.Parallel()
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(0, uint64(seed)))
 	var b Builder
 	d, opts := noServices(t), testOptions
 	last := build(t, "services: []")
-	for range 1000 {
+	rounds := 200
+	if testing.Short() {
+		rounds = 40
+	}
+	for range rounds {
 		for range 1 + random.IntN(3) {
 			d = anotherEdit(t, random, d, &opts)
 		}

@@ -14,6 +14,7 @@ import (
 
 // TestMethodOverridesAndNamedUsersReachNoUpstream: nor does any other header of the list, on no kind of route.
 func TestMethodOverridesAndNamedUsersReachNoUpstream(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	var sent []string
 	for _, name := range []string{
@@ -45,6 +46,7 @@ func TestMethodOverridesAndNamedUsersReachNoUpstream(t *testing.T) {
 // TestAnUpstreamsAnswerNamesNoUser: an answer header with the name of the identity header is removed, on public and
 // secured services. The login's own header of that name is not.
 func TestAnUpstreamsAnswerNamesNoUser(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, "identity: {user_header: userid}\n"+shop)
 	names := func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("userid", "ada")
@@ -66,6 +68,7 @@ func TestAnUpstreamsAnswerNamesNoUser(t *testing.T) {
 // TestNearTheLimitsARequestIsTooLarge: ext_authz counts again with the headers that Envoy and Gatepost have added. The
 // status is 431 there too.
 func TestNearTheLimitsARequestIsTooLarge(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	many := func(n int) (lines []string) {
 		for i := range n {
@@ -103,6 +106,7 @@ func TestNearTheLimitsARequestIsTooLarge(t *testing.T) {
 
 // TestEnvoysOwn403sAreJSON, and those of the sidecar stay its own.
 func TestEnvoysOwn403sAreJSON(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
 	for _, c := range []struct {
@@ -136,6 +140,7 @@ func TestEnvoysOwn403sAreJSON(t *testing.T) {
 
 // TestTheIdentityHeaderMayHaveAStrippedName: the client's copy is removed before Gatepost sets the header.
 func TestTheIdentityHeaderMayHaveAStrippedName(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, "identity: {user_header: x-auth-request-user}\n"+shop)
 	g.answers(func(*authv3.AttributeContext) *authv3.CheckResponse {
 		r := allow(nil)

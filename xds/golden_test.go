@@ -29,6 +29,7 @@ const baseline = "no_services.txtar"
 // TestDefinitionsBecomeResources: one case is one file, with the definitions and the resources made from them.
 // Every output is shown to Envoy too.
 func TestDefinitionsBecomeResources(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/golden/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no golden files: %v", err)
@@ -77,6 +78,7 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 
 // TestTheStaticFormIsTakenByEnvoy: what `gatepost validate` shows to Envoy.
 func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
+	t.Parallel()
 	b, err := build(t, `services: [{name: a, path: /a, upstreams: ["https://a.example"]}]`).Bootstrap(testOptions)
 	if err != nil {
 		t.Fatal(err)

@@ -96,6 +96,7 @@ func openServices(listen, upstream, more string, names ...string) string {
 
 // TestARealEnvoyRejectsAndRecovers: each kind of rejection, in Envoy's own words, with what is served going on.
 func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +154,7 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 
 // TestChangesUnderLoadFailNoRequest: services come, go, are renamed and moved beside one that is in use.
 func TestChangesUnderLoadFailNoRequest(t *testing.T) {
+	t.Parallel()
 	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "kept")) })
 	var sent atomic.Int64
 	stop := make(chan struct{})
@@ -193,6 +195,7 @@ func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 // TestNoPathIsOpenWhileItsScopeGoes: a path that needs a token before a change and after it needs one in between, also
 // while Envoy makes a thousand scopes anew.
 func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
+	t.Parallel()
 	var names []string
 	for i := range 1000 {
 		names = append(names, fmt.Sprintf("s%d", i))
@@ -239,6 +242,7 @@ func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
 // TestAnEnvoyThatWasBusyRejectsNothing: routes that were sent without waiting any longer may come to it before their
 // clusters. They are 503 until those are there, and the version is not one that it refuses.
 func TestAnEnvoyThatWasBusyRejectsNothing(t *testing.T) {
+	t.Parallel()
 	impatient := quick
 	impatient.Patience = 500 * time.Millisecond
 	l := startLiveWith(t, impatient, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
@@ -262,6 +266,7 @@ func TestAnEnvoyThatWasBusyRejectsNothing(t *testing.T) {
 
 // TestAListenerMoves: the new address opens, without a restart.
 func TestAListenerMoves(t *testing.T) {
+	t.Parallel()
 	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
 	l.addr = envoytest.Addr(t)
 	next := l.open("", "a")
@@ -274,6 +279,7 @@ func TestAListenerMoves(t *testing.T) {
 
 // TestAnEnvoyThatDiesIsServedAgain: its last configuration is gone with it.
 func TestAnEnvoyThatDiesIsServedAgain(t *testing.T) {
+	t.Parallel()
 	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
 	next := l.open("", "a", "b")
 	l.envoy.Kill()

@@ -127,6 +127,7 @@ func wire(r *envoytest.Recorder) string {
 
 // TestUpstreamReceivesTheSameForAHitAndForAMiss: byte by byte, whatever the client says of itself.
 func TestUpstreamReceivesTheSameForAHitAndForAMiss(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	bearer := "authorization: Bearer " + d.login("ada", time.Hour)
 	for name, headers := range map[string][]string{
@@ -160,6 +161,7 @@ func TestUpstreamReceivesTheSameForAHitAndForAMiss(t *testing.T) {
 
 // TestAnswerIsTheSameForAHitAndForAMiss: to a page of another origin too.
 func TestAnswerIsTheSameForAHitAndForAMiss(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, cookieShop, 1)
 	bearer := "authorization: Bearer " + d.login("ada", time.Hour)
 	headers := []string{bearer, "origin: https://shop.example"}
@@ -181,6 +183,7 @@ func TestAnswerIsTheSameForAHitAndForAMiss(t *testing.T) {
 
 // TestEveryInputCounts: a request that differs in one header, or goes to another service, is asked about.
 func TestEveryInputCounts(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, cookieShop, 1)
 	token := d.login("ada", time.Hour)
 	base := map[string]string{"authorization": "Bearer " + token, "origin": "https://shop.example", "cookie": "a=1", "sec-websocket-protocol": "chat"}
@@ -221,6 +224,7 @@ func TestEveryInputCounts(t *testing.T) {
 // TestWhatTheModuleDoesNotDecide: public services, requests without a token, denials, tokens elsewhere than in
 // Authorization.
 func TestWhatTheModuleDoesNotDecide(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, cookieShop, 1)
 	token, origin := d.login("ada", time.Hour), "origin: https://shop.example"
 	for name, headers := range map[string][]string{
@@ -246,6 +250,7 @@ func TestWhatTheModuleDoesNotDecide(t *testing.T) {
 
 // TestClientCannotMarkItsRequest: by no header that names what the filters say to each other.
 func TestClientCannotMarkItsRequest(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	for _, h := range []string{"gatepost.module: hit", "hit: true", "x-gatepost-module: true", "x-envoy-dynamic-metadata: gatepost.module.hit=true"} {
 		if got := d.do("GET", "/orders/5", h, "authorization: nobody"); got.Status != 401 {
@@ -259,6 +264,7 @@ func TestClientCannotMarkItsRequest(t *testing.T) {
 
 // TestStreamEndsWithItsToken: also one that the module let pass.
 func TestStreamEndsWithItsToken(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	bearer := "authorization: " + d.login("ada", 3*time.Second)
 	d.get("/orders/5", bearer)
@@ -276,6 +282,7 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 
 // TestLostTableIsAsked: whatever is wrong with the table, Gatepost decides.
 func TestLostTableIsAsked(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	bearer := "authorization: " + d.login("ada", time.Hour)
 	d.get("/orders/5", bearer)
@@ -294,6 +301,7 @@ func TestLostTableIsAsked(t *testing.T) {
 
 // TestHitsAreCountedByService: of all its routes.
 func TestHitsAreCountedByService(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	bearer := "authorization: " + d.login("ada", time.Hour)
 	for _, path := range []string{"/orders/5", "/parts/5"} {
@@ -314,6 +322,7 @@ func TestHitsAreCountedByService(t *testing.T) {
 // TestHitIsNoLargerThanACheckAllows: near the limits of the headers, where ext_authz counts what Gatepost has added,
 // a request is answered the same once its decision is in the table.
 func TestHitIsNoLargerThanACheckAllows(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	hits, refused := 0, 0
 	try := func(what string, more ...string) {
@@ -347,6 +356,7 @@ func TestHitIsNoLargerThanACheckAllows(t *testing.T) {
 
 // TestWorkersShareTheTable: over HTTP/2 and HTTP/1.1, with bodies, each with the right identity.
 func TestWorkersShareTheTable(t *testing.T) {
+	t.Parallel()
 	d := startDeciding(t, decidingShop, 2)
 	users := map[string]string{}
 	for i := range 4 {
@@ -487,6 +497,7 @@ func TestRouteThatTheModuleCannotTake(t *testing.T) {
 
 // TestProbe: an Envoy takes the module, and refuses a file that is none, by words that Refused knows.
 func TestProbe(t *testing.T) {
+	t.Parallel()
 	good := Module{Library: moduletest.Compile(t, "library"), Table: "/nowhere"}
 	for name, m := range map[string]Module{
 		"good": good, "absent": {Library: "/nowhere/libgatepost.so", Table: "/nowhere"},

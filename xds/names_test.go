@@ -97,6 +97,7 @@ func (n *namedLive) stillAsks(service, host string) {
 var patient = ServerOptions{Grace: time.Second, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: 100 * time.Millisecond}
 
 func TestASilentNameServerHoldsUpNoOtherService(t *testing.T) {
+	t.Parallel()
 	n := startNamed(t, patient)
 	n.names.Silence("silent.test")
 	n.publish(n.with([]string{"a", "b"}, "good", "good.test", "silent", "silent.test"))
@@ -109,6 +110,7 @@ func TestASilentNameServerHoldsUpNoOtherService(t *testing.T) {
 }
 
 func TestASilentNameServerHoldsUpNoStart(t *testing.T) {
+	t.Parallel()
 	opts := patient
 	opts.LookupTimeout, opts.Warmup = time.Second, 3*time.Second // the latter is enough for a name server that replies
 	n := startNamed(t, opts)
@@ -151,6 +153,7 @@ func TestWhoseListenerWaitsForNames(t *testing.T) {
 
 // A name server may take longer than anything else in a change.
 func TestTheFirstRequestToANewServiceFindsItsUpstream(t *testing.T) {
+	t.Parallel()
 	found := make(chan struct{})
 	opts := patient
 	opts.Warmup = time.Millisecond
@@ -183,6 +186,7 @@ func TestTheFirstRequestToANewServiceFindsItsUpstream(t *testing.T) {
 
 // The names of one service share a slot. If silent ones took more, the second service would have none.
 func TestSilentNamesOfAServiceTakeNoSlotOfAnother(t *testing.T) {
+	t.Parallel()
 	found := make(chan struct{})
 	opts := ServerOptions{Grace: time.Hour, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: time.Millisecond}
 	opts.Lookup = func(ctx context.Context, host string) error {
@@ -210,6 +214,7 @@ func TestSilentNamesOfAServiceTakeNoSlotOfAnother(t *testing.T) {
 
 // A name that is never found is not waited for for ever.
 func TestANameThatIsNotFoundEndsTheWait(t *testing.T) {
+	t.Parallel()
 	opts := patient
 	opts.LookupTimeout = time.Millisecond
 	n := startNamed(t, opts)
@@ -225,6 +230,7 @@ func TestANameThatIsNotFoundEndsTheWait(t *testing.T) {
 // A change of upstreams loses no request: neither those that come while the new names are looked up, nor one that is
 // under way when the old cluster is removed.
 func TestAChangeOfUpstreamNamesLosesNoRequest(t *testing.T) {
+	t.Parallel()
 	n := startNamed(t, patient)
 	held, release := hold()
 	reached := make(chan struct{}, 1)

@@ -11,6 +11,7 @@ import (
 // TestATokenOfThisGatewayReachesNoPublicUpstream: in every form in which clients send it. Other credentials pass, and
 // nobody is asked.
 func TestATokenOfThisGatewayReachesNoPublicUpstream(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop+`  - {name: raw, path: /raw, authenticate: false, forward_token: true, upstreams: ["PUBLIC"]}
   - {name: passed, path: /passed, forward_token: true, upstreams: ["SECURED"]}
 `)

@@ -15,6 +15,7 @@ const fromShop = "origin: https://shop.example"
 
 // TestARequestComesToItsService: what reaches which upstream, and by which path.
 func TestARequestComesToItsService(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	for _, c := range []struct{ method, path, secured, public, tokens string }{
 		{"GET", "/orders", "GET /", "", ""},
@@ -73,6 +74,7 @@ func TestARequestComesToItsService(t *testing.T) {
 
 // TestTheRuleTravelsWithTheRoute: what a Check is told, and where there is none.
 func TestTheRuleTravelsWithTheRoute(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	g.do("GET", "/orders/5", "authorization: abc", fromShop, "cookie: a=b", "x-user-id: mallory")
 	asked := g.asked()
@@ -101,6 +103,7 @@ func TestTheRuleTravelsWithTheRoute(t *testing.T) {
 
 // TestAClientCannotSayWhoItIs: on public services as on others.
 func TestAClientCannotSayWhoItIs(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	claims := []string{"x-user-id: mallory", "X-USER-ID: mallory", "x-forwarded-host: m", "x-real-ip: 1.1.1.1",
 		"x-original-url: /admin", "x-rewrite-url: /admin", "forwarded: for=m", "x-forwarded-prefix: /m",
@@ -128,6 +131,7 @@ func TestAClientCannotSayWhoItIs(t *testing.T) {
 
 // TestAnswersOfEnvoyItself: status, body and who may read it.
 func TestAnswersOfEnvoyItself(t *testing.T) {
+	t.Parallel()
 	const gone = `"The service cannot be reached at the moment."`
 	const undecided = `"The gateway cannot tell at the moment whether this request may pass. Please try again."`
 	g := startGateway(t, shop)
@@ -195,6 +199,7 @@ func TestAnswersOfEnvoyItself(t *testing.T) {
 
 // TestPreflights are answered before a token is asked for, on paths that nobody has too.
 func TestPreflights(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	g.answers(noAnswer)
 	for path, methods := range map[string]string{
@@ -223,6 +228,7 @@ services:
 
 // TestListedOrigins: every path is asked about, and no other origin is told that it may read anything.
 func TestListedOrigins(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, guarded)
 	for _, c := range [][2]string{{"GET", "/items"}, {"PUT", "/items"}, {"GET", "/nobody"}, {"POST", "/token"}, {"GET", "/token"}, {"GET", "/token/x"}} {
 		g.answers(deny(401, `"no"`))
@@ -276,6 +282,7 @@ func TestListedOrigins(t *testing.T) {
 
 // TestAnUpstreamDoesNotDecideAboutOrigins: what it says of them is replaced.
 func TestAnUpstreamDoesNotDecideAboutOrigins(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	g.public.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("access-control-allow-origin", "https://evil.example")
@@ -299,6 +306,7 @@ func TestAnUpstreamDoesNotDecideAboutOrigins(t *testing.T) {
 
 // TestALargeBodyIsStreamed: far more than any buffer on the way.
 func TestALargeBodyIsStreamed(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, shop)
 	const size = 8 << 20
 	res, err := envoytest.Client(t).Post("http://"+g.addr+"/orders", "text/plain", strings.NewReader(strings.Repeat("x", size)))

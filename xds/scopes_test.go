@@ -29,6 +29,7 @@ const rootService = `  - {name: root, path: /, authenticate: false, upstreams: [
 
 // TestAServiceIsFoundInAnyCaseOfLetters: by the longest path, whichever scope Envoy looks into first.
 func TestAServiceIsFoundInAnyCaseOfLetters(t *testing.T) {
+	t.Parallel()
 	for name, root := range map[string]string{"without a service for the rest": "", "with one": rootService} {
 		t.Run(name, func(t *testing.T) {
 			g := startGateway(t, strings.Replace(manyPaths, "ROOT", root, 1))
@@ -67,6 +68,7 @@ func TestAServiceIsFoundInAnyCaseOfLetters(t *testing.T) {
 
 // TestNoClientNamesItsScope: neither by the header itself nor by having it dropped; and no upstream sees it.
 func TestNoClientNamesItsScope(t *testing.T) {
+	t.Parallel()
 	g := startGateway(t, strings.Replace(manyPaths, "ROOT", "", 1))
 	g.answers(deny(typev3.StatusCode_Unauthorized, ""))
 	for _, headers := range [][]string{
@@ -97,6 +99,7 @@ func TestNoClientNamesItsScope(t *testing.T) {
 
 // TestAnUpgradeIsTakenByServicesThatTakeIt: in whatever way the route was found.
 func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
+	t.Parallel()
 	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
 `
 	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
@@ -125,6 +128,7 @@ func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
 // TestNoOtherProtocolIsTaken: a route that takes WebSockets takes nothing else, in whatever way it was found. An
 // upstream that agreed to another protocol would have a connection past the gateway.
 func TestNoOtherProtocolIsTaken(t *testing.T) {
+	t.Parallel()
 	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
 `
 	g := startGateway(t, strings.Replace(manyPaths, "ROOT", open, 1))

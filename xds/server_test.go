@@ -47,6 +47,7 @@ func hold() (<-chan struct{}, func()) {
 }
 
 func TestAnEnvoyIsServedWhateverItsNodeID(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	first := withServices(t, "a")
 	c.publish(first)
@@ -62,6 +63,7 @@ func TestAnEnvoyIsServedWhateverItsNodeID(t *testing.T) {
 }
 
 func TestAnEnvoyThatWaitsIsServedByTheFirstPublish(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.eventually("a connected Envoy", func(s progress) bool { return len(s.Envoys) == 1 && s.Envoys[0].Node == "a" })
@@ -72,6 +74,7 @@ func TestAnEnvoyThatWaitsIsServedByTheFirstPublish(t *testing.T) {
 }
 
 func TestTheSameContentIsNoPush(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(withServices(t, "a", "b"))
@@ -81,6 +84,7 @@ func TestTheSameContentIsNoPush(t *testing.T) {
 }
 
 func TestAnAddedServiceIsSentAloneClustersFirst(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(withServices(t, "a"))
@@ -90,6 +94,7 @@ func TestAnAddedServiceIsSentAloneClustersFirst(t *testing.T) {
 }
 
 func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	held, release := hold()
 	slow := func(resp *discoveryv3.DeltaDiscoveryResponse) string {
@@ -117,6 +122,7 @@ func TestNewRoutesWaitUntilEveryEnvoyHasTheClusters(t *testing.T) {
 
 // An Envoy that does not reply any more is waited for once.
 func TestAnEnvoyThatHangsHoldsUpOneChangeAtMost(t *testing.T) {
+	t.Parallel()
 	opts := quick
 	opts.Patience = 1
 	c := startControl(t, opts)
@@ -146,6 +152,7 @@ func TestAnEnvoyThatHangsHoldsUpOneChangeAtMost(t *testing.T) {
 }
 
 func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(withServices(t, "a", "b"))
@@ -160,6 +167,7 @@ func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
 }
 
 func TestAChangeOfTheBasePathIsAnotherCluster(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1/old"]}]`))
@@ -169,6 +177,7 @@ func TestAChangeOfTheBasePathIsAnotherCluster(t *testing.T) {
 }
 
 func TestManyChangesInARowLeaveNothingDanglingAndNothingBehind(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(withServices(t, "a"))
@@ -189,6 +198,7 @@ func TestManyChangesInARowLeaveNothingDanglingAndNothingBehind(t *testing.T) {
 }
 
 func TestAVersionThatReplacesARejectedOneIsSentAlone(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	good, bad, better := withServices(t, "a"), withServices(t, "a", "bad"), withServices(t, "a", "b")
 	e := c.connect("a", refusingVersion(bad, "no such thing"))
@@ -213,6 +223,7 @@ func TestAVersionThatReplacesARejectedOneIsSentAlone(t *testing.T) {
 // TestNothingGoesWithAChangeThatIsRejected: the scopes that were to go stay, or their requests would be those of a
 // service at / in the meantime.
 func TestNothingGoesWithAChangeThatIsRejected(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	good, bad := withServices(t, "a", "b"), withServices(t, "a", "bad")
 	e := c.connect("a", refusingVersion(bad, "no such thing"))
@@ -227,6 +238,7 @@ func TestNothingGoesWithAChangeThatIsRejected(t *testing.T) {
 // TestNothingGoesWithTheOnlyChangeThereIs: where nothing better is known than what was rejected, Envoy keeps what it
 // has.
 func TestNothingGoesWithTheOnlyChangeThereIs(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	old, bad, better := withServices(t, "a", "b"), withServices(t, "a", "bad"), withServices(t, "a", "c")
 	before := c.connect("a", acceptAll)
@@ -255,6 +267,7 @@ func TestNothingGoesWithTheOnlyChangeThereIs(t *testing.T) {
 }
 
 func TestRejectedClustersNeverGetRoutes(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", refusing(resourcev3.ClusterType, "service/bad", "bad cluster"))
 	good := withServices(t, "a")
@@ -273,6 +286,7 @@ func TestRejectedClustersNeverGetRoutes(t *testing.T) {
 
 // An Envoy that was not waited for may reject clusters when the routes to them are out.
 func TestClustersThatAreRejectedLateGoAfterTheirRoutes(t *testing.T) {
+	t.Parallel()
 	opts := quick
 	opts.Patience = 1
 	c := startControl(t, opts)
@@ -302,6 +316,7 @@ func TestClustersThatAreRejectedLateGoAfterTheirRoutes(t *testing.T) {
 
 // Routes to clusters that were rejected are not sent when the time to wait is over.
 func TestAHaltedDeliveryGoesNoFurther(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	good, bad := withServices(t, "a"), withServices(t, "a", "bad")
 	e := c.connect("a", refusing(resourcev3.ClusterType, "service/bad", "bad cluster"))
@@ -324,6 +339,7 @@ func TestAHaltedDeliveryGoesNoFurther(t *testing.T) {
 }
 
 func TestWithoutADeliveredVersionAGoodOneIsServedAfterARejectedOne(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	bad := withServices(t, "bad")
 	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "cannot bind"))
@@ -341,6 +357,7 @@ func TestWithoutADeliveredVersionAGoodOneIsServedAfterARejectedOne(t *testing.T)
 
 // A port that was taken when the gateway began: the listener is the same in the next definitions, and is sent again.
 func TestWithoutADeliveredVersionWhatWasRejectedIsSentWithTheNextChange(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	first := withServices(t, "a")
 	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
@@ -358,6 +375,7 @@ func TestWithoutADeliveredVersionWhatWasRejectedIsSentWithTheNextChange(t *testi
 }
 
 func TestWithoutADeliveredVersionTheOnlyOneCanBeSentAgain(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	only := withServices(t, "a")
 	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
@@ -376,6 +394,7 @@ func TestWithoutADeliveredVersionTheOnlyOneCanBeSentAgain(t *testing.T) {
 }
 
 func TestACauseOutsideCanBeTriedAgain(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	good, moved := withServices(t, "a"), build(t, `{listen: "127.0.0.1:5501", services: []}`)
 	e := c.connect("a", acceptAll)
@@ -389,6 +408,7 @@ func TestACauseOutsideCanBeTriedAgain(t *testing.T) {
 }
 
 func TestOneOfTwoEnvoysRejectsAndBothAreRolledBack(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	good, bad := withServices(t, "a"), withServices(t, "a", "bad")
 	one := c.connect("one", acceptAll)
@@ -406,6 +426,7 @@ func TestOneOfTwoEnvoysRejectsAndBothAreRolledBack(t *testing.T) {
 }
 
 func TestAVersionIsDeliveredOnlyWhenEveryEnvoyHasIt(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	held, release := hold()
 	c.connect("one", acceptAll)
@@ -430,6 +451,7 @@ func TestAVersionIsDeliveredOnlyWhenEveryEnvoyHasIt(t *testing.T) {
 }
 
 func TestAnEnvoyThatComesBackIsSentOnlyWhatIsNew(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	first := withServices(t, "a")
@@ -448,6 +470,7 @@ func TestAnEnvoyThatComesBackIsSentOnlyWhatIsNew(t *testing.T) {
 
 // The Server is another one by then: it does not know what was served before.
 func TestAnEnvoyFromBeforeLosesItsRoutesBeforeItsClusters(t *testing.T) {
+	t.Parallel()
 	before := startControl(t, quick)
 	e := before.connect("a", acceptAll)
 	before.serves(withServices(t, "a", "old", "older"))
@@ -474,6 +497,7 @@ func TestAnEnvoyFromBeforeLosesItsRoutesBeforeItsClusters(t *testing.T) {
 
 // A port that is free again when Envoy comes back: the rejection is over.
 func TestWhatWasRejectedAndIsTakenInTheEndIsDelivered(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	only := withServices(t, "a")
 	e := c.connect("a", refusing(resourcev3.ListenerType, listenerName, "port taken"))
@@ -485,6 +509,7 @@ func TestWhatWasRejectedAndIsTakenInTheEndIsDelivered(t *testing.T) {
 }
 
 func TestAnEnvoyThatComesLateIsServedTheNewest(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	c.publish(withServices(t, "a"))
 	newest := withServices(t, "b")
@@ -498,6 +523,7 @@ func TestAnEnvoyThatComesLateIsServedTheNewest(t *testing.T) {
 }
 
 func TestAnEmptySnapshotIsNeverPublished(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("a", acceptAll)
 	c.serves(withServices(t, "a"))
@@ -511,6 +537,7 @@ func TestAnEmptySnapshotIsNeverPublished(t *testing.T) {
 }
 
 func TestStateOfTheWorldIsRefusedWithAdvice(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	c.publish(withServices(t, "a"))
 	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -529,6 +556,7 @@ func TestStateOfTheWorldIsRefusedWithAdvice(t *testing.T) {
 }
 
 func TestPushesAndAnswersAreCounted(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	bad := withServices(t, "a", "bad")
 	c.connect("a", refusingVersion(bad, "no"))
@@ -564,6 +592,7 @@ func TestPushesAndAnswersAreCounted(t *testing.T) {
 
 // TestAnEnvoyHasWhatIsServed: whatever was published before, also while it had not answered, and whenever it came.
 func TestAnEnvoyHasWhatIsServed(t *testing.T) {
+	t.Parallel()
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(0, uint64(seed)))

@@ -23,6 +23,7 @@ func refuseAll(*discoveryv3.DeltaDiscoveryResponse) string { return "no" }
 
 // Whether the rejection counts is decided elsewhere; by itself it does not stop the delivery to the others.
 func TestTheRejectionOfAStrangerDoesNotStopADelivery(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("envoy", acceptAll)
 	first, next := withServices(t, "a"), withServices(t, "a", "b")
@@ -43,6 +44,7 @@ func TestTheRejectionOfAStrangerDoesNotStopADelivery(t *testing.T) {
 
 // An Envoy that starts beside a stranger has taken a part of the version already.
 func TestTheRejectionOfAStrangerDoesNotStopTheFirstDelivery(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	held, release := hold()
 	c.connect("envoy", func(resp *discoveryv3.DeltaDiscoveryResponse) string {
@@ -66,6 +68,7 @@ func TestTheRejectionOfAStrangerDoesNotStopTheFirstDelivery(t *testing.T) {
 }
 
 func TestASilentStrangerHoldsUpNothing(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	held, release := hold()
 	e := c.connect("envoy", acceptAll)
@@ -82,6 +85,7 @@ func TestASilentStrangerHoldsUpNothing(t *testing.T) {
 
 // An Envoy that comes back names the clusters that it has; those are kept for a while. A stranger can name any.
 func TestTheClustersOfAStrangerReachNobodyElse(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	e := c.connect("envoy", acceptAll)
 	c.serves(withServices(t, "a"))
@@ -96,6 +100,7 @@ func TestTheClustersOfAStrangerReachNobodyElse(t *testing.T) {
 // The same at the start, when what comes first may be an Envoy from before: a cluster of that name and version that is
 // added meanwhile is sent to all.
 func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Minute, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	next := withServices(t, "a", "b")
@@ -115,6 +120,7 @@ func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
 // If an Envoy is connected by a Unix socket or with a certificate, a peer that is not has no say, whatever it has
 // acknowledged before.
 func TestATrustedEnvoyIsNotOverruled(t *testing.T) {
+	t.Parallel()
 	for _, name := range []string{"by a rejection", "by silence"} {
 		t.Run(name, func(t *testing.T) {
 			held, release := hold()
@@ -143,6 +149,7 @@ func TestATrustedEnvoyIsNotOverruled(t *testing.T) {
 
 // A trusted Envoy that has not acknowledged anything yet does not lose its clusters or its start to such a peer either.
 func TestAPeerBesideATrustedEnvoyProvesNothing(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	held, release := hold()
 	c.connectTrusted("envoy", func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" })
@@ -174,6 +181,7 @@ func (c *control) isKept(name string) bool {
 }
 
 func TestOnlyTheFirstRequestOfAStreamNamesClustersToKeep(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	stream := c.stream(t)
@@ -206,6 +214,7 @@ func TestOnlyTheFirstRequestOfAStreamNamesClustersToKeep(t *testing.T) {
 
 // However many streams name clusters, the view has so many of them and no more.
 func TestKeptClustersAreBounded(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	c.mu.Lock()
@@ -228,6 +237,7 @@ func TestKeptClustersAreBounded(t *testing.T) {
 
 // A peer that answers nothing leaves a bounded trace.
 func TestWhatIsRememberedOfAStreamIsBounded(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	c.publish(withServices(t, "a"))
 	e := &envoy{types: map[string]*subscription{}}
@@ -247,6 +257,7 @@ func TestWhatIsRememberedOfAStreamIsBounded(t *testing.T) {
 }
 
 func TestWhatAPeerSaysIsBounded(t *testing.T) {
+	t.Parallel()
 	var log lockedBuilder
 	c := startControl(t, quick)
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
@@ -269,6 +280,7 @@ func TestWhatAPeerSaysIsBounded(t *testing.T) {
 }
 
 func TestStreamsOfOnePeerAreBounded(t *testing.T) {
+	t.Parallel()
 	c := startControl(t, quick)
 	for range maxStreams {
 		c.connect("stranger", acceptAll)
@@ -284,6 +296,7 @@ func TestStreamsOfOnePeerAreBounded(t *testing.T) {
 }
 
 func TestWhatNoEnvoyOfOursRequestsEndsTheStream(t *testing.T) {
+	t.Parallel()
 	for name, request := range map[string]*discoveryv3.DeltaDiscoveryRequest{
 		"an unknown type": {TypeUrl: "x"},
 		"names":           {TypeUrl: resourcev3.ClusterType, ResourceNamesSubscribe: []string{"service/a", "service/b"}},
@@ -303,6 +316,7 @@ func TestWhatNoEnvoyOfOursRequestsEndsTheStream(t *testing.T) {
 
 // The log of connections that come and go again and again is bounded; that of an Envoy is complete.
 func TestStrangersDoNotFillTheLog(t *testing.T) {
+	t.Parallel()
 	var log lockedBuilder
 	c := startControl(t, quick)
 	c.log = slog.New(slog.NewTextHandler(&log, nil))

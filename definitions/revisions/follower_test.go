@@ -81,6 +81,7 @@ func follow(t *testing.T, config FollowerConfig) *heard {
 const often = 10 * time.Millisecond
 
 func TestANewRevisionIsNotified(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	h := follow(t, FollowerConfig{Store: s})
 	add(t, s, 0, file("orders"))
@@ -90,6 +91,7 @@ func TestANewRevisionIsNotified(t *testing.T) {
 }
 
 func TestALostNotificationIsMadeUpForByThePoll(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
@@ -100,6 +102,7 @@ func TestALostNotificationIsMadeUpForByThePoll(t *testing.T) {
 
 // What cannot be served is told once, and what is good again after it too.
 func TestADamagedRevisionIsToldOnce(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
@@ -114,6 +117,7 @@ func TestADamagedRevisionIsToldOnce(t *testing.T) {
 }
 
 func TestARevisionThatIsNotValidHereIsTold(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
@@ -126,6 +130,7 @@ func TestARevisionThatIsNotValidHereIsTold(t *testing.T) {
 }
 
 func TestAnEmptyRedisIsTold(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
@@ -136,6 +141,7 @@ func TestAnEmptyRedisIsTold(t *testing.T) {
 }
 
 func TestARedisThatIsAwayIsToldOnce(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
@@ -149,6 +155,7 @@ func TestARedisThatIsAwayIsToldOnce(t *testing.T) {
 
 // A Redis that was restored from an old copy holds what was served before what is served now: that stays.
 func TestARedisThatHasGoneBackIsNotFollowed(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	add(t, s, 0, file("orders"))
 	second := add(t, s, 1, file("items"))

@@ -43,6 +43,7 @@ func age(t *testing.T, s *Store, id string, ago time.Duration) {
 }
 
 func TestGatewaysAreKnownUntilTheyLeaveOrAreLongSilent(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	for _, id := range []string{"1", "2", "3"} {
 		report(t, s, Report{ID: id, Name: "g" + id, Newest: Mark{7, "x"}, Refused: "because"})
@@ -73,6 +74,7 @@ func TestGatewaysAreKnownUntilTheyLeaveOrAreLongSilent(t *testing.T) {
 
 // A gateway that died is not waited for once another runs in its place; two that run at once are both.
 func TestAGatewayFollowsOneThatDied(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	report(t, s, Report{ID: "old", Name: "g"})
 	report(t, s, Report{ID: "twin", Name: "g"})
@@ -138,6 +140,7 @@ func (h *onSecondList) ProcessPipelineHook(next redis.ProcessPipelineHook) redis
 }
 
 func TestAwait(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	r := add(t, s, 0, file("orders"))
 	if all, err := s.Await(t.Context(), r); err != nil || len(all) != 0 {

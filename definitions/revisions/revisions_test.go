@@ -43,6 +43,7 @@ func add(t *testing.T, s *Store, base int64, text []byte) Revision {
 }
 
 func TestARevisionIsWhatWasAdded(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	if _, err := s.Newest(t.Context()); !errors.Is(err, ErrNone) {
 		t.Fatalf("an empty Redis: %v, want ErrNone", err)
@@ -73,6 +74,7 @@ func TestARevisionIsWhatWasAdded(t *testing.T) {
 }
 
 func TestARevisionBasedOnAnotherThanTheNewestIsRefused(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	add(t, s, 0, file("orders"))
 	add(t, s, 1, file("items"))
@@ -90,6 +92,7 @@ func TestARevisionBasedOnAnotherThanTheNewestIsRefused(t *testing.T) {
 
 // Of many who apply at once on the same base one is stored, whole.
 func TestOneOfManyAtOnceIsStored(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	const rounds, many = 5, 8
 	for base := range int64(rounds) {
@@ -118,6 +121,7 @@ func TestOneOfManyAtOnceIsStored(t *testing.T) {
 }
 
 func TestTheOldestAreForgotten(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	for base := range int64(Kept + 3) {
 		add(t, s, base, file(fmt.Sprintf("s%d", base)))
@@ -133,6 +137,7 @@ func TestTheOldestAreForgotten(t *testing.T) {
 
 // Where Redis has lost which is the newest, no number is used again: a gateway would take the new revision for the old.
 func TestNumbersGoOnWhereTheNewestIsLost(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	add(t, s, 0, file("orders"))
 	last := add(t, s, 1, file("items"))
@@ -143,6 +148,7 @@ func TestNumbersGoOnWhereTheNewestIsLost(t *testing.T) {
 }
 
 func TestWhatIsDamagedIsNoRevision(t *testing.T) {
+	t.Parallel()
 	for name, damage := range map[string][]string{
 		"the newest is no number":           {"SET", newestKey, "garbage"},
 		"the newest is written otherwise":   {"SET", newestKey, "01"},
@@ -171,6 +177,7 @@ func TestWhatIsDamagedIsNoRevision(t *testing.T) {
 }
 
 func TestRedisAwayIsNotAnEmptyOne(t *testing.T) {
+	t.Parallel()
 	s, server := start(t)
 	add(t, s, 0, file("orders"))
 	server.Kill()
@@ -190,6 +197,7 @@ func TestRedisAwayIsNotAnEmptyOne(t *testing.T) {
 
 // All keys lie in one slot, and the news reaches who asks another server.
 func TestInACluster(t *testing.T) {
+	t.Parallel()
 	servers := redistest.StartCluster(t, 3)
 	var addrs []string
 	for _, one := range servers {
@@ -215,6 +223,7 @@ func TestInACluster(t *testing.T) {
 
 // The rights that the package comment names are enough.
 func TestWithTheRightsThatAreNeeded(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	rights := "~gatepost:* &gatepost:* +@connection +get +set +hget +hset +hdel +hgetall +hkeys +zadd +zrem +zrange " +
 		"+zrangebyscore +eval +evalsha +time +publish +subscribe +unsubscribe"
@@ -251,6 +260,7 @@ func TestNames(t *testing.T) {
 }
 
 func TestAConflictNamesWhoWasFirst(t *testing.T) {
+	t.Parallel()
 	s, _ := start(t)
 	add(t, s, 0, file("orders"))
 	_, err := s.Add(t.Context(), 0, file("items"), Note{})

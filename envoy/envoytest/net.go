@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -15,41 +14,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/testport"
 )
 
-// Ports are allocated below the ephemeral port range of Linux (32768 and up), so that outgoing
-// connections of other tests cannot occupy them.
-const firstPort, lastPort = 20_000, 32_000
-
-// Port returns a free TCP port of loopback. It stays reserved until the test ends, also for other
-// test processes. It is for servers that need a fixed port number.
-func Port(t testing.TB) int {
-	t.Helper()
-	for range 1000 {
-		port := firstPort + rand.IntN(lastPort-firstPort)
-		// The UDP port of the same number, which is otherwise unused, marks the port as reserved.
-		mark, err := net.ListenPacket("udp4", join("127.0.0.1", uint32(port)))
-		if err != nil {
-			continue
-		}
-		tcp, err := net.Listen("tcp4", join("0.0.0.0", uint32(port)))
-		if err != nil {
-			mark.Close()
-			continue
-		}
-		tcp.Close()
-		t.Cleanup(func() { mark.Close() })
-		return port
-	}
-	t.Fatal("no free port on loopback")
-	return 0
-}
+// Port returns a free TCP port of loopback, reserved until the test ends.
+func Port(t testing.TB) int { return testport.New(t) }
 
 // Addr returns a free loopback address, allocated as by Port: 127.0.0.1:20123.
-func Addr(t testing.TB) string {
-	t.Helper()
-	return join("127.0.0.1", uint32(Port(t)))
-}
+func Addr(t testing.TB) string { return testport.Addr(t) }
 
 // Accepts reports whether a TCP connection to the address succeeds.
 func Accepts(addr string) bool {

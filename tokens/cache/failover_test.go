@@ -15,6 +15,7 @@ import (
 // A replica of a Cluster is promoted. Until the masters have reported it to each other, a gateway
 // may still track the former master. It must refuse what another gateway revokes at the new master.
 func TestRevokeAtNewClusterMasterHoldsEverywhere(t *testing.T) {
+	t.Parallel()
 	masters, replicas := redistest.StartReplicatedCluster(t, 3)
 	gateways := twoGateways(t, "redis://"+masters[0].Addr+"?cluster=true")
 	a, b := gateways[0], gateways[1]
@@ -51,6 +52,7 @@ func TestRevokeAtNewClusterMasterHoldsEverywhere(t *testing.T) {
 // Each master of a Cluster is replaced, by a planned fail-over and after a crash, under load.
 // Before it dies, a master replicates fullStore: unreplicated writes are lost, as documented.
 func TestRevokesHoldDuringClusterFailover(t *testing.T) {
+	t.Parallel()
 	masters, replicas := redistest.StartReplicatedCluster(t, 3)
 	gateways := twoGateways(t, "redis://"+masters[0].Addr+","+masters[1].Addr+"?cluster=true")
 	h := &history{start: time.Now()}

@@ -15,6 +15,7 @@ import (
 // After a refresh has returned, no gateway caches the old token beyond its grace. After a revoke
 // has returned, no gateway accepts either token.
 func TestPredecessorIsCachedOnlyUntilItsGraceEnds(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := openReal(t, server.URL()), openReal(t, server.URL())
 	awaitPeers(t, a, b)

@@ -23,6 +23,7 @@ func offlineCache(t *testing.T, addr string) *Cache {
 // A command that revokes a session does not know the gateways. After it returns, both a connected
 // and an isolated gateway refuse the token.
 func TestOfflineRevokeIsRefusedByGateways(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	connected, isolated := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
@@ -47,6 +48,7 @@ func TestOfflineRevokeIsRefusedByGateways(t *testing.T) {
 }
 
 func TestCanceledOfflineRevokeFails(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
@@ -58,6 +60,7 @@ func TestCanceledOfflineRevokeFails(t *testing.T) {
 }
 
 func TestOfflineCacheReadsStore(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g, command := start(t, server.Addr, server.Addr), offlineCache(t, server.Addr)
 	s := g.create("ann")

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"gatepost/testport"
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
 	"gatepost/tokens/faultproxy"
@@ -23,6 +24,7 @@ import (
 )
 
 func TestCacheOnRedisIsATokenStore(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
@@ -46,6 +48,7 @@ func (s waitingLogins) Create(ctx context.Context, session *tokens.Session, limi
 }
 
 func TestHitsDoNotReachRedis(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	var asked atomic.Int64
 	store := countingLookups{plain{client(t, server.Addr)}, &asked}
@@ -79,6 +82,7 @@ func (c countingLookups) Lookup(ctx context.Context, h tokens.Hash) (*tokens.Ses
 }
 
 func TestTokenDeletedFromRedisIsRefused(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	for what, do := range map[string]func(s *tokens.Session){
@@ -103,6 +107,7 @@ func TestTokenDeletedFromRedisIsRefused(t *testing.T) {
 }
 
 func TestTokenEvictedByRedisIsRefused(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--maxmemory-policy", "allkeys-random")
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
@@ -117,6 +122,7 @@ func TestTokenEvictedByRedisIsRefused(t *testing.T) {
 }
 
 func TestTokenIsKnownRightAfterLogin(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	for range 50 {
@@ -133,6 +139,7 @@ func TestTokenIsKnownRightAfterLogin(t *testing.T) {
 
 // An answer "live" is overtaken by the token's invalidation.
 func TestAnswerOvertakenByInvalidationIsNotCached(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	data := faultproxy.Start(t, server.Addr)
 	g := start(t, data.Addr, server.Addr)
@@ -166,6 +173,7 @@ func TestAnswerOvertakenByInvalidationIsNotCached(t *testing.T) {
 }
 
 func TestFrozenRedisIsUnavailableAfterLease(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	s := g.create("ann")
@@ -190,6 +198,7 @@ func TestFrozenRedisIsUnavailableAfterLease(t *testing.T) {
 }
 
 func TestKilledRedisIsUnavailableUntilRestart(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--appendonly", "yes")
 	g := start(t, server.Addr, server.Addr)
 	s, ended := g.create("ann"), g.create("ben")
@@ -211,6 +220,7 @@ func TestKilledRedisIsUnavailableUntilRestart(t *testing.T) {
 }
 
 func TestTrackingConnectionCut(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	g := start(t, server.Addr, tracking.Addr)
@@ -229,6 +239,7 @@ func TestTrackingConnectionCut(t *testing.T) {
 }
 
 func TestTrackingConnectionKilledByRedis(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	for range 20 {
@@ -246,6 +257,7 @@ func TestTrackingConnectionKilledByRedis(t *testing.T) {
 }
 
 func TestDataConnectionCut(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	data := faultproxy.Start(t, server.Addr)
 	g := start(t, data.Addr, server.Addr)
@@ -271,6 +283,7 @@ func TestDataConnectionCut(t *testing.T) {
 }
 
 func TestHalfOpenTrackingLosesLease(t *testing.T) {
+	t.Parallel()
 	for _, d := range []faultproxy.Direction{faultproxy.Up, faultproxy.Down} {
 		server := redistest.Start(t)
 		tracking := faultproxy.Start(t, server.Addr)
@@ -340,6 +353,7 @@ func (c *counting) InvalidateAll()             { c.all++ }
 func (c *counting) Extend(until table.Instant) { c.until = until }
 
 func TestAnswersWithoutTrackingAreNotCached(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	g := start(t, server.Addr, tracking.Addr)
@@ -359,6 +373,7 @@ func TestAnswersWithoutTrackingAreNotCached(t *testing.T) {
 }
 
 func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	data := faultproxy.Start(t, server.Addr)
 	c := redis.NewClient(&redis.Options{Addr: data.Addr, ReadTimeout: 2 * time.Millisecond, ContextTimeoutEnabled: true, MaxRetries: -1, PoolSize: 8})
@@ -394,6 +409,7 @@ func TestMillisecondTimeoutsNeverMixTokens(t *testing.T) {
 }
 
 func TestPasswordAndTLS(t *testing.T) {
+	t.Parallel()
 	t.Run("password", func(t *testing.T) {
 		server := redistest.StartWithPassword(t, "s3cret")
 		c := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "s3cret"})
@@ -433,6 +449,7 @@ func (discard) Extend(table.Instant)   {}
 
 // Without permission to publish, a gateway must not hold a lease, because others do not know it.
 func TestNoLeaseWithoutPublishPermission(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	server.Do("ACL", "SETUSER", "mute", "on", ">pw", "allkeys", "allcommands", "resetchannels")
 	server.Do("ACL", "SETUSER", "least", "on", ">pw", "~gatepost:*", "+@read", "+@write", "+hello", "+ping", "+client", "+publish", "+subscribe", "&gatepost:*")
@@ -457,6 +474,7 @@ func TestNoLeaseWithoutPublishPermission(t *testing.T) {
 }
 
 func TestReplicaIsNotTracked(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	host, port, _ := net.SplitHostPort(server.Addr)
 	replica := redistest.Start(t, "--replicaof", host, port)
@@ -473,6 +491,7 @@ func TestReplicaIsNotTracked(t *testing.T) {
 }
 
 func TestSentinelFailoverMovesTracking(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	host, port, _ := net.SplitHostPort(server.Addr)
 	replica := redistest.Start(t, "--replicaof", host, port)
@@ -499,6 +518,7 @@ func TestSentinelFailoverMovesTracking(t *testing.T) {
 }
 
 func TestEveryClusterMasterIsTracked(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t, 3)
 	c := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{nodes[0].Addr}, DialTimeout: time.Second, ReadTimeout: time.Second})
 	t.Cleanup(func() { _ = c.Close() })
@@ -529,7 +549,7 @@ func TestEveryClusterMasterIsTracked(t *testing.T) {
 	}
 
 	// A new master without slots is tracked too.
-	_, bus, _ := net.SplitHostPort(redistest.FreeAddr(t))
+	_, bus, _ := net.SplitHostPort(testport.Addr(t))
 	fourth := redistest.Start(t, "--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", "5000")
 	fourth.Do("CLUSTER", "MEET", "127.0.0.1", nodes[0].Port(), clusterBus(t, nodes[0]))
 	redistest.Eventually(t, "a lease at four masters", func() bool {
@@ -561,6 +581,7 @@ func clusterBus(t *testing.T, node *redistest.Server) string {
 }
 
 func TestCloseEndsTracking(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	g := start(t, server.Addr, server.Addr)
 	if err := g.Close(); err != nil {

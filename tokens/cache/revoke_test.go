@@ -16,6 +16,7 @@ import (
 
 // No use that begins after the revoke has returned is accepted, in a thousand trials.
 func TestNoGatewayAcceptsAfterRevoke(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	awaitPeers(t, a, b)
@@ -60,6 +61,7 @@ func TestNoGatewayAcceptsAfterRevoke(t *testing.T) {
 }
 
 func TestEveryRevokeIsStrict(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	awaitPeers(t, a, b)
@@ -97,6 +99,7 @@ var disconnects = map[string]func(*faultproxy.Proxy){
 }
 
 func TestDisconnectedGatewayRefusesAfterRevoke(t *testing.T) {
+	t.Parallel()
 	for what, cut := range disconnects {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -120,6 +123,7 @@ func TestDisconnectedGatewayRefusesAfterRevoke(t *testing.T) {
 
 // A lease counts from the time a heartbeat was sent, even if its reply was delayed.
 func TestDelayedReplyDoesNotExtendLease(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)
@@ -140,6 +144,7 @@ func TestDelayedReplyDoesNotExtendLease(t *testing.T) {
 
 // A new gateway does not know the others yet.
 func TestNewGatewayWaitsForUnknownGateways(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	b := start(t, server.Addr, tracking.Addr)
@@ -154,6 +159,7 @@ func TestNewGatewayWaitsForUnknownGateways(t *testing.T) {
 
 // A gateway without tracking does not know which gateways hold a lease.
 func TestRevokeWithoutTrackingWaitsForLeases(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	mine, others := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, mine.Addr), start(t, server.Addr, others.Addr)
@@ -171,6 +177,7 @@ func TestRevokeWithoutTrackingWaitsForLeases(t *testing.T) {
 }
 
 func TestEarlierLookupIsNotSharedAfterRevoke(t *testing.T) {
+	t.Parallel()
 	for _, trackingToo := range []bool{false, true} {
 		server := redistest.Start(t)
 		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
@@ -196,6 +203,7 @@ func TestEarlierLookupIsNotSharedAfterRevoke(t *testing.T) {
 }
 
 func TestPromptRevokeDoesNotWait(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	a.SetRevocation(Prompt)
@@ -213,6 +221,7 @@ func TestPromptRevokeDoesNotWait(t *testing.T) {
 }
 
 func TestCanceledRevokeFails(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	tracking := faultproxy.Start(t, server.Addr)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, tracking.Addr)

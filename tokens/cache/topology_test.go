@@ -31,6 +31,7 @@ func twoGateways(t *testing.T, url string) []*gateway {
 
 // Slots of a Cluster move while tokens in them are minted, used and revoked.
 func TestRevokesHoldWhileSlotsMove(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t, 3)
 	gateways := twoGateways(t, "redis://"+nodes[0].Addr+"?cluster=true")
 	h := &history{start: time.Now()}
@@ -70,6 +71,7 @@ func TestRevokesHoldWhileSlotsMove(t *testing.T) {
 // fail-overs: if Sentinel did so on a busy machine, it could choose a server that has just
 // restarted.
 func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("fail-overs take seconds: run without -short")
 	}
@@ -126,6 +128,7 @@ func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 // An operator requests a fail-over, and the old master acts as a master for some seconds. A gateway
 // that still tracked it would miss revokes at the new master.
 func TestReplacedMasterIsNotTracked(t *testing.T) {
+	t.Parallel()
 	master, replica, sentinel := startReplicated(t)
 	gateways := twoGateways(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	a, b := gateways[0], gateways[1]
@@ -150,6 +153,7 @@ func TestReplacedMasterIsNotTracked(t *testing.T) {
 
 // A Sentinel's answer may be outdated. Unless all answers agree, look-ups read the store.
 func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
+	t.Parallel()
 	master, _, sentinel := startReplicated(t)
 	conn := realConn(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	sentinels := &fakeSentinels{Sentinels: conn}
@@ -195,6 +199,7 @@ func (s *fakeSentinels) NamedMasters(ctx context.Context) ([]string, error) {
 // While a server is tracked, look-ups must use it. A connection to another server ends the
 // tracking.
 func TestLookupsUseTrackedServer(t *testing.T) {
+	t.Parallel()
 	one, other := redistest.Start(t), redistest.Start(t)
 	to := one.Addr
 	c := client(t, "")

@@ -78,6 +78,7 @@ func waiting(t *testing.T, s *Store, n int) {
 }
 
 func TestConcurrentCommandsShareAPipeline(t *testing.T) {
+	t.Parallel()
 	s, sent := counted(t)
 	echo(t, s, "alone")
 	sent.hold()
@@ -97,6 +98,7 @@ func TestConcurrentCommandsShareAPipeline(t *testing.T) {
 }
 
 func TestHangingPipelineDoesNotBlockOthers(t *testing.T) {
+	t.Parallel()
 	s, sent := counted(t)
 	s.logins.maxWait = time.Millisecond
 	sent.stuck = make(chan struct{})
@@ -119,6 +121,7 @@ func TestHangingPipelineDoesNotBlockOthers(t *testing.T) {
 }
 
 func TestCanceledLoginIsNotSent(t *testing.T) {
+	t.Parallel()
 	s, sent := counted(t)
 	create(t, s, "ann")
 	sent.hold()
@@ -146,6 +149,7 @@ func TestCanceledLoginIsNotSent(t *testing.T) {
 }
 
 func TestLoginReloadsLostScript(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	create(t, s, "ann")
@@ -157,6 +161,7 @@ func TestLoginReloadsLostScript(t *testing.T) {
 }
 
 func TestLoginIsOneRoundTrip(t *testing.T) {
+	t.Parallel()
 	s, sent := counted(t)
 	create(t, s, "ann")
 	sent.sent.Store(0)

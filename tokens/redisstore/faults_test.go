@@ -16,6 +16,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"gatepost/testport"
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
 	"gatepost/tokens/storetest"
@@ -106,6 +107,7 @@ func assertWorks(t *testing.T, s *Store, session *tokens.Session) {
 }
 
 func TestRedisDownAndBack(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--appendonly", "yes")
 	s := open(t, server)
 	session, gone := create(t, s, "ann"), create(t, s, "ann")
@@ -127,6 +129,7 @@ func TestRedisDownAndBack(t *testing.T) {
 }
 
 func TestPoolSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t, "--appendonly", "yes")
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -149,7 +152,8 @@ func TestPoolSurvivesRestart(t *testing.T) {
 }
 
 func TestRedisNeverReachable(t *testing.T) {
-	s := mustOpen(t, "redis://"+redistest.FreeAddr(t))
+	t.Parallel()
+	s := mustOpen(t, "redis://"+testport.Addr(t))
 	defer s.Close()
 	assertUnavailable(t, s, storetest.New(t, "ann"))
 }
@@ -187,6 +191,7 @@ func TestRedisFrozen(t *testing.T) {
 }
 
 func TestRedisSlow(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -195,6 +200,7 @@ func TestRedisSlow(t *testing.T) {
 }
 
 func TestRedisWithWrongPassword(t *testing.T) {
+	t.Parallel()
 	server := redistest.StartWithPassword(t, "opensesame")
 	for name, user := range map[string]string{"none": "", "wrong": ":letmein@", "wrong user": "ann:opensesame@"} {
 		s := mustOpen(t, "redis://"+user+server.Addr)
@@ -217,6 +223,7 @@ func TestRedisWithWrongPassword(t *testing.T) {
 }
 
 func TestFullRedisRefusesLoginsButRevokes(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session, other := create(t, s, "ann"), create(t, s, "ann")
@@ -246,6 +253,7 @@ func TestFullRedisRefusesLoginsButRevokes(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestRedisReadOnly(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -257,6 +265,7 @@ func TestRedisReadOnly(t *testing.T) {
 }
 
 func TestRedisLoading(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -271,6 +280,7 @@ func TestRedisLoading(t *testing.T) {
 }
 
 func TestCorruptRecordsAreErrors(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	other := create(t, s, "bob")
@@ -304,6 +314,7 @@ func TestCorruptRecordsAreErrors(t *testing.T) {
 
 // A record may outlive its token if Redis' clock stops, so the expiry in the record counts.
 func TestExpiryOfRecordCounts(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session, err := tokens.NewSession(storetest.NewHash(t), "ann", nil, time.Now().Add(-2*time.Hour), time.Hour, 24*time.Hour)
@@ -321,6 +332,7 @@ func TestExpiryOfRecordCounts(t *testing.T) {
 }
 
 func TestEveryKeyExpires(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")
@@ -341,6 +353,7 @@ func TestEveryKeyExpires(t *testing.T) {
 
 // The predecessor's record, which contains the sealed successor, expires with the grace.
 func TestPredecessorExpiresWithGrace(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	old := create(t, s, "ann")
@@ -361,6 +374,7 @@ func TestPredecessorExpiresWithGrace(t *testing.T) {
 }
 
 func TestIndexIsPrunedAndBounded(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	index := userKey("ann")
@@ -384,6 +398,7 @@ func TestIndexIsPrunedAndBounded(t *testing.T) {
 
 // An interrupted end leaves marked entries with live records. The next end completes it.
 func TestNextEndCompletesInterruptedOne(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	first, second := create(t, s, "ann"), create(t, s, "ann")
@@ -410,6 +425,7 @@ func TestNextEndCompletesInterruptedOne(t *testing.T) {
 // The steps of a login and of an end of all sessions run in every order. Afterwards, no returned
 // token is live without an entry in the index.
 func TestEveryOrderOfLoginAndEndIsSafe(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	ctx := t.Context()
@@ -486,6 +502,7 @@ func TestEveryOrderOfLoginAndEndIsSafe(t *testing.T) {
 }
 
 func TestTLSWithCAAndClientCertificate(t *testing.T) {
+	t.Parallel()
 	server, certs := redistest.StartTLS(t)
 	all := "?ca_file=" + certs.CAFile + "&cert_file=" + certs.CertFile + "&key_file=" + certs.KeyFile
 	s := mustOpen(t, "rediss://"+server.Addr+all)
@@ -507,6 +524,7 @@ func TestTLSWithCAAndClientCertificate(t *testing.T) {
 
 // The permissions in the package comment are sufficient.
 func TestDocumentedPermissionsAreSufficient(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	server.Do(append([]string{"ACL", "SETUSER", "gatepost", "on", ">secret", "~gatepost:*"}, strings.Fields(permissions)...)...)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
@@ -523,6 +541,7 @@ func TestDocumentedPermissionsAreSufficient(t *testing.T) {
 }
 
 func TestSentinelFailoverMovesTracking(t *testing.T) {
+	t.Parallel()
 	master := redistest.Start(t)
 	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port())
 	redistest.Eventually(t, "a synchronized replica", func() bool {
@@ -536,12 +555,12 @@ func TestSentinelFailoverMovesTracking(t *testing.T) {
 		t.Fatalf("masters %v, %v", addrs, err)
 	}
 	// The second Sentinel is down, so only the answer of the first counts.
-	two := mustOpen(t, "redis://"+sentinel.Addr+","+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	two := mustOpen(t, "redis://"+sentinel.Addr+","+testport.Addr(t)+"?sentinel=mymaster")
 	defer two.Close()
 	if addrs, err := two.conn.NamedMasters(t.Context()); err != nil || len(addrs) != 1 || addrs[0] != master.Addr {
 		t.Errorf("named %v, %v", addrs, err)
 	}
-	none := mustOpen(t, "redis://"+redistest.FreeAddr(t)+"?sentinel=mymaster")
+	none := mustOpen(t, "redis://"+testport.Addr(t)+"?sentinel=mymaster")
 	defer none.Close()
 	if addrs, err := none.conn.NamedMasters(t.Context()); err == nil {
 		t.Errorf("without a Sentinel: named %v, %v", addrs, err)
@@ -565,6 +584,7 @@ func TestSentinelFailoverMovesTracking(t *testing.T) {
 }
 
 func TestClusterMasters(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t, 3)
 	s := mustOpen(t, "redis://"+nodes[2].Addr+"?cluster=true")
 	defer s.Close()
@@ -599,6 +619,7 @@ func TestClusterMasters(t *testing.T) {
 }
 
 func TestLookupIsOneCommand(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	s := open(t, server)
 	session := create(t, s, "ann")

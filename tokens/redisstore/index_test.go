@@ -22,6 +22,7 @@ func score(t *testing.T, s *Store, user, member string, at int64) {
 }
 
 func TestExpiredEntriesArePruned(t *testing.T) {
+	t.Parallel()
 	s := open(t, redistest.Start(t))
 	long := storetest.NewLasting(t, "ann", 20*time.Hour) // as if tokens.lifetime was lowered since
 	if err := s.Create(t.Context(), long, 0); err != nil {
@@ -41,6 +42,7 @@ func TestExpiredEntriesArePruned(t *testing.T) {
 }
 
 func TestNextLoginEndsMarkedSessions(t *testing.T) {
+	t.Parallel()
 	s := open(t, redistest.Start(t))
 	marked := create(t, s, "ann")
 	// as if a login crashed after marking it

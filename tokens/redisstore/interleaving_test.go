@@ -27,6 +27,7 @@ func offer(t testing.TB, old *tokens.Session) tokens.Successor {
 // A refresh is cut before a command reaches Redis or before its reply returns. The retry must
 // return a live token, and the same one as the first call if that succeeded.
 func TestCutRefreshCanBeRepeated(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	direct := open(t, server)
 	proxy := faultproxy.Start(t, server.Addr)
@@ -172,13 +173,11 @@ func (a *actor) step(fate outcome) {
 	}
 }
 
-// orders is the number of random orders that the test tries.
-const orders = 600
-
 // Two callers refresh one token while its session is ended. Their commands run in a random order,
 // and some are cut. After the end, no returned token is live; without an end, all calls return the
 // same one.
 func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64() >> 1
 	if text := os.Getenv("GATEPOST_SEED"); text != "" {
 		var err error
@@ -188,6 +187,10 @@ func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
 	}
 	t.Logf("repeat with GATEPOST_SEED=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
+	orders := 300
+	if testing.Short() {
+		orders = 100
+	}
 	nodes := redistest.StartCluster(t, 3)
 	for name, url := range map[string]string{
 		"one server": "redis://" + redistest.Start(t).Addr,

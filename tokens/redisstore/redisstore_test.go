@@ -64,6 +64,7 @@ func rotate(ctx context.Context, s *Store, old tokens.Hash, next *tokens.Session
 }
 
 func TestRedisIsATokenStore(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		server.Do("FLUSHALL")
@@ -72,6 +73,7 @@ func TestRedisIsATokenStore(t *testing.T) {
 }
 
 func TestRedisClusterIsATokenStore(t *testing.T) {
+	t.Parallel()
 	nodes := redistest.StartCluster(t, 3)
 	storetest.Run(t, func(t *testing.T) tokens.Store {
 		for _, node := range nodes {

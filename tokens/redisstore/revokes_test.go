@@ -39,6 +39,7 @@ func checkRevokeNotices(t *testing.T, server *redistest.Server, publisher, follo
 }
 
 func TestRevokeNoticesAreFollowed(t *testing.T) {
+	t.Parallel()
 	server := redistest.Start(t)
 	one, other := mustOpen(t, server.URL()), mustOpen(t, server.URL())
 	defer one.Close()

@@ -13,6 +13,7 @@ import (
 // A failed master sends no MOVED. Its tokens, and logins in its slots, must work as soon as its
 // replica is promoted, without a call that reads the topology (Ping, Check).
 func TestReplicaServesTokensOfFailedMaster(t *testing.T) {
+	t.Parallel()
 	for name, fail := range map[string]func(master *redistest.Server){
 		"killed": (*redistest.Server).Kill,
 		"frozen": (*redistest.Server).Freeze,
@@ -31,6 +32,7 @@ func TestReplicaServesTokensOfFailedMaster(t *testing.T) {
 }
 
 func TestTokensAreServedAfterPlannedFailover(t *testing.T) {
+	t.Parallel()
 	masters, replicas := redistest.StartReplicatedCluster(t, 3)
 	s := mustOpenAsUsed(t, "redis://"+masters[0].Addr+"/?cluster=true")
 	defer s.Close()

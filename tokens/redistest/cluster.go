@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/testport"
 )
 
 // slots is the number of hash slots of a Redis Cluster.
@@ -44,7 +46,7 @@ func StartCluster(t testing.TB, n int, args ...string) []*Server {
 // startNode starts one server that can join a cluster.
 func startNode(t testing.TB, args ...string) *Server {
 	t.Helper()
-	_, bus, _ := net.SplitHostPort(FreeAddr(t))
+	_, bus, _ := net.SplitHostPort(testport.Addr(t))
 	node := Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus, "--cluster-node-timeout", strconv.Itoa(int(nodeTimeout.Milliseconds()))}, args...)...)
 	node.busPort = bus
 	return node
@@ -58,7 +60,7 @@ func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t)}
 	t.Cleanup(s.Kill)
-	s.Addr = FreeAddr(t)
+	s.Addr = testport.Addr(t)
 	config := filepath.Join(s.Dir, "sentinel.conf")
 	text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nlogfile %s\nprotected-mode no\n"+
 		"sentinel monitor mymaster 127.0.0.1 %s 1\nsentinel down-after-milliseconds mymaster 3000\n"+

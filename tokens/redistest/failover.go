@@ -10,9 +10,12 @@ import (
 
 // StartReplicatedCluster starts a Redis Cluster of n masters with one replica each: replicas[i] is
 // in sync with masters[i]. Only [FailOver] promotes a replica, so a busy machine causes no
-// unexpected fail-over.
+// unexpected fail-over. With -short the test is skipped, because a fail-over takes seconds.
 func StartReplicatedCluster(t testing.TB, n int, args ...string) (masters, replicas []*Server) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a fail-over of a Redis Cluster takes seconds: run without -short")
+	}
 	args = append([]string{"--cluster-replica-no-failover", "yes", "--repl-diskless-sync-delay", "0"}, args...)
 	masters = StartCluster(t, n, args...)
 	for _, master := range masters {

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gatepost/testport"
 )
 
 // deadline is how long a server may take on a busy machine.
@@ -64,17 +66,12 @@ func start(t testing.TB, secured *tls.Config, args []string) *Server {
 	t.Helper()
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t), tls: secured}
 	t.Cleanup(s.Kill)
-	var err error
-	// Another process may take the free port first, so retry with another one.
-	for range 5 {
-		s.Addr = FreeAddr(t)
-		s.args = append(s.command(), args...)
-		if err = s.launch(s.answers); err == nil {
-			return s
-		}
+	s.Addr = testport.Addr(t)
+	s.args = append(s.command(), args...)
+	if err := s.launch(s.answers); err != nil {
+		t.Fatalf("starting redis-server: %v\n%s", err, s.log())
 	}
-	t.Fatalf("starting redis-server: %v\n%s", err, s.log())
-	return nil
+	return s
 }
 
 // binary finds redis-server.
@@ -89,17 +86,6 @@ func binary(t testing.TB) string {
 	}
 	t.Skip("needs redis-server: apt-get install redis-server")
 	return ""
-}
-
-// FreeAddr returns an unused address on loopback.
-func FreeAddr(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // command returns the default arguments. Later arguments override them.

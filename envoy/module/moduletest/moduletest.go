@@ -10,12 +10,15 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
 )
+
+var compiling sync.Mutex
 
 // Compile builds a target of tools/module ("library", "driver", "plain" or "arm64") with
 // preprocessor definitions and returns its path. It compiles equal sources only once. Without a C
@@ -40,6 +43,8 @@ func Compile(t testing.TB, kind string, defines ...string) string {
 		}
 		named.Write(text)
 	}
+	compiling.Lock()
+	defer compiling.Unlock()
 	path := filepath.Join(os.TempDir(), fmt.Sprintf("gatepost-%s-%d-%x", kind, os.Getuid(), named.Sum(nil)[:8]))
 	if _, err := os.Stat(path); err == nil {
 		return path
