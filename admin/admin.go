@@ -10,6 +10,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
@@ -114,20 +115,37 @@ func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 // ready responds with 200 if every check passes and 503 otherwise. The body has the state of each
 // check.
 func (s *Server) ready(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
+	report, err := s.check(r.Context())
+	code := http.StatusOK
+	if err != nil {
+		code = http.StatusServiceUnavailable
+	}
+	convention.WriteJSON(w, code, report)
+}
+
+// Ready returns nil if /readyz would respond with 200, else the reason.
+func (s *Server) Ready(ctx context.Context) error {
+	_, err := s.check(ctx)
+	return err
+}
+
+// check returns the state of each check, and the first reason that the gateway is not ready.
+func (s *Server) check(ctx context.Context) (report map[string]string, notReady error) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	code, report := http.StatusOK, map[string]string{}
+	report = map[string]string{}
 	if s.draining.Load() {
-		code, report["draining"] = http.StatusServiceUnavailable, "the gateway is ending"
+		report["draining"] = "the gateway is ending"
+		notReady = errors.New(report["draining"])
 	}
 	for _, check := range s.config.Checks {
 		err := check.Ready(ctx)
 		report[check.Name] = check.describe(err)
-		if err != nil {
-			code = http.StatusServiceUnavailable
+		if err != nil && notReady == nil {
+			notReady = fmt.Errorf("%s: %w", check.Name, err)
 		}
 	}
-	convention.WriteJSON(w, code, report)
+	return report, notReady
 }
 
 // describe returns the state of a check for /readyz, given the error of Ready.

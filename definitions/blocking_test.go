@@ -21,7 +21,7 @@ func TestAFileReplacedByAPipeIsReportedAndStillFollowed(t *testing.T) {
 	must(t, os.Remove(f.path))
 	must(t, syscall.Mkfifo(f.path, 0o600))
 	f.wants("bad reading definitions: " + f.path + " is a pipe, not a regular file")
-	f.watcher.Reload()
+	f.watcher.Reload(t.Context())
 	f.wants("bad reading definitions: " + f.path + " is a pipe")
 	writeFile(t, f.path+"~", shop("items"))
 	must(t, os.Rename(f.path+"~", f.path))

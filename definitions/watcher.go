@@ -42,7 +42,7 @@ type WatcherConfig struct {
 // or with its directory.
 type Watcher struct {
 	config WatcherConfig
-	reload chan struct{}
+	reload chan chan<- struct{} // takes a channel that is closed when the file was read
 
 	last    *Definitions           // the last valid ones; nil if there were none
 	seen    string                 // the state that was last reported
@@ -70,19 +70,25 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Watcher{config: config, reload: make(chan struct{}, 1)}
+	w := &Watcher{config: config, reload: make(chan chan<- struct{})}
 	if config.Current != nil {
 		w.last, w.seen = config.Current, stateOf(source{text: config.Current.Text, files: config.Current.files}, nil)
 	}
 	return w
 }
 
-// Reload reads the file now, without debounce. A problem is reported even if it was reported before. Reload is safe for
-// concurrent use, also before Run.
-func (w *Watcher) Reload() {
+// Reload has Run read the file now, without debounce, and returns when the result was reported, or when ctx ends. A
+// problem is reported even if it was reported before. Reload is safe for concurrent use, also before Run.
+func (w *Watcher) Reload(ctx context.Context) {
+	done := make(chan struct{})
 	select {
-	case w.reload <- struct{}{}:
-	default: // one is pending
+	case w.reload <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
@@ -106,8 +112,9 @@ func (w *Watcher) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.reload:
+		case done := <-w.reload:
 			w.look(ctx, true)
+			close(done)
 		case <-events: // any event, because a link on the path of the file may have been replaced
 			if w.pending == "" && w.touched(ctx) {
 				lookIn(w.look(ctx, false))

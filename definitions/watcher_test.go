@@ -326,11 +326,11 @@ func TestReloadReportsABrokenFileAgain(t *testing.T) {
 	f := started(t, byEvent)
 	f.write("services: 1\n")
 	f.wants("bad ")
-	f.watcher.Reload()
+	f.watcher.Reload(t.Context())
 	f.wants("bad ")
 	f.write(shop("orders"))
 	f.wants("good orders")
-	f.watcher.Reload()
+	f.watcher.Reload(t.Context())
 	f.wantsNothing() // it is what is served
 }
 
@@ -342,9 +342,9 @@ func TestReloadReadsAtOnce(t *testing.T) {
 		Path: path, Current: mustParse(t, shop("orders")), Poll: time.Hour, Settle: time.Hour, Missing: time.Hour,
 	})
 	f.write(shop("items")) // which would settle in an hour
-	f.watcher.Reload()
+	f.watcher.Reload(t.Context())
 	f.wants("good items")
 	must(t, os.Remove(path))
-	f.watcher.Reload()
+	f.watcher.Reload(t.Context())
 	f.wants("bad reading definitions: open " + path)
 }

@@ -9,6 +9,7 @@ import (
 
 	"gatepost/envoy"
 	"gatepost/redisconn"
+	"gatepost/systemd"
 	"gatepost/xds"
 )
 
@@ -53,6 +54,8 @@ type Config struct {
 	// AccessLog receives the access log of the Envoy that Run runs, one Write for each line. It must not block. Nil: these
 	// lines go to Logger.
 	AccessLog io.Writer
+	// Systemd receives the state of the process. Nil: nothing is reported.
+	Systemd *systemd.Reporter
 	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
 	DroppedLogLines func() uint64
 }

@@ -61,7 +61,7 @@ type Gateway struct {
 // source is where definitions come from. It reports each change to the rollout.
 type source interface {
 	Run(ctx context.Context)
-	Reload()
+	Reload(ctx context.Context)
 }
 
 // New makes every part, reads the definitions and publishes them to the Envoys that will connect.

@@ -79,8 +79,8 @@ func (s *redisSource) Follow() {
 	})
 }
 
-// Reload has the newest revision read now.
-func (s *redisSource) Reload() { s.follower.Reload() }
+// Reload has the newest revision read now, and waits until it is.
+func (s *redisSource) Reload(ctx context.Context) { s.follower.Reload(ctx) }
 
 // Run follows the revisions and reports what is served, until ctx ends; then this gateway is waited
 // for no more.

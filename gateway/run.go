@@ -43,12 +43,6 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return err
 }
 
-// Reload reads the definitions again, and has Envoy try again a version that it has rejected.
-func (g *Gateway) Reload() {
-	g.rollout.RetryRejected()
-	g.source.Reload()
-}
-
 // awaitEnd waits until the gateway is to end, and makes it unready at once.
 func (g *Gateway) awaitEnd(ctx, failed context.Context) error {
 	select {
@@ -72,6 +66,7 @@ func (g *Gateway) serve(ctx context.Context, group *errgroup.Group) error {
 		group.Go(func() error { g.store.redis.FollowRevokes(ctx, g.logRevoke); return nil })
 	}
 	group.Go(func() error { g.source.Run(ctx); return nil })
+	group.Go(func() error { g.supervise(ctx, listeners[2].Addr()); return nil })
 	group.Go(func() error { return g.rollout.Run(ctx) })
 	g.logger.Info("serving", "gatepost_version", g.config.Version, "grpc", g.config.GRPC, "http", g.config.HTTP, "admin", g.config.Admin)
 	return nil
@@ -94,6 +89,7 @@ func (g *Gateway) listenAll() (all [3]net.Listener, err error) {
 
 // drain makes the gateway unready, in /readyz and in gRPC health; it goes on serving.
 func (g *Gateway) drain() {
+	g.config.Systemd.Stopping()
 	g.admin.Drain()
 	g.health.Shutdown() // NOT_SERVING, also for clients of Watch
 }

@@ -180,6 +180,23 @@ func (r *Rollout) StatusChanged() <-chan struct{} {
 	return r.changed
 }
 
+// AwaitResult waits until every Envoy serves the published version, or until it is known that none will for now: the
+// newest definitions failed, or no Envoy counts. If ctx ends first, it returns the status at that time.
+func (r *Rollout) AwaitResult(ctx context.Context) Status {
+	for {
+		changed := r.StatusChanged()
+		s := r.Status()
+		if s.Applied() || s.Failure != nil || s.Missing() != nil {
+			return s
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return s
+		}
+	}
+}
+
 // Run handles what the Envoys report until ctx ends.
 func (r *Rollout) Run(ctx context.Context) error {
 	saved := make(chan struct{}) // closed when nothing is left to save

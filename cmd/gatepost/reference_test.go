@@ -150,6 +150,10 @@ func environmentPage(root *cobra.Command) string {
 	})
 	b.WriteString("\nThe flags of single commands have variables of the same form, such as `GATEPOST_CONCURRENCY` for\n" +
 		"[`gatepost run --concurrency`](cli.md#gatepost-run).\n\n" +
+		"`gatepost run` and `gatepost serve` report their state to systemd on the socket that `NOTIFY_SOCKET` names: ready,\n" +
+		"reloading and stopping, and that they are alive if `WATCHDOG_USEC` and `WATCHDOG_PID` ask for that. systemd sets\n" +
+		"these variables; without `NOTIFY_SOCKET` nothing is reported. [Packages](../howto/packages.md#what-systemd-knows)\n" +
+		"has the details.\n\n" +
 		"`GOGC`, `GOMEMLIMIT` and the other variables of the Go runtime work as in every Go program.\n")
 	return b.String()
 }

@@ -12,6 +12,7 @@ import (
 	"gatepost/envoy"
 	"gatepost/gateway"
 	"gatepost/logqueue"
+	"gatepost/systemd"
 )
 
 func serveCommand(s *settings) *cobra.Command {
@@ -64,7 +65,7 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	}
 	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request
 	defer access.Close()
-	config.Logger, config.AccessLog = logger, access
+	config.Logger, config.AccessLog, config.Systemd = logger, access, systemd.New(logger)
 	config.DroppedLogLines = func() uint64 { return logs.Dropped() + access.Dropped() }
 	if err := adapt(&config); err != nil {
 		return err
@@ -90,7 +91,7 @@ func reloadOnHangup(ctx context.Context, g *gateway.Gateway, logger *slog.Logger
 				return
 			case <-hangup:
 				logger.Info("SIGHUP: reading the definitions again")
-				g.Reload()
+				g.Reload(ctx)
 			}
 		}
 	}()

@@ -35,7 +35,7 @@ type FollowerConfig struct {
 // Follower follows the newest revision.
 type Follower struct {
 	config FollowerConfig
-	reload chan struct{}
+	reload chan chan<- struct{} // takes a channel that is closed when the store was asked
 
 	current *Revision                // the last that was read
 	last    *definitions.Definitions // what the last one that was good says; nil: not known
@@ -56,15 +56,21 @@ func NewFollower(config FollowerConfig) *Follower {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{config: config, reload: make(chan struct{}, 1), current: config.Current, last: config.Read}
+	return &Follower{config: config, reload: make(chan chan<- struct{}), current: config.Current, last: config.Read}
 }
 
-// Reload has the store asked now; what is wrong is told though it was before. It may be called from anywhere, also
-// before Run.
-func (f *Follower) Reload() {
+// Reload has Run read the newest revision now, and returns when the result was reported, or when ctx ends. A problem is
+// reported even if it was reported before. Reload is safe for concurrent use, also before Run.
+func (f *Follower) Reload(ctx context.Context) {
+	done := make(chan struct{})
 	select {
-	case f.reload <- struct{}{}:
-	default: // one is on its way
+	case f.reload <- done:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
@@ -76,16 +82,18 @@ func (f *Follower) Run(ctx context.Context) {
 	poll := time.NewTimer(0)
 	defer poll.Stop()
 	for {
-		force := false
+		var reloaded chan<- struct{}
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.reload:
-			force = true
+		case reloaded = <-f.reload:
 		case <-heard:
 		case <-poll.C:
 		}
-		poll.Reset(f.look(ctx, force))
+		poll.Reset(f.look(ctx, reloaded != nil))
+		if reloaded != nil {
+			close(reloaded)
+		}
 	}
 }
 
