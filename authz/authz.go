@@ -109,7 +109,7 @@ func (s *Server) decide(ctx context.Context, c *call) Decision {
 	if d.Reason == ReasonTokenKnown {
 		s.grant(c, &d)
 		if s.seen != nil {
-			s.seen(c.principal, c.client)
+			s.seen(c.principal, c.client())
 		}
 	}
 	s.counts.add(d.rule.service, d.Reason)

@@ -53,7 +53,7 @@ func newDenial(now time.Time, q *Request, d *Decision) Denial {
 		Method:    kept(q.method),
 		Path:      kept(path),
 		Origin:    kept(q.origin),
-		Client:    kept(q.client),
+		Client:    kept(q.client()),
 	}
 	if denial.RequestID == "" {
 		denial.RequestID = kept(q.streamID)

@@ -206,7 +206,7 @@ func TestAnswersOnARealEnvoy(t *testing.T) {
 		same(t, b)
 	}
 	var q Request
-	if err := q.UnmarshalMessage(sent.checks[0]); err != nil || q.service != "orders" || q.client != "127.0.0.1" || q.path != "/orders" || q.method != "GET" {
+	if err := q.UnmarshalMessage(sent.checks[0]); err != nil || q.service != "orders" || q.client() != "127.0.0.1" || q.path != "/orders" || q.method != "GET" {
 		t.Errorf("read %+v, %v", q, err)
 	}
 }

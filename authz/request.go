@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"cmp"
+
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
@@ -13,6 +15,10 @@ const (
 	headerSubprotocols  = "sec-websocket-protocol"
 	headerRequestID     = "x-request-id"
 )
+
+// HeaderClientAddress is the request header with the client's address according to Envoy, which removes a client's own.
+// Envoy must send it with a Check if clients come through trusted proxies: the source of a Check is the proxy then.
+const HeaderClientAddress = "x-envoy-external-address"
 
 // CheckedHeaders are the request headers that Envoy must send with a Check, if the definitions accept a token in the
 // cookie or in subprotocols of these names. A decision can depend on no other header. A header that is added here must
@@ -35,9 +41,13 @@ type Request struct {
 	authorization, origin string
 	// cookie and subprotocols are too. Envoy sends them only if the definitions accept a token in one of them.
 	cookie, subprotocols string
-	// The others are for people and decide nothing. path includes the query.
-	requestID, streamID, method, path, client string
+	// The others are for people and decide nothing. path includes the query. source is the address of the connection, and
+	// address the client's according to Envoy, if they can differ.
+	requestID, streamID, method, path, source, address string
 }
+
+// client returns the client's address.
+func (q *Request) client() string { return cmp.Or(q.address, q.source) }
 
 // NewRequest returns the Request of a Check of the generated type.
 func NewRequest(r *authv3.CheckRequest) *Request {
@@ -51,7 +61,7 @@ func NewRequest(r *authv3.CheckRequest) *Request {
 		q.setHeader(name, value)
 	}
 	q.streamID, q.method, q.path = http.GetId(), http.GetMethod(), http.GetPath()
-	q.client = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
+	q.source = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
 	return q
 }
 
@@ -68,5 +78,7 @@ func (q *Request) setHeader(name, value string) {
 		q.subprotocols = value
 	case headerRequestID:
 		q.requestID = value
+	case HeaderClientAddress:
+		q.address = value
 	}
 }

@@ -33,10 +33,10 @@ var checkRequest = func() *shape {
 		"headers": takePairs((*Request).setHeader),
 	})
 	address := into(fields{
-		"socket_address": into(fields{"address": takeString(func(q *Request, s string) { q.client = s })}),
+		"socket_address": into(fields{"address": takeString(func(q *Request, s string) { q.source = s })}),
 		// The last member of a oneof wins.
-		"pipe":                   onEntry(func(q *Request) { q.client = "" }),
-		"envoy_internal_address": onEntry(func(q *Request) { q.client = "" }),
+		"pipe":                   onEntry(func(q *Request) { q.source = "" }),
+		"envoy_internal_address": onEntry(func(q *Request) { q.source = "" }),
 	})
 	attributes := into(fields{
 		"context_extensions": takePairs(func(q *Request, key, value string) { q.rawRule.set(key, value) }),

@@ -79,6 +79,7 @@ func oddRequests(t testing.TB) map[string][]byte {
 		return attributesOf(wire{}.msg(11, wire{}.msg(1, wire{}.str(1, "k").msg(2, wire{}.msg(1, wire{}.str(1, "k").msg(2, b))))))
 	}
 	return map[string][]byte{
+		"the address in a header":    append(addressOf(socket), httpOf(wire{}.msg(3, pair("x-envoy-external-address", "198.51.100.7")))...),
 		"metadata of odd type":       attributesOf(wire{}.num(11, 1)),
 		"metadata that is none":      attributesOf(wire{}.msg(11, wire{}.str(1, "\xff"))),
 		"whole":                      full,

@@ -61,6 +61,24 @@ func isPort(text string) bool {
 	return err == nil && n > 0 && text[0] != '0' && text[0] != '+'
 }
 
+// parseRange parses a range of IP addresses in CIDR notation, or a single address.
+func parseRange(text string) (netip.Prefix, *fault) {
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+		text = netip.PrefixFrom(addr, addr.BitLen()).String()
+	}
+	prefix, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil || prefix.Addr().Is4In6():
+		return netip.Prefix{}, faultf("write a range such as 10.0.0.0/8, or a single address", "%s is not a range of IP addresses", shown(text))
+	case prefix.Bits() == 0:
+		return netip.Prefix{}, faultf("list the addresses of your proxies alone", "%s would let every client choose its address", shown(text))
+	case prefix != prefix.Masked():
+		return netip.Prefix{}, faultf("write "+prefix.Masked().String()+", or "+prefix.Addr().String()+" for this address alone",
+			"%s has more bits than its prefix", shown(text))
+	}
+	return prefix, nil
+}
+
 // parseUpstream parses an upstream: scheme://host[:port][/base], without any other part of a URL.
 func parseUpstream(text string) (Upstream, *fault) {
 	u, fault := parseAddress(text)

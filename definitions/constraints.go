@@ -80,20 +80,21 @@ func addTwins(f *findings, field string) {
 
 // words are the noun and the remedy for a value of a field whose constraint is a regular expression.
 var words = map[protoreflect.FullName]struct{ noun, remedy string }{
-	"gatepost.v1.Service.name":                {"a name", "1 to 64 letters, digits, '.', '_' and '-', the first and the last a letter or digit"},
-	"gatepost.v1.Service.path":                {"a path", "the path that the service is found under, such as /orders"},
-	"gatepost.v1.Service.upstreams":           {"an upstream", "where the service runs, such as http://orders:8080"},
-	"gatepost.v1.Service.allowed_methods":     {"a method that can be allowed", "a method in capital letters, such as GET; never CONNECT or TRACE"},
-	"gatepost.v1.Service.scopes":              {"a scope", "1 to 64 visible ASCII characters without quotes, spaces and backslashes"},
-	"gatepost.v1.Cors.allow_headers":          {"a header name", "name each header, such as Content-Type; Envoy rejects a request header with an underscore, and * does not cover Authorization"},
-	"gatepost.v1.Cors.expose_headers":         {"a header name", "name each header, such as ETag"},
-	"gatepost.v1.Identity.user_header":        {"a header name", "letters, digits and hyphens, such as x-user-id; Envoy rejects an underscore"},
-	"gatepost.v1.Authenticator.user_header":   {"a header name", "letters, digits and hyphens, such as userid"},
-	"gatepost.v1.Authenticator.scopes_header": {"a header name", "letters, digits and hyphens, such as scopes"},
-	"gatepost.v1.Authenticator.url":           {"an address", "the whole address of the login, such as http://users/users/authenticate"},
-	"gatepost.v1.Tokens.cookie":               {"a cookie name", "letters, digits, hyphens, dots and underscores, such as session"},
-	"gatepost.v1.Tokens.subprotocol":          {"a subprotocol", "letters, digits, hyphens, dots and underscores, such as gatepost.bearer"},
-	"gatepost.v1.Gateway.origins":             {"an origin", "write it as a browser sends it, such as https://shop.example"},
+	"gatepost.v1.Service.name":                    {"a name", "1 to 64 letters, digits, '.', '_' and '-', the first and the last a letter or digit"},
+	"gatepost.v1.Service.path":                    {"a path", "the path that the service is found under, such as /orders"},
+	"gatepost.v1.Service.upstreams":               {"an upstream", "where the service runs, such as http://orders:8080"},
+	"gatepost.v1.Service.allowed_methods":         {"a method that can be allowed", "a method in capital letters, such as GET; never CONNECT or TRACE"},
+	"gatepost.v1.Service.scopes":                  {"a scope", "1 to 64 visible ASCII characters without quotes, spaces and backslashes"},
+	"gatepost.v1.Cors.allow_headers":              {"a header name", "name each header, such as Content-Type; Envoy rejects a request header with an underscore, and * does not cover Authorization"},
+	"gatepost.v1.Cors.expose_headers":             {"a header name", "name each header, such as ETag"},
+	"gatepost.v1.Identity.user_header":            {"a header name", "letters, digits and hyphens, such as x-user-id; Envoy rejects an underscore"},
+	"gatepost.v1.Authenticator.user_header":       {"a header name", "letters, digits and hyphens, such as userid"},
+	"gatepost.v1.Authenticator.scopes_header":     {"a header name", "letters, digits and hyphens, such as scopes"},
+	"gatepost.v1.Authenticator.url":               {"an address", "the whole address of the login, such as http://users/users/authenticate"},
+	"gatepost.v1.Tokens.cookie":                   {"a cookie name", "letters, digits, hyphens, dots and underscores, such as session"},
+	"gatepost.v1.Tokens.subprotocol":              {"a subprotocol", "letters, digits, hyphens, dots and underscores, such as gatepost.bearer"},
+	"gatepost.v1.ClientAddresses.trusted_proxies": {"a range of addresses", "write a range such as 10.0.0.0/8, or a single address"},
+	"gatepost.v1.Gateway.origins":                 {"an origin", "write it as a browser sends it, such as https://shop.example"},
 }
 
 func violationFault(f *findings, field string, v *protovalidate.Violation) *fault {

@@ -23,6 +23,12 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 	if a := g.AccessLog; a.On() {
 		m.AccessLog = &gatewayv1.AccessLog{Format: a.Format, To: a.To, Sample: new(a.Sample), ErrorsOnly: a.ErrorsOnly}
 	}
+	if c := g.ClientAddresses; len(c.TrustedProxies) > 0 {
+		m.ClientAddresses = &gatewayv1.ClientAddresses{ProxyProtocol: c.ProxyProtocol}
+		for _, proxies := range c.TrustedProxies {
+			m.ClientAddresses.TrustedProxies = append(m.ClientAddresses.TrustedProxies, proxies.String())
+		}
+	}
 	for _, s := range g.Services {
 		m.Services = append(m.Services, s.Message())
 	}

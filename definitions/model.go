@@ -23,6 +23,8 @@ type Gateway struct {
 	Identity Identity
 	// AccessLog is what Envoy logs about each request.
 	AccessLog AccessLog
+	// ClientAddresses is how the address of a client behind proxies is known.
+	ClientAddresses ClientAddresses
 	// Services are in the order of the file. Names and paths are unique. [Definitions.Next] keeps the pointers of
 	// unchanged services, so callers detect changes by comparing pointers.
 	Services []*Service
@@ -133,6 +135,14 @@ const (
 
 // On reports whether requests are logged.
 func (a AccessLog) On() bool { return a.Format == AccessLogECS || a.Format == AccessLogText }
+
+// ClientAddresses is how the address of a client behind proxies is known.
+type ClientAddresses struct {
+	// TrustedProxies are the ranges of the proxies' addresses. If empty, a client's address is that of its connection.
+	TrustedProxies []netip.Prefix
+	// ProxyProtocol is whether the proxies send the PROXY protocol. Only with TrustedProxies.
+	ProxyProtocol bool
+}
 
 // Service is one HTTP service behind the gateway.
 type Service struct {

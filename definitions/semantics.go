@@ -38,12 +38,33 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 		f.add("access_log.format", faultf("write ecs, text or off", "is missing"))
 	}
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
+	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
 	g.Services = make([]*Service, len(m.GetServices()))
 	for i, s := range m.GetServices() {
 		g.Services[i] = parseService(f, s, g, "services["+strconv.Itoa(i)+"]")
 	}
 	checkAmongServices(f, g.Services)
 	return g
+}
+
+func parseClientAddresses(f *findings, m *gatewayv1.ClientAddresses) ClientAddresses {
+	c := ClientAddresses{ProxyProtocol: m.GetProxyProtocol()}
+	first := map[netip.Prefix]string{} // :: range → field
+	for i, text := range m.GetTrustedProxies() {
+		field := fmt.Sprintf("client_addresses.trusted_proxies[%d]", i)
+		proxies, fault := parseRange(text)
+		if earlier, twice := first[proxies]; twice && fault == nil {
+			fault = twinFault(f, text, earlier)
+		}
+		f.add(field, fault)
+		first[proxies] = field
+		c.TrustedProxies = append(c.TrustedProxies, proxies)
+	}
+	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
+		f.add("client_addresses.proxy_protocol", faultf("list the addresses of your proxies under trusted_proxies",
+			"is true, and would let every client choose its address"))
+	}
+	return c
 }
 
 func checkOrigins(f *findings, origins []string) {

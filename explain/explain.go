@@ -89,7 +89,7 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 		return nil, err
 	}
 	e := &Explainer{definitions: d, served: served, version: snapshot.Version}
-	if snapshot, err = withoutAccessLog(snapshot, served, opts); err != nil {
+	if snapshot, err = decisive(snapshot, served, opts); err != nil {
 		return nil, err
 	}
 	if err := e.read(snapshot); err != nil {
@@ -98,16 +98,17 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	return e, nil
 }
 
-// withoutAccessLog returns the configuration that is read in place of s. The access log decides
-// nothing about a request, so its filters are not modelled. It adds x-request-id to a response,
-// which explain does not show.
-func withoutAccessLog(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
-	if !served.AccessLog.On() {
+// decisive returns the configuration that is read in place of s. The access log and the trusted
+// proxies decide nothing about a request, so their filters are not modelled. The access log adds
+// x-request-id to a response, and the proxies' filter chains keep some headers of a proxy, which
+// explain does not show.
+func decisive(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
+	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 {
 		return s, nil
 	}
-	quiet := *served
-	quiet.AccessLog = definitions.AccessLog{}
-	return xds.Build(&quiet, opts)
+	plain := *served
+	plain.AccessLog, plain.ClientAddresses = definitions.AccessLog{}, definitions.ClientAddresses{}
+	return xds.Build(&plain, opts)
 }
 
 // Version returns the version of the definitions, as `gatepost status` prints it.

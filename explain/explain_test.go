@@ -281,8 +281,9 @@ func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) 
 	return rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"
 }
 
-func TestDefinitionsWithAnAccessLogAreExplained(t *testing.T) {
+func TestDefinitionsWithAnAccessLogAndProxiesAreExplained(t *testing.T) {
 	const text = `access_log: {format: ecs}
+client_addresses: {trusted_proxies: [10.0.0.0/8], proxy_protocol: true}
 services: [{name: items, path: /items, authenticate: false, upstreams: ["http://items:8080"]}]`
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
 	if err != nil {

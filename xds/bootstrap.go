@@ -62,11 +62,24 @@ func sorted[R proto.Message](s *Snapshot, typeURL string) ([]R, error) {
 
 // takeIn puts the routes into a listener, instead of where to ask for them.
 func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
-	hcm, err := managerOf(l)
+	scopes, err := sorted[*routev3.ScopedRouteConfiguration](s, resourcev3.ScopedRouteType)
 	if err != nil {
 		return err
 	}
-	scopes, err := sorted[*routev3.ScopedRouteConfiguration](s, resourcev3.ScopedRouteType)
+	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
+		if err := inline(scopes, chain); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inline puts the routes into a filter chain. A chain that is nil stays so.
+func inline(scopes []*routev3.ScopedRouteConfiguration, chain *listenerv3.FilterChain) error {
+	if chain == nil {
+		return nil
+	}
+	hcm, err := managerOf(chain)
 	if err != nil {
 		return err
 	}
@@ -77,7 +90,7 @@ func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
 	if err != nil {
 		return err
 	}
-	l.FilterChains[0].Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: packed}
+	chain.Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: packed}
 	return nil
 }
 

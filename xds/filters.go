@@ -34,26 +34,27 @@ const authzTimeout = 2 * time.Second
 // httpFilters are the filters in their order. The first one finds a route for a request without one. CORS is before
 // the filters that can deny a request, so that it answers preflights without a token, and pages can read denials.
 func (b *builder) httpFilters() []*hcmv3.HttpFilter {
-	filter := func(name string, config *anypb.Any) *hcmv3.HttpFilter {
-		return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
-	}
 	var all []*hcmv3.HttpFilter
 	if b.logs() {
 		all = append(all, b.keepPath())
 	}
 	all = append(all,
-		filter(filterScope, b.findScope()),
-		filter(filterScope, b.findScope()),
-		filter(filterCORS, b.pack(&corsv3.Cors{})),
-		filter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: stripAll()})))
+		httpFilter(filterScope, b.findScope()),
+		httpFilter(filterScope, b.findScope()),
+		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
+		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll()})))
 	if b.hasModule() {
 		all = append(all, b.module())
 	}
 	return append(all,
-		filter(filterAuthz, b.pack(b.extAuthz())),
-		filter(filterOwnToken, b.ownTokenFilter()),
+		httpFilter(filterAuthz, b.pack(b.extAuthz())),
+		httpFilter(filterOwnToken, b.ownTokenFilter()),
 		// Without x-envoy-* headers, which would contain the path before the rewrite and the upstream's duration.
-		filter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
+		httpFilter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
+}
+
+func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 }
 
 // extAuthz asks the sidecar about each request, unless its route says that there is nothing to ask.
@@ -71,7 +72,7 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
 		ValidateMutations:   true,
-		AllowedHeaders:      exactly(authz.CheckedHeaders(b.gw.Tokens.Cookie, b.gw.Tokens.Subprotocol)),
+		AllowedHeaders:      exactly(b.checkedHeaders()),
 		// The sidecar adds and removes headers, and never a path, a method or a host. Of x-envoy-* it has one.
 		DecoderHeaderMutationRules: &mutationrulesv3.HeaderMutationRules{
 			AllowExpression: &matcherv3.RegexMatcher{Regex: "^" + authz.HeaderStreamDuration + "$"},

@@ -22,7 +22,8 @@ const (
 	bufferLimit           = 32 << 10 // for backpressure; bodies are streamed and can be larger
 )
 
-// listener depends on the address, the origins, the places of tokens, the access log and the module. Everything that
+// listener depends on the address, the origins, the places of tokens, the access log, the trusted proxies and the
+// module. Everything that
 // changes with a service is in the routes, so that connections survive a change of services.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
@@ -35,15 +36,19 @@ func (b *builder) listener() *listenerv3.Listener {
 			Ipv4Compat:    addr.Addr() == addr.Addr().Unmap() && addr.Addr().Is6() && addr.Addr().IsUnspecified(),
 		}}},
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
-		FilterChains: []*listenerv3.FilterChain{{
-			Filters: []*listenerv3.Filter{{
-				Name:       "envoy.filters.network.http_connection_manager",
-				ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(b.connectionManager())},
-			}},
-		}},
+		FilterChains:                  []*listenerv3.FilterChain{b.chain(b.connectionManager())},
 	}
+	b.trustProxies(l)
 	b.validate(l)
 	return l
+}
+
+// chain is a filter chain that serves HTTP.
+func (b *builder) chain(manager *hcmv3.HttpConnectionManager) *listenerv3.FilterChain {
+	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
+		Name:       "envoy.filters.network.http_connection_manager",
+		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.pack(manager)},
+	}}}
 }
 
 // connectionManager follows Envoy's advice for an edge proxy. It is stricter about what no API client needs: escaped
@@ -88,9 +93,9 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	}
 }
 
-// managerOf unpacks the connection manager of a listener.
-func managerOf(l *listenerv3.Listener) (*hcmv3.HttpConnectionManager, error) {
+// managerOf unpacks the connection manager of a filter chain.
+func managerOf(chain *listenerv3.FilterChain) (*hcmv3.HttpConnectionManager, error) {
 	hcm := new(hcmv3.HttpConnectionManager)
-	err := l.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(hcm)
+	err := chain.GetFilters()[0].GetTypedConfig().UnmarshalTo(hcm)
 	return hcm, err
 }

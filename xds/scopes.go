@@ -217,10 +217,7 @@ func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 
 // nameScope sets scopeHeader to the path without its query.
 func nameScope() *mutationrulesv3.HeaderMutation {
-	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-		Header:       &corev3.HeaderValue{Key: scopeHeader, Value: "%PATH(NQ:PATH)%"},
-		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
-	}}}
+	return overwrite(scopeHeader, "%PATH(NQ:PATH)%")
 }
 
 // findScope is the filter of scope.lua in the listener. Every scope except the beacon's disables it, so a request

@@ -45,9 +45,9 @@ func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 
 // stripAll is the strip filter's work on every route. It removes the header that scopes are found by, and adds
 // `vary: origin` to every response, which the CORS filter does not do.
-func stripAll() *headermutationv3.Mutations {
+func (b *builder) stripAll() *headermutationv3.Mutations {
 	return &headermutationv3.Mutations{
-		RequestMutations: remove(scopeHeader),
+		RequestMutations: append(remove(scopeHeader), b.nameClient()...),
 		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
 			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
 				Header:       &corev3.HeaderValue{Key: "vary", Value: "origin"},
@@ -55,6 +55,11 @@ func stripAll() *headermutationv3.Mutations {
 			}},
 		}},
 	}
+}
+
+// overwrite sets a request header; the value is a format string to Envoy.
+func overwrite(name, value string) *mutationrulesv3.HeaderMutation {
+	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: setHeader(name, value)}}
 }
 
 func remove(names ...string) []*mutationrulesv3.HeaderMutation {

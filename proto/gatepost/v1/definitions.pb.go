@@ -41,6 +41,9 @@ type Gateway struct {
 	Identity *Identity `protobuf:"bytes,5,opt,name=identity,proto3" json:"identity,omitempty"`
 	// What Envoy logs about each request. Default: nothing.
 	AccessLog *AccessLog `protobuf:"bytes,7,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	// How the gateway learns the address of a client behind your load balancer. Default: it is the address of the
+	// connection.
+	ClientAddresses *ClientAddresses `protobuf:"bytes,8,opt,name=client_addresses,json=clientAddresses,proto3" json:"client_addresses,omitempty"`
 	// The services behind the gateway. The longest matching path wins; the order does not matter. `[]` for none.
 	Services      []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -115,6 +118,13 @@ func (x *Gateway) GetIdentity() *Identity {
 func (x *Gateway) GetAccessLog() *AccessLog {
 	if x != nil {
 		return x.AccessLog
+	}
+	return nil
+}
+
+func (x *Gateway) GetClientAddresses() *ClientAddresses {
+	if x != nil {
+		return x.ClientAddresses
 	}
 	return nil
 }
@@ -775,6 +785,66 @@ func (x *AccessLog) GetErrorsOnly() bool {
 	return false
 }
 
+// ClientAddresses is how the gateway learns the address of a client behind load balancers and other proxies. Limits of
+// failed logins, sessions and logs use that address. A change of these settings replaces the listener: connections that
+// are open are drained.
+type ClientAddresses struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The addresses of your proxies: CIDR ranges, such as `10.0.0.0/8`, or single addresses. If a connection comes from
+	// one of them, the client's address is the rightmost address in X-Forwarded-For that is not of them, and
+	// X-Forwarded-Proto and X-Request-Id are kept. Those headers of all other clients are ignored. Default: none.
+	TrustedProxies []string `protobuf:"bytes,1,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
+	// Whether the proxies send the PROXY protocol, version 1 or 2. Connections that do not come from `trusted_proxies` are
+	// then answered 403, whatever they send. Default: false.
+	ProxyProtocol bool `protobuf:"varint,2,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientAddresses) Reset() {
+	*x = ClientAddresses{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientAddresses) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientAddresses) ProtoMessage() {}
+
+func (x *ClientAddresses) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientAddresses.ProtoReflect.Descriptor instead.
+func (*ClientAddresses) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ClientAddresses) GetTrustedProxies() []string {
+	if x != nil {
+		return x.TrustedProxies
+	}
+	return nil
+}
+
+func (x *ClientAddresses) GetProxyProtocol() bool {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return false
+}
+
 // Service is one HTTP service behind the gateway.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -810,7 +880,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +892,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +905,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{9}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Service) GetName() string {
@@ -912,7 +982,7 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xcb\x02\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x03\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -920,7 +990,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06tokens\x18\x04 \x01(\v2\x13.gatepost.v1.TokensR\x06tokens\x121\n" +
 	"\bidentity\x18\x05 \x01(\v2\x15.gatepost.v1.IdentityR\bidentity\x125\n" +
 	"\n" +
-	"access_log\x18\a \x01(\v2\x16.gatepost.v1.AccessLogR\taccessLog\x12<\n" +
+	"access_log\x18\a \x01(\v2\x16.gatepost.v1.AccessLogR\taccessLog\x12G\n" +
+	"\x10client_addresses\x18\b \x01(\v2\x1c.gatepost.v1.ClientAddressesR\x0fclientAddresses\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
 	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
@@ -985,7 +1056,10 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06sample\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x8d\xed\xb5\xa0\xf7ư>H\x00R\x06sample\x88\x01\x01\x12\x1f\n" +
 	"\verrors_only\x18\x04 \x01(\bR\n" +
 	"errorsOnlyB\t\n" +
-	"\a_sample\"\xb9\x04\n" +
+	"\a_sample\"t\n" +
+	"\x0fClientAddresses\x12:\n" +
+	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xb9\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -1014,7 +1088,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -1025,37 +1099,39 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Breaker)(nil),             // 6: gatepost.v1.Breaker
 	(*Identity)(nil),            // 7: gatepost.v1.Identity
 	(*AccessLog)(nil),           // 8: gatepost.v1.AccessLog
-	(*Service)(nil),             // 9: gatepost.v1.Service
-	(*durationpb.Duration)(nil), // 10: google.protobuf.Duration
+	(*ClientAddresses)(nil),     // 9: gatepost.v1.ClientAddresses
+	(*Service)(nil),             // 10: gatepost.v1.Service
+	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
 	2,  // 1: gatepost.v1.Gateway.tokens:type_name -> gatepost.v1.Tokens
 	7,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
-	9,  // 4: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	10, // 5: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	10, // 6: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	10, // 7: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 8: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	10, // 9: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 10: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	10, // 11: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	10, // 12: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 13: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 14: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 15: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	10, // 16: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	10, // 17: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	10, // 18: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	10, // 19: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	10, // 20: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	10, // 21: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
+	10, // 5: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	11, // 6: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	11, // 7: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	11, // 8: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 9: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	11, // 10: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 11: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	11, // 12: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	11, // 13: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 14: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 15: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 16: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	11, // 17: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	11, // 18: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	11, // 19: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	11, // 20: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	11, // 21: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	11, // 22: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -1067,14 +1143,14 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[5].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[9].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
