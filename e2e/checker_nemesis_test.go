@@ -130,6 +130,8 @@ type nemesis struct {
 	lines []*line
 	// shards is nil if Redis is not a Cluster.
 	shards *shards
+	// clocks are those of the gateways; nil if they have the machine's.
+	clocks []*clock
 
 	done []string // the faults and their times
 }
@@ -276,7 +278,7 @@ func (n *nemesis) ofGateway(number int, g *gateway) []fault {
 			}
 		}
 	}
-	return []fault{
+	all := []fault{
 		{place, "killed", g.Kill, g.Run, time.Second},
 		{place, "ended", g.Stop, g.Run, 200 * time.Millisecond},
 		{place, "frozen", func() { g.Signal(syscall.SIGSTOP) }, func() { g.Signal(syscall.SIGCONT) }, 3 * time.Second},
@@ -285,7 +287,17 @@ func (n *nemesis) ofGateway(number int, g *gateway) []fault {
 		{place, "with its Envoy frozen", envoy(syscall.SIGSTOP), envoy(syscall.SIGCONT), 3 * time.Second},
 		{place, "all frozen", func() { envoy(syscall.SIGSTOP)(); g.Signal(syscall.SIGSTOP) }, func() { g.Signal(syscall.SIGCONT); envoy(syscall.SIGCONT)() }, 3 * time.Second},
 	}
+	if n.clocks != nil {
+		step := func(by time.Duration) func() { return func() { n.clocks[number].step(by) } }
+		all = append(all,
+			fault{place, "with its clock set back", step(-largestStep), step(0), 2 * time.Second},
+			fault{place, "with its clock set forward", step(largestStep), step(0), 2 * time.Second})
+	}
+	return all
 }
+
+// largestStep is nearly a lease. It is shorter than the tolerance for a token's expiry.
+const largestStep = expiryMargin * 8 / 10
 
 // envoyOf returns the process id of a gateway's Envoy, or 0. An Envoy that only validates the
 // bootstrap is not counted.

@@ -24,14 +24,17 @@ import (
 //   - no user was mistaken for another;
 //   - no token is in the log of any process, nor in Redis.
 //
-// GATEPOST_SOAK is the duration (default: a minute). GATEPOST_SEED, which is logged, repeats the
+// GATEPOST_SOAK is the duration (default: 30 s). GATEPOST_SEED, which is logged, repeats the
 // faults of a run.
 func TestRevokedMeansRefused(t *testing.T) {
 	t.Parallel()
 	lasts, seed := soak(t), seed(t)
-	t.Run("checked inside Envoy", func(t *testing.T) { twoGateways(t, lasts/2, seed) })
-	t.Run("without the module", func(t *testing.T) { twoGateways(t, lasts/2, seed+1, "--module", "off") })
-	t.Run("one without a cache", func(t *testing.T) { twoGateways(t, lasts/2, seed+2, "--cache", "off") })
+	t.Run("checked inside Envoy, with clocks that are set", func(t *testing.T) {
+		program := withClocks(t)
+		twoGateways(t, []*clock{newClock(t, program), newClock(t, program)}, lasts/2, seed)
+	})
+	t.Run("without the module", func(t *testing.T) { twoGateways(t, nil, lasts/2, seed+1, "--module", "off") })
+	t.Run("one without a cache", func(t *testing.T) { twoGateways(t, nil, lasts/2, seed+2, "--cache", "off") })
 }
 
 func soak(t *testing.T) time.Duration {
@@ -65,17 +68,18 @@ func seed(t *testing.T) uint64 {
 }
 
 // twoGateways runs the checker on two gateways with one persistent Redis, each with its own line.
-// args are more arguments of the second gateway.
-func twoGateways(t *testing.T, lasts time.Duration, seed uint64, args ...string) {
+// clocks are those of the gateways, or nil; args are more arguments of the second gateway.
+func twoGateways(t *testing.T, clocks []*clock, lasts time.Duration, seed uint64, args ...string) {
 	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	lines := []*line{startLine(t, redis.Addr), startLine(t, redis.Addr)}
-	check(t, campaign{
-		lasts: lasts, seed: seed, redis: redis, lines: lines,
-		setups: []setup{
-			{Redis: "redis://" + lines[0].Addr, Args: []string{"--log-level", "debug"}},
-			{Redis: "redis://" + lines[1].Addr, Args: args},
-		},
-	})
+	setups := []setup{
+		{Redis: "redis://" + lines[0].Addr, Args: []string{"--log-level", "debug"}},
+		{Redis: "redis://" + lines[1].Addr, Args: args},
+	}
+	for i, c := range clocks {
+		setups[i] = c.of(setups[i])
+	}
+	check(t, campaign{lasts: lasts, seed: seed, redis: redis, lines: lines, clocks: clocks, setups: setups})
 }
 
 // With the embedded store, the one gateway that can use it keeps the same promise: nothing that it
@@ -93,6 +97,7 @@ type campaign struct {
 	redis  *redistest.Server
 	lines  []*line
 	shards *shards
+	clocks []*clock
 }
 
 // The lifetime of tokens is short, so that some expire during the run, and long enough that tokens
@@ -123,9 +128,10 @@ services:
 	wait := clients.run(done)
 	time.Sleep(c.lasts / 10)
 	h.wasCalm(h.since(calm))
+	decidedInside(t, gateways)
 	n := &nemesis{
 		t: t, random: rand.New(rand.NewPCG(c.seed, 0)), history: h, gateways: gateways, redis: c.redis, lines: c.lines,
-		shards: c.shards,
+		shards: c.shards, clocks: c.clocks,
 	}
 	n.rage(h.start.Add(calm + c.lasts))
 	for _, g := range gateways {
@@ -140,6 +146,18 @@ services:
 	afterwards(t, clients)
 	h.wasCalm(h.since(calm))
 	conclude(t, clients, n)
+}
+
+// decidedInside fails the test if a gateway whose Envoy checks tokens by itself did not do so.
+func decidedInside(t *testing.T, gateways []*gateway) {
+	t.Helper()
+	for i, g := range gateways {
+		hits := g.Metric(`gatepost_decisions_total{decision="allow",reason="module"`)
+		t.Logf("gateway %d: %v uses were decided inside Envoy before the first fault", i, hits)
+		if g.Status().GetModule().GetLibrary() != "" && hits == 0 {
+			t.Errorf("gateway %d: the module was not used", i)
+		}
+	}
 }
 
 // healthy waits until every gateway accepts new tokens of every gateway.

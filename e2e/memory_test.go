@@ -45,7 +45,7 @@ func TestMemoryStaysFlat(t *testing.T) {
 		each(func(int) {
 			token := g.Login(fmt.Sprint("user-", i))
 			for range 200 {
-				u := &user{client: client, url: g.URL, token: token}
+				u := &user{client: client, url: g.URL, authorization: "Bearer " + token}
 				u.once(t)
 			}
 			g.Do("POST", "/token/revoke", "", "Authorization: "+token)
@@ -92,7 +92,7 @@ func (u *user) once(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	request.Header.Set("Authorization", "Bearer "+u.token)
+	request.Header.Set("Authorization", u.authorization)
 	answer, err := u.client.Do(request)
 	if err != nil {
 		t.Errorf("using a token: %v", err)

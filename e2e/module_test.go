@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -61,9 +60,11 @@ func (c *checking) hits() float64 {
 
 // user is a client that uses one token repeatedly over its own connection.
 type user struct {
-	client   *http.Client
-	url      string
-	token    string
+	client *http.Client
+	url    string
+	// authorization is the header: the token by itself, or after "Bearer".
+	authorization string
+
 	accepted atomic.Int64
 	refused  atomic.Int64
 	// latest is the start time of the last accepted use, in nanoseconds since the start of the
@@ -80,7 +81,7 @@ func (u *user) use(ctx context.Context, t *testing.T, start time.Time) {
 			t.Error(err)
 			return
 		}
-		request.Header.Set("Authorization", "Bearer "+u.token)
+		request.Header.Set("Authorization", u.authorization)
 		answer, err := u.client.Do(request)
 		if err != nil {
 			t.Errorf("using a token: %v", err)
@@ -114,9 +115,9 @@ func (c *checking) trial(t *testing.T, number int) {
 	var all sync.WaitGroup
 	for i, g := range c.gateways {
 		for _, client := range []*http.Client{envoytest.Client(t), envoytest.H2Client(t)} {
-			u := &user{client: client, url: g.URL, token: token}
-			if i%2 == number/2%2 { // both forms of credentials
-				u.token = token
+			u := &user{client: client, url: g.URL, authorization: token}
+			if i%2 == number/2%2 { // each form of the header is a decision of its own
+				u.authorization = "Bearer " + token
 			}
 			users = append(users, u)
 			all.Go(func() { u.use(ctx, t, start) })
@@ -414,10 +415,19 @@ func TestModuleSetting(t *testing.T) {
 // withModule builds a gatepost with another library as its module, and returns its path.
 func withModule(t *testing.T, library string) string {
 	t.Helper()
+	return withOverlay(t, map[string]string{moduleFile(t): library})
+}
+
+// moduleFile is the library that is embedded in gatepost.
+func moduleFile(t *testing.T) string {
+	return filepath.Join(root(t), "envoy/module/build/libgatepost_"+runtime.GOARCH+".so")
+}
+
+// withOverlay builds a gatepost in which files are replaced by others, and returns its path.
+func withOverlay(t *testing.T, replaced map[string]string) string {
+	t.Helper()
 	dir := t.TempDir()
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{
-		filepath.Join(root(t), "envoy/module/build/libgatepost_"+runtime.GOARCH+".so"): library,
-	}})
+	overlay, err := json.Marshal(map[string]any{"Replace": replaced})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -443,11 +453,9 @@ func root(t *testing.T) string {
 // TestModuleThatEnvoyRejects: the gateway works without the module, and reports it once.
 func TestModuleThatEnvoyRejects(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "none.so")
-	if err := os.WriteFile(file, bytes.Repeat([]byte("no library "), 1000), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	c := startChecking(t, setup{Program: withModule(t, file)})
+	// A library of these sources that has not all functions that Envoy requires.
+	library := moduletest.Compile(t, "library", "-Denvoy_dynamic_module_on_program_init=absent")
+	c := startChecking(t, setup{Program: withModule(t, library)})
 	g := c.gateways[0]
 	want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
 	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "the module is refused by Envoy") {

@@ -255,7 +255,6 @@ func (t *Table) end(slot int) uint64 {
 func (t *Table) place(slot int) int { return headerWords + slot*slotWords }
 
 // write fills a slot. The caller holds the lock.
-
 func (t *Table) write(slot int, is tag, expires, until uint64, user string) {
 	var text [1 + userBytes]byte
 	text[0] = byte(copy(text[1:], user))
