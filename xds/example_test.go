@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
@@ -35,7 +36,8 @@ func ExampleBuild() {
 	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.ScopedRouteType, resourcev3.ClusterType} {
 		resources, _ := snapshot.Resources(typeURL)
 		for _, name := range slices.Sorted(maps.Keys(resources)) {
-			fmt.Println(resources[name].ProtoReflect().Descriptor().Name(), name)
+			name, _, _ := strings.Cut(name, "#") // a hash of its content follows
+			fmt.Println(typeURL[strings.LastIndexByte(typeURL, '.')+1:], name)
 		}
 	}
 	// Output:
@@ -46,8 +48,8 @@ func ExampleBuild() {
 	// ScopedRouteConfiguration /orders
 	// ScopedRouteConfiguration /token
 	// Cluster nowhere
-	// Cluster service/items#lYMrsUadm4o
-	// Cluster service/orders#iO7aPMXqg60
+	// Cluster service/items
+	// Cluster service/orders
 }
 
 // The version is a hash of the content: the order of the services does not change it, any value does.
