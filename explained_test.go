@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/tools/txtar"
+
+	"gatepost/convention"
+	"gatepost/definitions"
 )
 
 // These tests hold docs/troubleshooting.md and docs/reference/http.md to what the code reports.
@@ -77,7 +83,7 @@ func TestReasonsOfExplainAreExplained(t *testing.T) {
 	})
 	all := troubleshooting(t)
 	explained := append(firstCells(cut(all, "## Reasons\n", "### Other reasons"), regexp.MustCompile(`(?m)^### (\S+)$`)),
-		firstCells(cut(all, "### Other reasons", "## Outcomes"), regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|"))...)
+		firstCells(cut(all, "### Other reasons", "## Outcomes"), regexp.MustCompile(`(?m)^#### (\S+)$`))...)
 	for _, reason := range reasons {
 		if !slices.Contains(explained, reason) {
 			t.Errorf("docs/troubleshooting.md does not explain the reason %q of gatepost explain", reason)
@@ -86,6 +92,110 @@ func TestReasonsOfExplainAreExplained(t *testing.T) {
 	if len(reasons) < 5 {
 		t.Errorf("only the reasons %v were found in the code", reasons)
 	}
+	anchors := readPage("", all).anchors()
+	for _, reason := range slices.Concat(reasons, explained) {
+		if page, anchor, _ := strings.Cut(convention.SectionOfReason(reason).String(), "#"); page != "docs/troubleshooting.md" || !anchors[anchor] {
+			t.Errorf("the reason %q names %s#%s, which does not exist", reason, page, anchor)
+		}
+	}
+}
+
+// Each section that messages name exists.
+func TestSectionsThatMessagesNameExist(t *testing.T) {
+	anchors := readPage("", troubleshooting(t)).anchors()
+	sections := literals(t, "convention", func(n ast.Node) []ast.Expr {
+		spec, _ := n.(*ast.ValueSpec)
+		if spec == nil {
+			return nil
+		}
+		if kind, _ := spec.Type.(*ast.Ident); kind == nil || kind.Name != "Section" {
+			return nil
+		}
+		return spec.Values
+	})
+	for _, section := range sections {
+		if !anchors[section] {
+			t.Errorf("docs/troubleshooting.md has no heading #%s", section)
+		}
+	}
+	if len(sections) < 5 {
+		t.Errorf("only the sections %v were found in the code", sections)
+	}
+}
+
+// Each problem, warning and note of the golden files of package definitions names the section that explains it.
+func TestValidationMessagesNameTheSectionThatExplainsThem(t *testing.T) {
+	named := map[string]int{}
+	for _, p := range problemsOfGoldenFiles(t) {
+		_, anchor, _ := strings.Cut(p.See, "#")
+		named[anchor]++
+		section := sectionOf(troubleshooting(t), anchor)
+		if p.See == "" || section == "" {
+			t.Errorf("%s names the page %q, which does not exist", p, p.See)
+		} else if anchor != string(convention.SectionNotes) && !slices.ContainsFunc(slices.Collect(maps.Values(explanations(section))), func(r *regexp.Regexp) bool { return r.MatchString(p.What) }) {
+			t.Errorf("%s names %s, which does not explain it", p, p.See)
+		}
+	}
+	if len(named) < 6 {
+		t.Errorf("only the sections %v are named", named)
+	}
+}
+
+// sectionOf returns the text below the heading with an anchor, up to the next heading.
+func sectionOf(page, anchor string) string {
+	for _, part := range regexp.MustCompile(`(?m)^#+ `).Split(page, -1) {
+		if title, text, _ := strings.Cut(part, "\n"); readPage("", "# "+title).anchors()[anchor] {
+			return text
+		}
+	}
+	return ""
+}
+
+// problemsOfGoldenFiles returns all that is reported about the golden files of package definitions.
+func problemsOfGoldenFiles(t *testing.T) (all definitions.Problems) {
+	t.Helper()
+	paths, _ := filepath.Glob("definitions/testdata/*.txtar")
+	folders, _ := filepath.Glob("definitions/testdata/folders/*.txtar")
+	for _, path := range slices.Concat(paths, folders) {
+		archive, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		for _, file := range archive.Files {
+			name := filepath.Join(dir, file.Name)
+			if file.Name == "problems" {
+				continue
+			}
+			if err := os.WriteFile(name, file.Data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Contains(folders, path) {
+				report := definitions.Check(name)
+				all = slices.Concat(all, report.Problems, report.Warnings, report.Notes)
+			}
+		}
+		if slices.Contains(folders, path) {
+			report := definitions.Check(dir)
+			all = slices.Concat(all, report.Problems, report.Warnings, report.Notes)
+		}
+	}
+	if len(all) < 100 {
+		t.Errorf("the golden files have only %d problems", len(all))
+	}
+	return all
+}
+
+// explanations are the spans in the first column of a section's tables, and the messages that they match.
+func explanations(section string) map[string]*regexp.Regexp {
+	explained := map[string]*regexp.Regexp{}
+	for _, row := range regexp.MustCompile(`(?m)^\| ([^|]+) \|`).FindAllStringSubmatch(section, -1) {
+		for _, span := range codeSpan.FindAllString(row[1], -1) {
+			span = strings.Trim(span, "`")
+			explained[span] = regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(span), "…", ".*") + `($|[ :])`)
+		}
+	}
+	return explained
 }
 
 // Each log record above DEBUG has its explanation in docs/troubleshooting.md, and nothing else has.
@@ -183,13 +293,7 @@ func TestCallsOfTheAdminAddressAreDocumented(t *testing.T) {
 // Each problem of the golden files of package definitions is explained, and nothing else is.
 func TestValidationMessagesAreExplained(t *testing.T) {
 	section := cut(troubleshooting(t), "## Validation messages", "### Warnings")
-	explained := map[string]*regexp.Regexp{}
-	for _, row := range regexp.MustCompile(`(?m)^\| ([^|]+) \|`).FindAllStringSubmatch(section, -1) {
-		for _, span := range codeSpan.FindAllString(row[1], -1) {
-			span = strings.Trim(span, "`")
-			explained[span] = regexp.MustCompile("^" + strings.ReplaceAll(regexp.QuoteMeta(span), "…", ".*") + `($|[ :])`)
-		}
-	}
+	explained := explanations(section)
 	matched := map[string]bool{}
 	for _, message := range problems(t) {
 		known := false

@@ -17,7 +17,7 @@ import (
 const logKeys = `
 acked address admin answered by cache call change client count damaged_file damaged_pages decision dir
 envoy_version envoys error file former from gatepost_version grpc http left_out lines_left_out masters message method
-module node origin outcome panic path pid poll_seconds reason redis refused remedy request_id revision route seconds
+module node origin outcome panic path pid poll_seconds reason redis refused remedy request_id revision route seconds see
 service services session sessions source stack token type user version wait_seconds withheld`
 
 func TestLogKeysAreThoseOfTheList(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -120,6 +121,7 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 		attrs = append(attrs, slog.Int("lines_left_out", leftOut))
 	}
 	if one.Decision == string(CannotTell) { // an outage, not a fault of the client
+		attrs = append(attrs, slog.String("see", convention.SectionOfReason(one.Reason).String()))
 		d.logger.LogAttrs(ctx, slog.LevelWarn, "request could not be decided", attrs...)
 		return
 	}

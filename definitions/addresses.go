@@ -22,10 +22,10 @@ func parseListen(listen string) (netip.AddrPort, *fault) {
 		if isPort(listen) {
 			remedy = "write :" + listen
 		}
-		return none, faultf(remedy, "%s is not an address with a port", shown(listen))
+		return none, aboutAddresses.faultf(remedy, "%s is not an address with a port", shown(listen))
 	}
 	if !isPort(port) {
-		return none, faultf("write a port from 1 to 65535", "%s has no such port", shown(listen))
+		return none, aboutAddresses.faultf("write a port from 1 to 65535", "%s has no such port", shown(listen))
 	}
 	number, _ := strconv.ParseUint(port, 10, 16) // a port, by isPort
 	if host == "" {
@@ -33,11 +33,11 @@ func parseListen(listen string) (netip.AddrPort, *fault) {
 	}
 	switch addr, err := netip.ParseAddr(host); {
 	case err != nil && host == "localhost":
-		return none, faultf("write 127.0.0.1:"+port, "%s has a name where an IP address must be", shown(listen))
+		return none, aboutAddresses.faultf("write 127.0.0.1:"+port, "%s has a name where an IP address must be", shown(listen))
 	case err != nil:
-		return none, faultf("write an IP address of this machine, or :"+port+" for all of them", "%s has no IP address", shown(listen))
+		return none, aboutAddresses.faultf("write an IP address of this machine, or :"+port+" for all of them", "%s has no IP address", shown(listen))
 	case addr.Zone() != "" || addr.Is4In6() || addr.IsMulticast():
-		return none, faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
+		return none, aboutAddresses.faultf("write a plain IPv4 or IPv6 address", "%s is not an address to listen on", shown(listen))
 	default:
 		return netip.AddrPortFrom(addr, uint16(number)), nil
 	}
@@ -69,11 +69,11 @@ func parseRange(text string) (netip.Prefix, *fault) {
 	prefix, err := netip.ParsePrefix(text)
 	switch {
 	case err != nil || prefix.Addr().Is4In6():
-		return netip.Prefix{}, faultf("write a range such as 10.0.0.0/8, or a single address", "%s is not a range of IP addresses", shown(text))
+		return netip.Prefix{}, aboutAddresses.faultf("write a range such as 10.0.0.0/8, or a single address", "%s is not a range of IP addresses", shown(text))
 	case prefix.Bits() == 0:
-		return netip.Prefix{}, faultf("list the addresses of your proxies alone", "%s would let every client choose its address", shown(text))
+		return netip.Prefix{}, aboutAddresses.faultf("list the addresses of your proxies alone", "%s would let every client choose its address", shown(text))
 	case prefix != prefix.Masked():
-		return netip.Prefix{}, faultf("write "+prefix.Masked().String()+", or "+prefix.Addr().String()+" for this address alone",
+		return netip.Prefix{}, aboutAddresses.faultf("write "+prefix.Masked().String()+", or "+prefix.Addr().String()+" for this address alone",
 			"%s has more bits than its prefix", shown(text))
 	}
 	return prefix, nil
@@ -86,7 +86,7 @@ func parseUpstream(text string) (Upstream, *fault) {
 		return Upstream{}, fault
 	}
 	if strings.ContainsRune(text, '?') {
-		return Upstream{}, faultf("remove it; a request keeps its own", "%s has a query", shown(text))
+		return Upstream{}, aboutAddresses.faultf("remove it; a request keeps its own", "%s has a query", shown(text))
 	}
 	base := u.EscapedPath()
 	if base == "/" {
@@ -94,7 +94,7 @@ func parseUpstream(text string) (Upstream, *fault) {
 	}
 	if base != "" {
 		if fault := pathFault(base); fault != nil {
-			return Upstream{}, faultf(fault.remedy, "its path %s", fault.what)
+			return Upstream{}, aboutAddresses.faultf(fault.remedy, "its path %s", fault.what)
 		}
 	}
 	port := defaultPorts[u.Scheme]
@@ -111,7 +111,7 @@ func ownAddressFault(u Upstream, text string, listen netip.AddrPort) *fault {
 	if u.Port != listen.Port() || !reaches(u.Host, listen.Addr()) {
 		return nil
 	}
-	return faultf("write where the service runs", "%s is the address on which this gateway listens", shown(text))
+	return aboutAddresses.faultf("write where the service runs", "%s is the address on which this gateway listens", shown(text))
 }
 
 // reaches reports whether a connection to host reaches a socket that listens on addr.
@@ -138,24 +138,24 @@ func parseAddress(text string) (*url.URL, *fault) {
 		return nil, addressCharacterFault(text, i)
 	}
 	if !strings.Contains(text, "://") {
-		return nil, faultf("write "+shown("http://"+afterScheme.ReplaceAllString(text, "")), "%s has no http:// or https:// before it", shown(text))
+		return nil, aboutAddresses.faultf("write "+shown("http://"+afterScheme.ReplaceAllString(text, "")), "%s has no http:// or https:// before it", shown(text))
 	}
 	u, err := url.Parse(text)
 	if err != nil {
 		// Without the error of url.Parse: it shows parts of the address, which can be those of a password.
-		return nil, faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
+		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
 	}
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, faultf("write http or https", "%s has the scheme %q", shown(text), u.Scheme)
+		return nil, aboutAddresses.faultf("write http or https", "%s has the scheme %q", shown(text), u.Scheme)
 	case u.User != nil:
-		return nil, faultf("remove it: definitions are no place for a password", "%s has user info", shown(text))
+		return nil, aboutAddresses.faultf("remove it: definitions are no place for a password", "%s has user info", shown(text))
 	case strings.ContainsRune(text, '#'):
-		return nil, faultf("remove it", "%s has a fragment", shown(text))
+		return nil, aboutAddresses.faultf("remove it", "%s has a fragment", shown(text))
 	case u.Hostname() == "":
-		return nil, faultf("write an address such as http://orders:8080", "%s has no host", shown(text))
+		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s has no host", shown(text))
 	case strings.HasSuffix(u.Host, ":") || u.Port() != "" && !isPort(u.Port()):
-		return nil, faultf("write a port from 1 to 65535", "%s has no such port", shown(text))
+		return nil, aboutAddresses.faultf("write a port from 1 to 65535", "%s has no such port", shown(text))
 	}
 	return u, hostFault(text, u.Hostname())
 }
@@ -171,7 +171,7 @@ func addressCharacterFault(text string, i int) *fault {
 		remedy = "write " + shown(scheme+"://"+ascii)
 	}
 	c := []rune(text[i:])[0]
-	return faultf(remedy, "%s has the character %q", shown(text), c)
+	return aboutAddresses.faultf(remedy, "%s has the character %q", shown(text), c)
 }
 
 func isASCII(text string) bool {
@@ -186,14 +186,14 @@ func hostFault(text, host string) *fault {
 		return nameFault(text, host)
 	}
 	if addr.Zone() != "" {
-		return faultf("write the address without it", "%s has an IPv6 zone", shown(text))
+		return aboutAddresses.faultf("write the address without it", "%s has an IPv6 zone", shown(text))
 	}
 	addr = unwrap(addr)
 	switch {
 	case addr.IsLinkLocalUnicast() || slices.Contains(metadataAddresses, addr):
-		return faultf("a link-local address or a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+		return aboutAddresses.faultf("a link-local address or a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
 	case addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return faultf("write the address of one machine", "%s is no address to call", shown(text))
+		return aboutAddresses.faultf("write the address of one machine", "%s is no address to call", shown(text))
 	}
 	return nil
 }
@@ -230,18 +230,18 @@ var (
 func nameFault(text, host string) *fault {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if slices.Contains(metadataNames, name) {
-		return faultf("a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+		return aboutAddresses.faultf("a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
 	}
 	labels := strings.Split(name, ".")
 	for _, label := range labels {
 		if label == "" || len(label) > 63 || len(name) > 253 || strings.ContainsFunc(label, isNoHostCharacter) {
-			return faultf("write a host name or an IP address", "%s has no such host", shown(text))
+			return aboutAddresses.faultf("write a host name or an IP address", "%s has no such host", shown(text))
 		}
 	}
 	// 2852039166 and 0xa9fea9fe are 169.254.169.254 to a resolver (the URL standard: "ends in a number").
 	last := labels[len(labels)-1]
 	if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" {
-		return faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shown(text))
+		return aboutAddresses.faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shown(text))
 	}
 	return nil
 }

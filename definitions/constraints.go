@@ -51,7 +51,7 @@ func checkConstraints(f *findings, g *gatewayv1.Gateway) {
 			addViolation(f, violation)
 		}
 	default: // a constraint that cannot be checked is violated
-		f.at(f.root, "", faultf("", "the rules of the model cannot be checked: %v", err))
+		f.at(f.root, "", aboutFields.faultf("", "the rules of the model cannot be checked: %v", err))
 	}
 }
 
@@ -71,7 +71,7 @@ func addTwins(f *findings, field string) {
 	for i, item := range list.Content {
 		if earlier, twice := first[item.Value]; twice {
 			f.add(fmt.Sprintf("%s[%d]", field, i),
-				faultf("remove one of them", "%s is in the list twice, first on %s", shown(item.Value), f.line(earlier)))
+				aboutFields.faultf("remove one of them", "%s is in the list twice, first on %s", shown(item.Value), f.line(earlier)))
 			continue
 		}
 		first[item.Value] = item
@@ -100,7 +100,7 @@ var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 func violationFault(f *findings, field string, v *protovalidate.Violation) *fault {
 	known := words[fullName(field)]
 	if _, there := f.locate(field); !there || v.Proto.GetRuleId() == "repeated.min_items" {
-		return faultf(known.remedy, "is missing")
+		return aboutFields.faultf(known.remedy, "is missing")
 	}
 	node, _ := f.locate(field)
 	limit := v.RuleValue.String()
@@ -108,19 +108,19 @@ func violationFault(f *findings, field string, v *protovalidate.Violation) *faul
 	case "in":
 		return choiceFault(node, v)
 	case "max_len":
-		return faultf("at most "+limit+" characters", "is too long")
+		return aboutFields.faultf("at most "+limit+" characters", "is too long")
 	case "max_items":
-		return faultf("at most "+limit, "has too many entries")
+		return aboutFields.faultf("at most "+limit, "has too many entries")
 	case "min_len":
-		return faultf(known.remedy, "is empty")
+		return aboutFields.faultf(known.remedy, "is empty")
 	case "pattern", "not_in":
 		return patternFault(node, known.noun, known.remedy)
 	default:
 		if kind == "duration" || kind == "uint32" || kind == "double" {
-			return faultf(v.Proto.GetMessage(), "%s is out of range", node.Value)
+			return aboutFields.faultf(v.Proto.GetMessage(), "%s is out of range", node.Value)
 		}
 	}
-	return faultf(known.remedy, "%s", v.Proto.GetMessage())
+	return aboutFields.faultf(known.remedy, "%s", v.Proto.GetMessage())
 }
 
 func patternFault(node *yaml.Node, noun, remedy string) *fault {
@@ -128,7 +128,7 @@ func patternFault(node *yaml.Node, noun, remedy string) *fault {
 	if upper := strings.ToUpper(value); noun == words["gatepost.v1.Service.allowed_methods"].noun && upper != value {
 		remedy = "write " + upper // methods are case-sensitive (RFC 9110 §9.1)
 	}
-	return faultf(remedy, "%s is not %s", shown(value), noun)
+	return aboutFields.faultf(remedy, "%s is not %s", shown(value), noun)
 }
 
 // choiceFault is the problem of a string that is none of the valid ones.
@@ -139,7 +139,7 @@ func choiceFault(node *yaml.Node, v *protovalidate.Violation) *fault {
 			choices = append(choices, choice)
 		}
 	}
-	return faultf("write "+strings.Join(choices, " or "), "is %s", shown(node.Value))
+	return aboutFields.faultf("write "+strings.Join(choices, " or "), "is %s", shown(node.Value))
 }
 
 // fullName returns the full name in the schema of the field at a path.

@@ -112,7 +112,7 @@ func TestFileThatIsTooLargeIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Load(path)
-	if want := path + ":1:1: the file is larger than 16 MiB"; err == nil || err.Error() != want {
+	if want := path + ":1:1: the file is larger than 16 MiB\nsee docs/troubleshooting.md#the-file"; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }
@@ -143,8 +143,8 @@ func TestErrorOfManyProblemsEndsInACount(t *testing.T) {
 		t.Fatalf("got %d problems, want 50", len(problems))
 	}
 	lines := strings.Split(err.Error(), "\n")
-	if len(lines) != 21 || lines[20] != "and 30 more problems" {
-		t.Errorf("got %d lines, the last %q", len(lines), lines[len(lines)-1])
+	if len(lines) != 22 || lines[20] != "and 30 more problems" || lines[21] != "see docs/troubleshooting.md#fields-and-values" {
+		t.Errorf("got %d lines, the last %q", len(lines), lines[max(0, len(lines)-2):])
 	}
 }
 

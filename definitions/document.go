@@ -19,30 +19,30 @@ const emptyRemedy = "a gateway without services is written as `services: []`"
 // readDocument reads the one YAML document in text and returns its root, a mapping.
 func readDocument(name string, text []byte) (*yaml.Node, Problems) {
 	if fault, pos := checkText(text); fault != nil {
-		return nil, Problems{{File: name, Line: pos.line, Column: pos.column, What: fault.what, Remedy: fault.remedy}}
+		return nil, Problems{problem(name, nil, pos, "", fault)}
 	}
 	document, next, err := decodeYAML(text)
-	problem := func(node *yaml.Node, what, remedy string) Problems {
-		p := Problem{File: name, Line: 1, Column: 1, What: what, Remedy: remedy}
+	fileProblem := func(node *yaml.Node, what, remedy string) Problems {
+		pos := position{1, 1}
 		if node != nil {
-			p.Line, p.Column = node.Line, node.Column
+			pos = position{node.Line, node.Column}
 		}
-		return Problems{p}
+		return Problems{problem(name, nil, pos, "", aboutFile.faultf(remedy, "%s", what))}
 	}
 	if err != nil {
 		return nil, Problems{syntaxProblem(name, text, err)}
 	}
 	if document == nil || len(document.Content) != 1 {
-		return nil, problem(nil, "the file is empty", emptyRemedy)
+		return nil, fileProblem(nil, "the file is empty", emptyRemedy)
 	}
 	root := document.Content[0]
 	switch {
 	case next != nil:
-		return nil, problem(next, "a second YAML document begins here", "write one file with one document; remove the line `---`")
+		return nil, fileProblem(next, "a second YAML document begins here", "write one file with one document; remove the line `---`")
 	case root.Kind == yaml.ScalarNode && root.Tag == "!!null":
-		return nil, problem(nil, "the file is empty", emptyRemedy)
+		return nil, fileProblem(nil, "the file is empty", emptyRemedy)
 	case root.Kind != yaml.MappingNode:
-		return nil, problem(root, "the file is "+kindOf(root)+", not fields", "begin with a field, such as `services:`")
+		return nil, fileProblem(root, "the file is "+kindOf(root)+", not fields", "begin with a field, such as `services:`")
 	}
 	return root, nil
 }
@@ -80,19 +80,19 @@ func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {
 // characters at which no editor does (a lone CR, NEL, LS, PS), so line numbers would be wrong.
 func checkText(text []byte) (*fault, position) {
 	if len(text) > MaxSize {
-		return faultf("", "the file is larger than %d MiB", MaxSize>>20), position{1, 1}
+		return aboutFile.faultf("", "the file is larger than %d MiB", MaxSize>>20), position{1, 1}
 	}
 	pos := position{1, 1}
 	for i := 0; i < len(text); {
 		r, size := utf8.DecodeRune(text[i:])
 		switch {
 		case r == utf8.RuneError && size == 1:
-			return faultf("save it as UTF-8", "the file is not UTF-8 text"), pos
+			return aboutFile.faultf("save it as UTF-8", "the file is not UTF-8 text"), pos
 		case r == '\r' && i+1 < len(text) && text[i+1] == '\n':
 		case r == '\n':
 			pos = position{pos.line + 1, 0}
 		case r < ' ' && r != '\t', r >= 0x7f && r < 0xa0, r == '\u2028', r == '\u2029':
-			return faultf("remove it", "the character %U does not belong in a definitions file", r), pos
+			return aboutFile.faultf("remove it", "the character %U does not belong in a definitions file", r), pos
 		}
 		pos.column++
 		i += size
@@ -120,7 +120,7 @@ func syntaxProblem(name string, text []byte, err error) Problem {
 	if variable.Match(first) {
 		remedy = "variables are not replaced, and in brackets YAML takes the { of one for its own: " + variableRemedy("")
 	}
-	return Problem{File: name, Line: line, Column: column, What: "this is no YAML: " + what, Remedy: remedy}
+	return problem(name, nil, position{line, column}, "", aboutFile.faultf(remedy, "this is no YAML: %s", what))
 }
 
 func readSyntaxError(err error) (line int, what string) {

@@ -181,7 +181,7 @@ func (m *merger) add(document *yaml.Node) {
 		case fd.Name() != "services":
 			m.addSetting(document, key, value)
 		case services != nil:
-			m.report(key, "services", faultf("remove one of them", "is given twice, first on %s", m.line(services)))
+			m.report(key, "services", aboutFields.faultf("remove one of them", "is given twice, first on %s", m.line(services)))
 		case value.Kind != yaml.SequenceNode:
 			services = key
 			m.report(value, "services", wantList(value, fd))
@@ -191,7 +191,7 @@ func (m *merger) add(document *yaml.Node) {
 		}
 	}
 	if services == nil && !unknown && m.owner != document {
-		m.report(document, "services", faultf(emptyRemedy, "is missing"))
+		m.report(document, "services", aboutFields.faultf(emptyRemedy, "is missing"))
 	}
 }
 
@@ -218,10 +218,10 @@ func (m *merger) addSetting(document, key, value *yaml.Node) {
 	}
 	const remedy = "one file has the settings of the gateway; all others have only `services`"
 	if fd := fieldOf(key, m.gateway); valueOf(m.owner, fd) != nil {
-		m.report(key, key.Value, faultf(remedy, "is given twice, first on %s", m.line(valueOf(m.owner, fd))))
+		m.report(key, key.Value, aboutFields.faultf(remedy, "is given twice, first on %s", m.line(valueOf(m.owner, fd))))
 		return
 	}
-	m.report(key, key.Value, faultf(remedy, "is a setting of the gateway, and the settings begin on %s", m.line(m.settings)))
+	m.report(key, key.Value, aboutFields.faultf(remedy, "is a setting of the gateway, and the settings begin on %s", m.line(m.settings)))
 }
 
 // moveDown adds lines to the lines of a node and of all nodes below it.
@@ -245,7 +245,7 @@ func place(name string, files []folderFile, line int) (file string, lineThere in
 
 // problem makes a problem of a place in the merged document.
 func problem(name string, files []folderFile, at position, field string, fault *fault) Problem {
-	p := Problem{Column: at.column, Field: field, What: fault.what, Remedy: fault.remedy}
+	p := Problem{Column: at.column, Field: field, What: fault.what, Remedy: fault.remedy, See: fault.about.page()}
 	p.File, p.Line = place(name, files, at.line)
 	return p
 }

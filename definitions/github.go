@@ -34,9 +34,7 @@ func (r Report) annotations(strict bool) (lines []string) {
 		add("warning", r.Warnings)
 	}
 	add("notice", r.Notes)
-	if r.Envoy != nil && r.Envoy.Refused != "" {
-		add("error", Problems{{File: r.File, Line: 1, Column: 1, What: "Envoy refuses what is made of it: " + r.Envoy.Refused}})
-	}
+	add("error", r.refusal())
 	if r.OK {
 		r.Warnings, r.Notes = nil, nil
 		lines = append(lines, r.lines(false)...)
@@ -52,6 +50,9 @@ func annotation(command string, p Problem) string {
 	}
 	if p.Remedy != "" {
 		text += " (" + p.Remedy + ")"
+	}
+	if p.See != "" {
+		text += "\nsee " + p.See
 	}
 	return fmt.Sprintf("::%s file=%s,line=%d,col=%d::%s", command, githubProperty.Replace(p.File), p.Line, p.Column, githubText.Replace(text))
 }

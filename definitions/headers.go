@@ -32,7 +32,7 @@ func isOwned(header string) bool {
 // identityHeaderFault is the problem of a request header that cannot contain the user's id.
 func identityHeaderFault(header string) *fault {
 	if header != "" && isOwned(header) {
-		return faultf("choose one of its own, such as x-user-id", "%s means something else to HTTP or to Envoy", shown(header))
+		return aboutFields.faultf("choose one of its own, such as x-user-id", "%s means something else to HTTP or to Envoy", shown(header))
 	}
 	return nil
 }
@@ -46,7 +46,7 @@ var answerHeaders = []string{
 // answerHeaderFault is the problem of a response header that cannot contain the user's id or scopes.
 func answerHeaderFault(header string) *fault {
 	if header != "" && (isOwned(header) || slices.Contains(answerHeaders, strings.ToLower(header))) {
-		return faultf("choose one of its own", "%s means something else in an answer", shown(header))
+		return aboutFields.faultf("choose one of its own", "%s means something else in an answer", shown(header))
 	}
 	return nil
 }

@@ -15,14 +15,14 @@ func (d *Definitions) Notes() Problems {
 	var notes Problems
 	for i, s := range d.Gateway.Services {
 		if outer, ok := enclosing(byPath, s.Path); ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
-			notes = append(notes, d.note(i, "authenticate", fmt.Sprintf(
+			notes = append(notes, d.note(i, "authenticate", aboutNotes.faultf("see that this is meant",
 				"the public service %q lies under the path of %q on %s, which is secured",
-				s.Name, d.Gateway.Services[outer].Name, d.line(outer)), "see that this is meant"))
+				s.Name, d.Gateway.Services[outer].Name, d.line(outer))))
 		}
 		if door, ok := doors.to(s); ok && s.Authenticate {
-			notes = append(notes, d.note(i, "upstreams", fmt.Sprintf(
+			notes = append(notes, d.note(i, "upstreams", aboutNotes.faultf("see that this is meant, or give each an upstream or a base path of its own",
 				"the public service %q on %s leads to the same upstream, so what %q has there may be reached without a token",
-				d.Gateway.Services[door].Name, d.line(door), s.Name), "see that this is meant, or give each an upstream or a base path of its own"))
+				d.Gateway.Services[door].Name, d.line(door), s.Name)))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
 	}
@@ -93,11 +93,11 @@ func (d *Definitions) methodNotes(i int, s *Service) Problems {
 	case 0:
 		return nil
 	case len(s.Methods):
-		return Problems{d.note(i, "allowed_methods", fmt.Sprintf("nobody can reach %q over HTTP/1.1: Envoy knows none of its methods there (%s)",
-			s.Name, strings.Join(odd, ", ")), "use methods that HTTP defines")}
+		return Problems{d.note(i, "allowed_methods", aboutNotes.faultf("use methods that HTTP defines",
+			"nobody can reach %q over HTTP/1.1: Envoy knows none of its methods there (%s)", s.Name, strings.Join(odd, ", ")))}
 	}
-	return Problems{d.note(i, "allowed_methods", fmt.Sprintf("Envoy takes %s over HTTP/2 alone", strings.Join(odd, ", ")),
-		"use methods that HTTP defines, or HTTP/2")}
+	return Problems{d.note(i, "allowed_methods", aboutNotes.faultf("use methods that HTTP defines, or HTTP/2",
+		"Envoy takes %s over HTTP/2 alone", strings.Join(odd, ", ")))}
 }
 
 // tokenNotes lists secured services that nobody, or no page, can use.
@@ -108,13 +108,12 @@ func (d *Definitions) tokenNotes() Problems {
 	}
 	var notes Problems
 	if d.Gateway.Tokens.Authenticator == nil {
-		notes = append(notes, d.note(secured, "authenticate",
-			"nobody can log in to this or another secured service", "set tokens.authenticator"))
+		notes = append(notes, d.note(secured, "authenticate", aboutNotes.faultf("set tokens.authenticator",
+			"nobody can log in to this or another secured service")))
 	}
 	if !slices.ContainsFunc(d.Gateway.Cors.AllowHeaders, func(h string) bool { return strings.EqualFold(h, "authorization") }) {
-		notes = append(notes, d.note(secured, "authenticate",
-			"no page of another origin can show a token to this or another secured service: cors.allow_headers has no Authorization",
-			"add it to cors.allow_headers"))
+		notes = append(notes, d.note(secured, "authenticate", aboutNotes.faultf("add it to cors.allow_headers",
+			"no page of another origin can show a token to this or another secured service: cors.allow_headers has no Authorization")))
 	}
 	return notes
 }
@@ -126,7 +125,7 @@ func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 	for i, s := range d.Gateway.Services {
 		for _, u := range s.Upstreams {
 			if fault := ownAddressFault(u, u.String(), listen); fault != nil {
-				problems = append(problems, d.note(i, "upstreams", fault.what, fault.remedy))
+				problems = append(problems, d.note(i, "upstreams", fault))
 			}
 		}
 	}
@@ -161,6 +160,6 @@ func enclosing(byPath map[string]int, path string) (index int, ok bool) {
 	return 0, false
 }
 
-func (d *Definitions) note(service int, field, what, remedy string) Problem {
-	return problem(d.Name, d.files, d.places[service], fmt.Sprintf("services[%d].%s", service, field), &fault{what, remedy})
+func (d *Definitions) note(service int, field string, fault *fault) Problem {
+	return problem(d.Name, d.files, d.places[service], fmt.Sprintf("services[%d].%s", service, field), fault)
 }

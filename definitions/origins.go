@@ -15,9 +15,9 @@ import (
 func originFault(origin string) *fault {
 	switch {
 	case origin == "*" || strings.Contains(origin, "*"):
-		return faultf("write each origin out, or no origins to let every page call", "%s has a *, which stands for nothing here", shown(origin))
+		return aboutOrigins.faultf("write each origin out, or no origins to let every page call", "%s has a *, which stands for nothing here", shown(origin))
 	case strings.EqualFold(origin, "null"):
-		return faultf("remove it: any page can make itself null, in a sandboxed frame", "null is no origin")
+		return aboutOrigins.faultf("remove it: any page can make itself null, in a sandboxed frame", "null is no origin")
 	}
 	form, ok := browserForm(origin)
 	if ok && form == origin {
@@ -27,7 +27,7 @@ func originFault(origin string) *fault {
 	if ok {
 		remedy = "write " + shown(form)
 	}
-	return faultf(remedy, "%s is not as a browser sends it%s", shown(origin), originDetail(origin, form))
+	return aboutOrigins.faultf(remedy, "%s is not as a browser sends it%s", shown(origin), originDetail(origin, form))
 }
 
 // originDetail names the difference between origin and the form of browsers, if it is hard to see.

@@ -7,7 +7,7 @@ import "strings"
 // these would match nothing, or not what its author expects.
 func pathFault(path string) *fault {
 	if !strings.HasPrefix(path, "/") {
-		return faultf("write "+shown("/"+strings.TrimLeft(path, " ./")), "%s does not begin with a slash", shown(path))
+		return aboutPaths.faultf("write "+shown("/"+strings.TrimLeft(path, " ./")), "%s does not begin with a slash", shown(path))
 	}
 	for _, c := range path {
 		if fault := characterFault(path, c); fault != nil {
@@ -15,14 +15,14 @@ func pathFault(path string) *fault {
 		}
 	}
 	if strings.Contains(path, "//") {
-		return faultf("write one", "%s has two slashes in a row", shown(path))
+		return aboutPaths.faultf("write one", "%s has two slashes in a row", shown(path))
 	}
 	if path != "/" && strings.HasSuffix(path, "/") {
-		return faultf("write "+shown(strings.TrimRight(path, "/")), "%s ends in a slash", shown(path))
+		return aboutPaths.faultf("write "+shown(strings.TrimRight(path, "/")), "%s ends in a slash", shown(path))
 	}
 	for segment := range strings.SplitSeq(path, "/") {
 		if segment == "." || segment == ".." {
-			return faultf("write the path that it leads to", "%s has the segment %q, which is not a segment of its own", shown(path), segment)
+			return aboutPaths.faultf("write the path that it leads to", "%s has the segment %q, which is not a segment of its own", shown(path), segment)
 		}
 	}
 	return nil
@@ -36,17 +36,17 @@ func characterFault(path string, c rune) *fault {
 	case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.ContainsRune(plain, c):
 		return nil
 	case c == '?' || c == '#':
-		return faultf("write what stands before it; a request is matched by its path alone", "%s has a query or a fragment", shown(path))
+		return aboutPaths.faultf("write what stands before it; a request is matched by its path alone", "%s has a query or a fragment", shown(path))
 	case c == '%':
-		return faultf("write plain ASCII characters", "%s has an escape", shown(path))
+		return aboutPaths.faultf("write plain ASCII characters", "%s has an escape", shown(path))
 	case c == '*' || c == '{':
 		remedy := "write whole segments without it; a path takes all that is below it"
 		if literal := literalPart(path); literal != "/" {
 			remedy = "write " + shown(literal) + ", which takes all that is below it"
 		}
-		return faultf(remedy, "%s has a placeholder", shown(path))
+		return aboutPaths.faultf(remedy, "%s has a placeholder", shown(path))
 	}
-	return faultf("write letters, digits and "+plain, "%s has the character %q", shown(path), c)
+	return aboutPaths.faultf("write letters, digits and "+plain, "%s has the character %q", shown(path), c)
 }
 
 // literalPart returns the whole segments of a path before its first placeholder.
@@ -65,9 +65,9 @@ func tokensPathFault(path string) *fault {
 	}
 	switch {
 	case path == "/":
-		return faultf("choose one, such as /token", "leaves no path to the services")
+		return aboutPaths.faultf("choose one, such as /token", "leaves no path to the services")
 	case within(path, OwnPath):
-		return faultf("choose another", "%s is a path that the gateway keeps for itself", shown(path))
+		return aboutPaths.faultf("choose another", "%s is a path that the gateway keeps for itself", shown(path))
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"gatepost/convention"
 )
 
 // Problem is one mistake in a definitions file.
@@ -20,6 +22,8 @@ type Problem struct {
 	What string `json:"what"`
 	// Remedy is what to do. It can be empty.
 	Remedy string `json:"remedy,omitempty"`
+	// See is the page, and the anchor in it, that explains the problem.
+	See string `json:"see,omitempty"`
 }
 
 // String returns the problem as `file:line:column: field: problem (remedy)`.
@@ -42,7 +46,7 @@ type Problems []Problem
 // maxShown limits the problems in an error message, which can end up in a log.
 const maxShown = 20
 
-// Error lists the first 20 problems, one per line, and the number of the others.
+// Error lists the first 20 problems, one per line, the number of the others, and the pages that explain those listed.
 func (p Problems) Error() string {
 	lines := make([]string, 0, min(len(p), maxShown)+1)
 	for _, problem := range p[:min(len(p), maxShown)] {
@@ -50,6 +54,9 @@ func (p Problems) Error() string {
 	}
 	if more := len(p) - maxShown; more > 0 {
 		lines = append(lines, fmt.Sprintf("and %d more problems", more))
+	}
+	if see := p[:min(len(p), maxShown)].See(); see != "" {
+		lines = append(lines, see)
 	}
 	return strings.Join(lines, "\n")
 }
@@ -60,12 +67,43 @@ func (p Problems) sort() {
 	})
 }
 
-// fault is a problem of a value, without its position.
-type fault struct{ what, remedy string }
-
-func faultf(remedy, what string, args ...any) *fault {
-	return &fault{what: fmt.Sprintf(what, args...), remedy: remedy}
+// See returns a line that names the pages about the problems. It is empty if there is no page.
+func (p Problems) See() string {
+	var pages []string
+	for _, p := range p {
+		if p.See != "" && !slices.Contains(pages, p.See) {
+			pages = append(pages, p.See)
+		}
+	}
+	if len(pages) == 0 {
+		return ""
+	}
+	return "see " + strings.Join(pages, ", ")
 }
+
+// fault is a problem of a value, without its position.
+type fault struct {
+	about        topic
+	what, remedy string
+}
+
+// topic is the section of the documentation that explains a fault.
+type topic convention.Section
+
+const (
+	aboutFile      = topic(convention.SectionFile)
+	aboutFields    = topic(convention.SectionFields)
+	aboutPaths     = topic(convention.SectionPaths)
+	aboutAddresses = topic(convention.SectionAddresses)
+	aboutOrigins   = topic(convention.SectionOrigins)
+	aboutNotes     = topic(convention.SectionNotes)
+)
+
+func (t topic) faultf(remedy, what string, args ...any) *fault {
+	return &fault{about: t, what: fmt.Sprintf(what, args...), remedy: remedy}
+}
+
+func (t topic) page() string { return convention.Section(t).String() }
 
 // shown returns a value of the file for a problem: quoted, truncated, and without user info, which can be a password.
 func shown(value string) string {

@@ -31,11 +31,11 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	checkCors(f, &g.Cors, len(g.Origins) > 0)
 	checkTokens(f, &g.Tokens, m.GetTokens().GetAuthenticator())
 	if g.Tokens.Cookie != "" && len(g.Origins) == 0 {
-		f.add("tokens.cookie", faultf("list the origins that may, under origins",
+		f.add("tokens.cookie", aboutOrigins.faultf("list the origins that may, under origins",
 			"would let every page on the web act as its visitor: browsers send a cookie by themselves"))
 	}
 	if a := m.GetAccessLog(); a != nil && a.GetFormat() == "" {
-		f.add("access_log.format", faultf("write ecs, text or off", "is missing"))
+		f.add("access_log.format", aboutFields.faultf("write ecs, text or off", "is missing"))
 	}
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
@@ -61,7 +61,7 @@ func parseClientAddresses(f *findings, m *gatewayv1.ClientAddresses) ClientAddre
 		c.TrustedProxies = append(c.TrustedProxies, proxies)
 	}
 	if c.ProxyProtocol && len(c.TrustedProxies) == 0 {
-		f.add("client_addresses.proxy_protocol", faultf("list the addresses of your proxies under trusted_proxies",
+		f.add("client_addresses.proxy_protocol", aboutAddresses.faultf("list the addresses of your proxies under trusted_proxies",
 			"is true, and would let every client choose its address"))
 	}
 	return c
@@ -81,12 +81,12 @@ func checkOrigins(f *findings, origins []string) {
 }
 
 func twinFault(f *findings, value, earlier string) *fault {
-	return faultf("remove one of them", "%s is in the list twice, first on %s", shown(value), f.where(earlier))
+	return aboutFields.faultf("remove one of them", "%s is in the list twice, first on %s", shown(value), f.where(earlier))
 }
 
 func checkCors(f *findings, c *Cors, originsSet bool) {
 	if c.AllowCredentials && !originsSet {
-		f.add("cors.allow_credentials", faultf("list the origins that may, under origins",
+		f.add("cors.allow_credentials", aboutOrigins.faultf("list the origins that may, under origins",
 			"is true, which would let every page on the web act with its visitor's cookies"))
 	}
 	checkHeaderTwins(f, "cors.allow_headers", c.AllowHeaders)
@@ -113,7 +113,7 @@ func checkTokens(f *findings, t *Tokens, m *gatewayv1.Authenticator) {
 	f.add("tokens.lifetime", wholeSeconds(t.Lifetime))
 	f.add("tokens.session_lifetime", wholeSeconds(t.SessionLifetime))
 	if t.SessionLifetime < t.Lifetime && !f.isSpoilt("tokens.lifetime") {
-		f.add("tokens.session_lifetime", faultf("write at least "+seconds(t.Lifetime)+", or a shorter lifetime",
+		f.add("tokens.session_lifetime", aboutFields.faultf("write at least "+seconds(t.Lifetime)+", or a shorter lifetime",
 			"is shorter than the lifetime of a token, %s (%s)", seconds(t.Lifetime), f.where("tokens.lifetime")))
 	}
 	a := t.Authenticator
@@ -130,7 +130,7 @@ func checkTokens(f *findings, t *Tokens, m *gatewayv1.Authenticator) {
 		if m.GetScopesHeader() == "" {
 			field = "tokens.authenticator.user_header"
 		}
-		f.add(field, faultf("use two headers", "the user's id and the scopes would come in one header, %s",
+		f.add(field, aboutFields.faultf("use two headers", "the user's id and the scopes would come in one header, %s",
 			shown(cmp.Or(m.GetUserHeader(), defaultUserIDHeader))))
 	}
 }
@@ -143,31 +143,31 @@ func wholeSeconds(d time.Duration) *fault {
 	if d%time.Second == 0 {
 		return nil
 	}
-	return faultf("write whole seconds, such as 60s", "has a part of a second, which cannot be told to a client")
+	return aboutFields.faultf("write whole seconds, such as 60s", "has a part of a second, which cannot be told to a client")
 }
 
 // parseService parses a service of g and checks it by itself.
 func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *Service {
 	s := serviceOf(m)
 	if name := strings.ToLower(s.Name); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
-		f.add(field+".name", faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
+		f.add(field+".name", aboutPaths.faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
 	}
 	switch fault := pathFault(s.Path); {
 	case fault != nil:
 		f.add(field+".path", fault)
 	case within(s.Path, g.Tokens.Path):
-		f.add(field+".path", faultf("choose another, or another tokens.path",
+		f.add(field+".path", aboutPaths.faultf("choose another, or another tokens.path",
 			"%s is a path that the gateway keeps for its tokens (%s, %s)", shown(s.Path), g.Tokens.Path, f.where("tokens.path")))
 	case within(s.Path, OwnPath):
-		f.add(field+".path", faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
+		f.add(field+".path", aboutPaths.faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
 	}
 	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen)
 	if !s.Authenticate && len(s.Scopes) > 0 {
-		f.add(field+".scopes", faultf("remove the one or the other",
+		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
 	}
 	if s.WebSocket && !slices.Contains(s.Methods, "GET") {
-		f.add(field+".websocket", faultf("allow GET too",
+		f.add(field+".websocket", aboutOrigins.faultf("allow GET too",
 			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))
 	}
 	return s
@@ -203,10 +203,10 @@ func mismatch(f *findings, u Upstream, text string, before []Upstream, fields []
 	scheme := func(u Upstream) string { return strings.SplitN(u.Origin(), ":", 2)[0] }
 	switch {
 	case u.TLS != model.TLS:
-		return faultf("write "+scheme(model)+" for all, or make two services",
+		return aboutAddresses.faultf("write "+scheme(model)+" for all, or make two services",
 			"is %s, and the upstream on %s is %s", scheme(u), f.where(fields[0]), scheme(model))
 	case u.Base != model.Base:
-		return faultf("upstreams of a service differ in host and port alone; make two services",
+		return aboutAddresses.faultf("upstreams of a service differ in host and port alone; make two services",
 			"has the path %s, and the upstream on %s has %s", shown(u.Base), f.where(fields[0]), shown(model.Base))
 	}
 	if i := slices.Index(before, u); i >= 0 {
@@ -220,14 +220,14 @@ func checkAmongServices(f *findings, services []*Service) {
 	names, paths := make(map[string]int, len(services)), make(map[string]int, len(services)) // :: → index of the first service that has it
 	for i, s := range services {
 		if earlier, taken := names[s.Name]; taken {
-			f.add(fmt.Sprintf("services[%d].name", i), faultf("give each service a name of its own",
+			f.add(fmt.Sprintf("services[%d].name", i), aboutFields.faultf("give each service a name of its own",
 				"%s is also the name of the service on %s", shown(s.Name), f.where(fmt.Sprintf("services[%d].name", earlier))))
 		} else {
 			names[s.Name] = i
 		}
 		path := strings.ToLower(s.Path)
 		if earlier, taken := paths[path]; taken {
-			f.add(fmt.Sprintf("services[%d].path", i), faultf("give each service a path of its own; letters count alike in any case",
+			f.add(fmt.Sprintf("services[%d].path", i), aboutFields.faultf("give each service a path of its own; letters count alike in any case",
 				"%s is also the path of the service %q on %s",
 				shown(s.Path), services[earlier].Name, f.where(fmt.Sprintf("services[%d].path", earlier))))
 		} else {

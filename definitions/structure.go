@@ -23,7 +23,7 @@ func readStructure(f *findings) *gatewayv1.Gateway {
 	readFields(f, f.root, g.ProtoReflect(), "")
 	services := g.ProtoReflect().Descriptor().Fields().ByName("services")
 	if valueOf(f.root, services) == nil && !f.isSpoilt("services") {
-		f.at(f.root, "services", faultf(emptyRemedy, "is missing"))
+		f.at(f.root, "services", aboutFields.faultf(emptyRemedy, "is missing"))
 	}
 	return g
 }
@@ -39,7 +39,7 @@ func readFields(f *findings, mapping *yaml.Node, message protoreflect.Message, p
 		}
 		field := join(path, string(fd.Name()))
 		if earlier, twice := first[fd.Name()]; twice {
-			f.at(key, field, faultf("remove one of them", "is given twice, first on %s", f.line(earlier)))
+			f.at(key, field, aboutFields.faultf("remove one of them", "is given twice, first on %s", f.line(earlier)))
 			continue
 		}
 		first[fd.Name()] = key
@@ -67,10 +67,10 @@ func fieldOf(key *yaml.Node, message protoreflect.MessageDescriptor) protoreflec
 func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescriptor, path string) {
 	switch {
 	case key.Kind != yaml.ScalarNode:
-		f.at(key, join(path, "?"), faultf("write a field's name", "the name of a field is %s", kindOf(key)))
+		f.at(key, join(path, "?"), aboutFields.faultf("write a field's name", "the name of a field is %s", kindOf(key)))
 		return
 	case key.Tag == "!!merge":
-		f.at(key, join(path, "<<"), faultf("write the fields out", "merging is not supported"))
+		f.at(key, join(path, "<<"), aboutFields.faultf("write the fields out", "merging is not supported"))
 		f.spoilAlso(path) // fields that the merge would add are not missing
 		return
 	}
@@ -90,7 +90,7 @@ func checkUnknown(f *findings, key *yaml.Node, message protoreflect.MessageDescr
 		remedy = "did you mean " + meant + "?"
 		f.spoilAlso(join(path, meant)) // it is not missing, it is misspelt
 	}
-	f.at(key, join(path, printable(key.Value)), faultf(remedy, "unknown field"))
+	f.at(key, join(path, printable(key.Value)), aboutFields.faultf(remedy, "unknown field"))
 }
 
 // printable returns the name of an unknown field for a problem.
@@ -134,9 +134,9 @@ func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
 		return listOfFields(node, fd.Message())
 	}
 	if node.Kind == yaml.ScalarNode && node.Tag != "!!null" {
-		return faultf("write ["+shown(node.Value)+"]", "is %s, not a list", kindOf(node))
+		return aboutFields.faultf("write ["+shown(node.Value)+"]", "is %s, not a list", kindOf(node))
 	}
-	return faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
+	return aboutFields.faultf("write a list, such as [a, b], or [] for none", "is %s, not a list", kindOf(node))
 }
 
 // listOfFields is the problem of a mapping in the place of a list of sets of fields: one item without its dash, or
@@ -144,14 +144,14 @@ func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
 func listOfFields(node *yaml.Node, message protoreflect.MessageDescriptor) *fault {
 	first := node.Content[0]
 	if fieldOf(first, message) != nil {
-		return faultf("put a dash before the first field of each: `- "+first.Value+": …`", "is a set of fields, not a list")
+		return aboutFields.faultf("put a dash before the first field of each: `- "+first.Value+": …`", "is a set of fields, not a list")
 	}
 	remedy := "write a list, each entry with a dash and its name: `- name: " + printable(first.Value) + "`"
-	return faultf(remedy, "is a set of fields by name, not a list")
+	return aboutFields.faultf(remedy, "is a set of fields by name, not a list")
 }
 
 func isEmpty(fd protoreflect.FieldDescriptor, kind string) *fault {
-	return faultf("remove the line for the default, "+defaultOf(fd), "is an empty %s", kind)
+	return aboutFields.faultf("remove the line for the default, "+defaultOf(fd), "is an empty %s", kind)
 }
 
 // readValue reads the value of a field, or of an item of a list. If it is wrong or null, the result is invalid. empty
@@ -161,23 +161,23 @@ func readValue(f *findings, node *yaml.Node, empty protoreflect.Value, fd protor
 	message := fd.Message()
 	switch {
 	case node.Kind == yaml.AliasNode:
-		f.at(node, field, faultf("write the value out", "is an alias"))
+		f.at(node, field, aboutFields.faultf("write the value out", "is an alias"))
 	case message != nil && message.FullName() != "google.protobuf.Duration":
 		if null && !fd.IsList() {
 			return value // `tokens:` with all of its lines commented out
 		}
 		if node.Kind != yaml.MappingNode {
-			f.at(node, field, faultf("write fields below it, as `name: value`", "is %s, not a set of fields", kindOf(node)))
+			f.at(node, field, aboutFields.faultf("write fields below it, as `name: value`", "is %s, not a set of fields", kindOf(node)))
 			return value
 		}
 		readFields(f, node, empty.Message(), field)
 		return empty
 	case null:
-		f.at(node, field, faultf("give it one, or remove the line", "has no value"))
+		f.at(node, field, aboutFields.faultf("give it one, or remove the line", "has no value"))
 	case node.Kind != yaml.ScalarNode:
-		f.at(node, field, faultf("write a single value", "is %s", kindOf(node)))
+		f.at(node, field, aboutFields.faultf("write a single value", "is %s", kindOf(node)))
 	case variable.MatchString(node.Value):
-		f.at(node, field, faultf(variableRemedy(field), "%s has a variable, and variables are not replaced", shown(node.Value)))
+		f.at(node, field, aboutFields.faultf(variableRemedy(field), "%s has a variable, and variables are not replaced", shown(node.Value)))
 	default:
 		value, fault := readScalar(node, fd)
 		if fault != nil {
@@ -204,28 +204,28 @@ func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protore
 	case protoreflect.BoolKind:
 		// Only these two: YAML 1.1 has a dozen words for them, and YAML 1.2 reads most of those as strings.
 		if node.Tag != "!!bool" || node.Value != "true" && node.Value != "false" {
-			return value, faultf("write true or false, without quotes", "is %s", shown(node.Value))
+			return value, aboutFields.faultf("write true or false, without quotes", "is %s", shown(node.Value))
 		}
 		return protoreflect.ValueOfBool(node.Value == "true"), nil
 	case protoreflect.Uint32Kind:
 		n, err := strconv.ParseUint(node.Value, 10, 32)
 		if err != nil {
-			return value, faultf("write a whole number", "is %s", shown(node.Value))
+			return value, aboutFields.faultf("write a whole number", "is %s", shown(node.Value))
 		}
 		if n == 0 && defaultOf(fd) != "" {
-			return value, faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
+			return value, aboutFields.faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
 		}
 		return protoreflect.ValueOfUint32(uint32(n)), nil
 	case protoreflect.DoubleKind:
 		n, err := strconv.ParseFloat(node.Value, 64)
 		if err != nil || node.Style != 0 || math.IsNaN(n) {
-			return value, faultf("write a number, such as 0.1", "is %s", shown(node.Value))
+			return value, aboutFields.faultf("write a number, such as 0.1", "is %s", shown(node.Value))
 		}
 		return protoreflect.ValueOfFloat64(n), nil
 	case protoreflect.MessageKind:
 		d, err := protoyaml.ParseDuration(node.Value)
 		if err != nil {
-			return value, faultf("write a number with its unit, such as 15s, 500ms or 2h", "is %s, not a duration", shown(node.Value))
+			return value, aboutFields.faultf("write a number with its unit, such as 15s, 500ms or 2h", "is %s, not a duration", shown(node.Value))
 		}
 		return protoreflect.ValueOfMessage((&durationpb.Duration{Seconds: d.GetSeconds(), Nanos: d.GetNanos()}).ProtoReflect()), nil
 	case protoreflect.StringKind:
@@ -234,6 +234,6 @@ func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protore
 		}
 		return protoreflect.ValueOfString(node.Value), nil
 	default:
-		return value, faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
+		return value, aboutFields.faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // Report is the result of validating one file.
@@ -55,7 +56,7 @@ func (v Validation) check(path string) Report {
 	d, err := Load(path)
 	if err != nil {
 		if !errors.As(err, &report.Problems) {
-			report.Problems = Problems{{File: path, Line: 1, Column: 1, What: err.Error()}}
+			report.Problems = Problems{{File: path, Line: 1, Column: 1, What: err.Error(), See: aboutFile.page()}}
 		}
 		return report
 	}
@@ -108,6 +109,7 @@ func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 
 func (v Validation) writeText(w io.Writer, reports []Report) error {
 	var lines []string
+	var explained Problems
 	for _, r := range reports {
 		if v.Public && r.OK {
 			if len(reports) > 1 {
@@ -119,6 +121,10 @@ func (v Validation) writeText(w io.Writer, reports []Report) error {
 			continue
 		}
 		lines = append(lines, r.lines(v.Strict)...)
+		explained = slices.Concat(explained, r.Problems, r.Warnings, r.refusal())
+	}
+	if see := explained.See(); see != "" {
+		lines = append(lines, see)
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(w, line); err != nil {
@@ -156,6 +162,14 @@ func (r Report) lines(strict bool) []string {
 		lines = append(lines, fmt.Sprintf("%s: good, %s, to Envoy too", r.File, count(r.Services, "service")))
 	}
 	return lines
+}
+
+// refusal is the problem that Envoy has with the configuration, if it refuses it.
+func (r Report) refusal() Problems {
+	if r.Envoy == nil || r.Envoy.Refused == "" {
+		return nil
+	}
+	return Problems{problem(r.File, nil, position{1, 1}, "", aboutNotes.faultf("", "Envoy refuses what is made of it: %s", r.Envoy.Refused))}
 }
 
 func count(n int, noun string) string {

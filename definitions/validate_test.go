@@ -39,6 +39,7 @@ bad.yaml:2:11: services: is "1", not a list (write ["1"])
 none.yaml:1:1: reading definitions: open none.yaml: no such file or directory
 note.yaml:2:5: services[0].authenticate: note: nobody can log in to this or another secured service (set tokens.authenticator)
 note.yaml: good, 2 services
+see docs/troubleshooting.md#addresses, docs/troubleshooting.md#fields-and-values, docs/troubleshooting.md#the-file
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
@@ -72,7 +73,7 @@ func TestValidateAsJSON(t *testing.T) {
 		if test.ok {
 			continue
 		}
-		want := Problems{{File: "bad.yaml", Line: 2, Column: 9, Field: "listen", What: `"x" is not an address with a port`, Remedy: "write an IP address and a port, such as 0.0.0.0:5500"}}
+		want := Problems{{File: "bad.yaml", Line: 2, Column: 9, Field: "listen", What: `"x" is not an address with a port`, Remedy: "write an IP address and a port, such as 0.0.0.0:5500", See: "docs/troubleshooting.md#addresses"}}
 		if diff := cmp.Diff(want, got.Files[1].Problems); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
@@ -135,7 +136,7 @@ func TestEnvoysVerdictCounts(t *testing.T) {
 	}{
 		{Verdict{Asked: true}, true, "good.yaml: good, 0 services, to Envoy too\n"},
 		{Verdict{Skipped: "no Envoy found"}, true, "good.yaml: good, 0 services; Envoy's own check skipped: no Envoy found\n"},
-		{Verdict{Asked: true, Refused: "no such cluster"}, false, "good.yaml: Envoy refuses what is made of it: no such cluster\n"},
+		{Verdict{Asked: true, Refused: "no such cluster"}, false, "good.yaml: Envoy refuses what is made of it: no such cluster\nsee docs/troubleshooting.md#warnings-notes-and-envoy\n"},
 	} {
 		var out bytes.Buffer
 		asked := 0

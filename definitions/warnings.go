@@ -22,7 +22,7 @@ func (d *Definitions) Warnings() Problems {
 		}
 	}
 	if d.Gateway.Tokens.Lease > 0 {
-		f.add("tokens.lease", faultf("remove it", "it has no effect: Envoy checks tokens by itself (--module)"))
+		f.add("tokens.lease", aboutNotes.faultf("remove it", "it has no effect: Envoy checks tokens by itself (--module)"))
 	}
 	return f.sorted()
 }
@@ -32,7 +32,7 @@ func methodFault(method string) *fault {
 	if meant := nearest(method, knownMethods); meant != "" {
 		remedy = "did you mean " + meant + "?"
 	}
-	return faultf(remedy, "%s is not a known HTTP method", shown(method))
+	return aboutNotes.faultf(remedy, "%s is not a known HTTP method", shown(method))
 }
 
 // item returns the field of the list item with the value. Its index in the model can differ, because HEAD is added

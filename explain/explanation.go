@@ -7,6 +7,7 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/xds"
 )
@@ -81,6 +82,8 @@ type Outcome struct {
 	// there is nothing to fix.
 	Why    string `json:"why"`
 	Change string `json:"change,omitempty"`
+	// See is the page, and the anchor in it, about the reason. It is empty if there is nothing to fix.
+	See string `json:"see,omitempty"`
 }
 
 // Forward is a request as it leaves the gateway.
@@ -146,6 +149,9 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 		o.Removed = slices.Concat(x.vhost.GetResponseHeadersToRemove(), x.route.GetResponseHeadersToRemove())
 	}
 	o.Reason, o.Why, o.Change = e.reason(x)
+	if o.Change != "" || o.Status >= 400 {
+		o.See = convention.SectionOfReason(o.Reason).String()
+	}
 	return o
 }
 

@@ -51,6 +51,9 @@ func (o *Outcome) print(b *bytes.Buffer) {
 	if o.Change != "" {
 		line(b, "change", o.Change)
 	}
+	if o.See != "" {
+		line(b, "see", o.See)
+	}
 }
 
 func (f *Forward) print(b *bytes.Buffer) {

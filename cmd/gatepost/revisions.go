@@ -326,6 +326,7 @@ func loadOrReport(c *cobra.Command, path string) (*definitions.Definitions, erro
 		for _, p := range problems {
 			fmt.Fprintln(c.OutOrStdout(), p)
 		}
+		fmt.Fprintln(c.OutOrStdout(), problems.See())
 		return nil, errReported
 	}
 	if err != nil {

@@ -180,10 +180,11 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error
 	// may contain secrets.
 	log.SetOutput(io.Discard)
 	queue, options := logqueue.New(out), &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewJSONHandler(queue, options)
 	if format == "text" {
-		return slog.New(slog.NewTextHandler(queue, options)), queue, nil
+		handler = slog.NewTextHandler(queue, options)
 	}
-	return slog.New(slog.NewJSONHandler(queue, options)), queue, nil
+	return slog.New(explainedErrors{handler}), queue, nil
 }
 
 // surviveBrokenLog makes writes to a closed standard error return an error. By default the runtime

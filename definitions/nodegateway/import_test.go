@@ -87,6 +87,9 @@ func TestTheExampleOfTheDocumentationIsImported(t *testing.T) {
 		}
 		return text
 	}
+	if !strings.Contains(string(page), "\n## Import the settings\n") {
+		t.Error("the page has no heading for the anchor that problems name")
+	}
 	imported, err := nodegateway.Import("settings.json", []byte(block("json")))
 	if err != nil {
 		t.Fatal(err)

@@ -91,7 +91,7 @@ type reader struct {
 
 // problem is a problem at the place of the last token.
 func (r *reader) problem(path, what, remedy string) definitions.Problems {
-	return definitions.Problems{{File: r.name, Line: r.line, Column: r.column, Field: path, What: what, Remedy: remedy}}
+	return definitions.Problems{{File: r.name, Line: r.line, Column: r.column, Field: path, What: what, Remedy: remedy, See: page}}
 }
 
 // moveTo moves the place forward to an offset.

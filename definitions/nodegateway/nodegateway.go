@@ -15,6 +15,9 @@ import (
 	"gatepost/definitions"
 )
 
+// page is the page about the import.
+const page = "docs/migrate/node-gateway.md#import-the-settings"
+
 // Imported is the result of an import.
 type Imported struct {
 	// Text is a valid definitions file.
@@ -68,7 +71,7 @@ type importer struct {
 // problem adds a problem of a setting.
 func (i *importer) problem(v value, remedy, what string, args ...any) {
 	i.problems = append(i.problems, definitions.Problem{
-		File: i.name, Line: v.line, Column: v.column, Field: v.path, What: fmt.Sprintf(what, args...), Remedy: remedy,
+		File: i.name, Line: v.line, Column: v.column, Field: v.path, What: fmt.Sprintf(what, args...), Remedy: remedy, See: page,
 	})
 }
 

@@ -41,10 +41,8 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 			return
 		}
 		c := clientOf(r)
-		attributes := []slog.Attr{
-			slog.String("call", name), slog.String("outcome", string(o)),
-			slog.String("request_id", c.requestID), slog.String("client", c.String()),
-		}
+		attributes := append(o.attributes(),
+			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
 		if err != nil {
 			attributes = append(attributes, slog.Any("error", err))
 		}

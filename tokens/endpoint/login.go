@@ -41,9 +41,7 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	l := &login{Handler: h, client: clientOf(r), settings: h.settings(), w: w, r: r}
 	o := l.run()
 	h.metrics.countLogin(o)
-	attributes := make([]slog.Attr, 0, 6)
-	attributes = append(attributes,
-		slog.String("outcome", string(o)),
+	attributes := append(o.attributes(),
 		slog.String("request_id", l.requestID),
 		slog.String("client", l.client.String()))
 	if l.reason != "" {

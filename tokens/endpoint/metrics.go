@@ -5,6 +5,8 @@ import (
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"gatepost/convention"
 )
 
 // outcome is the result of a login or a call, for the log and the metrics.
@@ -46,6 +48,16 @@ func (o outcome) level() slog.Level {
 		return slog.LevelError
 	}
 	return slog.LevelInfo
+}
+
+// attributes returns the log attributes of an outcome: its name, and the page about it if it needs attention.
+func (o outcome) attributes() []slog.Attr {
+	attributes := make([]slog.Attr, 0, 7) // with those of a login
+	attributes = append(attributes, slog.String("outcome", string(o)))
+	if o.level() >= slog.LevelWarn {
+		attributes = append(attributes, slog.String("see", convention.SectionOutcomes.String()))
+	}
+	return attributes
 }
 
 type metrics struct {
