@@ -81,7 +81,7 @@ func parseRange(text string) (netip.Prefix, *fault) {
 
 // parseUpstream parses an upstream: scheme://host[:port][/base], without any other part of a URL.
 func parseUpstream(text string) (Upstream, *fault) {
-	u, fault := parseAddress(text)
+	u, fault := parseAddress(text, SchemeHTTP, SchemeHTTPS, SchemeH2C)
 	if fault != nil {
 		return Upstream{}, fault
 	}
@@ -102,7 +102,7 @@ func parseUpstream(text string) (Upstream, *fault) {
 		port = uint16(number)
 	}
 	_, err := netip.ParseAddr(u.Hostname())
-	return Upstream{Host: strings.ToLower(u.Hostname()), Port: port, TLS: u.Scheme == "https", IsIP: err == nil, Base: base}, nil
+	return Upstream{Host: strings.ToLower(u.Hostname()), Port: port, Scheme: u.Scheme, IsIP: err == nil, Base: base}, nil
 }
 
 // ownAddressFault is the problem of an upstream that is the address on which the gateway listens. Such a request
@@ -131,9 +131,9 @@ func reaches(host string, addr netip.Addr) bool {
 // afterScheme matches what people write in front of a host instead of "http://".
 var afterScheme = regexp.MustCompile(`^(?i:https?)?[:/]+`)
 
-// parseAddress parses the address of something that the gateway calls: an http or https URL without user info and
-// fragment, with a host that the gateway may call.
-func parseAddress(text string) (*url.URL, *fault) {
+// parseAddress parses the address of something that the gateway calls: a URL of one of the schemes without user info
+// and fragment, with a host that the gateway may call.
+func parseAddress(text string, schemes ...string) (*url.URL, *fault) {
 	if i := strings.IndexFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '\\' }); i >= 0 {
 		return nil, addressCharacterFault(text, i)
 	}
@@ -146,8 +146,8 @@ func parseAddress(text string) (*url.URL, *fault) {
 		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
 	}
 	switch {
-	case u.Scheme != "http" && u.Scheme != "https":
-		return nil, aboutAddresses.faultf("write http or https", "%s has the scheme %q", shown(text), u.Scheme)
+	case !slices.Contains(schemes, u.Scheme):
+		return nil, aboutAddresses.faultf("write "+strings.Join(schemes, " or "), "%s has the scheme %q", shown(text), u.Scheme)
 	case u.User != nil:
 		return nil, aboutAddresses.faultf("remove it: definitions are no place for a password", "%s has user info", shown(text))
 	case strings.ContainsRune(text, '#'):

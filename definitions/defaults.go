@@ -162,15 +162,20 @@ func accessLogOf(m *gatewayv1.AccessLog) AccessLog {
 
 // serviceOf leaves out the upstreams.
 func serviceOf(m *gatewayv1.Service) *Service {
+	timeout := orDuration(m.GetTimeout(), defaultTimeout)
+	if m.GetGrpc() {
+		timeout = 0
+	}
 	return &Service{
 		Name:         m.GetName(),
 		Path:         m.GetPath(),
 		Authenticate: m.Authenticate == nil || m.GetAuthenticate(), // secure by default
-		KeepPrefix:   m.GetKeepPrefix(),
+		KeepPrefix:   m.GetKeepPrefix() || m.GetGrpc(),
 		ForwardToken: m.GetForwardToken(),
 		WebSocket:    m.GetWebsocket(),
+		GRPC:         m.GetGrpc(),
 		Methods:      withHead(m.GetAllowedMethods()),
-		Timeout:      orDuration(m.GetTimeout(), defaultTimeout),
+		Timeout:      timeout,
 		Scopes:       m.GetScopes(),
 	}
 }

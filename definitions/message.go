@@ -84,9 +84,12 @@ func (s *Service) Message() *gatewayv1.Service {
 		AllowedMethods: s.Methods,
 		KeepPrefix:     s.KeepPrefix,
 		ForwardToken:   s.ForwardToken,
-		Timeout:        durationpb.New(s.Timeout),
 		Scopes:         s.Scopes,
 		Websocket:      s.WebSocket,
+		Grpc:           s.GRPC,
+	}
+	if !s.GRPC {
+		m.Timeout = durationpb.New(s.Timeout)
 	}
 	for _, u := range s.Upstreams {
 		m.Upstreams = append(m.Upstreams, u.String())

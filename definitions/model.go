@@ -153,13 +153,13 @@ type Service struct {
 	Authenticate bool
 	// KeepPrefix is whether the upstream receives Path, ForwardToken whether it receives the token.
 	KeepPrefix, ForwardToken bool
-	// WebSocket is whether requests can become WebSockets.
-	WebSocket bool
+	// WebSocket is whether requests can become WebSockets, GRPC whether they are gRPC calls, which KeepPrefix follows.
+	WebSocket, GRPC bool
 	// Methods are the allowed methods. HEAD follows GET.
 	Methods []string
 	// Upstreams differ only in host and port. They are sorted, so that their order in the file has no meaning.
 	Upstreams []Upstream
-	// Timeout limits the response.
+	// Timeout limits the response. If GRPC, it is 0: none.
 	Timeout time.Duration
 	// Scopes are the scopes that a session needs.
 	Scopes []string
@@ -170,8 +170,8 @@ type Upstream struct {
 	// Host is a host name in lower case, or an IP address without brackets.
 	Host string
 	Port uint16
-	// TLS is whether the scheme is https.
-	TLS bool
+	// Scheme is http, https or h2c: HTTP/2 without TLS.
+	Scheme string
 	// IsIP is whether Host is an IP address.
 	IsIP bool
 	// Base is put in front of the path of each request. It has no slash at the end, and is empty for the root.
@@ -181,22 +181,29 @@ type Upstream struct {
 // Address returns host:port.
 func (u Upstream) Address() string { return net.JoinHostPort(u.Host, strconv.Itoa(int(u.Port))) }
 
+// The values of Upstream.Scheme.
+const (
+	SchemeHTTP  = "http"
+	SchemeHTTPS = "https"
+	SchemeH2C   = "h2c"
+)
+
+// TLS reports whether connections use TLS.
+func (u Upstream) TLS() bool { return u.Scheme == SchemeHTTPS }
+
 // Origin returns the scheme, the host, and the port unless it is the default port of the scheme.
 func (u Upstream) Origin() string {
-	scheme, host := "http", u.Host
-	if u.TLS {
-		scheme = "https"
-	}
-	if u.Port != defaultPorts[scheme] {
+	host := u.Host
+	if u.Port != defaultPorts[u.Scheme] {
 		host = u.Address()
 	} else if strings.Contains(host, ":") { // IPv6
 		host = "[" + host + "]"
 	}
-	return scheme + "://" + host
+	return u.Scheme + "://" + host
 }
 
 // String returns the upstream as a definitions file has it.
 func (u Upstream) String() string { return u.Origin() + u.Base }
 
 // defaultPorts are the ports of addresses without one. :: scheme → port
-var defaultPorts = map[string]uint16{"http": 80, "https": 443}
+var defaultPorts = map[string]uint16{SchemeHTTP: 80, SchemeHTTPS: 443, SchemeH2C: 80}

@@ -121,7 +121,7 @@ func checkTokens(f *findings, t *Tokens, m *gatewayv1.Authenticator) {
 		return
 	}
 	var fault *fault
-	a.URL, fault = parseAddress(m.GetUrl())
+	a.URL, fault = parseAddress(m.GetUrl(), SchemeHTTP, SchemeHTTPS)
 	f.add("tokens.authenticator.url", fault)
 	f.add("tokens.authenticator.user_header", answerHeaderFault(m.GetUserHeader()))
 	f.add("tokens.authenticator.scopes_header", answerHeaderFault(m.GetScopesHeader()))
@@ -170,7 +170,33 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 		f.add(field+".websocket", aboutOrigins.faultf("allow GET too",
 			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))
 	}
+	checkProtocols(f, s, m, field)
 	return s
+}
+
+// checkProtocols finds services whose upstreams cannot take what clients send.
+func checkProtocols(f *findings, s *Service, m *gatewayv1.Service, field string) {
+	upstreams := f.where(field + ".upstreams")
+	speaks := func(scheme string) bool { return len(s.Upstreams) > 0 && s.Upstreams[0].Scheme == scheme }
+	if s.WebSocket && speaks(SchemeH2C) {
+		f.add(field+".websocket", aboutAddresses.faultf("write http or https there, or make two services",
+			"needs HTTP/1.1, and the upstreams on %s are h2c", upstreams))
+	}
+	if !s.GRPC {
+		return
+	}
+	switch {
+	case speaks(SchemeHTTP):
+		f.add(field+".grpc", aboutAddresses.faultf("write h2c or https there", "needs HTTP/2, and the upstreams on %s are http", upstreams))
+	case s.WebSocket:
+		f.add(field+".grpc", aboutAddresses.faultf("make two services", "is true beside websocket (%s)", f.where(field+".websocket")))
+	case !slices.Contains(s.Methods, "POST"):
+		f.add(field+".grpc", aboutAddresses.faultf("allow POST too",
+			"calls by POST, which is none of the methods (%s)", f.where(field+".allowed_methods")))
+	}
+	if m.GetTimeout() != nil {
+		f.add(field+".timeout", aboutAddresses.faultf("remove it", "has no effect on a gRPC call, which ends by its grpc-timeout"))
+	}
 }
 
 // parseUpstreams parses the upstreams of a service and checks that they are alternatives to each other.
@@ -200,11 +226,10 @@ func mismatch(f *findings, u Upstream, text string, before []Upstream, fields []
 		return nil
 	}
 	model := before[0]
-	scheme := func(u Upstream) string { return strings.SplitN(u.Origin(), ":", 2)[0] }
 	switch {
-	case u.TLS != model.TLS:
-		return aboutAddresses.faultf("write "+scheme(model)+" for all, or make two services",
-			"is %s, and the upstream on %s is %s", scheme(u), f.where(fields[0]), scheme(model))
+	case u.Scheme != model.Scheme:
+		return aboutAddresses.faultf("write "+model.Scheme+" for all, or make two services",
+			"is %s, and the upstream on %s is %s", u.Scheme, f.where(fields[0]), model.Scheme)
 	case u.Base != model.Base:
 		return aboutAddresses.faultf("upstreams of a service differ in host and port alone; make two services",
 			"has the path %s, and the upstream on %s has %s", shown(u.Base), f.where(fields[0]), shown(model.Base))

@@ -67,12 +67,12 @@ func (b *builder) cluster(s *service) *resource {
 			MaxRequests: wrapperspb.UInt32(maxRequests),
 		}}},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(http1()),
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions()),
 		},
 	}
 	discover(c, targets)
-	if targets[0].TLS {
-		b.secure(c, targets)
+	if targets[0].TLS() {
+		b.secure(c, targets, s.protocol())
 	}
 	b.validate(c)
 	return b.finish(c)
@@ -98,17 +98,45 @@ func looksUp(targets []definitions.Upstream) bool {
 	return slices.ContainsFunc(targets, func(u definitions.Upstream) bool { return !u.IsIP })
 }
 
-func http1() *upstreamhttpv3.HttpProtocolOptions {
-	return &upstreamhttpv3.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdle)},
-		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
-			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
-				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-					HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
-				},
-			},
-		},
+// The HTTP versions of a cluster.
+const (
+	onlyHTTP1 = "http/1.1"
+	onlyHTTP2 = "h2"
+	byALPN    = "h2 or http/1.1"
+)
+
+// protocol returns the HTTP version of the upstreams. Envoy sends no WebSocket over HTTP/2 to a server that does not
+// expect one, so ALPN must not choose that.
+func (s *service) protocol() string {
+	switch scheme := s.def.Upstreams[0].Scheme; {
+	case scheme == definitions.SchemeH2C:
+		return onlyHTTP2
+	case scheme == definitions.SchemeHTTPS && !s.def.WebSocket:
+		return byALPN
 	}
+	return onlyHTTP1
+}
+
+func (s *service) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
+	type (
+		explicit = upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig
+		auto     = upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig
+	)
+	options := &upstreamhttpv3.HttpProtocolOptions{
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdle)},
+	}
+	config := new(explicit)
+	switch s.protocol() {
+	case byALPN:
+		options.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_AutoConfig{AutoConfig: &auto{Http2ProtocolOptions: http2Options()}}
+		return options
+	case onlyHTTP2:
+		config.ProtocolConfig = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{Http2ProtocolOptions: http2Options()}
+	default:
+		config.ProtocolConfig = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}}
+	}
+	options.UpstreamProtocolOptions = &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{ExplicitHttpConfig: config}
+	return options
 }
 
 // placeholderName is the cluster name in a load assignment. It is required, but only EDS uses it.

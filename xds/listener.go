@@ -85,11 +85,16 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 			MaxHeadersCount:              wrapperspb.UInt32(maxHeaders),
 			HeadersWithUnderscoresAction: corev3.HttpProtocolOptions_REJECT_REQUEST,
 		},
-		Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-			MaxConcurrentStreams:        wrapperspb.UInt32(100),
-			InitialStreamWindowSize:     wrapperspb.UInt32(64 << 10),
-			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
-		},
+		Http2ProtocolOptions: http2Options(),
+	}
+}
+
+// http2Options bound the memory of HTTP/2 connections, of clients and to upstreams.
+func http2Options() *corev3.Http2ProtocolOptions {
+	return &corev3.Http2ProtocolOptions{
+		MaxConcurrentStreams:        wrapperspb.UInt32(100),
+		InitialStreamWindowSize:     wrapperspb.UInt32(64 << 10),
+		InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
 	}
 }
 

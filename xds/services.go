@@ -49,7 +49,10 @@ func (b *builder) clusterName(s *service) string {
 	}
 	content := hashed(b.opts.CAFile)
 	for _, u := range s.def.Upstreams {
-		content.add(fmt.Sprintf("%v %s %d", u.TLS, u.Host, u.Port))
+		content.add(fmt.Sprintf("%v %s %d", u.TLS(), u.Host, u.Port))
+	}
+	if p := s.protocol(); p != onlyHTTP1 {
+		content.add(p)
 	}
 	return name + clusterHash + content.short()
 }
@@ -90,10 +93,10 @@ func (s *service) endpoints(b *builder) endpointGroup {
 	}
 }
 
-// longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket,
-// which only its two sides end.
+// longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket or
+// is a gRPC call, which only its two sides end.
 func (s *service) longest() time.Duration {
-	if s.def.WebSocket {
+	if s.def.WebSocket || s.def.GRPC {
 		return 0
 	}
 	return requestTimeout + s.def.Timeout
@@ -107,6 +110,9 @@ func (s *service) forwards(lifetime time.Duration) []forward {
 		action := forwardTo(s.cluster, rewrite, timeout)
 		if s.def.WebSocket {
 			s.upgrade(action, lifetime)
+		}
+		if s.def.GRPC {
+			s.stream(action, lifetime)
 		}
 		return action
 	}
@@ -134,6 +140,16 @@ func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
 	if s.def.Authenticate {
 		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(lifetime)}
 	}
+}
+
+// stream makes the grpc-timeout of a call its limit. If a token is needed, tokens.lifetime is a second one, as in
+// upgrade. (The route's timeout is 0: it would end streams.)
+func (s *service) stream(action *routev3.RouteAction, lifetime time.Duration) {
+	limit := &routev3.RouteAction_MaxStreamDuration{GrpcTimeoutHeaderMax: durationpb.New(0)} // of any length
+	if s.def.Authenticate {
+		limit.MaxStreamDuration, limit.GrpcTimeoutHeaderMax = durationpb.New(lifetime), durationpb.New(lifetime)
+	}
+	action.MaxStreamDuration = limit
 }
 
 // loginTimeout is the timeout of the login: that of the user service, and some time for the rest.

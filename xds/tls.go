@@ -17,9 +17,9 @@ const hostKey = "host"
 // secure sets TLS for a cluster. Each host is verified by its own name, so the certificate of one upstream is invalid
 // for another. If there are several names, the endpoint's metadata selects the settings. An endpoint without a match
 // gets those of the first name, and never plain text.
-func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
+func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream, protocol string) {
 	hosts := tlsHosts(targets)
-	c.TransportSocket = b.tlsTo(hosts[0])
+	c.TransportSocket = b.tlsTo(hosts[0], protocol)
 	if len(hosts) == 1 {
 		return
 	}
@@ -27,14 +27,14 @@ func (b *builder) secure(c *clusterv3.Cluster, targets []definitions.Upstream) {
 		c.TransportSocketMatches = append(c.TransportSocketMatches, &clusterv3.Cluster_TransportSocketMatch{
 			Name:            u.Host,
 			Match:           hostStruct(u.Host),
-			TransportSocket: b.tlsTo(u),
+			TransportSocket: b.tlsTo(u, protocol),
 		})
 	}
 }
 
 // tlsHosts returns the distinct hosts of targets with TLS.
 func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
-	if len(targets) == 0 || !targets[0].TLS {
+	if len(targets) == 0 || !targets[0].TLS() {
 		return nil
 	}
 	return slices.CompactFunc(slices.Clone(targets), func(a, b definitions.Upstream) bool { return a.Host == b.Host })
@@ -42,19 +42,24 @@ func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
 
 // tlsTo requires a certificate that the system's roots verify and that contains the host. Envoy checks neither by
 // default ("Server certificate verification is not enabled by default").
-func (b *builder) tlsTo(u definitions.Upstream) *corev3.TransportSocket {
+func (b *builder) tlsTo(u definitions.Upstream, protocol string) *corev3.TransportSocket {
 	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(u.Host)}
 	config := &tlsv3.UpstreamTlsContext{Sni: u.Host}
 	if u.IsIP { // SNI has no IP addresses (RFC 6066 §3)
 		config.Sni, san.SanType = "", tlsv3.SubjectAltNameMatcher_IP_ADDRESS
 	}
 	config.CommonTlsContext = &tlsv3.CommonTlsContext{
-		TlsParams:     &tlsv3.TlsParameters{TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2},
-		AlpnProtocols: []string{"http/1.1"},
+		TlsParams: &tlsv3.TlsParameters{
+			TlsMinimumProtocolVersion: tlsv3.TlsParameters_TLSv1_2,
+			TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3, // the default is 1.2
+		},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			TrustedCa:                 &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: b.opts.CAFile}},
 			MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{san},
 		}},
+	}
+	if protocol == onlyHTTP1 { // otherwise Envoy offers what httpOptions allows
+		config.CommonTlsContext.AlpnProtocols = []string{onlyHTTP1}
 	}
 	return &corev3.TransportSocket{
 		Name:       "envoy.transport_sockets.tls",

@@ -857,8 +857,9 @@ type Service struct {
 	Authenticate *bool `protobuf:"varint,3,opt,name=authenticate,proto3,oneof" json:"authenticate,omitempty"`
 	// The allowed methods. GET allows HEAD too. Default: GET, HEAD, POST, PUT, PATCH, DELETE.
 	AllowedMethods []string `protobuf:"bytes,4,rep,name=allowed_methods,json=allowedMethods,proto3" json:"allowed_methods,omitempty"`
-	// The addresses of the service, http or https, which may have a base path and differ in host and port only.
-	// Several are balanced. A link-local address, or the metadata service of a cloud, is a mistake: it would hand the
+	// The addresses of the service, which may have a base path and differ in host and port only. `http`: HTTP/1.1.
+	// `https`: HTTP/2, or HTTP/1.1 if the upstream does not offer it (ALPN) or `websocket` is true. `h2c`: HTTP/2 without
+	// TLS. Several are balanced. A link-local address, or the metadata service of a cloud, is a mistake: it would hand the
 	// keys of the machine to every caller.
 	Upstreams []string `protobuf:"bytes,5,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	// Whether the upstream gets the path with its prefix. Default: false, so `/orders/5` arrives as `/5`.
@@ -873,7 +874,11 @@ type Service struct {
 	// Whether the service takes WebSockets (RFC 6455, over HTTP/1.1). `timeout` does not end one; the end of its token
 	// does, and five minutes without a byte in either direction. Needs GET in `allowed_methods`. Default: false, so an
 	// upgrade is 403.
-	Websocket     bool `protobuf:"varint,10,opt,name=websocket,proto3" json:"websocket,omitempty"`
+	Websocket bool `protobuf:"varint,10,opt,name=websocket,proto3" json:"websocket,omitempty"`
+	// Whether the service takes gRPC calls. Then the upstream gets the whole path, as with `keep_prefix`, and there is no
+	// `timeout`: a call ends by its `grpc-timeout`, at the end of its token, or after five minutes without a message. A
+	// client must have sent its last message within five minutes. Needs upstreams with `h2c` or `https`. Default: false.
+	Grpc          bool `protobuf:"varint,11,opt,name=grpc,proto3" json:"grpc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -978,6 +983,13 @@ func (x *Service) GetWebsocket() bool {
 	return false
 }
 
+func (x *Service) GetGrpc() bool {
+	if x != nil {
+		return x.Grpc
+	}
+	return false
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
@@ -1059,7 +1071,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xb9\x04\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xcd\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -1073,7 +1085,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\atimeout\x12H\n" +
 	"\x06scopes\x18\t \x03(\tB0\xbaH-\x92\x01*\x10 \x18\x01\"$r\"2 ^[\\x21\\x23-\\x5B\\x5D-\\x7E]{1,64}$R\x06scopes\x12\x1c\n" +
 	"\twebsocket\x18\n" +
-	" \x01(\bR\twebsocketB\x0f\n" +
+	" \x01(\bR\twebsocket\x12\x12\n" +
+	"\x04grpc\x18\v \x01(\bR\x04grpcB\x0f\n" +
 	"\r_authenticateB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
