@@ -191,7 +191,7 @@ services:
 // use every service. GATEPOST_CHANGES is the number of changes.
 func TestChangesUnderLoad(t *testing.T) {
 	t.Parallel()
-	changes := 200
+	changes := 80
 	if more, err := strconv.Atoi(os.Getenv("GATEPOST_CHANGES")); err == nil {
 		changes = more
 	}

@@ -180,14 +180,14 @@ func TestRevokedTokensAreRejectedByTheModule(t *testing.T) {
 	two := []string{"--concurrency", "2"}
 	t.Run("two gateways at one Redis", func(t *testing.T) {
 		redis := redistest.Start(t).URL()
-		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: two}).trials(t, 160, 8)
+		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: two}).trials(t, 60, 8)
 	})
 	t.Run("one of them without the module", func(t *testing.T) {
 		redis := redistest.Start(t).URL()
-		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: []string{"--module", "off"}}).trials(t, 60, 8)
+		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: []string{"--module", "off"}}).trials(t, 30, 8)
 	})
 	t.Run("the embedded store", func(t *testing.T) {
-		startChecking(t, setup{Args: two}).trials(t, 60, 8)
+		startChecking(t, setup{Args: two}).trials(t, 30, 8)
 	})
 }
 

@@ -25,7 +25,7 @@ import (
 // GATEPOST_SEED repeats a run; GATEPOST_CASES is the number of requests.
 func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 	t.Parallel()
-	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 3000)
+	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 2000)
 	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
 
 	f := startFortress(t, `  - {name: rest, path: /, authenticate: false, upstreams: ["PUBLIC/base"]}`)

@@ -63,7 +63,7 @@ func TestHotTokenCausesOneWriteAMinute(t *testing.T) {
 	written := func() float64 { return shop.Metric(`gatepost_last_seen_samples_total{outcome="written"}`) }
 	envoytest.Eventually(t, "the first use to be written", func() bool { return written() == 1 })
 
-	const uses = 2000
+	const uses = 800
 	began := time.Now()
 	before := redis.CommandStats()
 	var all sync.WaitGroup

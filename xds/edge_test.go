@@ -12,10 +12,8 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// TestMethodOverridesAndNamedUsersReachNoUpstream: nor does any other header of the list, on no kind of route.
-func TestMethodOverridesAndNamedUsersReachNoUpstream(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// methodOverridesAndNamedUsersReachNoUpstream: nor does any other header of the list, on no kind of route.
+func methodOverridesAndNamedUsersReachNoUpstream(t *testing.T, g *gateway) {
 	var sent []string
 	for _, name := range []string{
 		"X-HTTP-Method-Override", "X-Method-Override", "X-HTTP-Method", "X-Forwarded-Method", "X-Original-Method",
@@ -65,11 +63,9 @@ func TestAnUpstreamsAnswerNamesNoUser(t *testing.T) {
 	}
 }
 
-// TestNearTheLimitsARequestIsTooLarge: ext_authz counts again with the headers that Envoy and Gatepost have added. The
+// nearTheLimitsARequestIsTooLarge: ext_authz counts again with the headers that Envoy and Gatepost have added. The
 // status is 431 there too.
-func TestNearTheLimitsARequestIsTooLarge(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+func nearTheLimitsARequestIsTooLarge(t *testing.T, g *gateway) {
 	many := func(n int) (lines []string) {
 		for i := range n {
 			lines = append(lines, fmt.Sprintf("x-%d: y", i))
@@ -104,10 +100,8 @@ func TestNearTheLimitsARequestIsTooLarge(t *testing.T) {
 	}
 }
 
-// TestEnvoysOwn403sAreJSON, and those of the sidecar stay its own.
-func TestEnvoysOwn403sAreJSON(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// envoysOwn403sAreJSON, and those of the sidecar stay its own.
+func envoysOwn403sAreJSON(t *testing.T, g *gateway) {
 	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
 	for _, c := range []struct {
 		name, path, body string

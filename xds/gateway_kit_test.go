@@ -141,6 +141,17 @@ func startGateway(t testing.TB, text string) *gateway {
 	return g
 }
 
+// of returns the gateway for one of several tests: nothing was recorded, and everybody answers as at first.
+func (g *gateway) of(t *testing.T) *gateway {
+	g.answers(allow)
+	for _, upstream := range []*envoytest.Recorder{g.tokens, g.secured, g.public} {
+		usual := upstream.Handler()
+		t.Cleanup(func() { upstream.SetHandler(usual.ServeHTTP) })
+		upstream.Reset()
+	}
+	return &gateway{checker: g.checker, t: t, addr: g.addr, tokens: g.tokens, secured: g.secured, public: g.public}
+}
+
 // do sends a request over a connection that it closes; headers are "name: value". The answer to a HEAD is not read.
 func (g *gateway) do(method, path string, headers ...string) envoytest.Response {
 	g.t.Helper()
@@ -150,11 +161,7 @@ func (g *gateway) do(method, path string, headers ...string) envoytest.Response 
 // raw is do without a Connection header.
 func (g *gateway) raw(method, path string, headers ...string) envoytest.Response {
 	g.t.Helper()
-	req := fmt.Sprintf("%s %s HTTP/1.1\r\nhost: gate.example:5500\r\n", method, path)
-	for _, h := range headers {
-		req += h + "\r\n"
-	}
-	got := envoytest.Responses(envoytest.RawRequest(g.t, g.addr, []byte(req+"\r\n")))
+	got := envoytest.Responses(envoytest.RawRequest(g.t, g.addr, request(method, path, headers...)))
 	if method == "HEAD" { // what is answered has no body, though it tells of one
 		return envoytest.Response{}
 	}
@@ -162,6 +169,14 @@ func (g *gateway) raw(method, path string, headers ...string) envoytest.Response
 		g.t.Fatalf("%s %s: %d answers", method, path, len(got))
 	}
 	return got[0]
+}
+
+func request(method, path string, headers ...string) []byte {
+	text := fmt.Sprintf("%s %s HTTP/1.1\r\nhost: gate.example:5500\r\n", method, path)
+	for _, h := range headers {
+		text += h + "\r\n"
+	}
+	return []byte(text + "\r\n")
 }
 
 const shop = `

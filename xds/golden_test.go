@@ -35,8 +35,9 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 		t.Fatalf("no golden files: %v", err)
 	}
 	base := resources(t, build(t, "services: []"))
-	for _, file := range files {
+	for i, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
+			t.Parallel()
 			archive, err := txtar.ParseFile(file)
 			if err != nil {
 				t.Fatal(err)
@@ -64,6 +65,9 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 				}
 			}
 			t.Run("Envoy takes it", func(t *testing.T) {
+				if testing.Short() && i%5 > 0 {
+					t.Skip("each takes Envoy some time: run all without -short")
+				}
 				if options.Module.Library != "" { // one that is there
 					options.Module.Library = moduletest.Compile(t, "library")
 					snapshot = buildWith(t, string(in.Data), options)

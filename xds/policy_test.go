@@ -13,10 +13,27 @@ import (
 
 const fromShop = "origin: https://shop.example"
 
-// TestARequestComesToItsService: what reaches which upstream, and by which path.
-func TestARequestComesToItsService(t *testing.T) {
+// TestGatewayOfTheShop runs the tests that need no other definitions, one after the other, on one Envoy.
+func TestGatewayOfTheShop(t *testing.T) {
 	t.Parallel()
 	g := startGateway(t, shop)
+	for name, test := range map[string]func(*testing.T, *gateway){
+		"a request comes to its service":                     aRequestComesToItsService,
+		"the rule travels with the route":                    theRuleTravelsWithTheRoute,
+		"a client cannot say who it is":                      aClientCannotSayWhoItIs,
+		"preflights":                                         preflights,
+		"an upstream does not decide about origins":          anUpstreamDoesNotDecideAboutOrigins,
+		"a large body is streamed":                           aLargeBodyIsStreamed,
+		"method overrides and named users reach no upstream": methodOverridesAndNamedUsersReachNoUpstream,
+		"near the limits arequest is too large":              nearTheLimitsARequestIsTooLarge,
+		"envoys own 403s are json":                           envoysOwn403sAreJSON,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, g.of(t)) })
+	}
+}
+
+// aRequestComesToItsService: what reaches which upstream, and by which path.
+func aRequestComesToItsService(t *testing.T, g *gateway) {
 	for _, c := range []struct{ method, path, secured, public, tokens string }{
 		{"GET", "/orders", "GET /", "", ""},
 		{"GET", "/orders/", "GET /", "", ""},
@@ -72,10 +89,8 @@ func TestARequestComesToItsService(t *testing.T) {
 	}
 }
 
-// TestTheRuleTravelsWithTheRoute: what a Check is told, and where there is none.
-func TestTheRuleTravelsWithTheRoute(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// theRuleTravelsWithTheRoute: what a Check is told, and where there is none.
+func theRuleTravelsWithTheRoute(t *testing.T, g *gateway) {
 	g.do("GET", "/orders/5", "authorization: abc", fromShop, "cookie: a=b", "x-user-id: mallory")
 	asked := g.asked()
 	if len(asked) != 1 {
@@ -101,10 +116,8 @@ func TestTheRuleTravelsWithTheRoute(t *testing.T) {
 	}
 }
 
-// TestAClientCannotSayWhoItIs: on public services as on others.
-func TestAClientCannotSayWhoItIs(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// aClientCannotSayWhoItIs: on public services as on others.
+func aClientCannotSayWhoItIs(t *testing.T, g *gateway) {
 	claims := []string{"x-user-id: mallory", "X-USER-ID: mallory", "x-forwarded-host: m", "x-real-ip: 1.1.1.1",
 		"x-original-url: /admin", "x-rewrite-url: /admin", "forwarded: for=m", "x-forwarded-prefix: /m",
 		"x-forwarded-uri: /m", "x-forwarded-port: 1", "x-envoy-auth-failure-mode-allowed: true", "x-envoy-original-path: /m",
@@ -197,10 +210,8 @@ func TestAnswersOfEnvoyItself(t *testing.T) {
 	}
 }
 
-// TestPreflights are answered before a token is asked for, on paths that nobody has too.
-func TestPreflights(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// preflights are answered before a token is asked for, on paths that nobody has too.
+func preflights(t *testing.T, g *gateway) {
 	g.answers(noAnswer)
 	for path, methods := range map[string]string{
 		"/orders/5": "GET,HEAD,POST,DELETE", "/items": "GET,HEAD", "/token": "POST", "/token/sessions": "GET,DELETE",
@@ -280,10 +291,8 @@ func TestListedOrigins(t *testing.T) {
 	}
 }
 
-// TestAnUpstreamDoesNotDecideAboutOrigins: what it says of them is replaced.
-func TestAnUpstreamDoesNotDecideAboutOrigins(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// anUpstreamDoesNotDecideAboutOrigins: what it says of them is replaced.
+func anUpstreamDoesNotDecideAboutOrigins(t *testing.T, g *gateway) {
 	g.public.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("access-control-allow-origin", "https://evil.example")
 		w.Header().Set("access-control-allow-credentials", "true")
@@ -304,10 +313,8 @@ func TestAnUpstreamDoesNotDecideAboutOrigins(t *testing.T) {
 	}
 }
 
-// TestALargeBodyIsStreamed: far more than any buffer on the way.
-func TestALargeBodyIsStreamed(t *testing.T) {
-	t.Parallel()
-	g := startGateway(t, shop)
+// aLargeBodyIsStreamed: far more than any buffer on the way.
+func aLargeBodyIsStreamed(t *testing.T, g *gateway) {
 	const size = 8 << 20
 	res, err := envoytest.Client(t).Post("http://"+g.addr+"/orders", "text/plain", strings.NewReader(strings.Repeat("x", size)))
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -103,25 +104,31 @@ func TestAnUpgradeIsTakenByServicesThatTakeIt(t *testing.T) {
 	const open = `  - {name: root, path: /, authenticate: false, websocket: true, upstreams: ["PUBLIC"]}
 `
 	upgrade := []string{"connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="}
-	for root, c := range map[string]struct{ takes, refuses []string }{
-		rootService: {[]string{"/chat/5", "/Chat/5", "/CHAT", "/cHat/5"}, []string{"/SHOP/x", "/shop/x", "/AUTH", "/auth", "/nobody", "/", "/a/b", "/A/b/c"}},
-		open:        {[]string{"/chat/5", "/CHAT/5", "/", "/nobody", "/NOBODY/x", "/a/b"}, []string{"/SHOP/x", "/shop", "/AUTH", "/token/x/../../auth", "/A/B/C"}},
-		"":          {[]string{"/CHAT"}, []string{"/nobody", "/", "/shop", "/.gatepost/version", "/AUTH/token"}},
+	for name, c := range map[string]struct {
+		root           string
+		takes, refuses []string
+	}{
+		"a service for the rest that takes none": {rootService, []string{"/chat/5", "/Chat/5", "/CHAT", "/cHat/5"}, []string{"/SHOP/x", "/shop/x", "/AUTH", "/auth", "/nobody", "/", "/a/b", "/A/b/c"}},
+		"a service for the rest that takes it":   {open, []string{"/chat/5", "/CHAT/5", "/", "/nobody", "/NOBODY/x", "/a/b"}, []string{"/SHOP/x", "/shop", "/AUTH", "/token/x/../../auth", "/A/B/C"}},
+		"no service for the rest":                {"", []string{"/CHAT"}, []string{"/nobody", "/", "/shop", "/.gatepost/version", "/AUTH/token"}},
 	} {
-		g := startGateway(t, strings.Replace(manyPaths, "ROOT", root, 1))
-		for _, path := range c.takes {
-			if got := g.do("GET", path, upgrade...); got.Status != http.StatusOK || reached(g.public) == "" { // the upstream stays with HTTP
-				t.Errorf("%s: %d", path, got.Status)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := startGateway(t, strings.Replace(manyPaths, "ROOT", c.root, 1))
+			for _, path := range c.takes {
+				if got := g.do("GET", path, upgrade...); got.Status != http.StatusOK || reached(g.public) == "" { // the upstream stays with HTTP
+					t.Errorf("%s: %d", path, got.Status)
+				}
 			}
-		}
-		for _, path := range c.refuses {
-			if got := g.do("GET", path, upgrade...); got.Status != http.StatusForbidden {
-				t.Errorf("%s: %d", path, got.Status)
+			for _, path := range c.refuses {
+				if got := g.do("GET", path, upgrade...); got.Status != http.StatusForbidden {
+					t.Errorf("%s: %d", path, got.Status)
+				}
+				if got := reached(g.public) + reached(g.secured) + reached(g.tokens); got != "" {
+					t.Errorf("%s: %s came through", path, got)
+				}
 			}
-			if got := reached(g.public) + reached(g.secured) + reached(g.tokens); got != "" {
-				t.Errorf("%s: %s came through", path, got)
-			}
-		}
+		})
 	}
 }
 
@@ -136,13 +143,18 @@ func TestNoOtherProtocolIsTaken(t *testing.T) {
 		{"upgrade: foo"}, {"upgrade: TLS/1.0"}, {"upgrade: websocket, h2c"}, {"upgrade: h2c, websocket"}, {"upgrade: "},
 		{"upgrade: websocket", "upgrade: h2c"}, {"upgrade: websocket", "upgrade: websocket"}, {"upgrade: websocketx"},
 	} {
+		var all sync.WaitGroup // Envoy keeps each connection open for a while
 		for _, path := range []string{"/chat/5", "/Chat", "/CHAT", "/cHat/5", "/", "/nobody", "/NOBODY/x", "/a/b"} {
-			if got := g.do("GET", path, append(upgrade, "connection: upgrade")...); got.Status != http.StatusForbidden {
-				t.Errorf("%s %q: %d", path, upgrade, got.Status)
-			}
-			if got := reached(g.public); got != "" {
-				t.Errorf("%s %q: %s came through", path, upgrade, got)
-			}
+			all.Go(func() {
+				raw, err := envoytest.Exchange(g.addr, request("GET", path, append(slices.Clone(upgrade), "connection: upgrade")...))
+				if got := envoytest.Responses(raw); err != nil || len(got) != 1 || got[0].Status != http.StatusForbidden {
+					t.Errorf("%s %q: %v %v", path, upgrade, got, err)
+				}
+			})
+		}
+		all.Wait()
+		if got := reached(g.public); got != "" {
+			t.Errorf("%q: %s came through", upgrade, got)
 		}
 	}
 	for _, path := range []string{"/chat/5", "/cHat/5", "/nobody"} { // the name of a protocol is in any case of letters (RFC 9110 §7.8)

@@ -366,6 +366,9 @@ func fill(t testing.TB, s *Store, n int) []tokens.Hash {
 }
 
 func TestMemoryOfManySessions(t *testing.T) {
+	if testing.Short() {
+		t.Skip("100,000 sessions take seconds: run without -short")
+	}
 	s := mustOpen(t, t.TempDir())
 	var before, after runtime.MemStats
 	runtime.GC()

@@ -101,7 +101,11 @@ func step(s *Store, worker int) error {
 func TestKillLosesNoAcknowledgedChange(t *testing.T) {
 	dir := t.TempDir()
 	states := map[string]string{} // token hash -> its last printed state
-	for round := range 6 {
+	rounds := 6
+	if testing.Short() {
+		rounds = 2
+	}
+	for round := range rounds {
 		runAndKillChild(t, dir, 20+round*37, states)
 		s, err := Open(dir, Options{})
 		if err != nil {

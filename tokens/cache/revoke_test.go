@@ -14,13 +14,16 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// No use that begins after the revoke has returned is accepted, in a thousand trials.
+// No use that begins after the revoke has returned is accepted, in a thousand trials (200 with -short).
 func TestNoGatewayAcceptsAfterRevoke(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
 	a, b := start(t, server.Addr, server.Addr), start(t, server.Addr, server.Addr)
 	awaitPeers(t, a, b)
-	const workers, trials = 10, 100
+	workers, trials := 10, 100
+	if testing.Short() {
+		trials = 20
+	}
 	var all sync.WaitGroup
 	for w := range workers {
 		all.Go(func() {

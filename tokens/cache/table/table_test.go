@@ -445,6 +445,9 @@ func TestReadersWhileWriting(t *testing.T) {
 // The module runs under valgrind, which finds more than the sanitizers, and as an arm64 program,
 // with another memory model.
 func TestUnderValgrindAndOnArm64(t *testing.T) {
+	if testing.Short() {
+		t.Skip("valgrind takes seconds: run without -short")
+	}
 	for name, start := range map[string]func(t testing.TB) *tabletest.Driver{
 		"valgrind": func(t testing.TB) *tabletest.Driver {
 			return tabletest.StartUnder(t, "plain", "valgrind", "--quiet", "--leak-check=full", "--errors-for-leak-kinds=all", "--error-exitcode=9")
