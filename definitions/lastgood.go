@@ -21,7 +21,7 @@ type LastGood struct {
 
 const (
 	lastGoodFile = "definitions.last-good.yaml"
-	// The first line of the file: what is below it, and where that came from.
+	// The first line of the file: what is below it, and where that came from. Its words are part of the format.
 	lastGoodHeader = "# Written by gatepost: the definitions that were last proven. sha256=%s name=%q\n"
 )
 

@@ -14,7 +14,7 @@ import (
 
 // The time from saving the definitions until Envoy responds with their version. It includes the
 // watcher's debounce. Each save changes the upstream of one service.
-func BenchmarkSaveToProven(b *testing.B) {
+func BenchmarkSaveToVerified(b *testing.B) {
 	for _, services := range []int{10, 1000} {
 		b.Run(fmt.Sprintf("services=%d", services), func(b *testing.B) {
 			upstream := envoytest.Upstream(b)

@@ -187,7 +187,7 @@ services:
 	return text
 }
 
-// TestChangesUnderLoad applies a sequence of changes, each proven before the next, while clients
+// TestChangesUnderLoad applies a sequence of changes, each verified before the next, while clients
 // use every service. GATEPOST_CHANGES is the number of changes.
 func TestChangesUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -214,17 +214,17 @@ func TestChangesUnderLoad(t *testing.T) {
 			return nil
 		}},
 	})
-	envoytest.Eventually(t, "the first definitions to be proven", g.Settled)
+	envoytest.Eventually(t, "the first definitions to be verified", g.Settled)
 	version := g.Status().GetVersion()
 	for step := 1; step <= changes; step++ {
 		g.Define(c.definitions(step))
 		version = g.AwaitChange(version)
-		// From the moment a version is proven, clients are served by it.
+		// From the moment a version is verified, clients are served by it.
 		if got := g.Do("GET", "/moved", "", auth); got.Body != []string{"a", "b", "c"}[step%3] {
-			t.Errorf("step %d is proven, and a request goes to %d %s", step, got.Status, got.Body)
+			t.Errorf("step %d is verified, and a request goes to %d %s", step, got.Status, got.Body)
 		}
 		if got, guest := g.Do("GET", "/guest", ""), step%2 == 0; (got.Status == http.StatusOK) != guest {
-			t.Errorf("step %d is proven, and the guest returns %d", step, got.Status)
+			t.Errorf("step %d is verified, and the guest returns %d", step, got.Status)
 		}
 	}
 	l.End()
@@ -245,7 +245,7 @@ func TestChangesUnderLoad(t *testing.T) {
 	if told := lines(g.Log(), `"msg":"applied"`, `"seconds":`); len(told) != changes {
 		t.Errorf("the log has %d applied changes, want %d", len(told), changes)
 	}
-	t.Logf("from a save to proven: %.0f ms on average", 1000*g.Metric("gatepost_definitions_applied_seconds_sum")/float64(changes))
+	t.Logf("from a save to verified: %.0f ms on average", 1000*g.Metric("gatepost_definitions_applied_seconds_sum")/float64(changes))
 }
 
 // TestRapidChanges writes files faster than they can be applied. The last one must be served.
@@ -268,7 +268,7 @@ func TestRapidChanges(t *testing.T) {
 	envoytest.Eventually(t, "the last definitions to be served", func() bool {
 		return g.Do("GET", "/moved", "", auth).Body == "b" && g.Do("GET", "/guest", "").Status == http.StatusNotFound
 	})
-	envoytest.Eventually(t, "them to be proven", g.Settled)
+	envoytest.Eventually(t, "them to be verified", g.Settled)
 	l.End()
 }
 
@@ -372,7 +372,7 @@ func TestBrokenFileChangesNothingAndIsReported(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			shop := startShop(t, setup{})
 			token := shop.Login("alice")
-			envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+			envoytest.Eventually(t, "the definitions to be verified", shop.Settled)
 			version := shop.Status().GetVersion()
 			shop.DefineExactly(broken.text)
 			envoytest.Eventually(t, "the status to report it", func() bool { return shop.Status().GetRejected() != "" })
@@ -393,7 +393,7 @@ func TestTheFileIsRemoved(t *testing.T) {
 	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", shop.Settled)
 	must(t, os.Remove(shop.File))
 	envoytest.Eventually(t, "the status to report it", func() bool { return strings.Contains(shop.Status().GetRejected(), shop.File) })
 	if failed := shop.Metric("gatepost_definitions_failed_total"); failed != 1 {

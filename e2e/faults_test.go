@@ -80,7 +80,7 @@ func TestGatepostKilled(t *testing.T) {
 				g.Run()
 				well(t, shop, token)
 			}
-			envoytest.Eventually(t, "the configuration to be proven again", g.Settled)
+			envoytest.Eventually(t, "the configuration to be verified again", g.Settled)
 		})
 	}
 }
@@ -186,7 +186,7 @@ func TestEnvoyKilled(t *testing.T) {
 	if starts, deaths := shop.Metric("gatepost_envoy_starts_total"), shop.Metric("gatepost_envoy_deaths_total"); starts != 3 || deaths != 2 {
 		t.Errorf("the metrics count %v starts and %v deaths, want 3 and 2", starts, deaths)
 	}
-	envoytest.Eventually(t, "the configuration to be proven again", shop.Settled)
+	envoytest.Eventually(t, "the configuration to be verified again", shop.Settled)
 }
 
 // If gatepost is killed, its Envoy dies too; no unsupervised Envoy remains.
@@ -349,11 +349,11 @@ func TestWrongUsageIsExitCode2(t *testing.T) {
 	}
 }
 
-func TestBrokenFileAtTheStartFallsBackToLastProven(t *testing.T) {
+func TestBrokenFileAtTheStartFallsBackToLastVerified(t *testing.T) {
 	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", shop.Settled)
 	shop.Stop()
 	shop.DefineExactly(brokenThrice)
 	shop.Run()

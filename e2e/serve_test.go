@@ -110,11 +110,11 @@ func (g *gateway) Settled() bool {
 	return true
 }
 
-// AwaitChange waits until another version than from is proven, and returns it.
+// AwaitChange waits until another version than from is verified, and returns it.
 func (g *gateway) AwaitChange(from string) string {
 	g.t.Helper()
 	version := from
-	envoytest.Eventually(g.t, "a version after "+from+" to be proven", func() bool {
+	envoytest.Eventually(g.t, "a version after "+from+" to be verified", func() bool {
 		status, err := g.tryStatus()
 		if err != nil || status.GetVersion() == from {
 			return false

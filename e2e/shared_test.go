@@ -92,11 +92,11 @@ func (f *fleet) Applies(code int, definitions string, want ...string) string {
 	return f.Command(code, []string{"apply", f.File(definitions)}, want...)
 }
 
-// AwaitRevision waits until each gateway reports the revision as its proven source.
+// AwaitRevision waits until each gateway reports the revision as its verified source.
 func (f *fleet) AwaitRevision(number int) {
 	f.t.Helper()
 	for _, g := range f.gateways {
-		envoytest.Eventually(f.t, fmt.Sprintf("revision %d to be proven", number), func() bool {
+		envoytest.Eventually(f.t, fmt.Sprintf("revision %d to be verified", number), func() bool {
 			status, err := g.tryStatus()
 			return err == nil && status.GetSource() == fmt.Sprintf("redis:%d", number) && g.Settled()
 		})
@@ -124,21 +124,21 @@ func (f *fleet) service(name string) string {
 	return fmt.Sprintf("  - {name: %s, path: /%s, authenticate: false, upstreams: [%q]}", name, name, f.items.URL())
 }
 
-func TestApplyIsProvenOnEveryGateway(t *testing.T) {
+func TestApplyIsVerifiedOnEveryGateway(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, 2)
 	f.Everywhere(http.StatusNotFound, "/news")
 
 	out := f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored: +news")
-	if got := strings.Count(out, ": proven\n"); got != 2 {
-		t.Errorf("%d gateways have proven it, want 2:\n%s", got, out)
+	if got := strings.Count(out, ": verified\n"); got != 2 {
+		t.Errorf("%d gateways have verified it, want 2:\n%s", got, out)
 	}
 	f.Everywhere(http.StatusOK, "/news")
 	f.AwaitRevision(2)
 
-	f.Applies(0, f.definitions(f.service("news")), "unchanged: already revision 2", ": proven\n")
+	f.Applies(0, f.definitions(f.service("news")), "unchanged: already revision 2", ": verified\n")
 	// A comment changes nothing that is served, but is a revision.
-	f.Applies(0, f.definitions(f.service("news"))+"# why\n", "revision 3 is stored: nothing that is served", ": proven\n")
+	f.Applies(0, f.definitions(f.service("news"))+"# why\n", "revision 3 is stored: nothing that is served", ": verified\n")
 
 	bad := f.Applies(1, f.definitions(f.service("news"), f.service("news")))
 	if !strings.Contains(bad, "gatepost.yaml:18:12: services[3].name: ") {
@@ -148,7 +148,7 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 	f.Command(1, []string{"diff", f.File(f.definitions())}, "--- revision 3: service news")
 	f.Command(0, []string{"diff", f.File(f.definitions(f.service("news")))}, "no differences from revision 3")
 
-	f.Command(0, []string{"rollback", "1", "--message", "no news"}, "revision 4 is stored: -news", ": proven\n")
+	f.Command(0, []string{"rollback", "1", "--message", "no news"}, "revision 4 is stored: -news", ": verified\n")
 	f.Everywhere(http.StatusNotFound, "/news")
 	history := f.Command(0, []string{"history"}, "+news", "no news", "@")
 	if got := len(lines(history, "\n")); got != 5 {
@@ -158,20 +158,20 @@ func TestApplyIsProvenOnEveryGateway(t *testing.T) {
 	// A gateway that stops deregisters, so nothing waits for it.
 	f.gateways[1].Stop()
 	out = f.Applies(0, f.definitions(f.service("news")), "revision 5 is stored")
-	if got := strings.Count(out, ": proven\n"); got != 1 {
-		t.Errorf("%d gateways have proven it, want 1:\n%s", got, out)
+	if got := strings.Count(out, ": verified\n"); got != 1 {
+		t.Errorf("%d gateways have verified it, want 1:\n%s", got, out)
 	}
 }
 
-func TestApplyNamesTheGatewayThatHasNotProven(t *testing.T) {
+func TestApplyNamesTheGatewayThatHasNotVerified(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, 2)
 	frozen := f.gateways[1]
 	frozen.Signal(syscall.SIGSTOP)
 	defer frozen.Signal(syscall.SIGCONT)
 	out := f.Command(1, []string{"apply", f.File(f.definitions(f.service("news"))), "--timeout", "7s"},
-		"revision 2 is stored", "have not proven it")
-	if got := lines(out, frozen.Admin, "NOT proven: not heard of for", "last seen with revision 1"); len(got) != 1 {
+		"revision 2 is stored", "have not verified it")
+	if got := lines(out, frozen.Admin, "NOT verified: not heard of for", "last seen with revision 1"); len(got) != 1 {
 		t.Errorf("the frozen gateway is not reported:\n%s", out)
 	}
 	frozen.Signal(syscall.SIGCONT)
@@ -191,7 +191,7 @@ func TestRejectedRevisionIsNotServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	out := f.Command(1, []string{"apply", path}, "revision 2 is stored")
-	if got := lines(out, "NOT proven: rejected by Envoy", "listener", "cannot bind"); len(got) != 2 {
+	if got := lines(out, "NOT verified: rejected by Envoy", "listener", "cannot bind"); len(got) != 2 {
 		t.Errorf("two gateways do not report Envoy's message:\n%s", out)
 	}
 	f.AwaitRevision(1)
@@ -212,7 +212,7 @@ func TestRejectedRevisionIsNotServed(t *testing.T) {
 	}
 	f.Command(1, []string{"apply", path}, "unchanged: already revision 2", "cannot bind")
 
-	f.Applies(0, f.definitions(f.service("news")), "revision 3 is stored", ": proven\n")
+	f.Applies(0, f.definitions(f.service("news")), "revision 3 is stored", ": verified\n")
 	f.Everywhere(http.StatusOK, "/news")
 }
 
@@ -237,7 +237,7 @@ func TestRedisLosesTheDefinitions(t *testing.T) {
 			}
 			want(t, "the public service", f.Do("GET", "/items", ""), http.StatusOK, "")
 
-			// After a restart the last proven version is served, and the next apply works.
+			// After a restart the last good version is served, and the next apply works.
 			f.Stop()
 			f.Run()
 			f.Await("the public service", http.StatusOK, "GET", "/items", "")
@@ -245,7 +245,7 @@ func TestRedisLosesTheDefinitions(t *testing.T) {
 				t.Errorf("after a restart version %s is served, want %s still", got, before)
 			}
 			f.redis.Do("DEL", "gatepost:{definitions}:newest")
-			f.Applies(0, f.definitions(f.service("news")), "is stored", ": proven\n")
+			f.Applies(0, f.definitions(f.service("news")), "is stored", ": verified\n")
 			f.Everywhere(http.StatusOK, "/news")
 		})
 	}
@@ -264,7 +264,7 @@ func TestDefinitionsWhileRedisIsAwayAtTheStart(t *testing.T) {
 	f.redis.Restart()
 	well(t, f.shop, token)
 	f.AwaitReady()
-	f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored", ": proven\n")
+	f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored", ": verified\n")
 	f.Everywhere(http.StatusOK, "/news")
 }
 
@@ -278,7 +278,7 @@ func TestGatewayWaitsForAFirstApply(t *testing.T) {
 	})
 	envoytest.Eventually(t, "the gateway to answer", func() bool { return len(lines(f.Log(), `"msg":"serving"`)) == 1 })
 	notReady(t, f.gateway)
-	f.Applies(0, f.definitions(), "revision 1 is stored", ": proven\n")
+	f.Applies(0, f.definitions(), "revision 1 is stored", ": verified\n")
 	f.AwaitReady()
 	want(t, "the public service", f.Do("GET", "/items", ""), http.StatusOK, "")
 }

@@ -49,7 +49,7 @@ func openRedisSource(g *Gateway) *redisSource {
 }
 
 // Definitions returns the definitions to start with: the newest revision, or, if it cannot be read,
-// the last proven definitions and the error. If there are neither, the gateway waits for a first
+// the last good definitions and the error. If there are neither, the gateway waits for a first
 // apply, or for Redis.
 func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.LastGood) (first *definitions.Definitions, wrong error) {
 	newest, wrong := s.store.Newest(ctx)
@@ -118,7 +118,7 @@ func storedAt(r revisions.Revision) time.Time {
 // failed is called by the follower if the newest revision cannot be read.
 func (s *redisSource) failed(r revisions.Revision, err error) {
 	s.gateway.rollout.Failed(err)
-	if r.Number != 0 { // otherwise Redis is unreachable, and the last revision may still become proven
+	if r.Number != 0 { // otherwise Redis is unreachable, and the last revision may still become verified
 		s.note(r.Mark(), err)
 	}
 }
@@ -162,12 +162,12 @@ func (s *redisSource) report() revisions.Report {
 	if d := status.Definitions; d != nil {
 		r.Serving.Number, _ = revisions.Number(d.Name)
 		r.Serving.Sum = d.Hash()
-		r.Proven = status.Applied()
+		r.Verified = status.Applied()
 	}
 	if rejection := status.Rejection(); r.Refused == "" && rejection != nil {
 		r.Refused = status.Failure.Error()
 	}
-	if !r.Proven {
+	if !r.Verified {
 		r.Pending = status.Pending()
 	}
 	return r

@@ -225,7 +225,7 @@ func (m *machine) startDegraded(err error) []action {
 			l.Warn("waiting for definitions: there are none to be had", "error", err)
 			return
 		}
-		l.Warn("starting with the definitions that were last proven; the newest cannot be served", "error", err)
+		l.Warn("starting with the last good definitions; the newest cannot be served", "error", err)
 	})}
 }
 
@@ -303,7 +303,7 @@ func (m *machine) reject(why *xds.Rejection, now time.Time) []action {
 		before = m.acked.definitions
 		good := m.acked
 		out = append([]action{note(func(l *slog.Logger) {
-			l.Warn("publishing the last proven configuration again", "version", good.id())
+			l.Warn("publishing the last good configuration again", "version", good.id())
 		})}, m.publish(good, now)...)
 	}
 	m.failure, m.retry, m.repairing = why, rejected.original(), rejected

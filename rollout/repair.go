@@ -31,10 +31,10 @@ func (r *Rollout) repair(a repair) {
 		err = r.handle(repaired{v, a.rejected})
 	}
 	if err != nil {
-		r.config.Logger.Error("the definitions that were last proven cannot be served", "source", kept.Name, "error", err)
+		r.config.Logger.Error("the last good definitions cannot be served", "source", kept.Name, "error", err)
 		return
 	}
-	r.config.Logger.Warn("serving the definitions that were last proven", "source", kept.Name, "error", a.why)
+	r.config.Logger.Warn("serving the last good definitions", "source", kept.Name, "error", a.why)
 }
 
 // lastGoodOf returns the last good definitions from the disk if they come from the same source, else nil.

@@ -59,7 +59,7 @@ func (d *disk) Save(what *definitions.Definitions) error {
 	return d.LastGood.Save(what)
 }
 
-// newKit starts one that keeps what is proven in dir, and listens on addr if the definitions say so. change may
+// newKit starts one that keeps what is verified in dir, and listens on addr if the definitions say so. change may
 // change its configuration.
 func newKit(t *testing.T, addr, dir string, change ...func(*Config)) *kit {
 	t.Helper()
@@ -157,10 +157,10 @@ func (k *kit) awaits(what string, ok func(*gatewayv1.Status) bool) {
 	})
 }
 
-// keeps waits until these definitions are what is kept as the last proven.
+// keeps waits until these definitions are what is kept as the last good.
 func (k *kit) keeps(d *definitions.Definitions) {
 	k.t.Helper()
-	envoytest.Eventually(k.t, "the proven definitions to be kept", func() bool {
+	envoytest.Eventually(k.t, "the verified definitions to be kept", func() bool {
 		kept, err := k.lastGood.Load()
 		return err == nil && kept.Hash() == d.Hash()
 	})
@@ -233,7 +233,7 @@ func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
 		t.Error("loaded before anything was applied")
 	}
 	if _, err := k.lastGood.Load(); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("kept before anything was proven: %v", err)
+		t.Errorf("kept before anything was verified: %v", err)
 	}
 	k.serves(define(t, k.addr, "100s", service("a", taken)))
 	k.obeys(100 * time.Second)
@@ -363,8 +363,8 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 	}
 }
 
-// What a gateway begins with may be refused before anything was proven.
-func TestAGatewayThatBeginsWithWhatEnvoyRefusesServesWhatWasProvenOfTheSameFile(t *testing.T) {
+// What a gateway begins with may be refused before anything was verified.
+func TestAGatewayThatBeginsWithWhatEnvoyRefusesServesWhatWasVerifiedOfTheSameFile(t *testing.T) {
 	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
@@ -378,12 +378,12 @@ func TestAGatewayThatBeginsWithWhatEnvoyRefusesServesWhatWasProvenOfTheSameFile(
 
 	k := newKit(t, addr, dir)
 	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
-	k.awaits("what was proven", func(s *gatewayv1.Status) bool { return s.GetRejected() != "" })
+	k.awaits("what was verified", func(s *gatewayv1.Status) bool { return s.GetRejected() != "" })
 	k.obeys(100 * time.Second)
 	k.keeps(before)
 }
 
-func TestAServiceThatEnvoyRefusesFromTheStartHasTheFormerFormThatWasProven(t *testing.T) {
+func TestAServiceThatEnvoyRefusesFromTheStartHasTheFormerFormThatWasVerified(t *testing.T) {
 	addr, dir := envoytest.Addr(t), t.TempDir()
 	if err := (definitions.LastGood{Dir: dir}).Save(define(t, addr, "100s", service("moves", taken))); err != nil {
 		t.Fatal(err)
@@ -396,7 +396,7 @@ func TestAServiceThatEnvoyRefusesFromTheStartHasTheFormerFormThatWasProven(t *te
 	k.obeys(200 * time.Second)
 }
 
-func TestWhatWasProvenOfAnotherFileIsNotServed(t *testing.T) {
+func TestWhatWasVerifiedOfAnotherFileIsNotServed(t *testing.T) {
 	inTheWay, err := net.Listen("tcp", envoytest.Addr(t))
 	if err != nil {
 		t.Fatal(err)

@@ -121,7 +121,7 @@ func wait(d time.Duration) {
 	synctest.Wait()
 }
 
-func TestAnEnvoyIsProvenWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
+func TestAnEnvoyIsVerifiedWhenItAnswersWithWhatItAcknowledged(t *testing.T) {
 	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("v1", nil)
 		c.publishes("v1", "", "a")

@@ -122,9 +122,9 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tPROVEN\tLAST NACK")
+	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tVERIFIED\tLAST NACK")
 	for _, e := range status.GetEnvoys() {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), provenOr(e), orNone(e.GetNack()))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), verifiedOr(e), orNone(e.GetNack()))
 	}
 	return table.Flush()
 }
@@ -140,8 +140,8 @@ func checkedBy(m *gatewayv1.ModuleStatus) string {
 	return "checked by Gatepost for each request"
 }
 
-// provenOr returns whether an Envoy is verified to serve what it acknowledged, or why not.
-func provenOr(e *gatewayv1.EnvoyStatus) string {
+// verifiedOr returns whether an Envoy is verified to serve what it acknowledged, or why not.
+func verifiedOr(e *gatewayv1.EnvoyStatus) string {
 	switch {
 	case e.GetProven():
 		return "yes"

@@ -21,8 +21,8 @@ import (
 
 // The commands of this file read and change the definitions in Redis.
 
-// provenTimeout is the default of --timeout.
-const provenTimeout = 30 * time.Second
+// verifiedTimeout is the default of --timeout.
+const verifiedTimeout = 30 * time.Second
 
 // openRevisions opens the definitions in the Redis of --redis. It does not connect yet.
 func (s *settings) openRevisions() (store *revisions.Store, closeStore func() error, err error) {
@@ -49,7 +49,7 @@ func (a *change) register(command *cobra.Command) {
 	flags := command.Flags()
 	flags.Int64Var(&a.base, "base", 0, "store nothing if another `REVISION` is the newest (none: the newest now)")
 	flags.StringVar(&a.message, "message", "", "a `TEXT` for the history")
-	flags.DurationVar(&a.timeout, "timeout", provenTimeout, "how long to wait until every gateway serves it")
+	flags.DurationVar(&a.timeout, "timeout", verifiedTimeout, "how long to wait until every gateway serves it")
 }
 
 func applyCommand(s *settings) *cobra.Command {
@@ -116,7 +116,7 @@ func readRevision(text string) (int64, error) {
 	return number, nil
 }
 
-// run stores definitions as the newest revision and waits until it is proven.
+// run stores definitions as the newest revision and waits until it is verified.
 func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
 	store, closeStore, err := a.settings.openRevisions()
 	if err != nil {
@@ -179,29 +179,29 @@ func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*d
 	return d.Gateway, nil
 }
 
-// await waits until every gateway has proven a revision, and prints the state of each.
+// await waits until every gateway has verified a revision, and prints the state of each.
 func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Store, r revisions.Revision) error {
 	bounded, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	standings, err := store.Await(bounded, r)
 	switch {
 	case err != nil:
-		return fmt.Errorf("waiting until revision %d is proven: %w", r.Number, err)
+		return fmt.Errorf("waiting until revision %d is verified: %w", r.Number, err)
 	case len(standings) == 0:
 		_, err = fmt.Fprintln(out, "no gateway is running on this Redis: nothing serves it yet")
 		return err
 	}
-	unproven := 0
+	unverified := 0
 	for _, one := range standings {
-		if one.Proven {
-			fmt.Fprintf(out, "%s: proven\n", oneLine(one.Gateway.Name))
+		if one.Verified {
+			fmt.Fprintf(out, "%s: verified\n", oneLine(one.Gateway.Name))
 			continue
 		}
-		unproven++
-		fmt.Fprintf(out, "%s: NOT proven: %s\n", oneLine(one.Gateway.Name), oneLine(one.Why))
+		unverified++
+		fmt.Fprintf(out, "%s: NOT verified: %s\n", oneLine(one.Gateway.Name), oneLine(one.Why))
 	}
-	if unproven > 0 {
-		return fmt.Errorf("revision %d is stored, but %d of %d gateways have not proven it", r.Number, unproven, len(standings))
+	if unverified > 0 {
+		return fmt.Errorf("revision %d is stored, but %d of %d gateways have not verified it", r.Number, unverified, len(standings))
 	}
 	return nil
 }

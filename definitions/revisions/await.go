@@ -11,18 +11,18 @@ import (
 type Standing struct {
 	// Gateway is which.
 	Gateway Gateway
-	// Proven says whether all its Envoys serve the revision.
-	Proven bool
+	// Verified says whether all its Envoys serve the revision.
+	Verified bool
 	// Final says whether that will stay so without a change of something else.
 	Final bool
-	// Why is why the revision is not proven; empty where it is.
+	// Why is why the revision is not verified; empty where it is.
 	Why string
 }
 
 // look is how often Await looks.
 const look = 100 * time.Millisecond
 
-// Await waits until every gateway has proven the revision or will not, and returns how each stands then, or when ctx
+// Await waits until every gateway has verified the revision or will not, and returns how each stands then, or when ctx
 // ends. A gateway that takes leave meanwhile is not waited for; one that falls silent is. No gateway at all is an empty
 // list. An error says that Redis could not be asked to the end.
 func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, err error) {
@@ -61,7 +61,7 @@ func standingsOf(gateways []Gateway, r, newest Revision) []Standing {
 	standings := make([]Standing, len(gateways))
 	for i, g := range gateways {
 		standings[i] = standingOf(g, r)
-		if s := &standings[i]; newest.Mark() != r.Mark() && !s.Proven {
+		if s := &standings[i]; newest.Mark() != r.Mark() && !s.Verified {
 			s.Final, s.Why = true, fmt.Sprintf("revision %d was applied meanwhile, by %s", newest.Number, newest.Who)
 		}
 	}
@@ -74,8 +74,8 @@ func standingOf(g Gateway, r Revision) Standing {
 	switch mark := r.Mark(); {
 	case g.Heard >= Silent:
 		s.Why = fmt.Sprintf("not heard of for %v; last seen with %v", g.Heard.Round(time.Second), g.Serving)
-	case g.Serving == mark && g.Proven:
-		s.Proven, s.Final = true, true
+	case g.Serving == mark && g.Verified:
+		s.Verified, s.Final = true, true
 	case g.Newest == mark && g.Refused != "":
 		s.Final, s.Why = true, g.Refused
 	case g.Newest != mark:

@@ -31,11 +31,11 @@ type Report struct {
 	Newest Mark `json:"newest"`
 	// Serving is the revision that it has published to its Envoys.
 	Serving Mark `json:"serving"`
-	// Proven says whether each of its Envoys serves that, and it has one.
-	Proven bool `json:"proven"`
+	// Verified says whether each of its Envoys serves that, and it has one.
+	Verified bool `json:"proven"`
 	// Refused is why Newest is not served and will not be: it is not valid here, or an Envoy has rejected it.
 	Refused string `json:"refused,omitempty"`
-	// Pending is what is waited for where Serving is not proven.
+	// Pending is what is waited for where Serving is not verified.
 	Pending string `json:"pending,omitempty"`
 	// Envoys is how many are connected.
 	Envoys int `json:"envoys"`

@@ -92,27 +92,27 @@ func TestStandings(t *testing.T) {
 	r := Revision{Number: 8, Sum: "new"}
 	now, before := r.Mark(), Mark{7, "old"}
 	for name, c := range map[string]struct {
-		gateway       Gateway
-		proven, final bool
-		why           string
+		gateway         Gateway
+		verified, final bool
+		why             string
 	}{
-		"proven":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Proven: true}}, proven: true, final: true},
+		"verified":                   {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}}, verified: true, final: true},
 		"published":                  {gateway: Gateway{Report: Report{Newest: now, Serving: now, Pending: "no Envoy"}}, why: "no Envoy"},
 		"published, nothing said":    {gateway: Gateway{Report: Report{Newest: now, Serving: now}}, why: "have not answered"},
-		"rejected":                   {gateway: Gateway{Report: Report{Newest: now, Serving: before, Proven: true, Refused: "cannot bind"}}, final: true, why: "cannot bind"},
-		"not seen":                   {gateway: Gateway{Report: Report{Newest: before, Serving: before, Proven: true}}, why: "serves revision 7"},
+		"rejected":                   {gateway: Gateway{Report: Report{Newest: now, Serving: before, Verified: true, Refused: "cannot bind"}}, final: true, why: "cannot bind"},
+		"not seen":                   {gateway: Gateway{Report: Report{Newest: before, Serving: before, Verified: true}}, why: "serves revision 7"},
 		"not seen after a rejection": {gateway: Gateway{Report: Report{Newest: before, Refused: "cannot bind"}}, why: "serves no revision: cannot bind"},
-		"the number of another":      {gateway: Gateway{Report: Report{Newest: Mark{8, "lost"}, Serving: Mark{8, "lost"}, Proven: true}}, why: "not seen"},
-		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Proven: true}, Heard: Silent}, why: "not heard of for 5s"},
+		"the number of another":      {gateway: Gateway{Report: Report{Newest: Mark{8, "lost"}, Serving: Mark{8, "lost"}, Verified: true}}, why: "not seen"},
+		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}, Heard: Silent}, why: "not heard of for 5s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := standingsOf([]Gateway{c.gateway}, r, r)[0]
-			if got.Proven != c.proven || got.Final != c.final || !strings.Contains(got.Why, c.why) || (got.Why == "") != c.proven {
-				t.Errorf("it stands so: proven %v, final %v, %q", got.Proven, got.Final, got.Why)
+			if got.Verified != c.verified || got.Final != c.final || !strings.Contains(got.Why, c.why) || (got.Why == "") != c.verified {
+				t.Errorf("it stands so: verified %v, final %v, %q", got.Verified, got.Final, got.Why)
 			}
 			later := standingsOf([]Gateway{c.gateway}, r, Revision{Number: 9, Sum: "newer", Note: Note{Who: "bob@desk"}})[0]
-			if later.Proven != c.proven || !later.Final || !c.proven && later.Why != "revision 9 was applied meanwhile, by bob@desk" {
-				t.Errorf("with a later revision it stands so: proven %v, final %v, %q", later.Proven, later.Final, later.Why)
+			if later.Verified != c.verified || !later.Final || !c.verified && later.Why != "revision 9 was applied meanwhile, by bob@desk" {
+				t.Errorf("with a later revision it stands so: verified %v, final %v, %q", later.Verified, later.Final, later.Why)
 			}
 		})
 	}
@@ -147,24 +147,24 @@ func TestAwait(t *testing.T) {
 		t.Fatalf("without a gateway: %v, %v", all, err)
 	}
 	for i := range 2 {
-		report(t, s, Report{ID: fmt.Sprint(i), Name: fmt.Sprintf("g%d", i), Newest: r.Mark(), Serving: r.Mark(), Proven: i == 0})
+		report(t, s, Report{ID: fmt.Sprint(i), Name: fmt.Sprintf("g%d", i), Newest: r.Mark(), Serving: r.Mark(), Verified: i == 0})
 	}
 	looked, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	s.client.AddHook(&onSecondList{end: cancel})
 	all, err := s.Await(looked, r)
-	if err != nil || len(all) != 2 || !all[0].Proven || all[1].Proven {
-		t.Fatalf("with one that has not proven it: %+v, %v", all, err)
+	if err != nil || len(all) != 2 || !all[0].Verified || all[1].Verified {
+		t.Fatalf("with one that has not verified it: %+v, %v", all, err)
 	}
 	done := make(chan error, 1)
 	go func() {
 		all, err := s.Await(context.Background(), r)
-		if err == nil && (len(all) != 2 || !all[1].Proven) {
+		if err == nil && (len(all) != 2 || !all[1].Verified) {
 			err = fmt.Errorf("it returned with %+v", all)
 		}
 		done <- err
 	}()
-	report(t, s, Report{ID: "1", Name: "g1", Newest: r.Mark(), Serving: r.Mark(), Proven: true})
+	report(t, s, Report{ID: "1", Name: "g1", Newest: r.Mark(), Serving: r.Mark(), Verified: true})
 	if err := <-done; err != nil {
 		t.Error(err)
 	}

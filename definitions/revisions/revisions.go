@@ -1,5 +1,5 @@
 // Package revisions decides which revision of the definitions is in force where they are kept in Redis, for any
-// number of gateways at once, and tells whether each gateway has proven it.
+// number of gateways at once, and tells whether each gateway has verified it.
 //
 // A revision is a definitions file as it was applied, with a number, never changed again. All keys lie in one hash
 // slot, so that a revision is stored as a whole and against the one that it was based on:

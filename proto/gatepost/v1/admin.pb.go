@@ -216,8 +216,8 @@ type EnvoyStatus struct {
 	Proven bool `protobuf:"varint,8,opt,name=proven,proto3" json:"proven,omitempty"`
 	// The version with which the Envoy itself last answered; empty where it has not.
 	Serving string `protobuf:"bytes,9,opt,name=serving,proto3" json:"serving,omitempty"`
-	// Why an acknowledged version is not proven, such as that the Envoy cannot be reached to be asked; empty where it
-	// is proven, or not asked yet.
+	// Why an acknowledged version is not verified, such as that the Envoy cannot be reached to be asked; empty where it
+	// is verified, or not asked yet.
 	Doubt         string `protobuf:"bytes,10,opt,name=doubt,proto3" json:"doubt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

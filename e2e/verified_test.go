@@ -35,7 +35,7 @@ func (g *gateway) beacon(headers ...string) string {
 	return version
 }
 
-// kept returns the content of the last proven definitions.
+// kept returns the content of the last good definitions.
 func (g *gateway) kept() string {
 	text, err := os.ReadFile(filepath.Join(g.Data, "definitions.last-good.yaml"))
 	if err != nil {
@@ -44,7 +44,7 @@ func (g *gateway) kept() string {
 	return string(text)
 }
 
-func TestAppliedMeansProven(t *testing.T) {
+func TestAppliedMeansVerified(t *testing.T) {
 	t.Parallel()
 	const everywhere = "listen: 0.0.0.0:PORT\n"
 	for name, c := range map[string]struct {
@@ -72,16 +72,16 @@ func TestAppliedMeansProven(t *testing.T) {
 			g.Run()
 			g.StartEnvoy(envoytest.Options{})
 			g.AwaitReady()
-			envoytest.Eventually(t, "the definitions to be proven", g.Settled)
+			envoytest.Eventually(t, "the definitions to be verified", g.Settled)
 
 			first := g.beacon(page)
 			g.DefineExactly(text + "services:\n  - {name: a, path: /a, upstreams: [\"http://127.0.0.1:1\"]}\n")
 			second := g.AwaitChange(first)
 			status := g.Status()
 			if one := status.GetEnvoys()[0]; g.beacon(page) != second || one.GetServing() != second || one.GetDoubt() != "" {
-				t.Errorf("version %s is reported as proven, but %s is served; status %v", second, g.beacon(page), status)
+				t.Errorf("version %s is reported as verified, but %s is served; status %v", second, g.beacon(page), status)
 			}
-			envoytest.Eventually(t, "the proven definitions to be kept", func() bool { return strings.Contains(g.kept(), "name: a") })
+			envoytest.Eventually(t, "the verified definitions to be kept", func() bool { return strings.Contains(g.kept(), "name: a") })
 			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"seconds":`); len(told) != 1 {
 				t.Errorf("the log reports %d times that %s was applied:\n%s", len(told), second, g.Log())
 			}
@@ -153,7 +153,7 @@ func TestAcknowledgementWithoutAnEnvoyIsNotReady(t *testing.T) {
 
 	g.StartEnvoy(envoytest.Options{})
 	g.AwaitReady()
-	envoytest.Eventually(t, "the definitions to be proven", func() bool { return g.kept() != "" })
+	envoytest.Eventually(t, "the definitions to be verified", func() bool { return g.kept() != "" })
 }
 
 func TestEnvoyThatCannotBeVerifiedIsOnlyAcknowledged(t *testing.T) {
@@ -170,7 +170,7 @@ func TestEnvoyThatCannotBeVerifiedIsOnlyAcknowledged(t *testing.T) {
 	acknowledging(t, g.GRPC, "behind-a-wall")
 	g.AwaitReady()
 	if text := g.kept(); text != "" {
-		t.Errorf("definitions were saved as proven before the verification: %s", text)
+		t.Errorf("definitions were saved as verified before the verification: %s", text)
 	}
 	envoytest.Eventually(t, "the report that the Envoy cannot be verified", func() bool {
 		return len(lines(g.Log(), `"level":"WARN"`, "cannot be asked", "behind-a-wall")) == 1
@@ -233,7 +233,7 @@ func TestEnvoyRejectsAListener(t *testing.T) {
 	t.Parallel()
 	shop := startShop(t, setup{})
 	token := shop.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", shop.Settled)
 	before := shop.Status().GetVersion()
 	addr, giveUp := occupied(t)
 	moved := "listen: " + addr + "\n" + strings.Replace(shop.definitions(), "lifetime: 3600s", "lifetime: 60s", 1)
@@ -274,14 +274,14 @@ func TestEnvoyRejectsAListener(t *testing.T) {
 	shop.Signal(syscall.SIGHUP)
 	shop.URL = "http://" + addr
 	shop.Await("the new address", http.StatusOK, "GET", "/orders", "", "Authorization: "+token)
-	envoytest.Eventually(t, "it to be proven", func() bool { return shop.Settled() && shop.Status().GetRejected() == "" })
+	envoytest.Eventually(t, "it to be verified", func() bool { return shop.Settled() && shop.Status().GetRejected() == "" })
 }
 
 func TestEnvoyRejectsACluster(t *testing.T) {
 	t.Parallel()
 	shop := startShop(t, setup{Args: []string{"--ca-file", "/does/not/exist.crt"}})
 	token := shop.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", shop.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", shop.Settled)
 	shop.Define(shop.definitions(
 		`  - {name: tls, path: /tls, authenticate: false, upstreams: ["https://a.example"]}`,
 		fmt.Sprintf(`  - {name: fine, path: /fine, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
@@ -333,7 +333,7 @@ func TestEnvoyRejectsTheFirst(t *testing.T) {
 			then(shop)
 			shop.AwaitReady()
 			well(t, shop, shop.Login("alice"))
-			envoytest.Eventually(t, "it to be proven", func() bool { return shop.Settled() && shop.Status().GetRejected() == "" })
+			envoytest.Eventually(t, "it to be verified", func() bool { return shop.Settled() && shop.Status().GetRejected() == "" })
 			if n := shop.Metric("gatepost_xds_nacks_total"); n != 1 {
 				t.Errorf("the metric counts %v rejections, want 1", n)
 			}
@@ -348,7 +348,7 @@ func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", g.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", g.Settled)
 	version := g.Status().GetVersion()
 	for step, after := range []time.Duration{0, 150 * time.Millisecond, 200 * time.Millisecond, 220 * time.Millisecond, 250 * time.Millisecond} {
 		g.Define(c.definitions(step + 1))
@@ -369,7 +369,7 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
 	g := serve(t, c.definitions(0), setup{})
 	auth := "Authorization: " + g.Login("alice")
-	envoytest.Eventually(t, "the definitions to be proven", g.Settled)
+	envoytest.Eventually(t, "the definitions to be verified", g.Settled)
 	l := startLoad(t, g.URL, 12, []call{
 		{"/renamed", nil, from("b")},
 		{"/methods", nil, from("c")},
@@ -395,7 +395,7 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestSeveralEnvoysOfOneGatepost: a change is proven when all Envoys have it, whatever their names
+// TestSeveralEnvoysOfOneGatepost: a change is verified when all Envoys have it, whatever their names
 // are. (They share an address, as Envoys on one machine can; the kernel distributes the
 // connections.)
 func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
@@ -410,17 +410,17 @@ func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
 		status := g.Status().GetEnvoys()
 		return len(status) == 2 && status[0].GetNode() == "nobody-has-heard-of-me" && status[1].GetNode() == "nor-of-me" && g.Settled()
 	}
-	envoytest.Eventually(t, "both to be proven", both)
+	envoytest.Eventually(t, "both to be verified", both)
 	token := shop.Login("alice")
 	version := g.Status().GetVersion()
 	g.Define(shop.definitions(fmt.Sprintf(`  - {name: more, path: /more, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
 	version = g.AwaitChange(version)
-	envoytest.Eventually(t, "both to be proven", both)
+	envoytest.Eventually(t, "both to be verified", both)
 
 	one.Kill()
 	g.Define(shop.definitions(fmt.Sprintf(`  - {name: less, path: /less, authenticate: false, upstreams: ["%s"]}`, shop.items.URL())))
 	g.AwaitChange(version)
-	envoytest.Eventually(t, "the killed one to be proven too", both)
+	envoytest.Eventually(t, "the killed one to be verified too", both)
 	two.Stop()
 	well(t, shop, token)
 	want(t, "the newest service", shop.Do("GET", "/less", ""), http.StatusOK, "")
