@@ -96,8 +96,8 @@ func withClocks(t *testing.T) (program string) {
 	return withOverlay(t, replaced)
 }
 
-// A Gatepost is stopped, and the wall clock is set back or forward at the same time. Its Envoy decides by itself and must
-// not accept a token after a revoke at another gateway has returned.
+// A Gatepost is stopped, and the wall clock is set back or forward at the same time. Its Envoy decides by itself, and
+// must not accept a token after a revoke at another gateway has returned.
 func TestSteppedClockExtendsNoLease(t *testing.T) {
 	t.Parallel()
 	program := withClocks(t)

@@ -3,6 +3,8 @@ package xds
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -37,6 +39,36 @@ func methodOverridesAndNamedUsersReachNoUpstream(t *testing.T, g *gateway) {
 			if slices.Contains(values, "mallory") {
 				t.Errorf("%s: %s reached the upstream", c.path, name)
 			}
+		}
+	}
+}
+
+// TestTheRemovedHeadersAreDocumented: in the page's table a name may begin with "-", after one with the same prefix.
+func TestTheRemovedHeadersAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../docs/reference/http.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "## Headers that the gateway removes\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed, previous := map[string]bool{}, ""
+	for _, found := range regexp.MustCompile("`(-?[a-z][a-z*-]*)`").FindAllStringSubmatch(section, -1) {
+		name := found[1]
+		if strings.HasPrefix(name, "-") {
+			name = previous + name
+		} else if at := strings.LastIndex(name, "-"); at > 0 {
+			previous = name[:at]
+		}
+		listed[name] = true
+	}
+	for _, name := range strippedHeaders {
+		if !listed[name] {
+			t.Errorf("the page does not list %s", name)
+		}
+	}
+	for _, prefix := range strippedPrefixes {
+		if !listed[prefix+"*"] {
+			t.Errorf("the page does not list %s*", prefix)
 		}
 	}
 }

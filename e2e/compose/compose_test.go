@@ -33,6 +33,7 @@ func TestComposeFile(t *testing.T) {
 			{"only Envoy can be reached, on loopback", func(t *testing.T) { testReach(t, p) }},
 			{"upstreams cannot reach Gatepost", func(t *testing.T) { testNoStrangers(t, p) }},
 			{"Gatepost verifies what Envoy serves", func(t *testing.T) { testVerified(t, p) }},
+			{"Envoy checks tokens by itself", func(t *testing.T) { testModule(t, p, g, token) }},
 			{"no container has a right that it does not need", func(t *testing.T) { testHardened(t, p) }},
 			{"an edit of the definitions is picked up", func(t *testing.T) { testEdit(t, p, g) }},
 			{"a broken edit changes nothing", func(t *testing.T) { testBrokenEdit(t, p, g) }},
@@ -148,6 +149,25 @@ func testVerified(t *testing.T, p *project) {
 	eventually(t, "a verified version", func() bool {
 		return verified.MatchString(p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--format=json"))
 	})
+}
+
+var inside = regexp.MustCompile(`"library":\s*"/run/gatepost/libgatepost-`)
+
+// testModule: the two containers share a folder, so Envoy has the module without a setting. A stand-in for the image of
+// the build stage may have no C compiler.
+func testModule(t *testing.T, p *project, g gateway, token string) {
+	status := p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--format=json")
+	if strings.Contains(status, "built without the module") {
+		t.Skip("the image was built without a C compiler")
+	}
+	if !inside.MatchString(status) {
+		t.Errorf("the module is not used: %s", status)
+	}
+	for range 5 {
+		if res := g.send(t, "GET", "/orders", "", "Authorization: Bearer "+token); res.status != 200 {
+			t.Errorf("a request: %d %s", res.status, res.body)
+		}
+	}
 }
 
 func testHardened(t *testing.T, p *project) {

@@ -3,9 +3,12 @@ package module
 import (
 	"bytes"
 	"crypto/sha256"
+	"debug/elf"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -58,5 +61,59 @@ func TestLibrary(t *testing.T) {
 	}
 	if other := bytes.Replace(raw, sourceHash(), make([]byte, sha256.Size), 1); !errors.Is(checkSource(other), ErrStale) {
 		t.Error("a module of other sources is accepted")
+	}
+}
+
+// TestLibraryIsHardened reads the flags of tools/module from the library: no executable stack, read-only relocations,
+// stack protection. The library exports no other symbols than Envoy's hooks.
+func TestLibraryIsHardened(t *testing.T) {
+	for _, arch := range []string{"amd64", "arm64"} {
+		raw, err := built.ReadFile("build/libgatepost_" + arch + ".so")
+		if err != nil {
+			t.Logf("%s: %v", arch, err)
+			continue
+		}
+		file, err := elf.NewFile(bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		relro, stack := false, elf.PF_X
+		for _, p := range file.Progs {
+			switch p.Type {
+			case elf.PT_GNU_RELRO:
+				relro = true
+			case elf.PT_GNU_STACK:
+				stack = p.Flags
+			}
+			if p.Flags&elf.PF_W != 0 && p.Flags&elf.PF_X != 0 {
+				t.Errorf("%s: a segment is writable and executable", arch)
+			}
+		}
+		if !relro || stack&elf.PF_X != 0 {
+			t.Errorf("%s: read-only relocations: %v, the stack is %v", arch, relro, stack)
+		}
+		if flags, err := file.DynValue(elf.DT_FLAGS); err != nil || len(flags) == 0 || flags[0]&uint64(elf.DF_BIND_NOW) == 0 {
+			t.Errorf("%s: symbols are bound later: %v %v", arch, flags, err)
+		}
+		symbols, err := file.DynamicSymbols()
+		if err != nil {
+			t.Fatal(err)
+		}
+		isProtection := func(s elf.Symbol) bool { return s.Name == "__stack_chk_fail" }
+		if !slices.ContainsFunc(symbols, isProtection) {
+			t.Errorf("%s: the stack is not protected", arch)
+		}
+		for _, s := range symbols {
+			if s.Section != elf.SHN_UNDEF && elf.ST_BIND(s.Info) == elf.STB_GLOBAL && !strings.HasPrefix(s.Name, "envoy_dynamic_module_on_") {
+				t.Errorf("%s: %s is exported", arch, s.Name)
+			}
+		}
+	}
+}
+
+// TestSourceIsShort: it runs inside Envoy, so a reviewer must be able to read all of it.
+func TestSourceIsShort(t *testing.T) {
+	if lines := bytes.Count(moduleC, []byte("\n")); lines >= 400 {
+		t.Errorf("module.c has %d lines", lines)
 	}
 }

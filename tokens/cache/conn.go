@@ -214,9 +214,12 @@ func (c *conn) readLoop() error {
 	}
 }
 
+// heartbeats is how many are sent during a lease. docs/operations.md, "A slow Redis", depends on it.
+const heartbeats = 4
+
 // writeLoop sends the heartbeats and the queued requests.
 func (c *conn) writeLoop(ctx context.Context) error {
-	beat := time.NewTicker(c.redis.lease / 4)
+	beat := time.NewTicker(c.redis.lease / heartbeats)
 	defer beat.Stop()
 	if err := c.write(c.heartbeat()); err != nil {
 		return err

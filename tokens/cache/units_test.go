@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"gatepost/redisconn"
 	"gatepost/tokens"
 )
 
@@ -36,6 +39,35 @@ func TestLeaseEndsByFasterClock(t *testing.T) {
 	l.end()
 	if l.held(now) {
 		t.Error("an ended lease is held")
+	}
+}
+
+// docs/operations.md, "A slow Redis", has three round trips. They follow from the lease, its heartbeats, the commands
+// of the handshake (HELLO, CLIENT TRACKING, SUBSCRIBE, ROLE) and the timeout of a call.
+func TestLimitsOfASlowRedisAreDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	options, err := redisconn.ParseURL("redis://127.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tracker, err := Track(client(t, "127.0.0.1:1"), RedisConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tracker.Close()
+	const handshake = 4
+	call := options.Timeout.Milliseconds()
+	for _, row := range []string{
+		fmt.Sprintf("| %d ms | a gateway cannot begin to track Redis", (tracker.lease / handshake).Milliseconds()),
+		fmt.Sprintf("| %d ms | a question fails", call),
+		fmt.Sprintf("| %d ms, or %d ms after an interruption | tokens in memory", (tracker.lease - tracker.lease/heartbeats).Milliseconds(), call),
+	} {
+		if !strings.Contains(string(page), "\n"+row) {
+			t.Errorf("the page has no row %q", row)
+		}
 	}
 }
 
