@@ -15,7 +15,7 @@ import (
 // token.
 func TestDecisionForTheAccessLog(t *testing.T) {
 	const session = "0b0e8c1e-7a5c-4f3e-9f57-0d7a5b4f2c11"
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann")
 	g.store.live[token.Hash()].ID = session
 	bad := g.store.open(t, tokens.FormatUUID, "an\xffn")

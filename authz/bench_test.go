@@ -51,7 +51,7 @@ func benchHeaders() map[string]string {
 	return map[string]string{"authorization": "Bearer " + benchToken, "origin": "https://shop.example"}
 }
 
-func benchGate() *Server {
+func benchAuthorizer() *Server {
 	token, err := tokens.Parse(benchToken)
 	if err != nil {
 		panic(err)
@@ -83,12 +83,12 @@ func runBenchServer() {
 	var server *grpc.Server
 	switch mode {
 	case "hot":
-		gate := benchGate()
-		server = grpc.NewServer(append(ServerOptions(), grpc.UnaryInterceptor(gate.Interceptor()))...) // as the program does
-		gate.Register(server)
+		authorizer := benchAuthorizer()
+		server = grpc.NewServer(append(ServerOptions(), grpc.UnaryInterceptor(authorizer.Interceptor()))...) // as the program does
+		authorizer.Register(server)
 	case "generated":
 		server = grpc.NewServer()
-		authv3.RegisterAuthorizationServer(server, benchGate())
+		authv3.RegisterAuthorizationServer(server, benchAuthorizer())
 	case "alwaysok":
 		server = grpc.NewServer()
 		authv3.RegisterAuthorizationServer(server, always{answer: allow(headerChanges{})})
@@ -218,7 +218,7 @@ func BenchmarkCheck(b *testing.B) {
 // BenchmarkDecision is a check without gRPC: from the bytes of the request to the bytes of the answer.
 func BenchmarkDecision(b *testing.B) {
 	raw := asEnvoySends(b, benchHeaders())
-	s := benchGate()
+	s := benchAuthorizer()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	b.Run("bytes", func(b *testing.B) {

@@ -37,7 +37,7 @@ func wantLeft(t *testing.T, what string, ok *authv3.OkHttpResponse, name, left s
 }
 
 func TestATokenMayComeInACookie(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	secret := p.store.open(t, tokens.FormatSecret, "ann").Reveal()
 	for cookie, left := range map[string]string{
@@ -70,7 +70,7 @@ func TestATokenMayComeInACookie(t *testing.T) {
 }
 
 func TestATokenMayComeAsASubprotocol(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	secret := p.store.open(t, tokens.FormatSecret, "ann").Reveal()
 	const name = "sec-websocket-protocol"
@@ -100,7 +100,7 @@ func TestATokenMayComeAsASubprotocol(t *testing.T) {
 
 // A browser fails a WebSocket that it offered subprotocols for and that none was chosen of.
 func TestTheNameOfTheFormIsTheAnswerWhereTheUpstreamChoosesNone(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	for protocols, answer := range map[string]string{
 		"gatepost.bearer, gatepost.bearer." + token:       "gatepost.bearer",
@@ -116,7 +116,7 @@ func TestTheNameOfTheFormIsTheAnswerWhereTheUpstreamChoosesNone(t *testing.T) {
 }
 
 func TestTwoTokensAreNone(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	ann, bob := p.store.open(t, tokens.FormatUUID, "ann").Reveal(), p.store.open(t, tokens.FormatUUID, "bob").Reveal()
 	three := func(authorization, cookie, protocol string) *authv3.CheckRequest {
 		h := map[string]string{}
@@ -145,7 +145,7 @@ func TestTwoTokensAreNone(t *testing.T) {
 }
 
 func TestACookieNeedsAListedOrigin(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	cookie := map[string]string{"cookie": "session=" + p.store.open(t, tokens.FormatUUID, "ann").Reveal()}
 	p.allow("the listed one", opening(secured, cookie))
 	p.deny("none", ReasonOriginRefused, asking(page, secured, cookie))
@@ -158,7 +158,7 @@ func TestACookieNeedsAListedOrigin(t *testing.T) {
 }
 
 func TestTheCookieReachesNoUpstreamThatIsNotToSeeTheToken(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	headers := map[string]string{"cookie": "a=1; session=" + token, "sec-websocket-protocol": "gatepost.bearer." + token}
 	for _, rule := range []Rule{publicRule, {Service: "token"}} {
@@ -183,7 +183,7 @@ func TestTheCookieReachesNoUpstreamThatIsNotToSeeTheToken(t *testing.T) {
 
 func TestARequestThatCouldOutlastItsTokenEndsWithIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := policy{t, newGate(t)}
+		p := policy{t, newTestServer(t)}
 		token := authorization(p.store.open(t, tokens.FormatUUID, "ann").Reveal()) // for an hour
 		ends := func(name string, longest time.Duration, want string) {
 			t.Helper()

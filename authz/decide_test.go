@@ -15,10 +15,10 @@ import (
 	"gatepost/tokens"
 )
 
-// policy asks in the name of one gate and reads as allow and deny.
+// policy asks in the name of one server and reads as allow and deny.
 type policy struct {
 	*testing.T
-	*gate
+	*testServer
 }
 
 func (p policy) allow(name string, r *authv3.CheckRequest) *authv3.OkHttpResponse {
@@ -51,7 +51,7 @@ var (
 func authorization(v string) map[string]string { return map[string]string{"authorization": v} }
 
 func TestASecuredServiceAsksForAToken(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	uuid := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	secret := p.store.open(t, tokens.FormatSecret, "bob").Reveal()
 	stranger, _ := tokens.Mint(tokens.FormatUUID)
@@ -79,7 +79,7 @@ func TestASecuredServiceAsksForAToken(t *testing.T) {
 }
 
 func TestAPublicServiceAsksForNothing(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	for _, value := range []string{"", "Basic YW5uOnB3", "Bearer nonsense", "a,b"} {
 		ok := p.allow(value, asking(shop, publicRule, authorization(value)))
 		if len(ok.GetHeaders()) != 0 {
@@ -95,7 +95,7 @@ func TestAPublicServiceAsksForNothing(t *testing.T) {
 }
 
 func TestOriginsAreHeldToWhateverTheService(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := p.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	for _, rule := range []Rule{secured, publicRule, {Service: "token"}, {Service: "not_found"}} {
 		from := func(origin string) *authv3.CheckRequest {
@@ -122,7 +122,7 @@ func TestOriginsAreHeldToWhateverTheService(t *testing.T) {
 }
 
 func TestWithoutARuleNothingPasses(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := authorization(p.store.open(t, tokens.FormatUUID, "ann").Reveal())
 	whole := merged(shop.Extensions(), secured.Extensions())
 	changed := func(key, value string) map[string]string {
@@ -148,7 +148,7 @@ func TestWithoutARuleNothingPasses(t *testing.T) {
 }
 
 func TestScopes(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	reader := authorization(p.store.open(t, tokens.FormatUUID, "ann", "orders:read").Reveal())
 	both := authorization(p.store.open(t, tokens.FormatUUID, "ann", "orders:read", "orders:write").Reveal())
 	none := authorization(p.store.open(t, tokens.FormatUUID, "ann").Reveal())
@@ -166,7 +166,7 @@ func TestScopes(t *testing.T) {
 }
 
 func TestEndsOfADecision(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	known := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
 	scoped := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{"a", "b"}}
 	unquotable := Rule{Service: "orders", Authenticate: true, Longest: time.Minute, Scopes: []string{`b"`}}
@@ -214,7 +214,7 @@ func TestEndsOfADecision(t *testing.T) {
 }
 
 func TestTheUpstreamLearnsTheUserAndNotTheToken(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	token := authorization(p.store.open(t, tokens.FormatUUID, "ann@example.org").Reveal())
 
 	ok := p.allow("as a rule", asking(shop, secured, token))
@@ -234,7 +234,7 @@ func TestTheUpstreamLearnsTheUserAndNotTheToken(t *testing.T) {
 }
 
 func TestAUserThatNoHeaderCanCarryDoesNotPass(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	for _, user := range []string{"ann", "ann@example.org", "Ann Müller", "安", "1", "a\u00a0b"} {
 		p.allow(user, asking(shop, secured, authorization(p.store.open(t, tokens.FormatUUID, user).Reveal())))
 	}
@@ -246,7 +246,7 @@ func TestAUserThatNoHeaderCanCarryDoesNotPass(t *testing.T) {
 }
 
 func TestAStoreThatAnswersWrongIsNotBelieved(t *testing.T) {
-	p := policy{t, newGate(t)}
+	p := policy{t, newTestServer(t)}
 	ann := p.store.open(t, tokens.FormatUUID, "ann")
 	bob := p.store.open(t, tokens.FormatUUID, "bob")
 	p.store.live[bob.Hash()] = p.store.live[ann.Hash()]
@@ -263,7 +263,7 @@ func TestAStoreThatAnswersWrongIsNotBelieved(t *testing.T) {
 
 func TestALookupEndsAtItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(t)
+		g := newTestServer(t)
 		token := g.store.open(t, tokens.FormatUUID, "ann")
 		var given time.Duration
 		g.store.outage = func(ctx context.Context) error {
@@ -287,7 +287,7 @@ func TestALookupEndsAtItsDeadline(t *testing.T) {
 }
 
 func TestACallerThatGoesAwayIsNoFaultOfTheStore(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann")
 	ctx, cancel := context.WithCancel(t.Context())
 	g.store.outage = func(inner context.Context) error {
@@ -357,7 +357,7 @@ func model(rule Rule, shared Shared, origin, authorization, cookie, protocols st
 func FuzzDecisionIsTheModels(f *testing.F) {
 	const ann, bob = "6e1c0000-0000-4000-8000-00000000000a", "6e1c0000-0000-4000-8000-00000000000b"
 	live := map[string]*tokens.Session{}
-	g := newGate(f)
+	g := newTestServer(f)
 	for text, scopes := range map[string][]string{ann: {"a", "b"}, bob: nil} {
 		token, err := tokens.Parse(text)
 		if err != nil {

@@ -62,17 +62,17 @@ func (s *sessions) open(t testing.TB, f tokens.Format, user string, scopes ...st
 	return token
 }
 
-// gate is a server with all that it tells.
-type gate struct {
+// testServer is a server and everything that it reports.
+type testServer struct {
 	*Server
 	store    *sessions
 	log      *bytes.Buffer
 	registry *prometheus.Registry
 }
 
-func newGate(t testing.TB) *gate {
+func newTestServer(t testing.TB) *testServer {
 	t.Helper()
-	g := &gate{
+	g := &testServer{
 		store:    &sessions{live: map[tokens.Hash]*tokens.Session{}},
 		log:      new(bytes.Buffer),
 		registry: prometheus.NewPedanticRegistry(),
@@ -90,7 +90,7 @@ func newGate(t testing.TB) *gate {
 }
 
 // check asks in both ways, by the generated types and by bytes, and fails the test where the answers differ.
-func (g *gate) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse {
+func (g *testServer) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse {
 	t.Helper()
 	resp, err := g.Check(t.Context(), r)
 	if err != nil {

@@ -34,9 +34,9 @@ func (d *decisions) Grant(t table.Ticket, e table.Entry) {
 	d.tickets, d.granted = append(d.tickets, t), append(d.granted, e)
 }
 
-// withDecisions is a gate whose Envoy decides by itself.
-func withDecisions(t testing.TB) (*gate, *decisions) {
-	g, d := newGate(t), &decisions{}
+// withDecisions is a server whose Envoy decides by itself.
+func withDecisions(t testing.TB) (*testServer, *decisions) {
+	g, d := newTestServer(t), &decisions{}
 	g.decisions, g.counts.hits = d, d.Hits
 	return g, d
 }

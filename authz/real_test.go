@@ -46,7 +46,7 @@ func (r *recording) Unmarshal(data mem.BufferSlice, v any) error {
 
 // behindEnvoy starts an Envoy that asks g about everything and has nothing else between a client and the upstream:
 // no filter strips what the client sent. Each rule has a path of its own, /service.
-func behindEnvoy(t *testing.T, g *gate, upstream *envoytest.Recorder, rules ...Rule) (address string, r *recording) {
+func behindEnvoy(t *testing.T, g *testServer, upstream *envoytest.Recorder, rules ...Rule) (address string, r *recording) {
 	t.Helper()
 	r = &recording{CodecV2: codec.New()}
 	server := grpc.NewServer(append(ServerOptions(), grpc.ForceServerCodecV2(r))...)
@@ -105,7 +105,7 @@ func askFirst(t *testing.T, l *listenerv3.Listener, rules []Rule) {
 }
 
 func TestAnswersOnARealEnvoy(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	upstream := envoytest.Upstream(t)
 	forward := Rule{Service: "forward", Authenticate: true, Longest: time.Minute, ForwardToken: true}
 	scoped := Rule{Service: "scoped", Authenticate: true, Longest: time.Minute, Scopes: []string{"a", "b"}}

@@ -47,7 +47,7 @@ func serve(t testing.TB, register func(*grpc.Server), opts ...grpc.ServerOption)
 }
 
 func TestCheckOverGRPCBesideOtherServices(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	conn := serve(t, func(s *grpc.Server) {
 		g.Register(s)
@@ -94,7 +94,7 @@ func (rawCodec) Unmarshal(data mem.BufferSlice, v any) error {
 }
 
 func TestBytesThatAreNoCheckEndInAnError(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	conn := serve(t, g.Register, ServerOptions()...)
 	for _, b := range [][]byte{{0x0a}, {0xff}, attributesOf(wire{}.str(10, "\xff")), httpOf(wire{}.str(5, "\xff"))} {
 		var out []byte
@@ -112,7 +112,7 @@ func TestBytesThatAreNoCheckEndInAnError(t *testing.T) {
 }
 
 func TestAServerWithoutTheCodecLetsNothingPass(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	client := authv3.NewAuthorizationClient(serve(t, g.Register))
 	if resp, err := client.Check(t.Context(), asking(shop, publicRule, nil)); err == nil {
 		t.Errorf("answered %v", resp)
@@ -120,7 +120,7 @@ func TestAServerWithoutTheCodecLetsNothingPass(t *testing.T) {
 }
 
 func TestAPanicIsAnErrorAndNotAnAnswer(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	g.store.outage = func(context.Context) error { panic("lost my mind") }
 	ask := asking(shop, secured, authorization(token))
@@ -177,7 +177,7 @@ func TestNoAnswerButAnAllowOrADenialGoesOut(t *testing.T) {
 		"an error's response": {Status: code(codes.Unavailable), HttpResponse: &authv3.CheckResponse_ErrorResponse{
 			ErrorResponse: unauthorized.GetDeniedResponse()}},
 	}
-	g := newGate(t)
+	g := newTestServer(t)
 	guards := map[string][]grpc.ServerOption{
 		"interceptor": {grpc.ChainUnaryInterceptor(g.Interceptor())},
 		"chained":     append(ServerOptions(), grpc.ChainUnaryInterceptor(g.Interceptor())),
@@ -204,7 +204,7 @@ func TestNoAnswerButAnAllowOrADenialGoesOut(t *testing.T) {
 }
 
 func TestNoTokenIsTold(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	g.denials.lines.SetLimit(1 << 30)
 	var secrets []string
 	for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
@@ -247,7 +247,7 @@ func TestNoTokenIsTold(t *testing.T) {
 }
 
 func TestADenialIsToldInOneLine(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann")
 	ask := asking(fromBrowser, secured, map[string]string{"authorization": token.Reveal(), "origin": "https://shop.example"})
 	if _, err := g.Check(t.Context(), ask); err != nil {
@@ -284,7 +284,7 @@ func TestADenialIsToldInOneLine(t *testing.T) {
 }
 
 func TestAnOutageIsLoggedAsAWarningAndNotAsADenial(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann")
 	g.store.outage = func(context.Context) error { return errDown }
 	if _, err := g.Check(t.Context(), asking(shop, secured, authorization(token.Reveal()))); err != nil {
@@ -301,7 +301,7 @@ func TestAnOutageIsLoggedAsAWarningAndNotAsADenial(t *testing.T) {
 
 func TestAFloodFillsNeitherTheLogNorTheMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(t)
+		g := newTestServer(t)
 		long := asking(shop, secured, authorization("x"))
 		long.Attributes.Request.Http.Path = "/" + strings.Repeat("é", 10_000)
 		flood := func(n int) {
@@ -334,7 +334,7 @@ func TestAFloodFillsNeitherTheLogNorTheMemory(t *testing.T) {
 }
 
 func TestRecentIsNewestFirst(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	for i := range keptDenials + 50 {
 		ask := asking(shop, secured, map[string]string{"x-request-id": fmt.Sprint(i)})
 		if _, err := g.Check(t.Context(), ask); err != nil {
@@ -350,7 +350,7 @@ func TestRecentIsNewestFirst(t *testing.T) {
 }
 
 func TestDecisionsAreCounted(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	for _, ask := range []*authv3.CheckRequest{
 		asking(shop, secured, authorization(token)), asking(shop, secured, authorization(token)), asking(shop, secured, nil),
@@ -417,7 +417,7 @@ func TestServicesBeyondTheBoundAreCountedTogether(t *testing.T) {
 }
 
 func TestEachUseOfASessionIsTold(t *testing.T) {
-	g := newGate(t)
+	g := newTestServer(t)
 	token := g.store.open(t, tokens.FormatUUID, "ann", "a").Reveal()
 	var told []string
 	g.seen = func(h tokens.Principal, address string) { told = append(told, h.User()+" "+address) }

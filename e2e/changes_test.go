@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -72,24 +71,9 @@ func startLoad(t *testing.T, url string, clients int, calls []call) *load {
 
 func (l *load) send(client *http.Client, url string, c call) {
 	l.sent.Add(1)
-	request, err := http.NewRequest("GET", url+c.path, nil)
-	if err != nil {
-		l.fail(c, err)
-		return
-	}
-	for _, header := range c.headers {
-		name, value, _ := strings.Cut(header, ": ")
-		request.Header.Set(name, value)
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		l.fail(c, err)
-		return
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	got, err := envoytest.Send(context.Background(), client, "GET", url+c.path, "", c.headers...)
 	if err == nil {
-		err = c.right(answer{response.StatusCode, response.Header, string(body)})
+		err = c.right(got)
 	}
 	if err != nil {
 		l.fail(c, err)

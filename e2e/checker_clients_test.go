@@ -1,9 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"gatepost/envoy/envoytest"
 )
 
 // clients mint, use and end tokens at several gateways, and record the results.
@@ -313,21 +315,12 @@ func (c *clients) ask(gateway int, method, path, body, kind, token string) (answ
 }
 
 func (c *clients) send(method, url, body, kind, token string) (answer, error) {
-	request, err := http.NewRequest(method, url, strings.NewReader(body))
-	if err != nil {
-		return answer{}, err
-	}
+	var headers []string
 	if kind != "" {
-		request.Header.Set("Content-Type", kind)
+		headers = append(headers, "Content-Type: "+kind)
 	}
 	if token != "" {
-		request.Header.Set("Authorization", token)
+		headers = append(headers, "Authorization: "+token)
 	}
-	response, err := c.http.Do(request)
-	if err != nil {
-		return answer{}, err
-	}
-	defer response.Body.Close()
-	read, err := io.ReadAll(response.Body)
-	return answer{response.StatusCode, response.Header, string(read)}, err
+	return envoytest.Send(context.Background(), c.http, method, url, body, headers...)
 }

@@ -211,11 +211,7 @@ func (g *gateway) Metric(prefix string) float64 {
 }
 
 // answer is the response that a client received.
-type answer struct {
-	Status int
-	Header http.Header
-	Body   string
-}
+type answer = envoytest.Response
 
 // Do sends a request through the gateway. Headers have the form "Name: value"; redirects are not
 // followed.
@@ -235,21 +231,7 @@ func (g *gateway) Try(method, path, body string, headers ...string) (answer, err
 
 // TryTraced is Try with a context, which may have a trace of package httptrace.
 func (g *gateway) TryTraced(ctx context.Context, method, path, body string, headers ...string) (answer, error) {
-	request, err := http.NewRequestWithContext(ctx, method, g.URL+path, strings.NewReader(body))
-	if err != nil {
-		return answer{}, err
-	}
-	for _, header := range headers {
-		name, value, _ := strings.Cut(header, ": ")
-		request.Header.Add(name, value)
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return answer{}, err
-	}
-	defer response.Body.Close()
-	read, err := io.ReadAll(response.Body)
-	return answer{response.StatusCode, response.Header, string(read)}, err
+	return envoytest.Send(ctx, client, method, g.URL+path, body, headers...)
 }
 
 // client is shared, so that connections are kept alive as by real clients.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptrace"
 	"os"
@@ -72,31 +71,29 @@ type user struct {
 	latest atomic.Int64
 }
 
+// get uses the token once.
+func (u *user) get(ctx context.Context) (status int, err error) {
+	got, err := envoytest.Send(ctx, u.client, http.MethodGet, u.url+"/orders/5", "", "Authorization: "+u.authorization)
+	return got.Status, err
+}
+
 // use sends requests until ctx is done.
 func (u *user) use(ctx context.Context, t *testing.T, start time.Time) {
 	for ctx.Err() == nil {
 		began := time.Since(start)
-		request, err := http.NewRequestWithContext(context.WithoutCancel(ctx), http.MethodGet, u.url+"/orders/5", nil)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		request.Header.Set("Authorization", u.authorization)
-		answer, err := u.client.Do(request)
+		status, err := u.get(context.WithoutCancel(ctx))
 		if err != nil {
 			t.Errorf("using a token: %v", err)
 			return
 		}
-		_, _ = io.Copy(io.Discard, answer.Body)
-		answer.Body.Close()
-		switch answer.StatusCode {
+		switch status {
 		case http.StatusOK:
 			u.accepted.Add(1)
 			u.latest.Store(int64(began))
 		case http.StatusUnauthorized:
 			u.refused.Add(1)
 		default:
-			t.Errorf("using a token: %s", answer.Status)
+			t.Errorf("using a token: %d", status)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -63,7 +63,7 @@ func readAnswer(conn io.Reader, request string) (answer, error) {
 			return answer{}, fmt.Errorf("reading the answer %.500q: %w", got.Bytes(), err)
 		}
 		if response.StatusCode >= 200 {
-			return answer{response.StatusCode, response.Header, string(body)}, nil
+			return answer{Status: response.StatusCode, Header: response.Header, Body: string(body)}, nil
 		}
 	}
 }

@@ -14,21 +14,21 @@ import (
 	"gatepost/xds"
 )
 
-// Gateway is a gateway that runs, and what it tells of itself.
+// Gateway is a running gateway and its status.
 type Gateway struct {
-	// Address is where it was asked.
+	// Address is its admin address.
 	Address string
-	// Status is what it serves.
+	// Status is the response of its admin API.
 	Status *gatewayv1.Status
-	// Sessions asks it whose a token is.
+	// Sessions looks up tokens in it.
 	Sessions authz.Sessions
-	// Named says that it was asked for. One that was only found is not asked about a token unless it serves the
-	// definitions that are explained: it may be quite another's, and a token that it does not know would mean nothing.
+	// Named reports whether the user named this gateway. If a gateway was only found at the default address, tokens
+	// are looked up in it only if it serves the explained definitions. Otherwise it may belong to another system.
 	Named bool
 }
 
-// build makes an explainer of the definitions as the gateway serves them, where it does: Envoy may have refused some of
-// the services. Else, or without a gateway, they are taken as they are.
+// build returns an explainer of the definitions as the gateway serves them: Envoy may have rejected some of the
+// services. If the gateway serves other definitions, or if g is nil, the definitions are used unchanged.
 func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer, error) {
 	if g != nil {
 		withheld := opts
@@ -47,7 +47,7 @@ func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer
 	return e, nil
 }
 
-// builtAs makes an explainer of the definitions with some services in their former form.
+// builtAs returns an explainer of the definitions with some services in their former form.
 func builtAs(d *definitions.Definitions, former []*gatewayv1.Service, opts xds.Options) (*Explainer, error) {
 	served, err := d.WithServices(former)
 	if err != nil {
@@ -56,7 +56,7 @@ func builtAs(d *definitions.Definitions, former []*gatewayv1.Service, opts xds.O
 	return built(d, served.Gateway, opts)
 }
 
-// named returns the service of a name, or nil.
+// named returns the service with a name, or nil.
 func named(services []*gatewayv1.Service, name string) *gatewayv1.Service {
 	at := slices.IndexFunc(services, func(s *gatewayv1.Service) bool { return s.GetName() == name })
 	if at < 0 {
@@ -65,7 +65,7 @@ func named(services []*gatewayv1.Service, name string) *gatewayv1.Service {
 	return services[at]
 }
 
-// emptyClusters are the clusters of a snapshot in which there is no upstream. :: name → true
+// emptyClusters returns the clusters of a snapshot that have no upstream. :: name → true
 func emptyClusters(s *xds.Snapshot) (map[string]bool, error) {
 	clusters, err := s.Resources(resourcev3.ClusterType)
 	if err != nil {
@@ -80,19 +80,19 @@ func emptyClusters(s *xds.Snapshot) (map[string]bool, error) {
 	return empty, nil
 }
 
-// Running tells of the gateway that was asked.
+// Running describes the gateway in an explanation.
 type Running struct {
 	Address string `json:"address"`
-	// Version is what it serves, and Source where that comes from.
+	// Version is the version that it serves, and Source its source.
 	Version string `json:"version"`
 	Source  string `json:"source"`
-	// Serves says that it serves the definitions that are explained, but for what its Envoys refuse.
+	// Serves reports whether it serves the explained definitions, apart from what its Envoys reject.
 	Serves bool `json:"serves"`
-	// Rejected is why it does not serve the newest definitions as they are; empty where it does.
+	// Rejected is why it does not serve the newest definitions unchanged, or empty.
 	Rejected string `json:"rejected,omitempty"`
 }
 
-// running tells of the gateway that was asked; nil: none.
+// running describes the gateway, or returns nil if there is none.
 func (e *Explainer) running() *Running {
 	if e.gateway == nil {
 		return nil
@@ -101,7 +101,7 @@ func (e *Explainer) running() *Running {
 	return &Running{e.gateway.Address, s.GetVersion(), s.GetSource(), e.isServed, s.GetRejected()}
 }
 
-// rejected is why a gateway does not serve the newest definitions as they are.
+// rejected returns why the gateway does not serve the newest definitions unchanged, or "".
 func (e *Explainer) rejected() string {
 	if e.gateway == nil {
 		return ""
@@ -109,22 +109,22 @@ func (e *Explainer) rejected() string {
 	return e.gateway.Status.GetRejected()
 }
 
-// says is the gateway in a line.
-func (r *Running) says() string {
+// line describes the gateway in one line.
+func (r *Running) line() string {
 	switch {
 	case r.Serves && r.Rejected != "":
 		return fmt.Sprintf("%s serves this version, in which some services are not as they are defined: %s", r.Address, r.Rejected)
 	case r.Serves:
 		return r.Address + " serves this version"
 	}
-	says := fmt.Sprintf("%s serves other definitions, version %s of %s: it may answer otherwise", r.Address, r.Version, r.Source)
+	text := fmt.Sprintf("%s serves other definitions, version %s of %s: it may answer otherwise", r.Address, r.Version, r.Source)
 	if r.Rejected != "" {
-		says += "; it does not serve the newest: " + r.Rejected
+		text += "; it does not serve the newest: " + r.Rejected
 	}
-	return says
+	return text
 }
 
-// servedStep says of a service that the gateway does not serve it as it is defined.
+// servedStep adds a step if the gateway does not serve a service as it is defined.
 func (e *Explainer) servedStep(s *Service, add func(part, format string, args ...any)) {
 	if e.gateway == nil || s == nil {
 		return
@@ -138,11 +138,11 @@ func (e *Explainer) servedStep(s *Service, add func(part, format string, args ..
 	}
 }
 
-// orFix is what to change about a service; where the gateway serves its former form, what stands in the file may be
-// right already, and Envoy must take it first.
+// orFix returns what to change about a service. If the gateway serves its former form, the file may already be right,
+// and the reason of Envoy's rejection has to be fixed first.
 func (e *Explainer) orFix(s *definitions.Service, change string) string {
 	if !e.isServed || s == nil || named(e.gateway.Status.GetFormer(), s.Name) == nil || !strings.Contains(change, e.location(s)) {
 		return change
 	}
-	return fmt.Sprintf("mend what Envoy refuses about %s; this follows from the form that it had before", e.location(s))
+	return fmt.Sprintf("fix what Envoy rejects about %s; this follows from the form that it had before", e.location(s))
 }

@@ -25,7 +25,7 @@ func (a *Explanation) Print(w io.Writer) error {
 	}
 	line(&b, "version", a.Version)
 	if a.Gateway != nil {
-		line(&b, "gateway", a.Gateway.says())
+		line(&b, "gateway", a.Gateway.line())
 	}
 	_, err := w.Write(b.Bytes())
 	return err

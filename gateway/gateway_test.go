@@ -63,26 +63,18 @@ func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin s
 	return "http://" + listen, "http://" + config.Admin
 }
 
-// request returns the response to one request, with its body read.
-func request(t *testing.T, method, url, token, body string) (*http.Response, string) {
+// request returns the response to one request.
+func request(t *testing.T, method, url, token, body string) envoytest.Response {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
+	var headers []string
 	if token != "" {
-		r.Header.Set("Authorization", token)
+		headers = []string{"Authorization: " + token}
 	}
-	response, err := http.DefaultClient.Do(r)
+	got, err := envoytest.Send(t.Context(), http.DefaultClient, method, url, body, headers...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return response, string(text)
+	return got
 }
 
 func TestAWholeGatewayRunsInAnotherPackagesTest(t *testing.T) {
@@ -95,22 +87,22 @@ services:
   - {name: orders, path: /orders, upstreams: ["%s"]}
 `, users.URL(), orders.URL()))
 
-	login, body := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)
+	login := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)
 	token := login.Header.Get("token")
-	if login.StatusCode != http.StatusOK || token == "" {
-		t.Fatalf("the login: %d %s", login.StatusCode, body)
+	if login.Status != http.StatusOK || token == "" {
+		t.Fatalf("the login: %d %s", login.Status, login.Body)
 	}
-	if got, body := request(t, http.MethodGet, url+"/orders", token, ""); got.StatusCode != http.StatusOK {
-		t.Errorf("with the token: %d %s", got.StatusCode, body)
+	if got := request(t, http.MethodGet, url+"/orders", token, ""); got.Status != http.StatusOK {
+		t.Errorf("with the token: %d %s", got.Status, got.Body)
 	}
 	if seen := orders.Requests(); len(seen) != 1 || seen[0].Header.Get("X-User-Id") != "alice" {
 		t.Errorf("the upstream received %+v", seen)
 	}
-	if got, body := request(t, http.MethodPost, url+"/token/revoke", token, ""); got.StatusCode != http.StatusOK {
-		t.Errorf("the revoke: %d %s", got.StatusCode, body)
+	if got := request(t, http.MethodPost, url+"/token/revoke", token, ""); got.Status != http.StatusOK {
+		t.Errorf("the revoke: %d %s", got.Status, got.Body)
 	}
-	if got, body := request(t, http.MethodGet, url+"/orders", token, ""); got.StatusCode != http.StatusUnauthorized {
-		t.Errorf("after the revoke: %d %s", got.StatusCode, body)
+	if got := request(t, http.MethodGet, url+"/orders", token, ""); got.Status != http.StatusUnauthorized {
+		t.Errorf("after the revoke: %d %s", got.Status, got.Body)
 	}
 }
 
@@ -165,10 +157,10 @@ services:
 `, users.URL(), orders.URL()), faultyLog{slog.NewTextHandler(&log, nil), []string{"invalid scopes from the user service", "request denied", "sessions revoked"}})
 
 	const unknown = "8fa5e23a-b272-40b0-8a36-974384357fa6"
-	login, body := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)
+	login := request(t, http.MethodPost, url+"/token", "", `{"username":"alice","password":"right"}`)
 	token := login.Header.Get("token")
-	if login.StatusCode != http.StatusOK {
-		t.Fatalf("the login: %d %s", login.StatusCode, body)
+	if login.Status != http.StatusOK {
+		t.Fatalf("the login: %d %s", login.Status, login.Body)
 	}
 	for range 2 {
 		for _, c := range []struct {
@@ -180,12 +172,12 @@ services:
 			{"a call of the admin API", http.MethodDelete, admin + "/api/v1/users/bob/sessions", "", "", http.StatusInternalServerError},
 			{"a request with a token", http.MethodGet, url + "/orders", token, "", http.StatusOK},
 		} {
-			if got, body := request(t, c.method, c.url, c.token, c.body); got.StatusCode != c.want {
-				t.Errorf("%s: %d %s, want %d", c.what, got.StatusCode, body, c.want)
+			if got := request(t, c.method, c.url, c.token, c.body); got.Status != c.want {
+				t.Errorf("%s: %d %s, want %d", c.what, got.Status, got.Body, c.want)
 			}
 		}
 	}
-	_, metrics := request(t, http.MethodGet, admin+"/metrics", "", "")
+	metrics := request(t, http.MethodGet, admin+"/metrics", "", "").Body
 	for _, want := range []string{`gatepost_panics_total{handler="admin"} 2`, `gatepost_panics_total{handler="token"} 2`,
 		`gatepost_check_failures_total{cause="panic"} 2`} {
 		if !strings.Contains(metrics, want) {

@@ -236,5 +236,5 @@ func TestServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "PUT")
 	contains(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "DELETE")
-	contains(t, "in its former form", out, "response   405", "mend what Envoy refuses about "+r.file+":3")
+	contains(t, "in its former form", out, "response   405", "fix what Envoy rejects about "+r.file+":3")
 }

@@ -3,6 +3,7 @@ package envoytest
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -84,7 +85,7 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 	}
 }
 
-// Response is one HTTP/1 response in the result of RawRequest.
+// Response is one HTTP response, such as one in the result of RawRequest.
 type Response struct {
 	Status int
 	Header http.Header
@@ -134,6 +135,25 @@ func Client(t testing.TB) *http.Client {
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport, Timeout: Deadline, CheckRedirect: noRedirect}
+}
+
+// Send sends a request and returns the response. Headers have the form "Name: value".
+func Send(ctx context.Context, client *http.Client, method, url, body string, headers ...string) (Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))
+	if err != nil {
+		return Response{}, err
+	}
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ": ")
+		request.Header.Add(name, value)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return Response{}, err
+	}
+	defer response.Body.Close()
+	read, err := io.ReadAll(response.Body)
+	return Response{response.StatusCode, response.Header, string(read)}, err
 }
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }

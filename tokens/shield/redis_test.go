@@ -21,7 +21,7 @@ func newRedis(t *testing.T) Redis {
 
 func TestGatewaysShareFailures(t *testing.T) {
 	r := newRedis(t)
-	one, two := newGate(t, r), newGate(t, r)
+	one, two := newTestShield(t, r), newTestShield(t, r)
 	// by Redis' clock, which the test does not control
 	one.set.User.Base, two.set.User.Base = time.Minute, time.Minute
 	for range 3 {
@@ -31,7 +31,7 @@ func TestGatewaysShareFailures(t *testing.T) {
 	one.pass(2 * freshness)
 	two.pass(2 * freshness)
 	// The sixth failure costs a minute.
-	for _, g := range []*gate{one, two} {
+	for _, g := range []*testShield{one, two} {
 		var refusal *Refusal
 		err := g.try(home, "ann", Unjudged)
 		if e, ok := err.(*Refusal); ok {
@@ -103,7 +103,7 @@ func TestRedisCountsLikeMemory(t *testing.T) {
 
 func TestCleanLoginsQueryRedisOncePerSecond(t *testing.T) {
 	r := newRedis(t)
-	g := newGate(t, r)
+	g := newTestShield(t, r)
 	o := &outage{Shared: r}
 	g.config.Shared = o
 	for range 100 {

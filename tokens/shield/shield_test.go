@@ -36,17 +36,17 @@ func (c *clock) pass(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// gate is a shield under test with its settings and clock.
-type gate struct {
+// testShield is a shield under test with its settings and clock.
+type testShield struct {
 	t *testing.T
 	*Shield
 	*clock
 	set Settings
 }
 
-func newGate(t *testing.T, shared Shared) *gate {
+func newTestShield(t *testing.T, shared Shared) *testShield {
 	c := &clock{now: time.Unix(1_700_000_000, 0)}
-	return &gate{t: t, clock: c, set: Settings{
+	return &testShield{t: t, clock: c, set: Settings{
 		Address:    Limit{Failures: 100, Forgive: 36 * time.Second, Base: time.Second, Cap: 15 * time.Minute},
 		User:       Limit{Failures: 5, Forgive: 30 * time.Minute, Base: time.Second, Cap: 15 * time.Minute},
 		Concurrent: 256,
@@ -55,7 +55,7 @@ func newGate(t *testing.T, shared Shared) *gate {
 		Shield: New(Config{Shared: shared, Now: c.Now, Logger: slog.New(slog.DiscardHandler)})}
 }
 
-func (g *gate) try(a netip.Addr, user string, o Outcome) error {
+func (g *testShield) try(a netip.Addr, user string, o Outcome) error {
 	g.t.Helper()
 	p, err := g.Admit(g.t.Context(), &g.set, a, user)
 	if err == nil {
@@ -64,14 +64,14 @@ func (g *gate) try(a netip.Addr, user string, o Outcome) error {
 	return err
 }
 
-func (g *gate) admits(a netip.Addr, user string, o Outcome) {
+func (g *testShield) admits(a netip.Addr, user string, o Outcome) {
 	g.t.Helper()
 	if err := g.try(a, user, o); err != nil {
 		g.t.Fatalf("login of %q from %s: %v, want it admitted", user, a, err)
 	}
 }
 
-func (g *gate) refuses(a netip.Addr, user string, reason Reason, wait time.Duration) {
+func (g *testShield) refuses(a netip.Addr, user string, reason Reason, wait time.Duration) {
 	g.t.Helper()
 	var r *Refusal
 	if err := g.try(a, user, Unjudged); !errors.As(err, &r) || r.Reason != reason || r.RetryAfter != wait {
@@ -80,7 +80,7 @@ func (g *gate) refuses(a netip.Addr, user string, reason Reason, wait time.Durat
 }
 
 func TestWaitDoublesAfterEachFailure(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	for range 5 {
 		g.admits(home, "ann", Refused)
 	}
@@ -96,7 +96,7 @@ func TestWaitDoublesAfterEachFailure(t *testing.T) {
 }
 
 func TestFailuresAreForgiven(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	for range 6 {
 		g.admits(home, "ann", Refused)
 	}
@@ -108,7 +108,7 @@ func TestFailuresAreForgiven(t *testing.T) {
 }
 
 func TestSuccessClearsUserOnly(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	for range 100 {
 		g.admits(home, "", Refused)
 	}
@@ -126,7 +126,7 @@ func TestSuccessClearsUserOnly(t *testing.T) {
 }
 
 func TestAddressIsNotLockedOutForLong(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	for range 1000 { // an attacker behind a shared address guesses at every chance
 		if err := g.try(home, "", Refused); err != nil {
 			var r *Refusal
@@ -173,7 +173,7 @@ func TestIPv6ClientsAreNetworks(t *testing.T) {
 }
 
 func TestConcurrentGuessesGainNothing(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	var passes []*Pass
 	for {
 		p, err := g.Admit(t.Context(), &g.set, home, "ann")
@@ -201,7 +201,7 @@ func TestConcurrentGuessesGainNothing(t *testing.T) {
 }
 
 func TestConcurrentLoginsAreLimited(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	g.set.Concurrent = 2
 	a, err := g.Admit(t.Context(), &g.set, home, "")
 	if err != nil {
@@ -221,7 +221,7 @@ func TestConcurrentLoginsAreLimited(t *testing.T) {
 }
 
 func TestBreaker(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	for range 9 {
 		g.admits(home, "", Unanswered)
 	}
@@ -247,7 +247,7 @@ func TestBreaker(t *testing.T) {
 }
 
 func TestFloodOfNamesDoesNotEvictFailures(t *testing.T) {
-	g := newGate(t, nil)
+	g := newTestShield(t, nil)
 	g.users, g.addresses = newTable(1000), newTable(1000)
 	for range 6 {
 		g.admits(netip.Addr{}, "ann", Refused)
@@ -308,7 +308,7 @@ func (o *outage) Forget(ctx context.Context, k Key) error {
 func TestGatewayCountsLocallyDuringOutage(t *testing.T) {
 	var log strings.Builder
 	o := &outage{Shared: newRedis(t), broken: true}
-	g := newGate(t, o)
+	g := newTestShield(t, o)
 	g.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	for range 6 {
 		g.admits(home, "zebedee", Refused)

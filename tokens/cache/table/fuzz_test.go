@@ -13,7 +13,7 @@ import (
 // FuzzModule feeds any table, route and request to the module under ASan and UBSan. The module must
 // always answer, and a hit must have a user that is a valid header value.
 func FuzzModule(f *testing.F) {
-	r := newRig(f)
+	r := newFixture(f)
 	r.table.Put(0, r.entry())
 	good, err := os.ReadFile(r.path)
 	if err != nil {

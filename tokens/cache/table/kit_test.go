@@ -26,8 +26,8 @@ func route(longest time.Duration, flags string) string {
 
 func hash(token string) tokens.Hash { return sha256.Sum256([]byte(token)) }
 
-// rig is a table and a module that reads it, on one clock.
-type rig struct {
+// fixture is a table and a module that reads it, on one clock.
+type fixture struct {
 	*tabletest.Driver
 	t     testing.TB
 	clock *clock
@@ -35,15 +35,15 @@ type rig struct {
 	path  string
 }
 
-func newRig(t testing.TB) *rig {
+func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	return newRigOf(t, tabletest.Start(t))
+	return newFixtureOf(t, tabletest.Start(t))
 }
 
-func newRigOf(t testing.TB, driver *tabletest.Driver) *rig {
+func newFixtureOf(t testing.TB, driver *tabletest.Driver) *fixture {
 	t.Helper()
 	noon := table.Instant{Boot: 1000 * time.Second, Wall: time.Unix(1_800_000_000, 0)}
-	r := &rig{Driver: driver, t: t, clock: &clock{noon}, path: filepath.Join(t.TempDir(), "table")}
+	r := &fixture{Driver: driver, t: t, clock: &clock{noon}, path: filepath.Join(t.TempDir(), "table")}
 	r.create()
 	r.At(noon)
 	r.Must("config %s", r.path)
@@ -52,7 +52,7 @@ func newRigOf(t testing.TB, driver *tabletest.Driver) *rig {
 }
 
 // create creates a new table with a lease of a second.
-func (r *rig) create() {
+func (r *fixture) create() {
 	r.t.Helper()
 	made, err := table.Create(r.path, 1024, r.clock.now)
 	if err != nil {
@@ -63,17 +63,17 @@ func (r *rig) create() {
 	r.extend()
 }
 
-func (r *rig) extend() { r.table.Extend(r.clock.Add(time.Second)) }
+func (r *fixture) extend() { r.table.Extend(r.clock.Add(time.Second)) }
 
 // advance moves the clock and extends the lease.
-func (r *rig) advance(d time.Duration) {
+func (r *fixture) advance(d time.Duration) {
 	r.clock.Instant = r.clock.Add(d)
 	r.extend()
 	r.At(r.clock.Instant)
 }
 
 // entry returns a decision about alice's token in Authorization, which expires in an hour.
-func (r *rig) entry() *table.Entry {
+func (r *fixture) entry() *table.Entry {
 	return &table.Entry{
 		Rule: rule, Inputs: [4]string{"Bearer alice-token"}, Token: hash("alice-token"), User: "alice",
 		Expires: r.clock.Wall.Add(time.Hour),

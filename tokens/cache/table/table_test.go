@@ -15,7 +15,7 @@ import (
 )
 
 func TestHitChangesRequestAsGatepostDoes(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	r.table.Put(0, r.entry())
 	for _, test := range []struct {
 		name, flags string
@@ -48,7 +48,7 @@ func TestHitChangesRequestAsGatepostDoes(t *testing.T) {
 }
 
 func TestEveryInputCounts(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	e := r.entry()
 	e.Inputs = [4]string{"Bearer alice-token", "https://a.example", "a=1", "chat"}
 	r.table.Put(0, e)
@@ -80,22 +80,22 @@ func TestEveryInputCounts(t *testing.T) {
 func TestEndOfDecision(t *testing.T) {
 	for _, test := range []struct {
 		name string
-		end  func(r *rig)
+		end  func(r *fixture)
 	}{
-		{"token dropped", func(r *rig) { r.table.Drop(hash("alice-token")) }},
-		{"all invalidated", func(r *rig) { r.table.Reset(1); r.extend() }},
-		{"table closed", func(r *rig) { _ = r.table.Close() }},
-		{"lifetime over", func(r *rig) { r.advance(time.Minute) }},
-		{"token expired", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Hour); r.advance(0) }},
-		{"lease not held", func(r *rig) { r.clock.Instant = r.clock.Add(time.Second); r.At(r.clock.Instant) }},
-		{"lease ended by the wall clock of a paused machine", func(r *rig) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.At(r.clock.Instant) }},
-		{"lease longer than the maximum", func(r *rig) { r.table.Extend(r.clock.Add(time.Hour)) }},
-		{"boot clock of an earlier boot", func(r *rig) { r.clock.Boot = time.Second; r.At(r.clock.Instant) }},
-		{"another rule", func(r *rig) { r.Must("route 1 %032x 300000 - x-user-id %016x", 1, 1) }},
-		{"table replaced", func(r *rig) { _ = r.table.Close(); r.create(); r.advance(20 * time.Millisecond) }},
+		{"token dropped", func(r *fixture) { r.table.Drop(hash("alice-token")) }},
+		{"all invalidated", func(r *fixture) { r.table.Reset(1); r.extend() }},
+		{"table closed", func(r *fixture) { _ = r.table.Close() }},
+		{"lifetime over", func(r *fixture) { r.advance(time.Minute) }},
+		{"token expired", func(r *fixture) { r.clock.Wall = r.clock.Wall.Add(time.Hour); r.advance(0) }},
+		{"lease not held", func(r *fixture) { r.clock.Instant = r.clock.Add(time.Second); r.At(r.clock.Instant) }},
+		{"lease ended by the wall clock of a paused machine", func(r *fixture) { r.clock.Wall = r.clock.Wall.Add(time.Second); r.At(r.clock.Instant) }},
+		{"lease longer than the maximum", func(r *fixture) { r.table.Extend(r.clock.Add(time.Hour)) }},
+		{"boot clock of an earlier boot", func(r *fixture) { r.clock.Boot = time.Second; r.At(r.clock.Instant) }},
+		{"another rule", func(r *fixture) { r.Must("route 1 %032x 300000 - x-user-id %016x", 1, 1) }},
+		{"table replaced", func(r *fixture) { _ = r.table.Close(); r.create(); r.advance(20 * time.Millisecond) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			r.table.Put(0, r.entry())
 			if got := r.Request(alice); got != "hit x-user-id=alice" {
 				t.Fatalf("before: %s", got)
@@ -110,7 +110,7 @@ func TestEndOfDecision(t *testing.T) {
 
 // A token in use is checked each minute, so its last use is known to a minute (package lastseen).
 func TestUsedTokenIsCheckedEachMinute(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	hits, since := 0, time.Duration(0) // since the last check
 	for range 600 {
 		r.advance(time.Second)
@@ -131,7 +131,7 @@ func TestUsedTokenIsCheckedEachMinute(t *testing.T) {
 }
 
 func TestOtherDecisionsStay(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	r.table.Put(0, r.entry())
 	bob := r.entry()
 	bob.Inputs[0], bob.Token, bob.User = "Bearer bob-token", hash("bob-token"), "bob"
@@ -161,7 +161,7 @@ func TestEntriesThatAreNotWritten(t *testing.T) {
 		{"expired", func(e *table.Entry) { e.Expires = e.Expires.Add(-time.Hour) }},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			e := r.entry()
 			test.change(e)
 			r.table.Put(0, e)
@@ -171,7 +171,7 @@ func TestEntriesThatAreNotWritten(t *testing.T) {
 		})
 	}
 	t.Run("the longest user", func(t *testing.T) {
-		r := newRig(t)
+		r := newFixture(t)
 		e := r.entry()
 		e.User = strings.Repeat("u", 55)
 		r.table.Put(0, e)
@@ -183,7 +183,7 @@ func TestEntriesThatAreNotWritten(t *testing.T) {
 
 // An entry is written after the Reset of a lost tracking connection, which began a new epoch.
 func TestEntryOfAnOlderEpoch(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	e := r.entry() // looked up in epoch 0
 	r.table.Reset(1)
 	r.extend()
@@ -200,7 +200,7 @@ func TestEntryOfAnOlderEpoch(t *testing.T) {
 // The test writes more decisions than fit. Each is found with its user or not at all, the newest is
 // found, and every token can be dropped.
 func TestFullBucket(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	const many = 3000
 	for i := range many {
 		e := r.entry()
@@ -236,10 +236,10 @@ func TestFullBucket(t *testing.T) {
 }
 
 // hits returns the hits of a service from the hits file.
-func (r *rig) hits(service string) uint64 { return r.table.Hits().Of(service) }
+func (r *fixture) hits(service string) uint64 { return r.table.Hits().Of(service) }
 
 func TestHitsAreCountedByService(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	r.table.Put(0, r.entry())
 	for range 3 {
 		r.Request(alice)
@@ -267,7 +267,7 @@ func TestHitsAreCountedByService(t *testing.T) {
 
 // Services with the same hash slot take successive slots.
 func TestServicesThatShareASlot(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	r.table.Put(0, r.entry())
 	first := table.ServiceID("orders")
 	for i, id := range []uint64{first, first + 32768, first + 2*32768, first + 1} {
@@ -298,7 +298,7 @@ func TestTableWithoutHitsFile(t *testing.T) {
 		"a folder":        func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			if err := spoil(r.path + ".hits"); err != nil {
 				t.Fatal(err)
 			}
@@ -312,7 +312,7 @@ func TestTableWithoutHitsFile(t *testing.T) {
 
 // A hit respects the listener's header limits, as ext_authz does.
 func TestHitRespectsListenerLimits(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	r.table.Put(0, r.entry())
 	for _, test := range []struct {
 		headers, bytes int
@@ -331,7 +331,7 @@ func TestHitRespectsListenerLimits(t *testing.T) {
 // Decisions with a message of each length modulo eight check the module's hash against the
 // writer's.
 func TestSipHashOfTheModule(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	for n := range 20 {
 		e := r.entry()
 		e.Inputs[0] = strings.Repeat("x", n+1)
@@ -374,7 +374,7 @@ func TestTornWritesAreMisses(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			r.table.Put(0, r.entry())
 			flip := func() {
 				file, err := os.ReadFile(r.path)
@@ -405,7 +405,7 @@ func TestTornWritesAreMisses(t *testing.T) {
 
 // The writer alternates two users in one slot while the module reads. No answer mixes both.
 func TestReadersWhileWriting(t *testing.T) {
-	r := newRig(t)
+	r := newFixture(t)
 	users := [2]string{strings.Repeat("a", 55), strings.Repeat("b", 55)}
 	stop := make(chan struct{})
 	var writer sync.WaitGroup
@@ -455,7 +455,7 @@ func TestUnderValgrindAndOnArm64(t *testing.T) {
 		"arm64": func(t testing.TB) *tabletest.Driver { return tabletest.StartUnder(t, "arm64", "qemu-aarch64") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRigOf(t, start(t))
+			r := newFixtureOf(t, start(t))
 			want := func(what, want string, headers ...string) {
 				t.Helper()
 				if got := r.Request(headers...); got != want {
@@ -494,7 +494,7 @@ func TestUnderValgrindAndOnArm64(t *testing.T) {
 
 // The files are not valid tables. The driver runs under ASan, which detects reads beyond their end.
 func TestBadTables(t *testing.T) {
-	good := func(r *rig) []byte {
+	good := func(r *fixture) []byte {
 		file, err := os.ReadFile(r.path)
 		if err != nil {
 			t.Fatal(err)
@@ -512,7 +512,7 @@ func TestBadTables(t *testing.T) {
 		"most buckets":          func(f []byte) []byte { copy(f[8:16], "\xff\xff\xff\xff\xff\xff\xff\xff"); return f },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			r.table.Put(0, r.entry())
 			file := spoil(good(r))
 			path := r.path + ".bad"
@@ -533,7 +533,7 @@ func TestBadTables(t *testing.T) {
 		"unreadable bytes": func(path string) error { return os.WriteFile(path, []byte("not a table"), 0) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t)
+			r := newFixture(t)
 			path := r.path + ".bad"
 			if err := make(path); err != nil {
 				t.Fatal(err)
