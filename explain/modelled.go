@@ -68,7 +68,7 @@ var modelled = map[string]string{
 		"max_age allow_credentials forward_not_matching_preflights",
 	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutation":               "mutations",
 	"envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute":       "mutations",
-	"envoy.extensions.filters.http.header_mutation.v3.Mutations":                    "request_mutations response_mutations",
+	"envoy.extensions.filters.http.header_mutation.v3.Mutations":                    "request_mutations response_mutations request_trailers_mutations",
 	"envoy.config.core.v3.TypedExtensionConfig":                                     "name typed_config",
 	"envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation": "mutations",
 	"envoy.config.common.mutation_rules.v3.HeaderMutation.RemoveOnMatch":            "key_matcher",

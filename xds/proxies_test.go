@@ -165,6 +165,37 @@ func TestOnlyAProxysWordAboutARequestCounts(t *testing.T) {
 	}
 }
 
+// TestProxyPassesNoClaimOn: of a client that names a user, another path or a setting of Envoy. Envoy believes a proxy
+// more than an edge would, so each header that Envoy reads is tried through one, and from a client itself.
+func TestProxyPassesNoClaimOn(t *testing.T) {
+	g := startGateway(t, proxies+"}\n"+shop)
+	const claim = "claimed-by-the-client"
+	var headers []string
+	for name := range strings.FieldsSeq(`x-user-id X-USER-ID remote-user x-forwarded-user x-auth-request-user x-forwarded-host
+		x-forwarded-prefix x-forwarded-uri x-forwarded-port x-forwarded-client-cert x-real-ip true-client-ip forwarded
+		x-original-url x-rewrite-url x-http-method-override x-envoy-auth-failure-mode-allowed x-envoy-decorator-operation
+		x-envoy-expected-rq-timeout-ms x-envoy-external-address x-envoy-force-trace x-envoy-hedge-on-per-try-timeout
+		x-envoy-internal x-envoy-ip-tags x-envoy-max-retries x-envoy-original-path x-envoy-original-host
+		x-envoy-retriable-header-names x-envoy-retriable-status-codes x-envoy-retry-grpc-on x-envoy-retry-on
+		x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-per-try-timeout-ms x-envoy-upstream-rq-timeout-alt-response
+		x-envoy-upstream-rq-timeout-ms x-envoy-upstream-stream-duration-ms x-envoy-attempt-count x-envoy-is-timeout-retry
+		x-envoy-degraded x-envoy-downstream-service-cluster x-envoy-downstream-service-node x-envoy-peer-metadata
+		x-envoy-original-method x-envoy-original-scheme x-gatepost-scope`) {
+		headers = append(headers, name+": "+claim)
+	}
+	for _, source := range []string{proxy, stranger} {
+		for path, upstream := range map[string]*envoytest.Recorder{"/orders/1": g.secured, "/items/1": g.public} {
+			upstream.Reset()
+			if got := g.from(source, "", "GET", path, append(headers, "x-forwarded-for: 1.2.3.4")...); got.Status != 200 {
+				t.Fatalf("%s from %s: %d %s", path, source, got.Status, got.Body)
+			}
+			if raw := upstream.Raw(); raw == "" || strings.Contains(raw, claim) {
+				t.Errorf("%s from %s: the upstream received %q", path, source, raw)
+			}
+		}
+	}
+}
+
 func isAddress(text string) bool {
 	_, err := netip.ParseAddr(text)
 	return err == nil

@@ -41,6 +41,8 @@ type endpointGroup struct {
 	forward []forward
 	// keepsToken is whether the upstream receives a token of this gateway in Authorization.
 	keepsToken bool
+	// trailers is whether the upstream would receive trailers of requests.
+	trailers bool
 }
 
 // forward is a match and its upstream.
@@ -64,6 +66,9 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
+	}
+	if s.trailers {
+		perFilter[filterStrip] = b.stripTrailers()
 	}
 	switch {
 	case s.keepsToken:

@@ -90,6 +90,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 		},
 		forward:    s.forwards(b.gw.Tokens.Lifetime),
 		keepsToken: s.def.ForwardToken,
+		trailers:   s.protocol() != onlyHTTP1,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original
@@ -57,6 +58,15 @@ func (b *builder) stripAll() *headermutationv3.Mutations {
 	}
 }
 
+// stripTrailers removes all trailers of a request. By HTTP/2 they would reach an upstream, where a server that merges
+// them into the headers would take the user from them. By HTTP/1.1 Envoy sends none, and no gRPC client does.
+func (b *builder) stripTrailers() *anypb.Any {
+	all := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".*"}}}
+	return b.pack(&headermutationv3.HeaderMutationPerRoute{Mutations: &headermutationv3.Mutations{
+		RequestTrailersMutations: []*mutationrulesv3.HeaderMutation{removeMatching(all)},
+	}})
+}
+
 // overwrite sets a request header; the value is a format string to Envoy.
 func overwrite(name, value string) *mutationrulesv3.HeaderMutation {
 	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: setHeader(name, value)}}
@@ -71,9 +81,11 @@ func remove(names ...string) []*mutationrulesv3.HeaderMutation {
 }
 
 func removePrefix(prefix string) *mutationrulesv3.HeaderMutation {
+	return removeMatching(&matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}})
+}
+
+func removeMatching(name *matcherv3.StringMatcher) *mutationrulesv3.HeaderMutation {
 	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{
-		RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{
-			KeyMatcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: prefix}},
-		},
+		RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{KeyMatcher: name},
 	}}
 }
