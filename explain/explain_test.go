@@ -27,6 +27,7 @@ services:
   - {name: prices, path: /orders/prices, scopes: [read], upstreams: ["http://prices:8080"], forward_token: true}
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["http://items:8080"], keep_prefix: true}
   - {name: live, path: /live, authenticate: false, allowed_methods: [GET], upstreams: ["http://live:8080"], websocket: true}
+  - {name: calls, path: /shop.Calls, authenticate: false, upstreams: ["h2c://calls:9090"], grpc: true}
 `
 
 const origins = `origins: ["https://shop.example"]
@@ -90,6 +91,7 @@ func TestExplainedOutcomes(t *testing.T) {
 		{"", "GET /live [Connection: Upgrade] [Upgrade: websocket]", "forwarded: http://live:8080 GET /", ""},
 		{"", "GET /items [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "set websocket: true at gateway.yaml:5"},
 		{"", "GET /nothing [Connection: Upgrade] [Upgrade: websocket]", "upgrade_refused: 403", "use the path of a service that does"},
+		{"", "POST /shop.Calls/List", "forwarded: h2c://calls:9090 POST /shop.Calls/List", ""},
 		{"", "POST /token", "forwarded: token handler POST /token", ""},
 		{"", "GET /token", "method_not_allowed: 405", "send POST"},
 		{"", "GET /.gatepost/version", "version: 200", ""},
