@@ -57,6 +57,14 @@ func TestAHangingFileSystemDoesNotOutliveTheContext(t *testing.T) {
 	}
 }
 
+// docs/operations.md names both times: 0.1 s and 5 s.
+func TestTheDebounceIsBoundedByDefault(t *testing.T) {
+	c := NewWatcher(WatcherConfig{}).config
+	if c.Settle != 100*time.Millisecond || c.MaxWait != 5*time.Second {
+		t.Errorf("a file counts as changed after %v, and after %v at most", c.Settle, c.MaxWait)
+	}
+}
+
 func TestAFileThatChangesAllTheTimeIsRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("orders"))

@@ -369,6 +369,7 @@ func TestBrokenFileChangesNothingAndIsReported(t *testing.T) {
 
 			shop.Define(shop.definitions())
 			envoytest.Eventually(t, "the mistake to be forgotten", func() bool { return shop.Status().GetRejected() == "" })
+			shop.wantHealth(t, `"ok"`, 1, 0)
 		})
 	}
 }

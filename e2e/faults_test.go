@@ -368,7 +368,21 @@ func TestBrokenFileAtTheStartFallsBackToLastVerified(t *testing.T) {
 	}
 }
 
-// wantLoud checks that the log, the metric and the status report a file with mistakes.
+// wantHealth checks what `gatepost health` prints of the definitions while the gateway is ready, and the two gauges with
+// which an alert ends.
+func (g *gateway) wantHealth(t *testing.T, definitions string, current, withheld float64) {
+	t.Helper()
+	out, code := gatepost(t, os.Environ(), "health", "--admin", g.Admin)
+	if code != 0 || len(lines(out, "definitions", definitions)) != 1 {
+		t.Errorf("gatepost health exits %d, want %q in:\n%s", code, definitions, out)
+	}
+	a, b := g.Metric("gatepost_definitions_current"), g.Metric("gatepost_services_withheld")
+	if a != current || b != withheld {
+		t.Errorf("the gauges: current %v, withheld %v; want %v and %v", a, b, current, withheld)
+	}
+}
+
+// wantLoud checks that the log, the metrics, the status and the health report a file with mistakes.
 func (g *gateway) wantLoud(t *testing.T, mistakes int) {
 	t.Helper()
 	envoytest.Eventually(t, "one failure to be counted", func() bool { return g.Metric("gatepost_definitions_failed_total") == 1 })
@@ -379,4 +393,5 @@ func (g *gateway) wantLoud(t *testing.T, mistakes int) {
 	if code != 0 || !strings.Contains(out, "rejected") || !strings.Contains(out, g.File+":") {
 		t.Errorf("gatepost status prints:\n%s", out)
 	}
+	g.wantHealth(t, "serving the previous version: ", 0, 0)
 }

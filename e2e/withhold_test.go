@@ -91,5 +91,6 @@ func (s *shop) explainsWhatItWithholds(t *testing.T, roots, token string) {
 	if !slices.Equal(status.GetWithheld(), []string{"fresh"}) || len(status.GetFormer()) != 1 || status.GetFormer()[0].GetName() != "orders" {
 		t.Errorf("the status: %v is withheld and %v in its former form, want fresh and orders", status.GetWithheld(), status.GetFormer())
 	}
+	s.wantHealth(t, "serving some services ", 0, 1)
 	s.orders.Reset()
 }
