@@ -368,8 +368,8 @@ func TestBrokenFileAtTheStartFallsBackToLastVerified(t *testing.T) {
 	}
 }
 
-// wantHealth checks what `gatepost health` prints of the definitions while the gateway is ready, and the two gauges with
-// which an alert ends.
+// wantHealth checks what `gatepost health` prints of the definitions while the gateway is ready, and the two gauges
+// with which an alert ends.
 func (g *gateway) wantHealth(t *testing.T, definitions string, current, withheld float64) {
 	t.Helper()
 	out, code := gatepost(t, os.Environ(), "health", "--admin", g.Admin)
