@@ -1,7 +1,7 @@
 # Everything a developer does here. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools run unit test lint generate fuzz soak bench clean
+.PHONY: help build tools run unit test lint generate fuzz soak bench release
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
@@ -59,5 +59,5 @@ soak: tools ## the checker of the tokens for ten minutes under faults, and ten m
 bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some)
 	go run -C bench . $(if $(ONLY),-only $(ONLY))
 
-clean: ## what make put here
-	rm -rf bin .tools gatepost-data
+release: ## binaries, archives, packages, SBOMs and checksums for linux/amd64 and arm64, into dist/
+	@tools/release
