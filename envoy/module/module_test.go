@@ -117,3 +117,13 @@ func TestSourceIsShort(t *testing.T) {
 		t.Errorf("module.c has %d lines", lines)
 	}
 }
+
+func TestOnlyTheTestedEnvoyUsesTheModule(t *testing.T) {
+	for version, used := range map[string]bool{
+		"1.40.0": true, "1.40.7-dev": true, "1.41.0": false, "1.39.9": false, "2.40.0": false, "1.4.0": false, "": false, "main": false,
+	} {
+		if why := CheckVersion(version); (why == "") != used {
+			t.Errorf("Envoy %q: %q", version, why)
+		}
+	}
+}
