@@ -68,6 +68,7 @@ func (n *notifySocket) next() string {
 
 // systemd learns what /readyz knows, and a reload ends when clients get its result.
 func TestSystemdIsNotified(t *testing.T) {
+	t.Parallel()
 	orders := envoytest.Upstream(t)
 	service := fmt.Sprintf("  - {name: %%[1]s, path: /%%[1]s, authenticate: false, upstreams: [%q]}\n", orders.URL())
 	grpc, http1 := overSockets(t)
