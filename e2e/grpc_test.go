@@ -129,6 +129,7 @@ services:
 `
 
 func TestCallsThroughTheGateway(t *testing.T) {
+	t.Parallel()
 	server, address := startCallee(t)
 	g := start(t, fmt.Sprintf(grpcShop, "1h", users(t).URL(), "h2c://"+address, ""), setup{})
 	token := g.Login("alice")
@@ -245,6 +246,7 @@ func wantCode(t *testing.T, err error, code codes.Code) {
 // TestNoCallOutlivesItsToken: calls end by themselves, though neither side ends them. A call without an answer gets a
 // status, and a stream that has begun is reset.
 func TestNoCallOutlivesItsToken(t *testing.T) {
+	t.Parallel()
 	server, address := startCallee(t)
 	g := start(t, fmt.Sprintf(grpcShop, "2s", users(t).URL(), "h2c://"+address, ""), setup{})
 	client, ctx := caller(t, g, g.Login("alice"))
@@ -270,6 +272,7 @@ func TestNoCallOutlivesItsToken(t *testing.T) {
 // TestDeadlineOfACallEndsIt: by Envoy, without the help of the client and of the server. It may be longer than the
 // default timeout of a service.
 func TestDeadlineOfACallEndsIt(t *testing.T) {
+	t.Parallel()
 	ended := make(chan struct{}, 1)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
@@ -291,6 +294,7 @@ func TestDeadlineOfACallEndsIt(t *testing.T) {
 // TestUpstreamWithTLSIsCalledByWhatItOffers: HTTP/2 for gRPC and others, HTTP/1.1 for a server without HTTP/2, and for
 // a service with WebSockets.
 func TestUpstreamWithTLSIsCalledByWhatItOffers(t *testing.T) {
+	t.Parallel()
 	ca, dir := testcert.New(t), t.TempDir()
 	roots := ca.Write(filepath.Join(dir, "ca.pem"))
 	certFile, keyFile := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
@@ -324,6 +328,7 @@ func TestUpstreamWithTLSIsCalledByWhatItOffers(t *testing.T) {
 
 // TestH2CUpstreamThatIsDown is UNAVAILABLE, and not an answer of HTTP.
 func TestH2CUpstreamThatIsDown(t *testing.T) {
+	t.Parallel()
 	g := start(t, fmt.Sprintf(grpcShop, "1h", users(t).URL(), "h2c://"+envoytest.Addr(t), ", authenticate: false"), setup{})
 	client, ctx := caller(t, g, "")
 	_, err := client.UnaryCall(ctx, &testpb.SimpleRequest{})

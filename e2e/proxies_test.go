@@ -16,6 +16,7 @@ import (
 // TestClientsBehindALoadBalancer: limits of logins, sessions, the last use of one and denials have the address that a
 // trusted proxy names.
 func TestClientsBehindALoadBalancer(t *testing.T) {
+	t.Parallel()
 	service, orders := users(t), envoytest.Upstream(t)
 	g := start(t, fmt.Sprintf(`
 client_addresses: {trusted_proxies: [127.0.0.1]}
@@ -60,6 +61,7 @@ services:
 // TestClientsBehindThePROXYProtocol: the gateway becomes ready, though Gatepost is no proxy that Envoy trusts, and a
 // session has the address in the PROXY header.
 func TestClientsBehindThePROXYProtocol(t *testing.T) {
+	t.Parallel()
 	service := users(t)
 	g := start(t, fmt.Sprintf(`
 client_addresses: {trusted_proxies: [127.0.0.2], proxy_protocol: true}
