@@ -122,7 +122,7 @@ func TestARevisionThatIsNotValidHereIsTold(t *testing.T) {
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Current: &first})
 	add(t, s, 1, []byte("services: []\nfrom_a_later_version: true\n"))
-	h.wants(t, "redis:2:2:1: from_a_later_version: unknown field")
+	h.wants(t, "reading revision 2, which `gatepost show 2` prints:\nredis:2:2:1: from_a_later_version: unknown field")
 	h.follower.Reload(t.Context())
 	h.wants(t, "unknown field", "unknown field")
 	add(t, s, 2, file("items"))

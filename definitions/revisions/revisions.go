@@ -178,7 +178,7 @@ func (s *Store) next(ctx context.Context, before *definitions.Definitions, r Rev
 	}
 	d, err := before.Next(Name(r.Number), text)
 	if err != nil {
-		return nil, fmt.Errorf("reading revision %d:\n%w", r.Number, err)
+		return nil, fmt.Errorf("reading revision %d, which `gatepost show %d` prints:\n%w", r.Number, r.Number, err)
 	}
 	return d, nil
 }
