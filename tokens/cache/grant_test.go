@@ -91,6 +91,7 @@ func TestModuleDropsTokenBeforeRevokeReturns(t *testing.T) {
 	} {
 		undisturbed(t, []*gateway{a, b}, func() (failure string) {
 			s, other := a.create("ann-"+what), a.create("bob")
+			a.settle()
 			for _, g := range []*gateway{a, b} {
 				g.warmModule(s)
 				g.warmModule(other)

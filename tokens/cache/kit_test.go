@@ -233,6 +233,15 @@ func (g *gateway) create(user string) *tokens.Session {
 	return s
 }
 
+// settle waits until all gateways have received the invalidations of earlier changes, such as that
+// of a login. On a busy machine one can arrive after the token was cached, and drops it.
+func (g *gateway) settle() {
+	g.t.Helper()
+	if err := g.tracker.WaitInvalidated(g.t.Context()); err != nil {
+		g.t.Fatalf("waiting for invalidations: %v", err)
+	}
+}
+
 // answer looks the token up until the store is available.
 func (g *gateway) answer(s *tokens.Session) (got tokens.Principal, err error) {
 	g.t.Helper()

@@ -55,6 +55,7 @@ func TestHitsDoNotReachRedis(t *testing.T) {
 	g := openStore(t, store, client(t, server.Addr), Config{}, RedisConfig{})
 	g.awaitHeld()
 	s := g.create("ann")
+	g.settle()
 	for held := 0; held < 10_000; {
 		g.warm(s)
 		// A busy machine may lose the lease. If it is held without a gap, the look-up must be a
