@@ -27,7 +27,7 @@ func prepareFleet(t *testing.T, n int) *fleet {
 	t.Helper()
 	f := &fleet{
 		shop:  &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)},
-		redis: redistest.Start(t, "--appendonly", "yes"), dir: t.TempDir(),
+		redis: redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always"), dir: t.TempDir(),
 	}
 	for range n {
 		g := prepare(t, "services: []", setup{Redis: f.redis.URL()})

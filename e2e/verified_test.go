@@ -431,7 +431,7 @@ func TestSeveralEnvoysOfOneGatepost(t *testing.T) {
 // both, and a revoke on one is effective on both. If one stops, the other is not affected.
 func TestTwoGatewaysOnOneRedis(t *testing.T) {
 	t.Parallel()
-	redis := redistest.Start(t, "--appendonly", "yes")
+	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	first, here := serveShop(t, setup{Redis: redis.URL()})
 	second, there := serveShop(t, setup{Redis: redis.URL()})
 	for range 20 {

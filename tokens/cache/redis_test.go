@@ -200,7 +200,7 @@ func TestFrozenRedisIsUnavailableAfterLease(t *testing.T) {
 
 func TestKilledRedisIsUnavailableUntilRestart(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t, "--appendonly", "yes")
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	g := start(t, server.Addr, server.Addr)
 	s, ended := g.create("ann"), g.create("ben")
 	g.warm(s)

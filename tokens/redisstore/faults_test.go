@@ -108,7 +108,7 @@ func assertWorks(t *testing.T, s *Store, session *tokens.Session) {
 
 func TestRedisDownAndBack(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t, "--appendonly", "yes")
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	s := open(t, server)
 	session, gone := create(t, s, "ann"), create(t, s, "ann")
 	if err := s.Revoke(t.Context(), gone.Hash); err != nil {
@@ -130,7 +130,7 @@ func TestRedisDownAndBack(t *testing.T) {
 
 func TestPoolSurvivesRestart(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t, "--appendonly", "yes")
+	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	s := open(t, server)
 	session := create(t, s, "ann")
 	burst := func() {

@@ -6,7 +6,7 @@ import (
 )
 
 func TestKillFreezeAndRestart(t *testing.T) {
-	s := Start(t, "--appendonly", "yes")
+	s := Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	s.Do("SET", "k", "v")
 	if got := s.Do("GET", "k"); got != "v" {
 		t.Fatalf("read %q", got)
