@@ -27,7 +27,7 @@ import (
 )
 
 // Deadline is how long this kit waits for an event. It is generous because machines can be loaded.
-const Deadline = 2 * time.Minute
+const Deadline = 5 * time.Minute
 
 // Options configure the Envoy of a test.
 type Options struct {
