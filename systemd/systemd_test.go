@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -68,6 +69,13 @@ func (m *manager) wants(want ...string) {
 
 func yes(context.Context) error { return nil }
 
+// verdict is the result of a check that changes while a Reporter runs.
+type verdict struct{ reason atomic.Pointer[error] }
+
+func (v *verdict) set(err error) { v.reason.Store(&err) }
+
+func (v *verdict) check(context.Context) error { return *v.reason.Load() }
+
 func newReporter(t *testing.T) *Reporter {
 	return New(slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
@@ -75,15 +83,16 @@ func newReporter(t *testing.T) *Reporter {
 func TestReadyIsReportedOnceTheProcessIsReady(t *testing.T) {
 	m := listen(t)
 	synctest.Test(t, func(t *testing.T) {
-		missing := errors.New("envoy: none\nis connected")
+		var state verdict
+		state.set(errors.New("envoy: none\nis connected"))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go newReporter(t).Run(ctx, func(context.Context) error { return missing }, yes)
+		go newReporter(t).Run(ctx, state.check, yes)
 		synctest.Wait()
 		m.wants("STATUS=not ready: envoy: none is connected")
 		time.Sleep(time.Minute)
 		m.wants()
-		missing = nil
+		state.set(nil)
 		time.Sleep(pollReady)
 		synctest.Wait()
 		m.wants("READY=1\nSTATUS=started")
@@ -97,19 +106,20 @@ func TestWatchdogIsReportedWhileTheProcessIsAlive(t *testing.T) {
 	t.Setenv("WATCHDOG_USEC", "30000000")
 	t.Setenv("WATCHDOG_PID", fmt.Sprint(os.Getpid()))
 	synctest.Test(t, func(t *testing.T) {
-		var dead error
+		var state verdict
+		state.set(nil)
 		ctx, cancel := context.WithCancel(t.Context())
-		go newReporter(t).Run(ctx, yes, func(context.Context) error { return dead })
+		go newReporter(t).Run(ctx, yes, state.check)
 		synctest.Wait()
 		m.wants("READY=1\nSTATUS=started", "WATCHDOG=1")
 		time.Sleep(20 * time.Second)
 		synctest.Wait()
 		m.wants("WATCHDOG=1", "WATCHDOG=1")
-		dead = errors.New("it hangs")
+		state.set(errors.New("it hangs"))
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		m.wants()
-		dead = nil
+		state.set(nil)
 		time.Sleep(10 * time.Second)
 		synctest.Wait()
 		m.wants("WATCHDOG=1")
