@@ -41,9 +41,9 @@ type WatcherConfig struct {
 // compares the content, so the file can be replaced in any way: written in place, renamed over, by a symbolic link,
 // or with its directory.
 type Watcher struct {
-	config WatcherConfig
-	reload chan chan<- struct{} // takes a channel that is closed when the file was read
+	Reloads // read the file without debounce
 
+	config  WatcherConfig
 	last    *Definitions           // the last valid ones; nil if there were none
 	seen    string                 // the state that was last reported
 	pending string                 // another state, which is being debounced
@@ -70,26 +70,11 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Watcher{config: config, reload: make(chan chan<- struct{})}
+	w := &Watcher{Reloads: make(Reloads), config: config}
 	if config.Current != nil {
 		w.last, w.seen = config.Current, stateOf(source{text: config.Current.Text, files: config.Current.files}, nil)
 	}
 	return w
-}
-
-// Reload has Run read the file now, without debounce, and returns when the result was reported, or when ctx ends. A
-// problem is reported even if it was reported before. Reload is safe for concurrent use, also before Run.
-func (w *Watcher) Reload(ctx context.Context) {
-	done := make(chan struct{})
-	select {
-	case w.reload <- done:
-	case <-ctx.Done():
-		return
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
 }
 
 // Run follows the file until ctx ends. It returns when its goroutines have ended, except for a call of the file
@@ -112,7 +97,7 @@ func (w *Watcher) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case done := <-w.reload:
+		case done := <-w.Reloads:
 			w.look(ctx, true)
 			close(done)
 		case <-events: // any event, because a link on the path of the file may have been replaced

@@ -12,37 +12,37 @@ import (
 
 // FollowerConfig configures a [Follower].
 type FollowerConfig struct {
-	// Store is what is followed. Required.
+	// Store has the revisions. Required.
 	Store *Store
-	// Current is the revision that was read before, which is not reported again; nil where none was.
+	// Current is the revision that was read before. It is not reported again. Nil: none was read.
 	Current *Revision
-	// Read is what was read of it; nil where that is not known.
+	// Read has the definitions of Current. Nil: they are unknown.
 	Read *definitions.Definitions
-	// OnChange is given each revision that is the newest and good, and the same once more when it is so again after an
-	// error. Required. It is called by one goroutine.
+	// OnChange receives each newest revision that is valid. It receives a revision once more if an error ended. Required.
+	// It is called by one goroutine.
 	OnChange func(context.Context, Revision, *definitions.Definitions)
-	// OnError is told why the newest revision cannot be had, once for each reason, and which it is; the zero Revision
-	// where that cannot be told. What was served before it is to stay. Required. It is called as OnChange is.
+	// OnError receives the reason that the newest revision cannot be read, once for each reason. The revision is zero if
+	// it is unknown. The caller keeps serving what it serves. Required. It is called by the goroutine that calls OnChange.
 	OnError func(r Revision, err error)
-	// Poll is how often the store is asked whatever the notifications say. Default: 2s.
+	// Poll is the interval in which the store is asked, with or without notifications. Default: 2s.
 	Poll time.Duration
-	// Missing is how long Redis may be away or hold nothing before that is an error. Default: 1s.
+	// Missing is how long Redis may be unreachable or empty before that is an error. Default: 1s.
 	Missing time.Duration
-	// Log is told of what is remarkable but no error. Default: none.
+	// Logger receives events that are no errors. Default: none.
 	Logger *slog.Logger
 }
 
 // Follower follows the newest revision.
 type Follower struct {
-	config FollowerConfig
-	reload chan chan<- struct{} // takes a channel that is closed when the store was asked
+	definitions.Reloads
 
-	current *Revision                // the last that was read
-	last    *definitions.Definitions // what the last one that was good says; nil: not known
-	trouble string                   // the reason that was last told; empty: none since
-	bad     Revision                 // the last that is not valid here, and why: it is not read again
-	badWhy  error
-	since   time.Time // since when Redis is away or empty; zero: it is not
+	config  FollowerConfig
+	current *Revision                // the last one that was read
+	last    *definitions.Definitions // the definitions of the last valid one; nil: unknown
+	trouble string                   // the reason that was last reported; empty: none since
+	bad     Revision                 // the last one that is not valid here, which is not read again
+	badWhy  error                    // why bad is not valid
+	since   time.Time                // since when Redis is unreachable or empty; zero: it is not
 }
 
 // NewFollower returns a follower, which does nothing until it runs.
@@ -56,22 +56,7 @@ func NewFollower(config FollowerConfig) *Follower {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{config: config, reload: make(chan chan<- struct{}), current: config.Current, last: config.Read}
-}
-
-// Reload has Run read the newest revision now, and returns when the result was reported, or when ctx ends. A problem is
-// reported even if it was reported before. Reload is safe for concurrent use, also before Run.
-func (f *Follower) Reload(ctx context.Context) {
-	done := make(chan struct{})
-	select {
-	case f.reload <- done:
-	case <-ctx.Done():
-		return
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	return &Follower{Reloads: make(definitions.Reloads), config: config, current: config.Current, last: config.Read}
 }
 
 // Run follows the store until ctx ends. It returns when all that it started has ended.
@@ -86,7 +71,7 @@ func (f *Follower) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case reloaded = <-f.reload:
+		case reloaded = <-f.Reloads:
 		case <-heard:
 		case <-poll.C:
 		}
@@ -97,7 +82,7 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// look asks the store once, and says after which time to ask again.
+// look asks the store once, and returns the time until it is to be asked again.
 func (f *Follower) look(ctx context.Context, force bool) time.Duration {
 	r, d, err := f.read(ctx)
 	switch {
