@@ -23,8 +23,7 @@ const (
 )
 
 // listener depends on the address, the origins, the places of tokens, the access log, the trusted proxies and the
-// module. Everything that
-// changes with a service is in the routes, so that connections survive a change of services.
+// module. Everything that changes with a service is in the routes, so that connections survive a change of services.
 func (b *builder) listener() *listenerv3.Listener {
 	b.about = "listener"
 	addr := b.opts.ListenAddress(b.gw)

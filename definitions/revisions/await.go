@@ -7,24 +7,23 @@ import (
 	"time"
 )
 
-// Standing is how a gateway stands to a revision.
+// Standing is the state of a revision at a gateway.
 type Standing struct {
-	// Gateway is which.
 	Gateway Gateway
-	// Verified says whether all its Envoys serve the revision.
+	// Verified reports whether all Envoys of the gateway serve the revision.
 	Verified bool
-	// Final says whether that will stay so without a change of something else.
+	// Final reports whether waiting longer changes nothing.
 	Final bool
-	// Why is why the revision is not verified; empty where it is.
+	// Why is the reason that the revision is not verified. It is empty if the revision is verified.
 	Why string
 }
 
-// look is how often Await looks.
+// look is the interval in which Await asks Redis.
 const look = 100 * time.Millisecond
 
-// Await waits until every gateway has verified the revision or will not, and returns how each stands then, or when ctx
-// ends. A gateway that takes leave meanwhile is not waited for; one that falls silent is. No gateway at all is an empty
-// list. An error says that Redis could not be asked to the end.
+// Await waits until the state of the revision is final at every gateway, or until ctx ends, and returns the states. It
+// does not wait for a gateway that leaves, but it waits for one that stops reporting. Without gateways the list is
+// empty. An error means that Redis could not be asked.
 func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, err error) {
 	began := time.Now()
 	for {
@@ -68,7 +67,7 @@ func standingsOf(gateways []Gateway, r, newest Revision) []Standing {
 	return standings
 }
 
-// standingOf decides how a gateway stands to a revision, by its last report.
+// standingOf returns the state of a revision at a gateway, by the gateway's last report.
 func standingOf(g Gateway, r Revision) Standing {
 	s := Standing{Gateway: g}
 	switch mark := r.Mark(); {

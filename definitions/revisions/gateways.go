@@ -21,23 +21,23 @@ const (
 	forgotten = time.Minute
 )
 
-// Report is what a gateway tells the others of itself.
+// Report is the state of a gateway, for other gateways and for commands.
 type Report struct {
-	// ID tells it from all others, and from those that ran in its place before.
+	// ID is unique to the process.
 	ID string `json:"id"`
-	// Name is what an operator calls it: its host and its admin address.
+	// Name identifies the gateway to an operator: its host and its admin address.
 	Name string `json:"name"`
 	// Newest is the newest revision that it has seen.
 	Newest Mark `json:"newest"`
 	// Serving is the revision that it has published to its Envoys.
 	Serving Mark `json:"serving"`
-	// Verified says whether each of its Envoys serves that, and it has one.
+	// Verified reports whether it has an Envoy, and all its Envoys serve Serving.
 	Verified bool `json:"proven"`
-	// Refused is why Newest is not served and will not be: it is not valid here, or an Envoy has rejected it.
+	// Refused is the reason that Newest is not served and will not be: it is not valid here, or an Envoy rejected it.
 	Refused string `json:"refused,omitempty"`
-	// Pending is what is waited for where Serving is not verified.
+	// Pending is what the gateway waits for, if Serving is not verified.
 	Pending string `json:"pending,omitempty"`
-	// Envoys is how many are connected.
+	// Envoys is the number of connected Envoys.
 	Envoys int `json:"envoys"`
 }
 
