@@ -32,7 +32,7 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 	@tools/fetch envoy
 	@examples/demo/run
 
-unit: tools ## the tests that need no root and no Docker: all packages but e2e, in under a minute
+unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
 	@tools/module build
 	go test -short $(PARALLEL) $$(go list ./... | grep -v /e2e)
 
