@@ -10,6 +10,7 @@ const (
 	SectionFields    Section = "fields-and-values"
 	SectionPaths     Section = "paths"
 	SectionAddresses Section = "addresses"
+	SectionHosts     Section = "hosts"
 	SectionOrigins   Section = "origins-cookies-public-services"
 	SectionNotes     Section = "warnings-notes-and-envoy"
 	SectionOutcomes  Section = "outcomes-of-logins-and-calls"

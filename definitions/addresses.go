@@ -238,12 +238,17 @@ func nameFault(text, host string) *fault {
 			return aboutAddresses.faultf("write a host name or an IP address", "%s has no such host", shown(text))
 		}
 	}
-	// 2852039166 and 0xa9fea9fe are 169.254.169.254 to a resolver (the URL standard: "ends in a number").
-	last := labels[len(labels)-1]
-	if _, err := strconv.ParseUint(last, 0, 64); err == nil || strings.Trim(last, "0123456789") == "" {
+	if isNumber(labels[len(labels)-1]) {
 		return aboutAddresses.faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shown(text))
 	}
 	return nil
+}
+
+// isNumber reports whether a host whose last label this is would be an IPv4 address to a resolver: 2852039166 and
+// 0xa9fea9fe are 169.254.169.254 (the URL standard: "ends in a number").
+func isNumber(label string) bool {
+	_, err := strconv.ParseUint(label, 0, 64)
+	return err == nil || strings.Trim(label, "0123456789") == ""
 }
 
 func isNoHostCharacter(r rune) bool {

@@ -61,6 +61,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.AccessLog.format":            defaultAccessLogFormat,
 	"gatepost.v1.AccessLog.to":                defaultAccessLogTo,
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
+	"gatepost.v1.Service.hosts":               "every host",
+	"gatepost.v1.Tokens.hosts":                "every host",
 }
 
 // defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns

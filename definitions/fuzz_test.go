@@ -2,7 +2,9 @@ package definitions
 
 import (
 	"errors"
+	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -43,6 +45,35 @@ func FuzzParse(f *testing.F) {
 			if len(s.Methods) == 0 || len(s.Upstreams) == 0 || (s.Timeout <= 0) != s.GRPC || pathFault(s.Path) != nil {
 				t.Fatalf("an incomplete service: %v", s)
 			}
+		}
+	})
+}
+
+// FuzzParseHost: a host that is taken is one that a request can have, and is its own form. Others get a remedy.
+func FuzzParseHost(f *testing.F) {
+	for _, seed := range []string{
+		"api.shop.example", "*.shop.example", "*", "A.example:80", "10.0.0.7", "[::1]", "bücher.example", "xn--bcher-kva.example", "a..b", "user@a", "a_b", "x.", "0x7f.1",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		host, fault := parseHost(text)
+		if fault != nil {
+			if host != "" || fault.what == "" || fault.remedy == "" {
+				t.Fatalf("%q: %q with %+v", text, host, fault)
+			}
+			return
+		}
+		if again, fault := parseHost(host); again != host || fault != nil || !strings.EqualFold(host, text) {
+			t.Fatalf("%q becomes %q, and that %q (%v)", text, host, again, fault)
+		}
+		name := strings.TrimPrefix(host, "*.")
+		if u, err := url.Parse("http://" + name + ":80/"); err != nil || u.Hostname() != name || strings.ContainsAny(name, "*@:/ ") {
+			t.Fatalf("%q is no host of a URL: %v", host, err)
+		}
+		wider := slices.Collect(Wider(host))
+		if wider[len(wider)-1] != EveryHost || len(wider) != strings.Count(name, ".")+1 {
+			t.Fatalf("wider than %q: %q", host, wider)
 		}
 	})
 }

@@ -104,6 +104,9 @@ var nextSeeds = []string{
 	"{\"services\": [\n  {\"name\": \"s0\", \"path\": \"/s0\", \"upstreams\": [\"http://h0\"]},\n  {\"name\": \"s1\", \"path\": \"/s1\", \"upstreams\": [\"http://h1\"]}\n]}\n",
 	"services: [\n  {name: s0, path: /s0, upstreams: [\"http://h0\"]},\n  {name: s1, path: /s1, upstreams: [\"http://h1\"]}]\nlisten: :99",
 	"services:\n  - {name: s0, path: /s0, upstreams: [\"http://h0\"]}\n  - {name: s1, path: /s1, upstreams: [\"http://h1\"]}",
+	"tokens: {hosts: [h9.example]}\nservices:\n  - {name: s0, path: /s0, hosts: [h0.example], upstreams: [\"http://h0\"]}\n" +
+		"  - {name: s1, path: /s0, hosts: [h1.example, \"*.h0.example\"], upstreams: [\"http://h1\"]}\n  - {name: s2, path: /s0, upstreams: [\"http://h2\"]}\n" +
+		"  - name: s3\n    path: /s0\n    hosts:\n      - h3.example\n      - h4.example\n    upstreams: [\"http://h2\"]\n",
 }
 
 const nastyLines = `

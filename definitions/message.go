@@ -48,6 +48,7 @@ func (t *Tokens) message() *gatewayv1.Tokens {
 		Shield:          t.Shield.message(),
 		Cookie:          t.Cookie,
 		Subprotocol:     t.Subprotocol,
+		Hosts:           t.Hosts,
 	}
 	if a := t.Authenticator; a != nil {
 		m.Authenticator = &gatewayv1.Authenticator{
@@ -80,6 +81,7 @@ func (s *Service) Message() *gatewayv1.Service {
 	m := &gatewayv1.Service{
 		Name:           s.Name,
 		Path:           s.Path,
+		Hosts:          s.Hosts,
 		Authenticate:   new(s.Authenticate),
 		AllowedMethods: s.Methods,
 		KeepPrefix:     s.KeepPrefix,

@@ -25,8 +25,8 @@ type Gateway struct {
 	AccessLog AccessLog
 	// ClientAddresses is how the address of a client behind proxies is known.
 	ClientAddresses ClientAddresses
-	// Services are in the order of the file. Names and paths are unique. [Definitions.Next] keeps the pointers of
-	// unchanged services, so callers detect changes by comparing pointers.
+	// Services are in the order of the file. Names are unique, and so are paths under each host.
+	// [Definitions.Next] keeps the pointers of unchanged services, so callers detect changes by comparing pointers.
 	Services []*Service
 }
 
@@ -42,6 +42,8 @@ type Cors struct {
 type Tokens struct {
 	// Path is the path of the login. The other calls are below it.
 	Path string
+	// Hosts are the hosts under which these calls respond, as in a Service. If empty, they respond under every host.
+	Hosts []string
 	// Lifetime is how long a token is valid, SessionLifetime how long its session can be refreshed. Both are in whole
 	// seconds.
 	Lifetime, SessionLifetime time.Duration
@@ -149,6 +151,9 @@ type Service struct {
 	Name string
 	// Path is the path of the service. It also receives all requests below it.
 	Path string
+	// Hosts are the hosts under which the service responds, in lower case and sorted: exact names, or *. and a suffix. If
+	// empty, it responds under every host; see [Service.Patterns].
+	Hosts []string
 	// Authenticate is whether a request needs a token.
 	Authenticate bool
 	// KeepPrefix is whether the upstream receives Path, ForwardToken whether it receives the token.

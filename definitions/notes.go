@@ -1,6 +1,7 @@
 package definitions
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -10,14 +11,18 @@ import (
 // Notes returns facts that an author may have missed: a public service below the path of a secured one, or with the
 // same upstream, and services that nobody can reach. They are sorted by position, and are no problems.
 func (d *Definitions) Notes() Problems {
-	byPath := d.byPath()
+	byPlace := d.byPlace()
 	doors := d.openDoors()
 	var notes Problems
 	for i, s := range d.Gateway.Services {
-		if outer, ok := enclosing(byPath, s.Path); ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
-			notes = append(notes, d.note(i, "authenticate", aboutNotes.faultf("see that this is meant",
-				"the public service %q lies under the path of %q on %s, which is secured",
-				s.Name, d.Gateway.Services[outer].Name, d.line(outer))))
+		for place := range s.Places() {
+			around, ok := enclosing(byPlace, place)
+			if outer := byPlace[around]; ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
+				notes = append(notes, d.note(i, "authenticate", aboutNotes.faultf("see that this is meant",
+					"the public service %q lies under the path of %q on %s, which is secured",
+					s.Name, d.Gateway.Services[outer].Name, d.line(outer))))
+				break
+			}
 		}
 		if door, ok := doors.to(s); ok && s.Authenticate {
 			notes = append(notes, d.note(i, "upstreams", aboutNotes.faultf("see that this is meant, or give each an upstream or a base path of its own",
@@ -136,28 +141,45 @@ func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 	return nil
 }
 
-func (d *Definitions) byPath() map[string]int { // :: path in lower case → index
-	byPath := make(map[string]int, len(d.Gateway.Services))
+// byPlace returns the services by their places. :: place → index
+func (d *Definitions) byPlace() map[Place]int {
+	out := make(map[Place]int, len(d.Gateway.Services))
 	for i, s := range d.Gateway.Services {
-		byPath[strings.ToLower(s.Path)] = i
+		for place := range s.Places() {
+			out[place] = i
+		}
 	}
-	return byPath
+	return out
 }
 
-// enclosing returns the service that would receive the requests for the path of a service if that service did not
-// exist.
-func enclosing(byPath map[string]int, path string) (index int, ok bool) {
-	for path = strings.ToLower(path); path != "/" && path != ""; {
-		path = path[:strings.LastIndexByte(path, '/')]
-		if path == "" {
-			index, ok = byPath["/"]
-			return index, ok
+// enclosing returns the place whose service would receive the requests for a place of a service if that service did
+// not exist: the longest path above it under the same host, or else under a less specific one.
+func enclosing(byPlace map[Place]int, of Place) (place Place, ok bool) {
+	if place, ok = nearestAbove(byPlace, of); ok {
+		return place, true
+	}
+	for host := range Wider(of.Host) {
+		place = Place{host, of.Path}
+		if _, ok = byPlace[place]; ok {
+			return place, true
 		}
-		if index, ok = byPath[path]; ok {
-			return index, true
+		if place, ok = nearestAbove(byPlace, place); ok {
+			return place, true
 		}
 	}
-	return 0, false
+	return Place{}, false
+}
+
+// nearestAbove returns the place with the longest path above a place, under the same host.
+func nearestAbove(byPlace map[Place]int, of Place) (place Place, ok bool) {
+	for path := of.Path; path != "/" && path != ""; {
+		path = path[:strings.LastIndexByte(path, '/')]
+		place = Place{of.Host, cmp.Or(path, "/")}
+		if _, ok = byPlace[place]; ok {
+			return place, true
+		}
+	}
+	return Place{}, false
 }
 
 func (d *Definitions) note(service int, field string, fault *fault) Problem {

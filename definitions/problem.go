@@ -95,6 +95,7 @@ const (
 	aboutFields    = topic(convention.SectionFields)
 	aboutPaths     = topic(convention.SectionPaths)
 	aboutAddresses = topic(convention.SectionAddresses)
+	aboutHosts     = topic(convention.SectionHosts)
 	aboutOrigins   = topic(convention.SectionOrigins)
 	aboutNotes     = topic(convention.SectionNotes)
 )

@@ -49,10 +49,12 @@ func (d *Definitions) WithServices(services []*gatewayv1.Service) (*Definitions,
 	return d.Next(d.Name, text)
 }
 
-// weaker reports whether the former form of a service lets a request pass that the present one does not. A service
-// that is closed from now on does not stay open because Envoy rejected something else about it.
+// weaker reports whether the former form of a service may let a request pass that the present one does not. A service
+// that is closed from now on does not stay open because Envoy rejected something else about it. Other hosts count as
+// weaker: a request under a host that the former one does not have may reach a public service.
 func weaker(former, now *Service) bool {
 	return now.Authenticate && !former.Authenticate ||
+		!slices.Equal(now.Hosts, former.Hosts) ||
 		slices.ContainsFunc(now.Scopes, func(scope string) bool { return !slices.Contains(former.Scopes, scope) })
 }
 

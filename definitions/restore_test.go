@@ -44,10 +44,14 @@ func TestRestoreTakesTheFormerFormOfWhatIsNamedAndNothingElse(t *testing.T) {
 	}
 
 	for name, closed := range map[string]string{
-		"secured from now on": `{name: p, path: /p, upstreams: ["https://p"]}`,
-		"a scope from now on": `{name: s, path: /s, scopes: [read, write], upstreams: ["https://s"]}`,
+		"secured from now on":     `{name: p, path: /p, upstreams: ["https://p"]}`,
+		"no more under a host":    `{name: h, path: /h, hosts: [a.example], upstreams: ["https://h"]}`,
+		"also under another host": `{name: h, path: /h, hosts: [a.example, b.example, c.example], upstreams: ["https://h"]}`,
+		"under a host, not all":   `{name: p, path: /p, authenticate: false, hosts: [a.example], upstreams: ["https://p"]}`,
+		"a scope from now on":     `{name: s, path: /s, scopes: [read, write], upstreams: ["https://s"]}`,
 	} {
-		open := parse(`{name: p, path: /p, authenticate: false, upstreams: ["http://p"]}`, `{name: s, path: /s, scopes: [read], upstreams: ["http://s"]}`)
+		open := parse(`{name: p, path: /p, authenticate: false, upstreams: ["http://p"]}`, `{name: s, path: /s, scopes: [read], upstreams: ["http://s"]}`,
+			`{name: h, path: /h, hosts: [a.example, b.example], upstreams: ["http://h"]}`)
 		after := parse(closed)
 		what := after.Gateway.Services[0].Name
 		if _, rest := after.Restore([]string{what}, open); !slices.Equal(rest, []string{what}) {

@@ -30,6 +30,7 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	checkOrigins(f, g.Origins)
 	checkCors(f, &g.Cors, len(g.Origins) > 0)
 	checkTokens(f, &g.Tokens, m.GetTokens().GetAuthenticator())
+	g.Tokens.Hosts = parseHosts(f, m.GetTokens().GetHosts(), "tokens.hosts")
 	if g.Tokens.Cookie != "" && len(g.Origins) == 0 {
 		f.add("tokens.cookie", aboutOrigins.faultf("list the origins that may, under origins",
 			"would let every page on the web act as its visitor: browsers send a cookie by themselves"))
@@ -149,6 +150,7 @@ func wholeSeconds(d time.Duration) *fault {
 // parseService parses a service of g and checks it by itself.
 func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *Service {
 	s := serviceOf(m)
+	s.Hosts = parseHosts(f, m.GetHosts(), field+".hosts")
 	if name := strings.ToLower(s.Name); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
 		f.add(field+".name", aboutPaths.faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
 	}
@@ -240,9 +242,9 @@ func mismatch(f *findings, u Upstream, text string, before []Upstream, fields []
 	return nil
 }
 
-// checkAmongServices finds services with the same name or the same path.
+// checkAmongServices finds services with the same name, or with the same path under the same host.
 func checkAmongServices(f *findings, services []*Service) {
-	names, paths := make(map[string]int, len(services)), make(map[string]int, len(services)) // :: → index of the first service that has it
+	names, places := make(map[string]int, len(services)), make(map[Place]int, len(services)) // :: → index of the first service that has it
 	for i, s := range services {
 		if earlier, taken := names[s.Name]; taken {
 			f.add(fmt.Sprintf("services[%d].name", i), aboutFields.faultf("give each service a name of its own",
@@ -250,13 +252,22 @@ func checkAmongServices(f *findings, services []*Service) {
 		} else {
 			names[s.Name] = i
 		}
-		path := strings.ToLower(s.Path)
-		if earlier, taken := paths[path]; taken {
-			f.add(fmt.Sprintf("services[%d].path", i), aboutFields.faultf("give each service a path of its own; letters count alike in any case",
-				"%s is also the path of the service %q on %s",
-				shown(s.Path), services[earlier].Name, f.where(fmt.Sprintf("services[%d].path", earlier))))
-		} else {
-			paths[path] = i
+		for place := range s.Places() {
+			if earlier, taken := places[place]; taken {
+				f.add(fmt.Sprintf("services[%d].path", i), samePlaceFault(f, s, place, services[earlier], earlier))
+				break
+			}
+			places[place] = i
 		}
 	}
+}
+
+// samePlaceFault is the problem of a service s whose path another one has, under the same host.
+func samePlaceFault(f *findings, s *Service, place Place, other *Service, index int) *fault {
+	remedy, under := "give each service a path of its own; letters count alike in any case", ""
+	if place.Host != "" {
+		remedy, under = "give each service under this host a path of its own; letters count alike in any case", " under "+place.Host
+	}
+	return aboutFields.faultf(remedy, "%s is also the path of the service %q on %s%s",
+		shown(s.Path), other.Name, f.where(fmt.Sprintf("services[%d].path", index)), under)
 }

@@ -47,6 +47,17 @@ func distance(a, b string) int {
 	return rows[len(a)][len(b)]
 }
 
+// At returns the service with the longest path that takes the path under some host. If none does, it returns nil.
+func (g *Gateway) At(path string) *Service {
+	var best *Service
+	for _, s := range g.Services {
+		if within(path, s.Path) && (best == nil || len(s.Path) > len(best.Path)) {
+			best = s
+		}
+	}
+	return best
+}
+
 // Nearest returns the service that was probably meant by an unknown path: its path is at most a third of its letters
 // away from as many segments of the unknown one. If none is near, it returns nil.
 func (g *Gateway) Nearest(path string) *Service {

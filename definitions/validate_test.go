@@ -127,6 +127,43 @@ DELETE,GET /login/sessions (gateway)
 	}
 }
 
+// TestPublicListHasHosts: a secured service under a more specific host is an exception.
+func TestPublicListHasHosts(t *testing.T) {
+	files(t, map[string]string{"gateway.yaml": `tokens: {path: /login, hosts: [login.example, api.example]}
+services:
+  - {name: items, path: /items, upstreams: ["http://a"], authenticate: false, allowed_methods: [GET]}
+  - {name: api-items, path: /items, hosts: [api.example], upstreams: ["http://a"]}
+  - {name: prices, path: /items/prices, hosts: ["*.shop.example"], upstreams: ["http://a"]}
+  - {name: admin, path: /, hosts: [admin.example], upstreams: ["http://a"]}
+  - {name: wiki, path: /wiki, hosts: [wiki.example, "*.wiki.example"], upstreams: ["http://a"], authenticate: false, allowed_methods: [GET]}
+  - {name: edit, path: /wiki/edit, hosts: [wiki.example, en.wiki.example], upstreams: ["http://a"]}
+  - {name: about, path: /items, hosts: [open.example], upstreams: ["http://a"], authenticate: false, allowed_methods: [GET]}
+`})
+	want := `* /.gatepost/version (gateway)
+GET,HEAD /items items except *.shop.example/items/prices admin.example/items api.example/items
+GET,HEAD open.example/items about
+POST api.example/login (gateway)
+POST login.example/login (gateway)
+POST api.example/login/introspect (gateway)
+POST login.example/login/introspect (gateway)
+POST api.example/login/refresh (gateway)
+POST login.example/login/refresh (gateway)
+POST api.example/login/revoke (gateway)
+POST login.example/login/revoke (gateway)
+DELETE,GET api.example/login/sessions (gateway)
+DELETE,GET login.example/login/sessions (gateway)
+GET,HEAD *.wiki.example/wiki wiki except en.wiki.example/wiki/edit
+GET,HEAD wiki.example/wiki wiki except /wiki/edit
+`
+	var out bytes.Buffer
+	if ok, err := (Validation{Format: "text", Public: true}).Run(&out, "gateway.yaml"); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestEnvoysVerdictCounts(t *testing.T) {
 	files(t, map[string]string{"good.yaml": shop(), "bad.yaml": "services: 1"})
 	for _, test := range []struct {

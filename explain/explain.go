@@ -55,7 +55,8 @@ type Explainer struct {
 	gateway  *Gateway
 	isServed bool // the gateway serves these definitions
 	manager  *hcmv3.HttpConnectionManager
-	scopes   map[string]*routev3.VirtualHost // :: scope key → its routes
+	scopes   map[string]*hosts      // :: scope key → its routes
+	services map[*routev3.Route]int // :: route → index of its service
 	scopeKey *scopeKeyOf
 	filters  []filter
 	unsure   []string

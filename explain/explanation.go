@@ -47,6 +47,8 @@ type Service struct {
 	File string `json:"file"`
 	Line int    `json:"line"`
 	Path string `json:"path"`
+	// Hosts are the hosts of the service. If empty, it responds under every host.
+	Hosts []string `json:"hosts,omitempty"`
 	// Public reports whether the service needs no token.
 	Public  bool     `json:"public"`
 	Methods []string `json:"methods"`
@@ -117,7 +119,7 @@ func (e *Explainer) explanation(x *exchange, when string) *Explanation {
 	}
 	if i := e.index(x.route); i >= 0 {
 		s := e.served.Services[i]
-		a.Service = &Service{Name: s.Name, Path: s.Path, Public: !s.Authenticate, Methods: s.Methods}
+		a.Service = &Service{Name: s.Name, Path: s.Path, Hosts: s.Hosts, Public: !s.Authenticate, Methods: s.Methods}
 		a.Service.File, a.Service.Line = e.definitions.Place(i)
 	}
 	if x.lookedUp {
@@ -165,27 +167,12 @@ func addresses(s *definitions.Service) []string {
 	return out
 }
 
-// index returns the index of the service that a route was built for, or -1 for a route of the
-// gateway itself. Service paths are unique and differ from the gateway's own paths.
+// index returns the index of the service that a route was built for, or -1 for a route of the gateway itself.
 func (e *Explainer) index(route *routev3.Route) int {
-	if route == nil {
-		return -1
+	if i, ok := e.services[route]; ok {
+		return i
 	}
-	var path string
-	switch by := route.GetMatch().GetPathSpecifier().(type) {
-	case *routev3.RouteMatch_Path:
-		path = by.Path
-	case *routev3.RouteMatch_Prefix:
-		path = by.Prefix
-	case *routev3.RouteMatch_PathSeparatedPrefix:
-		path = by.PathSeparatedPrefix
-	}
-	if path != "/" {
-		path = strings.TrimSuffix(path, "/")
-	}
-	return slices.IndexFunc(e.served.Services, func(s *definitions.Service) bool {
-		return strings.EqualFold(s.Path, path)
-	})
+	return -1
 }
 
 // serviceOf returns the service that a route was built for, or nil for a route of the gateway
@@ -203,6 +190,9 @@ func (e *Explainer) location(s *definitions.Service) string {
 	file, line := e.definitions.Place(i)
 	return fmt.Sprintf("%s:%d", file, line)
 }
+
+// isMalformedHost reports whether the route refuses the host.
+func isMalformedHost(route *routev3.Route) bool { return route.GetName() == xds.RouteMalformedHost }
 
 // isVersion reports whether the route returns the version.
 func isVersion(route *routev3.Route) bool { return route.GetMatch().GetPath() == xds.VersionPath }

@@ -29,6 +29,7 @@ var (
 		"/", "/orders", "/orders/deep", "/Orders/Deep/Er", "/items", "/a", "/a/b", "/a/b/c", "/v1.0/x", "/it's(ok)", "/~u_-",
 		"/k=v:p@h", "/tokens", "/.gatepostal", "/...", "/a.", "/.a", "/b!$&+,", "/tok", "/x/token",
 	}
+	someHosts   = []string{"gate.example", "a.gate.example", "*.gate.example", "*.a.gate.example", "*.example", "h"}
 	someOrigins = []string{"https://shop.example", "http://localhost:3000", "https://a.example:8443", "https://xn--bcher-kva.example"}
 	someMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "FOO"}
 	someScopes  = []string{"read", "write:all", "x"}
@@ -57,19 +58,38 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	b.WriteString("services:\n")
 	names := []string{"token", "unknown", "version", "orders", "a.b", "c_d", "e-f", "G"}
 	taken := map[string]bool{}
+	withHosts := d.chance(2)
 	for _, name := range append(d.some(len(names), names...), "last") {
 		path := d.one(somePaths...)
-		if taken[strings.ToLower(path)] {
+		var hosts []string
+		if withHosts && !d.chance(3) {
+			path, hosts = d.one(somePaths[:7]...), append(d.some(2, someHosts...), d.one(someHosts...))
+			slices.Sort(hosts)
+			hosts = slices.Compact(hosts)
+		}
+		places := []string{strings.ToLower(path)}
+		for _, host := range hosts {
+			places = append(places, host+strings.ToLower(path))
+		}
+		if len(hosts) > 0 {
+			places = places[1:]
+		}
+		if slices.ContainsFunc(places, func(place string) bool { return taken[place] }) {
 			continue
 		}
-		taken[strings.ToLower(path)] = true
-		d.service(&b, name, path, upstreams)
+		for _, place := range places {
+			taken[place] = true
+		}
+		d.service(&b, name, path, hosts, upstreams)
 	}
 	return b.String()
 }
 
-func (d dice) service(b *strings.Builder, name, path string, upstreams []string) {
+func (d dice) service(b *strings.Builder, name, path string, hosts, upstreams []string) {
 	fmt.Fprintf(b, "  - name: %s\n    path: %q\n    upstreams: [%q]\n", name, path, d.one(upstreams...)+d.one("", "", "/base", "/Base/two"))
+	if len(hosts) > 0 {
+		fmt.Fprintf(b, "    hosts: [%s]\n", quoted(hosts))
+	}
 	public := d.chance(2)
 	if public || d.chance(2) {
 		fmt.Fprintf(b, "    authenticate: %t\n", !public)
@@ -110,8 +130,11 @@ func (d dice) request(paths, credentials []string, userHeader string) Request {
 		r.Method = d.one("get", "TRACE", "BREW", "G@T", "UNLOCK")
 	}
 	host := "gate.example"
+	if d.chance(3) {
+		host = d.one("a.gate.example", "b.A.gate.example:80", "x.gate.example", "GATE.example", "gate.example.", "other.example", "h", "10.0.0.7", "a.gate.example.:8")
+	}
 	if d.chance(12) {
-		host = d.one("gate.example:5500", "GATE.example", "", "a,b", "a b", "[::1]:5500", "user@h", "h.", "h/x", "h?x")
+		host = d.one("user@gate.example", "a.gate.example:x@h", "gate.example:", ".gate.example", "a..gate.example", "[gate.example]", "x.gate.example,h", "gate.example:1:2", "gate.example:5500", "GATE.example", "", "a,b", "a b", "[::1]:5500", "user@h", "h.", "h/x", "h?x")
 	}
 	if !d.chance(60) {
 		r.Header = append(r.Header, Field{d.one("Host", "host"), host})

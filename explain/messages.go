@@ -24,13 +24,16 @@ func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
 	}
 	switch s := a.Service; {
 	case s != nil && s.Public:
-		add("service", "%s at %s:%d serves %s and the paths below it, without a token", s.Name, s.File, s.Line, s.Path)
+		add("service", "%s at %s:%d serves %s and the paths below it%s, without a token", s.Name, s.File, s.Line, s.Path, under(s.Hosts))
 	case s != nil:
-		add("service", "%s at %s:%d serves %s and the paths below it, with a token", s.Name, s.File, s.Line, s.Path)
+		add("service", "%s at %s:%d serves %s and the paths below it%s, with a token", s.Name, s.File, s.Line, s.Path, under(s.Hosts))
 	case x.forward != nil:
 		add("service", "none: the gateway's own route %q", a.Route)
 	case isVersion(x.route):
 		add("service", "none: the gateway returns its version")
+	case isMalformedHost(x.route):
+		add("service", "none: the host %s is rejected", x.host)
+		return steps
 	case x.reply.status == 400:
 		add("service", "none: the path is rejected")
 		return steps
@@ -135,6 +138,8 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.orFix(service, e.allowMethod(x, service))
 	case x.reply.status == 404:
 		return "not_found", "no service has this path", e.definePath(x)
+	case isMalformedHost(x.route):
+		return "malformed", "services differ by the host, and the host is not a name or an address", "send the host as a name, with or without a port"
 	case x.reply.status == 400:
 		return "malformed", "a dot segment of the path has a parameter (/..;), which some servers resolve to a path outside the service", "send the path without it"
 	case x.checked:
@@ -200,8 +205,25 @@ func (e *Explainer) allowMethod(x *exchange, service *definitions.Service) strin
 
 func (e *Explainer) definePath(x *exchange) string {
 	path, _, _ := strings.Cut(x.path, "?")
+	host := lowerASCII(withoutPort(x.host))
+	if s := e.served.At(path); s != nil && !s.Covers(host) {
+		return fmt.Sprintf("%s is the path of %q at %s%s: send such a Host, or add %s to its hosts", s.Path, s.Name, e.location(s), under(s.Hosts), host)
+	}
 	if s := e.served.Nearest(path); s != nil {
 		return fmt.Sprintf("did you mean %s, the path of %q at %s?", s.Path, s.Name, e.location(s))
 	}
 	return fmt.Sprintf("define a service with this path in %s", e.definitions.Name)
+}
+
+// under names hosts in a sentence.
+func under(hosts []string) string {
+	if len(hosts) == 0 {
+		return ""
+	}
+	const most = 5
+	text := " under " + strings.Join(hosts[:min(len(hosts), most)], ", ")
+	if len(hosts) > most {
+		text += fmt.Sprintf(" and %d more", len(hosts)-most)
+	}
+	return text
 }

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,5 +113,29 @@ func TestTokenInAnUnreadSubprotocol(t *testing.T) {
 	} {
 		out := explained(t, c.e, c.line)
 		wants(t, c.line, out, append(c.texts, "!"+token)...)
+	}
+}
+
+func TestHostsAreExplained(t *testing.T) {
+	const text = `services:
+  - {name: orders, path: /orders, hosts: [api.example, "*.shop.example"], upstreams: ["http://orders"]}
+  - {name: items, path: /items, authenticate: false, upstreams: ["http://items"]}
+`
+	e := explainerOf(t, text, nil)
+	for _, c := range []struct{ host, path, service, change string }{
+		{"www.shop.example:80", "/orders/5", "orders at gateway.yaml:2 serves /orders and the paths below it under *.shop.example, api.example, with a token", "send Authorization"},
+		{"shop.example", "/orders/5", "none", `/orders is the path of "orders" at gateway.yaml:2 under *.shop.example, api.example: send such a Host, or add shop.example to its hosts`},
+		{"api.example", "/order", "none", `did you mean /orders, the path of "orders"`},
+		{"user@api.example", "/orders", "none: the host user@api.example is rejected", "send the host as a name"},
+		{"api.example", "/items", "items at gateway.yaml:3 serves /items and the paths below it, without a token", ""},
+	} {
+		a, err := e.Explain(t.Context(), Request{Target: c.path, Header: []Field{{"Host", c.host}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		service := slices.IndexFunc(a.Steps, func(s Step) bool { return s.Part == "service" })
+		if a.Steps[service].Text != c.service || !strings.HasPrefix(a.Outcomes[0].Change, c.change) {
+			t.Errorf("%s%s: %q, %q; want %q, %q", c.host, c.path, a.Steps[service].Text, a.Outcomes[0].Change, c.service, c.change)
+		}
 	}
 }

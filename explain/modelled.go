@@ -51,7 +51,7 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.ScopedRouteConfiguration.Key": "*",
 	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for scope.lua
 	"envoy.config.route.v3.FilterConfig":                 "*",
-	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters",
+	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route metadata direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove typed_per_filter_config",

@@ -308,6 +308,47 @@ func TestExplanationsMatchARealEnvoy(t *testing.T) {
 	}
 }
 
+// TestHostsAreExplainedAsEnvoyDoes compares each host with each path.
+func TestHostsAreExplainedAsEnvoyDoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	served := w.serve(strings.NewReplacer("LISTEN", w.addr, "UP", "http://"+w.upstreams["a"].addr).Replace(severalHosts))
+	w.awaitServed(t, served)
+	with, without := w.explainer(served, w.sessions), w.explainer(served, nil)
+	seen := map[string]int{}
+	for _, host := range []string{
+		"api.shop.example", "API.shop.example:80", "api.shop.example.", "api.shop.example.:80", "api.shop.example:", "x.shop.example", "x.y.shop.example",
+		"eu.shop.example", "x.eu.shop.example", "shop.example", "xshop.example", "admin.example", "ADMIN.example:1", "x.admin.example", "other.example", "10.0.0.7:80", "[::1]:80", "[::1]",
+		"user@api.shop.example", "api.shop.example:x@other.example", "a:1:2", ".shop.example", "x..shop.example", "x.shop.example,y", "api.shop.example..", "x%2e.shop.example", "*.shop.example", "",
+	} {
+		for _, path := range []string{"/", "/orders", "/ORDERS/5", "/orders/deep", "/status", "/STATUS", "/auth/token", "/auth/x", "/Auth", "/nobody", xds.VersionPath} {
+			for _, method := range []string{"GET", "POST", "OPTIONS"} {
+				r := Request{Method: method, Target: path, Header: []Field{{"Host", host}, {"Origin", "https://a.example"}, {"Access-Control-Request-Method", "GET"}, {"Connection", "close"}}}
+				seen[w.compare(t, with, without, r)]++
+			}
+		}
+	}
+	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "token_missing", "version"} {
+		if seen[reason] == 0 {
+			t.Errorf("no request had the outcome %q: %v", reason, seen)
+		}
+	}
+}
+
+const severalHosts = `listen: LISTEN
+tokens: {path: /auth/token, hosts: [login.example, "*.shop.example", other.example], authenticator: {url: "http://users.example/users/authenticate"}}
+services:
+  - {name: all-orders, path: /orders, authenticate: false, upstreams: ["UP/1"]}
+  - {name: all-deep, path: /orders/deep, authenticate: false, upstreams: ["UP/2"]}
+  - {name: all-status, path: /Status, authenticate: false, upstreams: ["UP/3"]}
+  - {name: orders, path: /Orders, hosts: [api.shop.example], upstreams: ["UP/4"]}
+  - {name: wild-orders, path: /orders, hosts: ["*.shop.example"], authenticate: false, allowed_methods: [GET], upstreams: ["UP/5"]}
+  - {name: wild-auth, path: /auth, hosts: ["*.shop.example"], authenticate: false, upstreams: ["UP/6"]}
+  - {name: eu, path: /, hosts: ["*.eu.shop.example"], authenticate: false, upstreams: ["UP/7"]}
+  - {name: unknown, path: /, hosts: [admin.example], upstreams: ["UP/8"]}
+  - {name: token, path: /status/token, hosts: [admin.example], authenticate: false, upstreams: ["UP/9"]}
+`
+
 // awaitServed waits until new connections are served these definitions, including the listener's
 // part.
 func (w *world) awaitServed(t *testing.T, d *definitions.Definitions) {

@@ -116,6 +116,10 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		x.known = false
 		return refuse(400, "the Host is malformed")
 	}
+	if e.manager.GetStripTrailingHostDot() {
+		x.host = withoutTrailingDot(x.host)
+		x.header.set("host", x.host)
+	}
 	if !strings.HasPrefix(x.path, "/") {
 		return refuse(404, "the target * (the whole server) is not supported")
 	}

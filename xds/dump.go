@@ -55,15 +55,15 @@ func (s *Snapshot) Dump(service string) (*Dump, error) {
 func concerns(resource proto.Message, name, service string) bool {
 	switch r := resource.(type) {
 	case *routev3.ScopedRouteConfiguration:
-		found := false
 		for _, host := range r.GetRouteConfiguration().GetVirtualHosts() {
 			host.Routes = slices.DeleteFunc(host.GetRoutes(), func(route *routev3.Route) bool {
 				owner, _, _ := strings.Cut(route.GetName(), " ") // the name of a service has no space
 				return owner != service
 			})
-			found = found || len(host.GetRoutes()) > 0
 		}
-		return found
+		config := r.GetRouteConfiguration()
+		config.VirtualHosts = slices.DeleteFunc(config.GetVirtualHosts(), func(h *routev3.VirtualHost) bool { return len(h.GetRoutes()) == 0 })
+		return len(config.GetVirtualHosts()) > 0
 	default:
 		cluster, isService := strings.CutPrefix(name, clusterOf)
 		owner, _, _ := strings.Cut(cluster, "/")

@@ -63,7 +63,7 @@ func resourcesOf(s *Snapshot, typeURL string) map[string]proto.Message {
 
 // routesOf are the routes of a scope.
 func routesOf(scope proto.Message) []*routev3.Route {
-	return scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts()[0].GetRoutes()
+	return routesIn(scope.(*routev3.ScopedRouteConfiguration))
 }
 
 // allRoutes are the routes of all scopes.

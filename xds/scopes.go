@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"gatepost/authz"
 	"gatepost/definitions"
 )
 
@@ -27,7 +26,8 @@ import (
 //
 // Envoy's comparison of the segment is case-sensitive, so a scope exists in lower case and in the spelling of the
 // definitions. If the spelling differs, or no route of the scope matches, the filter of scope.lua finds the route: in
-// the scope of the segment in lower case, else in the scope of all other paths, whose name is "/".
+// the scope of the segment in lower case, else in the scope of all other paths, whose name is "/". Within a scope, the
+// hosts are virtual hosts (hosts.go).
 
 // scopeHeader is the request header by which Envoy finds the scope: the path without its query. The gateway sets it
 // before routes are matched, over the client's value, and the strip filter removes it.
@@ -43,14 +43,19 @@ var scopeScript string
 type scopes struct {
 	b        *builder
 	clusters set // the clusters that routes can lead to
-	// Parts of every scope, made once: the route for malformed paths, and the setting that disables the filter of
-	// scope.lua.
-	malformed func() *routev3.Route
-	found     func() *anypb.Any
+	// Parts of every scope, made once: the routes for malformed paths and hosts, and the setting that disables the filter
+	// of scope.lua.
+	malformed, malformedHost func() *routev3.Route
+	found                    func() *anypb.Any
+	rooted                   func() map[string]bool
 }
 
 func (b *builder) scopes(clusters set) *scopes {
-	return &scopes{b: b, clusters: clusters, malformed: sync.OnceValue(b.rejectDotParams), found: sync.OnceValue(b.disabled)}
+	return &scopes{
+		b: b, clusters: clusters,
+		malformed: sync.OnceValue(b.rejectDotParams), malformedHost: sync.OnceValue(b.rejectHost),
+		found: sync.OnceValue(b.disabled), rooted: sync.OnceValue(b.rooted),
+	}
 }
 
 // firstSegment returns the part of a path between its first slash and its second.
@@ -62,14 +67,18 @@ func firstSegment(path string) string {
 // scopeOf returns the scope of a path: its first segment in lower case.
 func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
 
-// changed builds the scopes of removed and added services. Resources that were removed are nil. It includes the
-// beacon's scope, without the version. :: name → scope
+// changed builds the scopes of removed and added services, and the other scopes in which their hosts count. Resources
+// that were removed are nil. It includes the beacon's scope, without the version. :: name → scope
 func (s *scopes) changed(removed, added []*definitions.Service) map[string]*resource {
 	out := s.of(scopeOf(VersionPath), nil)
 	services := map[string][]*service{} // :: scope → all services in it
-	for _, def := range slices.Concat(removed, added) {
+	changed := slices.Concat(removed, added)
+	for _, def := range changed {
 		services[scopeOf(def.Path)] = nil
 		out["/"+firstSegment(def.Path)], out["/"+scopeOf(def.Path)] = nil, nil
+	}
+	for _, scope := range s.b.scopesAffected(changed) {
+		services[scope] = nil
 	}
 	for _, def := range s.b.gw.Services {
 		scope := scopeOf(def.Path)
@@ -83,26 +92,37 @@ func (s *scopes) changed(removed, added []*definitions.Service) map[string]*reso
 	return out
 }
 
-// routes returns the routes of a scope in the order of matching, and the spellings of its segment. Envoy uses the
-// first route that matches: the gateway's own, then the services from the longest path to the shortest, then the one
-// for all other paths.
-func (s *scopes) routes(scope string, services []*service) (routes []*routev3.Route, spellings []string) {
+// routes returns the routes of a virtual host in the order of matching. Envoy uses the first route that matches: the
+// gateway's own, then the services in their order, then the one for all other paths.
+func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route) {
 	b := s.b
-	slices.SortStableFunc(services, byPath)
-	add := func(path string, more func() []*routev3.Route) {
-		if scopeOf(path) == scope {
-			spellings = append(spellings, firstSegment(path), scope)
+	add := func(path string, there bool, more func() []*routev3.Route) {
+		if there && scopeOf(path) == scope {
 			routes = append(routes, more()...)
 		}
 	}
-	add(VersionPath, b.beacon)
-	add(b.gw.Tokens.Path, b.tokenRoutes)
-	for _, one := range services {
-		add(one.path, func() []*routev3.Route { return b.serviceRoutes(one) })
+	add(VersionPath, true, b.beacon)
+	add(b.gw.Tokens.Path, host.tokens, b.tokenRoutes)
+	for _, one := range host.services {
+		add(one.path, true, func() []*routev3.Route { return b.serviceRoutes(one) })
 	}
-	add("/", b.catchAll)
-	slices.Sort(spellings)
-	return routes, slices.Compact(spellings)
+	add("/", true, b.catchAll)
+	return routes
+}
+
+// spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case.
+func (s *scopes) spellings(scope string, services []*service) (all []string) {
+	paths := []string{VersionPath, s.b.gw.Tokens.Path, "/"}
+	for _, one := range services {
+		paths = append(paths, one.path)
+	}
+	for _, path := range paths {
+		if scopeOf(path) == scope {
+			all = append(all, firstSegment(path), scope)
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // serviceRoutes are the routes of a service.
@@ -114,35 +134,25 @@ func (b *builder) serviceRoutes(s *service) []*routev3.Route {
 // of builds the resources of a scope with these services, one for each spelling. A scope without routes has none.
 // :: name → scope
 func (s *scopes) of(scope string, services []*service) map[string]*resource {
-	b := s.b
-	routes, spellings := s.routes(scope, services)
-	if len(routes) == 0 {
+	spellings := s.spellings(scope, services)
+	if len(spellings) == 0 {
 		return nil
 	}
-	vhost := &routev3.VirtualHost{Name: "/", Domains: []string{"*"}}
-	if scope != firstSegment(definitions.OwnPath) { // the beacon's scope contains nothing else, because it is sent with each change
-		routes = append([]*routev3.Route{proto.CloneOf(s.malformed())}, routes...) // the others are of this scope alone
-		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found()}
-		// An upstream's own CORS headers are removed. The CORS filter sets them afterwards, and the listener those of Envoy's
-		// own responses.
-		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
-	}
-	b.about = "routes for /" + scope
-	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {
-		b.fail(err)
-	}
+	hosts := s.hostsOf(scope, services)
+	guarded := byHost(hosts) || scope == scopeOf("/") && s.b.usesHosts()
 	config := &routev3.RouteConfiguration{
-		VirtualHosts: []*routev3.VirtualHost{vhost},
 		// Otherwise Envoy would reject all scopes if one route names a cluster that it does not have yet.
-		ValidateClusters: wrapperspb.Bool(false),
+		ValidateClusters:         wrapperspb.Bool(false),
+		IgnorePortInHostMatching: byHost(hosts),
 	}
-	b.validate(config) // routes are validated one by one, so that an error names the service
-	share(vhost, routes, b.pack(authz.Unchecked()))
-	vhost.Routes = routes
+	s.b.validate(config)
+	for _, host := range hosts {
+		config.VirtualHosts = append(config.VirtualHosts, s.virtualHost(scope, host, guarded))
+	}
 	out := make(map[string]*resource, len(spellings))
 	for _, segment := range spellings {
 		name := "/" + segment
-		out[name] = b.finish(&routev3.ScopedRouteConfiguration{
+		out[name] = s.b.finish(&routev3.ScopedRouteConfiguration{
 			Name: name,
 			Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{
 				Type: &routev3.ScopedRouteConfiguration_Key_Fragment_StringKey{StringKey: segment},

@@ -32,7 +32,7 @@ func explainCommand(s *settings) *cobra.Command {
 		Use:   "explain URL --config FILE",
 		Short: "Explain which response a request gets, and why",
 		Long: "Explain which service and rule a request matches, which response it gets, why, and what to change. URL is a path\n" +
-			"(/orders/5) or a whole URL; a ws or wss URL is the handshake of a WebSocket.\n" +
+			"(/orders/5) under the host localhost, or a whole URL; a ws or wss URL is the handshake of a WebSocket.\n" +
 			"The gateway on --admin is asked for the session of the token, by the token's hash, and for what it serves. Without\n" +
 			"--admin on the command line, that is done only if a gateway answers there and serves these definitions. With --redis,\n" +
 			"Redis is asked for the session. If neither is asked, the explanation lists every case.",

@@ -44,7 +44,8 @@ type Gateway struct {
 	// How the gateway learns the address of a client behind your load balancer. Default: it is the address of the
 	// connection.
 	ClientAddresses *ClientAddresses `protobuf:"bytes,8,opt,name=client_addresses,json=clientAddresses,proto3" json:"client_addresses,omitempty"`
-	// The services behind the gateway. The longest matching path wins; the order does not matter. `[]` for none.
+	// The services behind the gateway. Of those whose host and path match a request, the one with the most specific host
+	// wins, then the one with the longest path; the order does not matter. `[]` for none.
 	Services      []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -247,7 +248,10 @@ type Tokens struct {
 	// How long a token stays valid after it was refreshed, 0s to 60s. Until then a repeated refresh gets the same new
 	// token, for two tabs or a client whose response was lost. A later refresh with it, or one after the new token was
 	// refreshed, ends the session. 0s: the token ends at once. Default: 10s.
-	RefreshGrace  *durationpb.Duration `protobuf:"bytes,12,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
+	RefreshGrace *durationpb.Duration `protobuf:"bytes,12,opt,name=refresh_grace,json=refreshGrace,proto3" json:"refresh_grace,omitempty"`
+	// The hosts under which the login and the calls below `path` respond, each as in `hosts` of a service. Under every
+	// host, no service may have their paths. Default: every host.
+	Hosts         []string `protobuf:"bytes,13,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -362,6 +366,13 @@ func (x *Tokens) GetSubprotocol() string {
 func (x *Tokens) GetRefreshGrace() *durationpb.Duration {
 	if x != nil {
 		return x.RefreshGrace
+	}
+	return nil
+}
+
+func (x *Tokens) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
 	}
 	return nil
 }
@@ -850,7 +861,7 @@ type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name, unique among all services. `gatepost`, and names that begin with `gatepost-`, are reserved.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The path of the service, unique without regard to case. `/orders` takes `/orders`, `/orders/5` and `/ORDERS/5`, not
+	// The path of the service, unique under each of its hosts, without regard to case. `/orders` takes `/orders`, `/orders/5` and `/ORDERS/5`, not
 	// `/ordersfoo`. Plain ASCII without escapes, and no slash at the end.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// Whether a request needs a token. Default: true.
@@ -878,7 +889,12 @@ type Service struct {
 	// Whether the service takes gRPC calls. Then the upstream gets the whole path, as with `keep_prefix`, and there is no
 	// `timeout`: a call ends by its `grpc-timeout`, at the end of its token, or after five minutes without a message. A
 	// client must have sent its last message within five minutes. Needs upstreams with `h2c` or `https`. Default: false.
-	Grpc          bool `protobuf:"varint,11,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	Grpc bool `protobuf:"varint,11,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	// The hosts under which the service responds: names such as `api.shop.example`, or `*.shop.example` for all names
+	// that end in `.shop.example`. An exact name is more specific than `*.` with a suffix, a longer suffix is more
+	// specific than a shorter one, and a service without hosts is the least specific. Ports, case, and a dot at the end
+	// of a request's host are ignored. An international name is written in ASCII (`xn--`). Default: every host.
+	Hosts         []string `protobuf:"bytes,12,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -990,6 +1006,13 @@ func (x *Service) GetGrpc() bool {
 	return false
 }
 
+func (x *Service) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
@@ -1010,7 +1033,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
 	"\x11allow_credentials\x18\x03 \x01(\bR\x10allowCredentials\x12B\n" +
-	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\xec\x05\n" +
+	"\amax_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06maxAge\"\x96\x06\n" +
 	"\x06Tokens\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12H\n" +
 	"\blifetime\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\blifetime\x12-\n" +
@@ -1026,7 +1049,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06cookie\x18\n" +
 	" \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\x06cookie\x12M\n" +
 	"\vsubprotocol\x18\v \x01(\tB+\xbaH(r&2$^([A-Za-z0-9!#$&'*+.^_`|~-]{1,64})?$R\vsubprotocol\x12L\n" +
-	"\rrefresh_grace\x18\f \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\"\xba\x02\n" +
+	"\rrefresh_grace\x18\f \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\frefreshGrace\x12(\n" +
+	"\x05hosts\x18\r \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\"\xba\x02\n" +
 	"\rAuthenticator\x12\x1c\n" +
 	"\x03url\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x03url\x12E\n" +
@@ -1071,7 +1095,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xcd\x04\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xf7\x04\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -1086,7 +1110,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06scopes\x18\t \x03(\tB0\xbaH-\x92\x01*\x10 \x18\x01\"$r\"2 ^[\\x21\\x23-\\x5B\\x5D-\\x7E]{1,64}$R\x06scopes\x12\x1c\n" +
 	"\twebsocket\x18\n" +
 	" \x01(\bR\twebsocket\x12\x12\n" +
-	"\x04grpc\x18\v \x01(\bR\x04grpcB\x0f\n" +
+	"\x04grpc\x18\v \x01(\bR\x04grpc\x12(\n" +
+	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hostsB\x0f\n" +
 	"\r_authenticateB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
