@@ -134,7 +134,8 @@ func (d dice) request(paths, credentials []string, userHeader string) Request {
 		host = d.one("a.gate.example", "b.A.gate.example:80", "x.gate.example", "GATE.example", "gate.example.", "other.example", "h", "10.0.0.7", "a.gate.example.:8")
 	}
 	if d.chance(12) {
-		host = d.one("user@gate.example", "a.gate.example:x@h", "gate.example:", ".gate.example", "a..gate.example", "[gate.example]", "x.gate.example,h", "gate.example:1:2", "gate.example:5500", "GATE.example", "", "a,b", "a b", "[::1]:5500", "user@h", "h.", "h/x", "h?x")
+		host = d.one("user@gate.example", "a.gate.example:x@h", "gate.example:", ".gate.example", "a..gate.example", "[gate.example]",
+			"x.gate.example,h", "gate.example:1:2", "gate.example:5500", "GATE.example", "", "a,b", "a b", "[::1]:5500", "user@h", "h.", "h/x", "h?x")
 	}
 	if !d.chance(60) {
 		r.Header = append(r.Header, Field{d.one("Host", "host"), host})
