@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -206,11 +207,24 @@ func (s *Server) mayKeep(e *envoy) bool {
 	return e.Trusted || len(s.activeEnvoys()) == 0 && slices.Contains(s.voters(), e)
 }
 
+// lowPort matches Envoy's words if it may not listen on a port below 1024.
+var lowPort = regexp.MustCompile(`cannot bind '[^']*:\d{1,4}': Permission denied`)
+
+// withRemedy returns Envoy's words, with a remedy after them if Envoy may not listen on its port.
+func withRemedy(words string) string {
+	if !lowPort.MatchString(words) {
+		return words
+	}
+	return strings.TrimSpace(words) + " (allow ports below 1024: setcap cap_net_bind_service=+ep on gatepost, for gatepost run;" +
+		" AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit; sysctl net.ipv4.ip_unprivileged_port_start=80;" +
+		" or listen on a higher port, and publish it with compose: ports: [\"80:5500\"])"
+}
+
 // nacked reports a rejection.
 func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answered sent) {
 	name, r := typeNames[req.GetTypeUrl()], &s.delivery
 	e.of(req.GetTypeUrl()).acked = "" // some of what was sent may have been taken
-	rejection := &Rejection{Type: name, Node: e.Node, Reason: bounded(req.GetErrorDetail().GetMessage(), maxReason), At: time.Now()}
+	rejection := &Rejection{Type: name, Node: e.Node, Reason: bounded(withRemedy(req.GetErrorDetail().GetMessage()), maxReason), At: time.Now()}
 	if answered.target != nil {
 		rejection.Version = answered.target.Version
 		r.isRejected = r.isRejected || answered.target == r.target
