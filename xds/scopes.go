@@ -106,7 +106,7 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 	for _, one := range host.services {
 		add(one.path, true, func() []*routev3.Route { return b.serviceRoutes(one) })
 	}
-	add("/", true, b.catchAll)
+	add("/", host.name() == "/", b.catchAll) // otherwise the host has a service at "/", which takes all paths
 	return routes
 }
 
