@@ -92,7 +92,7 @@ func newRoot() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	s.register(root.PersistentFlags())
 	root.AddCommand(
-		runCommand(s), serveCommand(s), validateCommand(s), importCommand(), explainCommand(s), configCommand(s), schemaCommand(), bootstrapCommand(s),
+		runCommand(s), serveCommand(s), validateCommand(s), importCommand(), certsCommand(), explainCommand(s), configCommand(s), schemaCommand(), bootstrapCommand(s),
 		applyCommand(s), diffCommand(s), showCommand(s), historyCommand(s), rollbackCommand(s),
 		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
 	)
