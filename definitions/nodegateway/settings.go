@@ -78,8 +78,7 @@ func (i *importer) readOrigins(settings object) {
 	i.settings["origins"] = v
 	i.origins = i.texts(v, "origins", "the origins that may call, such as [\"https://shop.example\"]")
 	if list, isList := v.data.([]value); isList && len(list) == 0 {
-		i.notes++
-		i.general = append(i.general, "origins is empty, and so left out: every origin may call.")
+		i.problem(v, "remove it if every origin may call, or list the origins", "is an empty list, which may have kept every origin out")
 	}
 	if len(i.origins) > 0 {
 		i.note("origins", v, "list an origin that they can send, or remove origins",
