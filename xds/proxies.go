@@ -2,6 +2,7 @@ package xds
 
 import (
 	"net/netip"
+	"slices"
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -57,7 +58,7 @@ func (b *builder) proxiedManager(ranges []*corev3.CidrRange) *hcmv3.HttpConnecti
 	manager.OriginalIpDetectionExtensions = []*corev3.TypedExtensionConfig{{
 		Name: "x-forwarded-for",
 		TypedConfig: b.pack(&xffv3.XffConfig{
-			XffTrustedCidrs: &xffv3.XffTrustedCidrs{Cidrs: ranges},
+			XffTrustedCidrs: &xffv3.XffTrustedCidrs{Cidrs: slices.Concat(ranges, mapped(b.gw.ClientAddresses.TrustedProxies))},
 			SkipXffAppend:   wrapperspb.Bool(false), // upstreams receive the whole chain
 		}),
 	}}
@@ -103,6 +104,17 @@ func (b *builder) nameClient() []*mutationrulesv3.HeaderMutation {
 		return nil
 	}
 	return []*mutationrulesv3.HeaderMutation{overwrite(authz.HeaderClientAddress, formatClient)}
+}
+
+// mapped returns the IPv4 ranges as IPv6 (RFC 4291 §2.5.5.2): a proxy that listens on both writes addresses like that.
+func mapped(prefixes []netip.Prefix) []*corev3.CidrRange {
+	var out []netip.Prefix
+	for _, p := range prefixes {
+		if p.Addr().Is4() {
+			out = append(out, netip.PrefixFrom(netip.AddrFrom16(p.Addr().As16()), 96+p.Bits()))
+		}
+	}
+	return cidrs(out)
 }
 
 func cidrs(prefixes []netip.Prefix) []*corev3.CidrRange {

@@ -111,6 +111,8 @@ func TestAddressOfAClientBehindATrustedProxy(t *testing.T) {
 		{"the last address", proxy, []string{"x-forwarded-for: 6.6.6.6, 1.2.3.4"}, "1.2.3.4"},
 		{"the other proxy", otherProxy, []string{"x-forwarded-for: 6.6.6.6, 1.2.3.4"}, "1.2.3.4"},
 		{"two proxies", proxy, []string{"x-forwarded-for: 6.6.6.6, 1.2.3.4, " + otherProxy}, "1.2.3.4"},
+		{"two proxies, of which one lists IPv4 addresses as IPv6", proxy, []string{"x-forwarded-for: 6.6.6.6, 1.2.3.4, ::ffff:" + otherProxy}, "1.2.3.4"},
+		{"a stranger beside the proxies, as IPv6", proxy, []string{"x-forwarded-for: 6.6.6.6, ::ffff:127.0.0.4"}, "::ffff:127.0.0.4"},
 		{"two headers", proxy, []string{"x-forwarded-for: 6.6.6.6", "x-forwarded-for: 1.2.3.4," + otherProxy}, "1.2.3.4"},
 		{"a client that claims a proxy", proxy, []string{"x-forwarded-for: " + otherProxy + ", 1.2.3.4"}, "1.2.3.4"},
 		{"an IPv6 client", proxy, []string{"x-forwarded-for: 2001:db9::1, 2001:db8::1"}, "2001:db9::1"},
