@@ -12,7 +12,7 @@ TAGS := grpcnotrace vtprotobuf
 TOOLS := $(CURDIR)/.tools
 export PATH := $(TOOLS)/bin:$(PATH)
 # The race detector needs a C compiler; without one the tests run without it, and say so. With it, a process sleeps for
-# a second before it exits, unless told otherwise, and the tests start hundreds.
+# a second before it exits, by default, and the tests start hundreds.
 export GORACE ?= atexit_sleep_ms=0
 RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
 # Tests wait more than they compute, so more of them run at once than there are processors.

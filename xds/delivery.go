@@ -9,40 +9,40 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 )
 
-// phase is how far the way from one snapshot to the next has gone.
+// phase is a step of a delivery.
 type phase int
 
 const (
-	// clustersFirst: Envoy has been sent the new clusters beside the old ones; the routes are still the old.
+	// clustersFirst: the new clusters are sent, beside the old ones; the routes are still the old ones.
 	clustersFirst phase = iota
-	// warming: the clusters are acknowledged, and the names in them are being looked up.
+	// warming: the clusters are acknowledged, and the names in them are being resolved.
 	warming
-	// routesOut: the new routes are out; the old clusters are still there.
+	// routesOut: the new routes are sent; the old clusters are still served.
 	routesOut
 )
 
-// delivery is the way from what was served to a snapshot: make before break. Clusters come before the routes
-// that name them, and are removed some time after the last route that did.
+// delivery is the transition from the former view to a snapshot: make before break. Clusters are sent before the routes
+// that name them, and are removed some time after the last such route.
 type delivery struct {
 	target *Snapshot
 	phase  phase
 	view   view
-	// before is what was served when the way began.
+	// before is the view that was served when the delivery began.
 	before view
-	// retired are clusters in the view that the target does not have. :: name → since when
+	// retired are the clusters of the view that the target does not have. :: name → since when
 	retired map[string]time.Time
-	// unresolved are clusters whose names are being looked up.
+	// unresolved are the clusters whose names are being resolved.
 	unresolved map[string]bool
-	// added are those among them that came with the target.
+	// added are the clusters with names that came with the target.
 	added []named
-	// held: some routes of the target are not in the view yet, because they lead to one of these.
+	// held is whether some routes of the target are not in the view yet, because their clusters are unresolved.
 	held  bool
 	timer *time.Timer
-	// turn counts timers, so that one which fires too late to be stopped does nothing.
+	// turn counts timers, so that a timer that could not be stopped in time does nothing.
 	turn int
-	// isDone: every Envoy that a change waits for has the target in full.
+	// isDone is whether every Envoy that a change waits for has the whole target.
 	isDone bool
-	// isRejected: an Envoy has rejected a part of the target; clustersRejected: its clusters.
+	// isRejected is whether an Envoy has rejected a part of the target, clustersRejected whether it was its clusters.
 	isRejected, clustersRejected bool
 }
 
@@ -60,15 +60,15 @@ func (r *delivery) stop() {
 	}
 }
 
-// begin starts the way to a snapshot. If nobody could be disturbed, it is one step. The lock is held, here
-// and in all that follows.
+// begin starts the delivery of a snapshot. If nothing is served yet, it is one step. The lock is held, here and in all
+// functions below.
 func (s *Server) begin(target *Snapshot) {
 	r := &s.delivery
 	r.stop()
 	old := r.target
 	nothingServed := old != nil && r.isRejected && s.delivered == nil
 	if nothingServed || r.isRejected && old.Version == target.Version || s.addsKept(target) {
-		target = s.again(target) // what the two have in common may be what was rejected, or what nobody was sent
+		target = s.again(target) // what both have in common may have been rejected, or sent to no Envoy
 	}
 	if r.clustersRejected && r.phase != routesOut {
 		r.view = r.before // no route names the new clusters yet
@@ -83,7 +83,7 @@ func (s *Server) begin(target *Snapshot) {
 	s.retire(target)
 	r.view.clusters = s.clustersFor(target)
 	if len(s.awaited()) == 0 {
-		r.added, r.unresolved = nil, nil // an Envoy that comes later looks them up when it starts
+		r.added, r.unresolved = nil, nil // an Envoy that connects later resolves them when it starts
 		s.toRoutes()
 		return
 	}
@@ -98,7 +98,7 @@ func (s *Server) begin(target *Snapshot) {
 	s.advance()
 }
 
-// addsKept reports whether a snapshot has a cluster that is kept by its name and version alone.
+// addsKept reports whether a snapshot has a cluster of which only name and version were known.
 func (s *Server) addsKept(target *Snapshot) bool {
 	return slices.ContainsFunc(s.delivery.view.clusters.all, func(c named) bool {
 		if !c.kept {
@@ -109,8 +109,8 @@ func (s *Server) addsKept(target *Snapshot) bool {
 	})
 }
 
-// again is the same snapshot with other versions of its resources, so that all of it is sent: on a stream that goes
-// on, a resource that an Envoy has rejected counts as sent. What it has taken already is nothing new to it.
+// again returns the snapshot with other versions of its resources, so that all of it is sent again: a resource that an
+// Envoy has rejected counts as sent as long as the stream lasts. Equal resources change nothing in an Envoy.
 func (s *Server) again(snapshot *Snapshot) *Snapshot {
 	s.resent++
 	mark := "-" + strconv.Itoa(s.resent)
@@ -128,7 +128,7 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 	return &out
 }
 
-// retire notes since when the clusters of the view are not in the target.
+// retire records since when clusters of the view are not in the target.
 func (s *Server) retire(target *Snapshot) {
 	r := &s.delivery
 	retired := map[string]time.Time{}
@@ -143,12 +143,12 @@ func (s *Server) retire(target *Snapshot) {
 	r.retired = retired
 }
 
-// maxKept bounds how many clusters from before are kept, of all Envoys together.
+// maxKept is the maximum number of clusters of earlier processes that are kept, for all Envoys together.
 const maxKept = 20_000
 
-// keep has an Envoy that comes from before this Server's time keep the clusters that it has, for as long as others
-// that are retired: gone at once, they would be gone before its old routes are. What is in them nobody knows here; it
-// is not sent to an Envoy that has them, and to any other no route leads there.
+// keep keeps the clusters that an Envoy has from an earlier process of Gatepost, for as long as other retired clusters:
+// without it they would be removed before the Envoy's old routes are. Their content is not known here. It is not sent
+// to an Envoy that has them, and no other Envoy has a route to them.
 func (s *Server) keep(has map[string]string) {
 	r := &s.delivery
 	if r.target == nil {
@@ -169,7 +169,7 @@ func (s *Server) keep(has map[string]string) {
 		r.retired[name] = time.Now()
 		empty, err := newResource(withoutEndpoint(name))
 		if err != nil {
-			continue // a name that is no UTF-8: none of ours
+			continue // a name that is not UTF-8 is none of ours
 		}
 		empty.version, empty.kept = version, true
 		unknown[name] = empty
@@ -192,7 +192,7 @@ func (r *delivery) keptClusters() int {
 	return count
 }
 
-// clustersFor is the target's clusters, and the retired ones beside them.
+// clustersFor returns the target's clusters and the retired ones.
 func (s *Server) clustersFor(target *Snapshot) set {
 	r := &s.delivery
 	if len(r.retired) == 0 {
@@ -207,7 +207,8 @@ func (s *Server) clustersFor(target *Snapshot) set {
 	return both
 }
 
-// advance goes on where every connected Envoy has come as far as this. It is called when one of them may have.
+// advance goes to the next phase if every awaited Envoy has completed the current one. It is called after each
+// acknowledgement.
 func (s *Server) advance() {
 	r := &s.delivery
 	switch {
@@ -226,7 +227,7 @@ func (s *Server) advance() {
 	}
 }
 
-// isResolving reports whether names that came with the target are being looked up.
+// isResolving reports whether names that came with the target are being resolved.
 func (s *Server) isResolving() bool {
 	r := &s.delivery
 	return slices.ContainsFunc(r.added, func(c named) bool { return r.unresolved[c.name] })
@@ -263,7 +264,7 @@ func (s *Server) toRoutes() {
 	}
 }
 
-// settle reports which Envoys have the target in full, and whether all have that a change waits for.
+// settle reports each Envoy that has the whole target, and the end of the delivery once all awaited Envoys have it.
 func (s *Server) settle() {
 	r := &s.delivery
 	if r.held {
@@ -294,7 +295,7 @@ func (s *Server) settle() {
 	}
 }
 
-// untilExpiry is the time until the first of the retired clusters can go.
+// untilExpiry returns the time until the first retired cluster can be removed.
 func (s *Server) untilExpiry() time.Duration {
 	wait := s.opts.Grace
 	for _, since := range s.delivery.retired {
@@ -303,7 +304,7 @@ func (s *Server) untilExpiry() time.Duration {
 	return wait
 }
 
-// dropExpired takes away the clusters that have been retired for long enough.
+// dropExpired removes the clusters that have been retired for long enough.
 func (s *Server) dropExpired() {
 	r := &s.delivery
 	for name, since := range r.retired {
@@ -316,12 +317,12 @@ func (s *Server) dropExpired() {
 	s.settle()
 }
 
-// serve has each Envoy sent what is new to it in the view.
+// serve sends each Envoy what is new to it in the view.
 func (s *Server) serve() {
 	s.publisher.serve(s.delivery.view)
 }
 
-// after does something later, unless the way has gone on by then.
+// after calls do later, unless the delivery has gone on by then.
 func (s *Server) after(d time.Duration, do func()) {
 	r := &s.delivery
 	r.stop()

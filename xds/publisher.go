@@ -13,18 +13,18 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
-// publisher sends each Envoy what is new to it. To go-control-plane, which speaks the protocol, it is the cache. The
-// SnapshotCache that comes with it compares and copies all resources at each step of a change and at each answer to
-// it. With ten thousand services that is most of what a change costs; here two views are compared once for each step,
-// whoever is served, and an answer costs as much as there is in it.
+// publisher sends each Envoy the resources that are new to it. It is the cache of go-control-plane, which implements
+// the protocol. The SnapshotCache of that library compares and copies all resources at each step of a change and for
+// each response. With ten thousand services that is most of the cost of a change. Here two views are compared once for
+// each step, for all Envoys, and the cost of a response depends on its own size alone.
 type publisher struct {
 	mu    sync.Mutex
-	view  *view            // nil: nothing is served yet, and who asks waits
-	steps map[string]*step // :: type → how the view's part came to be what it is
+	view  *view            // nil: nothing is served yet, and requests wait
+	steps map[string]*step // :: type → the last change of the view's set of that type
 	open  map[*watch]struct{}
 }
 
-// step is what is new to an Envoy that has the set of a version.
+// step is the difference between the set of a version and the set that is served.
 type step struct {
 	from    string
 	changed []named
@@ -35,7 +35,7 @@ func newPublisher() *publisher {
 	return &publisher{steps: map[string]*step{}, open: map[*watch]struct{}{}}
 }
 
-// watch is one Envoy that waits for what is new of one type. It is answered once; then the Envoy asks anew.
+// watch is a request of one Envoy for new resources of one type. It gets one response; then the Envoy sends another.
 type watch struct {
 	of           *publisher
 	request      *cachev3.DeltaRequest
@@ -46,7 +46,7 @@ type watch struct {
 // order is the order in which the types are sent. (xDS protocol, "Eventual consistency considerations".)
 var order = []string{resourcev3.ClusterType, resourcev3.ListenerType, resourcev3.ScopedRouteType}
 
-// serve has every Envoy served the view from now on.
+// serve makes v the view that every Envoy is served.
 func (p *publisher) serve(v view) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,7 +64,7 @@ func (p *publisher) serve(v view) {
 	}
 }
 
-// compare notes the step from a former set to the one that is served.
+// compare records the step from a former set to the one that is served.
 func (p *publisher) compare(typeURL string, former, now *set) {
 	if former.version != now.version {
 		changed, removed := now.since(*former)
@@ -72,13 +72,14 @@ func (p *publisher) compare(typeURL string, former, now *set) {
 	}
 }
 
-// CreateDeltaWatch answers at once where there is something new, else later. What it returns takes the watch back.
+// CreateDeltaWatch responds at once if there is something new, otherwise later. It returns a function that cancels the
+// watch.
 func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription cachev3.Subscription, out chan cachev3.DeltaResponse) (func(), error) {
 	w := &watch{p, request, subscription, out}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.view != nil && w.answer() {
-		return nil, nil //nolint:nilnil // there is nothing to take back
+		return nil, nil //nolint:nilnil // there is nothing to cancel
 	}
 	p.open[w] = struct{}{}
 	return func() {
@@ -90,17 +91,17 @@ func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription
 
 var errStateOfTheWorld = errors.New("only the incremental form of xDS is served")
 
-// CreateWatch is for the state-of-the-world form, which is refused before this.
+// CreateWatch is for the state-of-the-world form, which is refused earlier.
 func (p *publisher) CreateWatch(*cachev3.Request, cachev3.Subscription, chan cachev3.Response) (func(), error) {
 	return nil, errStateOfTheWorld
 }
 
-// answer sends what is new in the view, and says whether it did so. The channel has room for an answer of each type.
+// answer sends what is new in the view, and reports whether it did. The channel has room for one response per type.
 //
-// Of one answer Envoy first takes away the scopes that have gone, and only then makes those that have changed, which
-// takes it a while when there are many; and where it refuses the answer they have gone nevertheless. Meanwhile the
-// requests of a scope that has gone would be those of a service at /, by the rule that it had so far. So a scope goes
-// in an answer of its own, after the others have been taken.
+// Envoy applies the removals of a response first and its changes afterwards. Many changes take it a while, and if it
+// rejects the response, the scopes are removed nevertheless. Meanwhile requests for a removed scope would match the
+// service at /, by its former rule. So removed scopes are sent in a response of their own, after the changes have been
+// acknowledged.
 func (w *watch) answer() bool {
 	part := w.of.view.of(w.request.GetTypeUrl())
 	if part == nil {
@@ -108,11 +109,11 @@ func (w *watch) answer() bool {
 	}
 	had := w.subscription.ReturnedResources()[asWhole]
 	if had == part.version+lessWhatGoes && w.request.GetErrorDetail() != nil {
-		return false // the rest of what was refused
+		return false // the rest of a response that was rejected
 	}
 	changed, removed := w.news(part)
-	// The first answer is sent even where there is nothing to tell: Envoy waits for it. (xDS protocol, "Wildcard".) So is
-	// the one after half of a change: the version of the whole is still to be acknowledged.
+	// The first response is sent even if it is empty: Envoy waits for it. (xDS protocol, "Wildcard".) So is the one after
+	// the first half of a change: Envoy has not acknowledged the version of the whole set yet.
 	awaited := w.subscription.IsWildcard() && w.request.GetResponseNonce() == "" || strings.HasSuffix(had, lessWhatGoes)
 	if len(changed)+len(removed) == 0 && !awaited {
 		return false
@@ -125,13 +126,13 @@ func (w *watch) answer() bool {
 	return true
 }
 
-// asWhole is, in what an Envoy has, the name by which the version of the whole set stands. No resource has it.
+// asWhole is the key of the version of the whole set among the versions that an Envoy has. No resource has this name.
 const asWhole = ""
 
-// lessWhatGoes is what the version of a set ends in where what is not in the set has yet to go.
+// lessWhatGoes is the suffix of the version of a set whose removals are not sent yet.
 const lessWhatGoes = " and more"
 
-// news are what is new to the Envoy, and the names of what has gone, sorted.
+// news returns the resources that are new to the Envoy, and the names of removed ones, sorted.
 func (w *watch) news(part *set) (changed []named, removed []string) {
 	has := w.subscription.ReturnedResources()
 	if whole := has[asWhole]; whole != "" && len(w.request.GetResourceNamesUnsubscribe()) == 0 {
@@ -162,10 +163,10 @@ func (w *watch) wants(name string) bool {
 	return subscribed || w.subscription.IsWildcard()
 }
 
-// response is what an Envoy is sent.
+// response is one response to an Envoy.
 type response struct {
 	*watch
-	version string // that of the whole set, with a mark where it is not the whole yet
+	version string // of the whole set, with lessWhatGoes if the removals are not in it
 	changed []named
 	removed []string
 }
@@ -184,10 +185,10 @@ func (r *response) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryRespo
 	return out, nil
 }
 
-// GetReturnedResources is what the Envoy has when it has taken this. It is what it had, brought up to date: the server
-// asks when it has sent this, and gives the map to the next watch.
+// GetReturnedResources returns the versions that the Envoy has once it has applied the response. It updates the map of
+// the subscription: the server calls it after it has sent the response, and passes the map to the next watch.
 func (r *response) GetReturnedResources() map[string]string {
-	r.of.mu.Lock() // an Envoy that asks twice may have a watch open
+	r.of.mu.Lock() // an Envoy that sent two requests may have an open watch
 	defer r.of.mu.Unlock()
 	has := r.subscription.ReturnedResources()
 	for _, one := range r.changed {

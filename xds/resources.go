@@ -18,14 +18,15 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// resource is one resource in the form in which Envoy is sent it: with ten thousand services the messages themselves
-// would take ten times the memory. It is never changed; snapshots share the ones that are the same.
+// resource is one resource, serialized: with ten thousand services the messages would take ten times the memory. It is
+// immutable, and snapshots share equal ones.
 type resource struct {
 	raw     []byte
-	version string // a hash of raw; short, since Envoy is sent it with the resource
-	// looksUp: it is a cluster with names, which Envoy looks up before it can use it.
+	version string // a hash of raw; short, since it is sent with the resource
+	// looksUp is whether it is a cluster with host names, which Envoy resolves before it uses the cluster.
 	looksUp bool
-	// kept: it stands for a cluster that an Envoy has from before, and of which only name and version are known.
+	// kept is whether it represents a cluster of an earlier process that an Envoy still has. Only its name and version are
+	// known.
 	kept bool
 }
 
@@ -38,28 +39,28 @@ func newResource(m proto.Message) (*resource, error) {
 	return resourceOf(m, raw), nil
 }
 
-// appendResource appends the bytes of a message. It fails where a string is no UTF-8.
+// appendResource appends the bytes of a message. It fails if a string is not UTF-8.
 func appendResource(b []byte, m proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
 }
 
-// resourceOf is the resource with a message's bytes. Envoy tells the version when it comes back, and is then sent
-// what differs.
+// resourceOf returns the resource with a message's bytes. An Envoy that reconnects names the versions that it has, and
+// is sent what differs.
 func resourceOf(m proto.Message, raw []byte) *resource {
 	cluster, _ := m.(*clusterv3.Cluster)
 	return &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}
 }
 
-// shelf is where the bytes of resources stand side by side. Each by itself, they would lie scattered among what they
-// were made from, and hold the memory around them when that has gone: with ten thousand services a quarter as much
-// again. The zero shelf is ready. It is not safe for concurrent use.
+// shelf allocates the bytes of resources next to each other. Allocated one by one, they would be scattered among the
+// messages that they were made from, and keep memory pages in use after those are freed: with ten thousand services a
+// quarter more. The zero shelf is ready for use. It is not safe for concurrent use.
 type shelf struct {
-	scratch []byte // where a message is marshalled
-	rest    []byte // what is free of the board that was begun last
+	scratch []byte // the buffer into which a message is marshalled
+	rest    []byte // the free part of the last board
 }
 
-// board is how many bytes are allocated at once: so many that nothing else shares the memory, and so few that they are
-// soon all given up when services are replaced.
+// board is how many bytes are allocated at once: enough that nothing else shares the memory, and few enough that all of
+// them are soon unused if services are replaced.
 const board = 16 << 10
 
 // resource marshals a finished message.
@@ -72,7 +73,7 @@ func (s *shelf) resource(m proto.Message) (*resource, error) {
 	return resourceOf(m, s.put(raw)), nil
 }
 
-// put returns a copy; of what is large, one with memory of its own.
+// put returns a copy. A large copy has memory of its own.
 func (s *shelf) put(raw []byte) []byte {
 	if len(raw) > board/4 {
 		return bytes.Clone(raw)
@@ -91,14 +92,14 @@ type named struct {
 	*resource
 }
 
-// set is all resources of one type, sorted by name. It is never changed once it is sealed. Its version is one of all
-// names and versions: it says all that an Envoy that acknowledged it has.
+// set is all resources of one type, sorted by name. It is immutable once it is sealed. Its version is a hash of all
+// names and versions: an Envoy that acknowledged it has exactly these resources.
 type set struct {
 	version string
 	all     []named
 }
 
-// get is the resource of a name; nil where there is none.
+// get returns the resource with a name, or nil.
 func (s set) get(name string) *resource {
 	if at, there := find(s.all, name); there {
 		return s.all[at].resource
@@ -110,8 +111,8 @@ func find(all []named, name string) (at int, there bool) {
 	return slices.BinarySearchFunc(all, name, func(one named, name string) int { return strings.Compare(one.name, name) })
 }
 
-// with is another set, yet to be sealed: s with other resources, by name, and without those that are nil. All that is
-// the same is copied in whole runs: with ten thousand resources and a change of one that takes some microseconds.
+// with returns a set that is not sealed yet: s with other resources, by name, and without those that are nil. Unchanged
+// resources are copied in whole runs: with ten thousand resources and a change of one, that takes some microseconds.
 func (s set) with(others map[string]*resource) set {
 	out, rest := make([]named, 0, len(s.all)+len(others)), s.all
 	for _, name := range slices.Sorted(maps.Keys(others)) {
@@ -141,8 +142,8 @@ func (s *set) seal() {
 	s.version = h.short()
 }
 
-// since is what s has to tell who has a former set: the resources that are new or have another version, and the names
-// of those that have gone, both sorted.
+// since returns the difference to a former set: the resources that are new or have another version, and the names of
+// removed ones, both sorted.
 func (s set) since(former set) (changed []named, gone []string) {
 	old := former.all
 	for _, one := range s.all {
@@ -164,7 +165,7 @@ func (s set) since(former set) (changed []named, gone []string) {
 	return changed, gone
 }
 
-// equals says whether these are the names and versions of the set.
+// equals reports whether these are the names and versions of the set.
 func (s set) equals(versions map[string]string) bool {
 	return len(s.all) == len(versions) && !slices.ContainsFunc(s.all, func(one named) bool {
 		version, there := versions[one.name]
@@ -172,7 +173,7 @@ func (s set) equals(versions map[string]string) bool {
 	})
 }
 
-// messages are the resources of a set of a type, by name.
+// messages returns the resources of a set of a type, by name.
 func (s *set) messages(typeURL string) (map[string]proto.Message, error) {
 	out := make(map[string]proto.Message, len(s.all))
 	for _, one := range s.all {
@@ -193,8 +194,8 @@ func (s *set) messages(typeURL string) (map[string]proto.Message, error) {
 	return out, nil
 }
 
-// hasher makes 64 bits of SHA-256 over parts that are told apart: enough to tell versions apart, which nobody
-// profits from forging.
+// hasher computes 64 bits of SHA-256 over a list of parts. That is enough to distinguish versions, and nobody gains
+// by forging one.
 type hasher struct{ text []byte }
 
 func (h *hasher) add(part string) {
@@ -207,7 +208,7 @@ func (h *hasher) sum() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// short is sum in fewer characters, for what Envoy is sent with each change.
+// short is sum in fewer characters, for versions that are sent with each change.
 func (h *hasher) short() string {
 	sum := sha256.Sum256(h.text)
 	return base64.RawURLEncoding.EncodeToString(sum[:8])

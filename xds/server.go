@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ServerOptions say how patient a Server is. The zero value of each is its default.
+// ServerOptions configures a Server. The zero value of each field is its default.
 type ServerOptions struct {
 	// Grace is for how long clusters that no route names any more are kept, so that requests which Envoy has
 	// matched by older routes still come through. Default: 5 s.
@@ -61,12 +61,11 @@ func (o ServerOptions) withDefaults() ServerOptions {
 	}
 }
 
-// ErrEmpty says that a snapshot has nothing in it that could be served. Envoy would close its port.
+// ErrEmpty reports that a snapshot is empty. Envoy would close its port.
 var ErrEmpty = errors.New("the configuration is empty")
 
 // Server is the control plane: it delivers one configuration at a time, the same to every Envoy, over delta ADS, and
-// reports what each makes of it. What follows from that, such as a rollback, is decided by the caller. It is safe for
-// concurrent use.
+// reports each ACK and NACK. The caller decides what follows, such as a rollback. It is safe for concurrent use.
 type Server struct {
 	opts    ServerOptions
 	log     *slog.Logger
@@ -75,8 +74,8 @@ type Server struct {
 	ctx     context.Context // ends with Close
 	end     context.CancelFunc
 	lookups sync.WaitGroup
-	// publisher serves every Envoy the same, whatever it calls itself: one with an id that nobody knows would else be
-	// served nothing, in silence.
+	// publisher serves every Envoy the same, whatever its node id: otherwise an Envoy with an unknown id would be served
+	// nothing, without an error.
 	publisher *publisher
 
 	// report receives each event, in order, with the lock held.
@@ -85,11 +84,11 @@ type Server struct {
 	mu       sync.Mutex
 	delivery delivery
 	envoys   map[int64]*envoy // :: stream → the Envoy at its other end
-	// delivered is the snapshot that all Envoys that a change waits for last had acknowledged in full.
+	// delivered is the last snapshot that all awaited Envoys acknowledged.
 	delivered *Snapshot
-	// strangers limits how often streams that never were active are logged.
+	// strangers limits how often streams that were never active are logged.
 	strangers rate.Sometimes
-	// resent counts how often something was sent that had been sent before.
+	// resent counts the snapshots that were sent again.
 	resent int
 }
 

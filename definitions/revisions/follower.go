@@ -63,7 +63,7 @@ func NewFollower(config FollowerConfig) *Follower {
 func (f *Follower) Run(ctx context.Context) {
 	news := f.config.Store.client.Subscribe(ctx, newsChannel) // connects again by itself
 	defer news.Close()
-	heard := news.Channel()
+	notices := news.Channel()
 	poll := time.NewTimer(0)
 	defer poll.Stop()
 	for {
@@ -72,7 +72,7 @@ func (f *Follower) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case reloaded = <-f.Reloads:
-		case <-heard:
+		case <-notices:
 		case <-poll.C:
 		}
 		poll.Reset(f.look(ctx, reloaded != nil))
@@ -82,7 +82,7 @@ func (f *Follower) Run(ctx context.Context) {
 	}
 }
 
-// look asks the store once, and returns the time until it is to be asked again.
+// look asks the store once, and returns the time until the next look.
 func (f *Follower) look(ctx context.Context, force bool) time.Duration {
 	r, d, err := f.read(ctx)
 	switch {
@@ -98,7 +98,8 @@ func (f *Follower) look(ctx context.Context, force bool) time.Duration {
 	return f.config.Poll
 }
 
-// read returns the newest revision and its definitions; none where it is the current one and nothing was wrong.
+// read returns the newest revision and its definitions, or no definitions if it is the current one and no error was
+// reported since.
 func (f *Follower) read(ctx context.Context) (Revision, *definitions.Definitions, error) {
 	r, err := f.config.Store.Newest(ctx)
 	if err != nil {
@@ -123,7 +124,7 @@ func (f *Follower) read(ctx context.Context) (Revision, *definitions.Definitions
 	return r, d, err
 }
 
-// failed tells what is wrong, unless it was told. Redis may be away for a moment, and empty before a first apply.
+// failed reports an error, once for each reason. Redis may be unreachable for a moment, and empty before a first apply.
 func (f *Follower) failed(r Revision, err error, force bool) time.Duration {
 	again := f.config.Poll
 	reason := err.Error()
@@ -136,7 +137,7 @@ func (f *Follower) failed(r Revision, err error, force bool) time.Duration {
 		}
 	}
 	if errors.Is(err, ErrUnavailable) {
-		reason = ErrUnavailable.Error() // its words tell of a port, another each time
+		reason = ErrUnavailable.Error() // its text has a port that changes each time
 		again = min(again, time.Second)
 	}
 	if reason != f.trouble || force {
@@ -146,7 +147,7 @@ func (f *Follower) failed(r Revision, err error, force bool) time.Duration {
 	return again
 }
 
-// goneBack says that Redis has lost revisions: what it holds now was served before what is served.
+// goneBack reports that Redis has lost revisions: its newest one is older than the one that is served.
 type goneBack struct{ from, to Revision }
 
 func (g *goneBack) Error() string {

@@ -12,12 +12,12 @@ import (
 )
 
 const (
-	// Beat is how often a gateway is to report.
+	// Beat is the interval of a gateway's reports.
 	Beat = time.Second
-	// Silent is after which time without a report a gateway is taken to be frozen, cut off or dead.
+	// Silent is the time without a report after which a gateway counts as frozen, disconnected or dead.
 	Silent = 5 * time.Second
-	// forgotten is after which time a silent gateway is no gateway any more. Until then what it was last heard
-	// to serve may be served still, by an Envoy that outlives it.
+	// forgotten is the time without a report after which a gateway is removed. Until then its Envoy may outlive it and
+	// serve the revision of its last report.
 	forgotten = time.Minute
 )
 
@@ -41,30 +41,30 @@ type Report struct {
 	Envoys int `json:"envoys"`
 }
 
-// Mark tells a revision from all others, also where Redis has lost some and counts anew. The zero Mark is none.
+// Mark identifies a revision, even if Redis has lost some and repeats their numbers. The zero Mark is no revision.
 type Mark struct {
 	Number int64  `json:"number"`
 	Sum    string `json:"sha256"` // of the file
 }
 
-// Mark tells the revision from all others.
+// Mark returns what identifies the revision.
 func (r Revision) Mark() Mark { return Mark{r.Number, r.Sum} }
 
 // Gateway is a gateway as Redis knows it.
 type Gateway struct {
 	Report
-	// Known is how long ago it was first heard of, and Heard how long ago last, by the clock of Redis.
+	// Known is the time since its first report, and Heard since its last, by the clock of Redis.
 	Known, Heard time.Duration
 }
 
-// reported is a Report as it is kept.
+// reported is a Report as it is stored.
 type reported struct {
 	Report
 	Since int64 `json:"since"` // in milliseconds
 }
 
-// reportScript keeps a report and forgets the gateways that are long silent. KEYS: gateways, reports. ARGV: the id,
-// the report without its closing brace, after how many milliseconds a gateway is forgotten.
+// reportScript stores a report and removes the gateways that have stopped reporting. KEYS: gateways, reports. ARGV: the
+// id, the report without its closing brace, after how many milliseconds a gateway is removed.
 var reportScript = redis.NewScript(`
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -82,8 +82,8 @@ end
 return 1
 `)
 
-// listScript returns the clock of Redis in milliseconds, and for each gateway its id, when it was last heard of and
-// its report. KEYS: gateways, reports.
+// listScript returns the clock of Redis in milliseconds, and for each gateway the time of its last report and the
+// report. KEYS: gateways, reports.
 var listScript = redis.NewScript(`
 local clock = redis.call('TIME')
 local out = {string.format('%d', clock[1] * 1000 + math.floor(clock[2] / 1000))}
@@ -95,7 +95,7 @@ end
 return out
 `)
 
-// leaveScript forgets a gateway. KEYS: gateways, reports. ARGV: its id.
+// leaveScript removes a gateway. KEYS: gateways, reports. ARGV: its id.
 var leaveScript = redis.NewScript(`
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
@@ -104,7 +104,7 @@ return 1
 
 var registerKeys = []string{gatewaysKey, reportsKey}
 
-// Report tells the others what a gateway serves. It is to be called every [Beat], and when something has changed.
+// Report stores the state of a gateway for the others. Call it every [Beat], and after each change.
 func (s *Store) Report(ctx context.Context, r Report) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -114,24 +114,24 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 	}
 	open := text[:len(text)-1]
 	err = reportScript.Run(ctx, s.client, registerKeys, r.ID, open, forgotten.Milliseconds()).Err()
-	return told("reporting what is served", err)
+	return wrapped("reporting what is served", err)
 }
 
-// Leave has a gateway forgotten: it ends, and its Envoys are not waited for any more.
+// Leave removes a gateway that ends. [Store.Await] does not wait for its Envoys any more.
 func (s *Store) Leave(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return told("taking leave", leaveScript.Run(ctx, s.client, registerKeys, id).Err())
+	return wrapped("removing the gateway", leaveScript.Run(ctx, s.client, registerKeys, id).Err())
 }
 
-// Gateways returns those that have reported and not left, sorted by name. One that was silent for a minute is not
-// among them, nor is one that another of the same name has followed.
+// Gateways returns the gateways that have reported and not left, sorted by name. It leaves out a gateway that has not
+// reported for a minute, and one that another of the same name has replaced.
 func (s *Store) Gateways(ctx context.Context) ([]Gateway, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	reply, err := listScript.Run(ctx, s.client, registerKeys).StringSlice()
 	if err != nil {
-		return nil, told("listing the gateways", err)
+		return nil, wrapped("listing the gateways", err)
 	}
 	all, err := readGateways(reply)
 	if err != nil {
@@ -171,12 +171,12 @@ func readGateways(reply []string) ([]Gateway, error) {
 	return all, nil
 }
 
-// follows says whether g was started in the place of another that has died without taking leave.
+// follows reports whether g replaces another that has died without leaving.
 func (g Gateway) follows(other Gateway) bool {
 	return g.Name == other.Name && g.ID != other.ID && g.Known < other.Heard
 }
 
-// readTime reads milliseconds, as a script or a score has them.
+// readTime reads milliseconds, as scripts and scores have them.
 func readTime(text string) (time.Time, error) {
 	var ms float64
 	if err := json.Unmarshal([]byte(text), &ms); err != nil {

@@ -1,20 +1,20 @@
-// Package revisions decides which revision of the definitions is in force where they are kept in Redis, for any
-// number of gateways at once, and tells whether each gateway has verified it.
+// Package revisions decides which revision of the definitions in Redis is in force, for any number of gateways, and
+// reports whether each gateway has verified it.
 //
-// A revision is a definitions file as it was applied, with a number, never changed again. All keys lie in one hash
-// slot, so that a revision is stored as a whole and against the one that it was based on:
+// A revision is a definitions file as it was applied, with a number. It is immutable. All keys are in one hash slot, so
+// that a revision is stored atomically, and only if the one that it is based on is still the newest:
 //
 //	gatepost:{definitions}:newest     the number of the revision in force
 //	gatepost:{definitions}:about      number → when, who, why and what changed (a hash)
 //	gatepost:{definitions}:texts      number → the file (a hash)
-//	gatepost:{definitions}:gateways   the gateways, scored by when they were last heard of (a sorted set)
+//	gatepost:{definitions}:gateways   the gateways, scored by the time of their last report (a sorted set)
 //	gatepost:{definitions}:reports    gateway → what it serves (a hash)
 //
-// The channel gatepost:{definitions}:news carries the number of each new revision. Who follows also looks by itself
-// every few seconds, for a notification may be lost.
+// The channel gatepost:{definitions}:news carries the number of each new revision. A [Follower] also polls every few
+// seconds, since a notification can be lost.
 //
-// What cannot be read, be it Redis, the newest number or its revision, changes nothing: whoever asks is told why, and
-// goes on with what it has. A user of Redis' ACL needs ~gatepost:* and &gatepost:*, and +@connection +get +set +hget
+// If Redis, the newest number or its revision cannot be read, the caller gets an error that names the reason, and keeps
+// what it serves. A user of Redis' ACL needs ~gatepost:* and &gatepost:*, and +@connection +get +set +hget
 // +hset +hdel +hgetall +hkeys +zadd +zrem +zrange +zrangebyscore +eval +evalsha +time +publish +subscribe +unsubscribe.
 package revisions
 
@@ -44,18 +44,18 @@ const (
 	newsChannel = "gatepost:{definitions}:news"
 )
 
-// Kept is how many revisions are kept: a new one has the oldest forgotten.
+// Kept is how many revisions are kept. A new one removes the oldest.
 const Kept = 100
 
-// callTimeout bounds one call.
+// callTimeout limits one call.
 const callTimeout = 5 * time.Second
 
 var (
-	// ErrNone says that Redis holds no revision, or not the one that was asked for.
+	// ErrNone reports that Redis has no revision, or not the requested one.
 	ErrNone = errors.New("there is no such revision in Redis")
-	// ErrDamaged says that what Redis holds is no revision as it was stored.
+	// ErrDamaged reports that the value in Redis is not a revision as it was stored.
 	ErrDamaged = errors.New("what Redis holds is damaged")
-	// ErrUnavailable says that Redis could not be asked.
+	// ErrUnavailable reports that Redis did not answer.
 	ErrUnavailable = errors.New("the Redis of the definitions cannot be asked")
 )
 
@@ -69,20 +69,20 @@ type Revision struct {
 	// Sum is the SHA-256 of the file, in hex.
 	Sum string
 
-	id string // tells this storing from any other
+	id string // unique to the call that stored it
 }
 
-// Note is what its maker says of a revision.
+// Note describes a revision.
 type Note struct {
 	// Who applied it, as user@host.
 	Who string
-	// Message is why; it may be empty.
+	// Message is the reason; it may be empty.
 	Message string
-	// Change is what it changed, in a line.
+	// Change is a summary of the change, in one line.
 	Change string
 }
 
-// about is a Revision as it is kept, after the milliseconds at which it was stored.
+// about is a Revision as it is stored, after the time of storing in milliseconds.
 type about struct {
 	ID      string `json:"id"`
 	Sum     string `json:"sha256"`
@@ -91,11 +91,11 @@ type about struct {
 	Change  string `json:"change,omitempty"`
 }
 
-// Store is the revisions in a Redis: one server, behind Sentinel, or a Cluster. It holds nothing itself and may be
-// used by many goroutines at once.
+// Store is the revisions in a Redis: one server, behind Sentinel, or a Cluster. It has no state of its own and is safe
+// for concurrent use.
 type Store struct{ client redis.UniversalClient }
 
-// New returns the store in the Redis of a client, which stays the caller's to close.
+// New returns the store in the Redis of a client. The caller closes the client.
 func New(client redis.UniversalClient) *Store { return &Store{client: client} }
 
 // Newest returns the revision in force. The error is ErrNone, ErrDamaged or ErrUnavailable.
@@ -112,7 +112,7 @@ func (s *Store) newest(ctx context.Context) (Revision, error) {
 	defer cancel()
 	text, err := s.client.Get(ctx, newestKey).Result()
 	if err != nil {
-		return Revision{}, told("reading the newest revision", err)
+		return Revision{}, wrapped("reading the newest revision", err)
 	}
 	number, err := readNumber(text)
 	if err != nil {
@@ -125,14 +125,14 @@ func (s *Store) newest(ctx context.Context) (Revision, error) {
 	// Another revision may be the newest since the number was read, or all may have been deleted.
 	switch again, err := s.client.Get(ctx, newestKey).Result(); {
 	case err != nil:
-		return Revision{}, told("reading the newest revision", err)
+		return Revision{}, wrapped("reading the newest revision", err)
 	case again != text:
 		return s.newest(ctx)
 	}
 	return Revision{}, fmt.Errorf("reading revision %d, the newest: %w: it is not there", number, ErrDamaged)
 }
 
-// About returns what is known of a revision; see Newest for the errors.
+// About returns a revision; see Newest for the errors.
 func (s *Store) About(ctx context.Context, number int64) (Revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -142,7 +142,7 @@ func (s *Store) About(ctx context.Context, number int64) (Revision, error) {
 func (s *Store) about(ctx context.Context, number int64) (Revision, error) {
 	kept, err := s.client.HGet(ctx, aboutKey, strconv.FormatInt(number, 10)).Result()
 	if err != nil {
-		return Revision{}, told(fmt.Sprintf("reading revision %d", number), err)
+		return Revision{}, wrapped(fmt.Sprintf("reading revision %d", number), err)
 	}
 	return readRevision(number, kept)
 }
@@ -152,7 +152,7 @@ func (s *Store) Text(ctx context.Context, r Revision) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	text, err := s.client.HGet(ctx, textsKey, strconv.FormatInt(r.Number, 10)).Bytes()
-	err = told(fmt.Sprintf("reading revision %d", r.Number), err)
+	err = wrapped(fmt.Sprintf("reading revision %d", r.Number), err)
 	switch {
 	case errors.Is(err, ErrNone):
 		return nil, fmt.Errorf("reading revision %d: %w: its file is not there", r.Number, ErrDamaged)
@@ -164,13 +164,13 @@ func (s *Store) Text(ctx context.Context, r Revision) ([]byte, error) {
 	return text, nil
 }
 
-// Load returns the definitions of a revision, by the name that [Name] gives them. An error is also a
-// definitions.Problems where they break a rule of this gatepost.
+// Load returns the definitions of a revision, with the name of [Name]. If they are not valid for this version of
+// Gatepost, the error is also a definitions.Problems.
 func (s *Store) Load(ctx context.Context, r Revision) (*definitions.Definitions, error) {
 	return s.next(ctx, nil, r)
 }
 
-// next is Load where other definitions, which may be nil, were read before.
+// next is Load after other definitions were read; before may be nil.
 func (s *Store) next(ctx context.Context, before *definitions.Definitions, r Revision) (*definitions.Definitions, error) {
 	text, err := s.Text(ctx, r)
 	if err != nil {
@@ -183,13 +183,13 @@ func (s *Store) next(ctx context.Context, before *definitions.Definitions, r Rev
 	return d, nil
 }
 
-// namePrefix begins the name of definitions out of Redis.
+// namePrefix is the prefix of the names of definitions from Redis.
 const namePrefix = "redis:"
 
-// Name is what the definitions of a revision are called in problems and in the status.
+// Name returns the name of the definitions of a revision in problems and in the status.
 func Name(number int64) string { return namePrefix + strconv.FormatInt(number, 10) }
 
-// Number is the revision that definitions of this name are; false where they are not out of Redis.
+// Number returns the revision of definitions with this name, and false if they are not from Redis.
 func Number(name string) (int64, bool) {
 	text, found := strings.CutPrefix(name, namePrefix)
 	if !found {
@@ -199,7 +199,7 @@ func Number(name string) (int64, bool) {
 	return number, err == nil
 }
 
-// readNumber reads the number of a revision, in the one form in which it is written.
+// readNumber reads the number of a revision. It accepts only the form in which it is written.
 func readNumber(text string) (int64, error) {
 	number, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || number < 1 || strconv.FormatInt(number, 10) != text {
@@ -221,8 +221,8 @@ func readRevision(number int64, kept string) (Revision, error) {
 	}, nil
 }
 
-// told says in the words of this package what the driver said, of which the text alone leaves.
-func told(doing string, err error) error {
+// wrapped returns an error of this package for an error of the driver, of which it keeps the text alone.
+func wrapped(doing string, err error) error {
 	var fromServer redis.Error
 	switch {
 	case err == nil:
