@@ -37,19 +37,16 @@ func (s *Service) Places() iter.Seq[Place] {
 var everyHost = []string{EveryHost}
 
 // Patterns returns the host patterns of the service: its hosts, or EveryHost if it has none.
-func (s *Service) Patterns() []string {
-	if len(s.Hosts) == 0 {
-		return everyHost
-	}
-	return s.Hosts
-}
+func (s *Service) Patterns() []string { return patternsOf(s.Hosts) }
 
 // Patterns returns the host patterns under which the token calls respond.
-func (t *Tokens) Patterns() []string {
-	if len(t.Hosts) == 0 {
+func (t *Tokens) Patterns() []string { return patternsOf(t.Hosts) }
+
+func patternsOf(hosts []string) []string {
+	if len(hosts) == 0 {
 		return everyHost
 	}
-	return t.Hosts
+	return hosts
 }
 
 // Wider returns the patterns that match every host that the pattern matches, without itself: the most specific one

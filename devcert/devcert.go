@@ -3,7 +3,6 @@
 package devcert
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -188,7 +187,7 @@ func replace(path string, text []byte) error {
 		return fmt.Errorf("writing a certificate: %w", err)
 	}
 	defer os.Remove(file.Name()) // if it is still there
-	_, err = bytes.NewReader(text).WriteTo(file)
+	_, err = file.Write(text)
 	if err = errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("writing a certificate: %w", err)
 	}

@@ -27,7 +27,7 @@ func readPair(certFile, keyFile string) (*pair, error) {
 	}
 	key, ok := read.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, errors.New(keyFile + " is no ECDSA key")
+		return nil, errors.New(keyFile + " is not an ECDSA key")
 	}
 	return &pair{cert: read.Leaf, key: key}, nil
 }

@@ -54,9 +54,9 @@ func isOf(s *definitions.Service, vhost *routev3.VirtualHost, route *routev3.Rou
 	if path != "/" {
 		path = strings.TrimSuffix(path, "/")
 	}
-	pattern := strings.TrimPrefix(vhost.GetDomains()[0], "*")
-	if strings.HasPrefix(pattern, ".") {
-		pattern = "*" + pattern
+	pattern := vhost.GetDomains()[0]
+	if pattern == "*" {
+		pattern = definitions.EveryHost
 	}
 	return strings.EqualFold(s.Path, path) && s.Covers(pattern)
 }

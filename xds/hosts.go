@@ -86,22 +86,20 @@ func domainOf(pattern string) string {
 // patterns returns the host patterns that have a virtual host in a scope. :: pattern → its services in the scope
 func (s *scopes) patterns(scope string, hasTokens bool, services []*service) map[string][]*service {
 	here := map[string][]*service{}
+	switch { // the patterns of the gateway's own routes, with or without services
+	case scope == scopeOf(VersionPath):
+		return map[string][]*service{definitions.EveryHost: nil} // the version has no services beside it
+	case scope == scopeOf("/"):
+		here[definitions.EveryHost] = nil
+	case hasTokens:
+		for _, pattern := range s.b.gw.Tokens.Patterns() {
+			here[pattern] = nil
+		}
+	}
 	for _, one := range services {
 		for _, pattern := range one.def.Patterns() {
 			here[pattern] = append(here[pattern], one)
 		}
-	}
-	var own []string // of the gateway's own routes
-	switch {
-	case scope == scopeOf(VersionPath):
-		return map[string][]*service{definitions.EveryHost: nil} // the version has no services beside it
-	case scope == scopeOf("/"):
-		own = []string{definitions.EveryHost}
-	case hasTokens:
-		own = s.b.gw.Tokens.Patterns()
-	}
-	for _, pattern := range own {
-		here[pattern] = append(here[pattern], []*service{}...)
 	}
 	for pattern := range s.rooted() {
 		if _, there := here[pattern]; there {

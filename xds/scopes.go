@@ -139,11 +139,12 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 		return nil
 	}
 	hosts := s.hostsOf(scope, services)
-	guarded := byHost(hosts) || scope == scopeOf("/") && s.b.usesHosts()
+	differ := byHost(hosts)
+	guarded := differ || scope == scopeOf("/") && s.b.usesHosts()
 	config := &routev3.RouteConfiguration{
 		// Otherwise Envoy would reject all scopes if one route names a cluster that it does not have yet.
 		ValidateClusters:         wrapperspb.Bool(false),
-		IgnorePortInHostMatching: byHost(hosts),
+		IgnorePortInHostMatching: differ,
 	}
 	s.b.validate(config)
 	for _, host := range hosts {

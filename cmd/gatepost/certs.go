@@ -28,7 +28,7 @@ func certsDevCommand() *cobra.Command {
 		Use:   "dev NAME...",
 		Short: "Make a certificate for host names or IP addresses, signed by a local CA",
 		Long: "Make a certificate for host names or IP addresses, signed by a local CA, for development. The first run makes the CA,\n" +
-			"and later ones reuse it. The output says how to trust it. Files that are not of this CA are never overwritten.",
+			"and later ones reuse it. The output explains how to trust it. Files that are not of this CA are never overwritten.",
 		Args: usage(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, names []string) error {
 			issued, err := devcert.Issue(out, names, time.Now())
@@ -51,7 +51,7 @@ func printIssued(w io.Writer, names []string, issued *devcert.Issued) {
 	}
 	fmt.Fprintf(w, "certificate  %s (%s, until %s)\nkey          %s\nroot         %s (%s)\n\n",
 		issued.Cert, strings.Join(names, ", "), issued.NotAfter.Format(time.DateOnly), issued.Key, issued.Root, root)
-	fmt.Fprintf(w, `Trust the root on machines for development alone. Whoever has ca.key can pose as any server there.
+	fmt.Fprintf(w, `Trust the root on machines for development alone. Anyone with ca.key can impersonate any server there.
 
   curl             curl --cacert %[1]s https://...
   Debian, Ubuntu   sudo cp %[1]s /usr/local/share/ca-certificates/gatepost-dev.crt && sudo update-ca-certificates
