@@ -89,9 +89,13 @@ func newTestServer(t testing.TB) *testServer {
 	return g
 }
 
-// check asks in both ways, by the generated types and by bytes, and fails the test where the answers differ.
+// check asks in both ways, by the generated types and by bytes, and fails the test if the answers differ. Both have
+// the same time, since the time that a token is still valid for is part of the answer.
 func (g *testServer) check(t testing.TB, r *authv3.CheckRequest) *authv3.CheckResponse {
 	t.Helper()
+	clock, at := g.now, g.now()
+	g.now = func() time.Time { return at }
+	defer func() { g.now = clock }()
 	resp, err := g.Check(t.Context(), r)
 	if err != nil {
 		t.Fatalf("Check: %v", err)
