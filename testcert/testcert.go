@@ -46,28 +46,64 @@ func (c *CA) Pool() *x509.CertPool {
 // Write writes the CA's certificate to a file, in PEM, and returns its path.
 func (c *CA) Write(path string) string {
 	c.t.Helper()
-	return c.write(path, "CERTIFICATE", c.cert.Raw)
+	if err := os.WriteFile(path, c.PEM(), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	return path
 }
 
 // Issue writes a certificate for 127.0.0.1 and localhost, for servers and clients, and its key.
 func (c *CA) Issue(certFile, keyFile string) {
 	c.t.Helper()
-	cert, key := c.sign(&x509.Certificate{
+	c.IssueAs(certFile, keyFile, &x509.Certificate{
 		Subject:     pkix.Name{CommonName: filepath.Base(certFile)},
 		DNSNames:    []string{"localhost"},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	})
-	der, err := x509.MarshalECPrivateKey(key)
+}
+
+// IssueAs writes a certificate with the names and times of a template, and its key. It is for servers and clients,
+// unless the template says otherwise.
+func (c *CA) IssueAs(certFile, keyFile string, template *x509.Certificate) {
+	c.t.Helper()
+	cert, key := c.Sign(template)
+	for path, text := range map[string][]byte{certFile: cert, keyFile: key} {
+		if err := os.WriteFile(path, text, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// Sign returns a certificate with the names and times of a template, and its key, in PEM.
+func (c *CA) Sign(template *x509.Certificate) (cert, key []byte) {
+	c.t.Helper()
+	template.KeyUsage = x509.KeyUsageDigitalSignature
+	if template.ExtKeyUsage == nil {
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
+	}
+	signed, private := c.sign(template)
+	der, err := x509.MarshalECPrivateKey(private)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.write(certFile, "CERTIFICATE", cert.Raw)
-	c.write(keyFile, "EC PRIVATE KEY", der)
+	return encode("CERTIFICATE", signed.Raw), encode("EC PRIVATE KEY", der)
 }
 
-// sign makes a key and a certificate for it, signed by the CA, or by itself if there is no CA yet.
+// Intermediate returns a CA that this one has signed.
+func (c *CA) Intermediate() *CA {
+	c.t.Helper()
+	out := &CA{t: c.t}
+	out.cert, out.key = c.sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "test intermediate"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return out
+}
+
+// PEM returns the CA's certificate.
+func (c *CA) PEM() []byte { return encode("CERTIFICATE", c.cert.Raw) }
+
+// sign makes a key and a certificate for it, signed by the CA, or by itself if there is no CA yet. It is valid for a
+// day, unless the template has times.
 func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	c.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -79,8 +115,12 @@ func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.Private
 		parent, parentKey = template, key
 	}
 	template.SerialNumber = big.NewInt(time.Now().UnixNano())
-	template.NotBefore = time.Now().Add(-time.Hour)
-	template.NotAfter = time.Now().Add(24 * time.Hour)
+	if template.NotBefore.IsZero() {
+		template.NotBefore = time.Now().Add(-time.Hour)
+	}
+	if template.NotAfter.IsZero() {
+		template.NotAfter = time.Now().Add(24 * time.Hour)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
 	if err != nil {
 		c.t.Fatal(err)
@@ -92,10 +132,6 @@ func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.Private
 	return cert, key
 }
 
-func (c *CA) write(path, kind string, der []byte) string {
-	c.t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		c.t.Fatal(err)
-	}
-	return path
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
