@@ -322,7 +322,7 @@ func problems(t *testing.T) (all []string) {
 	if err != nil || len(files) < 20 {
 		t.Fatalf("%d golden files, %v", len(files), err)
 	}
-	line := regexp.MustCompile(`(?m)^[\w./-]+:\d+:\d+: (?:[\w.\[\]<?]+: |"[^"]*": )?(.*)$`)
+	line := regexp.MustCompile(`(?m)^[\w./-]+:\d+:\d+: (?:[\w.\[\]<?"-]+: |"[^"]*": )?(.*)$`)
 	for _, path := range files {
 		text, err := os.ReadFile(path)
 		if err != nil {

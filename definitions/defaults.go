@@ -2,6 +2,7 @@ package definitions
 
 import (
 	"cmp"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,6 +32,8 @@ const (
 	defaultRefreshGrace    = 10 * time.Second
 	defaultLoginTimeout    = 5 * time.Second
 	defaultTimeout         = 15 * time.Second
+	defaultMaintenance     = "The service is down for maintenance."
+	defaultRedirect        = http.StatusTemporaryRedirect
 )
 
 var (
@@ -63,6 +66,7 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
+	"gatepost.v1.Maintenance.message":         defaultMaintenance,
 }
 
 // defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns
@@ -168,7 +172,7 @@ func serviceOf(m *gatewayv1.Service) *Service {
 	if m.GetGrpc() {
 		timeout = 0
 	}
-	return &Service{
+	s := &Service{
 		Name:         m.GetName(),
 		Path:         m.GetPath(),
 		Authenticate: m.Authenticate == nil || m.GetAuthenticate(), // secure by default
@@ -180,6 +184,10 @@ func serviceOf(m *gatewayv1.Service) *Service {
 		Timeout:      timeout,
 		Scopes:       m.GetScopes(),
 	}
+	if down := m.GetMaintenance(); down != nil {
+		s.Maintenance = &Maintenance{Message: cmp.Or(down.GetMessage(), defaultMaintenance), RetryAfter: orDuration(down.GetRetryAfter(), 0)}
+	}
+	return s
 }
 
 // withHead returns the methods with HEAD behind GET (RFC 9110 §9.3.2: HEAD is GET without the content).

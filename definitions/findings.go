@@ -108,6 +108,14 @@ func (f *findings) locate(field string) (node *yaml.Node, ok bool) {
 		if indexes == "" {
 			continue
 		}
+		if fd.IsMap() {
+			key, err := strconv.Unquote(strings.TrimSuffix(indexes, "]"))
+			at := slices.IndexFunc(node.Content, func(n *yaml.Node) bool { return n.Value == key })
+			if err != nil || at < 0 || at+1 >= len(node.Content) {
+				return node, false
+			}
+			return node.Content[at], true
+		}
 		i, err := strconv.Atoi(strings.TrimSuffix(indexes, "]"))
 		if err != nil || node.Kind != yaml.SequenceNode || i >= len(node.Content) {
 			return node, false

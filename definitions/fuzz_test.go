@@ -42,7 +42,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("becomes\n%v\nand was\n%v", again.Gateway.Message(), d.Gateway.Message())
 		}
 		for _, s := range d.Gateway.Services {
-			if len(s.Methods) == 0 || len(s.Upstreams) == 0 || (s.Timeout <= 0) != s.GRPC || pathFault(s.Path) != nil {
+			if len(s.Methods) == 0 || (len(s.Upstreams) == 0) != (s.Redirect != nil) || (s.Timeout <= 0) != s.GRPC || pathFault(s.Path) != nil {
 				t.Fatalf("an incomplete service: %v", s)
 			}
 		}

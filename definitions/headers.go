@@ -1,8 +1,14 @@
 package definitions
 
 import (
+	"cmp"
+	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
 // ownedHeaders are request headers that have another meaning to HTTP, Envoy or the gateway. The gateway removes the
@@ -49,4 +55,76 @@ func answerHeaderFault(header string) *fault {
 		return aboutFields.faultf("choose one of its own", "%s means something else in an answer", shown(header))
 	}
 	return nil
+}
+
+// The headers that definitions cannot change, in requests, in responses and in both. Names that end in a hyphen are
+// prefixes.
+var (
+	connectionHeaders = []string{ // RFC 9110 §7.6.1 and RFC 9112, and what Envoy makes of them
+		"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length",
+		"proxy-authenticate", "proxy-authorization", "host", "x-request-id",
+		"access-control-", "sec-websocket-", "x-envoy-", "x-gatepost-", "grpc-",
+	}
+	// Who asks, from where and with which credentials.
+	requestHeaders = []string{"authorization", "cookie", "origin", "expect", "forwarded", "x-real-ip", "true-client-ip", "x-forwarded-"}
+	// Envoy writes Server and Date, caches depend on Vary, and a client needs to know what a 401 and a 429 ask of it.
+	responseHeaders = []string{"server", "date", "vary", "www-authenticate", "retry-after", "x-ratelimit-"}
+)
+
+// headerRule returns the problem of a header that definitions change.
+type headerRule func(name string) *fault
+
+// requestHeader is the rule for the headers of requests.
+func requestHeader(g *Gateway) headerRule { return g.headerRule("request", requestHeaders) }
+
+// responseHeader is the rule for the headers of responses.
+func responseHeader(g *Gateway) headerRule { return g.headerRule("response", responseHeaders) }
+
+func (g *Gateway) headerRule(kind string, more []string) headerRule {
+	owned := slices.Concat(connectionHeaders, more, []string{g.Identity.UserHeader})
+	return func(name string) *fault {
+		if !headerName.MatchString(name) {
+			return aboutFields.faultf("letters, digits, hyphens and underscores, such as X-Frame-Options", "%s is not a header name", shown(name))
+		}
+		if slices.ContainsFunc(owned, func(o string) bool {
+			return strings.EqualFold(name, o) || strings.HasSuffix(o, "-") && strings.HasPrefix(strings.ToLower(name), o)
+		}) {
+			return aboutFields.faultf("remove it", "%s of a %s belongs to HTTP, to Envoy or to the gateway", shown(name), kind)
+		}
+		return nil
+	}
+}
+
+var (
+	headerName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+	// headerValue has visible ASCII characters, with spaces between them.
+	headerValue = regexp.MustCompile(`^[\x21-\x7E]([\x20-\x7E]{0,998}[\x21-\x7E])?$`)
+)
+
+// parseHeaders parses changes of headers, each header once.
+func parseHeaders(f *findings, m *gatewayv1.Headers, field string, rule headerRule) Headers {
+	var h Headers
+	first := map[string]string{} // :: name in lower case → field
+	take := func(at, name string) string {
+		lower := strings.ToLower(name)
+		if earlier, twice := first[lower]; twice {
+			f.add(at, aboutFields.faultf("remove one of them", "%s is changed twice, first on %s", shown(name), f.where(earlier)))
+		}
+		first[lower] = at
+		f.add(at, rule(name))
+		return lower
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.GetSet())) {
+		at, value := entryOf(field+".set", name), m.GetSet()[name]
+		h.Set = append(h.Set, Header{take(at, name), value})
+		if !headerValue.MatchString(value) {
+			f.add(at, aboutFields.faultf("write 1 to 1000 visible ASCII characters, without a space at the start or the end; remove removes a header",
+				"%s cannot be the value of a header", shown(value)))
+		}
+	}
+	slices.SortFunc(h.Set, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
+	for i, name := range m.GetRemove() {
+		h.Remove = append(h.Remove, take(fmt.Sprintf("%s.remove[%d]", field, i), name))
+	}
+	return h
 }

@@ -139,7 +139,8 @@ func (d *Definitions) parseItems(name string, items []byte) *Definitions {
 		return nil // the document may end there
 	}
 	// The fields that a service is checked against.
-	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nservices:\n", d.Gateway.Listen, d.Gateway.Tokens.Path)
+	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nidentity: {user_header: %q}\nservices:\n",
+		d.Gateway.Listen, d.Gateway.Tokens.Path, d.Gateway.Identity.UserHeader)
 	part, err := Parse(name, append(head, items...))
 	if err != nil || part.end.line > 0 {
 		return nil

@@ -29,6 +29,7 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 			m.ClientAddresses.TrustedProxies = append(m.ClientAddresses.TrustedProxies, proxies.String())
 		}
 	}
+	m.ResponseHeaders = g.ResponseHeaders.message()
 	for _, s := range g.Services {
 		m.Services = append(m.Services, s.Message())
 	}
@@ -89,12 +90,37 @@ func (s *Service) Message() *gatewayv1.Service {
 		Scopes:         s.Scopes,
 		Websocket:      s.WebSocket,
 		Grpc:           s.GRPC,
+
+		RequestHeaders:  s.RequestHeaders.message(),
+		ResponseHeaders: s.ResponseHeaders.message(),
+	}
+	if d := s.Maintenance; d != nil {
+		m.Maintenance = &gatewayv1.Maintenance{Message: d.Message}
+		if d.RetryAfter > 0 {
+			m.Maintenance.RetryAfter = durationpb.New(d.RetryAfter)
+		}
+	}
+	if r := s.Redirect; r != nil {
+		m.Redirect = &gatewayv1.Redirect{To: r.To.String(), Status: new(uint32(r.Status))}
+		return m
 	}
 	if !s.GRPC {
 		m.Timeout = durationpb.New(s.Timeout)
 	}
 	for _, u := range s.Upstreams {
 		m.Upstreams = append(m.Upstreams, u.String())
+	}
+	return m
+}
+
+// message returns nil if nothing is changed.
+func (h Headers) message() *gatewayv1.Headers {
+	if len(h.Set)+len(h.Remove) == 0 {
+		return nil
+	}
+	m := &gatewayv1.Headers{Remove: h.Remove, Set: make(map[string]string, len(h.Set))}
+	for _, header := range h.Set {
+		m.Set[header.Name] = header.Value
 	}
 	return m
 }

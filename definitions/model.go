@@ -25,6 +25,8 @@ type Gateway struct {
 	AccessLog AccessLog
 	// ClientAddresses is how the address of a client behind proxies is known.
 	ClientAddresses ClientAddresses
+	// ResponseHeaders are the changes of every response.
+	ResponseHeaders Headers
 	// Services are in the order of the file. Names are unique, and so are paths under each host.
 	// [Definitions.Next] keeps the pointers of unchanged services, so callers detect changes by comparing pointers.
 	Services []*Service
@@ -168,6 +170,39 @@ type Service struct {
 	Timeout time.Duration
 	// Scopes are the scopes that a session needs.
 	Scopes []string
+	// RequestHeaders are the changes of requests for the upstreams, ResponseHeaders those of responses.
+	RequestHeaders, ResponseHeaders Headers
+	// Maintenance is the response while the service is down on purpose. If nil, it is up.
+	Maintenance *Maintenance
+	// Redirect is where clients are sent. If nil, there are upstreams, and if not, there are none.
+	Redirect *Redirect
+}
+
+// Headers are changes of headers. Names are in lower case, each once.
+type Headers struct {
+	// Set are the headers that are set, sorted by name.
+	Set []Header
+	// Remove are the names of the headers that are removed.
+	Remove []string
+}
+
+// Header is a header with its value.
+type Header struct{ Name, Value string }
+
+// Maintenance is the response of a service that is down on purpose.
+type Maintenance struct {
+	// Message is the text of the response.
+	Message string
+	// RetryAfter is how long clients should wait, in whole seconds. If 0, the response does not say.
+	RetryAfter time.Duration
+}
+
+// Redirect is where the clients of a service are sent.
+type Redirect struct {
+	// To has a scheme and a host. If it has no path, that of the request is kept. Otherwise it replaces that of the
+	// service.
+	To     *url.URL
+	Status int
 }
 
 // Upstream is one address of a service.

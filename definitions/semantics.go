@@ -40,6 +40,7 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	}
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
+	g.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), "response_headers", responseHeader(g))
 	g.Services = make([]*Service, len(m.GetServices()))
 	for i, s := range m.GetServices() {
 		g.Services[i] = parseService(f, s, g, "services["+strconv.Itoa(i)+"]")
@@ -163,7 +164,18 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	case within(s.Path, OwnPath):
 		f.add(field+".path", aboutPaths.faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
 	}
+	s.RequestHeaders = parseHeaders(f, m.GetRequestHeaders(), field+".request_headers", requestHeader(g))
+	s.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), field+".response_headers", responseHeader(g))
+	if s.Maintenance != nil {
+		f.add(field+".maintenance.retry_after", wholeSeconds(s.Maintenance.RetryAfter))
+	}
+	if m.GetRedirect() != nil {
+		s.Redirect = parseRedirect(f, m, s, field)
+	}
 	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen)
+	if len(m.GetUpstreams()) == 0 && m.GetRedirect() == nil {
+		f.add(field+".upstreams", aboutFields.faultf(words["gatepost.v1.Service.upstreams"].remedy, "is missing"))
+	}
 	if !s.Authenticate && len(s.Scopes) > 0 {
 		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))

@@ -106,6 +106,10 @@ func printable(name string) string {
 }
 
 func readField(f *findings, node *yaml.Node, message protoreflect.Message, fd protoreflect.FieldDescriptor, field string) {
+	if fd.IsMap() {
+		readMap(f, node, message.Mutable(fd).Map(), fd, field)
+		return
+	}
 	if !fd.IsList() {
 		if value := readValue(f, node, message.NewField(fd), fd, field); value.IsValid() {
 			message.Set(fd, value)
@@ -128,6 +132,34 @@ func readField(f *findings, node *yaml.Node, message protoreflect.Message, fd pr
 		list.Append(value)
 	}
 }
+
+// readMap reads a field with texts by name.
+func readMap(f *findings, node *yaml.Node, into protoreflect.Map, fd protoreflect.FieldDescriptor, field string) {
+	if node.Kind != yaml.MappingNode {
+		f.at(node, field, aboutFields.faultf("write names and values, such as {X-Frame-Options: DENY}", "is %s", kindOf(node)))
+		return
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, entry := node.Content[i], entryOf(field, node.Content[i].Value)
+		switch {
+		case key.Kind != yaml.ScalarNode:
+			f.at(key, field, aboutFields.faultf("write a name", "a name is %s", kindOf(key)))
+			continue
+		case key.Tag == "!!merge":
+			f.at(key, field, aboutFields.faultf("write the names out", "merging is not supported"))
+			continue
+		case into.Has(protoreflect.ValueOfString(key.Value).MapKey()):
+			f.at(key, entry, aboutFields.faultf("remove one of them", "is given twice, first on %s", f.where(entry)))
+			continue
+		}
+		if value := readValue(f, node.Content[i+1], into.NewValue(), fd.MapValue(), entry); value.IsValid() {
+			into.Set(protoreflect.ValueOfString(key.Value).MapKey(), value)
+		}
+	}
+}
+
+// entryOf returns the field path of an entry of a map.
+func entryOf(field, key string) string { return field + "[" + strconv.Quote(key) + "]" }
 
 func wantList(node *yaml.Node, fd protoreflect.FieldDescriptor) *fault {
 	if node.Kind == yaml.MappingNode && len(node.Content) > 0 && fd.Message() != nil {

@@ -56,6 +56,8 @@ type exchange struct {
 
 	forward *Forward
 	reply   *reply
+	// removed are the headers that a filter removes from the upstream's response.
+	removed []string
 }
 
 // reply is a response on its way back to the client.

@@ -148,7 +148,7 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 			}
 		}
 		o.Forward = &forward
-		o.Removed = slices.Concat(x.vhost.GetResponseHeadersToRemove(), x.route.GetResponseHeadersToRemove())
+		o.Removed = slices.Concat(x.vhost.GetResponseHeadersToRemove(), x.route.GetResponseHeadersToRemove(), x.removed)
 	}
 	o.Reason, o.Why, o.Change = e.reason(x)
 	if o.Change != "" || o.Status >= 400 {

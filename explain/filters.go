@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -169,6 +170,11 @@ func (f mutation) request(x *exchange) {
 func (f mutation) response(x *exchange) {
 	for _, m := range f.all(x) {
 		x.mutate(&x.reply.header, m.GetResponseMutations())
+		for _, one := range m.GetResponseMutations() {
+			if name := one.GetRemove(); name != "" {
+				x.removed = append(x.removed, name)
+			}
+		}
 	}
 }
 
@@ -221,26 +227,25 @@ func (f router) request(x *exchange) {
 		for _, name := range x.vhost.GetResponseHeadersToRemove() {
 			r.header.remove(strings.ToLower(name))
 		}
+	case *routev3.Route_Redirect:
+		x.localReply(redirectStatuses[action.Redirect.GetResponseCode()], "").header.add("location", x.location(action.Redirect))
 	case *routev3.Route_Route:
 		if f.empty[action.Route.GetCluster()] {
 			x.localReply(503, "no healthy upstream").flag = flagNoUpstream
 			x.reason = "withheld"
 			return
 		}
-		path, query, hasQuery := strings.Cut(x.path, "?")
-		if rewrite := action.Route.GetPrefixRewrite(); rewrite != "" {
-			matched, _ := matchPath(x.route.GetMatch(), path)
-			path = rewrite + path[matched:]
-		}
-		if hasQuery {
-			path += "?" + query
-		}
+		path := x.rewritten(action.Route.GetPrefixRewrite())
 		x.header.remove(authz.HeaderStreamDuration)
 		for _, name := range x.route.GetRequestHeadersToRemove() {
 			x.header.remove(strings.ToLower(name))
 		}
 		for _, option := range x.route.GetRequestHeadersToAdd() {
-			put(&x.header, option, x.format(option.GetHeader().GetValue()))
+			value := x.format(option.GetHeader().GetValue())
+			put(&x.header, option, value)
+			if name := option.GetHeader().GetKey(); name != "connection" { // which HTTP/1.1 needs for an upgrade
+				x.set = append(x.set, Field{name, value})
+			}
 		}
 		x.forward = &Forward{Method: x.method, Path: path}
 		x.reply = &reply{}
@@ -251,3 +256,29 @@ func (f router) request(x *exchange) {
 }
 
 func (router) response(*exchange) {}
+
+// rewritten returns the path with its query. If rewrite is set, it replaces the part that the route matched.
+func (x *exchange) rewritten(rewrite string) string {
+	path, query, hasQuery := strings.Cut(x.path, "?")
+	if rewrite != "" {
+		matched, _ := matchPath(x.route.GetMatch(), path)
+		path = rewrite + path[matched:]
+	}
+	if hasQuery {
+		path += "?" + query
+	}
+	return path
+}
+
+// location returns the address of a redirect.
+func (x *exchange) location(to *routev3.RedirectAction) string {
+	return to.GetSchemeRedirect() + "://" + to.GetHostRedirect() + x.rewritten(to.GetPrefixRewrite())
+}
+
+// redirectStatuses are the statuses of redirects. :: Envoy's name → status
+var redirectStatuses = map[routev3.RedirectAction_RedirectResponseCode]int{
+	routev3.RedirectAction_MOVED_PERMANENTLY:  http.StatusMovedPermanently,
+	routev3.RedirectAction_FOUND:              http.StatusFound,
+	routev3.RedirectAction_TEMPORARY_REDIRECT: http.StatusTemporaryRedirect,
+	routev3.RedirectAction_PERMANENT_REDIRECT: http.StatusPermanentRedirect,
+}

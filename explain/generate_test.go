@@ -55,6 +55,9 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	if d.chance(3) {
 		fmt.Fprintf(&b, "identity: {user_header: %s}\n", d.one("X-Caller", "x-who"))
 	}
+	if d.chance(3) {
+		b.WriteString("response_headers: {set: {X-All: all, X-Own: gateway}, remove: [Seen-By]}\n")
+	}
 	b.WriteString("services:\n")
 	names := []string{"token", "unknown", "version", "orders", "a.b", "c_d", "e-f", "G"}
 	taken := map[string]bool{}
@@ -86,7 +89,19 @@ func (d dice) definitions(listen string, upstreams []string) string {
 }
 
 func (d dice) service(b *strings.Builder, name, path string, hosts, upstreams []string) {
-	fmt.Fprintf(b, "  - name: %s\n    path: %q\n    upstreams: [%q]\n", name, path, d.one(upstreams...)+d.one("", "", "/base", "/Base/two"))
+	fmt.Fprintf(b, "  - name: %s\n    path: %q\n", name, path)
+	redirects := d.chance(6)
+	if redirects {
+		fmt.Fprintf(b, "    redirect: {to: %q, status: %s}\n", d.one("https://new.example", "http://new.example:8080/", "https://[2001:db8::7]/new/shop"), d.one("301", "302", "307", "308"))
+	} else {
+		fmt.Fprintf(b, "    upstreams: [%q]\n", d.one(upstreams...)+d.one("", "", "/base", "/Base/two"))
+	}
+	if d.chance(8) {
+		fmt.Fprintf(b, "    maintenance: %s\n", d.one("{}", "{message: \"Back at 100 % \\\"noon\\\"\", retry_after: 1800s}"))
+	}
+	if d.chance(4) {
+		fmt.Fprintf(b, "    response_headers: {set: {X-Own: %s}, remove: [%s]}\n", d.one("one", "\"100% %REQ(host)%\""), d.one("Seen", "X-None", "X-All"))
+	}
 	if len(hosts) > 0 {
 		fmt.Fprintf(b, "    hosts: [%s]\n", quoted(hosts))
 	}
@@ -103,6 +118,12 @@ func (d dice) service(b *strings.Builder, name, path string, hosts, upstreams []
 	}
 	if scopes := d.some(2, someScopes...); !public && len(scopes) > 0 && d.chance(2) {
 		fmt.Fprintf(b, "    scopes: [%s]\n", quoted(scopes))
+	}
+	if redirects {
+		return
+	}
+	if d.chance(4) {
+		fmt.Fprintf(b, "    request_headers: {set: {Cache-Control: %s}, remove: [%s]}\n", d.one("no-cache", "\"%REQ(host)%\""), d.one("X-A", "X-Forwarded"))
 	}
 	if d.chance(3) {
 		b.WriteString("    keep_prefix: true\n")

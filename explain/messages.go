@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"gatepost/definitions"
+	"gatepost/xds"
 )
 
 // steps lists the decisions in order.
@@ -132,6 +133,10 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 			subject = "its upstreams respond"
 		}
 		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, subject), ""
+	case x.route.GetRedirect() != nil:
+		return "redirected", fmt.Sprintf("the service %q redirects to %s", service.Name, x.reply.header.value("location")), ""
+	case x.route.GetDirectResponse().GetStatus() == xds.StatusMaintenance:
+		return "maintenance", fmt.Sprintf("the service %q is in maintenance", service.Name), fmt.Sprintf("remove maintenance at %s when it is over", e.location(service))
 	case isVersion(x.route):
 		return "version", "this path returns the version that Envoy serves", ""
 	case x.reply.status == 405:

@@ -297,7 +297,7 @@ func TestExplanationsMatchARealEnvoy(t *testing.T) {
 		hits = max(hits, w.envoy.Stat("http.gatepost.ext_authz.disabled")) // a new listener resets it
 	}
 	t.Logf("outcomes: %v; with up to %d hits of the module by one set of definitions", seen, hits)
-	reached := []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed"}
+	reached := []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "origin_refused", "token_missing", "token_malformed", "redirected", "maintenance"}
 	if requests >= 20_000 { // these are rare
 		reached = append(reached, "token_unknown", "scope_missing", "upgrade_refused", "version")
 	}

@@ -21,7 +21,7 @@ type upstream struct {
 }
 
 // shownHeaders are the request headers that an upstream echoes.
-var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count", "cookie", "sec-websocket-protocol"}
+var shownHeaders = []string{"authorization", "x-user-id", "x-caller", "x-who", "x-forwarded-host", "x-original-url", "x-envoy-original-path", "x-envoy-attempt-count", "cookie", "sec-websocket-protocol", "cache-control"}
 
 func startUpstream(t *testing.T, name string) *upstream {
 	t.Helper()

@@ -31,12 +31,12 @@ const maxRequests = 4096
 func (b *builder) clusters(removed, added []*definitions.Service) map[string]*resource {
 	out := make(map[string]*resource, len(removed)+len(added))
 	for _, def := range removed {
-		if s := b.service(def); !s.withheld {
+		if s := b.service(def); s.hasUpstreams() && !s.withheld {
 			out[s.cluster] = nil
 		}
 	}
 	for _, def := range added {
-		if s := b.service(def); !s.withheld {
+		if s := b.service(def); s.hasUpstreams() && !s.withheld {
 			b.about = s.String()
 			out[s.cluster] = b.cluster(s)
 		}

@@ -25,11 +25,13 @@ type reply struct {
 	text   string
 	retry  bool   // whether the same request may well succeed in a moment
 	as     uint32 // the status that the client gets; 0: the same
+	own    bool   // whether the body is that of the answer
 }
 
 // replies are tried in order. 401 and 429 are not among them: only the sidecar makes those, with a body of its own.
 // They contain nothing about an upstream except that it failed.
-var replies = []reply{
+var replies = append(redirectReplies(), []reply{
+	{status: StatusMaintenance, as: 503, own: true},
 	// Gatepost's own 403 keeps its body.
 	{status: 403, flag: "UAEX"},
 	{status: 403, header: "upgrade", text: "The connection cannot be upgraded here."},
@@ -57,7 +59,7 @@ var replies = []reply{
 	{status: 500, flag: "UAEX", as: 431, text: tooLargeHeaders},
 	{status: 500, text: "The gateway could not handle the request."},
 	{status: 501, text: "The gateway does not support a part of the request."},
-}
+}...)
 
 const tooLargeHeaders = "The headers of the request are too large."
 
@@ -67,7 +69,7 @@ const tooLargeHeaders = "The headers of the request are too large."
 func localReplies(gw *definitions.Gateway) *hcmv3.LocalReplyConfig {
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {
-		if r.text == "" {
+		if r.text == "" && !r.own {
 			config.Mappers = append(config.Mappers, r.unchanged())
 			continue
 		}
@@ -121,15 +123,14 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 			AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
 		})
 	}
-	mapper := &hcmv3.ResponseMapper{
-		Filter:       allOf(filters),
-		HeadersToAdd: headers,
-		BodyFormatOverride: &corev3.SubstitutionFormatString{
+	mapper := &hcmv3.ResponseMapper{Filter: allOf(filters), HeadersToAdd: headers}
+	if !r.own {
+		mapper.BodyFormatOverride = &corev3.SubstitutionFormatString{
 			Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
 				Specifier: &corev3.DataSource_InlineString{InlineString: literal(jsonString(r.text))},
 			}},
 			ContentType: "application/json",
-		},
+		}
 	}
 	if r.as != 0 {
 		mapper.StatusCode = wrapperspb.UInt32(r.as)

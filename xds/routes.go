@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	"gatepost/definitions"
 )
 
 // checked validates routes and returns them.
@@ -39,6 +40,12 @@ type endpointGroup struct {
 	hide    []string // response headers that are removed
 	rule    authz.Rule
 	forward []forward
+	// redirect are the routes of a service without upstreams.
+	redirect []redirect
+	// maintenance is the response instead of all of these; nil if there is none.
+	maintenance *definitions.Maintenance
+	// requestHeaders are changes for the upstreams, responseHeaders changes of every response.
+	requestHeaders, responseHeaders definitions.Headers
 	// keepsToken is whether the upstream receives a token of this gateway in Authorization.
 	keepsToken bool
 	// trailers is whether the upstream would receive trailers of requests.
@@ -63,12 +70,15 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			b.logged(preflight(s.name, at, cors, open), s.rule.Service, false),
 			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s.rule.Service, false))
 	}
+	if s.maintenance != nil {
+		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s.responseHeaders, false))
+	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
 	}
-	if s.trailers {
-		perFilter[filterStrip] = b.stripTrailers()
+	if on := b.stripOn(s.responseHeaders, s.trailers); on != nil {
+		perFilter[filterStrip] = on
 	}
 	switch {
 	case s.keepsToken:
@@ -82,7 +92,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			Match:                   f.at,
 			Action:                  &routev3.Route_Route{Route: f.to},
 			TypedPerFilterConfig:    perFilter,
-			RequestHeadersToAdd:     connection(f.to),
+			RequestHeadersToAdd:     append(connection(f.to), setHeaders(s.requestHeaders)...),
 			RequestHeadersToRemove:  b.requestHeadersToRemove(s, f.to),
 			ResponseHeadersToRemove: s.hide,
 			Metadata:                upgrades(f.to),
@@ -92,7 +102,12 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 		}
 		out = append(out, b.logged(route, s.rule.Service, !b.checks(s.rule)))
 	}
-	return out
+	for _, r := range s.redirect {
+		out = append(out, b.logged(&routev3.Route{
+			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
+		}, s.rule.Service, !b.checks(s.rule)))
+	}
+	return strip(out, b.stripOn(s.responseHeaders, false))
 }
 
 // mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol
@@ -116,9 +131,9 @@ func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Ro
 // handshake needs it, and it can contain a token.
 func (b *builder) requestHeadersToRemove(s endpointGroup, to *routev3.RouteAction) []string {
 	if s.rule.Authenticate {
-		return nil
+		return s.requestHeaders.Remove
 	}
-	remove := []string{b.gw.Identity.UserHeader}
+	remove := append([]string{b.gw.Identity.UserHeader}, s.requestHeaders.Remove...)
 	if b.mayOfferToken(s) && !takesUpgrades(to) {
 		remove = append(remove, headerSubprotocols)
 	}

@@ -23,6 +23,9 @@ type service struct {
 	cluster string
 }
 
+// hasUpstreams reports whether the service has upstreams. Otherwise it redirects.
+func (s *service) hasUpstreams() bool { return s.def.Redirect == nil }
+
 // base is the path on the upstreams, which differ only in host and port.
 func (s *service) base() string { return s.def.Upstreams[0].Base }
 
@@ -31,7 +34,9 @@ func (s *service) String() string { return fmt.Sprintf("service %q", s.def.Name)
 // service returns what the resources of a service need.
 func (b *builder) service(def *definitions.Service) *service {
 	s := &service{def: def, path: def.Path, withheld: b.opts.withheld(def.Name)}
-	s.cluster = b.clusterName(s)
+	if s.hasUpstreams() {
+		s.cluster = b.clusterName(s)
+	}
 	return s
 }
 
@@ -75,7 +80,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 	if s.def.Authenticate {
 		expose = b.exposed(challengeHeader)
 	}
-	return endpointGroup{
+	group := endpointGroup{
 		name:    s.def.Name,
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.Methods,
@@ -88,10 +93,19 @@ func (s *service) endpoints(b *builder) endpointGroup {
 			ForwardToken: s.def.ForwardToken,
 			Longest:      s.longest(),
 		},
-		forward:    s.forwards(b.gw.Tokens.Lifetime),
-		keepsToken: s.def.ForwardToken,
-		trailers:   s.protocol() != onlyHTTP1,
+		keepsToken:      s.def.ForwardToken,
+		requestHeaders:  s.def.RequestHeaders,
+		responseHeaders: s.def.ResponseHeaders,
 	}
+	switch {
+	case s.def.Maintenance != nil:
+		group.maintenance = s.def.Maintenance
+	case s.hasUpstreams():
+		group.forward, group.trailers = s.forwards(b.gw.Tokens.Lifetime), s.protocol() != onlyHTTP1
+	default:
+		group.redirect = s.redirects()
+	}
+	return group
 }
 
 // longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket or

@@ -3,10 +3,14 @@ package xds
 import (
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"gatepost/definitions"
 )
 
 // strippedHeaders are request headers by which gateways and frameworks name the user, the client or the original
@@ -58,13 +62,48 @@ func (b *builder) stripAll() *headermutationv3.Mutations {
 	}
 }
 
-// stripTrailers removes all trailers of a request. By HTTP/2 they would reach an upstream, where a server that merges
-// them into the headers would take the user from them. By HTTP/1.1 Envoy sends none, and no gRPC client does.
-func (b *builder) stripTrailers() *anypb.Any {
-	all := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".*"}}}
-	return b.pack(&headermutationv3.HeaderMutationPerRoute{Mutations: &headermutationv3.Mutations{
-		RequestTrailersMutations: []*mutationrulesv3.HeaderMutation{removeMatching(all)},
-	}})
+// stripOn is the strip filter's further work on a route of a service with the response headers, or nil. It removes all
+// trailers of requests: by HTTP/2 they would reach an upstream, where a server that merges them into the headers would
+// take the user from them. By HTTP/1.1 Envoy sends none, and no gRPC client does.
+func (b *builder) stripOn(own definitions.Headers, trailers bool) *anypb.Any {
+	mutations := &headermutationv3.Mutations{ResponseMutations: changes(b.gw.ResponseHeaders, own)}
+	if trailers {
+		all := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".*"}}}
+		mutations.RequestTrailersMutations = []*mutationrulesv3.HeaderMutation{removeMatching(all)}
+	}
+	if proto.Size(mutations) == 0 {
+		return nil
+	}
+	return b.pack(&headermutationv3.HeaderMutationPerRoute{Mutations: mutations})
+}
+
+// strip gives the routes without a setting for the strip filter the one that is not nil.
+func strip(routes []*routev3.Route, on *anypb.Any) []*routev3.Route {
+	for _, r := range routes {
+		if on != nil && r.GetTypedPerFilterConfig()[filterStrip] == nil {
+			r.TypedPerFilterConfig[filterStrip] = on
+		}
+	}
+	return routes
+}
+
+// changes are the changes of the gateway's headers, and after them those of a service, which can repeat a header.
+func changes(all ...definitions.Headers) (out []*mutationrulesv3.HeaderMutation) {
+	for _, h := range all {
+		out = append(out, remove(h.Remove...)...)
+		for _, option := range setHeaders(h) {
+			out = append(out, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: option}})
+		}
+	}
+	return out
+}
+
+// setHeaders are the headers that are set, with their values as they are in the definitions.
+func setHeaders(h definitions.Headers) (out []*corev3.HeaderValueOption) {
+	for _, one := range h.Set {
+		out = append(out, setHeader(one.Name, literal(one.Value)))
+	}
+	return out
 }
 
 // overwrite sets a request header; the value is a format string to Envoy.

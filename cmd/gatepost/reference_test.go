@@ -212,6 +212,9 @@ func messagesBelow(m protoreflect.MessageDescriptor, known []protoreflect.Messag
 const durationName = "google.protobuf.Duration"
 
 func typeName(f protoreflect.FieldDescriptor) string {
+	if f.IsMap() {
+		return typeName(f.MapValue()) + " by name"
+	}
 	name := map[protoreflect.Kind]string{
 		protoreflect.StringKind: "text", protoreflect.BoolKind: "true or false", protoreflect.Uint32Kind: "whole number",
 		protoreflect.DoubleKind: "number",

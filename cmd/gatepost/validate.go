@@ -93,7 +93,9 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 // missingRoots returns why Envoy cannot validate https upstreams on this machine: it would need
 // their CA file.
 func (s *settings) missingRoots(gw *definitions.Gateway) string {
-	secured := slices.ContainsFunc(gw.Services, func(service *definitions.Service) bool { return service.Upstreams[0].TLS() })
+	secured := slices.ContainsFunc(gw.Services, func(service *definitions.Service) bool {
+		return slices.ContainsFunc(service.Upstreams, definitions.Upstream.TLS)
+	})
 	if _, err := os.Stat(s.caFile); err != nil && secured {
 		return fmt.Sprintf("the roots for https upstreams are not on this machine (--ca-file %s)", s.caFile)
 	}

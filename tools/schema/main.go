@@ -100,6 +100,10 @@ func require(definition object) {
 			required = append(required, name)
 		}
 	}
+	if properties["redirect"] != nil { // of a service, which has upstreams or a redirect
+		required = slices.DeleteFunc(required, func(name string) bool { return name == "upstreams" })
+		definition["anyOf"] = []any{object{"required": []any{"upstreams"}}, object{"required": []any{"redirect"}}}
+	}
 	slices.Sort(required)
 	if len(required) > 0 {
 		definition["required"] = required

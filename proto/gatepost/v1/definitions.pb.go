@@ -46,9 +46,12 @@ type Gateway struct {
 	ClientAddresses *ClientAddresses `protobuf:"bytes,8,opt,name=client_addresses,json=clientAddresses,proto3" json:"client_addresses,omitempty"`
 	// The services behind the gateway. Of those whose host and path match a request, the one with the most specific host
 	// wins, then the one with the longest path; the order does not matter. `[]` for none.
-	Services      []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Services []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
+	// Changes of the headers of every response that has a route, also of errors. A service may set the same header to
+	// another value.
+	ResponseHeaders *Headers `protobuf:"bytes,11,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
@@ -133,6 +136,13 @@ func (x *Gateway) GetClientAddresses() *ClientAddresses {
 func (x *Gateway) GetServices() []*Service {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *Gateway) GetResponseHeaders() *Headers {
+	if x != nil {
+		return x.ResponseHeaders
 	}
 	return nil
 }
@@ -871,7 +881,7 @@ type Service struct {
 	// The addresses of the service, which may have a base path and differ in host and port only. `http`: HTTP/1.1.
 	// `https`: HTTP/2, or HTTP/1.1 if the upstream does not offer it (ALPN) or `websocket` is true. `h2c`: HTTP/2 without
 	// TLS. Several are balanced. A link-local address, or the metadata service of a cloud, is a mistake: it would hand the
-	// keys of the machine to every caller.
+	// keys of the machine to every caller. Required, unless there is a `redirect`.
 	Upstreams []string `protobuf:"bytes,5,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
 	// Whether the upstream gets the path with its prefix. Default: false, so `/orders/5` arrives as `/5`.
 	KeepPrefix bool `protobuf:"varint,6,opt,name=keep_prefix,json=keepPrefix,proto3" json:"keep_prefix,omitempty"`
@@ -894,7 +904,15 @@ type Service struct {
 	// that end in `.shop.example`. An exact name is more specific than `*.` with a suffix, a longer suffix is more
 	// specific than a shorter one, and a service without hosts is the least specific. Ports, case, and a dot at the end
 	// of a request's host are ignored. An international name is written in ASCII (`xn--`). Default: every host.
-	Hosts         []string `protobuf:"bytes,12,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Hosts []string `protobuf:"bytes,12,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Changes of the headers of every response of the service, also of errors that the gateway answers for it.
+	ResponseHeaders *Headers `protobuf:"bytes,23,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
+	// Changes of the headers of every request that is sent to an upstream.
+	RequestHeaders *Headers `protobuf:"bytes,24,opt,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
+	// If it is set, every request gets 503, with or without a token. The upstreams get none.
+	Maintenance *Maintenance `protobuf:"bytes,26,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
+	// If it is set, requests are redirected, and there are no upstreams. A request needs a token as for any service.
+	Redirect      *Redirect `protobuf:"bytes,27,opt,name=redirect,proto3" json:"redirect,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,11 +1031,208 @@ func (x *Service) GetHosts() []string {
 	return nil
 }
 
+func (x *Service) GetResponseHeaders() *Headers {
+	if x != nil {
+		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *Service) GetRequestHeaders() *Headers {
+	if x != nil {
+		return x.RequestHeaders
+	}
+	return nil
+}
+
+func (x *Service) GetMaintenance() *Maintenance {
+	if x != nil {
+		return x.Maintenance
+	}
+	return nil
+}
+
+func (x *Service) GetRedirect() *Redirect {
+	if x != nil {
+		return x.Redirect
+	}
+	return nil
+}
+
+// Headers are changes of headers. Those that HTTP, CORS or the gateway itself needs cannot be changed, such as Host,
+// Authorization, Origin, Server and the header with the user's id.
+type Headers struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Headers that are set, by name, over every value that they have.
+	Set map[string]string `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Headers that are removed.
+	Remove        []string `protobuf:"bytes,2,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Headers) Reset() {
+	*x = Headers{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Headers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Headers) ProtoMessage() {}
+
+func (x *Headers) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Headers.ProtoReflect.Descriptor instead.
+func (*Headers) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Headers) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *Headers) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+// Maintenance is the response of a service that is down on purpose.
+type Maintenance struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The text of the response, which is a JSON string. Default: The service is down for maintenance.
+	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	// How long clients should wait, as `Retry-After`. Default: no such header.
+	RetryAfter    *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Maintenance) Reset() {
+	*x = Maintenance{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Maintenance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Maintenance) ProtoMessage() {}
+
+func (x *Maintenance) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
+func (*Maintenance) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Maintenance) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Maintenance) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
+}
+
+// Redirect sends clients to another address. A query is kept.
+type Redirect struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The address: `https://new.example` keeps the path, so `/orders/5` of the service `/orders` leads to
+	// `https://new.example/orders/5`. With a path it replaces that of the service: `https://new.example/shop` leads to
+	// `/shop/5`, and `https://new.example/` to `/5`.
+	To string `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
+	// 307 and 308 keep the method and the body, 301 and 302 may not. Clients remember 301 and 308 for a long time.
+	// Default: 307.
+	Status        *uint32 `protobuf:"varint,2,opt,name=status,proto3,oneof" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Redirect) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *Redirect) GetStatus() uint32 {
+	if x != nil && x.Status != nil {
+		return *x.Status
+	}
+	return 0
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x03\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd5\x03\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -1028,7 +1243,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"access_log\x18\a \x01(\v2\x16.gatepost.v1.AccessLogR\taccessLog\x12G\n" +
 	"\x10client_addresses\x18\b \x01(\v2\x1c.gatepost.v1.ClientAddressesR\x0fclientAddresses\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
-	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\"\xa6\x02\n" +
+	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\x12?\n" +
+	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
@@ -1095,14 +1311,14 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xf7\x04\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xe9\x06\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xe8\aR\x04path\x12'\n" +
 	"\fauthenticate\x18\x03 \x01(\bH\x00R\fauthenticate\x88\x01\x01\x12\\\n" +
-	"\x0fallowed_methods\x18\x04 \x03(\tB3\xbaH0\x92\x01-\x10 \x18\x01\"'r%2\x13^[A-Z][A-Z-]{0,31}$Z\aCONNECTZ\x05TRACER\x0eallowedMethods\x124\n" +
-	"\tupstreams\x18\x05 \x03(\tB\x16\xbaH\x13\x92\x01\x10\b\x01\x10\x80\x02\x18\x01\"\ar\x05\x10\x01\x18\xd0\x0fR\tupstreams\x12\x1f\n" +
+	"\x0fallowed_methods\x18\x04 \x03(\tB3\xbaH0\x92\x01-\x10 \x18\x01\"'r%2\x13^[A-Z][A-Z-]{0,31}$Z\aCONNECTZ\x05TRACER\x0eallowedMethods\x127\n" +
+	"\tupstreams\x18\x05 \x03(\tB\x19\xbaH\x16\xd8\x01\x01\x92\x01\x10\b\x01\x10\x80\x02\x18\x01\"\ar\x05\x10\x01\x18\xd0\x0fR\tupstreams\x12\x1f\n" +
 	"\vkeep_prefix\x18\x06 \x01(\bR\n" +
 	"keepPrefix\x12#\n" +
 	"\rforward_token\x18\a \x01(\bR\fforwardToken\x12F\n" +
@@ -1111,8 +1327,27 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\twebsocket\x18\n" +
 	" \x01(\bR\twebsocket\x12\x12\n" +
 	"\x04grpc\x18\v \x01(\bR\x04grpc\x12(\n" +
-	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hostsB\x0f\n" +
-	"\r_authenticateB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\x12?\n" +
+	"\x10response_headers\x18\x17 \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12=\n" +
+	"\x0frequest_headers\x18\x18 \x01(\v2\x14.gatepost.v1.HeadersR\x0erequestHeaders\x12:\n" +
+	"\vmaintenance\x18\x1a \x01(\v2\x18.gatepost.v1.MaintenanceR\vmaintenance\x121\n" +
+	"\bredirect\x18\x1b \x01(\v2\x15.gatepost.v1.RedirectR\bredirectB\x0f\n" +
+	"\r_authenticate\"\x9e\x01\n" +
+	"\aHeaders\x129\n" +
+	"\x03set\x18\x01 \x03(\v2\x1d.gatepost.v1.Headers.SetEntryB\b\xbaH\x05\x9a\x01\x02\x10 R\x03set\x12 \n" +
+	"\x06remove\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06remove\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x80\x01\n" +
+	"\vMaintenance\x12\"\n" +
+	"\amessage\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xf4\x03R\amessage\x12M\n" +
+	"\vretry_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\n" +
+	"retryAfter\"a\n" +
+	"\bRedirect\x12\x1a\n" +
+	"\x02to\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x02to\x12.\n" +
+	"\x06status\x18\x02 \x01(\rB\x11\xbaH\x0e*\f0\xad\x020\xae\x020\xb3\x020\xb4\x02H\x00R\x06status\x88\x01\x01B\t\n" +
+	"\a_statusB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_definitions_proto_rawDescOnce sync.Once
@@ -1126,7 +1361,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -1139,7 +1374,11 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*AccessLog)(nil),           // 8: gatepost.v1.AccessLog
 	(*ClientAddresses)(nil),     // 9: gatepost.v1.ClientAddresses
 	(*Service)(nil),             // 10: gatepost.v1.Service
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(*Headers)(nil),             // 11: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 12: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 13: gatepost.v1.Redirect
+	nil,                         // 14: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -1148,28 +1387,35 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	10, // 5: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	11, // 6: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	11, // 7: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	11, // 8: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 9: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	11, // 10: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 11: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	11, // 12: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	11, // 13: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 14: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 15: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 16: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	11, // 17: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	11, // 18: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	11, // 19: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	11, // 20: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	11, // 21: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	11, // 22: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	11, // 6: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	15, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	15, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	15, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 10: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	15, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 12: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	15, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	15, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 15: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 16: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 17: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	15, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	15, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	15, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	15, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	15, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	15, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	11, // 24: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	11, // 25: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	12, // 26: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	13, // 27: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	14, // 28: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	15, // 29: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -1182,13 +1428,14 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
