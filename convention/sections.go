@@ -11,6 +11,7 @@ const (
 	SectionPaths     Section = "paths"
 	SectionAddresses Section = "addresses"
 	SectionHosts     Section = "hosts"
+	SectionFailures  Section = "upstreams-that-fail"
 	SectionOrigins   Section = "origins-cookies-public-services"
 	SectionNotes     Section = "warnings-notes-and-envoy"
 	SectionOutcomes  Section = "outcomes-of-logins-and-calls"

@@ -96,6 +96,9 @@ var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 	"gatepost.v1.Tokens.cookie":                   {"a cookie name", "letters, digits, hyphens, dots and underscores, such as session"},
 	"gatepost.v1.Tokens.subprotocol":              {"a subprotocol", "letters, digits, hyphens, dots and underscores, such as gatepost.bearer"},
 	"gatepost.v1.ClientAddresses.trusted_proxies": {"a range of addresses", "write a range such as 10.0.0.0/8, or a single address"},
+	"gatepost.v1.Canary.upstreams":                {"an upstream", "where the canary runs, such as http://orders-next:8080"},
+	"gatepost.v1.Canary.percent":                  {"a percentage", "write a percentage, such as 10"},
+	"gatepost.v1.Affinity.header":                 {"a header name", "letters, digits and hyphens, such as x-tenant; Envoy rejects an underscore"},
 	"gatepost.v1.Gateway.origins":                 {"an origin", "write it as a browser sends it, such as https://shop.example"},
 }
 

@@ -67,6 +67,15 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
 	"gatepost.v1.Maintenance.message":         defaultMaintenance,
+	"gatepost.v1.HealthCheck.unhealthy_after": strconv.Itoa(defaultUnhealthyAfter),
+	"gatepost.v1.HealthCheck.healthy_after":   strconv.Itoa(defaultHealthyAfter),
+	"gatepost.v1.HealthCheck.expect":          strconv.Itoa(defaultExpect),
+	"gatepost.v1.Retries.on":                  "none",
+	"gatepost.v1.Retries.budget":              strconv.Itoa(defaultRetries.Budget),
+	"gatepost.v1.Limits.connections":          strconv.Itoa(defaultLimits.Connections),
+	"gatepost.v1.Limits.pending":              strconv.Itoa(defaultLimits.Pending),
+	"gatepost.v1.Limits.requests":             strconv.Itoa(defaultLimits.Requests),
+	"gatepost.v1.Canary.by":                   CanaryByUser,
 }
 
 // defaultOf returns the default that would replace an empty value of the field. If empty is a valid value, it returns
@@ -166,7 +175,7 @@ func accessLogOf(m *gatewayv1.AccessLog) AccessLog {
 	return a
 }
 
-// serviceOf leaves out the upstreams.
+// serviceOf leaves out the upstreams, and what depends on them.
 func serviceOf(m *gatewayv1.Service) *Service {
 	timeout := orDuration(m.GetTimeout(), defaultTimeout)
 	if m.GetGrpc() {
@@ -183,6 +192,10 @@ func serviceOf(m *gatewayv1.Service) *Service {
 		Methods:      withHead(m.GetAllowedMethods()),
 		Timeout:      timeout,
 		Scopes:       m.GetScopes(),
+		HealthCheck:  healthCheckOf(m.GetHealthCheck()),
+		Retries:      retriesOf(m.GetRetries()),
+		Limits:       limitsOf(m.GetLimits()),
+		Affinity:     Affinity{By: m.GetAffinity().GetBy(), Header: strings.ToLower(m.GetAffinity().GetHeader())},
 	}
 	if down := m.GetMaintenance(); down != nil {
 		s.Maintenance = &Maintenance{Message: cmp.Or(down.GetMessage(), defaultMaintenance), RetryAfter: orDuration(down.GetRetryAfter(), 0)}

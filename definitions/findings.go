@@ -100,6 +100,9 @@ func (f *findings) locate(field string) (node *yaml.Node, ok bool) {
 			return node, false
 		}
 		fd := message.Fields().ByName(protoreflect.Name(name))
+		if fd != nil && fd == shorthand(message) && node.Kind == yaml.ScalarNode {
+			return node, true
+		}
 		value := valueOf(node, fd)
 		if value == nil {
 			return node, false

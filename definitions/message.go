@@ -110,6 +110,7 @@ func (s *Service) Message() *gatewayv1.Service {
 	for _, u := range s.Upstreams {
 		m.Upstreams = append(m.Upstreams, u.String())
 	}
+	s.resilienceMessage(m)
 	return m
 }
 

@@ -176,6 +176,15 @@ type Service struct {
 	Maintenance *Maintenance
 	// Redirect is where clients are sent. If nil, there are upstreams, and if not, there are none.
 	Redirect *Redirect
+	// HealthCheck is how upstreams are asked whether they are well. If nil, they are not asked.
+	HealthCheck *HealthCheck
+	// OutlierDetection is whether upstreams that fail requests get none for a while.
+	OutlierDetection bool
+	Retries          Retries
+	Limits           Limits
+	// Canary is another version of the service. It can be nil.
+	Canary   *Canary
+	Affinity Affinity
 }
 
 // Headers are changes of headers. Names are in lower case, each once.

@@ -30,6 +30,7 @@ func (d *Definitions) Notes() Problems {
 				d.Gateway.Services[door].Name, d.line(door), s.Name)))
 		}
 		notes = append(notes, d.methodNotes(i, s)...)
+		notes = append(notes, d.resilienceNotes(i, s)...)
 	}
 	notes = append(notes, d.tokenNotes()...)
 	ownIndexes(notes, d.files)
@@ -77,7 +78,7 @@ func (o doors) to(s *Service) (index int, ok bool) {
 
 // leads returns the upstreams of a service with the path under which its requests arrive.
 func leads(s *Service) []Upstream {
-	to := slices.Clone(s.Upstreams)
+	to := slices.Collect(s.AllUpstreams())
 	if s.KeepPrefix && s.Path != "/" {
 		for i := range to {
 			to[i].Base += s.Path
@@ -128,7 +129,7 @@ func (d *Definitions) tokenNotes() Problems {
 func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 	var problems Problems
 	for i, s := range d.Gateway.Services {
-		for _, u := range s.Upstreams {
+		for u := range s.AllUpstreams() {
 			if fault := ownAddressFault(u, u.String(), listen); fault != nil {
 				problems = append(problems, d.note(i, "upstreams", fault))
 			}

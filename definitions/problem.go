@@ -94,6 +94,7 @@ const (
 	aboutFile      = topic(convention.SectionFile)
 	aboutFields    = topic(convention.SectionFields)
 	aboutPaths     = topic(convention.SectionPaths)
+	aboutFailures  = topic(convention.SectionFailures)
 	aboutAddresses = topic(convention.SectionAddresses)
 	aboutHosts     = topic(convention.SectionHosts)
 	aboutOrigins   = topic(convention.SectionOrigins)

@@ -35,6 +35,8 @@ func parseRedirect(f *findings, m *gatewayv1.Service, s *Service, field string) 
 	}{
 		{"upstreams", len(m.GetUpstreams()) > 0}, {"keep_prefix", m.GetKeepPrefix()}, {"forward_token", m.GetForwardToken()},
 		{"timeout", m.GetTimeout() != nil}, {"websocket", m.GetWebsocket()}, {"grpc", m.GetGrpc()}, {"request_headers", m.GetRequestHeaders() != nil},
+		{"health_check", m.GetHealthCheck() != nil}, {"outlier_detection", m.OutlierDetection != nil}, {"retries", m.GetRetries() != nil},
+		{"limits", m.GetLimits() != nil}, {"canary", m.GetCanary() != nil}, {"affinity", m.GetAffinity() != nil},
 	} {
 		if other.set {
 			f.add(field+"."+other.name, aboutAddresses.faultf("remove one of them",

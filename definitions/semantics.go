@@ -172,10 +172,11 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	if m.GetRedirect() != nil {
 		s.Redirect = parseRedirect(f, m, s, field)
 	}
-	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen)
+	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen, nil, "")
 	if len(m.GetUpstreams()) == 0 && m.GetRedirect() == nil {
 		f.add(field+".upstreams", aboutFields.faultf(words["gatepost.v1.Service.upstreams"].remedy, "is missing"))
 	}
+	parseResilience(f, s, m, g, field)
 	if !s.Authenticate && len(s.Scopes) > 0 {
 		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
@@ -213,10 +214,14 @@ func checkProtocols(f *findings, s *Service, m *gatewayv1.Service, field string)
 	}
 }
 
-// parseUpstreams parses the upstreams of a service and checks that they are alternatives to each other.
-func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrPort) []Upstream {
-	out := make([]Upstream, 0, len(texts))
-	var first []string // :: index in out → field
+// parseUpstreams parses a list of upstreams and checks that they are alternatives to each other, and to those in another
+// list of the service.
+func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrPort, others []Upstream, othersList string) []Upstream {
+	out := slices.Grow(slices.Clone(others), len(texts))
+	first := make([]string, len(others)) // :: index in out → field
+	for i := range first {
+		first[i] = othersList
+	}
 	for i, text := range texts {
 		field := list + "[" + strconv.Itoa(i) + "]"
 		u, fault := parseUpstream(text)
@@ -228,6 +233,7 @@ func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrP
 		f.add(field, ownAddressFault(u, text, listen))
 		out, first = append(out, u), append(first, field)
 	}
+	out = out[len(others):]
 	slices.SortFunc(out, func(a, b Upstream) int {
 		return strings.Compare(a.Host+":"+strconv.Itoa(int(a.Port)), b.Host+":"+strconv.Itoa(int(b.Port)))
 	})

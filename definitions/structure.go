@@ -198,6 +198,10 @@ func readValue(f *findings, node *yaml.Node, empty protoreflect.Value, fd protor
 		if null && !fd.IsList() {
 			return value // `tokens:` with all of its lines commented out
 		}
+		if short := shorthand(message); short != nil && node.Kind == yaml.ScalarNode {
+			readField(f, node, empty.Message(), short, join(field, string(short.Name())))
+			return empty
+		}
 		if node.Kind != yaml.MappingNode {
 			f.at(node, field, aboutFields.faultf("write fields below it, as `name: value`", "is %s, not a set of fields", kindOf(node)))
 			return value
@@ -218,6 +222,18 @@ func readValue(f *findings, node *yaml.Node, empty protoreflect.Value, fd protor
 		return value
 	}
 	return value
+}
+
+// shorthands are the messages that a file may give as a single value: that of one field. :: message → field
+var shorthands = map[protoreflect.FullName]protoreflect.Name{
+	"gatepost.v1.HealthCheck": "path",
+	"gatepost.v1.Retries":     "count",
+	"gatepost.v1.Affinity":    "by",
+}
+
+// shorthand returns the field that a single value in the place of a message gives, or nil.
+func shorthand(message protoreflect.MessageDescriptor) protoreflect.FieldDescriptor {
+	return message.Fields().ByName(shorthands[message.FullName()])
 }
 
 // variable matches what shells, docker-compose and envsubst replace by the value of an environment variable.

@@ -94,8 +94,10 @@ type Forward struct {
 	// handler.
 	To []string `json:"to,omitempty"`
 	// TokenHandler reports whether Gatepost itself responds.
-	TokenHandler bool   `json:"token_handler,omitempty"`
-	Method       string `json:"method"`
+	TokenHandler bool `json:"token_handler,omitempty"`
+	// Canary is the other version of the service, which gets a part of the requests, or nil.
+	Canary *Canary `json:"canary,omitempty"`
+	Method string  `json:"method"`
 	// Path is the path with its query.
 	Path string `json:"path"`
 	// Set are the headers that the gateway sets. Removed are the client's headers that it removes.
@@ -105,6 +107,27 @@ type Forward struct {
 	// the gateway closes the stream when the token expires.
 	Upgrade       string `json:"upgrade,omitempty"`
 	EndsWithToken bool   `json:"ends_with_token,omitempty"`
+}
+
+// Canary is another version of a service.
+type Canary struct {
+	// To are the origins of its upstreams.
+	To []string `json:"to"`
+	// Percent is its part of the requests, and By what counts: user, address or request.
+	Percent int    `json:"percent"`
+	By      string `json:"by"`
+}
+
+// canaryOf returns the canary of a service, or nil.
+func canaryOf(s *definitions.Service) *Canary {
+	if s.Canary == nil {
+		return nil
+	}
+	by := s.Canary.By
+	if by == definitions.CanaryByUser && !s.Authenticate {
+		by = "address"
+	}
+	return &Canary{addresses(s.Canary.Upstreams), s.Canary.Percent, by}
 }
 
 // explanation describes a finished exchange.
@@ -137,7 +160,7 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 	if x.forward != nil {
 		forward := *x.forward
 		if s := e.serviceOf(x.route); s != nil {
-			forward.To = addresses(s)
+			forward.To, forward.Canary = addresses(s.Upstreams), canaryOf(s)
 		} else {
 			forward.TokenHandler = true
 		}
@@ -157,11 +180,10 @@ func (e *Explainer) outcome(x *exchange, when string) Outcome {
 	return o
 }
 
-// addresses returns the origins of a service's upstreams. Their base path is already part of the
-// forwarded path.
-func addresses(s *definitions.Service) []string {
-	out := make([]string, 0, len(s.Upstreams))
-	for _, u := range s.Upstreams {
+// addresses returns the origins of upstreams. Their base path is already part of the forwarded path.
+func addresses(upstreams []definitions.Upstream) []string {
+	out := make([]string, 0, len(upstreams))
+	for _, u := range upstreams {
 		out = append(out, u.Origin())
 	}
 	return out

@@ -134,6 +134,12 @@ func (d dice) service(b *strings.Builder, name, path string, hosts, upstreams []
 	if d.chance(3) && (len(methods) == 0 || slices.Contains(methods, "GET")) {
 		b.WriteString("    websocket: true\n")
 	}
+	if d.chance(3) {
+		fmt.Fprintf(b, "    %s\n", d.one("outlier_detection: true", "limits: {requests: 99}", "affinity: address"))
+	}
+	if len(methods) == 0 && d.chance(3) { // routes of their own for idempotent methods
+		b.WriteString("    retries: {on: [gateway-error, reset]}\n")
+	}
 }
 
 func quoted(all []string) string {

@@ -53,16 +53,19 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
-	"envoy.config.route.v3.Route": "name match route redirect metadata direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
+	"envoy.config.route.v3.Route": "name match route redirect metadata request_body_buffer_limit direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove typed_per_filter_config",
-	"envoy.config.route.v3.RouteMatch":           "path prefix path_separated_prefix safe_regex case_sensitive headers",
-	"envoy.config.route.v3.HeaderMatcher":        "name string_match invert_match treat_missing_header_as_empty",
-	"envoy.config.route.v3.RouteAction":          "cluster prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs",
-	"envoy.config.route.v3.DirectResponseAction": "status body",
-	"envoy.config.route.v3.RedirectAction":       "scheme_redirect host_redirect prefix_rewrite response_code",
-	"envoy.type.matcher.v3.StringMatcher":        "exact prefix contains safe_regex",
-	"envoy.type.matcher.v3.RegexMatcher":         "regex",
-	"envoy.type.matcher.v3.ListStringMatcher":    "patterns",
+	"envoy.config.route.v3.RouteMatch":             "path prefix path_separated_prefix safe_regex case_sensitive headers",
+	"envoy.config.route.v3.HeaderMatcher":          "name string_match invert_match treat_missing_header_as_empty",
+	"envoy.config.route.v3.RouteAction":            "cluster hash_policy retry_policy prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs",
+	"envoy.config.route.v3.RouteAction.HashPolicy": "*", // which upstream gets a request is not predicted
+	"envoy.config.route.v3.RetryPolicy":            "*",
+	"google.protobuf.UInt64Value":                  "*",
+	"envoy.config.route.v3.DirectResponseAction":   "status body",
+	"envoy.config.route.v3.RedirectAction":         "scheme_redirect host_redirect prefix_rewrite response_code",
+	"envoy.type.matcher.v3.StringMatcher":          "exact prefix contains safe_regex",
+	"envoy.type.matcher.v3.RegexMatcher":           "regex",
+	"envoy.type.matcher.v3.ListStringMatcher":      "patterns",
 
 	"envoy.extensions.filters.http.cors.v3.Cors": "",
 	"envoy.extensions.filters.http.cors.v3.CorsPolicy": "allow_origin_string_match allow_methods allow_headers expose_headers " +

@@ -62,6 +62,9 @@ func (f *Forward) print(b *bytes.Buffer) {
 		to = strings.Join(f.To, " or ")
 	}
 	line(b, "forwarded", fmt.Sprintf("to %s as %s %s", to, f.Method, f.Path))
+	if c := f.Canary; c != nil {
+		line(b, "", fmt.Sprintf("or, for %d %% by %s, to the canary %s", c.Percent, c.By, strings.Join(c.To, " or ")))
+	}
 	for _, h := range f.Set {
 		line(b, "", "with "+h.Name+": "+h.Value)
 	}

@@ -96,7 +96,9 @@ func (b *Builder) Build(gw *definitions.Gateway, opts Options) (*Snapshot, error
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	one := &builder{gw: gw, opts: opts, shelf: &b.shelf, policies: map[string]*anypb.Any{}}
+	one := &builder{
+		gw: gw, opts: opts, shelf: &b.shelf, policies: map[string]*anypb.Any{}, services: map[*definitions.Service]*service{},
+	}
 	snapshot, err := one.snapshot(b.last)
 	if err != nil {
 		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
@@ -118,6 +120,8 @@ type builder struct {
 	errs  []error
 	// policies are the CORS policies so far. Services with the same methods share one.
 	policies map[string]*anypb.Any // :: methods and exposed headers → policy
+	// services are those that were asked for so far.
+	services map[*definitions.Service]*service
 }
 
 // snapshot builds the resources that differ from the last ones.

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -22,23 +23,19 @@ const (
 	upstreamIdle = 4 * time.Second
 )
 
-// maxRequests limits the concurrent requests to one service. A request above the limit gets 503 at once, so that a
-// service that hangs does not block the whole gateway. The limits of connections and of pending requests are Envoy's
-// default, 1024.
-const maxRequests = 4096
-
 // clusters builds the clusters of the added services. Those of the removed services are nil. :: name → cluster
 func (b *builder) clusters(removed, added []*definitions.Service) map[string]*resource {
 	out := make(map[string]*resource, len(removed)+len(added))
 	for _, def := range removed {
-		if s := b.service(def); s.hasUpstreams() && !s.withheld {
+		if s := b.service(def); s.upstreams != nil {
 			out[s.cluster] = nil
 		}
 	}
 	for _, def := range added {
-		if s := b.service(def); s.hasUpstreams() && !s.withheld {
+		if s := b.service(def); s.upstreams != nil {
 			b.about = s.String()
-			out[s.cluster] = b.cluster(s)
+			b.validate(s.upstreams)
+			out[s.cluster] = b.finish(s.upstreams)
 		}
 	}
 	return out
@@ -54,28 +51,34 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 	}
 }
 
-func (b *builder) cluster(s *service) *resource {
-	targets := s.def.Upstreams
+// upstreamsOf builds the cluster of a service. Its name contains the base path, because routes rewrite to it: a change of
+// the base makes another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also
+// contains a hash of the cluster: a changed cluster would have no host until the names are looked up, but another cluster
+// leaves the old one unchanged.
+func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
+	name := clusterOf + s.def.Name + s.base()
+	targets := slices.Collect(s.def.AllUpstreams())
 	c := &clusterv3.Cluster{
-		Name:                          s.cluster,
-		AltStatName:                   statName(s),
 		ConnectTimeout:                durationpb.New(connectTimeout),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 		LbPolicy:                      clusterv3.Cluster_ROUND_ROBIN,
-		LoadAssignment:                endpoints(targets),
-		CircuitBreakers: &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{{
-			MaxRequests: wrapperspb.UInt32(maxRequests),
-		}}},
+		LoadAssignment:                s.loadAssignment(),
+		CircuitBreakers:               circuitBreakers(s.def),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
 			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions()),
 		},
 	}
+	s.balance(c)
+	s.avoidUnhealthy(c)
 	discover(c, targets)
 	if targets[0].TLS() {
 		b.secure(c, targets, s.protocol())
 	}
-	b.validate(c)
-	return b.finish(c)
+	if c.Name = name; looksUp(targets) {
+		c.AltStatName = name
+		c.Name += clusterHash + hashed(b.content(c)).short()
+	}
+	return c
 }
 
 // discover sets how Envoy gets the addresses: they are given, or names are looked up periodically.
@@ -142,20 +145,44 @@ func (s *service) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
 // placeholderName is the cluster name in a load assignment. It is required, but only EDS uses it.
 const placeholderName = "-"
 
-func endpoints(targets []definitions.Upstream) *endpointv3.ClusterLoadAssignment {
+// loadAssignment has the upstreams, and those of the canary as a group of their own.
+func (s *service) loadAssignment() *endpointv3.ClusterLoadAssignment {
+	several := len(tlsHosts(slices.Collect(s.def.AllUpstreams()))) > 1
+	out := &endpointv3.ClusterLoadAssignment{ClusterName: placeholderName}
+	canary := s.def.Canary
+	if canary == nil {
+		out.Endpoints = []*endpointv3.LocalityLbEndpoints{s.group(s.def.Upstreams, several)}
+		return out
+	}
+	add := func(zone string, targets []definitions.Upstream, percent int) {
+		if percent > 0 {
+			group := s.group(targets, several)
+			group.Locality, group.LoadBalancingWeight = &corev3.Locality{Zone: zone}, wrapperspb.UInt32(uint32(percent))
+			out.Endpoints = append(out.Endpoints, group)
+		}
+	}
+	add("stable", s.def.Upstreams, 100-canary.Percent)
+	add("canary", canary.Upstreams, canary.Percent)
+	return out
+}
+
+func (s *service) group(targets []definitions.Upstream, several bool) *endpointv3.LocalityLbEndpoints {
 	group := &endpointv3.LocalityLbEndpoints{}
-	several := len(tlsHosts(targets)) > 1
 	for _, u := range targets {
-		e := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+		endpoint := &endpointv3.Endpoint{
 			Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 				Address:       u.Host,
 				PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(u.Port)},
 			}}},
-		}}}
+		}
+		if s.def.HealthCheck != nil { // otherwise the Host of a check is the name of the cluster, which servers refuse
+			endpoint.HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{Hostname: strings.TrimPrefix(u.Origin(), u.Scheme+"://")}
+		}
+		e := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: endpoint}}
 		if several {
 			e.Metadata = hostMetadata(u.Host)
 		}
 		group.LbEndpoints = append(group.LbEndpoints, e)
 	}
-	return &endpointv3.ClusterLoadAssignment{ClusterName: placeholderName, Endpoints: []*endpointv3.LocalityLbEndpoints{group}}
+	return group
 }

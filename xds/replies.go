@@ -44,6 +44,8 @@ var replies = append(redirectReplies(), []reply{
 	// upstream begins like this is told to try again too.)
 	{status: 503, path: convention.PathLogin, text: "The service cannot be reached at the moment.", retry: true},
 	{status: 503, text: "The service cannot be reached at the moment."},
+	// The first try has failed, and more of the body has come than can be sent again.
+	{status: 507, as: 503, text: "The service cannot be reached at the moment."},
 	// The token's time was over, or would have been, before the answer was whole.
 	{status: 504, flag: "UMSDR", text: "The token ended before the service had answered."},
 	{status: 408, flag: "UMSDR", text: "The token ended before the service had answered."},

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -23,8 +24,10 @@ import (
 type resource struct {
 	raw     []byte
 	version string // a hash of raw; short, since it is sent with the resource
-	// looksUp is whether it is a cluster with host names, which Envoy resolves before it uses the cluster.
+	// looksUp is whether it is a cluster whose hosts Envoy looks up before it uses the cluster.
 	looksUp bool
+	// check is how long the first health check of a cluster may take.
+	check time.Duration
 	// kept is whether it represents a cluster of an earlier process that an Envoy still has. Only its name and version are
 	// known.
 	kept bool
@@ -48,7 +51,11 @@ func appendResource(b []byte, m proto.Message) ([]byte, error) {
 // is sent what differs.
 func resourceOf(m proto.Message, raw []byte) *resource {
 	cluster, _ := m.(*clusterv3.Cluster)
-	return &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}
+	r := &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}
+	for _, check := range cluster.GetHealthChecks() {
+		r.check = check.GetTimeout().AsDuration()
+	}
+	return r
 }
 
 // shelf allocates the bytes of resources next to each other. Allocated one by one, they would be scattered among the

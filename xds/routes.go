@@ -97,6 +97,9 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			ResponseHeadersToRemove: s.hide,
 			Metadata:                upgrades(f.to),
 		}
+		if f.to.GetRetryPolicy() != nil {
+			route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
+		}
 		if b.mayOfferToken(s) && takesUpgrades(f.to) {
 			out = append(out, b.logged(b.offersToken(route, s.rule), s.rule.Service, false))
 		}

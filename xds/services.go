@@ -2,9 +2,9 @@ package xds
 
 import (
 	"fmt"
-	"strings"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -17,9 +17,9 @@ import (
 type service struct {
 	def  *definitions.Service
 	path string
-	// withheld is whether its upstreams receive no requests.
-	withheld bool
-	// cluster is the name of its cluster.
+	// upstreams is its cluster. If it is nil, it has no upstreams, or they receive no requests.
+	upstreams *clusterv3.Cluster
+	// cluster is the name of the cluster that its routes lead to.
 	cluster string
 }
 
@@ -33,46 +33,20 @@ func (s *service) String() string { return fmt.Sprintf("service %q", s.def.Name)
 
 // service returns what the resources of a service need.
 func (b *builder) service(def *definitions.Service) *service {
-	s := &service{def: def, path: def.Path, withheld: b.opts.withheld(def.Name)}
-	if s.hasUpstreams() {
-		s.cluster = b.clusterName(s)
+	if known := b.services[def]; known != nil {
+		return known
+	}
+	s := &service{def: def, path: def.Path, cluster: blackhole}
+	b.services[def] = s
+	if s.hasUpstreams() && !b.opts.withheld(def.Name) {
+		s.upstreams = b.upstreamsOf(s)
+		s.cluster = s.upstreams.GetName()
 	}
 	return s
 }
 
-// clusterName returns a name that contains the base path, because routes rewrite to it: a change of the base makes
-// another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also contains a hash
-// of all upstreams: a changed cluster would have no host until the names are looked up, but another cluster leaves
-// the old one unchanged.
-func (b *builder) clusterName(s *service) string {
-	if s.withheld {
-		return blackhole
-	}
-	name := clusterOf + s.def.Name + s.base()
-	if !looksUp(s.def.Upstreams) {
-		return name
-	}
-	content := hashed(b.opts.CAFile)
-	for _, u := range s.def.Upstreams {
-		content.add(fmt.Sprintf("%v %s %d", u.TLS(), u.Host, u.Port))
-	}
-	if p := s.protocol(); p != onlyHTTP1 {
-		content.add(p)
-	}
-	return name + clusterHash + content.short()
-}
-
 // clusterHash precedes the hash in a cluster's name.
 const clusterHash = "#"
-
-// statName is the name of a cluster in Envoy's metrics if it is not its own name.
-func statName(s *service) string {
-	name, _, hasHash := strings.Cut(s.cluster, clusterHash)
-	if !hasHash {
-		return ""
-	}
-	return name
-}
 
 // endpoints returns the endpoint group of the service.
 func (s *service) endpoints(b *builder) endpointGroup {
@@ -101,7 +75,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 	case s.def.Maintenance != nil:
 		group.maintenance = s.def.Maintenance
 	case s.hasUpstreams():
-		group.forward, group.trailers = s.forwards(b.gw.Tokens.Lifetime), s.protocol() != onlyHTTP1
+		group.forward, group.trailers = s.forwards(b), s.protocol() != onlyHTTP1
 	default:
 		group.redirect = s.redirects()
 	}
@@ -119,10 +93,11 @@ func (s *service) longest() time.Duration {
 
 // forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and
 // `/orders/` with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
-func (s *service) forwards(lifetime time.Duration) []forward {
-	timeout := s.def.Timeout
+func (s *service) forwards(b *builder) []forward {
+	lifetime := b.gw.Tokens.Lifetime
 	to := func(rewrite string) *routev3.RouteAction {
-		action := forwardTo(s.cluster, rewrite, timeout)
+		action := forwardTo(s.cluster, rewrite, s.def.Timeout)
+		action.HashPolicy = s.hashPolicy(b.gw.Identity.UserHeader)
 		if s.def.WebSocket {
 			s.upgrade(action, lifetime)
 		}
@@ -137,14 +112,11 @@ func (s *service) forwards(lifetime time.Duration) []forward {
 	}
 	switch {
 	case s.path == "/":
-		return []forward{{prefix("/"), to(root + "/")}}
+		return b.retried(s.def, forward{prefix("/"), to(root + "/")})
 	case root != "":
-		return []forward{{atAndBelow(s.path), to(root)}}
+		return b.retried(s.def, forward{atAndBelow(s.path), to(root)})
 	}
-	return []forward{
-		{exactPath(s.path), to("/")},
-		{prefix(s.path + "/"), to("/")},
-	}
+	return b.retried(s.def, forward{exactPath(s.path), to("/")}, forward{prefix(s.path + "/"), to("/")})
 }
 
 // upgrade allows WebSockets on a route. The listener allows none, so all other routes refuse them. The timeout does

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"slices"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -37,7 +38,9 @@ func tlsHosts(targets []definitions.Upstream) []definitions.Upstream {
 	if len(targets) == 0 || !targets[0].TLS() {
 		return nil
 	}
-	return slices.CompactFunc(slices.Clone(targets), func(a, b definitions.Upstream) bool { return a.Host == b.Host })
+	targets = slices.Clone(targets)
+	slices.SortStableFunc(targets, func(a, b definitions.Upstream) int { return strings.Compare(a.Host, b.Host) }) // a canary's are last
+	return slices.CompactFunc(targets, func(a, b definitions.Upstream) bool { return a.Host == b.Host })
 }
 
 // tlsTo requires a certificate that the system's roots verify and that contains the host. Envoy checks neither by

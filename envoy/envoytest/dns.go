@@ -55,6 +55,13 @@ func (s *NameServer) Silence(name string) {
 	s.names[name] = netip.Addr{}
 }
 
+// Remove makes a name not exist.
+func (s *NameServer) Remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.names, name)
+}
+
 // Resolve sets the IPv4 address of a name and answers the pending questions for it.
 func (s *NameServer) Resolve(name, address string) {
 	s.mu.Lock()

@@ -20,6 +20,10 @@ const (
 	duration = "google.protobuf.Duration"
 )
 
+// shorthands are the messages that a file may give as the value of one of their fields, as in package definitions.
+// :: message → field
+var shorthands = map[string]string{"HealthCheck": "path", "Retries": "count", "Affinity": "by"}
+
 // object is a JSON object.
 type object = map[string]any
 
@@ -65,6 +69,14 @@ func corrected(made object) (object, error) {
 		require(definition)
 		clean(definition)
 		renamed[shortName(name)] = definition
+	}
+	for name, field := range shorthands {
+		definition, _ := renamed[name].(object)
+		properties, _ := definition["properties"].(object)
+		if properties[field] == nil {
+			return nil, fmt.Errorf("the generator made no %s.%s", name, field)
+		}
+		renamed[name] = object{"title": definition["title"], "anyOf": []any{definition, properties[field]}}
 	}
 	if renamed[shortName(root)] == nil || renamed[shortName(duration)] == nil {
 		return nil, fmt.Errorf("the generator made no %s or no %s", root, duration)

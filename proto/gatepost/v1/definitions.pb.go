@@ -905,6 +905,22 @@ type Service struct {
 	// specific than a shorter one, and a service without hosts is the least specific. Ports, case, and a dot at the end
 	// of a request's host are ignored. An international name is written in ASCII (`xn--`). Default: every host.
 	Hosts []string `protobuf:"bytes,12,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// How the gateway asks the upstreams whether they are well. One that is not gets no requests, and if none is, the
+	// response is 503. A text is the `path`: `health_check: /healthz`. Default: they are not asked.
+	HealthCheck *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	// Whether an upstream rests that fails several requests in a row: it gets none for 10s, longer each time. Failures are
+	// connections that fail or break, and responses 502, 503 and 504. At most half of the upstreams rest. Default: true if
+	// there are several upstreams, or one by name, which may have several addresses.
+	OutlierDetection *bool `protobuf:"varint,16,opt,name=outlier_detection,json=outlierDetection,proto3,oneof" json:"outlier_detection,omitempty"`
+	// Which requests are tried again if an upstream fails. A number is the `count`: `retries: 2`. Default: once, and only
+	// those that no upstream can have acted on.
+	Retries *Retries `protobuf:"bytes,17,opt,name=retries,proto3" json:"retries,omitempty"`
+	// How much the upstreams get at once. What is above is 503 at once.
+	Limits *Limits `protobuf:"bytes,18,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Upstreams with another version of the service, which get a part of the requests.
+	Canary *Canary `protobuf:"bytes,19,opt,name=canary,proto3" json:"canary,omitempty"`
+	// Which of several upstreams gets a request. A text is `by`: `affinity: cookie`. Default: each in turn.
+	Affinity *Affinity `protobuf:"bytes,20,opt,name=affinity,proto3" json:"affinity,omitempty"`
 	// Changes of the headers of every response of the service, also of errors that the gateway answers for it.
 	ResponseHeaders *Headers `protobuf:"bytes,23,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
 	// Changes of the headers of every request that is sent to an upstream.
@@ -1027,6 +1043,48 @@ func (x *Service) GetGrpc() bool {
 func (x *Service) GetHosts() []string {
 	if x != nil {
 		return x.Hosts
+	}
+	return nil
+}
+
+func (x *Service) GetHealthCheck() *HealthCheck {
+	if x != nil {
+		return x.HealthCheck
+	}
+	return nil
+}
+
+func (x *Service) GetOutlierDetection() bool {
+	if x != nil && x.OutlierDetection != nil {
+		return *x.OutlierDetection
+	}
+	return false
+}
+
+func (x *Service) GetRetries() *Retries {
+	if x != nil {
+		return x.Retries
+	}
+	return nil
+}
+
+func (x *Service) GetLimits() *Limits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Service) GetCanary() *Canary {
+	if x != nil {
+		return x.Canary
+	}
+	return nil
+}
+
+func (x *Service) GetAffinity() *Affinity {
+	if x != nil {
+		return x.Affinity
 	}
 	return nil
 }
@@ -1228,6 +1286,386 @@ func (x *Redirect) GetStatus() uint32 {
 	return 0
 }
 
+// HealthCheck is how the gateway asks each upstream whether it is well. Each gateway asks for itself.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path that is asked for by GET. It is that on the upstream: the base path is not put in front. Required, unless
+	// `grpc` is true.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// How long after an answer the next check follows. Default: 5s.
+	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// How long the upstream may take to answer. An upstream by IP address that does not answer delays the start of Envoy,
+	// and changes of definitions, for so long. Default: 1s.
+	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How many checks in a row must fail until an upstream gets no requests. Default: 2.
+	UnhealthyAfter uint32 `protobuf:"varint,4,opt,name=unhealthy_after,json=unhealthyAfter,proto3" json:"unhealthy_after,omitempty"`
+	// How many checks in a row must pass until it gets requests again. A new upstream needs one. Default: 1.
+	HealthyAfter uint32 `protobuf:"varint,5,opt,name=healthy_after,json=healthyAfter,proto3" json:"healthy_after,omitempty"`
+	// The status codes of an upstream that is well. Default: 200.
+	Expect []uint32 `protobuf:"varint,6,rep,packed,name=expect,proto3" json:"expect,omitempty"`
+	// Whether the upstream is asked by the gRPC health checking protocol instead of a path. Needs upstreams that speak
+	// HTTP/2, as with `grpc`. Default: false.
+	Grpc          bool `protobuf:"varint,7,opt,name=grpc,proto3" json:"grpc,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *HealthCheck) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HealthCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetUnhealthyAfter() uint32 {
+	if x != nil {
+		return x.UnhealthyAfter
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetHealthyAfter() uint32 {
+	if x != nil {
+		return x.HealthyAfter
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetExpect() []uint32 {
+	if x != nil {
+		return x.Expect
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetGrpc() bool {
+	if x != nil {
+		return x.Grpc
+	}
+	return false
+}
+
+// Retries is which requests are tried again, if possible at another upstream. Bodies up to 256 KiB can be sent again.
+type Retries struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How often a request is tried again, 0 for never. Without `on`, only requests are tried again that no upstream can
+	// have acted on: no connection was made, it was reset before the request was sent, or the upstream refused the stream.
+	// Default: 1.
+	Count *uint32 `protobuf:"varint,1,opt,name=count,proto3,oneof" json:"count,omitempty"`
+	// More failures after which a request with an idempotent method (GET, HEAD, OPTIONS, PUT, DELETE) is tried again,
+	// though an upstream may have acted on it. `reset`: no response came, also because of `per_try_timeout`.
+	// `gateway-error`: the response is 502, 503 or 504. `5xx`: both, and every other 5xx.
+	On []string `protobuf:"bytes,2,rep,name=on,proto3" json:"on,omitempty"`
+	// The time limit of one try. It is for requests to which `on` applies, and needs `reset` or `5xx` there. Default: only
+	// the service's `timeout`, which all tries share.
+	PerTryTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=per_try_timeout,json=perTryTimeout,proto3" json:"per_try_timeout,omitempty"`
+	// The percentage of the requests to the service that may be retries at a time; three always may. Default: 20.
+	Budget uint32 `protobuf:"varint,4,opt,name=budget,proto3" json:"budget,omitempty"`
+	// Whether `on` applies to idempotent methods only. With false a POST may be done twice. Default: true.
+	IdempotentOnly *bool `protobuf:"varint,5,opt,name=idempotent_only,json=idempotentOnly,proto3,oneof" json:"idempotent_only,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Retries) Reset() {
+	*x = Retries{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retries) ProtoMessage() {}
+
+func (x *Retries) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retries.ProtoReflect.Descriptor instead.
+func (*Retries) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Retries) GetCount() uint32 {
+	if x != nil && x.Count != nil {
+		return *x.Count
+	}
+	return 0
+}
+
+func (x *Retries) GetOn() []string {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *Retries) GetPerTryTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.PerTryTimeout
+	}
+	return nil
+}
+
+func (x *Retries) GetBudget() uint32 {
+	if x != nil {
+		return x.Budget
+	}
+	return 0
+}
+
+func (x *Retries) GetIdempotentOnly() bool {
+	if x != nil && x.IdempotentOnly != nil {
+		return *x.IdempotentOnly
+	}
+	return false
+}
+
+// Limits is how much all upstreams of a service get at once from one gateway. They are approximate: the threads of Envoy
+// count together, but do not wait for each other.
+type Limits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many connections. Over HTTP/1.1, requests beyond them wait for one. Default: 1024.
+	Connections uint32 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	// How many requests wait for a connection. Default: 1024.
+	Pending uint32 `protobuf:"varint,2,opt,name=pending,proto3" json:"pending,omitempty"`
+	// How many requests. Default: 4096.
+	Requests      uint32 `protobuf:"varint,3,opt,name=requests,proto3" json:"requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limits) Reset() {
+	*x = Limits{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limits) ProtoMessage() {}
+
+func (x *Limits) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limits.ProtoReflect.Descriptor instead.
+func (*Limits) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Limits) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Limits) GetPending() uint32 {
+	if x != nil {
+		return x.Pending
+	}
+	return 0
+}
+
+func (x *Limits) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+// Canary is another version of a service, which gets a part of the requests. If all of its upstreams are unhealthy, the
+// others get them, and the reverse.
+type Canary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its addresses, as in `upstreams` of the service, with the same scheme and base path. All settings of the service
+	// apply to them too.
+	Upstreams []string `protobuf:"bytes,1,rep,name=upstreams,proto3" json:"upstreams,omitempty"`
+	// Its part, from 0 to 100. Required.
+	Percent *uint32 `protobuf:"varint,2,opt,name=percent,proto3,oneof" json:"percent,omitempty"`
+	// `user`: each user comes to the same version, and upstream, every time and through every gateway. As `percent` grows,
+	// users only move to the canary. On a public service a client's address counts as its user. `request`: each request by
+	// itself. Default: user.
+	By            string `protobuf:"bytes,3,opt,name=by,proto3" json:"by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Canary) Reset() {
+	*x = Canary{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Canary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Canary) ProtoMessage() {}
+
+func (x *Canary) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Canary.ProtoReflect.Descriptor instead.
+func (*Canary) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Canary) GetUpstreams() []string {
+	if x != nil {
+		return x.Upstreams
+	}
+	return nil
+}
+
+func (x *Canary) GetPercent() uint32 {
+	if x != nil && x.Percent != nil {
+		return *x.Percent
+	}
+	return 0
+}
+
+func (x *Canary) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+// Affinity is which of several upstreams gets a request. With a canary it can only be `user`. As long as the upstreams are the same and healthy, the same key
+// leads to the same one. If they change, most keys keep theirs.
+type Affinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `cookie`: a cookie of the session that the gateway sets, named `gatepost-` and the service. `address`: the client's
+	// address. `user`: the user, or the address on a public service. `header`: the request header in `header`. Required.
+	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
+	// The request header. A request without it goes to each upstream in turn.
+	Header        string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Affinity) Reset() {
+	*x = Affinity{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Affinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Affinity) ProtoMessage() {}
+
+func (x *Affinity) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
+func (*Affinity) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Affinity) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Affinity) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
@@ -1311,7 +1749,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xe9\x06\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xab\t\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -1327,12 +1765,19 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\twebsocket\x18\n" +
 	" \x01(\bR\twebsocket\x12\x12\n" +
 	"\x04grpc\x18\v \x01(\bR\x04grpc\x12(\n" +
-	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\x12?\n" +
+	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\x12;\n" +
+	"\fhealth_check\x18\x0f \x01(\v2\x18.gatepost.v1.HealthCheckR\vhealthCheck\x120\n" +
+	"\x11outlier_detection\x18\x10 \x01(\bH\x01R\x10outlierDetection\x88\x01\x01\x12.\n" +
+	"\aretries\x18\x11 \x01(\v2\x14.gatepost.v1.RetriesR\aretries\x12+\n" +
+	"\x06limits\x18\x12 \x01(\v2\x13.gatepost.v1.LimitsR\x06limits\x12+\n" +
+	"\x06canary\x18\x13 \x01(\v2\x13.gatepost.v1.CanaryR\x06canary\x121\n" +
+	"\baffinity\x18\x14 \x01(\v2\x15.gatepost.v1.AffinityR\baffinity\x12?\n" +
 	"\x10response_headers\x18\x17 \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12=\n" +
 	"\x0frequest_headers\x18\x18 \x01(\v2\x14.gatepost.v1.HeadersR\x0erequestHeaders\x12:\n" +
 	"\vmaintenance\x18\x1a \x01(\v2\x18.gatepost.v1.MaintenanceR\vmaintenance\x121\n" +
 	"\bredirect\x18\x1b \x01(\v2\x15.gatepost.v1.RedirectR\bredirectB\x0f\n" +
-	"\r_authenticate\"\x9e\x01\n" +
+	"\r_authenticateB\x14\n" +
+	"\x12_outlier_detection\"\x9e\x01\n" +
 	"\aHeaders\x129\n" +
 	"\x03set\x18\x01 \x03(\v2\x1d.gatepost.v1.Headers.SetEntryB\b\xbaH\x05\x9a\x01\x02\x10 R\x03set\x12 \n" +
 	"\x06remove\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06remove\x1a6\n" +
@@ -1347,7 +1792,39 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x02to\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xd0\x0fR\x02to\x12.\n" +
 	"\x06status\x18\x02 \x01(\rB\x11\xbaH\x0e*\f0\xad\x020\xae\x020\xb3\x020\xb4\x02H\x00R\x06status\x88\x01\x01B\t\n" +
-	"\a_statusB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\a_status\"\xde\x02\n" +
+	"\vHealthCheck\x12\x1c\n" +
+	"\x04path\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xe8\aR\x04path\x12I\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\x12E\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b\n" +
+	"2\x04\x10\xc0\x84=R\atimeout\x120\n" +
+	"\x0funhealthy_after\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18dR\x0eunhealthyAfter\x12,\n" +
+	"\rhealthy_after\x18\x05 \x01(\rB\a\xbaH\x04*\x02\x18dR\fhealthyAfter\x12+\n" +
+	"\x06expect\x18\x06 \x03(\rB\x13\xbaH\x10\x92\x01\r\x10 \x18\x01\"\a*\x05\x18\xd7\x04(dR\x06expect\x12\x12\n" +
+	"\x04grpc\x18\a \x01(\bR\x04grpc\"\xa9\x02\n" +
+	"\aRetries\x12\"\n" +
+	"\x05count\x18\x01 \x01(\rB\a\xbaH\x04*\x02\x18\n" +
+	"H\x00R\x05count\x88\x01\x01\x127\n" +
+	"\x02on\x18\x02 \x03(\tB'\xbaH$\x92\x01!\x18\x01\"\x1dr\x1bR\x05resetR\rgateway-errorR\x035xxR\x02on\x12T\n" +
+	"\x0fper_try_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\rperTryTimeout\x12\x1f\n" +
+	"\x06budget\x18\x04 \x01(\rB\a\xbaH\x04*\x02\x18dR\x06budget\x12,\n" +
+	"\x0fidempotent_only\x18\x05 \x01(\bH\x01R\x0eidempotentOnly\x88\x01\x01B\b\n" +
+	"\x06_countB\x12\n" +
+	"\x10_idempotent_only\"\x81\x01\n" +
+	"\x06Limits\x12+\n" +
+	"\vconnections\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\vconnections\x12#\n" +
+	"\apending\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\apending\x12%\n" +
+	"\brequests\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\brequests\"\x9a\x01\n" +
+	"\x06Canary\x124\n" +
+	"\tupstreams\x18\x01 \x03(\tB\x16\xbaH\x13\x92\x01\x10\b\x01\x10\x80\x02\x18\x01\"\ar\x05\x10\x01\x18\xd0\x0fR\tupstreams\x12&\n" +
+	"\apercent\x18\x02 \x01(\rB\a\xbaH\x04*\x02\x18dH\x00R\apercent\x88\x01\x01\x12&\n" +
+	"\x02by\x18\x03 \x01(\tB\x16\xbaH\x13r\x11R\x00R\x04userR\arequestR\x02byB\n" +
+	"\n" +
+	"\b_percent\"\x85\x01\n" +
+	"\bAffinity\x126\n" +
+	"\x02by\x18\x01 \x01(\tB&\xbaH#r!R\x00R\x06cookieR\aaddressR\x04userR\x06headerR\x02by\x12A\n" +
+	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06headerB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_definitions_proto_rawDescOnce sync.Once
@@ -1361,7 +1838,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -1377,8 +1854,13 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Headers)(nil),             // 11: gatepost.v1.Headers
 	(*Maintenance)(nil),         // 12: gatepost.v1.Maintenance
 	(*Redirect)(nil),            // 13: gatepost.v1.Redirect
-	nil,                         // 14: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
+	(*HealthCheck)(nil),         // 14: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 15: gatepost.v1.Retries
+	(*Limits)(nil),              // 16: gatepost.v1.Limits
+	(*Canary)(nil),              // 17: gatepost.v1.Canary
+	(*Affinity)(nil),            // 18: gatepost.v1.Affinity
+	nil,                         // 19: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -1388,34 +1870,42 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	10, // 5: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
 	11, // 6: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	15, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	15, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	15, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	20, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	20, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	20, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 10: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	15, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	20, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 12: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	15, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	15, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	20, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	20, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
 	5,  // 15: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
 	5,  // 16: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
 	6,  // 17: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	15, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	15, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	15, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	15, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	15, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	15, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	11, // 24: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	11, // 25: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	12, // 26: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	13, // 27: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	14, // 28: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	15, // 29: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	20, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	20, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	20, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	20, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	20, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	20, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	14, // 24: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	15, // 25: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	16, // 26: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	17, // 27: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	18, // 28: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	11, // 29: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	11, // 30: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	12, // 31: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	13, // 32: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	19, // 33: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	20, // 34: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	20, // 35: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	20, // 36: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	20, // 37: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -1429,13 +1919,15 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[13].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[15].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,186 @@
+package xds
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	grpcstatus "google.golang.org/grpc/status"
+
+	"gatepost/envoy/envoytest"
+)
+
+// TestAnUpstreamComesAndGoesByItsHealth: it gets no requests while it is not well, and 503 is the answer if none is.
+func TestAnUpstreamComesAndGoesByItsHealth(t *testing.T) {
+	t.Parallel()
+	envoytest.Require(t)
+	var well atomic.Bool
+	well.Store(true)
+	up := envoytest.Upstream(t)
+	up.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" && !well.Load() {
+			w.WriteHeader(http.StatusNoContent) // not expected
+		}
+	})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls, status := grpc.NewServer(), health.NewServer()
+	healthv1.RegisterHealthServer(calls, status)
+	served := make(chan error, 1)
+	go func() { served <- calls.Serve(listener) }()
+	t.Cleanup(func() { calls.Stop(); <-served })
+	addr := envoytest.Addr(t)
+	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
+listen: %q
+services:
+  - {name: http, path: /http, authenticate: false, upstreams: [%q], health_check: {path: /healthz, interval: 100ms}}
+  - {name: h2c, path: /h2c, authenticate: false, upstreams: ["h2c://%s"], health_check: {path: /healthz, interval: 100ms}}
+  - {name: grpc, path: /grpc.health.v1.Health, authenticate: false, grpc: true, upstreams: ["h2c://%s"], health_check: {grpc: true, interval: 100ms}}
+`, addr, up.URL(), good(t, new(atomic.Int64)), listener.Addr())))})
+	healthy := func(service string, want int) {
+		t.Helper()
+		envoytest.Eventually(t, fmt.Sprintf("%d healthy upstreams of %s", want, service), func() bool {
+			return envoy.Stat("cluster.service/"+service+".membership_healthy") == want
+		})
+	}
+	client := envoytest.Client(t)
+	serves := func(path string, want int) {
+		t.Helper()
+		envoytest.Eventually(t, fmt.Sprintf("%s by %d", path, want), func() bool { // the threads learn it after the statistics
+			return statuses(t, client, http.MethodGet, "http://"+addr+path, "", 1)[want] == 1
+		})
+	}
+	called := func(want codes.Code) {
+		t.Helper()
+		conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		envoytest.Eventually(t, "a call with "+want.String(), func() bool {
+			_, err = healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
+			return grpcstatus.Code(err) == want
+		})
+	}
+	healthy("h2c", 1)
+	serves("/h2c", 200)
+	for range 2 { // flapping
+		healthy("http", 1)
+		serves("/http", 200)
+		well.Store(false)
+		healthy("http", 0)
+		serves("/http", 503)
+		well.Store(true)
+
+		healthy("grpc", 1)
+		called(codes.OK)
+		status.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
+		healthy("grpc", 0)
+		called(codes.Unavailable)
+		status.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
+	}
+	for _, request := range up.Requests() {
+		if host := strings.TrimPrefix(up.URL(), "http://"); request.Path == "/healthz" && request.Host != host {
+			t.Fatalf("the Host of a check is %q, want %q", request.Host, host)
+		}
+	}
+}
+
+// TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name. (By address it does,
+// for the timeout of the check.) The first request to a new service with a health check finds its upstream.
+func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
+	t.Parallel()
+	n := startNamed(t, patient)
+	var hole bad
+	blackHole(t, &hole)
+	n.names.Resolve("hole.test", "127.0.0.1")
+	checked := func(service, upstream, host, more string) string {
+		return strings.Replace(byName(upstream, service, host), "]}", "], health_check: {path: /"+more+"}}", 1)
+	}
+	silent := checked("silent", "http://"+hole.addr, "hole.test", "healthz, timeout: 10s, interval: 3600s")
+	checks := func() int { return n.envoy.Stat("cluster.service/silent.health_check.failure") }
+	comes := func(paths ...string) {
+		t.Helper()
+		failed := checks()
+		for _, path := range paths {
+			n.comes(path)
+		}
+		if checks() != failed {
+			t.Fatalf("%v came only when the check had failed", paths)
+		}
+	}
+	next := n.open(silent, "a")
+	n.serves(next) // with the check under way for 10 s, or over
+	starts := n.envoy.Starts()
+	n.envoy.Kill()
+	envoytest.Eventually(t, "Envoy to start again", func() bool { return n.envoy.Starts() > starts && envoytest.Accepts(n.addr) })
+	comes("/a")
+	n.publish(n.open(silent+checked("more", n.upstream.URL(), "good.test", "healthz"), "a", "b"))
+	comes("/b", "/more")
+	if code, _, err := n.get(envoytest.Client(t), "/silent"); err != nil || code != http.StatusServiceUnavailable {
+		t.Errorf("the service that is not well: %d %v, want 503", code, err)
+	}
+}
+
+// TestNamesOfUpstreamsChangeAndFail: the upstream is started anew with another address; one of two names is removed; the
+// name server is silent.
+func TestNamesOfUpstreamsChangeAndFail(t *testing.T) {
+	t.Parallel()
+	n := startNamed(t, patient)
+	first, err := url.Parse(n.upstream.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.2", first.Port()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("x-by", "the new address")
+	})}}
+	again.Start()
+	t.Cleanup(again.Close)
+	n.names.Resolve("one.test", "127.0.0.1")
+	n.names.Resolve("two.test", "127.0.0.1")
+	port := first.Port()
+	n.serves(n.open(fmt.Sprintf("  - {name: moved, path: /moved, authenticate: false, upstreams: [\"http://moved.test:%s\"]}\n"+
+		"  - {name: pair, path: /pair, authenticate: false, upstreams: [\"http://one.test:%[1]s\", \"http://two.test:%[1]s\"]}\n"+
+		"  - {name: silent, path: /silent, authenticate: false, upstreams: [\"http://silent.test:%[1]s\"]}\n", port), "a"))
+	client := envoytest.Client(t)
+	comes := func(path, want string) {
+		t.Helper()
+		envoytest.Eventually(t, path+" by "+want, func() bool {
+			got, err := envoytest.Send(context.Background(), client, http.MethodGet, "http://"+n.addr+path, "")
+			return err == nil && got.Status == http.StatusOK && got.Header.Get("x-by") == want
+		})
+	}
+	n.names.Resolve("moved.test", "127.0.0.1")
+	n.names.Resolve("silent.test", "127.0.0.1")
+	comes("/moved", "")
+	comes("/silent", "")
+	n.names.Resolve("moved.test", "127.0.0.2")
+	n.names.Silence("silent.test")
+	n.names.Remove("two.test")
+	comes("/moved", "the new address")
+	envoytest.Eventually(t, "one of two names to be removed", func() bool { return n.envoy.Stat("cluster.service/pair.membership_total") == 1 })
+	if got := statuses(t, client, http.MethodGet, "http://"+n.addr+"/pair", "", 6); got[200] != 6 {
+		t.Errorf("with one of two names: %v", got)
+	}
+	envoytest.Eventually(t, "the silent name server to be given up", func() bool { return n.envoy.Stat("cluster.service/silent.update_failure") > 0 })
+	if got := statuses(t, client, http.MethodGet, "http://"+n.addr+"/silent", "", 6); got[200] != 6 {
+		t.Errorf("with a silent name server: %v", got)
+	}
+}
