@@ -170,7 +170,14 @@ func (r *Rollout) Status() Status {
 }
 
 // Message returns the status as the admin API shows it.
-func (r *Rollout) Message() *gatewayv1.Status { return r.Status().message() }
+func (r *Rollout) Message() *gatewayv1.Status {
+	status := r.Status()
+	out := status.message()
+	for i, e := range status.Envoys {
+		out.Envoys[i].RejectedSecrets = r.config.Control.RejectedSecrets(e.ID)
+	}
+	return out
+}
 
 // StatusChanged returns a channel that is closed at the next change of Status. Take it before Status is read, and again
 // after each time.

@@ -31,6 +31,7 @@ type envoy struct {
 	acked string                   // the version of the snapshot that it last acknowledged in full; "": never any
 	// lagging: it is not waited for, because it has not replied within Patience. An ACK of a whole version ends that.
 	lagging bool
+	secrets secrets
 }
 
 // active reports whether an Envoy has ever acknowledged a whole version on this stream. Whoever can connect can send
@@ -117,6 +118,9 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	defer c.s.mu.Unlock()
 	e, r := c.s.envoys[id], &c.s.delivery
 	name, known := typeNames[resp.GetTypeUrl()]
+	if e != nil && resp.GetTypeUrl() == resourcev3.SecretType {
+		c.s.secretSent(e, resp)
+	}
 	if e == nil || !known {
 		return
 	}
@@ -157,6 +161,9 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 		}
 		c.s.logged(e, func() { c.s.log.Info("an Envoy has connected", "node", e.Node, "address", e.Address) })
 		c.s.report(Connected{e.Peer})
+	}
+	if req.GetTypeUrl() == resourcev3.SecretType {
+		return c.s.secretRequested(e, req)
 	}
 	if _, known := typeNames[req.GetTypeUrl()]; !known {
 		return status.Error(codes.InvalidArgument, "Gatepost serves no resources of this type")

@@ -79,15 +79,20 @@ func (c *control) serveOn(listener net.Listener) {
 	})
 }
 
+func listenUnix(t testing.TB, path string) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return listener
+}
+
 // connectTrusted starts an Envoy that connects by a Unix socket.
 func (c *control) connectTrusted(node string, judge func(*discoveryv3.DeltaDiscoveryResponse) string) *fakeEnvoy {
 	c.t.Helper()
 	path := filepath.Join(c.t.TempDir(), "grpc.sock")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.serveOn(listener)
+	c.serveOn(listenUnix(c.t, path))
 	before := c.dial
 	c.dial = func() (net.Conn, error) { return net.Dial("unix", path) }
 	defer func() { c.dial = before }()

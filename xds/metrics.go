@@ -20,6 +20,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		for _, t := range typeNames {
 			c.WithLabelValues(t) // 0 is a value too
 		}
+		c.WithLabelValues(typeSecret)
 		return c
 	}
 	m := &metrics{

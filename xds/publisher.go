@@ -21,7 +21,9 @@ type publisher struct {
 	mu    sync.Mutex
 	view  *view            // nil: nothing is served yet, and requests wait
 	steps map[string]*step // :: type → the last change of the view's set of that type
-	open  map[*watch]struct{}
+	// secrets are served beside the view; see [Server.SetSecrets].
+	secrets set
+	open    map[*watch]struct{}
 }
 
 // step is the difference between the set of a version and the set that is served.
@@ -78,7 +80,7 @@ func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription
 	w := &watch{p, request, subscription, out}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.view != nil && w.answer() {
+	if w.answersAtOnce() {
 		return nil, nil //nolint:nilnil // there is nothing to cancel
 	}
 	p.open[w] = struct{}{}
@@ -87,6 +89,15 @@ func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription
 		defer p.mu.Unlock()
 		delete(p.open, w)
 	}, nil
+}
+
+// answersAtOnce answers a request if there is something new, and reports whether there was.
+func (w *watch) answersAtOnce() bool {
+	if w.request.GetTypeUrl() == resourcev3.SecretType {
+		w.secretAnswered()
+		return w.answerSecret()
+	}
+	return w.of.view != nil && w.answer()
 }
 
 var errStateOfTheWorld = errors.New("only the incremental form of xDS is served")
@@ -213,4 +224,5 @@ func (r *response) GetContext() context.Context            { return context.Back
 var (
 	_ cachev3.ConfigWatcher = (*publisher)(nil)
 	_ cachev3.DeltaResponse = (*response)(nil)
+	_ cachev3.DeltaResponse = (*secretResponse)(nil)
 )

@@ -126,7 +126,17 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	for _, e := range status.GetEnvoys() {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), verifiedOr(e), orNone(e.GetNack()))
 	}
-	return table.Flush()
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	for _, e := range status.GetEnvoys() {
+		for _, secret := range e.GetRejectedSecrets() {
+			if _, err := fmt.Fprintf(w, "%s has rejected the certificate or CA %s\n", e.GetNode(), secret); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // checkedBy returns which process checks tokens. Older gateways do not report it.

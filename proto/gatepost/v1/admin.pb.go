@@ -218,9 +218,12 @@ type EnvoyStatus struct {
 	Serving string `protobuf:"bytes,9,opt,name=serving,proto3" json:"serving,omitempty"`
 	// Why an acknowledged version is not verified, such as that the Envoy cannot be reached to be asked; empty where it
 	// is verified, or not asked yet.
-	Doubt         string `protobuf:"bytes,10,opt,name=doubt,proto3" json:"doubt,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Doubt string `protobuf:"bytes,10,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	// The certificates and CAs that the Envoy has rejected, each with the reason in Envoy's words. It keeps the former
+	// ones.
+	RejectedSecrets []string `protobuf:"bytes,11,rep,name=rejected_secrets,json=rejectedSecrets,proto3" json:"rejected_secrets,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *EnvoyStatus) Reset() {
@@ -323,6 +326,13 @@ func (x *EnvoyStatus) GetDoubt() string {
 	return ""
 }
 
+func (x *EnvoyStatus) GetRejectedSecrets() []string {
+	if x != nil {
+		return x.RejectedSecrets
+	}
+	return nil
+}
+
 var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
@@ -340,7 +350,7 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xba\x02\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xe5\x02\n" +
 	"\vEnvoyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -352,7 +362,8 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x06proven\x18\b \x01(\bR\x06proven\x12\x18\n" +
 	"\aserving\x18\t \x01(\tR\aserving\x12\x14\n" +
 	"\x05doubt\x18\n" +
-	" \x01(\tR\x05doubtB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	" \x01(\tR\x05doubt\x12)\n" +
+	"\x10rejected_secrets\x18\v \x03(\tR\x0frejectedSecretsB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_admin_proto_rawDescOnce sync.Once
