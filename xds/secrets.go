@@ -30,7 +30,7 @@ func (s *Server) SetSecrets(secrets []*tlsv3.Secret) {
 	for _, secret := range secrets {
 		one, err := newResource(secret)
 		if err != nil {
-			s.log.Error("a secret cannot be sent to Envoy", "secret", strings.ToValidUTF8(secret.GetName(), "?"), "error", err)
+			s.log.Error("a secret cannot be sent to Envoy", "certificate", strings.ToValidUTF8(secret.GetName(), "?"), "error", err)
 			continue
 		}
 		all[secret.GetName()] = one
@@ -199,7 +199,7 @@ func (s *Server) secretRequested(e *envoy, req *discoveryv3.DeltaDiscoveryReques
 	s.metrics.nacks.WithLabelValues(typeSecret).Inc()
 	s.logged(e, func() {
 		s.log.Error("an Envoy has rejected a secret, and keeps the one before", "node", e.Node, "address", e.Address,
-			"secret", name, "reason", reason)
+			"certificate", name, "reason", reason)
 	})
 	return nil
 }

@@ -579,6 +579,7 @@ func TestPushesAndAnswersAreCounted(t *testing.T) {
 		gatepost_xds_nacks_total{type="cluster"} 0
 		gatepost_xds_nacks_total{type="listener"} 0
 		gatepost_xds_nacks_total{type="route"} 1
+		gatepost_xds_nacks_total{type="secret"} 0
 	`
 	err := testutil.GatherAndCompare(c.registry, strings.NewReader(want),
 		"gatepost_config_version", "gatepost_xds_connected_envoys", "gatepost_xds_nacks_total")
