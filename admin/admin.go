@@ -60,6 +60,8 @@ type Config struct {
 	Status func() *gatewayv1.Status
 	// Snapshot returns the active Envoy configuration, or nil if there is none yet. Required.
 	Snapshot func() *xds.Snapshot
+	// Services returns the services and the state of their upstreams. Required.
+	Services func(context.Context) Services
 	// Denials returns the latest denied requests, the newest first. Required.
 	Denials func() []authz.Denial
 	// If Profiles is true, net/http/pprof is served under /debug/pprof/.
@@ -88,6 +90,7 @@ func New(config Config) *Server {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/v1/status", s.status)
+	api.HandleFunc("GET /api/v1/services", s.services)
 	api.HandleFunc("GET /api/v1/config", s.dumpConfig)
 	api.HandleFunc("GET /api/v1/denials", s.denials)
 	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)

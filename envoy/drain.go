@@ -19,7 +19,7 @@ const drainPoll = 20 * time.Millisecond
 // drain makes the Envoy behind an admin socket stop accepting connections and close the open ones
 // after their current response. It returns when no request is active or ctx is done.
 func drain(ctx context.Context, adminSocket string) error {
-	admin := adminClient(adminSocket)
+	admin := adminClient(address{path: adminSocket})
 	defer admin.CloseIdleConnections()
 	// A server with a failed health check adds "connection: close" and sends GOAWAY (Envoy docs,
 	// "Draining").
@@ -54,13 +54,23 @@ func drain(ctx context.Context, adminSocket string) error {
 
 func unended(active int) error { return fmt.Errorf("%d requests did not end in time", active) }
 
-// adminClient returns an HTTP client for an admin interface on a Unix socket. It ignores the host
-// of a URL.
-func adminClient(socket string) *http.Client {
+// adminClient returns an HTTP client for an admin interface. It ignores the host of a URL.
+func adminClient(at address) *http.Client {
+	host := at.host
+	if at.ip.IsValid() {
+		host = at.ip.String()
+	}
+	network, target := "tcp", net.JoinHostPort(host, strconv.Itoa(int(at.port)))
+	if at.path != "" {
+		network, target = "unix", at.path
+	}
 	return &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", socket)
+		return new(net.Dialer).DialContext(ctx, network, target)
 	}}}
 }
+
+// maxAnswer limits an answer of the admin interface: ten thousand clusters have some ten megabytes.
+const maxAnswer = 256 << 20
 
 // call sends one request to the admin interface and returns the body. Any status but 200 is an
 // error.
@@ -74,7 +84,7 @@ func call(ctx context.Context, admin *http.Client, method, path string) (string,
 		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
 	}
 	defer res.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
 		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
 	}

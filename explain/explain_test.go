@@ -116,6 +116,20 @@ func TestExplainedOutcomes(t *testing.T) {
 	}
 }
 
+func TestTheCanaryOfAServiceIsExplained(t *testing.T) {
+	e := explainerOf(t, `services:
+  - {name: a, path: /a, authenticate: false, upstreams: ["http://a"], canary: {upstreams: ["http://b", "http://c"], percent: 10}}
+`, nil)
+	found, err := e.Explain(t.Context(), requestOf("GET /a"))
+	var text bytes.Buffer
+	if err == nil {
+		err = found.Print(&text)
+	}
+	if err != nil || !strings.Contains(text.String(), "or, for 10 % by address, to the canary http://b or http://c\n") {
+		t.Errorf("%v\n%s", err, &text)
+	}
+}
+
 func TestWithoutAStoreEveryOutcomeIsListed(t *testing.T) {
 	const token = "7a6b3c50-1c2d-4e5f-8a9b-0c1d2e3f4a5b"
 	e := explainerOf(t, shop, nil)

@@ -45,6 +45,9 @@ type Config struct {
 	// Envoy is the path of the Envoy that Run starts as a child. If it is empty, Envoy is started
 	// by something else.
 	Envoy string
+	// EnvoyAdmin is the address of the admin interface of an Envoy that something else starts. If it is empty, the
+	// state of upstreams is not known.
+	EnvoyAdmin string
 	// Concurrency is the number of that Envoy's worker threads. Zero: one per CPU.
 	Concurrency int
 	// Version is the version of this program, for metrics and logs.

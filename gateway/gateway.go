@@ -244,7 +244,7 @@ func (g *Gateway) makeServers() error {
 	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	g.admin = admin.New(admin.Config{
 		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.rollout.Message, Snapshot: g.snapshot,
-		Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
+		Services: g.services, Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
 	})
 	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return nil

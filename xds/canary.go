@@ -18,6 +18,12 @@ import (
 // those of the others only become less. So users only move to the canary.
 const canaryRing = 10_000
 
+// The zones of the two groups.
+const (
+	zoneStable = "stable"
+	ZoneCanary = "canary"
+)
+
 // balance sets how the upstreams share the requests.
 func (s *service) balance(c *clusterv3.Cluster) {
 	if s.def.Canary != nil {

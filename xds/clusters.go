@@ -161,8 +161,8 @@ func (s *service) loadAssignment() *endpointv3.ClusterLoadAssignment {
 			out.Endpoints = append(out.Endpoints, group)
 		}
 	}
-	add("stable", s.def.Upstreams, 100-canary.Percent)
-	add("canary", canary.Upstreams, canary.Percent)
+	add(zoneStable, s.def.Upstreams, 100-canary.Percent)
+	add(ZoneCanary, canary.Upstreams, canary.Percent)
 	return out
 }
 

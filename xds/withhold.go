@@ -13,15 +13,29 @@ const clusterOf = "service/"
 func (s *Snapshot) Blamed(r *Rejection) []string {
 	var blamed []string
 	for _, cluster := range s.clusters.all {
-		service, isService := strings.CutPrefix(cluster.name, clusterOf)
+		service, isService := ServiceOfStats(cluster.name)
 		if isService && names(r.Reason, cluster.name) {
-			service, _, _ = strings.Cut(service, clusterHash)
-			service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
 			blamed = append(blamed, service)
 		}
 	}
 	slices.Sort(blamed)
 	return slices.Compact(blamed)
+}
+
+// ServiceOf returns the service of a cluster that routes of this snapshot lead to. Envoy keeps a former one for a while.
+func (s *Snapshot) ServiceOf(cluster string) (service string, ok bool) {
+	if s == nil || s.clusters.get(cluster) == nil {
+		return "", false
+	}
+	return ServiceOfStats(cluster)
+}
+
+// ServiceOfStats returns the service of a cluster by its name, or by its name in the statistics.
+func ServiceOfStats(cluster string) (service string, ok bool) {
+	service, ok = strings.CutPrefix(cluster, clusterOf)
+	service, _, _ = strings.Cut(service, clusterHash)
+	service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
+	return service, ok
 }
 
 // names says whether text has name in it as a whole: `service/a` is not named by `service/ab` or `service/a/base`.

@@ -64,9 +64,10 @@ func healthCommand(s *settings) *cobra.Command {
 
 func statusCommand(s *settings) *cobra.Command {
 	var format string
+	var all bool
 	command := &cobra.Command{
 		Use:   "status",
-		Short: "Show the version that is served, and the state of each Envoy",
+		Short: "Show the version that is served, and the state of each Envoy and of upstreams",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkFormat(format, "text", "json"); err != nil {
@@ -84,10 +85,14 @@ func statusCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return printStatus(c.OutOrStdout(), status)
+			if err := printStatus(c.OutOrStdout(), status); err != nil {
+				return err
+			}
+			return s.printUpstreams(c, all)
 		},
 	}
 	command.Flags().StringVar(&format, "format", "text", "text or json")
+	command.Flags().BoolVar(&all, "upstreams", false, "list all upstreams, not only those with a canary, a reached limit or a failure")
 	return command
 }
 

@@ -16,14 +16,20 @@ import (
 )
 
 func serveCommand(s *settings) *cobra.Command {
-	return &cobra.Command{
+	var envoyAdmin string
+	command := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the sidecar alone, for an Envoy that something else starts",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return s.run(c, func(*gateway.Config) error { return nil })
+			return s.run(c, func(config *gateway.Config) error {
+				config.EnvoyAdmin = envoyAdmin
+				return nil
+			})
 		},
 	}
+	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "the `ADDR` of Envoy's admin interface, for the state of upstreams (unix:/path too; none: not known)")
+	return command
 }
 
 func runCommand(s *settings) *cobra.Command {

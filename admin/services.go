@@ -1,0 +1,52 @@
+package admin
+
+import (
+	"net/http"
+
+	"gatepost/convention"
+)
+
+// Service is a service in the admin API, with its upstreams as an Envoy sees them.
+type Service struct {
+	Name  string   `json:"name"`
+	Path  string   `json:"path"`
+	Hosts []string `json:"hosts,omitempty"`
+	// Upstreams are the addresses that get requests, or would. Without the state of an Envoy there are none.
+	Upstreams []Upstream `json:"upstreams"`
+	// CanaryPercent is the part of the canary. Without a canary it is nil.
+	CanaryPercent *int `json:"canary_percent,omitempty"`
+	// LimitsReached are the limits above which requests are refused at the moment: connections, pending, requests or
+	// retries.
+	LimitsReached []string `json:"limits_reached,omitempty"`
+}
+
+// Upstream is an address of a service.
+type Upstream struct {
+	// Address is ip:port. Name is the host name that it was looked up for, or empty.
+	Address string `json:"address"`
+	Name    string `json:"name,omitempty"`
+	Canary  bool   `json:"canary,omitempty"`
+	// Health is healthy, unhealthy (it fails its health check) or resting (it failed requests).
+	Health string `json:"health"`
+	// Requests and Errors are how many requests it got, and how many failed or were answered 5xx.
+	Requests uint64 `json:"requests"`
+	Errors   uint64 `json:"errors"`
+}
+
+// The values of Upstream.Health.
+const (
+	HealthHealthy   = "healthy"
+	HealthUnhealthy = "unhealthy"
+	HealthResting   = "resting"
+)
+
+// Services is the response of /api/v1/services.
+type Services struct {
+	Services []Service `json:"services"`
+	// Unknown is why the state of upstreams is not known, or empty.
+	Unknown string `json:"unknown,omitempty"`
+}
+
+func (s *Server) services(w http.ResponseWriter, r *http.Request) {
+	convention.WriteJSON(w, http.StatusOK, s.config.Services(r.Context()))
+}

@@ -1,0 +1,94 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"gatepost/admin"
+	"gatepost/definitions"
+	"gatepost/envoy"
+	"gatepost/xds"
+)
+
+// envoyTimeout limits how long Envoy's admin interface is waited for.
+const envoyTimeout = 5 * time.Second
+
+var errNoEnvoyAdmin = errors.New("the admin interface of Envoy is not known: set --envoy-admin")
+
+// services returns the services that are served, with their upstreams as Envoy sees them.
+func (g *Gateway) services(ctx context.Context) (out admin.Services) {
+	out.Services = []admin.Service{}
+	served := g.rollout.Status().Definitions
+	if served == nil {
+		return out
+	}
+	hosts, reached, err := g.upstreams(ctx)
+	if err != nil {
+		out.Unknown = err.Error()
+	}
+	for _, s := range served.Gateway.Services {
+		one := admin.Service{Name: s.Name, Path: s.Path, Hosts: s.Hosts, Upstreams: []admin.Upstream{}}
+		if s.Canary != nil {
+			one.CanaryPercent = new(s.Canary.Percent)
+		}
+		for _, h := range hosts[s.Name] {
+			one.Upstreams = append(one.Upstreams, upstreamOf(h, s))
+		}
+		one.LimitsReached = reached[s.Name]
+		out.Services = append(out.Services, one)
+	}
+	return out
+}
+
+// upstreams asks Envoy. :: service → its hosts, and its limits that are reached
+func (g *Gateway) upstreams(ctx context.Context) (hosts map[string][]envoy.Host, reached map[string][]string, err error) {
+	address := g.config.EnvoyAdmin
+	if g.dir != "" {
+		address = g.dir.Admin()
+	}
+	if address == "" {
+		return nil, nil, errNoEnvoyAdmin
+	}
+	ctx, cancel := context.WithTimeout(ctx, envoyTimeout)
+	defer cancel()
+	all, err := envoy.Hosts(ctx, address)
+	if err != nil {
+		return nil, nil, err
+	}
+	byCluster, err := envoy.Reached(ctx, address)
+	if err != nil {
+		return nil, nil, err
+	}
+	hosts, reached = map[string][]envoy.Host{}, map[string][]string{}
+	snapshot := g.snapshot()
+	for _, h := range all {
+		if service, served := snapshot.ServiceOf(h.Cluster); served {
+			hosts[service] = append(hosts[service], h)
+		}
+	}
+	for cluster, limits := range byCluster {
+		service, _ := xds.ServiceOfStats(cluster)
+		reached[service] = limits
+	}
+	return hosts, reached, nil
+}
+
+func upstreamOf(h envoy.Host, s *definitions.Service) admin.Upstream {
+	u := admin.Upstream{
+		Address: h.Address, Canary: h.Zone == xds.ZoneCanary, Health: admin.HealthHealthy, Requests: h.Requests, Errors: h.Errors,
+	}
+	isName := func(u definitions.Upstream) bool { return !u.IsIP && strings.EqualFold(u.Host, h.Name) }
+	if slices.ContainsFunc(slices.Collect(s.AllUpstreams()), isName) {
+		u.Name = h.Name
+	}
+	switch {
+	case h.FailedCheck:
+		u.Health = admin.HealthUnhealthy
+	case h.Ejected:
+		u.Health = admin.HealthResting
+	}
+	return u
+}

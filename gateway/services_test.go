@@ -1,0 +1,73 @@
+package gateway_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"gatepost/admin"
+	"gatepost/envoy/envoytest"
+)
+
+// TestTheAdminAPIShowsUpstreams: their health, the part of a canary, and a limit that is reached.
+func TestTheAdminAPIShowsUpstreams(t *testing.T) {
+	t.Parallel()
+	well, sick, held := envoytest.Upstream(t), envoytest.Upstream(t), make(chan struct{})
+	sick.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			<-held
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	dead := envoytest.Addr(t)
+	url, operators := startWith(t, fmt.Sprintf(`
+services:
+  - {name: checked, path: /checked, authenticate: false, upstreams: ["%[1]s/base", "%[2]s/base"], health_check: {path: /healthz, interval: 100ms}}
+  - {name: resting, path: /resting, authenticate: false, upstreams: ["%[1]s", "http://%[3]s"]}
+  - {name: canary, path: /canary, authenticate: false, upstreams: ["http://localhost:%[4]s"], canary: {upstreams: ["%[2]s"], percent: 10}}
+  - {name: full, path: /full, authenticate: false, upstreams: ["%[2]s"], limits: {requests: 1}}
+`, well.URL(), sick.URL(), dead, well.Addr()[strings.LastIndex(well.Addr(), ":")+1:]), slog.NewTextHandler(t.Output(), nil))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		request(t, http.MethodGet, url+"/full/hold", "", "")
+	}()
+	defer func() { close(held); <-done }()
+	want := []string{
+		"canary 127.0.0.1 healthy localhost, 10 %", "canary 127.0.0.1 healthy of the canary, 10 %", "checked 127.0.0.1 healthy", "checked 127.0.0.1 unhealthy",
+		"full 127.0.0.1 healthy, at [requests]", "resting 127.0.0.1 healthy", "resting 127.0.0.1 resting",
+	}
+	var got []string
+	envoytest.Eventually(t, fmt.Sprintf("the states %q", want), func() bool {
+		request(t, http.MethodGet, url+"/resting", "", "")
+		var read admin.Services
+		if err := json.Unmarshal([]byte(request(t, http.MethodGet, operators+"/api/v1/services", "", "").Body), &read); err != nil || read.Unknown != "" {
+			t.Fatalf("%v %s", err, read.Unknown)
+		}
+		got = nil
+		for _, s := range read.Services {
+			for _, u := range s.Upstreams {
+				line := s.Name + " " + u.Address[:strings.LastIndex(u.Address, ":")] + " " + u.Health
+				if u.Name != "" {
+					line += " " + u.Name
+				}
+				if u.Canary {
+					line += " of the canary"
+				}
+				if s.CanaryPercent != nil {
+					line += fmt.Sprintf(", %d %%", *s.CanaryPercent)
+				}
+				if len(s.LimitsReached) > 0 {
+					line += fmt.Sprintf(", at %v", s.LimitsReached)
+				}
+				got = append(got, line)
+			}
+		}
+		slices.Sort(got)
+		return slices.Equal(got, want)
+	})
+}
