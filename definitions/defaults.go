@@ -32,6 +32,7 @@ const (
 	defaultRefreshGrace    = 10 * time.Second
 	defaultLoginTimeout    = 5 * time.Second
 	defaultTimeout         = 15 * time.Second
+	defaultPer             = time.Second
 	defaultMaintenance     = "The service is down for maintenance."
 	defaultRedirect        = http.StatusTemporaryRedirect
 )
@@ -66,6 +67,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
+	"gatepost.v1.RateLimit.burst":             "the number of requests",
+	"gatepost.v1.Service.max_request_bytes":   "any size",
 	"gatepost.v1.Maintenance.message":         defaultMaintenance,
 	"gatepost.v1.HealthCheck.unhealthy_after": strconv.Itoa(defaultUnhealthyAfter),
 	"gatepost.v1.HealthCheck.healthy_after":   strconv.Itoa(defaultHealthyAfter),
@@ -196,6 +199,7 @@ func serviceOf(m *gatewayv1.Service) *Service {
 		Retries:      retriesOf(m.GetRetries()),
 		Limits:       limitsOf(m.GetLimits()),
 		Affinity:     Affinity{By: m.GetAffinity().GetBy(), Header: strings.ToLower(m.GetAffinity().GetHeader())},
+		Compression:  m.GetCompression(),
 	}
 	if down := m.GetMaintenance(); down != nil {
 		s.Maintenance = &Maintenance{Message: cmp.Or(down.GetMessage(), defaultMaintenance), RetryAfter: orDuration(down.GetRetryAfter(), 0)}

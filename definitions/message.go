@@ -1,6 +1,8 @@
 package definitions
 
 import (
+	"strconv"
+
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
@@ -90,9 +92,18 @@ func (s *Service) Message() *gatewayv1.Service {
 		Scopes:         s.Scopes,
 		Websocket:      s.WebSocket,
 		Grpc:           s.GRPC,
+		Compression:    s.Compression,
 
 		RequestHeaders:  s.RequestHeaders.message(),
 		ResponseHeaders: s.ResponseHeaders.message(),
+	}
+	if s.MaxRequestBytes > 0 {
+		m.MaxRequestBytes = strconv.FormatUint(s.MaxRequestBytes, 10)
+	}
+	for _, l := range s.RateLimits {
+		m.RateLimits = append(m.RateLimits, &gatewayv1.RateLimit{
+			Requests: uint32(l.Requests), Per: durationpb.New(l.Per), Burst: uint32(l.Burst), By: l.By, Header: l.Header,
+		})
 	}
 	if d := s.Maintenance; d != nil {
 		m.Maintenance = &gatewayv1.Maintenance{Message: d.Message}

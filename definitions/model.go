@@ -170,6 +170,12 @@ type Service struct {
 	Timeout time.Duration
 	// Scopes are the scopes that a session needs.
 	Scopes []string
+	// MaxRequestBytes is the size of the largest body of a request. If 0, every size is accepted.
+	MaxRequestBytes uint64
+	// Compression is whether responses are compressed.
+	Compression bool
+	// RateLimits limit the number of requests.
+	RateLimits []RateLimit
 	// RequestHeaders are the changes of requests for the upstreams, ResponseHeaders those of responses.
 	RequestHeaders, ResponseHeaders Headers
 	// Maintenance is the response while the service is down on purpose. If nil, it is up.
@@ -186,6 +192,24 @@ type Service struct {
 	Canary   *Canary
 	Affinity Affinity
 }
+
+// RateLimit is a limit of the number of requests.
+type RateLimit struct {
+	// Requests are allowed in the time Per, which is in whole seconds, and Burst at once.
+	Requests, Burst int
+	Per             time.Duration
+	// By is what is counted: LimitByService, LimitByAddress, LimitByUser, or "" for the values of Header.
+	By string
+	// Header is the name of a request header in lower case. It is empty if By is set.
+	Header string
+}
+
+// The values of RateLimit.By.
+const (
+	LimitByService = "service"
+	LimitByAddress = "address"
+	LimitByUser    = "user"
+)
 
 // Headers are changes of headers. Names are in lower case, each once.
 type Headers struct {

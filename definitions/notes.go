@@ -33,6 +33,7 @@ func (d *Definitions) Notes() Problems {
 		notes = append(notes, d.resilienceNotes(i, s)...)
 	}
 	notes = append(notes, d.tokenNotes()...)
+	notes = append(notes, d.counterNotes()...)
 	ownIndexes(notes, d.files)
 	notes.sort()
 	return notes

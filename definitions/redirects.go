@@ -37,6 +37,7 @@ func parseRedirect(f *findings, m *gatewayv1.Service, s *Service, field string) 
 		{"timeout", m.GetTimeout() != nil}, {"websocket", m.GetWebsocket()}, {"grpc", m.GetGrpc()}, {"request_headers", m.GetRequestHeaders() != nil},
 		{"health_check", m.GetHealthCheck() != nil}, {"outlier_detection", m.OutlierDetection != nil}, {"retries", m.GetRetries() != nil},
 		{"limits", m.GetLimits() != nil}, {"canary", m.GetCanary() != nil}, {"affinity", m.GetAffinity() != nil},
+		{"max_request_bytes", m.GetMaxRequestBytes() != ""}, {"compression", m.GetCompression()}, {"rate_limits", len(m.GetRateLimits()) > 0},
 	} {
 		if other.set {
 			f.add(field+"."+other.name, aboutAddresses.faultf("remove one of them",

@@ -166,6 +166,8 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	}
 	s.RequestHeaders = parseHeaders(f, m.GetRequestHeaders(), field+".request_headers", requestHeader(g))
 	s.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), field+".response_headers", responseHeader(g))
+	s.MaxRequestBytes = parseMaxRequestBytes(f, m, s, field)
+	s.RateLimits = parseRateLimits(f, m.GetRateLimits(), s, g, field)
 	if s.Maintenance != nil {
 		f.add(field+".maintenance.retry_after", wholeSeconds(s.Maintenance.RetryAfter))
 	}

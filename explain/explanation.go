@@ -56,7 +56,7 @@ type Service struct {
 
 // Step is one decision.
 type Step struct {
-	// Part is the subject of the decision: path, service, method, origin, preflight, token or
+	// Part is the subject of the decision: path, service, method, origin, preflight, token, limit or
 	// identity.
 	Part string `json:"part"`
 	Text string `json:"says"`

@@ -16,6 +16,7 @@ import (
 	modulesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_modules/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -63,6 +64,8 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 				return nil, fmt.Errorf("%w: the module %s", ErrNotModelled, one.GetName())
 			}
 			// A decision in the module's table equals the one that Gatepost would make.
+		case *localratelimitv3.LocalRateLimit:
+			// Requests are not counted. The steps name the limits of a service.
 		case *routerv3.Router:
 			all = append(all, router{empty})
 		default:

@@ -123,6 +123,12 @@ func (d dice) service(b *strings.Builder, name, path string, hosts, upstreams []
 		return
 	}
 	if d.chance(4) {
+		b.WriteString("    compression: true\n")
+	}
+	if d.chance(4) {
+		fmt.Fprintf(b, "    rate_limits: [{requests: 1000000, by: service}, {requests: 1000000, by: %s}]\n", d.one("address", "service"))
+	}
+	if d.chance(4) {
 		fmt.Fprintf(b, "    request_headers: {set: {Cache-Control: %s}, remove: [%s]}\n", d.one("no-cache", "\"%REQ(host)%\""), d.one("X-A", "X-Forwarded"))
 	}
 	if d.chance(3) {

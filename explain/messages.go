@@ -45,6 +45,7 @@ func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
 	e.methodStep(x, a, add)
 	e.originStep(x, add)
 	e.tokenStep(x, add)
+	e.limitSteps(x, add)
 	return steps
 }
 
@@ -110,6 +111,20 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 			return
 		}
 		add("token", "%s is live, according to %s", x.token, e.store)
+	}
+}
+
+// limitSteps names the limits that a request can meet. How many requests there were is not known.
+func (e *Explainer) limitSteps(x *exchange, add func(part, format string, args ...any)) {
+	s := e.serviceOf(x.route)
+	if s == nil || x.route.GetRoute() == nil || x.preflight {
+		return
+	}
+	for _, l := range s.RateLimits {
+		add("limit", "429 above %d requests in %s of %s, %d at once (not counted here)", l.Requests, l.Per, l.Counts(), l.Burst)
+	}
+	if s.MaxRequestBytes > 0 {
+		add("limit", "413 for a body of more than %d bytes", s.MaxRequestBytes)
 	}
 }
 

@@ -51,13 +51,13 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.ScopedRouteConfiguration.Key": "*",
 	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for scope.lua
 	"envoy.config.route.v3.FilterConfig":                 "*",
-	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching",
+	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching typed_per_filter_config",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route redirect metadata request_body_buffer_limit direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":             "path prefix path_separated_prefix safe_regex case_sensitive headers",
 	"envoy.config.route.v3.HeaderMatcher":          "name string_match invert_match treat_missing_header_as_empty",
-	"envoy.config.route.v3.RouteAction":            "cluster hash_policy retry_policy prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs",
+	"envoy.config.route.v3.RouteAction":            "cluster hash_policy retry_policy prefix_rewrite timeout idle_timeout max_stream_duration upgrade_configs rate_limits",
 	"envoy.config.route.v3.RouteAction.HashPolicy": "*", // which upstream gets a request is not predicted
 	"envoy.config.route.v3.RetryPolicy":            "*",
 	"google.protobuf.UInt64Value":                  "*",
@@ -99,6 +99,10 @@ var modelled = map[string]string{
 	"xds.type.matcher.v3.StringMatcher":                                 "safe_regex",
 	"xds.type.matcher.v3.RegexMatcher":                                  "google_re2 regex",
 	"xds.type.matcher.v3.RegexMatcher.GoogleRE2":                        "*",
+
+	// The steps of an explanation have them.
+	"envoy.config.route.v3.RateLimit":                                 "*",
+	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "*",
 
 	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
 	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "*",

@@ -8,6 +8,7 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -65,7 +66,7 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 		LoadAssignment:                s.loadAssignment(),
 		CircuitBreakers:               circuitBreakers(s.def),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions()),
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions(b.bodyFilters(s.def))),
 		},
 	}
 	s.balance(c)
@@ -120,13 +121,14 @@ func (s *service) protocol() string {
 	return onlyHTTP1
 }
 
-func (s *service) httpOptions() *upstreamhttpv3.HttpProtocolOptions {
+func (s *service) httpOptions(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
 	type (
 		explicit = upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig
 		auto     = upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig
 	)
 	options := &upstreamhttpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdle)},
+		HttpFilters:               filters,
 	}
 	config := new(explicit)
 	switch s.protocol() {

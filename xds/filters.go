@@ -42,13 +42,15 @@ func (b *builder) httpFilters() []*hcmv3.HttpFilter {
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
-		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll()})))
+		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll()})),
+		httpFilter(filterLimits, b.noLimits(0)))
 	if b.hasModule() {
 		all = append(all, b.module())
 	}
 	return append(all,
 		httpFilter(filterAuthz, b.pack(b.extAuthz())),
 		httpFilter(filterOwnToken, b.ownTokenFilter()),
+		httpFilter(filterUserLimits, b.noLimits(1)),
 		// Without x-envoy-* headers, which would contain the path before the rewrite and the upstream's duration.
 		httpFilter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
 }

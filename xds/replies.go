@@ -28,7 +28,7 @@ type reply struct {
 	own    bool   // whether the body is that of the answer
 }
 
-// replies are tried in order. 401 and 429 are not among them: only the sidecar makes those, with a body of its own.
+// replies are tried in order. 401 is not among them: only the sidecar makes it, with a body of its own.
 // They contain nothing about an upstream except that it failed.
 var replies = append(redirectReplies(), []reply{
 	{status: StatusMaintenance, as: 503, own: true},
@@ -55,6 +55,9 @@ var replies = append(redirectReplies(), []reply{
 	{status: 408, text: "The request took too long to arrive."},
 	{status: 413, text: "The request is too large."},
 	{status: 426, text: "The request needs HTTP/1.1 or newer."},
+	// Gatepost's own 429 keeps its body.
+	{status: 429, flag: "UAEX"},
+	{status: 429, text: "There are too many requests. Please wait."},
 	{status: 431, text: tooLargeHeaders},
 	// ext_authz counts the headers again after Gatepost has allowed the request and set some: there are too many now. (It
 	// answers the same to a header that it cannot set. Package authz sends none.)

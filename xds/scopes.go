@@ -110,8 +110,12 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 	return routes
 }
 
-// spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case.
+// spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case. Each is a
+// scope with buckets of its own, so a scope with rate limits has only the one in lower case.
 func (s *scopes) spellings(scope string, services []*service) (all []string) {
+	if isLimitedScope(services) {
+		return []string{scope}
+	}
 	paths := []string{VersionPath, s.b.gw.Tokens.Path, "/"}
 	for _, one := range services {
 		paths = append(paths, one.path)
@@ -150,6 +154,7 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	for _, host := range hosts {
 		config.VirtualHosts = append(config.VirtualHosts, s.virtualHost(scope, host, guarded))
 	}
+	s.b.addLimits(config, services)
 	out := make(map[string]*resource, len(spellings))
 	for _, segment := range spellings {
 		name := "/" + segment

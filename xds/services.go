@@ -50,15 +50,18 @@ const clusterHash = "#"
 
 // endpoints returns the endpoint group of the service.
 func (s *service) endpoints(b *builder) endpointGroup {
-	expose := b.exposed()
+	var own []string
 	if s.def.Authenticate {
-		expose = b.exposed(challengeHeader)
+		own = append(own, challengeHeader)
+	}
+	if len(s.def.RateLimits) > 0 {
+		own = append(own, limitHeaders...)
 	}
 	group := endpointGroup{
 		name:    s.def.Name,
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.Methods,
-		expose:  expose,
+		expose:  b.exposed(own...),
 		hide:    []string{b.gw.Identity.UserHeader}, // an upstream that echoes its request would return the id
 		rule: authz.Rule{
 			Service:      s.def.Name,
@@ -94,9 +97,10 @@ func (s *service) longest() time.Duration {
 // forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and
 // `/orders/` with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
 func (s *service) forwards(b *builder) []forward {
-	lifetime := b.gw.Tokens.Lifetime
+	lifetime, limits := b.gw.Tokens.Lifetime, b.rateLimits(s)
 	to := func(rewrite string) *routev3.RouteAction {
 		action := forwardTo(s.cluster, rewrite, s.def.Timeout)
+		action.RateLimits = limits
 		action.HashPolicy = s.hashPolicy(b.gw.Identity.UserHeader)
 		if s.def.WebSocket {
 			s.upgrade(action, lifetime)

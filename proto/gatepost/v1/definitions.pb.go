@@ -921,6 +921,17 @@ type Service struct {
 	Canary *Canary `protobuf:"bytes,19,opt,name=canary,proto3" json:"canary,omitempty"`
 	// Which of several upstreams gets a request. A text is `by`: `affinity: cookie`. Default: each in turn.
 	Affinity *Affinity `protobuf:"bytes,20,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	// The largest body of a request, as a number of bytes or with a unit, such as `10MiB` or `500KB`. A larger one gets
+	// 413. The upstream may already have received the start of a body that does not announce its length. Default: any
+	// size.
+	MaxRequestBytes string `protobuf:"bytes,21,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
+	// Whether responses are compressed (zstd, br or gzip) if the client accepts that, the upstream has not done it, and
+	// the content is a text such as JSON or HTML of 1 KiB or more. Not for responses that contain both a secret and text
+	// of an attacker (BREACH). Default: false.
+	Compression bool `protobuf:"varint,22,opt,name=compression,proto3" json:"compression,omitempty"`
+	// Limits of the number of requests. A request above one of them gets 429. Preflights are not counted. Each gateway
+	// counts by itself. A change of the service, or of another with the same first segment of the path, starts anew.
+	RateLimits []*RateLimit `protobuf:"bytes,25,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// Changes of the headers of every response of the service, also of errors that the gateway answers for it.
 	ResponseHeaders *Headers `protobuf:"bytes,23,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
 	// Changes of the headers of every request that is sent to an upstream.
@@ -1085,6 +1096,27 @@ func (x *Service) GetCanary() *Canary {
 func (x *Service) GetAffinity() *Affinity {
 	if x != nil {
 		return x.Affinity
+	}
+	return nil
+}
+
+func (x *Service) GetMaxRequestBytes() string {
+	if x != nil {
+		return x.MaxRequestBytes
+	}
+	return ""
+}
+
+func (x *Service) GetCompression() bool {
+	if x != nil {
+		return x.Compression
+	}
+	return false
+}
+
+func (x *Service) GetRateLimits() []*RateLimit {
+	if x != nil {
+		return x.RateLimits
 	}
 	return nil
 }
@@ -1666,6 +1698,89 @@ func (x *Affinity) GetHeader() string {
 	return ""
 }
 
+// RateLimit is a limit of the number of requests to a service.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many requests are allowed in the time `per`.
+	Requests uint32 `protobuf:"varint,1,opt,name=requests,proto3" json:"requests,omitempty"`
+	// The time, in whole seconds. Default: 1s.
+	Per *durationpb.Duration `protobuf:"bytes,2,opt,name=per,proto3" json:"per,omitempty"`
+	// How many requests are allowed at once, after a time with fewer. Default: `requests`.
+	Burst uint32 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
+	// What is counted. `service`: all requests. `address`: those of each client address (IPv6: one /64), with and without
+	// a token. `user`: those of each user, after the token was checked. Instead of `by`, there can be a `header`.
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// The request header by whose values requests are counted. Those without it are counted as one value.
+	Header        string `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RateLimit) GetRequests() uint32 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *RateLimit) GetPer() *durationpb.Duration {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *RateLimit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *RateLimit) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *RateLimit) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
@@ -1749,7 +1864,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xab\t\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xc5\n" +
+	"\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -1771,7 +1887,11 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\aretries\x18\x11 \x01(\v2\x14.gatepost.v1.RetriesR\aretries\x12+\n" +
 	"\x06limits\x18\x12 \x01(\v2\x13.gatepost.v1.LimitsR\x06limits\x12+\n" +
 	"\x06canary\x18\x13 \x01(\v2\x13.gatepost.v1.CanaryR\x06canary\x121\n" +
-	"\baffinity\x18\x14 \x01(\v2\x15.gatepost.v1.AffinityR\baffinity\x12?\n" +
+	"\baffinity\x18\x14 \x01(\v2\x15.gatepost.v1.AffinityR\baffinity\x123\n" +
+	"\x11max_request_bytes\x18\x15 \x01(\tB\a\xbaH\x04r\x02\x18\x1eR\x0fmaxRequestBytes\x12 \n" +
+	"\vcompression\x18\x16 \x01(\bR\vcompression\x12A\n" +
+	"\vrate_limits\x18\x19 \x03(\v2\x16.gatepost.v1.RateLimitB\b\xbaH\x05\x92\x01\x02\x10\bR\n" +
+	"rateLimits\x12?\n" +
 	"\x10response_headers\x18\x17 \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12=\n" +
 	"\x0frequest_headers\x18\x18 \x01(\v2\x14.gatepost.v1.HeadersR\x0erequestHeaders\x12:\n" +
 	"\vmaintenance\x18\x1a \x01(\v2\x18.gatepost.v1.MaintenanceR\vmaintenance\x121\n" +
@@ -1824,7 +1944,14 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\b_percent\"\x85\x01\n" +
 	"\bAffinity\x126\n" +
 	"\x02by\x18\x01 \x01(\tB&\xbaH#r!R\x00R\x06cookieR\aaddressR\x04userR\x06headerR\x02by\x12A\n" +
-	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06headerB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06header\"\xe6\x01\n" +
+	"\tRateLimit\x12'\n" +
+	"\brequests\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xc0\x84=(\x01R\brequests\x12=\n" +
+	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03per\x12\x1f\n" +
+	"\x05burst\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x05burst\x12/\n" +
+	"\x02by\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x1aR\x00R\aserviceR\aaddressR\x04userR\x02by\x12\x1f\n" +
+	"\x06header\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06headerB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_definitions_proto_rawDescOnce sync.Once
@@ -1838,7 +1965,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -1859,8 +1986,9 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Limits)(nil),              // 16: gatepost.v1.Limits
 	(*Canary)(nil),              // 17: gatepost.v1.Canary
 	(*Affinity)(nil),            // 18: gatepost.v1.Affinity
-	nil,                         // 19: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 20: google.protobuf.Duration
+	(*RateLimit)(nil),           // 19: gatepost.v1.RateLimit
+	nil,                         // 20: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -1870,42 +1998,44 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	10, // 5: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
 	11, // 6: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	20, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	20, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	20, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	21, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	21, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	21, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 10: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	20, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	21, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 12: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	20, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	20, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	21, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	21, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
 	5,  // 15: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
 	5,  // 16: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
 	6,  // 17: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	20, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	20, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	20, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	20, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	20, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	20, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	21, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	21, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	21, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	21, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	21, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	21, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
 	14, // 24: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
 	15, // 25: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
 	16, // 26: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
 	17, // 27: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
 	18, // 28: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	11, // 29: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	11, // 30: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	12, // 31: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	13, // 32: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	19, // 33: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	20, // 34: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	20, // 35: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	20, // 36: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	20, // 37: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	19, // 29: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	11, // 30: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	11, // 31: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	12, // 32: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	13, // 33: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	20, // 34: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	21, // 35: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	21, // 36: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	21, // 37: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	21, // 38: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	21, // 39: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -1927,7 +2057,7 @@ func file_gatepost_v1_definitions_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,106 @@
+package definitions
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// MaxCounters is how many addresses, users or values of a header a rate limit counts at a time. The one that was not
+// seen for the longest time is forgotten first. It bounds the memory of Envoy.
+const MaxCounters = 10_000
+
+// counterBytes is what Envoy needs for one of them, apart from long values of a header.
+const counterBytes = 610
+
+// byteSize is a number with a unit. Both kinds of units exist: KB is 1000, and KiB 1024.
+var byteSize = regexp.MustCompile(`^([1-9][0-9]{0,14}) ?(B|KB|MB|GB|KiB|MiB|GiB)?$`)
+
+// byteUnits are the units of sizes. :: unit → bytes
+var byteUnits = map[string]uint64{
+	"": 1, "B": 1, "KB": 1000, "MB": 1000_000, "GB": 1000_000_000, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30,
+}
+
+// parseMaxRequestBytes parses the size of the largest body of a service's requests.
+func parseMaxRequestBytes(f *findings, m *gatewayv1.Service, s *Service, field string) uint64 {
+	text := m.GetMaxRequestBytes()
+	if text == "" {
+		return 0
+	}
+	field += ".max_request_bytes"
+	if s.WebSocket || s.GRPC {
+		f.add(field, aboutFields.faultf("remove it, or make two services", "has no effect on a stream, which has no end"))
+	}
+	match := byteSize.FindStringSubmatch(text)
+	if match == nil {
+		f.add(field, aboutFields.faultf("write a number of bytes with its unit, such as 10MiB or 500KB", "is %s, not a size", shown(text)))
+		return 0
+	}
+	number, _ := strconv.ParseUint(match[1], 10, 64) // digits that fit
+	if unit := byteUnits[match[2]]; number <= math.MaxInt64/unit {
+		return number * unit
+	}
+	f.add(field, aboutFields.faultf("remove the line for any size", "%s is out of range", text))
+	return 0
+}
+
+// parseRateLimits parses the limits of a service of g.
+func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *Gateway, field string) (out []RateLimit) {
+	rule := requestHeader(g)
+	for i, m := range limits {
+		at := fmt.Sprintf("%s.rate_limits[%d]", field, i)
+		l := RateLimit{
+			Requests: int(m.GetRequests()), Burst: int(cmp.Or(m.GetBurst(), m.GetRequests())), Per: orDuration(m.GetPer(), defaultPer),
+			By: m.GetBy(), Header: strings.ToLower(m.GetHeader()),
+		}
+		f.add(at+".per", wholeSeconds(l.Per))
+		switch {
+		case l.By == "" && l.Header == "":
+			f.add(at+".by", aboutFields.faultf("write by: address, user or service, or header: and its name", "is missing"))
+		case l.By != "" && l.Header != "":
+			f.add(at+".header", aboutFields.faultf("write two limits", "is set beside by (%s)", f.where(at+".by")))
+		case strings.Contains(l.Header, "_"):
+			f.add(at+".header", aboutFields.faultf("write hyphens; Envoy rejects requests with an underscore", "%s is not a header name", shown(l.Header)))
+		case l.Header != "":
+			f.add(at+".header", rule(l.Header))
+		case l.By == LimitByUser && !s.Authenticate:
+			f.add(at+".by", aboutOrigins.faultf("write address", "counts the requests of users, and the service is public (%s)", f.where(field+".authenticate")))
+		}
+		out = append(out, l)
+	}
+	return out
+}
+
+// Counts returns what the limit counts, for a sentence.
+func (l RateLimit) Counts() string {
+	switch l.By {
+	case LimitByService:
+		return "all clients together"
+	case "":
+		return "each value of the header " + l.Header
+	}
+	return "each " + l.By
+}
+
+// counterNotes says how much memory the rate limits can take, if that is much.
+func (d *Definitions) counterNotes() Problems {
+	const much = 256 << 20
+	last, counters := 0, 0
+	for i, s := range d.Gateway.Services {
+		for _, l := range s.RateLimits {
+			if l.By != LimitByService {
+				last, counters = i, counters+MaxCounters
+			}
+		}
+	}
+	if counters*counterBytes <= much {
+		return nil
+	}
+	return Problems{d.note(last, "rate_limits", aboutNotes.faultf("see that this is meant",
+		"with this one, rate limits can take %d MiB of memory in each Envoy", counters*counterBytes>>20))}
+}

@@ -1,0 +1,210 @@
+package xds
+
+import (
+	"strconv"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
+	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"gatepost/definitions"
+)
+
+// Rate limits are counted by two filters of the listener: before ext_authz, so that requests without a token count too,
+// and after it for those by user, when the identity header has the user. The CORS filter is before both, so preflights
+// do not count. The filters have no limits of their own. A scope has the buckets of all its services, and a route names
+// those that count its requests. So all routes of a service share them, under each of its hosts, and a change of a limit
+// touches no other scope, no connection and no listener. (Envoy docs, "Local rate limit".)
+//
+// Virtual hosts and routes without limits disable the filters. As with the filter of scope.lua, a request whose first
+// route is found by that filter passes them, and they then read its final route.
+const (
+	filterLimits     = "limits"
+	filterUserLimits = "user_limits"
+)
+
+// limitFilters are the filters with their stages. A route's limits name the stage that counts them.
+var limitFilters = []struct {
+	name  string
+	stage uint32
+}{{filterLimits, 0}, {filterUserLimits, 1}}
+
+// stageOf returns the stage of a limit.
+func stageOf(l definitions.RateLimit) uint32 {
+	if l.By == definitions.LimitByUser {
+		return 1
+	}
+	return 0
+}
+
+// noLimits is a filter in the listener.
+func (b *builder) noLimits(stage uint32) *anypb.Any {
+	return b.pack(&localratelimitv3.LocalRateLimit{StatPrefix: "gatepost", Stage: stage})
+}
+
+// addLimits sets the buckets of a scope, and disables the filters for the routes that have no limits.
+func (b *builder) addLimits(scope *routev3.RouteConfiguration, services []*service) {
+	for _, filter := range limitFilters {
+		buckets := b.buckets(filter.stage, services)
+		if buckets == nil {
+			continue
+		}
+		if scope.TypedPerFilterConfig == nil {
+			scope.TypedPerFilterConfig = map[string]*anypb.Any{}
+		}
+		scope.TypedPerFilterConfig[filter.name] = buckets
+		for _, vhost := range scope.GetVirtualHosts() {
+			delete(vhost.GetTypedPerFilterConfig(), filter.name)
+			for _, route := range vhost.GetRoutes() {
+				if !isLimited(route, filter.stage) {
+					route.TypedPerFilterConfig[filter.name] = b.disabled()
+				}
+			}
+		}
+	}
+}
+
+func isLimited(route *routev3.Route, stage uint32) bool {
+	for _, l := range route.GetRoute().GetRateLimits() {
+		if l.GetStage().GetValue() == stage {
+			return true
+		}
+	}
+	return false
+}
+
+// isLimitedScope reports whether a service has limits.
+func isLimitedScope(services []*service) bool {
+	for _, s := range services {
+		if len(s.def.RateLimits) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// unlimited is a bucket that is never empty. Envoy requires one for requests that no limit counts.
+var unlimited = &typev3.TokenBucket{MaxTokens: 1 << 31, TokensPerFill: wrapperspb.UInt32(1 << 31), FillInterval: durationpb.New(time.Second)}
+
+// buckets are the token buckets of all limits of a stage in a scope; nil if there is none.
+func (b *builder) buckets(stage uint32, services []*service) *anypb.Any {
+	always := &corev3.RuntimeFractionalPercent{DefaultValue: &typev3.FractionalPercent{Numerator: 100}}
+	config := &localratelimitv3.LocalRateLimit{
+		StatPrefix: "gatepost", Stage: stage, FilterEnabled: always, FilterEnforced: always,
+		TokenBucket: unlimited, AlwaysConsumeDefaultTokenBucket: wrapperspb.Bool(false),
+		// Envoy's default is 20. With more clients than that none would be limited.
+		MaxDynamicDescriptors:   wrapperspb.UInt32(definitions.MaxCounters),
+		EnableXRatelimitHeaders: ratelimitv3.XRateLimitHeadersRFCVersion_DRAFT_VERSION_03,
+		EnableRetryAfterHeader:  true,
+
+		RateLimitedAsResourceExhausted: true,
+	}
+	for _, s := range services {
+		for i, l := range s.def.RateLimits {
+			if stageOf(l) == stage {
+				config.Descriptors = append(config.Descriptors, buckets(s, i, l)...)
+			}
+		}
+	}
+	if len(config.GetDescriptors()) == 0 {
+		return nil
+	}
+	return b.pack(config)
+}
+
+// limitKey is the key of the entry that names the limit.
+const limitKey = "limit"
+
+// limitName names the limit of a service within its scope.
+func limitName(s *service, i int) string { return s.def.Name + " " + strconv.Itoa(i) }
+
+// The keys of the second entries, which name a client. Those of other actions than by header are Envoy's.
+const (
+	addressKey = "masked_remote_address"
+	valueKey   = "value"
+	noValueKey = "header_match"
+)
+
+// buckets are the buckets of a limit. A second entry without a value is a bucket for each value.
+func buckets(s *service, i int, l definitions.RateLimit) (out []*ratelimitv3.LocalRateLimitDescriptor) {
+	type entry = ratelimitv3.RateLimitDescriptor_Entry
+	of := func(more ...*entry) {
+		out = append(out, &ratelimitv3.LocalRateLimitDescriptor{
+			Entries: append([]*entry{{Key: limitKey, Value: limitName(s, i)}}, more...),
+			TokenBucket: &typev3.TokenBucket{
+				MaxTokens: uint32(l.Burst), TokensPerFill: wrapperspb.UInt32(uint32(l.Requests)), FillInterval: durationpb.New(l.Per),
+			},
+		})
+	}
+	switch l.By {
+	case definitions.LimitByService:
+		of()
+	case definitions.LimitByAddress:
+		of(&entry{Key: addressKey})
+	case definitions.LimitByUser:
+		of(&entry{Key: valueKey})
+	default:
+		of(&entry{Key: valueKey})
+		of(&entry{Key: noValueKey, Value: noValueKey})
+	}
+	return out
+}
+
+// rateLimits name the buckets that count the requests of a route.
+func (b *builder) rateLimits(s *service) (out []*routev3.RateLimit) {
+	type action = routev3.RateLimit_Action
+	for i, l := range s.def.RateLimits {
+		of := func(more ...*action) {
+			named := &action{ActionSpecifier: &routev3.RateLimit_Action_GenericKey_{
+				GenericKey: &routev3.RateLimit_Action_GenericKey{DescriptorKey: limitKey, DescriptorValue: limitName(s, i)},
+			}}
+			out = append(out, &routev3.RateLimit{Stage: wrapperspb.UInt32(stageOf(l)), Actions: append([]*action{named}, more...)})
+		}
+		switch l.By {
+		case definitions.LimitByService:
+			of()
+		case definitions.LimitByAddress:
+			of(countAddress())
+		case definitions.LimitByUser:
+			of(countHeader(b.gw.Identity.UserHeader))
+		default:
+			of(countHeader(l.Header))
+			of(countMissing(l.Header))
+		}
+	}
+	return out
+}
+
+// countAddress names the client's address. A client with IPv6 has a whole /64, as in the limits of failed logins.
+func countAddress() *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_MaskedRemoteAddress_{
+		MaskedRemoteAddress: &routev3.RateLimit_Action_MaskedRemoteAddress{V4PrefixMaskLen: wrapperspb.UInt32(32), V6PrefixMaskLen: wrapperspb.UInt32(64)},
+	}}
+}
+
+// countHeader names the value of a header. Without the header there is no such bucket.
+func countHeader(name string) *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_RequestHeaders_{
+		RequestHeaders: &routev3.RateLimit_Action_RequestHeaders{HeaderName: name, DescriptorKey: valueKey},
+	}}
+}
+
+// countMissing names all requests without a header.
+func countMissing(name string) *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_HeaderValueMatch_{
+		HeaderValueMatch: &routev3.RateLimit_Action_HeaderValueMatch{
+			DescriptorValue: noValueKey,
+			ExpectMatch:     wrapperspb.Bool(false),
+			Headers:         []*routev3.HeaderMatcher{{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}},
+		},
+	}}
+}
+
+// limitHeaders are the response headers about rate limits.
+var limitHeaders = []string{"retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
