@@ -157,6 +157,7 @@ func provideImages(t *testing.T, e *engine) string {
 			"REDIS_IMAGE="+redis, "ENVOY_IMAGE="+envoyImage, "GO_IMAGE="+golang, "STATIC_IMAGE="+static)
 		output(t, script)
 		giveRedisItsFolder(t, e, redis)
+		giveGoItsCaches(t, e, golang)
 		return "stand-in images"
 	}
 	for _, image := range []string{redis, envoyImage, golang, static} {
@@ -185,6 +186,36 @@ func giveRedisItsFolder(t *testing.T, e *engine, image string) {
 	// COPY sets the owner only of folders that it creates.
 	file := "FROM " + image + "\nUSER 0\nRUN rm -r /data\nCOPY --chown=999:999 data /data\nUSER 999\n"
 	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	e.run(t, "build", "--quiet", "--tag", image, dir)
+}
+
+// giveGoItsCaches puts the modules and the compiled packages of the gateway into the image of the build stage. Without
+// them each run compiles Go's library and every module. The commands of the Dockerfile run in any case. Packages that
+// they would compile with other flags, or from other sources, have other keys in the cache, and are compiled.
+func giveGoItsCaches(t *testing.T, e *engine, image string) {
+	t.Helper()
+	dir, err := filepath.Abs(root + "/.tools/compose-cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	goCommand := func(env []string, args ...string) string {
+		c := exec.CommandContext(t.Context(), "go", args...)
+		c.Dir, c.Env = root, append(os.Environ(), env...)
+		return output(t, c)
+	}
+	own := []string{
+		"GOMODCACHE=" + dir + "/mod", "GOCACHE=" + dir + "/build", "CGO_ENABLED=0", "GOFLAGS=-modcacherw " + os.Getenv("GOFLAGS"),
+		"GOPROXY=file://" + goCommand(nil, "env", "GOMODCACHE") + "/cache/download," + goCommand(nil, "env", "GOPROXY"),
+	}
+	goCommand(own, "mod", "download")
+	goCommand(own, "build", "-trimpath", "-tags", "grpcnotrace,vtprotobuf", "-o", os.DevNull, "./cmd/gatepost")
+	file := "FROM " + image + "\nCOPY mod/cache/download /go/pkg/mod/cache/download\nCOPY build /root/.cache/go-build\n"
+	if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".dockerignore"), []byte("mod\n!mod/cache/download\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	e.run(t, "build", "--quiet", "--tag", image, dir)
