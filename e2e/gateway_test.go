@@ -241,10 +241,14 @@ var client = &http.Client{
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
 
-// Login logs a user in and returns the token.
+// Login logs a user in and returns the token. On a busy machine the store may respond too late.
 func (g *gateway) Login(user string) string {
 	g.t.Helper()
-	got := g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user))
+	var got answer
+	envoytest.Eventually(g.t, "a login with an available store", func() bool {
+		got = g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":"right"}`, user))
+		return got.Status != http.StatusServiceUnavailable
+	})
 	token := got.Header.Get("token")
 	if got.Status != http.StatusOK || token == "" {
 		g.t.Fatalf("logging %s in: %d %v %s", user, got.Status, got.Header, got.Body)
@@ -293,10 +297,15 @@ func (b *logBuffer) tail(most int) string {
 	return s[max(0, len(s)-most):]
 }
 
-// needPorts skips a test if one of the loopback ports that it needs is in use. With CI=true it
-// fails.
+// fixedPorts is held by the test that uses ports of fixed numbers.
+var fixedPorts sync.Mutex
+
+// needPorts reserves loopback ports for a test. It skips the test if one of them is in use; with
+// CI=true it fails.
 func needPorts(t *testing.T, ports ...string) {
 	t.Helper()
+	fixedPorts.Lock()
+	t.Cleanup(fixedPorts.Unlock)
 	for _, port := range ports {
 		switch taken := envoytest.Accepts("127.0.0.1:" + port); {
 		case taken && os.Getenv("CI") == "true":

@@ -87,6 +87,7 @@ func spaced(line string) string { return strings.Join(strings.Fields(line), " ")
 
 // TestReadmeSession runs the README's `make run` and the commands after it.
 func TestReadmeSession(t *testing.T) {
+	t.Parallel()
 	needPorts(t, "5500", "8081", "8082", "8083", "18002")
 	root, err := filepath.Abs("..")
 	if err != nil {

@@ -125,6 +125,7 @@ func wantHeader(t *testing.T, what string, got answer, name, value string) {
 }
 
 func TestRow1And2ListensOn5500WhereTheFileNamesNoOtherAddress(t *testing.T) {
+	t.Parallel()
 	needPorts(t, "5500")
 	g := prepare(t, "services: []\n", setup{})
 	g.Addr, g.URL = "0.0.0.0:5500", "http://127.0.0.1:5500"
@@ -199,7 +200,10 @@ func pathsOfUpstreams(t *testing.T, shop *shop, kept, based *envoytest.Recorder)
 	}
 }
 
-func TestRow5AnUnknownPathIs404(t *testing.T) { unknownPath(t, startShop(t, setup{})) }
+func TestRow5AnUnknownPathIs404(t *testing.T) {
+	t.Parallel()
+	unknownPath(t, startShop(t, setup{}))
+}
 
 func unknownPath(t *testing.T, shop *shop) {
 	t.Helper()
@@ -208,7 +212,10 @@ func unknownPath(t *testing.T, shop *shop) {
 	wantHeader(t, "an unknown path", got, "Content-Type", "application/json")
 }
 
-func TestRow6AMethodOffTheListIs405BeforeAnyToken(t *testing.T) { methods(t, startShop(t, setup{})) }
+func TestRow6AMethodOffTheListIs405BeforeAnyToken(t *testing.T) {
+	t.Parallel()
+	methods(t, startShop(t, setup{}))
+}
 
 func methods(t *testing.T, shop *shop) {
 	t.Helper()
@@ -417,7 +424,10 @@ func readableAnswers(t *testing.T, shop *shop) {
 	}
 }
 
-func TestRow10PreflightsAreAnsweredBeforeAnyToken(t *testing.T) { preflights(t, startShop(t, setup{})) }
+func TestRow10PreflightsAreAnsweredBeforeAnyToken(t *testing.T) {
+	t.Parallel()
+	preflights(t, startShop(t, setup{}))
+}
 
 func preflights(t *testing.T, shop *shop) {
 	t.Helper()

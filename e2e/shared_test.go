@@ -13,8 +13,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// fleet is a set of gateways that share one Redis and its definitions. They listen on one address;
-// the kernel distributes the connections.
+// fleet is a set of gateways that share one Redis and its definitions.
 type fleet struct {
 	*shop
 	redis    *redistest.Server
@@ -36,19 +35,27 @@ func prepareFleet(t *testing.T, n int) *fleet {
 				g.args[i] = "redis"
 			}
 		}
-		if len(f.gateways) > 0 {
-			g.Addr, g.URL = f.gateways[0].Addr, f.gateways[0].URL
-		}
 		f.gateways = append(f.gateways, g)
 	}
 	f.gateway = f.gateways[0]
 	return f
 }
 
-// startFleet is prepareFleet followed by starting the gateways.
+// startFleet is prepareFleet followed by starting the gateways. Each has its own address: a gateway
+// does not start at an address on which another one already accepts connections.
 func startFleet(t *testing.T, n int) *fleet {
 	t.Helper()
 	f := prepareFleet(t, n)
+	for _, g := range f.gateways {
+		g.args = append(g.args, "--listen", g.Addr)
+	}
+	f.start()
+	return f
+}
+
+// start applies the definitions and starts the gateways.
+func (f *fleet) start() {
+	f.t.Helper()
 	f.Applies(0, f.definitions(), "no gateway is running")
 	for _, g := range f.gateways {
 		g.Run()
@@ -57,7 +64,6 @@ func startFleet(t *testing.T, n int) *fleet {
 		g.AwaitReady()
 	}
 	f.AwaitRevision(1)
-	return f
 }
 
 // File writes definitions to a file, prefixed with the listen address.
@@ -103,12 +109,12 @@ func (f *fleet) AwaitRevision(number int) {
 	}
 }
 
-// Everywhere checks the status on many connections, so that each Envoy gets some.
+// Everywhere checks the status at each running gateway.
 func (f *fleet) Everywhere(status int, path string) {
 	f.t.Helper()
 	fresh := &http.Client{Timeout: client.Timeout, Transport: &http.Transport{DisableKeepAlives: true}}
-	for range 40 {
-		got, err := fresh.Get(f.URL + path)
+	for i := range 40 {
+		got, err := fresh.Get(f.gateways[i%len(f.gateways)].URL + path)
 		if err != nil {
 			f.t.Fatalf("GET %s: %v", path, err)
 		}
@@ -183,7 +189,10 @@ func TestApplyNamesTheGatewayThatHasNotVerified(t *testing.T) {
 // version, also after a restart, and then the next valid revision.
 func TestRejectedRevisionIsNotServed(t *testing.T) {
 	t.Parallel()
-	f := startFleet(t, 2)
+	f := prepareFleet(t, 2)
+	// The address of the definitions, for both: it is what Envoy rejects below.
+	f.gateways[1].Addr, f.gateways[1].URL = f.Addr, f.URL
+	f.start()
 	taken := envoytest.Upstream(t) // its port is in use, so no Envoy can listen there
 	elsewhere := "listen: " + taken.Addr() + "\n" + f.definitions(f.service("news"))
 	path := filepath.Join(f.dir, "elsewhere.yaml")
