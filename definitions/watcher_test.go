@@ -218,7 +218,7 @@ func TestWatcherReportsAMissingFileOnceAndItsReturn(t *testing.T) {
 	must(t, os.Remove(f.path))
 	f.wants("bad reading definitions: open " + f.path)
 	f.wantsNothing()
-	f.write(shop("orders")) // the same as before: it is good again, which must be heard
+	f.write(shop("orders")) // the same as before: it is good again, which must be reported
 	f.wants("good orders")
 }
 

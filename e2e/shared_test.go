@@ -177,7 +177,7 @@ func TestApplyNamesTheGatewayThatHasNotVerified(t *testing.T) {
 	defer frozen.Signal(syscall.SIGCONT)
 	out := f.Command(1, []string{"apply", f.File(f.definitions(f.service("news"))), "--timeout", "7s"},
 		"revision 2 is stored", "have not verified it")
-	if got := lines(out, frozen.Admin, "NOT verified: not heard of for", "last seen with revision 1"); len(got) != 1 {
+	if got := lines(out, frozen.Admin, "NOT verified: no report for", "the last one with revision 1"); len(got) != 1 {
 		t.Errorf("the frozen gateway is not reported:\n%s", out)
 	}
 	frozen.Signal(syscall.SIGCONT)

@@ -36,7 +36,7 @@ func withServices(t *testing.T, names ...string) *Snapshot {
 func expect(t *testing.T, e *fakeEnvoy, lines ...string) {
 	t.Helper()
 	if got, want := e.transcript(), strings.Join(lines, "\n"); got != want {
-		t.Fatalf("the Envoy heard\n%s\nwant\n%s", got, want)
+		t.Fatalf("the Envoy received\n%s\nwant\n%s", got, want)
 	}
 }
 
@@ -254,7 +254,7 @@ func TestNothingGoesWithTheOnlyChangeThereIs(t *testing.T) {
 	_, kept := e.has[resourcev3.ScopedRouteType]["/b"]
 	e.mu.Unlock()
 	if !kept {
-		t.Fatalf("the scope has gone; the Envoy heard\n%s", e.transcript())
+		t.Fatalf("the scope has gone; the Envoy received\n%s", e.transcript())
 	}
 	e.judges(acceptAll)
 	after.serves(better)
@@ -280,7 +280,7 @@ func TestRejectedClustersNeverGetRoutes(t *testing.T) {
 	c.eventually("the answer to the rollback", func(progress) bool { return e.answers() == 2 })
 	got := e.transcript()
 	if !strings.HasPrefix(got, "nack cluster +service/bad +service/fine\nack cluster ") || strings.Contains(got, "route") {
-		t.Fatalf("the Envoy heard\n%s", got)
+		t.Fatalf("the Envoy received\n%s", got)
 	}
 }
 
@@ -334,7 +334,7 @@ func TestAHaltedDeliveryGoesNoFurther(t *testing.T) {
 		t.Errorf("after %d timers, the phase is %v", c.delivery.turn-turn, c.delivery.phase)
 	}
 	if got := e.transcript(); strings.Contains(got, "+/bad") {
-		t.Errorf("the Envoy heard\n%s", got)
+		t.Errorf("the Envoy received\n%s", got)
 	}
 }
 

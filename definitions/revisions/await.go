@@ -71,8 +71,8 @@ func standingsOf(gateways []Gateway, r, newest Revision) []Standing {
 func standingOf(g Gateway, r Revision) Standing {
 	s := Standing{Gateway: g}
 	switch mark := r.Mark(); {
-	case g.Heard >= Silent:
-		s.Why = fmt.Sprintf("not heard of for %v; last seen with %v", g.Heard.Round(time.Second), g.Serving)
+	case g.Quiet >= Silent:
+		s.Why = fmt.Sprintf("no report for %v, the last one with %v", g.Quiet.Round(time.Second), g.Serving)
 	case g.Serving == mark && g.Verified:
 		s.Verified, s.Final = true, true
 	case g.Newest == mark && g.Refused != "":

@@ -11,45 +11,45 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-// heard is what a follower told.
-type heard struct {
+// calls are the calls of a follower.
+type calls struct {
 	mu       sync.Mutex
 	all      []string
 	follower *Follower
 }
 
-func (h *heard) add(text string) {
+func (h *calls) add(text string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.all = append(h.all, text)
 }
 
-func (h *heard) list() []string {
+func (h *calls) list() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return append([]string(nil), h.all...)
 }
 
-// wants waits until what was told, in this order, has these beginnings, and nothing else was told.
-func (h *heard) wants(t *testing.T, want ...string) {
+// wants waits for calls that contain these texts, in this order, and fails if there are others.
+func (h *calls) wants(t *testing.T, want ...string) {
 	t.Helper()
 	redistest.Eventually(t, strings.Join(want, ", "), func() bool { return len(h.list()) >= len(want) })
 	got := h.list()
 	if len(got) != len(want) {
-		t.Fatalf("told: %q; want %q", got, want)
+		t.Fatalf("the calls are %q; want %q", got, want)
 	}
 	for i := range want {
 		if !strings.Contains(got[i], want[i]) {
-			t.Fatalf("told: %q; want %q", got, want)
+			t.Fatalf("the calls are %q; want %q", got, want)
 		}
 	}
 }
 
-// follow runs a follower until the test ends. Unless told otherwise it looks by itself once an hour: what it hears,
-// it was notified of.
-func follow(t *testing.T, config FollowerConfig) *heard {
+// follow runs a follower until the test ends. By default it polls once an hour, so that each call follows from a
+// notification.
+func follow(t *testing.T, config FollowerConfig) *calls {
 	t.Helper()
-	h := &heard{}
+	h := &calls{}
 	config.OnChange = func(_ context.Context, r Revision, d *definitions.Definitions) {
 		if name := Name(r.Number); d.Name != name {
 			t.Errorf("revision %d comes with the definitions of %s", r.Number, d.Name)
@@ -100,7 +100,7 @@ func TestALostNotificationIsMadeUpForByThePoll(t *testing.T) {
 	h.wants(t, "revision 2")
 }
 
-// What cannot be served is told once, and what is good again after it too.
+// A revision that cannot be served is reported once, and the next good one too.
 func TestADamagedRevisionIsToldOnce(t *testing.T) {
 	t.Parallel()
 	s, server := start(t)
@@ -148,7 +148,7 @@ func TestARedisThatIsAwayIsToldOnce(t *testing.T) {
 	server.Kill()
 	h.wants(t, "the Redis of the definitions cannot be asked")
 	server.Restart() // with nothing
-	redistest.Eventually(t, "the emptiness to be told", func() bool { return len(h.list()) > 1 })
+	redistest.Eventually(t, "a report that there are no definitions", func() bool { return len(h.list()) > 1 })
 	add(t, s, 0, file("items"))
 	h.wants(t, "the Redis of the definitions cannot be asked", "no such revision", "revision 1")
 }

@@ -53,8 +53,8 @@ func (r Revision) Mark() Mark { return Mark{r.Number, r.Sum} }
 // Gateway is a gateway as Redis knows it.
 type Gateway struct {
 	Report
-	// Known is the time since its first report, and Heard since its last, by the clock of Redis.
-	Known, Heard time.Duration
+	// Known is the time since its first report, and Quiet since its last, by the clock of Redis.
+	Known, Quiet time.Duration
 }
 
 // reported is a Report as it is stored.
@@ -158,8 +158,8 @@ func readGateways(reply []string) ([]Gateway, error) {
 		if json.Unmarshal([]byte(reply[i+1]), &kept) != nil || kept.ID == "" {
 			return nil, fmt.Errorf("%w: %s is not what gatepost writes; delete it, the gateways write it again", ErrDamaged, reportsKey)
 		}
-		g := Gateway{Report: kept.Report, Known: now.Sub(time.UnixMilli(kept.Since)), Heard: max(0, now.Sub(last))}
-		if g.Heard < forgotten {
+		g := Gateway{Report: kept.Report, Known: now.Sub(time.UnixMilli(kept.Since)), Quiet: max(0, now.Sub(last))}
+		if g.Quiet < forgotten {
 			all = append(all, g)
 		}
 	}
@@ -173,7 +173,7 @@ func readGateways(reply []string) ([]Gateway, error) {
 
 // follows reports whether g replaces another that has died without leaving.
 func (g Gateway) follows(other Gateway) bool {
-	return g.Name == other.Name && g.ID != other.ID && g.Known < other.Heard
+	return g.Name == other.Name && g.ID != other.ID && g.Known < other.Quiet
 }
 
 // readTime reads milliseconds, as scripts and scores have them.

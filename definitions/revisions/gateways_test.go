@@ -33,7 +33,7 @@ func gateways(t *testing.T, s *Store) string {
 	return strings.Join(names, " ")
 }
 
-// age has a gateway heard of last this long ago.
+// age makes the last report of a gateway this old.
 func age(t *testing.T, s *Store, id string, ago time.Duration) {
 	t.Helper()
 	score := s.client.ZScore(t.Context(), gatewaysKey, id).Val() - float64(ago.Milliseconds())
@@ -103,7 +103,7 @@ func TestStandings(t *testing.T) {
 		"not seen":                   {gateway: Gateway{Report: Report{Newest: before, Serving: before, Verified: true}}, why: "serves revision 7"},
 		"not seen after a rejection": {gateway: Gateway{Report: Report{Newest: before, Refused: "cannot bind"}}, why: "serves no revision: cannot bind"},
 		"the number of another":      {gateway: Gateway{Report: Report{Newest: Mark{8, "lost"}, Serving: Mark{8, "lost"}, Verified: true}}, why: "not seen"},
-		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}, Heard: Silent}, why: "not heard of for 5s"},
+		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}, Quiet: Silent}, why: "no report for 5s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := standingsOf([]Gateway{c.gateway}, r, r)[0]

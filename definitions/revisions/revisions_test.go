@@ -62,7 +62,7 @@ func TestARevisionIsWhatWasAdded(t *testing.T) {
 	}
 	d, err := s.Load(t.Context(), first)
 	if err != nil || d.Name != "redis:1" || string(d.Text) != string(file("orders")) {
-		t.Errorf("the first revision says %v, %v", d, err)
+		t.Errorf("the first revision has %v, %v", d, err)
 	}
 	all, err := s.History(t.Context())
 	if err != nil || len(all) != 2 || all[0] != second || all[1] != first {
@@ -115,7 +115,7 @@ func TestOneOfManyAtOnceIsStored(t *testing.T) {
 		}
 		won := <-stored
 		if text, err := s.Text(t.Context(), won); err != nil || string(text) != string(file("s"+won.Who)) {
-			t.Errorf("revision %d says %q, %v", won.Number, text, err)
+			t.Errorf("revision %d has %q, %v", won.Number, text, err)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func TestRedisAwayIsNotAnEmptyOne(t *testing.T) {
 	}
 }
 
-// All keys lie in one slot, and the news reaches who asks another server.
+// All keys lie in one slot, and a notification reaches the clients of the other servers.
 func TestInACluster(t *testing.T) {
 	t.Parallel()
 	servers := redistest.StartCluster(t, 3)
@@ -204,9 +204,9 @@ func TestInACluster(t *testing.T) {
 		addrs = append(addrs, one.Addr)
 	}
 	s := open(t, &redis.UniversalOptions{Addrs: addrs, IsClusterMode: true})
-	heard := follow(t, FollowerConfig{Store: s})
+	f := follow(t, FollowerConfig{Store: s})
 	add(t, s, 0, file("orders"))
-	heard.wants(t, "revision 1")
+	f.wants(t, "revision 1")
 	if err := s.Report(t.Context(), Report{ID: "a", Name: "a"}); err != nil {
 		t.Fatal(err)
 	}
