@@ -41,6 +41,19 @@ func ClientPair(set *Set, name, certFile, keyFile string) File {
 	return pairFile(set, name, certFile, keyFile, ParseClient)
 }
 
+// ReadServerPair reads and checks the files of a certificate for servers.
+func ReadServerPair(certFile, keyFile string, now time.Time) (Pair, error) {
+	texts, err := readAll([]string{certFile, keyFile})
+	if err != nil {
+		return Pair{}, err
+	}
+	p, err := Parse(texts[0], texts[1], now)
+	if err != nil {
+		return Pair{}, fmt.Errorf("%s with %s: %w", certFile, keyFile, err)
+	}
+	return p, nil
+}
+
 func pairFile(set *Set, name, certFile, keyFile string, parse func(chain, key []byte, now time.Time) (Pair, error)) File {
 	return File{Name: name, Paths: []string{certFile, keyFile}, Use: func(texts [][]byte) error {
 		p, err := parse(texts[0], texts[1], time.Now())

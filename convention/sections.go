@@ -12,6 +12,7 @@ const (
 	SectionAddresses Section = "addresses"
 	SectionHosts     Section = "hosts"
 	SectionFailures  Section = "upstreams-that-fail"
+	SectionTLS       Section = "tls"
 	SectionOrigins   Section = "origins-cookies-public-services"
 	SectionNotes     Section = "warnings-notes-and-envoy"
 	SectionOutcomes  Section = "outcomes-of-logins-and-calls"

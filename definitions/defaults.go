@@ -17,6 +17,8 @@ import (
 // The defaults.
 const (
 	defaultListen          = "0.0.0.0:5500"
+	defaultTLSListen       = "0.0.0.0:443"
+	defaultMinVersion      = TLS12
 	defaultTokensPath      = "/token"
 	defaultFormat          = "uuid"
 	defaultRevocation      = RevocationStrict
@@ -64,6 +66,9 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Identity.user_header":        defaultIdentityHeader,
 	"gatepost.v1.AccessLog.format":            defaultAccessLogFormat,
 	"gatepost.v1.AccessLog.to":                defaultAccessLogTo,
+	"gatepost.v1.Tls.listen":                  defaultTLSListen,
+	"gatepost.v1.Tls.default_certificate":     "none",
+	"gatepost.v1.Tls.min_version":             defaultMinVersion,
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
@@ -176,6 +181,20 @@ func accessLogOf(m *gatewayv1.AccessLog) AccessLog {
 		a.Sample = m.GetSample()
 	}
 	return a
+}
+
+// tlsOf leaves out the address.
+func tlsOf(m *gatewayv1.Tls) *TLS {
+	t := &TLS{
+		DefaultCertificate: m.GetDefaultCertificate(),
+		MinVersion:         cmp.Or(m.GetMinVersion(), defaultMinVersion),
+		Redirect:           m.Redirect == nil || m.GetRedirect(),
+		HSTS:               orDuration(m.GetHsts(), 0),
+	}
+	for _, c := range m.GetCertificates() {
+		t.Certificates = append(t.Certificates, Certificate{CertFile: c.GetCertFile(), KeyFile: c.GetKeyFile()})
+	}
+	return t
 }
 
 // serviceOf leaves out the upstreams, and what depends on them.

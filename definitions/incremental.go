@@ -139,8 +139,12 @@ func (d *Definitions) parseItems(name string, items []byte) *Definitions {
 		return nil // the document may end there
 	}
 	// The fields that a service is checked against.
-	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nidentity: {user_header: %q}\nservices:\n",
+	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nidentity: {user_header: %q}\n",
 		d.Gateway.Listen, d.Gateway.Tokens.Path, d.Gateway.Identity.UserHeader)
+	if t := d.Gateway.TLS; t != nil {
+		head = fmt.Appendf(head, "tls: {listen: %q, certificates: [{cert_file: a, key_file: a}]}\n", t.Listen)
+	}
+	head = append(head, "services:\n"...)
 	part, err := Parse(name, append(head, items...))
 	if err != nil || part.end.line > 0 {
 		return nil

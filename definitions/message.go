@@ -32,8 +32,25 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 		}
 	}
 	m.ResponseHeaders = g.ResponseHeaders.message()
+	if g.TLS != nil {
+		m.Tls = g.TLS.message()
+	}
 	for _, s := range g.Services {
 		m.Services = append(m.Services, s.Message())
+	}
+	return m
+}
+
+func (t *TLS) message() *gatewayv1.Tls {
+	m := &gatewayv1.Tls{
+		Listen:             t.Listen.String(),
+		DefaultCertificate: t.DefaultCertificate,
+		MinVersion:         t.MinVersion,
+		Redirect:           new(t.Redirect),
+		Hsts:               durationpb.New(t.HSTS),
+	}
+	for _, c := range t.Certificates {
+		m.Certificates = append(m.Certificates, &gatewayv1.Certificate{CertFile: c.CertFile, KeyFile: c.KeyFile})
 	}
 	return m
 }

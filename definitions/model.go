@@ -27,6 +27,8 @@ type Gateway struct {
 	ClientAddresses ClientAddresses
 	// ResponseHeaders are the changes of every response.
 	ResponseHeaders Headers
+	// TLS is the listener for HTTPS. If nil, there is none.
+	TLS *TLS
 	// Services are in the order of the file. Names are unique, and so are paths under each host.
 	// [Definitions.Next] keeps the pointers of unchanged services, so callers detect changes by comparing pointers.
 	Services []*Service
@@ -146,6 +148,33 @@ type ClientAddresses struct {
 	TrustedProxies []netip.Prefix
 	// ProxyProtocol is whether the proxies send the PROXY protocol. Only with TrustedProxies.
 	ProxyProtocol bool
+}
+
+// TLS is the listener for HTTPS.
+type TLS struct {
+	// Listen is the address on which Envoy accepts TLS connections.
+	Listen netip.AddrPort
+	// Certificates are in the order of the file. Each CertFile is there once.
+	Certificates []Certificate
+	// DefaultCertificate is the CertFile of the certificate for other names. If empty, they are refused.
+	DefaultCertificate string
+	// MinVersion is TLS12 or TLS13.
+	MinVersion string
+	// Redirect is whether the listener without TLS redirects to this one, and does nothing else.
+	Redirect bool
+	// HSTS is for how long browsers must use HTTPS, in whole seconds. If 0, they are not told.
+	HSTS time.Duration
+}
+
+// The values of TLS.MinVersion.
+const (
+	TLS12 = "1.2"
+	TLS13 = "1.3"
+)
+
+// Certificate names the files of a certificate and its key; see [Definitions.Path].
+type Certificate struct {
+	CertFile, KeyFile string
 }
 
 // Service is one HTTP service behind the gateway.

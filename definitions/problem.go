@@ -97,6 +97,7 @@ const (
 	aboutFailures  = topic(convention.SectionFailures)
 	aboutAddresses = topic(convention.SectionAddresses)
 	aboutHosts     = topic(convention.SectionHosts)
+	aboutTLS       = topic(convention.SectionTLS)
 	aboutOrigins   = topic(convention.SectionOrigins)
 	aboutNotes     = topic(convention.SectionNotes)
 )

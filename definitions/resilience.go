@@ -165,7 +165,7 @@ func parseResilience(f *findings, s *Service, m *gatewayv1.Service, g *Gateway, 
 	}
 	if c := m.GetCanary(); c != nil {
 		s.Canary = &Canary{
-			Upstreams: parseUpstreams(f, c.GetUpstreams(), field+".canary.upstreams", g.Listen, s.Upstreams, field+".upstreams"),
+			Upstreams: parseUpstreams(f, c.GetUpstreams(), field+".canary.upstreams", g.addresses(), s.Upstreams, field+".upstreams"),
 			Percent:   int(c.GetPercent()),
 			By:        cmp.Or(c.GetBy(), CanaryByUser),
 		}

@@ -41,6 +41,9 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
 	g.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), "response_headers", responseHeader(g))
+	if m.GetTls() != nil {
+		g.TLS = parseTLS(f, m.GetTls(), g.Listen)
+	}
 	g.Services = make([]*Service, len(m.GetServices()))
 	for i, s := range m.GetServices() {
 		g.Services[i] = parseService(f, s, g, "services["+strconv.Itoa(i)+"]")
@@ -174,7 +177,7 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	if m.GetRedirect() != nil {
 		s.Redirect = parseRedirect(f, m, s, field)
 	}
-	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.Listen, nil, "")
+	s.Upstreams = parseUpstreams(f, m.GetUpstreams(), field+".upstreams", g.addresses(), nil, "")
 	if len(m.GetUpstreams()) == 0 && m.GetRedirect() == nil {
 		f.add(field+".upstreams", aboutFields.faultf(words["gatepost.v1.Service.upstreams"].remedy, "is missing"))
 	}
@@ -218,7 +221,7 @@ func checkProtocols(f *findings, s *Service, m *gatewayv1.Service, field string)
 
 // parseUpstreams parses a list of upstreams and checks that they are alternatives to each other, and to those in another
 // list of the service.
-func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrPort, others []Upstream, othersList string) []Upstream {
+func parseUpstreams(f *findings, texts []string, list string, listen []netip.AddrPort, others []Upstream, othersList string) []Upstream {
 	out := slices.Grow(slices.Clone(others), len(texts))
 	first := make([]string, len(others)) // :: index in out → field
 	for i := range first {
@@ -232,7 +235,10 @@ func parseUpstreams(f *findings, texts []string, list string, listen netip.AddrP
 			continue
 		}
 		f.add(field, mismatch(f, u, text, out, first))
-		f.add(field, ownAddressFault(u, text, listen))
+		at := slices.IndexFunc(listen, func(own netip.AddrPort) bool { return ownAddressFault(u, text, own) != nil })
+		if at >= 0 {
+			f.add(field, ownAddressFault(u, text, listen[at]))
+		}
 		out, first = append(out, u), append(first, field)
 	}
 	out = out[len(others):]

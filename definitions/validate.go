@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"time"
 )
 
 // Report is the result of validating one file.
@@ -62,7 +63,12 @@ func (v Validation) check(path string) Report {
 	}
 	report.OK = true
 	report.Services = len(d.Gateway.Services)
-	report.Warnings = append(report.Warnings, d.Warnings()...)
+	problems, warnings := d.checkFiles(time.Now())
+	if len(problems) > 0 {
+		report.OK, report.Problems = false, problems
+		return report
+	}
+	report.Warnings = append(append(report.Warnings, d.Warnings()...), warnings...)
 	report.Notes = append(report.Notes, d.Notes()...)
 	if v.Public {
 		report.Public = d.Public()

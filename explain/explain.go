@@ -17,6 +17,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
+	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
 	"gatepost/definitions"
@@ -32,6 +33,8 @@ type Request struct {
 	Target string
 	// Header are the headers in order. If Host is missing, a placeholder is added.
 	Header []Field
+	// Plain is whether it comes without TLS although there is a listener for TLS.
+	Plain bool
 }
 
 // Field is one header.
@@ -60,6 +63,8 @@ type Explainer struct {
 	scopeKey *scopeKeyOf
 	filters  []filter
 	unsure   []string
+	// plain explains requests without TLS, if those are answered in another way.
+	plain *Explainer
 }
 
 // New builds the configuration that Envoy would be served for the definitions.
@@ -102,14 +107,15 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 // decisive returns the configuration that is read in place of s. The access log and the trusted
 // proxies decide nothing about a request, so their filters are not modelled. The access log adds
 // x-request-id to a response, and the proxies' filter chains keep some headers of a proxy, which
-// explain does not show.
+// explain does not show. A certificate is served for every name, because a handshake is no request.
 func decisive(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
-	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 {
+	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 && served.TLS == nil {
 		return s, nil
 	}
-	plain := *served
-	plain.AccessLog, plain.ClientAddresses = definitions.AccessLog{}, definitions.ClientAddresses{}
-	return xds.Build(&plain, opts)
+	modelled := *served
+	modelled.AccessLog, modelled.ClientAddresses = definitions.AccessLog{}, definitions.ClientAddresses{}
+	opts.Certificates = []xds.Certificate{{Name: "any", Default: true}}
+	return xds.Build(&modelled, opts)
 }
 
 // Version returns the version of the definitions, as `gatepost status` prints it.
@@ -117,49 +123,58 @@ func (e *Explainer) Version() string { return e.version }
 
 // read extracts the routing configuration from a snapshot.
 func (e *Explainer) read(s *xds.Snapshot) error {
-	listener, err := only[*listenerv3.Listener](s, resourcev3.ListenerType)
+	listeners, err := s.Resources(resourcev3.ListenerType)
 	if err != nil {
-		return err
-	}
-	e.manager = new(hcmv3.HttpConnectionManager)
-	if err := listener.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(e.manager); err != nil {
 		return err
 	}
 	scopes, err := s.Resources(resourcev3.ScopedRouteType)
 	if err != nil {
 		return err
 	}
-	if err := e.readScopes(scopes); err != nil {
-		return err
-	}
 	empty, err := emptyClusters(s)
 	if err != nil {
 		return err
 	}
-	if e.filters, err = e.filtersOf(e.manager, empty); err != nil {
-		return err
+	plain := listeners[xds.ListenerName]
+	if e.served.TLS == nil {
+		return e.readListener(plain, scopes, empty)
 	}
-	e.unsure = notModelled(append(slices.Collect(maps.Values(scopes)), listener)...)
-	return nil
-}
-
-// only returns the resource of a type that has exactly one.
-func only[R any](s *xds.Snapshot, typeURL string) (one R, err error) {
-	all, err := s.Resources(typeURL)
-	if err != nil {
-		return one, err
-	}
-	for _, r := range all {
-		if found, ok := r.(R); ok && len(all) == 1 {
-			return found, nil
+	if e.served.TLS.Redirect {
+		e.plain = &Explainer{definitions: e.definitions, served: e.served, version: e.version}
+		if err := e.plain.readListener(plain, scopes, empty); err != nil {
+			return err
 		}
 	}
-	return one, fmt.Errorf("want one %s, got %v", typeURL, slices.Sorted(maps.Keys(all)))
+	return e.readListener(listeners[xds.TLSListenerName], scopes, empty)
+}
+
+// readListener extracts the configuration of a listener and of the routes.
+func (e *Explainer) readListener(resource proto.Message, scopes map[string]proto.Message, emptyClusters map[string]bool) error {
+	listener, _ := resource.(*listenerv3.Listener)
+	if listener == nil {
+		return errors.New("a listener is missing")
+	}
+	e.manager = new(hcmv3.HttpConnectionManager)
+	if err := listener.GetFilterChains()[0].GetFilters()[0].GetTypedConfig().UnmarshalTo(e.manager); err != nil {
+		return err
+	}
+	if err := e.readScopes(scopes); err != nil {
+		return err
+	}
+	var err error
+	if e.filters, err = e.filtersOf(e.manager, emptyClusters); err != nil {
+		return err
+	}
+	e.unsure = notModelled(append(slices.Collect(maps.Values(scopes)), resource)...)
+	return nil
 }
 
 // Explain returns the explanation of a request. The error is ErrNotModelled if the outcome cannot
 // be determined; any other error means that the request cannot be sent.
 func (e *Explainer) Explain(ctx context.Context, r Request) (*Explanation, error) {
+	if r.Plain && e.plain != nil {
+		return e.plain.Explain(ctx, r)
+	}
 	if err := r.check(); err != nil {
 		return nil, err
 	}

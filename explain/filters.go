@@ -223,6 +223,10 @@ type router struct {
 }
 
 func (f router) request(x *exchange) {
+	if x.route == nil {
+		x.localReply(404, "")
+		return
+	}
 	switch action := x.route.GetAction().(type) {
 	case *routev3.Route_DirectResponse:
 		r := x.localReply(int(action.DirectResponse.GetStatus()), action.DirectResponse.GetBody().GetInlineString())

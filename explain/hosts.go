@@ -68,6 +68,15 @@ func withoutPort(host string) string {
 	return host[:colon]
 }
 
+// withoutNumber removes a port that is a number (strip_any_host_port).
+func withoutNumber(host string) string {
+	bare := withoutPort(host)
+	if port := strings.TrimPrefix(host[len(bare):], ":"); port == "" || strings.Trim(port, "0123456789") != "" {
+		return host
+	}
+	return bare
+}
+
 // withoutTrailingDot removes a dot at the end of a host, also in front of a port (strip_trailing_host_dot).
 func withoutTrailingDot(host string) string {
 	dot := strings.LastIndexByte(host, '.')

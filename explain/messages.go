@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 
 	"gatepost/definitions"
@@ -30,6 +31,9 @@ func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
 		add("service", "%s at %s:%d serves %s and the paths below it%s, with a token", s.Name, s.File, s.Line, s.Path, under(s.Hosts))
 	case x.forward != nil:
 		add("service", "none: the gateway's own route %q", a.Route)
+	case x.reply.status == http.StatusPermanentRedirect:
+		add("service", "none: the listener without TLS redirects")
+		return steps
 	case isVersion(x.route):
 		add("service", "none: the gateway returns its version")
 	case isMalformedHost(x.route):
@@ -152,6 +156,8 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 		return "redirected", fmt.Sprintf("the service %q redirects to %s", service.Name, x.reply.header.value("location")), ""
 	case x.route.GetDirectResponse().GetStatus() == xds.StatusMaintenance:
 		return "maintenance", fmt.Sprintf("the service %q is in maintenance", service.Name), fmt.Sprintf("remove maintenance at %s when it is over", e.location(service))
+	case x.reply.status == http.StatusPermanentRedirect:
+		return "redirected", "a request without TLS is redirected to the listener for TLS", "use the https URL, or set tls.redirect: false"
 	case isVersion(x.route):
 		return "version", "this path returns the version that Envoy serves", ""
 	case x.reply.status == 405:

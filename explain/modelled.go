@@ -15,18 +15,22 @@ import (
 // response. If package xds starts to use another field, every explanation lists it as unsure until
 // it is added here. `*` means that no field of the message matters.
 var modelled = map[string]string{
-	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes filter_chains",
-	"envoy.config.listener.v3.FilterChain": "filters",
-	"envoy.config.listener.v3.Filter":      "name typed_config",
-	"envoy.config.core.v3.Address":         "*",
-	"envoy.config.core.v3.GrpcService":     "*",
-	"google.protobuf.Duration":             "*",
-	"google.protobuf.UInt32Value":          "*",
-	"google.protobuf.BoolValue":            "*",
+	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes listener_filters filter_chains",
+	"envoy.config.listener.v3.FilterChain": "name filter_chain_match transport_socket filters",
+	// A request has come over a connection for which there is a certificate.
+	"envoy.config.listener.v3.FilterChainMatch": "*",
+	"envoy.config.listener.v3.ListenerFilter":   "*",
+	"envoy.config.core.v3.TransportSocket":      "*",
+	"envoy.config.listener.v3.Filter":           "name typed_config",
+	"envoy.config.core.v3.Address":              "*",
+	"envoy.config.core.v3.GrpcService":          "*",
+	"google.protobuf.Duration":                  "*",
+	"google.protobuf.UInt32Value":               "*",
+	"google.protobuf.BoolValue":                 "*",
 
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix scoped_routes http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
-		"strip_trailing_host_dot request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
+		"strip_trailing_host_dot strip_any_host_port request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
 		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options",
 	"envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes":     "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":       "name typed_config disabled",

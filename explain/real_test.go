@@ -3,6 +3,7 @@ package explain
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 
 	"gatepost/authz"
+	"gatepost/certs"
 	"gatepost/definitions"
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
@@ -35,6 +37,7 @@ var options = xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.Clu
 type world struct {
 	t         *testing.T
 	addr      string
+	tlsAddr   string // of the listener for TLS; empty: there is none
 	control   *xds.Server
 	version   string      // what is served
 	delivered chan string // holds the version that was delivered last
@@ -154,6 +157,9 @@ type got struct {
 // send sends a request over a new connection.
 func (w *world) send(r Request) (got, error) {
 	conn, err := net.Dial("tcp", w.addr)
+	if w.tlsAddr != "" && !r.Plain {
+		conn, err = tls.Dial("tcp", w.tlsAddr, &tls.Config{InsecureSkipVerify: true})
+	}
 	if err != nil {
 		return got{}, err
 	}
@@ -313,10 +319,24 @@ func TestExplanationsMatchARealEnvoy(t *testing.T) {
 func TestHostsAreExplainedAsEnvoyDoes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	served := w.serve(strings.NewReplacer("LISTEN", w.addr, "UP", "http://"+w.upstreams["a"].addr).Replace(severalHosts))
+	text := strings.NewReplacer("LISTEN", w.addr, "UP", "http://"+w.upstreams["a"].addr).Replace(severalHosts)
+	seen := map[string]int{}
+	w.compareHosts(t, w.serve(text), seen)
+	w.tlsAddr = envoytest.Addr(t)
+	w.sendCertificate(t)
+	w.compareHosts(t, w.serve(fmt.Sprintf("tls: {listen: %q, certificates: [{cert_file: any, key_file: any}], hsts: 1h}\n%s", w.tlsAddr, text)), seen)
+	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "token_missing", "version", "redirected"} {
+		if seen[reason] == 0 {
+			t.Errorf("no request had the outcome %q: %v", reason, seen)
+		}
+	}
+}
+
+// compareHosts compares each host with each path and, if there is a listener for TLS, with each listener.
+func (w *world) compareHosts(t *testing.T, served *definitions.Definitions, seen map[string]int) {
+	t.Helper()
 	w.awaitServed(t, served)
 	with, without := w.explainer(served, w.sessions), w.explainer(served, nil)
-	seen := map[string]int{}
 	for _, host := range []string{
 		"api.shop.example", "API.shop.example:80", "api.shop.example.", "api.shop.example.:80", "api.shop.example:", "x.shop.example", "x.y.shop.example",
 		"eu.shop.example", "x.eu.shop.example", "shop.example", "xshop.example", "admin.example", "ADMIN.example:1", "x.admin.example", "other.example", "10.0.0.7:80", "[::1]:80", "[::1]",
@@ -326,14 +346,22 @@ func TestHostsAreExplainedAsEnvoyDoes(t *testing.T) {
 			for _, method := range []string{"GET", "POST", "OPTIONS"} {
 				r := Request{Method: method, Target: path, Header: []Field{{"Host", host}, {"Origin", "https://a.example"}, {"Access-Control-Request-Method", "GET"}, {"Connection", "close"}}}
 				seen[w.compare(t, with, without, r)]++
+				if r.Plain = w.tlsAddr != ""; r.Plain {
+					seen[w.compare(t, with, without, r)]++
+				}
 			}
 		}
 	}
-	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "token_missing", "version"} {
-		if seen[reason] == 0 {
-			t.Errorf("no request had the outcome %q: %v", reason, seen)
-		}
+}
+
+// sendCertificate sends Envoy a certificate for every name.
+func (w *world) sendCertificate(t *testing.T) {
+	t.Helper()
+	pair, err := certs.SelfSigned([]string{"gate.example"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
 	}
+	w.control.SetSecrets(xds.Secrets(map[string]certs.Pair{"any": pair}))
 }
 
 const severalHosts = `listen: LISTEN
@@ -381,7 +409,7 @@ func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 			}
 			g, err := w.send(r)
 			if have, want := summary(g.status, g.header, g.body), w.expected(a.Outcomes[0], r); err != nil || have != want {
-				differs = fmt.Sprintf("%q: %v\n%s\nis explained as\n%s", r, err, have, want)
+				differs = fmt.Sprintf("%+v: %v\n%s\nis explained as\n%s", r, err, have, want)
 			}
 			return differs != ""
 		})
@@ -401,6 +429,7 @@ func (w *world) explainer(d *definitions.Definitions, sessions authz.Sessions) *
 func (w *world) options() xds.Options {
 	o := options
 	o.Module = w.module
+	o.Certificates = []xds.Certificate{{Name: "any", Default: true}}
 	return o
 }
 
@@ -429,7 +458,7 @@ func (w *world) compare(t *testing.T, with, without *Explainer, r Request) strin
 	}
 	g, err := w.send(r)
 	if err != nil {
-		t.Errorf("%q: explained as %+v, and: %v", r, a.Outcomes, err)
+		t.Errorf("%+v: explained as %+v, and: %v", r, a.Outcomes, err)
 		return ""
 	}
 	have := summary(g.status, g.header, g.body)

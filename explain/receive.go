@@ -116,6 +116,10 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		x.known = false
 		return refuse(400, "the Host is malformed")
 	}
+	if e.manager.GetStripAnyHostPort() {
+		x.host = withoutNumber(x.host)
+		x.header.set("host", x.host)
+	}
 	if e.manager.GetStripTrailingHostDot() {
 		x.host = withoutTrailingDot(x.host)
 		x.header.set("host", x.host)

@@ -83,6 +83,10 @@ func (x *exchange) format(text string) string {
 		switch {
 		case operator == "":
 			b.WriteByte('%')
+		case isHeader && name == ":AUTHORITY)":
+			b.WriteString(x.host)
+		case isHeader && name == ":PATH)":
+			b.WriteString(x.path)
 		case isHeader && x.known:
 			b.WriteString(x.header.value(strings.ToLower(strings.TrimSuffix(name, ")"))))
 		case isHeader:

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -47,8 +48,10 @@ type Gateway struct {
 	endpoint *endpoint.Handler                  // the calls under /token
 	control  *xds.Server                        // the configuration of the Envoys
 	rollout  *rollout.Rollout                   // which definitions are served
-	redis    *redisSource                       // the definitions in Redis; nil: they are in a file
-	source   source                             // where definitions come from
+
+	certificates *certificates // which certificates Envoy is sent
+	redis        *redisSource  // the definitions in Redis; nil: they are in a file
+	source       source        // where definitions come from
 
 	tls      *mutualTLS     // for the next two; nil means no TLS
 	grpc     *grpc.Server   // ext_authz, xDS and gRPC health
@@ -96,8 +99,14 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 		return nil, err
 	}
 	if g.runner != nil && first != nil {
-		if err := awaitFree(ctx, config.XDSOptions().ListenAddress(first.Gateway).String()); err != nil {
-			return nil, err
+		addresses := []netip.AddrPort{config.XDSOptions().ListenAddress(first.Gateway)}
+		if first.Gateway.TLS != nil {
+			addresses = append(addresses, first.Gateway.TLS.Listen)
+		}
+		for _, address := range addresses {
+			if err := awaitFree(ctx, address.String()); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return g, nil
@@ -193,8 +202,9 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	}
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
+	g.certificates = newCertificates(g)
 	g.rollout, err = rollout.New(rollout.Config{
-		Control: g.control, Options: options,
+		Control: g.control, Options: options, Certificates: g.certificates.load,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
 		LastGood: lastGood, OnPublish: g.useSettings, Logger: g.logger, Registerer: g.registry,
 	})
@@ -224,8 +234,10 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 
 // useSettings gives the token handler and the store the settings of the definitions that are
 // published.
-func (g *Gateway) useSettings(tokens *definitions.Tokens) {
+func (g *Gateway) useSettings(d *definitions.Definitions) {
+	tokens := &d.Gateway.Tokens
 	g.login.Store(tokens)
+	g.certificates.follow(d)
 	revocation := cache.Strict
 	if tokens.Revocation == definitions.RevocationPrompt {
 		revocation = cache.Prompt
@@ -243,7 +255,7 @@ func (g *Gateway) makeServers() error {
 	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
 	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	g.admin = admin.New(admin.Config{
-		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.rollout.Message, Snapshot: g.snapshot,
+		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.message, Snapshot: g.snapshot,
 		Services: g.services, Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
 	})
 	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)

@@ -33,6 +33,8 @@ type (
 	offered struct{ version *version }
 	// repaired is a version that takes the place of a rejected one.
 	repaired struct{ version, of *version }
+	// renewed is a version with other certificates that takes the place of one that is published.
+	renewed struct{ version, of *version }
 	// failure is why new definitions could not be read or built.
 	failure struct{ err error }
 	// startedDegraded is a failure before the gateway started.
@@ -117,6 +119,10 @@ func (m *machine) step(e any, now time.Time) (out []action, err error) {
 	switch e := e.(type) {
 	case offered:
 		out, err = m.offer(e.version, now)
+	case renewed:
+		if e.of == m.target {
+			out, err = m.offer(e.version, now)
+		}
 	case repaired:
 		out, err = m.replace(e, now)
 	case failure:

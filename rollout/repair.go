@@ -97,6 +97,26 @@ func (r *Rollout) rebuild(of *version) {
 	}
 }
 
+// renew publishes the version that is published with the certificates that there are now.
+func (r *Rollout) renew() {
+	r.building.Lock()
+	defer r.building.Unlock()
+	r.mu.Lock()
+	of := r.machine.target
+	r.mu.Unlock()
+	if of == nil || of.definitions.Gateway.TLS == nil {
+		return
+	}
+	v, err := r.build(of.definitions, of.saved, of.withheld...)
+	if err == nil && v.id() != of.id() {
+		v.former, v.failure, v.instead = of.former, of.failure, of.instead
+		err = r.handle(renewed{v, of})
+	}
+	if err != nil {
+		r.config.Logger.Error("the other names of the certificates cannot be served", "error", err)
+	}
+}
+
 // subtract returns what is in all and not in some.
 func subtract(all, some []string) []string {
 	return slices.DeleteFunc(slices.Clone(all), func(one string) bool { return slices.Contains(some, one) })

@@ -70,8 +70,11 @@ type Config struct {
 	ModuleVersion func(version string) string
 	// LastGood keeps the definitions that were active last. It may block. Required.
 	LastGood LastGood
+	// Certificates reads the certificates that definitions name, and returns those that can be served. It is called for
+	// each version. Nil: there are none.
+	Certificates func(d *definitions.Definitions) []xds.Certificate
 	// OnPublish gives Gatepost's own parts the settings of the version that is published now. Required. It must not block.
-	OnPublish func(tokens *definitions.Tokens)
+	OnPublish func(d *definitions.Definitions)
 	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at xds.VersionPath.
 	Ask func(ctx context.Context, address string) (string, error)
 	// Logger receives each change of state. Required.
@@ -161,6 +164,14 @@ func (r *Rollout) StartDegraded(err error) { _ = r.handle(startedDegraded{err}) 
 // RetryRejected has the Envoys try again a version that they have rejected: the cause may lie outside of the
 // definitions, such as a port that was taken.
 func (r *Rollout) RetryRejected() { _ = r.handle(retried{}) }
+
+// CertificatesChanged publishes the version again if it has other certificates, or other names of them, from now on. It
+// returns at once.
+func (r *Rollout) CertificatesChanged() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.later(r.renew)
+}
 
 // Status returns how things stand. It is the caller's.
 func (r *Rollout) Status() Status {
@@ -291,7 +302,7 @@ func (r *Rollout) perform(a action) {
 		if err := r.config.Control.Publish(a.version.snapshot); err != nil {
 			r.config.Logger.Error("publishing failed", "version", a.version.id(), "error", err)
 		}
-		r.config.OnPublish(&a.version.definitions.Gateway.Tokens)
+		r.config.OnPublish(a.version.definitions)
 		freeMemory()
 	case halt:
 		r.config.Control.Halt(a.version)

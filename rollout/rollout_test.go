@@ -98,7 +98,7 @@ func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config))
 	config := Config{
 		Control:  control,
 		Options:  xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: filepath.Join(t.TempDir(), "roots.pem")},
-		LastGood: k.lastGood, OnPublish: func(tokens *definitions.Tokens) { k.used.Store(tokens) }, Logger: log, Registerer: registry,
+		LastGood: k.lastGood, OnPublish: func(d *definitions.Definitions) { k.used.Store(&d.Gateway.Tokens) }, Logger: log, Registerer: registry,
 	}
 	for _, f := range change {
 		f(&config)

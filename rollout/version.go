@@ -38,6 +38,9 @@ func (r *Rollout) build(d *definitions.Definitions, saved time.Time, withheld ..
 		}
 	}
 	options.Withheld = withheld
+	if r.config.Certificates != nil && d.Gateway.TLS != nil {
+		options.Certificates = r.config.Certificates(d)
+	}
 	if r.Status().Module.Reason != "" {
 		options.Module = xds.Module{}
 	}

@@ -154,7 +154,7 @@ func TestChangeOfAServiceLeavesTheAccessLog(t *testing.T) {
 	const log = "access_log: {format: ecs}\n"
 	before := build(t, log+`services: [{name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}]`)
 	after := build(t, log+`services: [{name: b, path: /b, authenticate: false, upstreams: ["http://127.0.0.1:2"]}]`)
-	one, other := resourcesOf(before, resourcev3.ListenerType)[listenerName], resourcesOf(after, resourcev3.ListenerType)[listenerName]
+	one, other := resourcesOf(before, resourcev3.ListenerType)[ListenerName], resourcesOf(after, resourcev3.ListenerType)[ListenerName]
 	if !proto.Equal(one, other) {
 		t.Error("the listener differs")
 	}

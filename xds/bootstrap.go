@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -15,11 +16,13 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"gatepost/certs"
 )
 
 // Bootstrap is the same configuration in the form of one static file, so that an Envoy can be asked about it
 // (`envoy --mode validate`) without a control plane. The clusters of Gatepost itself are given, or, by name
-// alone, stood in for by ones that lead nowhere.
+// alone, stood in for by ones that lead nowhere. So are the certificates, whose files are checked elsewhere.
 func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstrapv3.Bootstrap, error) {
 	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: own}
 	for _, name := range []string{opts.GRPCCluster, opts.HTTPCluster} {
@@ -41,6 +44,17 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 			return nil, fmt.Errorf("writing a static configuration: %w", err)
 		}
 		static.Listeners = append(static.Listeners, l)
+		names, err := withStaticSecrets(l)
+		if err != nil {
+			return nil, fmt.Errorf("writing a static configuration: %w", err)
+		}
+		for _, name := range names {
+			placeholder, err := certs.SelfSigned([]string{"gatepost.invalid"}, time.Now())
+			if err != nil {
+				return nil, fmt.Errorf("writing a static configuration: %w", err)
+			}
+			static.Secrets = append(static.Secrets, Secrets(map[string]certs.Pair{name: placeholder})...)
+		}
 	}
 	return &bootstrapv3.Bootstrap{StaticResources: static}, nil
 }

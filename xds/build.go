@@ -21,9 +21,13 @@ import (
 	"gatepost/definitions"
 )
 
-// The names of single resources.
+// The names of the listeners: the one without TLS, and the one with.
 const (
-	listenerName = "gatepost"
+	ListenerName    = "gatepost"
+	TLSListenerName = "gatepost-tls"
+)
+
+const (
 	// blackhole is a cluster without an endpoint, for preflight routes. The CORS filter responds before a cluster is
 	// used. If it ever did not, no upstream would receive the request.
 	blackhole = "nowhere"
@@ -50,6 +54,9 @@ type Options struct {
 	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
 	// 503.
 	Withheld []string
+	// Certificates are those that Envoy gets as secrets, if the definitions have TLS. Without any there is no listener
+	// for TLS.
+	Certificates []Certificate
 }
 
 // ListenAddress returns the address on which an Envoy with these options accepts requests.
@@ -162,8 +169,9 @@ func (b *builder) withBeacon(version string, routes set, scopes *scopes) set {
 func (b *builder) frame() view {
 	v := view{}
 	b.about = "listener"
-	l := b.listener()
-	v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
+	for _, l := range b.listeners() {
+		v.listeners = v.listeners.with(map[string]*resource{l.GetName(): b.finish(l)})
+	}
 	v.listeners.seal()
 	b.about = "clusters"
 	v.clusters = v.clusters.with(map[string]*resource{blackhole: b.finish(withoutEndpoint(blackhole))})

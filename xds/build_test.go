@@ -324,7 +324,7 @@ func TestUnchangedResourcesAreReused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, sets := range map[string][2]set{
-		"service/a": {both.clusters, alone.clusters}, "/a": {both.routes, alone.routes}, "/token": {both.routes, alone.routes}, listenerName: {both.listeners, alone.listeners},
+		"service/a": {both.clusters, alone.clusters}, "/a": {both.routes, alone.routes}, "/token": {both.routes, alone.routes}, ListenerName: {both.listeners, alone.listeners},
 	} {
 		if sets[0].get(name) == nil || sets[0].get(name) != sets[1].get(name) {
 			t.Errorf("%s was built again", name)

@@ -47,6 +47,11 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 			if strings.HasPrefix(filepath.Base(file), "module") {
 				options.Module = Module{Library: "/run/gatepost/libgatepost-0123456789abcdef.so", Table: "/run/gatepost/decisions"}
 			}
+			if strings.HasPrefix(filepath.Base(file), "tls") {
+				options.Certificates = []Certificate{
+					{Name: "shop.pem", ServerNames: []string{"shop.example", "*.shop.example"}}, {Name: "other.pem", Default: true},
+				}
+			}
 			snapshot := buildWith(t, string(in.Data), options)
 			got := append([]txtar.File{in}, render(t, snapshot, base, filepath.Base(file) == baseline)...)
 			if *update {
@@ -72,7 +77,11 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 					options.Module.Library = moduletest.Compile(t, "library")
 					snapshot = buildWith(t, string(in.Data), options)
 				}
-				if verdict := envoytest.ValidateResources(t, messages(snapshot)...); verdict != "" {
+				static, err := snapshot.Bootstrap(options)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if verdict := envoytest.Validate(t, static); verdict != "" {
 					t.Error(verdict)
 				}
 			})
@@ -127,6 +136,7 @@ func render(t testing.TB, s *Snapshot, base map[string][]any, whole bool) []txta
 			all[file] = shortened(all[file], base[file])
 		}
 		shortenRoutes(all["routes.yaml"], base["routes.yaml"])
+		shortenChains(all["listeners.yaml"], base["listeners.yaml"])
 	}
 	var out []txtar.File
 	for _, file := range slices.Sorted(maps.Keys(all)) {
@@ -153,6 +163,20 @@ func shortenRoutes(scopes, base []any) {
 		vhost["routes"] = shortened(vhost["routes"].([]any), known)
 		if cmp.Equal(vhost["typed_per_filter_config"], frame) {
 			vhost["typed_per_filter_config"] = "as in " + baseline
+		}
+	}
+}
+
+// shortenChains shortens the filters of each chain.
+func shortenChains(listeners, base []any) {
+	known := base[0].(map[string]any)["filter_chains"].([]any)[0].(map[string]any)["filters"]
+	for _, listener := range listeners {
+		fields, _ := listener.(map[string]any)
+		chains, _ := fields["filter_chains"].([]any)
+		for _, chain := range chains {
+			if chain := chain.(map[string]any); cmp.Equal(chain["filters"], known) {
+				chain["filters"] = "as in " + baseline
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"net/netip"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -22,24 +23,42 @@ const (
 	bufferLimit           = 32 << 10 // for backpressure; bodies are streamed and can be larger
 )
 
-// listener depends on the address, the origins, the places of tokens, the access log, the trusted proxies and the
-// module. Everything that changes with a service is in the routes, so that connections survive a change of services.
-func (b *builder) listener() *listenerv3.Listener {
+// listeners are the one without TLS and, if it is set, the one with. They depend on the addresses, the origins, the
+// places of tokens, the access log, the trusted proxies, the module, and the names of the certificates. Everything that
+// changes with a service is in the routes, so that connections survive a change of services.
+func (b *builder) listeners() []*listenerv3.Listener {
 	b.about = "listener"
-	addr := b.opts.ListenAddress(b.gw)
-	l := &listenerv3.Listener{
-		Name: listenerName,
+	plain := newListener(ListenerName, b.opts.ListenAddress(b.gw))
+	all := []*listenerv3.Listener{plain}
+	switch tls := b.gw.TLS; {
+	case tls != nil && tls.Redirect:
+		plain.FilterChains = []*listenerv3.FilterChain{b.chain(b.redirectManager())}
+		if b.gw.ClientAddresses.ProxyProtocol {
+			plain.ListenerFilters = []*listenerv3.ListenerFilter{b.proxyProtocol()}
+		}
+	default:
+		plain.FilterChains = []*listenerv3.FilterChain{b.chain(b.connectionManager())}
+		b.trustProxies(plain)
+	}
+	if b.servesTLS() {
+		all = append(all, b.httpsListener())
+	}
+	for _, l := range all {
+		b.validate(l)
+	}
+	return all
+}
+
+func newListener(name string, addr netip.AddrPort) *listenerv3.Listener {
+	return &listenerv3.Listener{
+		Name: name,
 		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address:       addr.Addr().String(),
 			PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(addr.Port())},
 			Ipv4Compat:    addr.Addr() == addr.Addr().Unmap() && addr.Addr().Is6() && addr.Addr().IsUnspecified(),
 		}}},
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
-		FilterChains:                  []*listenerv3.FilterChain{b.chain(b.connectionManager())},
 	}
-	b.trustProxies(l)
-	b.validate(l)
-	return l
 }
 
 // chain is a filter chain that serves HTTP.
@@ -56,7 +75,7 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:       "gatepost",
 		RouteSpecifier:   scopedRoutes(),
-		HttpFilters:      b.httpFilters(),
+		HttpFilters:      b.httpFilters(false),
 		LocalReplyConfig: localReplies(b.gw),
 
 		AccessLog:                    b.accessLog(),

@@ -158,7 +158,7 @@ func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
 		}},
 	})
 	listener := &listenerv3.Listener{
-		Name: listenerName,
+		Name: ListenerName,
 		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
 			Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: 9},
 		}}},

@@ -140,7 +140,7 @@ func TestWhoseListenerWaitsForNames(t *testing.T) {
 		{"an Envoy that starts", byName, resourcev3.ListenerType, "", nil, true},
 		{"without names", byAddress, resourcev3.ListenerType, "", nil, false},
 		{"its clusters", byName, resourcev3.ClusterType, "", nil, false},
-		{"an Envoy that comes back", byName, resourcev3.ListenerType, "", map[string]string{listenerName: "1"}, false},
+		{"an Envoy that comes back", byName, resourcev3.ListenerType, "", map[string]string{ListenerName: "1"}, false},
 		{"an ACK", byName, resourcev3.ListenerType, "1", nil, false},
 	} {
 		s := startControl(t, quick)

@@ -38,7 +38,7 @@ func (b *builder) trustProxies(l *listenerv3.Listener) {
 		return
 	}
 	ranges := cidrs(b.gw.ClientAddresses.TrustedProxies)
-	direct, proxied := l.GetFilterChains()[0], b.chain(b.proxiedManager(ranges))
+	direct, proxied := l.GetFilterChains()[0], b.chain(b.proxiedManager(b.connectionManager()))
 	direct.Name, proxied.Name = "direct", "proxied"
 	proxied.FilterChainMatch = &listenerv3.FilterChainMatch{SourcePrefixRanges: ranges}
 	if b.gw.ClientAddresses.ProxyProtocol {
@@ -51,9 +51,9 @@ func (b *builder) trustProxies(l *listenerv3.Listener) {
 	l.FilterChains = append(l.FilterChains, proxied)
 }
 
-// proxiedManager serves the connections of trusted proxies.
-func (b *builder) proxiedManager(ranges []*corev3.CidrRange) *hcmv3.HttpConnectionManager {
-	manager := b.connectionManager()
+// proxiedManager turns a connection manager into one that serves the connections of trusted proxies.
+func (b *builder) proxiedManager(manager *hcmv3.HttpConnectionManager) *hcmv3.HttpConnectionManager {
+	ranges := cidrs(b.gw.ClientAddresses.TrustedProxies)
 	manager.UseRemoteAddress = nil // Envoy refuses both
 	manager.OriginalIpDetectionExtensions = []*corev3.TypedExtensionConfig{{
 		Name: "x-forwarded-for",
@@ -68,6 +68,14 @@ func (b *builder) proxiedManager(ranges []*corev3.CidrRange) *hcmv3.HttpConnecti
 // strangersManager serves the version, and answers everything else 403. Gatepost asks for the version from an address
 // that need not be one of the proxies'. It logs nothing: the address of a line could be the invention of the peer.
 func (b *builder) strangersManager() *hcmv3.HttpConnectionManager {
+	manager := b.versionManager()
+	notProxy := reply{status: 404, as: 403, text: "Connect to the load balancer."}
+	manager.LocalReplyConfig = &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{notProxy.mapper(nil, nil), versionReply()}}
+	return manager
+}
+
+// versionManager serves the version, and has no route for anything else.
+func (b *builder) versionManager() *hcmv3.HttpConnectionManager {
 	manager := b.connectionManager()
 	manager.AccessLog, manager.AlwaysSetRequestIdInResponse = nil, false
 	manager.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
@@ -77,8 +85,6 @@ func (b *builder) strangersManager() *hcmv3.HttpConnectionManager {
 		}}),
 	}}
 	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true}))}
-	notProxy := reply{status: 404, as: 403, text: "Connect to the load balancer."}
-	manager.LocalReplyConfig = &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{notProxy.mapper(nil, nil), versionReply()}}
 	return manager
 }
 

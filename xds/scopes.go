@@ -209,12 +209,9 @@ func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb
 
 // scopedRoutes is the configuration by which the listener gets its routes.
 func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
-	fromADS := &corev3.ConfigSource{
-		ResourceApiVersion:    corev3.ApiVersion_V3,
-		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-		// No timeout: a listener without routes must not open.
-		InitialFetchTimeout: durationpb.New(0),
-	}
+	source := fromADS()
+	// No timeout: a listener without routes must not open.
+	source.InitialFetchTimeout = durationpb.New(0)
 	return &hcmv3.HttpConnectionManager_ScopedRoutes{ScopedRoutes: &hcmv3.ScopedRoutes{
 		Name: "gatepost",
 		ScopeKeyBuilder: &hcmv3.ScopedRoutes_ScopeKeyBuilder{Fragments: []*hcmv3.ScopedRoutes_ScopeKeyBuilder_FragmentBuilder{{
@@ -226,9 +223,17 @@ func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 				},
 			},
 		}}},
-		RdsConfigSource: fromADS,
-		ConfigSpecifier: &hcmv3.ScopedRoutes_ScopedRds{ScopedRds: &hcmv3.ScopedRds{ScopedRdsConfigSource: fromADS}},
+		RdsConfigSource: source,
+		ConfigSpecifier: &hcmv3.ScopedRoutes_ScopedRds{ScopedRds: &hcmv3.ScopedRds{ScopedRdsConfigSource: source}},
 	}}
+}
+
+// fromADS has Envoy get resources on its stream to Gatepost.
+func fromADS() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
 }
 
 // nameScope sets scopeHeader to the path without its query.

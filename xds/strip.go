@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"fmt"
+
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -49,9 +51,10 @@ func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 }
 
 // stripAll is the strip filter's work on every route. It removes the header that scopes are found by, and adds
-// `vary: origin` to every response, which the CORS filter does not do.
-func (b *builder) stripAll() *headermutationv3.Mutations {
-	return &headermutationv3.Mutations{
+// `vary: origin` to every response, which the CORS filter does not do. With hsts it adds that header, unless the
+// upstream has set it.
+func (b *builder) stripAll(hsts bool) *headermutationv3.Mutations {
+	out := &headermutationv3.Mutations{
 		RequestMutations: append(remove(scopeHeader), b.nameClient()...),
 		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
 			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
@@ -60,6 +63,15 @@ func (b *builder) stripAll() *headermutationv3.Mutations {
 			}},
 		}},
 	}
+	if hsts {
+		out.ResponseMutations = append(out.ResponseMutations, &mutationrulesv3.HeaderMutation{
+			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+				Header:       &corev3.HeaderValue{Key: "strict-transport-security", Value: fmt.Sprintf("max-age=%.0f", b.gw.TLS.HSTS.Seconds())},
+				AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
+			}},
+		})
+	}
+	return out
 }
 
 // stripOn is the strip filter's further work on a route of a service with the response headers, or nil. It removes all

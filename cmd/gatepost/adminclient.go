@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -122,6 +123,9 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	for _, s := range status.GetFormer() {
 		fmt.Fprintf(w, "former    %s\n", s.GetName())
 	}
+	if err := printCertificates(w, status.GetCertificates()); err != nil {
+		return err
+	}
 	if len(status.GetEnvoys()) == 0 {
 		_, err := fmt.Fprintln(w, "no Envoy is connected")
 		return err
@@ -142,6 +146,22 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 		}
 	}
 	return nil
+}
+
+func printCertificates(w io.Writer, all []*gatewayv1.CertificateStatus) error {
+	if len(all) == 0 {
+		return nil
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "CERTIFICATE\tNAMES\tDAYS LEFT\tPROBLEM")
+	for _, c := range all {
+		left := "-"
+		if c.GetNotAfter() != nil {
+			left = strconv.Itoa(int(c.GetDaysLeft()))
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", c.GetName(), orNone(strings.Join(c.GetNames(), " ")), left, orNone(c.GetProblem()))
+	}
+	return table.Flush()
 }
 
 // checkedBy returns which process checks tokens. Older gateways do not report it.

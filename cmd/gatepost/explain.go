@@ -18,6 +18,7 @@ import (
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/explain"
+	"gatepost/gateway"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/redisconn"
 	"gatepost/tokens"
@@ -81,15 +82,16 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		sessions = tokens.LookupFunc(store.Lookup)
 	}
 	whose := &tokensOfGateway{settings: s}
-	gateway, err := s.runningGateway(ctx, whose)
+	running, err := s.runningGateway(ctx, whose)
 	if err != nil {
 		return nil, err
 	}
 	options := s.xdsOptions()
-	if gateway != nil { // otherwise the version would differ, because it covers the paths of the module's files
-		options.Module = xds.Module{Library: gateway.Status.GetModule().GetLibrary(), Table: gateway.Status.GetModule().GetTable()}
+	options.Certificates = certificatesOf(d, running)
+	if running != nil { // otherwise the version would differ, because it covers the paths of the module's files
+		options.Module = xds.Module{Library: running.Status.GetModule().GetLibrary(), Table: running.Status.GetModule().GetTable()}
 	}
-	explainer, err := explain.New(d, options, sessions, gateway)
+	explainer, err := explain.New(d, options, sessions, running)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +100,22 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		return nil, fmt.Errorf("explaining %s %s: %w", request.Method, request.Target, err)
 	}
 	return answer, nil
+}
+
+// certificatesOf returns the certificates that a gateway has or, without one, those in the files.
+func certificatesOf(d *definitions.Definitions, running *explain.Gateway) (all []xds.Certificate) {
+	switch {
+	case d.Gateway.TLS == nil:
+		return nil
+	case running == nil:
+		return gateway.Certificates(d)
+	}
+	for _, c := range running.Status.GetCertificates() {
+		if c.GetNotAfter() != nil {
+			all = append(all, xds.Certificate{Name: c.GetName(), ServerNames: c.GetNames(), Default: c.GetName() == d.Gateway.TLS.DefaultCertificate})
+		}
+	}
+	return all
 }
 
 // findTimeout limits the search for a gateway if --admin is not on the command line.
@@ -188,7 +206,7 @@ func readRequest(method, target string, headers []string) (explain.Request, erro
 	if err != nil {
 		return r, err
 	}
-	r.Target = target
+	r.Target, r.Plain = target, scheme == "http" || scheme == "ws"
 	for _, h := range headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok || name == "" {

@@ -11,6 +11,7 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/envoy"
+	"gatepost/gateway"
 	"gatepost/xds"
 )
 
@@ -68,7 +69,9 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 		}
 	}
 	return func(d *definitions.Definitions) definitions.Verdict {
-		snapshot, err := xds.Build(d.Gateway, s.xdsOptions())
+		options := s.xdsOptions()
+		options.Certificates = gateway.Certificates(d)
+		snapshot, err := xds.Build(d.Gateway, options)
 		if err != nil {
 			return definitions.Verdict{Refused: err.Error()}
 		}
@@ -78,7 +81,7 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 		if missing := s.missingRoots(d.Gateway); missing != "" {
 			return definitions.Verdict{Skipped: missing}
 		}
-		bootstrap, err := snapshot.Bootstrap(s.xdsOptions())
+		bootstrap, err := snapshot.Bootstrap(options)
 		if err != nil {
 			return definitions.Verdict{Refused: err.Error()}
 		}

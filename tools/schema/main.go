@@ -112,7 +112,7 @@ func require(definition object) {
 			required = append(required, name)
 		}
 	}
-	if properties["redirect"] != nil { // of a service, which has upstreams or a redirect
+	if properties["redirect"] != nil && properties["upstreams"] != nil { // of a service, which has upstreams or a redirect
 		required = slices.DeleteFunc(required, func(name string) bool { return name == "upstreams" })
 		definition["anyOf"] = []any{object{"required": []any{"upstreams"}}, object{"required": []any{"redirect"}}}
 	}

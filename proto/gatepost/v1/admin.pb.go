@@ -43,7 +43,9 @@ type Status struct {
 	// The services that Envoy has refused as they are defined now, in the former form in which they are served.
 	Former []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`
 	// How Envoy checks tokens.
-	Module        *ModuleStatus `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`
+	Module *ModuleStatus `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`
+	// The certificates of the listener for HTTPS, in the order of the definitions.
+	Certificates  []*CertificateStatus `protobuf:"bytes,9,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -134,6 +136,95 @@ func (x *Status) GetModule() *ModuleStatus {
 	return nil
 }
 
+func (x *Status) GetCertificates() []*CertificateStatus {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+// CertificateStatus is a certificate of the definitions, and what is served of it.
+type CertificateStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name in the definitions: its cert_file.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The names for which it is served. Empty: it could not be used yet, or other certificates have all of its names.
+	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	// When the one that is served expires.
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// The whole days until then; negative if it has expired.
+	DaysLeft int32 `protobuf:"varint,4,opt,name=days_left,json=daysLeft,proto3" json:"days_left,omitempty"`
+	// Why the files cannot be used as they are now; empty if they can.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateStatus) Reset() {
+	*x = CertificateStatus{}
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateStatus) ProtoMessage() {}
+
+func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
+func (*CertificateStatus) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CertificateStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetDaysLeft() int32 {
+	if x != nil {
+		return x.DaysLeft
+	}
+	return 0
+}
+
+func (x *CertificateStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // ModuleStatus says whether Envoy checks tokens by itself.
 type ModuleStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -148,7 +239,7 @@ type ModuleStatus struct {
 
 func (x *ModuleStatus) Reset() {
 	*x = ModuleStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +251,7 @@ func (x *ModuleStatus) String() string {
 func (*ModuleStatus) ProtoMessage() {}
 
 func (x *ModuleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +264,7 @@ func (x *ModuleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModuleStatus.ProtoReflect.Descriptor instead.
 func (*ModuleStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ModuleStatus) GetLibrary() string {
@@ -228,7 +319,7 @@ type EnvoyStatus struct {
 
 func (x *EnvoyStatus) Reset() {
 	*x = EnvoyStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +331,7 @@ func (x *EnvoyStatus) String() string {
 func (*EnvoyStatus) ProtoMessage() {}
 
 func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +344,7 @@ func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvoyStatus.ProtoReflect.Descriptor instead.
 func (*EnvoyStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EnvoyStatus) GetNode() string {
@@ -337,7 +428,7 @@ var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x02\n" +
+	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
@@ -346,7 +437,14 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x06envoys\x18\x05 \x03(\v2\x18.gatepost.v1.EnvoyStatusR\x06envoys\x12\x1a\n" +
 	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
 	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\x121\n" +
-	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\"V\n" +
+	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\x12B\n" +
+	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xad\x01\n" +
+	"\x11CertificateStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1b\n" +
+	"\tdays_left\x18\x04 \x01(\x05R\bdaysLeft\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"V\n" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
@@ -377,26 +475,29 @@ func file_gatepost_v1_admin_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_admin_proto_rawDescData
 }
 
-var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_gatepost_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                // 0: gatepost.v1.Status
-	(*ModuleStatus)(nil),          // 1: gatepost.v1.ModuleStatus
-	(*EnvoyStatus)(nil),           // 2: gatepost.v1.EnvoyStatus
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(*Service)(nil),               // 4: gatepost.v1.Service
+	(*CertificateStatus)(nil),     // 1: gatepost.v1.CertificateStatus
+	(*ModuleStatus)(nil),          // 2: gatepost.v1.ModuleStatus
+	(*EnvoyStatus)(nil),           // 3: gatepost.v1.EnvoyStatus
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*Service)(nil),               // 5: gatepost.v1.Service
 }
 var file_gatepost_v1_admin_proto_depIdxs = []int32{
-	3, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
-	2, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
-	4, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
-	1, // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
-	3, // 4: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	3, // 5: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	6, // [6:6] is the sub-list for method output_type
-	6, // [6:6] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	4, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
+	3, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
+	5, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
+	2, // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
+	1, // 4: gatepost.v1.Status.certificates:type_name -> gatepost.v1.CertificateStatus
+	4, // 5: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	4, // 6: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	4, // 7: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	8, // [8:8] is the sub-list for method output_type
+	8, // [8:8] is the sub-list for method input_type
+	8, // [8:8] is the sub-list for extension type_name
+	8, // [8:8] is the sub-list for extension extendee
+	0, // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
@@ -411,7 +512,7 @@ func file_gatepost_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_admin_proto_rawDesc), len(file_gatepost_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

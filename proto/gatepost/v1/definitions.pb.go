@@ -44,6 +44,8 @@ type Gateway struct {
 	// How the gateway learns the address of a client behind your load balancer. Default: it is the address of the
 	// connection.
 	ClientAddresses *ClientAddresses `protobuf:"bytes,8,opt,name=client_addresses,json=clientAddresses,proto3" json:"client_addresses,omitempty"`
+	// The listener for HTTPS. Default: none, so another proxy has to do TLS.
+	Tls *Tls `protobuf:"bytes,9,opt,name=tls,proto3" json:"tls,omitempty"`
 	// The services behind the gateway. Of those whose host and path match a request, the one with the most specific host
 	// wins, then the one with the longest path; the order does not matter. `[]` for none.
 	Services []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
@@ -129,6 +131,13 @@ func (x *Gateway) GetAccessLog() *AccessLog {
 func (x *Gateway) GetClientAddresses() *ClientAddresses {
 	if x != nil {
 		return x.ClientAddresses
+	}
+	return nil
+}
+
+func (x *Gateway) GetTls() *Tls {
+	if x != nil {
+		return x.Tls
 	}
 	return nil
 }
@@ -866,6 +875,157 @@ func (x *ClientAddresses) GetProxyProtocol() bool {
 	return false
 }
 
+// Tls is the listener for HTTPS, beside the one on `listen`. A change of its files changes nothing else: connections that
+// are open keep the certificate that they have.
+type Tls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The address on which Envoy takes TLS connections, as `ip:port`; `:port` is every IPv4 address. Default: 0.0.0.0:443.
+	Listen string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
+	// The certificates. A client gets the one with the name that it asks for, an exact name before `*.`; of two with the
+	// same name, the first one in the list. A name that none has is refused, unless there is a `default_certificate`.
+	Certificates []*Certificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The `cert_file` of the certificate for clients that ask for a name that none has, or for no name. Default: none.
+	DefaultCertificate string `protobuf:"bytes,3,opt,name=default_certificate,json=defaultCertificate,proto3" json:"default_certificate,omitempty"`
+	// The oldest version of TLS that clients may use, `"1.2"` or `"1.3"`. Default: 1.2.
+	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
+	// Whether `listen` redirects to HTTPS (308) and serves nothing else. With `false` both serve the same. Default: true.
+	Redirect *bool `protobuf:"varint,5,opt,name=redirect,proto3,oneof" json:"redirect,omitempty"`
+	// For how long browsers must use HTTPS alone (Strict-Transport-Security), without subdomains. Begin with a short time:
+	// it cannot be taken back. Default: 0s, the header is not sent.
+	Hsts          *durationpb.Duration `protobuf:"bytes,6,opt,name=hsts,proto3" json:"hsts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tls) Reset() {
+	*x = Tls{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tls) ProtoMessage() {}
+
+func (x *Tls) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tls.ProtoReflect.Descriptor instead.
+func (*Tls) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Tls) GetListen() string {
+	if x != nil {
+		return x.Listen
+	}
+	return ""
+}
+
+func (x *Tls) GetCertificates() []*Certificate {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *Tls) GetDefaultCertificate() string {
+	if x != nil {
+		return x.DefaultCertificate
+	}
+	return ""
+}
+
+func (x *Tls) GetMinVersion() string {
+	if x != nil {
+		return x.MinVersion
+	}
+	return ""
+}
+
+func (x *Tls) GetRedirect() bool {
+	if x != nil && x.Redirect != nil {
+		return *x.Redirect
+	}
+	return false
+}
+
+func (x *Tls) GetHsts() *durationpb.Duration {
+	if x != nil {
+		return x.Hsts
+	}
+	return nil
+}
+
+// Certificate is a certificate and its key, in files on the machine of the gateway. A path is relative to the
+// definitions file or, if the definitions are in Redis, to the working directory of the gateway. The files are read
+// again when they change.
+type Certificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate, then those that have signed it, in PEM. Its names are those that it serves.
+	CertFile string `protobuf:"bytes,1,opt,name=cert_file,json=certFile,proto3" json:"cert_file,omitempty"`
+	// The private key, in PEM and not encrypted: RSA with 2048 bits at least, ECDSA with P-256, P-384 or P-521, or Ed25519.
+	KeyFile       string `protobuf:"bytes,2,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Certificate) GetCertFile() string {
+	if x != nil {
+		return x.CertFile
+	}
+	return ""
+}
+
+func (x *Certificate) GetKeyFile() string {
+	if x != nil {
+		return x.KeyFile
+	}
+	return ""
+}
+
 // Service is one HTTP service behind the gateway.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -946,7 +1106,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -958,7 +1118,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -971,7 +1131,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{10}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Service) GetName() string {
@@ -1163,7 +1323,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1175,7 +1335,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1188,7 +1348,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{11}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Headers) GetSet() map[string]string {
@@ -1218,7 +1378,7 @@ type Maintenance struct {
 
 func (x *Maintenance) Reset() {
 	*x = Maintenance{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1230,7 +1390,7 @@ func (x *Maintenance) String() string {
 func (*Maintenance) ProtoMessage() {}
 
 func (x *Maintenance) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1243,7 +1403,7 @@ func (x *Maintenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
 func (*Maintenance) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Maintenance) GetMessage() string {
@@ -1276,7 +1436,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1448,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1461,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Redirect) GetTo() string {
@@ -1344,7 +1504,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1516,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1529,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *HealthCheck) GetPath() string {
@@ -1445,7 +1605,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1617,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1630,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Retries) GetCount() uint32 {
@@ -1524,7 +1684,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1696,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1709,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -1592,7 +1752,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1604,7 +1764,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1617,7 +1777,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Canary) GetUpstreams() []string {
@@ -1656,7 +1816,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1828,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1841,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Affinity) GetBy() string {
@@ -1718,7 +1878,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1890,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1903,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -1785,7 +1945,7 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd5\x03\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf9\x03\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -1794,7 +1954,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\bidentity\x18\x05 \x01(\v2\x15.gatepost.v1.IdentityR\bidentity\x125\n" +
 	"\n" +
 	"access_log\x18\a \x01(\v2\x16.gatepost.v1.AccessLogR\taccessLog\x12G\n" +
-	"\x10client_addresses\x18\b \x01(\v2\x1c.gatepost.v1.ClientAddressesR\x0fclientAddresses\x12<\n" +
+	"\x10client_addresses\x18\b \x01(\v2\x1c.gatepost.v1.ClientAddressesR\x0fclientAddresses\x12\"\n" +
+	"\x03tls\x18\t \x01(\v2\x10.gatepost.v1.TlsR\x03tls\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
 	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\x12?\n" +
 	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\"\xa6\x02\n" +
@@ -1864,7 +2025,21 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xc5\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xc3\x02\n" +
+	"\x03Tls\x12\x16\n" +
+	"\x06listen\x18\x01 \x01(\tR\x06listen\x12G\n" +
+	"\fcertificates\x18\x02 \x03(\v2\x18.gatepost.v1.CertificateB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\fcertificates\x129\n" +
+	"\x13default_certificate\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x12defaultCertificate\x122\n" +
+	"\vmin_version\x18\x04 \x01(\tB\x11\xbaH\x0er\fR\x00R\x031.2R\x031.3R\n" +
+	"minVersion\x12\x1f\n" +
+	"\bredirect\x18\x05 \x01(\bH\x00R\bredirect\x88\x01\x01\x12>\n" +
+	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hstsB\v\n" +
+	"\t_redirect\"]\n" +
+	"\vCertificate\x12'\n" +
+	"\tcert_file\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\bcertFile\x12%\n" +
+	"\bkey_file\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\akeyFile\"\xc5\n" +
 	"\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
@@ -1965,7 +2140,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -1977,18 +2152,20 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Identity)(nil),            // 7: gatepost.v1.Identity
 	(*AccessLog)(nil),           // 8: gatepost.v1.AccessLog
 	(*ClientAddresses)(nil),     // 9: gatepost.v1.ClientAddresses
-	(*Service)(nil),             // 10: gatepost.v1.Service
-	(*Headers)(nil),             // 11: gatepost.v1.Headers
-	(*Maintenance)(nil),         // 12: gatepost.v1.Maintenance
-	(*Redirect)(nil),            // 13: gatepost.v1.Redirect
-	(*HealthCheck)(nil),         // 14: gatepost.v1.HealthCheck
-	(*Retries)(nil),             // 15: gatepost.v1.Retries
-	(*Limits)(nil),              // 16: gatepost.v1.Limits
-	(*Canary)(nil),              // 17: gatepost.v1.Canary
-	(*Affinity)(nil),            // 18: gatepost.v1.Affinity
-	(*RateLimit)(nil),           // 19: gatepost.v1.RateLimit
-	nil,                         // 20: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(*Tls)(nil),                 // 10: gatepost.v1.Tls
+	(*Certificate)(nil),         // 11: gatepost.v1.Certificate
+	(*Service)(nil),             // 12: gatepost.v1.Service
+	(*Headers)(nil),             // 13: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 14: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 15: gatepost.v1.Redirect
+	(*HealthCheck)(nil),         // 16: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 17: gatepost.v1.Retries
+	(*Limits)(nil),              // 18: gatepost.v1.Limits
+	(*Canary)(nil),              // 19: gatepost.v1.Canary
+	(*Affinity)(nil),            // 20: gatepost.v1.Affinity
+	(*RateLimit)(nil),           // 21: gatepost.v1.RateLimit
+	nil,                         // 22: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -1996,46 +2173,49 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	7,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
-	10, // 5: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	11, // 6: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	21, // 7: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	21, // 8: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	21, // 9: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 10: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	21, // 11: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 12: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	21, // 13: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	21, // 14: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 15: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 16: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 17: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	21, // 18: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	21, // 19: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	21, // 20: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	21, // 21: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	21, // 22: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	21, // 23: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	14, // 24: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	15, // 25: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	16, // 26: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	17, // 27: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	18, // 28: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	19, // 29: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	11, // 30: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	11, // 31: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	12, // 32: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	13, // 33: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	20, // 34: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	21, // 35: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	21, // 36: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	21, // 37: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	21, // 38: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	21, // 39: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	40, // [40:40] is the sub-list for method output_type
-	40, // [40:40] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	10, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
+	12, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	13, // 7: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	23, // 8: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	23, // 9: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	23, // 10: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 11: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	23, // 12: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 13: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	23, // 14: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	23, // 15: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 16: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 17: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 18: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	23, // 19: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	23, // 20: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	23, // 21: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	23, // 22: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	23, // 23: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	11, // 24: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
+	23, // 25: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	23, // 26: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	16, // 27: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	17, // 28: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	18, // 29: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	19, // 30: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	20, // 31: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	21, // 32: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	13, // 33: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	13, // 34: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	14, // 35: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	15, // 36: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	22, // 37: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	23, // 38: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	23, // 39: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	23, // 40: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	23, // 41: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	23, // 42: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -2048,16 +2228,17 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[13].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[12].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[15].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[17].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,105 @@
+package definitions
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"gatepost/certs"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// addresses are those on which Envoy accepts connections.
+func (g *Gateway) addresses() []netip.AddrPort {
+	if g.TLS == nil {
+		return []netip.AddrPort{g.Listen}
+	}
+	return []netip.AddrPort{g.Listen, g.TLS.Listen}
+}
+
+// parseTLS parses the listener for HTTPS of a gateway whose other listener is on plain.
+func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
+	t := tlsOf(m)
+	var fault *fault
+	t.Listen, fault = parseListen(cmp.Or(m.GetListen(), defaultTLSListen))
+	if fault == nil && overlap(t.Listen, plain) {
+		fault = aboutTLS.faultf("choose another port", "%s is the address without TLS too (%s)", t.Listen, f.where("listen"))
+	}
+	f.add("tls.listen", fault)
+	f.add("tls.hsts", wholeSeconds(t.HSTS))
+	if len(t.Certificates) == 0 {
+		f.add("tls.certificates", aboutFields.faultf("name a certificate and its key: `- {cert_file: shop.pem, key_file: shop.key}`", "is missing"))
+	}
+	first := map[string]string{} // :: file → field
+	for i, c := range t.Certificates {
+		field := fmt.Sprintf("tls.certificates[%d].cert_file", i)
+		if earlier, twice := first[c.CertFile]; twice {
+			f.add(field, twinFault(f, c.CertFile, earlier))
+			continue
+		}
+		first[c.CertFile] = field
+	}
+	if d := t.DefaultCertificate; d != "" && first[d] == "" {
+		f.add("tls.default_certificate", aboutTLS.faultf("write the cert_file of one of them", "%s is none of the certificates (%s)",
+			shown(d), f.where("tls.certificates")))
+	}
+	return t
+}
+
+// overlap reports whether two sockets cannot be open at the same time.
+func overlap(a, b netip.AddrPort) bool {
+	wild := a.Addr().IsUnspecified() && (a.Addr().Is6() || b.Addr().Is4()) || b.Addr().IsUnspecified() && (b.Addr().Is6() || a.Addr().Is4())
+	return a.Port() == b.Port() && (a.Addr() == b.Addr() || wild)
+}
+
+// Path returns the path of a file that the definitions name. A relative one is relative to the definitions file or, if
+// the definitions are not in a file, to the working directory.
+func (d *Definitions) Path(file string) string {
+	if filepath.IsAbs(file) {
+		return file
+	}
+	dir := filepath.Dir(d.Name)
+	if info, err := os.Stat(d.Name); err == nil && info.IsDir() {
+		dir = d.Name
+	}
+	return filepath.Join(dir, file)
+}
+
+// soon is from when on validation warns that a certificate expires.
+const soon = 21
+
+// checkFiles reads the files that the definitions name, and returns what is wrong with them, and what is probably a
+// mistake.
+func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
+	if d.Gateway.TLS == nil {
+		return nil, nil
+	}
+	wrong, odd := d.read(), d.read()
+	first := map[string]string{} // :: name → field of the certificate that serves it
+	for i, c := range d.Gateway.TLS.Certificates {
+		field := fmt.Sprintf("tls.certificates[%d].cert_file", i)
+		pair, err := certs.ReadServerPair(d.Path(c.CertFile), d.Path(c.KeyFile), now)
+		if err != nil {
+			wrong.add(field, aboutNotes.faultf("", "cannot be served: %v", err))
+			continue
+		}
+		if left := pair.DaysLeft(now); left < soon {
+			odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
+		}
+		for _, name := range pair.Names {
+			if earlier := first[name]; earlier != "" {
+				odd.add(field, aboutNotes.faultf("remove one of them", "%s is also a name of the certificate on %s, which is the one that is served",
+					name, odd.where(earlier)))
+				continue
+			}
+			first[name] = field
+		}
+		if len(pair.Names) == 0 && d.Gateway.TLS.DefaultCertificate != c.CertFile {
+			odd.add(field, aboutNotes.faultf("make it the default_certificate", "has IP addresses alone, for which clients ask without a name"))
+		}
+	}
+	return wrong.sorted(), odd.sorted()
+}

@@ -1,0 +1,218 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"gatepost/certs"
+	"gatepost/definitions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/xds"
+)
+
+// remindEvery is how often the ends of certificates are looked at.
+const remindEvery = time.Hour
+
+// remindAt are the days before the end of a certificate from which a warning is logged, once for each.
+var remindAt = []int{21, 7}
+
+// certificates sends Envoy the certificates of the definitions, and follows their files.
+type certificates struct {
+	g      *Gateway
+	logger *slog.Logger
+	set    *certs.Set
+	files  *certs.Files
+
+	mu      sync.Mutex
+	current *definitions.Definitions // those that are published; nil: none yet
+	names   map[string][]string      // :: name → the server names when it was last looked at
+
+	reminded map[string]int // :: name and end → the days of the last warning; of run alone
+}
+
+func newCertificates(g *Gateway) *certificates {
+	c := &certificates{g: g, logger: g.logger, files: certs.NewFiles(g.logger), reminded: map[string]int{}}
+	c.set = certs.NewSet(c.changed)
+	g.registry.MustRegister(c)
+	return c
+}
+
+// load reads the certificates of definitions, and returns those that can be served.
+func (c *certificates) load(d *definitions.Definitions) []xds.Certificate {
+	c.files.Load(c.filesOf(d))
+	return serving(d.Gateway.TLS, c.set)
+}
+
+// Certificates returns the certificates of definitions that can be served now.
+func Certificates(d *definitions.Definitions) []xds.Certificate {
+	if d.Gateway.TLS == nil {
+		return nil
+	}
+	set := certs.NewSet(func() {})
+	for _, one := range d.Gateway.TLS.Certificates {
+		if pair, err := certs.ReadServerPair(d.Path(one.CertFile), d.Path(one.KeyFile), time.Now()); err == nil {
+			set.Put(one.CertFile, pair)
+		}
+	}
+	return serving(d.Gateway.TLS, set)
+}
+
+// follow has the files of the definitions that are published followed, and no others.
+func (c *certificates) follow(d *definitions.Definitions) {
+	c.mu.Lock()
+	c.current = d
+	c.mu.Unlock()
+	c.files.Follow(c.filesOf(d))
+}
+
+func (c *certificates) filesOf(d *definitions.Definitions) (all []certs.File) {
+	if d.Gateway.TLS == nil {
+		return nil
+	}
+	for _, one := range d.Gateway.TLS.Certificates {
+		all = append(all, certs.ServerPair(c.set, one.CertFile, d.Path(one.CertFile), d.Path(one.KeyFile)))
+	}
+	return all
+}
+
+// serving returns the certificates of a listener that are in a set. A name that two have is served by the first.
+func serving(tls *definitions.TLS, set *certs.Set) []xds.Certificate {
+	var all []xds.Certificate
+	taken := map[string]bool{}
+	for _, one := range tls.Certificates {
+		pair, ok := set.Pair(one.CertFile)
+		if !ok {
+			continue
+		}
+		c := xds.Certificate{Name: one.CertFile, Default: one.CertFile == tls.DefaultCertificate}
+		for _, name := range pair.Names {
+			if !taken[name] {
+				taken[name] = true
+				c.ServerNames = append(c.ServerNames, name)
+			}
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// changed sends Envoy what is in the set. If names have changed, the listener follows.
+func (c *certificates) changed() {
+	pairs, _ := c.set.All()
+	names := make(map[string][]string, len(pairs))
+	for name, p := range pairs {
+		names[name] = p.Names
+	}
+	c.g.control.SetSecrets(xds.Secrets(pairs))
+	c.mu.Lock()
+	same := maps.EqualFunc(names, c.names, slices.Equal)
+	c.names = names
+	c.mu.Unlock()
+	if !same && c.g.rollout != nil {
+		c.g.rollout.CertificatesChanged()
+	}
+}
+
+// run follows the files, and warns of certificates that expire, until ctx ends.
+func (c *certificates) run(ctx context.Context) {
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { c.files.Run(ctx) })
+	tick := time.NewTicker(remindEvery)
+	defer tick.Stop()
+	for {
+		c.remind(time.Now())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// remind logs the certificates that expire soon, each at 21 days and at 7.
+func (c *certificates) remind(now time.Time) {
+	for _, one := range c.status(now) {
+		if one.GetNotAfter() == nil {
+			continue
+		}
+		key := one.GetName() + " " + one.GetNotAfter().AsTime().String()
+		limit := 0 // the smallest that is passed
+		for _, days := range remindAt {
+			if int(one.GetDaysLeft()) < days {
+				limit = days
+			}
+		}
+		if limit != 0 && c.reminded[key] != limit {
+			c.reminded[key] = limit
+			c.logger.Warn("a certificate expires soon", "certificate", one.GetName(), "days", one.GetDaysLeft())
+		}
+	}
+}
+
+// status returns the certificates of the published definitions.
+func (c *certificates) status(now time.Time) (all []*gatewayv1.CertificateStatus) {
+	c.mu.Lock()
+	d := c.current
+	c.mu.Unlock()
+	if d == nil || d.Gateway.TLS == nil {
+		return nil
+	}
+	served := map[string][]string{} // :: name → names for which it is served
+	for _, one := range serving(d.Gateway.TLS, c.set) {
+		served[one.Name] = one.ServerNames
+	}
+	problems := c.files.Problems()
+	for _, one := range d.Gateway.TLS.Certificates {
+		status := &gatewayv1.CertificateStatus{Name: one.CertFile, Names: served[one.CertFile]}
+		if pair, ok := c.set.Pair(one.CertFile); ok {
+			status.NotAfter, status.DaysLeft = timestamppb.New(pair.NotAfter), int32(pair.DaysLeft(now))
+		}
+		if err := problems[one.CertFile]; err != nil {
+			status.Problem = err.Error()
+		}
+		all = append(all, status)
+	}
+	return all
+}
+
+var (
+	daysLeftDesc = prometheus.NewDesc("gatepost_certificate_days_left",
+		"Whole days until a certificate that is served expires.", []string{"certificate"}, nil)
+	unusableDesc = prometheus.NewDesc("gatepost_certificate_unusable",
+		"Whether the files of a certificate cannot be used as they are (1), so that the one before stays.", []string{"certificate"}, nil)
+)
+
+// Describe implements [prometheus.Collector].
+func (c *certificates) Describe(out chan<- *prometheus.Desc) {
+	out <- daysLeftDesc
+	out <- unusableDesc
+}
+
+// Collect implements [prometheus.Collector].
+func (c *certificates) Collect(out chan<- prometheus.Metric) {
+	for _, one := range c.status(time.Now()) {
+		if one.GetNotAfter() != nil {
+			out <- prometheus.MustNewConstMetric(daysLeftDesc, prometheus.GaugeValue, float64(one.GetDaysLeft()), one.GetName())
+		}
+		unusable := 0.0
+		if one.GetProblem() != "" {
+			unusable = 1
+		}
+		out <- prometheus.MustNewConstMetric(unusableDesc, prometheus.GaugeValue, unusable, one.GetName())
+	}
+}
+
+// message returns the status of the gateway as the admin API shows it.
+func (g *Gateway) message() *gatewayv1.Status {
+	m := g.rollout.Message()
+	m.Certificates = g.certificates.status(time.Now())
+	return m
+}

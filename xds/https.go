@@ -1,0 +1,165 @@
+package xds
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+
+	"gatepost/certs"
+	"gatepost/definitions"
+)
+
+// Each certificate has a filter chain, which Envoy chooses by the server name, before it looks at the source of the
+// connection. So each has one for trusted proxies too. The certificate itself is a secret (SDS): if it is renewed, no
+// filter chain changes, and no connection is drained. If its names change, the other chains stay as they are.
+//
+// The listener without TLS answers the version, so Gatepost needs no certificate to ask for it.
+
+// Certificate is a certificate that Envoy gets as a secret.
+type Certificate struct {
+	// Name is the name of the secret.
+	Name string
+	// ServerNames are the names for which it is served: DNS names, or *. and a suffix. No other Certificate has them.
+	ServerNames []string
+	// Default is whether it is served for all other names too.
+	Default bool
+}
+
+// servesTLS reports whether there is a listener for TLS. Envoy refuses one without a filter chain.
+func (b *builder) servesTLS() bool {
+	return b.gw.TLS != nil && slices.ContainsFunc(b.opts.Certificates, func(c Certificate) bool { return c.Default || len(c.ServerNames) > 0 })
+}
+
+// httpsListener has the filter chains of all certificates. It refuses names that none has.
+func (b *builder) httpsListener() *listenerv3.Listener {
+	l := newListener(TLSListenerName, b.gw.TLS.Listen)
+	if b.gw.ClientAddresses.ProxyProtocol {
+		l.ListenerFilters = append(l.ListenerFilters, b.proxyProtocol())
+	}
+	l.ListenerFilters = append(l.ListenerFilters, &listenerv3.ListenerFilter{
+		Name:       "tls_inspector",
+		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})},
+	})
+	direct := b.chain(b.httpsManager())
+	var proxied *listenerv3.FilterChain
+	if b.believesProxies() {
+		proxied = b.chain(b.proxiedManager(b.httpsManager()))
+	}
+	for _, c := range b.opts.Certificates {
+		if len(c.ServerNames) > 0 {
+			l.FilterChains = append(l.FilterChains, b.tlsChains(c, c.Name, c.ServerNames, direct, proxied)...)
+		}
+		if c.Default {
+			l.FilterChains = append(l.FilterChains, b.tlsChains(c, "other names", nil, direct, proxied)...)
+		}
+	}
+	return l
+}
+
+// tlsChains are the filter chains of a certificate for some server names, or for those that no other chain has.
+func (b *builder) tlsChains(c Certificate, name string, serverNames []string, direct, proxied *listenerv3.FilterChain) []*listenerv3.FilterChain {
+	socket := b.tlsFrom(c)
+	chain := func(name string, of *listenerv3.FilterChain) *listenerv3.FilterChain {
+		return &listenerv3.FilterChain{
+			Name: name, FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: serverNames}, TransportSocket: socket, Filters: of.GetFilters(),
+		}
+	}
+	all := []*listenerv3.FilterChain{chain(name, direct)}
+	if proxied == nil {
+		return all
+	}
+	ranges := cidrs(b.gw.ClientAddresses.TrustedProxies)
+	behind := chain(name+" proxied", proxied)
+	behind.FilterChainMatch.SourcePrefixRanges = ranges
+	if b.gw.ClientAddresses.ProxyProtocol { // a peer that is no proxy has no chain, and is reset
+		all[0].FilterChainMatch.DirectSourcePrefixRanges = ranges
+		behind.FilterChainMatch.DirectSourcePrefixRanges = ranges
+	}
+	return append(all, behind)
+}
+
+// tlsFrom serves a certificate. The cipher suites are Envoy's: without CBC, and with forward secrecy.
+func (b *builder) tlsFrom(c Certificate) *corev3.TransportSocket {
+	oldest := tlsv3.TlsParameters_TLSv1_2
+	if b.gw.TLS.MinVersion == definitions.TLS13 {
+		oldest = tlsv3.TlsParameters_TLSv1_3
+	}
+	return &corev3.TransportSocket{
+		Name: "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(&tlsv3.DownstreamTlsContext{
+			CommonTlsContext: &tlsv3.CommonTlsContext{
+				AlpnProtocols:                  []string{"h2", "http/1.1"},
+				TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: oldest, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: c.Name, SdsConfig: fromADS()}},
+			},
+		})},
+	}
+}
+
+// httpsManager is the connection manager of connections with TLS.
+func (b *builder) httpsManager() *hcmv3.HttpConnectionManager {
+	manager := b.connectionManager()
+	if b.gw.TLS.HSTS > 0 {
+		manager.HttpFilters = b.httpFilters(true)
+	}
+	return manager
+}
+
+// redirectManager answers every request with a redirect to HTTPS, apart from that for the version. The client repeats a
+// request as it was (308). Like every answer of Envoy's own, it needs no route.
+func (b *builder) redirectManager() *hcmv3.HttpConnectionManager {
+	manager := b.versionManager()
+	manager.StripPortMode = &hcmv3.HttpConnectionManager_StripAnyHostPort{StripAnyHostPort: true}
+	port := ""
+	if listen := b.gw.TLS.Listen.Port(); listen != 443 {
+		port = ":" + strconv.Itoa(int(listen))
+	}
+	toHTTPS := reply{status: 404, as: 308, text: "Use HTTPS."}
+	location := setHeader("location", "https://%REQ(:AUTHORITY)%"+port+"%REQ(:PATH)%")
+	manager.LocalReplyConfig = localReplies(b.gw)
+	manager.LocalReplyConfig.Mappers = append([]*hcmv3.ResponseMapper{toHTTPS.mapper(nil, []*corev3.HeaderValueOption{location})},
+		manager.GetLocalReplyConfig().GetMappers()...)
+	return manager
+}
+
+// Secrets returns certificates in the form in which Envoy gets them.
+func Secrets(pairs map[string]certs.Pair) []*tlsv3.Secret {
+	inline := func(text []byte) *corev3.DataSource {
+		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: text}}
+	}
+	out := make([]*tlsv3.Secret, 0, len(pairs))
+	for name, p := range pairs {
+		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
+			CertificateChain: inline(p.Chain), PrivateKey: inline(p.Key.PEM()),
+		}}})
+	}
+	slices.SortFunc(out, func(a, b *tlsv3.Secret) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return out
+}
+
+// withStaticSecrets has a listener take its secrets from the bootstrap, and returns their names.
+func withStaticSecrets(l *listenerv3.Listener) (names []string, err error) {
+	for _, chain := range l.GetFilterChains() {
+		if chain.GetTransportSocket() == nil {
+			continue
+		}
+		context := new(tlsv3.DownstreamTlsContext)
+		if err := chain.GetTransportSocket().GetTypedConfig().UnmarshalTo(context); err != nil {
+			return nil, err
+		}
+		for _, secret := range context.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
+			names, secret.SdsConfig = append(names, secret.GetName()), nil
+		}
+		if err := chain.GetTransportSocket().GetTypedConfig().MarshalFrom(context); err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}

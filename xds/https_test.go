@@ -1,0 +1,248 @@
+package xds
+
+import (
+	"bufio"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/certs"
+	"gatepost/envoy/envoytest"
+	"gatepost/testcert"
+)
+
+// httpsGateway is a gateway with a listener for TLS.
+type httpsGateway struct {
+	*gateway
+	tlsAddr string
+	ca      *testcert.CA
+}
+
+// startHTTPS serves a certificate for each list of names, of which the first one is its name. top are more fields, more
+// those of tls.
+func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGateway {
+	t.Helper()
+	envoytest.Require(t)
+	g := &httpsGateway{
+		gateway: &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
+			tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)},
+		tlsAddr: envoytest.Addr(t), ca: testcert.New(t),
+	}
+	text := top + "tls:\n  listen: " + g.tlsAddr + "\n" + more + "  certificates:\n"
+	pairs, options := map[string]certs.Pair{}, testOptions
+	for _, names := range certificates {
+		c := Certificate{ServerNames: strings.Fields(names)}
+		c.Name = strings.TrimPrefix(c.ServerNames[0], "*.")
+		c.Default = strings.Contains(more, "default_certificate: "+c.Name)
+		cert, key := g.ca.Sign(&x509.Certificate{DNSNames: c.ServerNames})
+		pair, err := certs.Parse(cert, key, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs[c.Name], options.Certificates = pair, append(options.Certificates, c)
+		text += fmt.Sprintf("    - {cert_file: %q, key_file: k}\n", c.Name)
+	}
+	text += strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(shop)
+	bootstrap := envoytest.Bootstrap(t, envoytest.Options{
+		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(buildWith(t, text, options)),
+	})
+	for _, l := range bootstrap.GetStaticResources().GetListeners() {
+		if _, err := withStaticSecrets(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bootstrap.StaticResources.Secrets = Secrets(pairs)
+	envoytest.Start(t, envoytest.Options{Bootstrap: bootstrap})
+	return g
+}
+
+// served returns the names of the certificate that a client gets, or that it is refused.
+func (g *httpsGateway) served(source, before, name string, versions ...uint16) string {
+	g.t.Helper()
+	config := &tls.Config{ServerName: name}
+	if len(versions) > 0 {
+		config.MinVersion, config.MaxVersion = versions[0], versions[0]
+	}
+	conn, err := g.dial(source, before, config)
+	if err != nil {
+		return "refused"
+	}
+	defer conn.Close()
+	return strings.Join(conn.ConnectionState().PeerCertificates[0].DNSNames, " ")
+}
+
+// dial connects from a source, sends bytes, and does a handshake. Certificates are not verified.
+func (g *httpsGateway) dial(source, before string, config *tls.Config) (*tls.Conn, error) {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+	conn, err := dialer.DialContext(g.t.Context(), "tcp", g.tlsAddr)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	_, _ = io.WriteString(conn, before)
+	config.InsecureSkipVerify = true
+	client := tls.Client(conn, config)
+	if err := client.HandshakeContext(g.t.Context()); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// get sends a request by HTTP/1.1 over a connection with TLS.
+func (g *httpsGateway) get(source, before, name, path string, headers ...string) envoytest.Response {
+	g.t.Helper()
+	conn, err := g.dial(source, before, &tls.Config{ServerName: name})
+	if err != nil {
+		return envoytest.Response{}
+	}
+	defer conn.Close()
+	_, _ = conn.Write(request("GET", path, append(headers, "connection: close")...))
+	answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return envoytest.Response{}
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return envoytest.Response{Status: answer.StatusCode, Header: answer.Header, Body: string(body)}
+}
+
+func TestEachNameHasItsCertificate(t *testing.T) {
+	t.Parallel()
+	g := startHTTPS(t, "", "  hsts: 1h\n", "a.example www.a.example", "*.w.example", "own.w.example")
+	const local = "127.0.0.1"
+	for name, want := range map[string]string{
+		"a.example": "a.example www.a.example", "www.a.example": "a.example www.a.example", "A.EXAMPLE": "a.example www.a.example",
+		"x.w.example": "*.w.example", "own.w.example": "own.w.example", "w.example": "refused", "other.example": "refused", "": "refused",
+	} {
+		if got := g.served(local, "", name); got != want {
+			t.Errorf("%q gets the certificate of %q, want %q", name, got, want)
+		}
+	}
+	if got := g.served(local, "", "a.example", tls.VersionTLS11); got != "refused" {
+		t.Errorf("TLS 1.1 is served")
+	}
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		conn, err := g.dial(local, "", &tls.Config{ServerName: "a.example", MinVersion: version, MaxVersion: version, NextProtos: []string{"http/1.1", "h2"}})
+		if err != nil {
+			t.Fatalf("TLS %x: %v", version, err)
+		}
+		if got := conn.ConnectionState().NegotiatedProtocol; got != "h2" {
+			t.Errorf("TLS %x: the protocol is %q", version, got)
+		}
+		conn.Close()
+	}
+
+	// A request over HTTP/2: the services are those of the other listener, and the upstream learns the scheme.
+	client := &http.Client{Transport: &http.Transport{
+		ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: g.ca.Pool(), ServerName: "a.example"},
+	}}
+	defer client.CloseIdleConnections()
+	answer, err := client.Get("https://" + g.tlsAddr + "/orders/5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.ProtoMajor != 2 || answer.StatusCode != 200 || answer.Header.Get("strict-transport-security") != "max-age=3600" || len(g.asked()) != 1 {
+		t.Errorf("%s %d %v, with %d checks", answer.Proto, answer.StatusCode, answer.Header, len(g.asked()))
+	}
+	if got := g.secured.Requests(); len(got) != 1 || got[0].Header.Get("x-forwarded-proto") != "https" {
+		t.Errorf("the upstream received %+v", got)
+	}
+	if got := g.get(local, "", "a.example", "/ITEMS"); got.Status != 200 || g.get(local, "", "a.example", "/nobody").Status != 404 {
+		t.Errorf("the routes differ with TLS: %d", got.Status)
+	}
+	g.redirects(t)
+}
+
+// redirects checks the listener without TLS: it redirects, has the version, and forwards nothing.
+func (g *httpsGateway) redirects(t *testing.T) {
+	_, port, _ := net.SplitHostPort(g.tlsAddr)
+	g.answers(allow)
+	for _, upstream := range []*envoytest.Recorder{g.secured, g.public, g.tokens} {
+		upstream.Reset()
+	}
+	for path, want := range map[string]string{
+		"/orders/5?a=b&c=%20": "/orders/5?a=b&c=%20", "/": "/", "/nobody": "/nobody", "/a/../items": "/items", "/Token": "/Token",
+		"/.gatepost/other": "/.gatepost/other",
+	} {
+		for _, method := range []string{"GET", "POST", "OPTIONS"} {
+			got := g.do(method, path, "x-gatepost-scope: /items", "authorization: Bearer x")
+			if location := "https://gate.example:" + port + want; got.Status != 308 || got.Header.Get("location") != location || got.Body != `"Use HTTPS."` {
+				t.Errorf("%s %s: %d %q, want %q", method, path, got.Status, got.Header.Get("location"), location)
+			}
+		}
+	}
+	if got := g.do("GET", VersionPath); got.Status != 200 || !strings.HasPrefix(got.Body, `"`) {
+		t.Errorf("the version is %d %s", got.Status, got.Body)
+	}
+	if got := g.do("GET", "/a%2Fb"); got.Status != 400 {
+		t.Errorf("an ambiguous path is %d", got.Status)
+	}
+	if raw := g.secured.Raw() + g.public.Raw() + g.tokens.Raw(); raw != "" || len(g.asked()) > 0 {
+		t.Errorf("without TLS, %q was forwarded, and there were checks: %v", raw, g.asked())
+	}
+}
+
+// TestTLSForOtherNames: with a default certificate, another name or none gets that. Without redirect, both listeners
+// serve the same.
+func TestTLSForOtherNames(t *testing.T) {
+	t.Parallel()
+	g := startHTTPS(t, proxies+"}\n", "  default_certificate: a.example\n  min_version: \"1.3\"\n  redirect: false\n", "a.example", "b.example")
+	if got := g.served(proxy, "", "a.example", tls.VersionTLS12); got != "refused" {
+		t.Errorf("TLS 1.2 is served")
+	}
+	for name, want := range map[string]string{"": "a.example", "other.example": "a.example", "b.example": "b.example"} {
+		for _, source := range []string{proxy, stranger} {
+			if got := g.served(source, "", name); got != want {
+				t.Errorf("%q gets the certificate of %q, want %q", name, got, want)
+			}
+		}
+	}
+	if got := g.do("GET", "/items"); got.Status != 200 {
+		t.Errorf("without TLS and redirect: %d", got.Status)
+	}
+	// A proxy is believed under every name, and a stranger under none.
+	for _, name := range []string{"", "b.example"} {
+		for source, want := range map[string]string{proxy: "1.2.3.4", stranger: stranger} {
+			g.public.Reset()
+			g.get(source, "", name, "/items", "x-forwarded-for: 1.2.3.4", "x-forwarded-proto: http")
+			got := g.public.Requests()
+			if len(got) != 1 || got[0].Header.Get("x-envoy-external-address") != want {
+				t.Errorf("%q from %s: the upstream received %+v", name, source, got)
+			}
+		}
+	}
+}
+
+// TestTLSBehindThePROXYProtocol: the header comes before the handshake. A peer that is no proxy is refused, whatever it
+// sends and whichever name it asks for.
+func TestTLSBehindThePROXYProtocol(t *testing.T) {
+	t.Parallel()
+	g := startHTTPS(t, proxies+", proxy_protocol: true}\n", "  default_certificate: a.example\n", "a.example", "b.example")
+	for _, name := range []string{"", "a.example", "b.example"} {
+		for _, before := range []string{proxyV1("1.2.3.4"), proxyV2("1.2.3.4")} {
+			g.public.Reset()
+			g.get(proxy, before, name, "/items", "x-forwarded-for: 6.6.6.6")
+			if got := g.public.Requests(); len(got) != 1 || got[0].Header.Get("x-envoy-external-address") != "1.2.3.4" {
+				t.Errorf("%q: the upstream received %+v", name, got)
+			}
+		}
+		for _, before := range []string{"", proxyV1("1.2.3.4"), proxyV2(proxy), "PROXY UNKNOWN\r\n"} {
+			if got := g.served(stranger, before, name); got != "refused" {
+				t.Errorf("%q with %q: a stranger gets the certificate of %q", name, before, got)
+			}
+		}
+	}
+	if got := g.from(proxy, proxyV1("1.2.3.4"), "GET", "/items"); got.Status != 308 {
+		t.Errorf("without TLS: %d", got.Status)
+	}
+}
