@@ -189,7 +189,7 @@ func TestNotesInResultsAreKept(t *testing.T) {
 }
 
 func TestUsageErrors(t *testing.T) {
-	for _, args := range [][]string{{"-only", "G13"}, {"-rounds", "0"}, {"-seconds", "0"}, {"more"}, {"-nothing"}} {
+	for _, args := range [][]string{{"-only", "G99"}, {"-rounds", "0"}, {"-seconds", "0"}, {"more"}, {"-nothing"}} {
 		var said bytes.Buffer
 		if code := bench(t.Context(), args, &said, &said); code != exitUsage || said.Len() == 0 {
 			t.Errorf("%v: exit code %d, said %q", args, code, &said)

@@ -27,6 +27,7 @@ const (
 	nginxRule     = "nginx auth_request"
 	gateDefault   = "gatepost"
 	gatePublic    = "gatepost, public service"
+	gateChecked   = "gatepost, health-checked public service"
 	gateAsking    = "gatepost, --module off"
 )
 
@@ -36,7 +37,7 @@ const (
 	envOath = "GATEPOST_BENCH_OATHKEEPER"
 )
 
-// dataPathGoals measures G1, G2, G4, G5 and G6 in one comparison, so that they share its rounds.
+// dataPathGoals measures G1, G2, G4, G5, G6 and G13 in one comparison, so that they share its rounds.
 func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]finding, error) {
 	var findings []finding
 	var names []string
@@ -77,6 +78,7 @@ func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 		compare("G5", what, gateDefault, peer.name, rate, peer.bound)
 	}
 	compare("G6", "CPU per request ÷ nginx auth_request with the same rule", gateDefault, nginxRule, cpu, atMost(0.75))
+	compare("G13", "a health-checked service ÷ the same without a health check", gateChecked, gatePublic, rate, atLeast(0.99))
 	if len(comparisons) == 0 {
 		return findings, nil
 	}
@@ -138,10 +140,14 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 		return subject{}, err
 	}
 	switch name {
-	case gateDefault, gatePublic:
-		return l.gatepostSubject(ctx, "gatepost", name == gatePublic)
+	case gateDefault:
+		return l.gatepostSubject(ctx, "gatepost", "")
+	case gatePublic:
+		return l.gatepostSubject(ctx, "gatepost", "/items/5")
+	case gateChecked:
+		return l.gatepostSubject(ctx, "gatepost", "/checked/5")
 	case gateAsking:
-		return l.gatepostSubject(ctx, "gatepost-asking", false, "--module", "off")
+		return l.gatepostSubject(ctx, "gatepost-asking", "", "--module", "off")
 	case bareNoAuth:
 		address, p, err := l.bareEnvoy(ctx, "envoy", nil)
 		return l.http(visit{address: address, open: true}, p, up.process), err
@@ -161,8 +167,9 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 	return subject{}, fmt.Errorf("there is no %q", name)
 }
 
-// gatepostSubject is a secured or a public service of a Gatepost. Both belong to one gateway.
-func (l *lab) gatepostSubject(ctx context.Context, name string, public bool, arguments ...string) (subject, error) {
+// gatepostSubject is a service of a Gatepost: the public one at a path, or the secured one if there is no path. All belong
+// to one gateway.
+func (l *lab) gatepostSubject(ctx context.Context, name, public string, arguments ...string) (subject, error) {
 	if l.stack.gateways == nil {
 		l.stack.gateways = map[string]*gateway{}
 	}
@@ -174,8 +181,8 @@ func (l *lab) gatepostSubject(ctx context.Context, name string, public bool, arg
 		}
 		l.stack.gateways[name] = g
 	}
-	if public {
-		return l.http(visit{address: g.address, path: "/items/5", open: true}, g.process, l.stack.upstream.process, l.stack.redis.process), nil
+	if public != "" {
+		return l.http(visit{address: g.address, path: public, open: true}, g.process, l.stack.upstream.process, l.stack.redis.process), nil
 	}
 	tokens, err := logins(ctx, g.url(), "Bearer ")
 	return l.http(visit{address: g.address, tokens: tokens, user: "user-0", who: "/orders/who"}, g.process, l.stack.upstream.process, l.stack.redis.process), err

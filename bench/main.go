@@ -31,7 +31,7 @@ type experiment struct {
 
 // experiments are all experiments in order.
 var experiments = []experiment{
-	{[]string{"G1", "G2", "G4", "G5", "G6"}, dataPathGoals},
+	{[]string{"G1", "G2", "G4", "G5", "G6", "G13"}, dataPathGoals},
 	{[]string{"G3"}, serverGoal},
 	{[]string{"G7"}, redisGoal},
 	{[]string{"G8"}, revokeGoal},

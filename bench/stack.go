@@ -185,13 +185,14 @@ func (g *gateway) define(definitions string) error {
 	return os.Rename(next, g.file)
 }
 
-// dataPath returns the definitions for the load: one secured service and one public one.
+// dataPath returns the definitions for the load: a secured service, a public one, and a public one with a health check.
 func dataPath(upstream *service) string {
 	return fmt.Sprintf(`tokens:
   authenticator: {url: "%s/users/authenticate"}
 services:
   - {name: orders, path: /orders, allowed_methods: [GET, POST, PUT, DELETE], upstreams: ["%[1]s"]}
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"]}
+  - {name: checked, path: /checked, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"], health_check: /5}
 `, upstream.url())
 }
 
