@@ -207,7 +207,7 @@ func (p page) commandsOf() (all []string) {
 
 var (
 	flagName   = regexp.MustCompile(`(?:^|[\s\[(])(--[a-z][a-z-]*)`)
-	metricName = regexp.MustCompile(`\bgatepost_[a-z_]+`)
+	metricName = regexp.MustCompile(`\b(?:gatepost|envoy)_[a-z_]+`)
 	variable   = regexp.MustCompile(`\bGATEPOST_[A-Z_]+`)
 	fieldPath  = regexp.MustCompile("`((?:tokens|cors|identity|services)\\.[a-z_.]+)")
 )
@@ -240,7 +240,8 @@ func TestNamesInTheDocumentationExist(t *testing.T) {
 		}
 		for _, name := range metricName.FindAllString(whole, -1) {
 			name = regexp.MustCompile(`_(bucket|sum|count)$`).ReplaceAllString(name, "")
-			if name != "gatepost_version" && !strings.Contains(reference["metrics"], "`"+name+"`") { // that one is a log key
+			isLogKey := name == "gatepost_version" || name == "envoy_version"
+			if !isLogKey && !strings.Contains(reference["metrics"], "`"+name+"`") {
 				t.Errorf("%s: there is no metric %s", p.path, name)
 			}
 		}

@@ -11,13 +11,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -70,6 +70,9 @@ type Config struct {
 	Sessions Sessions
 	// Metrics is the source of /metrics. Required.
 	Metrics prometheus.Gatherer
+	// EnvoyMetrics returns the essential metrics of Envoy in the text format of Prometheus. Nil: Envoy's metrics are read
+	// from Envoy.
+	EnvoyMetrics func(context.Context) (io.ReadCloser, error)
 	// Logger logs each change made through the API. Required.
 	Logger *slog.Logger
 }
@@ -87,7 +90,7 @@ func New(config Config) *Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("GET /readyz", s.ready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(config.Metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", newMetrics(config))
 	api := http.NewServeMux()
 	api.HandleFunc("GET /api/v1/status", s.status)
 	api.HandleFunc("GET /api/v1/services", s.services)

@@ -57,6 +57,7 @@ type Server struct {
 	counts    *counts
 	failures  failures
 	denials   *denials
+	durations prometheus.Histogram // of checks
 
 	authv3.UnimplementedAuthorizationServer
 }
@@ -72,7 +73,7 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger)}
+	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger), durations: newDurations()}
 	s.counts, s.failures = newCounts()
 	if s.decisions != nil {
 		s.counts.hits = s.decisions.Hits
@@ -97,8 +98,10 @@ func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Che
 // nor a denial does too: Envoy then answers 503.
 func (s *Server) respond(ctx context.Context, c *call) (resp *authv3.CheckResponse, err error) {
 	defer s.recovered(authv3.Authorization_Check_FullMethodName, &err)
+	start := time.Now()
 	d := s.decide(ctx, c)
 	resp = d.Response()
+	s.durations.Observe(time.Since(start).Seconds())
 	return resp, validateResponse(resp)
 }
 

@@ -68,8 +68,19 @@ func newCounts() (*counts, failures) {
 	}
 }
 
+// checkBuckets range from a decision from memory to the longest that Envoy waits for one, in seconds.
+var checkBuckets = []float64{1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2}
+
+func newDurations() prometheus.Histogram {
+	return prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name:    "gatepost_check_duration_seconds",
+		Help:    "Seconds from a check of Envoy being read until its response, with the look-up of the token.",
+		Buckets: checkBuckets,
+	})
+}
+
 func (s *Server) register(r prometheus.Registerer) error {
-	for _, c := range []prometheus.Collector{s.counts, s.failures.vec, s.denials.leftOutTotal} {
+	for _, c := range []prometheus.Collector{s.counts, s.failures.vec, s.denials.leftOutTotal, s.durations} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("registering authz metrics: %w", err)
 		}

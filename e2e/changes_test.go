@@ -218,9 +218,9 @@ func TestChangesUnderLoad(t *testing.T) {
 		t.Errorf("24 clients needed %d connections: changes of services closed them", l.dialled.Load())
 	}
 	for metric, want := range map[string]float64{
-		"gatepost_definitions_applied_seconds_count": float64(changes),
-		"gatepost_definitions_failed_total":          0,
-		"gatepost_xds_nacks_total":                   0,
+		"gatepost_definitions_apply_duration_seconds_count": float64(changes),
+		"gatepost_definitions_failed_total":                 0,
+		"gatepost_xds_nacks_total":                          0,
 	} {
 		if got := g.Metric(metric); got != want {
 			t.Errorf("%s is %v, want %v", metric, got, want)
@@ -229,7 +229,7 @@ func TestChangesUnderLoad(t *testing.T) {
 	if told := lines(g.Log(), `"msg":"applied"`, `"seconds":`); len(told) != changes {
 		t.Errorf("the log has %d applied changes, want %d", len(told), changes)
 	}
-	t.Logf("from a save to verified: %.0f ms on average", 1000*g.Metric("gatepost_definitions_applied_seconds_sum")/float64(changes))
+	t.Logf("from a save to verified: %.0f ms on average", 1000*g.Metric("gatepost_definitions_apply_duration_seconds_sum")/float64(changes))
 }
 
 // TestRapidChanges writes files faster than they can be applied. The last one must be served.

@@ -85,7 +85,7 @@ func TestAppliedMeansVerified(t *testing.T) {
 			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"seconds":`); len(told) != 1 {
 				t.Errorf("the log reports %d times that %s was applied:\n%s", len(told), second, g.Log())
 			}
-			if n := g.Metric("gatepost_definitions_applied_seconds_count"); n != 1 {
+			if n := g.Metric("gatepost_definitions_apply_duration_seconds_count"); n != 1 {
 				t.Errorf("the metric counts %v changes, want 1", n)
 			}
 			out, code := gatepost(t, os.Environ(), "status", "--admin", g.Admin)

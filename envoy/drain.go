@@ -75,23 +75,33 @@ const maxAnswer = 256 << 20
 // call sends one request to the admin interface and returns the body. Any status but 200 is an
 // error.
 func call(ctx context.Context, admin *http.Client, method, path string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
+	res, err := ask(ctx, admin, method, path)
 	if err != nil {
-		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
-	}
-	res, err := admin.Do(req)
-	if err != nil {
-		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
+		return "", err
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
 	if err != nil {
 		return "", fmt.Errorf("asking Envoy for %s: %w", path, err)
 	}
-	if res.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("asking Envoy for %s: it answers %s", path, res.Status)
-	}
 	return string(body), nil
+}
+
+// ask is call with the body still to be read. The caller must close it.
+func ask(ctx context.Context, admin *http.Client, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://envoy"+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("asking Envoy for %s: %w", path, err)
+	}
+	res, err := admin.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("asking Envoy for %s: %w", path, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		res.Body.Close()
+		return nil, fmt.Errorf("asking Envoy for %s: it answers %s", path, res.Status)
+	}
+	return res, nil
 }
 
 // Active requests per HTTP connection manager: "http.<prefix>.downstream_rq_active: 3".

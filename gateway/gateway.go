@@ -257,6 +257,7 @@ func (g *Gateway) makeServers() error {
 	g.admin = admin.New(admin.Config{
 		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.message, Snapshot: g.snapshot,
 		Services: g.services, Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
+		EnvoyMetrics: g.envoyMetrics(),
 	})
 	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return nil

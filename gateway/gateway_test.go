@@ -14,6 +14,10 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	"gatepost/gateway"
 )
@@ -200,5 +204,55 @@ func TestAnIncompleteConfigurationIsAnError(t *testing.T) {
 		if g, err := gateway.New(t.Context(), config); g != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New = %v, %v, want the error %q", g, err, want)
 		}
+	}
+}
+
+// TestMetricsOfEnvoyFollowGateposts: those of the list, each with the labels of the reference, and no other.
+func TestMetricsOfEnvoyFollowGateposts(t *testing.T) {
+	t.Parallel()
+	items := envoytest.Upstream(t)
+	url, admin := startWith(t, fmt.Sprintf("services: [{name: items, path: /items, authenticate: false, upstreams: [%q]}]", items.URL()+"/base"),
+		slog.NewTextHandler(t.Output(), nil))
+	request(t, http.MethodGet, url+"/items", "", "")
+	answer := request(t, http.MethodGet, admin+"/metrics?envoy=essential", "", "")
+	var parser expfmt.TextParser = expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(answer.Body))
+	if err != nil {
+		t.Fatalf("%v:\n%s", err, answer.Body)
+	}
+	if families["gatepost_build_info"] == nil {
+		t.Error("Gatepost's own metrics are missing")
+	}
+	var services []string
+	for _, want := range envoy.EssentialMetrics {
+		family := families[want.Name]
+		if delete(families, want.Name); family == nil {
+			t.Errorf("%s is missing", want.Name)
+			continue
+		}
+		if got := strings.ToLower(family.GetType().String()); got != want.Type {
+			t.Errorf("%s is a %s", want.Name, got)
+		}
+		for _, metric := range family.Metric {
+			for _, label := range metric.Label {
+				if !slices.Contains(want.Labels, label.GetName()) {
+					t.Errorf("%s has a label %s", want.Name, label.GetName())
+				}
+				if want.Name == "envoy_cluster_upstream_rq_xx" && label.GetName() == "envoy_cluster_name" {
+					services = append(services, label.GetValue())
+				}
+			}
+		}
+	}
+	for name := range families {
+		if strings.HasPrefix(name, "envoy_") {
+			t.Errorf("%s is not in the list", name)
+		}
+	}
+	if !slices.Contains(services, "service/items/base") {
+		t.Errorf("the clusters are %v", services)
+	}
+	if got := request(t, http.MethodGet, admin+"/metrics?envoy=full", "", ""); got.Status != http.StatusBadRequest {
+		t.Errorf("?envoy=full: %d %s", got.Status, got.Body)
 	}
 }

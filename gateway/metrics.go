@@ -1,8 +1,13 @@
 package gateway
 
 import (
+	"context"
+	"io"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"gatepost/envoy"
 )
 
 // processMetrics counts what happens to the parts as a whole.
@@ -45,3 +50,12 @@ func newProcessMetrics(registry prometheus.Registerer, droppedLogLines func() ui
 
 func (m *processMetrics) envoyStarted(int) { m.envoyStarts.Inc() }
 func (m *processMetrics) envoyDied(error)  { m.envoyDeaths.Inc() }
+
+// envoyMetrics reads the essential metrics of Envoy. It is nil if the address of Envoy's admin interface is not known.
+func (g *Gateway) envoyMetrics() func(context.Context) (io.ReadCloser, error) {
+	address := g.envoyAdmin()
+	if address == "" {
+		return nil
+	}
+	return func(ctx context.Context) (io.ReadCloser, error) { return envoy.EssentialReader(ctx, address) }
+}

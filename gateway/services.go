@@ -43,12 +43,17 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 	return out
 }
 
+// envoyAdmin is the address of Envoy's admin interface, or "" if it is not known.
+func (g *Gateway) envoyAdmin() string {
+	if g.dir != "" {
+		return g.dir.Admin()
+	}
+	return g.config.EnvoyAdmin
+}
+
 // upstreams asks Envoy. :: service → its hosts, and its limits that are reached
 func (g *Gateway) upstreams(ctx context.Context) (hosts map[string][]envoy.Host, reached map[string][]string, err error) {
-	address := g.config.EnvoyAdmin
-	if g.dir != "" {
-		address = g.dir.Admin()
-	}
+	address := g.envoyAdmin()
 	if address == "" {
 		return nil, nil, errNoEnvoyAdmin
 	}

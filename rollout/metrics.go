@@ -14,7 +14,7 @@ func (r *Rollout) register(registry prometheus.Registerer) error {
 			Name: "gatepost_definitions_failed_total", Help: "Definitions that could not be served as they are; what was served before stayed.",
 		}),
 		applied: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "gatepost_definitions_applied_seconds", Help: "Time from a change of the definitions being saved until every Envoy serves it.",
+			Name: "gatepost_definitions_apply_duration_seconds", Help: "Time from a change of the definitions being saved until every Envoy serves it.",
 			Buckets: []float64{0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30},
 		}),
 	}

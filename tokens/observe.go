@@ -13,11 +13,11 @@ import (
 var storeBuckets = []float64{1e-6, 1e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05, .1, .25, .5, 1, 2.5}
 
 // Observed returns store with metrics for its calls, labelled with the store's name and the
-// operation: gatepost_store_seconds is the duration, gatepost_store_errors_total counts calls
+// operation: gatepost_store_duration_seconds is the duration, gatepost_store_errors_total counts calls
 // without an answer (an unknown token is an answer). Several stores can share one registerer.
 func Observed(store Store, registerer prometheus.Registerer, name string) (Store, error) {
 	seconds, err := registered(registerer, prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "gatepost_store_seconds",
+		Name:    "gatepost_store_duration_seconds",
 		Help:    "Seconds that calls of the token store took, by operation.",
 		Buckets: storeBuckets,
 	}, []string{"store", "operation"}))

@@ -65,14 +65,14 @@ func TestObservedCountsFailures(t *testing.T) {
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want.String()), "gatepost_store_errors_total"); err != nil {
 		t.Error(err)
 	}
-	if n, err := testutil.GatherAndCount(registry, "gatepost_store_seconds"); err != nil || n != 27 {
+	if n, err := testutil.GatherAndCount(registry, "gatepost_store_duration_seconds"); err != nil || n != 27 {
 		t.Errorf("%d histograms, %v", n, err)
 	}
 }
 
 func TestObservedFailsOnMetricConflict(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_seconds", Help: "another metric"}))
+	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_duration_seconds", Help: "another metric"}))
 	if _, err := Observed(failingStore{}, registry, "redis"); err == nil {
 		t.Error("no error although the metric's name is taken")
 	}

@@ -88,7 +88,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 			Help: "Calls below the token path by outcome.",
 		}, []string{"call", "outcome"}),
 		userService: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name:    "gatepost_user_service_seconds",
+			Name:    "gatepost_user_service_duration_seconds",
 			Help:    "Seconds until the user service answered a login, failures included.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
 		}),
