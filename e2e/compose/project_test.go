@@ -157,6 +157,9 @@ func provideImages(t *testing.T, e *engine) string {
 			"REDIS_IMAGE="+redis, "ENVOY_IMAGE="+envoyImage, "GO_IMAGE="+golang, "STATIC_IMAGE="+static)
 		output(t, script)
 		giveRedisItsFolder(t, e, redis)
+		compiler := exec.CommandContext(t.Context(), "./add-compiler.sh", golang)
+		compiler.Env = append(os.Environ(), e.env...)
+		output(t, compiler)
 		giveGoItsCaches(t, e, golang)
 		return "stand-in images"
 	}
