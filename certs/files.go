@@ -43,11 +43,33 @@ func ClientPair(set *Set, name, certFile, keyFile string) File {
 
 // ReadServerPair reads and checks the files of a certificate for servers.
 func ReadServerPair(certFile, keyFile string, now time.Time) (Pair, error) {
+	return readPair(certFile, keyFile, now, Parse)
+}
+
+// ReadClientPair reads and checks the files of a certificate for clients.
+func ReadClientPair(certFile, keyFile string, now time.Time) (Pair, error) {
+	return readPair(certFile, keyFile, now, ParseClient)
+}
+
+// ReadRoots reads and checks the file of a list of CAs.
+func ReadRoots(path string, now time.Time) (Roots, error) {
+	text, err := readFile(path)
+	if err != nil {
+		return Roots{}, err
+	}
+	r, err := ParseRoots(text, now)
+	if err != nil {
+		return Roots{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return r, nil
+}
+
+func readPair(certFile, keyFile string, now time.Time, parse func(chain, key []byte, now time.Time) (Pair, error)) (Pair, error) {
 	texts, err := readAll([]string{certFile, keyFile})
 	if err != nil {
 		return Pair{}, err
 	}
-	p, err := Parse(texts[0], texts[1], now)
+	p, err := parse(texts[0], texts[1], now)
 	if err != nil {
 		return Pair{}, fmt.Errorf("%s with %s: %w", certFile, keyFile, err)
 	}

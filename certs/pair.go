@@ -57,8 +57,11 @@ type Pair struct {
 }
 
 // DaysLeft returns the number of whole days until it expires, negative afterwards.
-func (p Pair) DaysLeft(now time.Time) int {
-	return int(math.Floor(p.NotAfter.Sub(now).Hours() / 24))
+func (p Pair) DaysLeft(now time.Time) int { return DaysLeft(p.NotAfter, now) }
+
+// DaysLeft returns the number of whole days until a time, negative afterwards.
+func DaysLeft(notAfter, now time.Time) int {
+	return int(math.Floor(notAfter.Sub(now).Hours() / 24))
 }
 
 // Parse returns the pair of a certificate for servers. The key must be that of the first certificate, and each further

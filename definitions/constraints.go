@@ -86,6 +86,7 @@ var words = map[protoreflect.FullName]struct{ noun, remedy string }{
 	"gatepost.v1.Service.allowed_methods":         {"a method that can be allowed", "a method in capital letters, such as GET; never CONNECT or TRACE"},
 	"gatepost.v1.Service.hosts":                   {"a host", "a name such as api.shop.example"},
 	"gatepost.v1.Tokens.hosts":                    {"a host", "a name such as api.shop.example"},
+	"gatepost.v1.UpstreamTls.server_name":         {"a server name", "write the name in the certificate of the upstreams, such as orders.internal"},
 	"gatepost.v1.Service.scopes":                  {"a scope", "1 to 64 visible ASCII characters without quotes, spaces and backslashes"},
 	"gatepost.v1.Cors.allow_headers":              {"a header name", "name each header, such as Content-Type; Envoy rejects a request header with an underscore, and * does not cover Authorization"},
 	"gatepost.v1.Cors.expose_headers":             {"a header name", "name each header, such as ETag"},

@@ -135,6 +135,9 @@ func (s *Service) Message() *gatewayv1.Service {
 	if !s.GRPC {
 		m.Timeout = durationpb.New(s.Timeout)
 	}
+	if u := s.UpstreamTLS; u != nil {
+		m.UpstreamTls = &gatewayv1.UpstreamTls{CaFile: u.CAFile, CertFile: u.CertFile, KeyFile: u.KeyFile, ServerName: u.ServerName}
+	}
 	for _, u := range s.Upstreams {
 		m.Upstreams = append(m.Upstreams, u.String())
 	}

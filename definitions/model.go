@@ -220,6 +220,34 @@ type Service struct {
 	// Canary is another version of the service. It can be nil.
 	Canary   *Canary
 	Affinity Affinity
+	// UpstreamTLS is how https upstreams are verified. If nil, by the system's roots and by their own names.
+	UpstreamTLS *UpstreamTLS
+}
+
+// UpstreamTLS is TLS to the upstreams of a service. At least one field is set; see [Definitions.Path] for files.
+type UpstreamTLS struct {
+	// CAFile has the CAs of the upstreams. If empty, they are the system's.
+	CAFile string
+	// CertFile and KeyFile are the certificate for the upstreams and its key. If empty, there is none.
+	CertFile, KeyFile string
+	// ServerName is the name of all upstreams, in lower case. If empty, each is verified by its host.
+	ServerName string
+}
+
+// CAName returns the name of the CAs in logs and for Envoy; empty if they are the system's.
+func (u *UpstreamTLS) CAName() string {
+	if u == nil || u.CAFile == "" {
+		return ""
+	}
+	return "CAs " + u.CAFile
+}
+
+// PairName returns the name of the certificate in logs and for Envoy; empty if there is none.
+func (u *UpstreamTLS) PairName() string {
+	if u == nil || u.CertFile == "" {
+		return ""
+	}
+	return "client " + u.CertFile + " " + u.KeyFile
 }
 
 // RateLimit is a limit of the number of requests.

@@ -182,6 +182,9 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 		f.add(field+".upstreams", aboutFields.faultf(words["gatepost.v1.Service.upstreams"].remedy, "is missing"))
 	}
 	parseResilience(f, s, m, g, field)
+	if u := m.GetUpstreamTls(); u != nil {
+		s.UpstreamTLS = parseUpstreamTLS(f, u, s, field)
+	}
 	if !s.Authenticate && len(s.Scopes) > 0 {
 		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"gatepost/certs"
@@ -49,6 +50,29 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 	return t
 }
 
+// parseUpstreamTLS parses how the upstreams of a service are verified.
+func parseUpstreamTLS(f *findings, m *gatewayv1.UpstreamTls, s *Service, field string) *UpstreamTLS {
+	u := &UpstreamTLS{CAFile: m.GetCaFile(), CertFile: m.GetCertFile(), KeyFile: m.GetKeyFile(), ServerName: strings.ToLower(m.GetServerName())}
+	field += ".upstream_tls"
+	switch {
+	case *u == UpstreamTLS{}:
+		f.add(field, aboutTLS.faultf("write ca_file, cert_file with key_file, or server_name", "is empty"))
+	case s.Redirect != nil:
+		f.add(field, aboutTLS.faultf("remove it", "is for upstreams, and the service redirects"))
+	case len(s.Upstreams) > 0 && !s.Upstreams[0].TLS():
+		f.add(field, aboutTLS.faultf("write https there, or remove it", "needs TLS, and the upstreams on %s are %s",
+			f.where(strings.TrimSuffix(field, "_tls")+"s"), s.Upstreams[0].Scheme))
+	}
+	if (u.CertFile == "") != (u.KeyFile == "") {
+		have, missing := "cert_file", "key_file"
+		if u.CertFile == "" {
+			have, missing = missing, have
+		}
+		f.add(field+"."+have, aboutTLS.faultf("name its "+missing+" too", "has no %s", missing))
+	}
+	return u
+}
+
 // overlap reports whether two sockets cannot be open at the same time.
 func overlap(a, b netip.AddrPort) bool {
 	wild := a.Addr().IsUnspecified() && (a.Addr().Is6() || b.Addr().Is4()) || b.Addr().IsUnspecified() && (b.Addr().Is6() || a.Addr().Is4())
@@ -74,11 +98,12 @@ const soon = 21
 // checkFiles reads the files that the definitions name, and returns what is wrong with them, and what is probably a
 // mistake.
 func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
-	if d.Gateway.TLS == nil {
-		return nil, nil
-	}
 	wrong, odd := d.read(), d.read()
+	d.checkUpstreamFiles(wrong, odd, now)
 	first := map[string]string{} // :: name → field of the certificate that serves it
+	if d.Gateway.TLS == nil {
+		return wrong.sorted(), odd.sorted()
+	}
 	for i, c := range d.Gateway.TLS.Certificates {
 		field := fmt.Sprintf("tls.certificates[%d].cert_file", i)
 		pair, err := certs.ReadServerPair(d.Path(c.CertFile), d.Path(c.KeyFile), now)
@@ -102,4 +127,26 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 		}
 	}
 	return wrong.sorted(), odd.sorted()
+}
+
+// checkUpstreamFiles reads the files of upstream_tls.
+func (d *Definitions) checkUpstreamFiles(wrong, odd *findings, now time.Time) {
+	for i, s := range d.Gateway.Services {
+		u, field := s.UpstreamTLS, fmt.Sprintf("services[%d].upstream_tls.", i)
+		check := func(field string, notAfter time.Time, err error) {
+			if err != nil {
+				wrong.add(field, aboutNotes.faultf("", "cannot be used: %v", err))
+			} else if left := certs.DaysLeft(notAfter, now); left < soon {
+				odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
+			}
+		}
+		if u.CAName() != "" {
+			roots, err := certs.ReadRoots(d.Path(u.CAFile), now)
+			check(field+"ca_file", roots.NotAfter, err)
+		}
+		if u.PairName() != "" {
+			pair, err := certs.ReadClientPair(d.Path(u.CertFile), d.Path(u.KeyFile), now)
+			check(field+"cert_file", pair.NotAfter, err)
+		}
+	}
 }

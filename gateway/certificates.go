@@ -73,17 +73,31 @@ func (c *certificates) follow(d *definitions.Definitions) {
 }
 
 func (c *certificates) filesOf(d *definitions.Definitions) (all []certs.File) {
-	if d.Gateway.TLS == nil {
-		return nil
+	if d.Gateway.TLS != nil {
+		for _, one := range d.Gateway.TLS.Certificates {
+			all = append(all, certs.ServerPair(c.set, one.CertFile, d.Path(one.CertFile), d.Path(one.KeyFile)))
+		}
 	}
-	for _, one := range d.Gateway.TLS.Certificates {
-		all = append(all, certs.ServerPair(c.set, one.CertFile, d.Path(one.CertFile), d.Path(one.KeyFile)))
+	seen := map[string]bool{"": true}
+	add := func(name string, file func() certs.File) {
+		if !seen[name] {
+			all, seen[name] = append(all, file()), true
+		}
+	}
+	for _, s := range d.Gateway.Services {
+		u := s.UpstreamTLS
+		add(u.CAName(), func() certs.File { return certs.CAs(c.set, u.CAName(), d.Path(u.CAFile)) })
+		add(u.PairName(), func() certs.File { return certs.ClientPair(c.set, u.PairName(), d.Path(u.CertFile), d.Path(u.KeyFile)) })
 	}
 	return all
 }
 
-// serving returns the certificates of a listener that are in a set. A name that two have is served by the first.
+// serving returns the certificates of a listener, which may be nil, that are in a set. A name that two have is served by
+// the first.
 func serving(tls *definitions.TLS, set *certs.Set) []xds.Certificate {
+	if tls == nil {
+		return nil
+	}
 	var all []xds.Certificate
 	taken := map[string]bool{}
 	for _, one := range tls.Certificates {
@@ -105,12 +119,12 @@ func serving(tls *definitions.TLS, set *certs.Set) []xds.Certificate {
 
 // changed sends Envoy what is in the set. If names have changed, the listener follows.
 func (c *certificates) changed() {
-	pairs, _ := c.set.All()
+	pairs, roots := c.set.All()
 	names := make(map[string][]string, len(pairs))
 	for name, p := range pairs {
 		names[name] = p.Names
 	}
-	c.g.control.SetSecrets(xds.Secrets(pairs))
+	c.g.control.SetSecrets(append(xds.Secrets(pairs), xds.CASecrets(roots)...))
 	c.mu.Lock()
 	same := maps.EqualFunc(names, c.names, slices.Equal)
 	c.names = names
@@ -162,15 +176,24 @@ func (c *certificates) status(now time.Time) (all []*gatewayv1.CertificateStatus
 	c.mu.Lock()
 	d := c.current
 	c.mu.Unlock()
-	if d == nil || d.Gateway.TLS == nil {
+	if d == nil {
+		return nil
+	}
+	problems := c.files.Problems()
+	all = c.listenerStatus(d.Gateway.TLS, problems, now)
+	return append(all, c.upstreamStatus(d.Gateway.Services, problems, now)...)
+}
+
+// listenerStatus returns the certificates of the listener for HTTPS.
+func (c *certificates) listenerStatus(tls *definitions.TLS, problems map[string]error, now time.Time) (all []*gatewayv1.CertificateStatus) {
+	if tls == nil {
 		return nil
 	}
 	served := map[string][]string{} // :: name → names for which it is served
-	for _, one := range serving(d.Gateway.TLS, c.set) {
+	for _, one := range serving(tls, c.set) {
 		served[one.Name] = one.ServerNames
 	}
-	problems := c.files.Problems()
-	for _, one := range d.Gateway.TLS.Certificates {
+	for _, one := range tls.Certificates {
 		status := &gatewayv1.CertificateStatus{Name: one.CertFile, Names: served[one.CertFile]}
 		if pair, ok := c.set.Pair(one.CertFile); ok {
 			status.NotAfter, status.DaysLeft = timestamppb.New(pair.NotAfter), int32(pair.DaysLeft(now))
@@ -179,6 +202,34 @@ func (c *certificates) status(now time.Time) (all []*gatewayv1.CertificateStatus
 			status.Problem = err.Error()
 		}
 		all = append(all, status)
+	}
+	return all
+}
+
+// upstreamStatus returns the certificates and CAs that services name for their upstreams, each once.
+func (c *certificates) upstreamStatus(services []*definitions.Service, problems map[string]error, now time.Time) (all []*gatewayv1.CertificateStatus) {
+	pairs, roots := c.set.All()
+	byName := map[string]*gatewayv1.CertificateStatus{}
+	add := func(service, name string, notAfter time.Time) {
+		if name == "" {
+			return
+		}
+		status := byName[name]
+		if status == nil {
+			status = &gatewayv1.CertificateStatus{Name: name}
+			if !notAfter.IsZero() {
+				status.NotAfter, status.DaysLeft = timestamppb.New(notAfter), int32(certs.DaysLeft(notAfter, now))
+			}
+			if err := problems[name]; err != nil {
+				status.Problem = err.Error()
+			}
+			byName[name], all = status, append(all, status)
+		}
+		status.Services = append(status.Services, service)
+	}
+	for _, s := range services {
+		add(s.Name, s.UpstreamTLS.CAName(), roots[s.UpstreamTLS.CAName()].NotAfter)
+		add(s.Name, s.UpstreamTLS.PairName(), pairs[s.UpstreamTLS.PairName()].NotAfter)
 	}
 	return all
 }

@@ -38,7 +38,7 @@ func (r *Rollout) build(d *definitions.Definitions, saved time.Time, withheld ..
 		}
 	}
 	options.Withheld = withheld
-	if r.config.Certificates != nil && d.Gateway.TLS != nil {
+	if r.config.Certificates != nil {
 		options.Certificates = r.config.Certificates(d)
 	}
 	if r.Status().Module.Reason != "" {

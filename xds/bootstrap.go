@@ -12,6 +12,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -35,6 +36,10 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 		return nil, fmt.Errorf("writing a static configuration: %w", err)
 	}
 	static.Clusters = append(static.Clusters, clusters...)
+	pairs, cas, err := withStaticUpstreamSecrets(clusters)
+	if err != nil {
+		return nil, fmt.Errorf("writing a static configuration: %w", err)
+	}
 	listeners, err := sorted[*listenerv3.Listener](s, resourcev3.ListenerType)
 	if err != nil {
 		return nil, fmt.Errorf("writing a static configuration: %w", err)
@@ -48,15 +53,31 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 		if err != nil {
 			return nil, fmt.Errorf("writing a static configuration: %w", err)
 		}
-		for _, name := range names {
-			placeholder, err := certs.SelfSigned([]string{"gatepost.invalid"}, time.Now())
-			if err != nil {
-				return nil, fmt.Errorf("writing a static configuration: %w", err)
-			}
-			static.Secrets = append(static.Secrets, Secrets(map[string]certs.Pair{name: placeholder})...)
-		}
+		pairs = append(pairs, names...)
+	}
+	if static.Secrets, err = standInSecrets(pairs, cas); err != nil {
+		return nil, fmt.Errorf("writing a static configuration: %w", err)
 	}
 	return &bootstrapv3.Bootstrap{StaticResources: static}, nil
+}
+
+// standInSecrets returns secrets with these names: a certificate for each, and CAs.
+func standInSecrets(pairs, cas []string) ([]*tlsv3.Secret, error) {
+	if len(pairs)+len(cas) == 0 {
+		return nil, nil
+	}
+	placeholder, err := certs.SelfSigned([]string{"gatepost.invalid"}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	byName, roots := map[string]certs.Pair{}, map[string]certs.Roots{}
+	for _, name := range pairs {
+		byName[name] = placeholder
+	}
+	for _, name := range cas {
+		roots[name] = certs.Roots{PEM: placeholder.Chain}
+	}
+	return append(Secrets(byName), CASecrets(roots)...), nil
 }
 
 // sorted are the resources of a type, in the order of their names.
@@ -81,15 +102,15 @@ func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
 		return err
 	}
 	for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
-		if err := inline(scopes, chain); err != nil {
+		if err := inlineRoutes(scopes, chain); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// inline puts the routes into a filter chain. A chain that is nil stays so.
-func inline(scopes []*routev3.ScopedRouteConfiguration, chain *listenerv3.FilterChain) error {
+// inlineRoutes puts the routes into a filter chain. A chain that is nil stays so.
+func inlineRoutes(scopes []*routev3.ScopedRouteConfiguration, chain *listenerv3.FilterChain) error {
 	if chain == nil {
 		return nil
 	}

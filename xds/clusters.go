@@ -73,7 +73,7 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	s.avoidUnhealthy(c)
 	discover(c, targets)
 	if targets[0].TLS() {
-		b.secure(c, targets, s.protocol())
+		b.secure(c, s)
 	}
 	if c.Name = name; looksUp(targets) {
 		c.AltStatName = name
@@ -149,7 +149,7 @@ const placeholderName = "-"
 
 // loadAssignment has the upstreams, and those of the canary as a group of their own.
 func (s *service) loadAssignment() *endpointv3.ClusterLoadAssignment {
-	several := len(tlsHosts(slices.Collect(s.def.AllUpstreams()))) > 1
+	several := len(tlsHosts(s.def)) > 1
 	out := &endpointv3.ClusterLoadAssignment{ClusterName: placeholderName}
 	canary := s.def.Canary
 	if canary == nil {

@@ -92,7 +92,11 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 // TestTheStaticFormIsTakenByEnvoy: what `gatepost validate` shows to Envoy.
 func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
 	t.Parallel()
-	b, err := build(t, `services: [{name: a, path: /a, upstreams: ["https://a.example"]}]`).Bootstrap(testOptions)
+	b, err := build(t, `services:
+  - {name: a, path: /a, upstreams: ["https://a.example"]}
+  - {name: b, path: /b, upstreams: ["https://a.example", "https://b.example"], upstream_tls: {ca_file: ca, cert_file: c, key_file: k}}
+  - {name: c, path: /c, upstreams: ["https://a.example"], upstream_tls: {ca_file: ca, cert_file: c, key_file: k, server_name: a}}
+`).Bootstrap(testOptions)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -130,9 +131,6 @@ func (b *builder) redirectManager() *hcmv3.HttpConnectionManager {
 
 // Secrets returns certificates in the form in which Envoy gets them.
 func Secrets(pairs map[string]certs.Pair) []*tlsv3.Secret {
-	inline := func(text []byte) *corev3.DataSource {
-		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: text}}
-	}
 	out := make([]*tlsv3.Secret, 0, len(pairs))
 	for name, p := range pairs {
 		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
@@ -141,6 +139,21 @@ func Secrets(pairs map[string]certs.Pair) []*tlsv3.Secret {
 	}
 	slices.SortFunc(out, func(a, b *tlsv3.Secret) int { return strings.Compare(a.GetName(), b.GetName()) })
 	return out
+}
+
+// CASecrets returns CAs in the form in which Envoy gets them.
+func CASecrets(roots map[string]certs.Roots) []*tlsv3.Secret {
+	out := make([]*tlsv3.Secret, 0, len(roots))
+	for _, name := range slices.Sorted(maps.Keys(roots)) {
+		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
+			ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(roots[name].PEM)},
+		}})
+	}
+	return out
+}
+
+func inline(text []byte) *corev3.DataSource {
+	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: text}}
 }
 
 // withStaticSecrets has a listener take its secrets from the bootstrap, and returns their names.

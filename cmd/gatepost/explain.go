@@ -111,7 +111,7 @@ func certificatesOf(d *definitions.Definitions, running *explain.Gateway) (all [
 		return gateway.Certificates(d)
 	}
 	for _, c := range running.Status.GetCertificates() {
-		if c.GetNotAfter() != nil {
+		if c.GetNotAfter() != nil && len(c.GetServices()) == 0 {
 			all = append(all, xds.Certificate{Name: c.GetName(), ServerNames: c.GetNames(), Default: c.GetName() == d.Gateway.TLS.DefaultCertificate})
 		}
 	}

@@ -97,7 +97,7 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 // their CA file.
 func (s *settings) missingRoots(gw *definitions.Gateway) string {
 	secured := slices.ContainsFunc(gw.Services, func(service *definitions.Service) bool {
-		return slices.ContainsFunc(service.Upstreams, definitions.Upstream.TLS)
+		return service.UpstreamTLS.CAName() == "" && slices.ContainsFunc(service.Upstreams, definitions.Upstream.TLS)
 	})
 	if _, err := os.Stat(s.caFile); err != nil && secured {
 		return fmt.Sprintf("the roots for https upstreams are not on this machine (--ca-file %s)", s.caFile)

@@ -44,7 +44,8 @@ type Status struct {
 	Former []*Service `protobuf:"bytes,7,rep,name=former,proto3" json:"former,omitempty"`
 	// How Envoy checks tokens.
 	Module *ModuleStatus `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`
-	// The certificates of the listener for HTTPS, in the order of the definitions.
+	// The certificates of the listener for HTTPS, in the order of the definitions, then the certificates and CAs of
+	// `upstream_tls`.
 	Certificates  []*CertificateStatus `protobuf:"bytes,9,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -155,7 +156,9 @@ type CertificateStatus struct {
 	// The whole days until then; negative if it has expired.
 	DaysLeft int32 `protobuf:"varint,4,opt,name=days_left,json=daysLeft,proto3" json:"days_left,omitempty"`
 	// Why the files cannot be used as they are now; empty if they can.
-	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The services whose `upstream_tls` names it. Empty: it is a certificate of the listener for HTTPS.
+	Services      []string `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -223,6 +226,13 @@ func (x *CertificateStatus) GetProblem() string {
 		return x.Problem
 	}
 	return ""
+}
+
+func (x *CertificateStatus) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
 }
 
 // ModuleStatus says whether Envoy checks tokens by itself.
@@ -438,13 +448,14 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
 	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\x121\n" +
 	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\x12B\n" +
-	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xad\x01\n" +
+	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xc9\x01\n" +
 	"\x11CertificateStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1b\n" +
 	"\tdays_left\x18\x04 \x01(\x05R\bdaysLeft\x12\x18\n" +
-	"\aproblem\x18\x05 \x01(\tR\aproblem\"V\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x1a\n" +
+	"\bservices\x18\x06 \x03(\tR\bservices\"V\n" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +

@@ -1099,7 +1099,10 @@ type Service struct {
 	// If it is set, every request gets 503, with or without a token. The upstreams get none.
 	Maintenance *Maintenance `protobuf:"bytes,26,opt,name=maintenance,proto3" json:"maintenance,omitempty"`
 	// If it is set, requests are redirected, and there are no upstreams. A request needs a token as for any service.
-	Redirect      *Redirect `protobuf:"bytes,27,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	Redirect *Redirect `protobuf:"bytes,27,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// How the upstreams are verified, and the certificate that they get. For `https` upstreams alone. Default: the roots of
+	// the system (`--ca-file`), the name or address of each upstream, and no certificate.
+	UpstreamTls   *UpstreamTls `protobuf:"bytes,14,opt,name=upstream_tls,json=upstreamTls,proto3" json:"upstream_tls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1309,6 +1312,88 @@ func (x *Service) GetRedirect() *Redirect {
 	return nil
 }
 
+func (x *Service) GetUpstreamTls() *UpstreamTls {
+	if x != nil {
+		return x.UpstreamTls
+	}
+	return nil
+}
+
+// UpstreamTls is TLS to the upstreams of a service, by version 1.2 or 1.3. The files are on the machine of the gateway; a
+// path is relative to the definitions file or, if the definitions are in Redis, to the working directory of the gateway.
+// They are read again when they change, for new connections.
+type UpstreamTls struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The CAs that have signed the certificates of the upstreams, in PEM, in place of the system's.
+	CaFile string `protobuf:"bytes,1,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	// The certificate that the upstreams get, in PEM, for mutual TLS.
+	CertFile string `protobuf:"bytes,2,opt,name=cert_file,json=certFile,proto3" json:"cert_file,omitempty"`
+	// The key of that certificate, in PEM and not encrypted.
+	KeyFile string `protobuf:"bytes,3,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
+	// The name that is asked for (SNI) and that the certificates of all upstreams must have.
+	ServerName    string `protobuf:"bytes,4,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpstreamTls) Reset() {
+	*x = UpstreamTls{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpstreamTls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpstreamTls) ProtoMessage() {}
+
+func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpstreamTls.ProtoReflect.Descriptor instead.
+func (*UpstreamTls) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpstreamTls) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+func (x *UpstreamTls) GetCertFile() string {
+	if x != nil {
+		return x.CertFile
+	}
+	return ""
+}
+
+func (x *UpstreamTls) GetKeyFile() string {
+	if x != nil {
+		return x.KeyFile
+	}
+	return ""
+}
+
+func (x *UpstreamTls) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
 // Headers are changes of headers. Those that HTTP, CORS or the gateway itself needs cannot be changed, such as Host,
 // Authorization, Origin, Server and the header with the user's id.
 type Headers struct {
@@ -1323,7 +1408,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1420,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1433,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Headers) GetSet() map[string]string {
@@ -1378,7 +1463,7 @@ type Maintenance struct {
 
 func (x *Maintenance) Reset() {
 	*x = Maintenance{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1475,7 @@ func (x *Maintenance) String() string {
 func (*Maintenance) ProtoMessage() {}
 
 func (x *Maintenance) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1488,7 @@ func (x *Maintenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
 func (*Maintenance) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Maintenance) GetMessage() string {
@@ -1436,7 +1521,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1533,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1546,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Redirect) GetTo() string {
@@ -1504,7 +1589,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1601,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1614,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *HealthCheck) GetPath() string {
@@ -1605,7 +1690,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1617,7 +1702,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1630,7 +1715,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Retries) GetCount() uint32 {
@@ -1684,7 +1769,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1781,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1794,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -1752,7 +1837,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1764,7 +1849,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1777,7 +1862,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Canary) GetUpstreams() []string {
@@ -1816,7 +1901,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1913,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1926,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Affinity) GetBy() string {
@@ -1878,7 +1963,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +1975,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +1988,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -2039,8 +2124,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\tcert_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\bcertFile\x12%\n" +
 	"\bkey_file\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80 R\akeyFile\"\xc5\n" +
-	"\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\akeyFile\"\x82\v\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -2070,9 +2154,16 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x10response_headers\x18\x17 \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12=\n" +
 	"\x0frequest_headers\x18\x18 \x01(\v2\x14.gatepost.v1.HeadersR\x0erequestHeaders\x12:\n" +
 	"\vmaintenance\x18\x1a \x01(\v2\x18.gatepost.v1.MaintenanceR\vmaintenance\x121\n" +
-	"\bredirect\x18\x1b \x01(\v2\x15.gatepost.v1.RedirectR\bredirectB\x0f\n" +
+	"\bredirect\x18\x1b \x01(\v2\x15.gatepost.v1.RedirectR\bredirect\x12;\n" +
+	"\fupstream_tls\x18\x0e \x01(\v2\x18.gatepost.v1.UpstreamTlsR\vupstreamTlsB\x0f\n" +
 	"\r_authenticateB\x14\n" +
-	"\x12_outlier_detection\"\x9e\x01\n" +
+	"\x12_outlier_detection\"\xd8\x01\n" +
+	"\vUpstreamTls\x12!\n" +
+	"\aca_file\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06caFile\x12%\n" +
+	"\tcert_file\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bcertFile\x12#\n" +
+	"\bkey_file\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\akeyFile\x12Z\n" +
+	"\vserver_name\x18\x04 \x01(\tB9\xbaH6r422^([A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?)?$R\n" +
+	"serverName\"\x9e\x01\n" +
 	"\aHeaders\x129\n" +
 	"\x03set\x18\x01 \x03(\v2\x1d.gatepost.v1.Headers.SetEntryB\b\xbaH\x05\x9a\x01\x02\x10 R\x03set\x12 \n" +
 	"\x06remove\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x06remove\x1a6\n" +
@@ -2140,7 +2231,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -2155,17 +2246,18 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Tls)(nil),                 // 10: gatepost.v1.Tls
 	(*Certificate)(nil),         // 11: gatepost.v1.Certificate
 	(*Service)(nil),             // 12: gatepost.v1.Service
-	(*Headers)(nil),             // 13: gatepost.v1.Headers
-	(*Maintenance)(nil),         // 14: gatepost.v1.Maintenance
-	(*Redirect)(nil),            // 15: gatepost.v1.Redirect
-	(*HealthCheck)(nil),         // 16: gatepost.v1.HealthCheck
-	(*Retries)(nil),             // 17: gatepost.v1.Retries
-	(*Limits)(nil),              // 18: gatepost.v1.Limits
-	(*Canary)(nil),              // 19: gatepost.v1.Canary
-	(*Affinity)(nil),            // 20: gatepost.v1.Affinity
-	(*RateLimit)(nil),           // 21: gatepost.v1.RateLimit
-	nil,                         // 22: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
+	(*UpstreamTls)(nil),         // 13: gatepost.v1.UpstreamTls
+	(*Headers)(nil),             // 14: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 15: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 16: gatepost.v1.Redirect
+	(*HealthCheck)(nil),         // 17: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 18: gatepost.v1.Retries
+	(*Limits)(nil),              // 19: gatepost.v1.Limits
+	(*Canary)(nil),              // 20: gatepost.v1.Canary
+	(*Affinity)(nil),            // 21: gatepost.v1.Affinity
+	(*RateLimit)(nil),           // 22: gatepost.v1.RateLimit
+	nil,                         // 23: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -2175,47 +2267,48 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	10, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
 	12, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	13, // 7: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	23, // 8: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	23, // 9: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	23, // 10: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	14, // 7: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	24, // 8: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	24, // 9: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	24, // 10: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 11: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	23, // 12: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	24, // 12: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 13: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	23, // 14: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	23, // 15: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	24, // 14: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	24, // 15: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
 	5,  // 16: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
 	5,  // 17: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
 	6,  // 18: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	23, // 19: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	23, // 20: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	23, // 21: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	23, // 22: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	23, // 23: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	24, // 19: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	24, // 20: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	24, // 21: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	24, // 22: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	24, // 23: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
 	11, // 24: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
-	23, // 25: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
-	23, // 26: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	16, // 27: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	17, // 28: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	18, // 29: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	19, // 30: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	20, // 31: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	21, // 32: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	13, // 33: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	13, // 34: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	14, // 35: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	15, // 36: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	22, // 37: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	23, // 38: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	23, // 39: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	23, // 40: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	23, // 41: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	23, // 42: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	24, // 25: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	24, // 26: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	17, // 27: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	18, // 28: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	19, // 29: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	20, // 30: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	21, // 31: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	22, // 32: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	14, // 33: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	14, // 34: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	15, // 35: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	16, // 36: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	13, // 37: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
+	23, // 38: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	24, // 39: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	24, // 40: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	24, // 41: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	24, // 42: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	24, // 43: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	44, // [44:44] is the sub-list for method output_type
+	44, // [44:44] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -2229,16 +2322,16 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[12].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[15].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[19].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[16].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[18].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[20].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
