@@ -71,3 +71,45 @@ services:
 		return slices.Equal(got, want)
 	})
 }
+
+// TestACanaryKeepsAUser: also if the module in Envoy has set the user instead of Gatepost. The client's own header does
+// not count.
+func TestACanaryKeepsAUser(t *testing.T) {
+	t.Parallel()
+	users, stable, canary := envoytest.Upstream(t), envoytest.Upstream(t), envoytest.Upstream(t)
+	users.SetHandler(func(w http.ResponseWriter, r *http.Request) { w.Header().Set("userid", r.Header.Get("x-name")) })
+	canary.SetHandler(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("x-by", "canary") })
+	url := start(t, fmt.Sprintf(`
+tokens: {authenticator: {url: "%s/authenticate"}}
+services:
+  - {name: orders, path: /orders, upstreams: ["%s"], canary: {upstreams: ["%s"], percent: 50}}
+`, users.URL(), stable.URL(), canary.URL()))
+	const callers = 16
+	onCanary := 0
+	for n := range callers {
+		login, err := envoytest.Send(t.Context(), http.DefaultClient, http.MethodPost, url+"/token", "{}", fmt.Sprintf("x-name: user-%d", n))
+		token := login.Header.Get("token")
+		if err != nil || token == "" {
+			t.Fatalf("the login: %v %+v", err, login)
+		}
+		first := ""
+		for i := range 5 {
+			got, err := envoytest.Send(t.Context(), http.DefaultClient, http.MethodGet, url+"/orders", "", "authorization: "+token, fmt.Sprintf("x-user-id: other-%d", i))
+			if err != nil || got.Status != http.StatusOK {
+				t.Fatalf("%d %v", got.Status, err)
+			}
+			switch by := got.Header.Get("x-by"); {
+			case i == 0:
+				first = by
+			case by != first:
+				t.Errorf("user %d came to %q, and then to %q", n, first, by)
+			}
+		}
+		if first == "canary" {
+			onCanary++
+		}
+	}
+	if onCanary == 0 || onCanary == callers { // the keys are fixed, so this is not left to chance
+		t.Errorf("%d of %d users came to the canary", onCanary, callers)
+	}
+}

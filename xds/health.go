@@ -33,7 +33,7 @@ func (s *service) avoidUnhealthy(c *clusterv3.Cluster) {
 	}
 	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 0}
 	if s.def.HealthCheck != nil {
-		c.HealthChecks = []*corev3.HealthCheck{healthCheck(s.def.HealthCheck, s.protocol() == onlyHTTP2)}
+		c.HealthChecks = []*corev3.HealthCheck{healthCheck(s.def.HealthCheck, s.protocol())}
 		// Else an upstream that DNS has removed would get requests for as long as it passes its checks, even if its address
 		// belongs to another container now.
 		c.IgnoreHealthOnHostRemoval = true
@@ -43,7 +43,7 @@ func (s *service) avoidUnhealthy(c *clusterv3.Cluster) {
 	}
 }
 
-func healthCheck(h *definitions.HealthCheck, http2 bool) *corev3.HealthCheck {
+func healthCheck(h *definitions.HealthCheck, protocol string) *corev3.HealthCheck {
 	out := &corev3.HealthCheck{
 		Timeout: durationpb.New(h.Timeout),
 		// By default a service without requests is checked once a minute.
@@ -53,6 +53,9 @@ func healthCheck(h *definitions.HealthCheck, http2 bool) *corev3.HealthCheck {
 	}
 	if h.GRPC {
 		out.HealthChecker = &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}}
+		if protocol == byALPN { // a check has no ALPN of its own, and gRPC servers need it
+			out.TlsOptions = &corev3.HealthCheck_TlsOptions{AlpnProtocols: []string{onlyHTTP2}}
+		}
 		return out
 	}
 	check := &corev3.HealthCheck_HttpHealthCheck{
@@ -63,7 +66,7 @@ func healthCheck(h *definitions.HealthCheck, http2 bool) *corev3.HealthCheck {
 	for _, status := range h.Expect {
 		check.ExpectedStatuses = append(check.ExpectedStatuses, &typev3.Int64Range{Start: int64(status), End: int64(status) + 1})
 	}
-	if http2 {
+	if protocol == onlyHTTP2 {
 		check.CodecClientType = typev3.CodecClientType_HTTP2
 	}
 	out.HealthChecker = &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: check}

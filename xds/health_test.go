@@ -2,23 +2,27 @@ package xds
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	grpcstatus "google.golang.org/grpc/status"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testcert"
 )
 
 // TestAnUpstreamComesAndGoesByItsHealth: it gets no requests while it is not well, and 503 is the answer if none is.
@@ -37,19 +41,41 @@ func TestAnUpstreamComesAndGoesByItsHealth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ca := testcert.New(t)
+	files := t.TempDir()
+	ca.Issue(filepath.Join(files, "tls.crt"), filepath.Join(files, "tls.key"))
+	pair, err := tls.LoadX509KeyPair(filepath.Join(files, "tls.crt"), filepath.Join(files, "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secured := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	secured.EnableHTTP2, secured.TLS = true, &tls.Config{Certificates: []tls.Certificate{pair}}
+	secured.StartTLS()
+	t.Cleanup(secured.Close)
+	securedCalls := grpc.NewServer(grpc.Creds(credentials.NewServerTLSFromCert(&pair)))
+	healthv1.RegisterHealthServer(securedCalls, health.NewServer())
+	securedListener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = securedCalls.Serve(securedListener) }()
+	t.Cleanup(securedCalls.Stop)
 	calls, status := grpc.NewServer(), health.NewServer()
 	healthv1.RegisterHealthServer(calls, status)
 	served := make(chan error, 1)
 	go func() { served <- calls.Serve(listener) }()
 	t.Cleanup(func() { calls.Stop(); <-served })
-	addr := envoytest.Addr(t)
-	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
+	addr, options := envoytest.Addr(t), testOptions
+	options.CAFile = ca.Write(filepath.Join(files, "ca.crt"))
+	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(buildWith(t, fmt.Sprintf(`
 listen: %q
 services:
+  - {name: https, path: /https, authenticate: false, upstreams: [%q], health_check: /healthz}
+  - {name: grpcs, path: /grpcs, authenticate: false, grpc: true, upstreams: ["https://%s"], health_check: {grpc: true}}
   - {name: http, path: /http, authenticate: false, upstreams: [%q], health_check: {path: /healthz, interval: 100ms}}
   - {name: h2c, path: /h2c, authenticate: false, upstreams: ["h2c://%s"], health_check: {path: /healthz, interval: 100ms}}
   - {name: grpc, path: /grpc.health.v1.Health, authenticate: false, grpc: true, upstreams: ["h2c://%s"], health_check: {grpc: true, interval: 100ms}}
-`, addr, up.URL(), good(t, new(atomic.Int64)), listener.Addr())))})
+`, addr, secured.URL, securedListener.Addr(), up.URL(), good(t, new(atomic.Int64)), listener.Addr()), options))})
 	healthy := func(service string, want int) {
 		t.Helper()
 		envoytest.Eventually(t, fmt.Sprintf("%d healthy upstreams of %s", want, service), func() bool {
@@ -75,6 +101,9 @@ services:
 			return grpcstatus.Code(err) == want
 		})
 	}
+	healthy("https", 1)
+	healthy("grpcs", 1)
+	serves("/https", 200)
 	healthy("h2c", 1)
 	serves("/h2c", 200)
 	for range 2 { // flapping
@@ -154,10 +183,12 @@ func TestNamesOfUpstreamsChangeAndFail(t *testing.T) {
 	again.Start()
 	t.Cleanup(again.Close)
 	n.names.Resolve("one.test", "127.0.0.1")
+	n.names.Resolve("checked.test", "127.0.0.1")
 	n.names.Resolve("two.test", "127.0.0.1")
 	port := first.Port()
 	n.serves(n.open(fmt.Sprintf("  - {name: moved, path: /moved, authenticate: false, upstreams: [\"http://moved.test:%s\"]}\n"+
 		"  - {name: pair, path: /pair, authenticate: false, upstreams: [\"http://one.test:%[1]s\", \"http://two.test:%[1]s\"]}\n"+
+		"  - {name: checked, path: /checked, authenticate: false, upstreams: [\"http://checked.test:%[1]s\"], health_check: {path: /healthz, interval: 100ms}}\n"+
 		"  - {name: silent, path: /silent, authenticate: false, upstreams: [\"http://silent.test:%[1]s\"]}\n", port), "a"))
 	client := envoytest.Client(t)
 	comes := func(path, want string) {
@@ -171,10 +202,16 @@ func TestNamesOfUpstreamsChangeAndFail(t *testing.T) {
 	n.names.Resolve("silent.test", "127.0.0.1")
 	comes("/moved", "")
 	comes("/silent", "")
+	comes("/checked", "")
 	n.names.Resolve("moved.test", "127.0.0.2")
+	n.names.Resolve("checked.test", "127.0.0.2")
 	n.names.Silence("silent.test")
 	n.names.Remove("two.test")
 	comes("/moved", "the new address")
+	comes("/checked", "the new address")
+	if got := n.envoy.Stat("cluster.service/checked.membership_total"); got != 1 {
+		t.Errorf("the service with a health check has %d addresses: the old one passes its checks, and must be removed", got)
+	}
 	envoytest.Eventually(t, "one of two names to be removed", func() bool { return n.envoy.Stat("cluster.service/pair.membership_total") == 1 })
 	if got := statuses(t, client, http.MethodGet, "http://"+n.addr+"/pair", "", 6); got[200] != 6 {
 		t.Errorf("with one of two names: %v", got)
