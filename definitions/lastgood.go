@@ -4,9 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+
+	"gatepost/atomicfile"
 )
 
 // ErrDamaged is the error for kept definitions whose checksum is wrong. They must not be served.
@@ -33,7 +34,7 @@ func (l LastGood) Save(d *Definitions) error {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, lastGoodHeader, lastGoodSum(d.Name, d.Text), d.Name)
 	b.Write(d.Text)
-	if err := replaceFile(l.path(), b.Bytes()); err != nil {
+	if err := atomicfile.Write(l.path(), b.Bytes(), 0o600); err != nil {
 		return fmt.Errorf("keeping definitions: %w", err)
 	}
 	return nil
@@ -62,41 +63,4 @@ func (l LastGood) path() string { return filepath.Join(l.Dir, lastGoodFile) }
 
 func lastGoodSum(name string, text []byte) string {
 	return hash(append([]byte(name+"\x00"), text...))
-}
-
-// replaceFile writes a file next to path and renames it to path. Both are on the disk when it returns.
-func replaceFile(path string, data []byte) (err error) {
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, ignoreMissing(os.Remove(file.Name())))
-		}
-	}()
-	_, err = file.Write(data)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(file.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-// syncDir makes a rename in the directory durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

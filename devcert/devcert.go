@@ -16,6 +16,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"gatepost/atomicfile"
 )
 
 const (
@@ -61,7 +63,7 @@ func Issue(dir string, names []string, now time.Time) (*Issued, error) {
 		return nil, fmt.Errorf("making the certificate: %w", err)
 	}
 	issued.NotAfter = made.cert.NotAfter
-	return issued, errors.Join(replace(issued.Key, made.keyPEM()), replace(issued.Cert, made.certPEM()))
+	return issued, errors.Join(atomicfile.Write(issued.Key, made.keyPEM(), 0o600), atomicfile.Write(issued.Cert, made.certPEM(), 0o600))
 }
 
 // dnsName matches a host name, also a wildcard, in ASCII and lower case.
@@ -178,18 +180,4 @@ func create(path string, text []byte, mode os.FileMode) error {
 	}
 	_, err = file.Write(text)
 	return errors.Join(err, file.Close())
-}
-
-// replace writes a file that only its owner can read, in one step.
-func replace(path string, text []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), ".new-")
-	if err != nil {
-		return fmt.Errorf("writing a certificate: %w", err)
-	}
-	defer os.Remove(file.Name()) // if it is still there
-	_, err = file.Write(text)
-	if err = errors.Join(err, file.Close()); err != nil {
-		return fmt.Errorf("writing a certificate: %w", err)
-	}
-	return os.Rename(file.Name(), path)
 }

@@ -16,7 +16,7 @@ func certsCommand() *cobra.Command {
 		Use:   "certs",
 		Short: "Make certificates for development",
 		Args:  usage(cobra.NoArgs),
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE:  showHelp,
 	}
 	command.AddCommand(certsDevCommand())
 	return command

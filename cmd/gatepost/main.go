@@ -72,6 +72,9 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
+// showHelp runs a command that only has subcommands.
+func showHelp(c *cobra.Command, _ []string) error { return c.Help() }
+
 func newRoot() *cobra.Command {
 	s := &settings{}
 	root := &cobra.Command{
@@ -80,7 +83,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true, // do not print two screens of flags after every error
 		SilenceErrors: true,
 		Args:          usage(cobra.NoArgs),
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE:          showHelp,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			s.adminNamed = c.Flags().Changed("admin")
 			if err := s.fromEnvironment(c.Flags(), os.LookupEnv); err != nil {

@@ -27,7 +27,7 @@ func tokensCommand(s *settings) *cobra.Command {
 		Use:   "tokens",
 		Short: "List and revoke sessions of the gateway on --admin, or with --redis those in that Redis",
 		Args:  usage(cobra.NoArgs),
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE:  showHelp,
 	}
 	command.AddCommand(listCommand(s), revokeCommand(s))
 	return command

@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+
+	"gatepost/atomicfile"
 )
 
 //go:embed all:build
@@ -96,24 +98,8 @@ func install(dir string, raw []byte) (path string, err error) {
 	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, raw) {
 		return path, nil
 	}
-	if err := writeBeside(path, raw); err != nil {
+	if err := atomicfile.Write(path, raw, 0o755); err != nil {
 		return "", fmt.Errorf("installing the module for Envoy: %w", err)
 	}
 	return path, nil
-}
-
-func writeBeside(path string, raw []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	err = errors.Join(err, f.Chmod(0o755), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		err = errors.Join(err, os.Remove(f.Name()))
-	}
-	return err
 }

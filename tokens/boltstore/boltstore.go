@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gatepost/atomicfile"
 	"gatepost/tokens"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -134,7 +135,7 @@ func prepare(db *bbolt.DB, dir string) error {
 	if err := makeBuckets(db); err != nil {
 		return err
 	}
-	return syncFolder(dir)
+	return atomicfile.SyncDir(dir)
 }
 
 func makeBuckets(db *bbolt.DB) error {
@@ -146,15 +147,6 @@ func makeBuckets(db *bbolt.DB) error {
 		}
 		return nil
 	})
-}
-
-func syncFolder(dir string) error {
-	folder, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer folder.Close()
-	return folder.Sync()
 }
 
 // Create implements [tokens.Store].

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"gatepost/atomicfile"
 	"gatepost/tokens"
 
 	"go.etcd.io/bbolt"
@@ -94,7 +95,7 @@ func (s *Store) rebuildIfDamaged(file *os.File, path string, opening error) (dam
 		return false, fmt.Errorf("rebuilding the damaged file: %w", err)
 	}
 	aside := path + ".damaged-" + time.Now().UTC().Format("20060102T150405.000")
-	if err := errors.Join(os.Link(path, aside), os.Rename(path+".next", path), syncFolder(filepath.Dir(path))); err != nil {
+	if err := errors.Join(os.Link(path, aside), os.Rename(path+".next", path), atomicfile.SyncDir(filepath.Dir(path))); err != nil {
 		return false, fmt.Errorf("replacing the damaged file: %w", err)
 	}
 	s.log.Error("the token database was damaged; rebuilt it from all that can be read, users of other sessions log in again",
