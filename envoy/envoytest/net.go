@@ -73,6 +73,10 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 		got.Write(chunk[:n])
 		switch {
 		case err == nil && slices.ContainsFunc(parse(got.Bytes(), method), isFinal):
+			if slices.ContainsFunc(parse(got.Bytes(), method), closes) {
+				// Envoy waits for the client's end, up to a second, before it closes. An error is that it has closed.
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}
 			if err := conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 				return got.Bytes(), err
 			}
@@ -90,10 +94,15 @@ type Response struct {
 	Status int
 	Header http.Header
 	Body   string
+
+	closes bool
 }
 
 // isFinal reports whether the response is final, not interim (100 Continue).
 func isFinal(r Response) bool { return r.Status >= 200 }
+
+// closes reports whether the server closes the connection after the response.
+func closes(r Response) bool { return isFinal(r) && r.closes }
 
 // Responses parses the result of RawRequest into complete responses. It cannot parse the response
 // to a HEAD request.
@@ -114,7 +123,7 @@ func parse(raw []byte, method string) []Response {
 		if err != nil {
 			return all
 		}
-		all = append(all, Response{Status: res.StatusCode, Header: res.Header, Body: string(body)})
+		all = append(all, Response{Status: res.StatusCode, Header: res.Header, Body: string(body), closes: res.Close})
 	}
 }
 
@@ -153,7 +162,7 @@ func Send(ctx context.Context, client *http.Client, method, url, body string, he
 	}
 	defer response.Body.Close()
 	read, err := io.ReadAll(response.Body)
-	return Response{response.StatusCode, response.Header, string(read)}, err
+	return Response{Status: response.StatusCode, Header: response.Header, Body: string(read)}, err
 }
 
 func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
