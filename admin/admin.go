@@ -1,9 +1,10 @@
 // Package admin decides what an operator can see and change on a running Gatepost: health,
 // readiness, metrics, the state of each Envoy, and users' sessions.
 //
-// It listens on its own address, which clients of the gateway cannot reach. There is no password,
-// so that address is loopback unless the operator configures another. A browser on the operator's
-// machine can reach loopback too, so guard rejects every request from a page of another origin.
+// It listens on its own address, which clients of the gateway cannot reach. On loopback and on a Unix
+// socket reads need no token; everywhere else, and for changes, access asks for one. A browser on the
+// operator's machine can reach loopback too, so guard rejects every request from a page of another
+// origin. Tokens are accepted as Bearer only, which no browser sends by itself.
 package admin
 
 import (
@@ -14,7 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,8 +24,11 @@ import (
 
 	"gatepost/authz"
 	"gatepost/convention"
+	"gatepost/definitions"
+	"gatepost/explain"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
+	"gatepost/tokens/shield"
 	"gatepost/xds"
 )
 
@@ -54,6 +58,10 @@ type Config struct {
 	// Hosts are the names, without a port, that are accepted in Host in addition to IP addresses,
 	// localhost and single-label names.
 	Hosts []string
+	// Local reports whether only processes of this machine reach the address: loopback, or a Unix socket.
+	Local bool
+	// TokenFile is the file with the tokens of operators; see ReadTokenFile. Empty: there is none.
+	TokenFile string
 	// Checks are the conditions of readiness.
 	Checks []Check
 	// Status returns the state of the configuration and of each Envoy.
@@ -64,6 +72,19 @@ type Config struct {
 	Services func(context.Context) Services
 	// Denials returns the latest denied requests, the newest first. Required.
 	Denials func() []authz.Denial
+	// Follow returns each denial from now on, until stop is called. Required.
+	Follow func() (denied <-chan authz.Denial, stop func())
+	// Definitions returns the definitions that are served, or nil if there are none yet. Required.
+	Definitions func() *definitions.Definitions
+	// Revisions are the earlier definitions. Nil: there are none.
+	Revisions Revisions
+	// Shield limits failed logins. Required.
+	Shield *shield.Shield
+	// Explain explains a request with the definitions that are served. If lookup is false, the explanation has an outcome
+	// for each state of the token. Required.
+	Explain func(ctx context.Context, r explain.Request, lookup bool) (*explain.Explanation, error)
+	// Version is the version of this program.
+	Version string
 	// If Profiles is true, net/http/pprof is served under /debug/pprof/.
 	Profiles bool
 	// Sessions looks up, lists and ends sessions. Required.
@@ -80,39 +101,76 @@ type Config struct {
 // Server is the handler of the admin address. It is safe for concurrent use.
 type Server struct {
 	config   Config
-	draining atomic.Bool
+	access   *access
+	draining chan struct{} // closed by Drain
+	drain    func()
+	streams  chan struct{} // holds one element for each live stream
 	handler  http.Handler
 }
 
-// New returns a server for the configuration.
-func New(config Config) *Server {
-	s := &Server{config: config}
+// New returns a server for the configuration. The error is that of the token file.
+func New(config Config) (*Server, error) {
+	file, err := openTokenFile(config.TokenFile, config.Logger)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{config: config, draining: make(chan struct{}), streams: make(chan struct{}, maxStreams), access: &access{
+		local: config.Local, file: file, logger: config.Logger, shield: shield.New(shield.Config{Logger: config.Logger, Entries: 1024}),
+	}}
+	s.drain = sync.OnceFunc(func() { close(s.draining) })
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", s.health)
 	mux.HandleFunc("GET /readyz", s.ready)
-	mux.Handle("GET /metrics", newMetrics(config))
+	mux.Handle("GET /metrics", s.access.require(reads, newMetrics(config).ServeHTTP))
 	api := http.NewServeMux()
-	api.HandleFunc("GET /api/v1/status", s.status)
-	api.HandleFunc("GET /api/v1/services", s.services)
-	api.HandleFunc("GET /api/v1/config", s.dumpConfig)
-	api.HandleFunc("GET /api/v1/denials", s.denials)
-	api.HandleFunc("GET /api/v1/users/{user}/sessions", s.sessions)
-	api.HandleFunc("DELETE /api/v1/users/{user}/sessions", s.revokeUser)
-	api.HandleFunc("DELETE /api/v1/sessions/{id}", s.revokeSession)
-	api.HandleFunc("POST /api/v1/lookup", s.lookup)
+	for pattern, call := range s.calls() {
+		api.Handle(pattern, s.access.require(call.needs, call.handler))
+	}
 	mux.Handle("/api/", notThroughEnvoy(api))
-	if config.Profiles {
-		mux.Handle("/debug/pprof/", notThroughEnvoy(profiles()))
+	if config.Profiles { // a profile shows the command line, which may have the password of Redis
+		mux.Handle("/debug/pprof/", notThroughEnvoy(s.access.require(ends, profiles().ServeHTTP)))
 	}
 	s.handler = newGuard(config.Hosts, mux)
-	return s
+	return s, nil
+}
+
+// call is a call of the API.
+type call struct {
+	needs   permission
+	handler http.HandlerFunc
+}
+
+// calls returns the calls of the API by their patterns.
+func (s *Server) calls() map[string]call {
+	return map[string]call{
+		"GET /api/v1/status":                       {reads, s.status},
+		"GET /api/v1/config":                       {reads, s.dumpConfig},
+		"GET /api/v1/denials":                      {reads, s.denials},
+		"GET /api/v1/users/{user}/sessions":        {reads, s.sessions},
+		"DELETE /api/v1/users/{user}/sessions":     {ends, s.revokeUser},
+		"DELETE /api/v1/sessions/{id}":             {ends, s.revokeSession},
+		"POST /api/v1/lookup":                      {reads, s.lookup},
+		"GET /api/v1/overview":                     {reads, s.overview},
+		"GET /api/v1/services":                     {reads, s.services},
+		"GET /api/v1/definitions":                  {reads, s.definitions},
+		"GET /api/v1/denials/live":                 {reads, s.follow},
+		"POST /api/v1/explain":                     {reads, s.explain},
+		"GET /api/v1/revisions":                    {reads, s.revisions},
+		"GET /api/v1/revisions/{number}":           {reads, s.revision},
+		"GET /api/v1/revisions/{number}/diff":      {reads, s.diff},
+		"POST /api/v1/revisions/{number}/rollback": {operates, s.rollback},
+		"GET /api/v1/shield":                       {reads, s.shield},
+		"POST /api/v1/shield/forgive":              {operates, s.forgive},
+		"GET /api/v1/support":                      {reads, s.support},
+		"GET /api/v1/openapi.yaml":                 {reads, s.openAPI},
+	}
 }
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// Drain makes /readyz respond with 503, because Gatepost is about to exit.
-func (s *Server) Drain() { s.draining.Store(true) }
+// Drain makes /readyz respond with 503, because Gatepost is about to exit, and ends live streams.
+func (s *Server) Drain() { s.drain() }
 
 func (s *Server) health(w http.ResponseWriter, _ *http.Request) {
 	convention.WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
@@ -140,9 +198,11 @@ func (s *Server) check(ctx context.Context) (report map[string]string, notReady 
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	report = map[string]string{}
-	if s.draining.Load() {
+	select {
+	case <-s.draining:
 		report["draining"] = "the gateway is ending"
 		notReady = errors.New(report["draining"])
+	default:
 	}
 	for _, check := range s.config.Checks {
 		err := check.Ready(ctx)
@@ -219,7 +279,7 @@ func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "client", r.RemoteAddr)
+	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "by", by(r), "client", r.RemoteAddr)
 	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": ended})
 }
 
@@ -228,7 +288,7 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "client", r.RemoteAddr)
+	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "by", by(r), "client", r.RemoteAddr)
 	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": 1})
 }
 

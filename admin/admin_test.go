@@ -14,9 +14,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"gatepost/authz"
+	"gatepost/definitions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/tokens/boltstore"
+	"gatepost/tokens/shield"
 )
 
 // kit is a server with a real embedded store and a check that a test can make fail.
@@ -29,7 +31,10 @@ type kit struct {
 	log      strings.Builder
 }
 
-func newKit(t *testing.T) *kit {
+func newKit(t *testing.T) *kit { return newKitWith(t, Config{Local: true}) }
+
+// newKitWith is newKit with the access of a configuration.
+func newKitWith(t *testing.T, config Config) *kit {
 	t.Helper()
 	store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
 	if err != nil {
@@ -37,7 +42,8 @@ func newKit(t *testing.T) *kit {
 	}
 	t.Cleanup(func() { _ = store.Close() })
 	k := &kit{store: store}
-	k.Server = New(Config{
+	k.Server, err = New(Config{
+		Local: config.Local, TokenFile: config.TokenFile,
 		Hosts: []string{"GW-1.prod.example"},
 		Checks: []Check{
 			{Name: "store", Ready: store.Ping},
@@ -46,11 +52,16 @@ func newKit(t *testing.T) *kit {
 		Status: func() *gatewayv1.Status {
 			return &gatewayv1.Status{Version: "v1", Envoys: []*gatewayv1.EnvoyStatus{{Node: "n"}}}
 		},
-		Denials:  func() []authz.Denial { return []authz.Denial{{Service: "orders", Reason: "token_missing"}} },
-		Sessions: store,
-		Metrics:  prometheus.NewRegistry(),
-		Logger:   slog.New(slog.NewTextHandler(&k.log, nil)),
+		Definitions: func() *definitions.Definitions { return nil },
+		Shield:      shield.New(shield.Config{}),
+		Denials:     func() []authz.Denial { return []authz.Denial{{Service: "orders", Reason: "token_missing"}} },
+		Sessions:    store,
+		Metrics:     prometheus.NewRegistry(),
+		Logger:      slog.New(slog.NewTextHandler(&k.log, nil)),
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return k
 }
 

@@ -22,7 +22,10 @@ func TestConfigIsDumpedWholeOrByService(t *testing.T) {
 		t.Fatal(err)
 	}
 	var served *xds.Snapshot
-	s := New(Config{Snapshot: func() *xds.Snapshot { return served }, Metrics: prometheus.NewRegistry()})
+	s, err := New(Config{Local: true, Snapshot: func() *xds.Snapshot { return served }, Metrics: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	get := func(path string, want int) (dump xds.Dump) {
 		t.Helper()
 		w := httptest.NewRecorder()
@@ -52,7 +55,10 @@ func TestConfigIsDumpedWholeOrByService(t *testing.T) {
 
 func TestProfilesAreServedOnlyIfEnabled(t *testing.T) {
 	for asked, want := range map[bool]int{false: http.StatusNotFound, true: http.StatusOK} {
-		s := New(Config{Profiles: asked, Metrics: prometheus.NewRegistry()})
+		s, err := New(Config{Local: true, Profiles: asked, Metrics: prometheus.NewRegistry()})
+		if err != nil {
+			t.Fatal(err)
+		}
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/debug/pprof/cmdline", nil))
 		if w.Code != want {

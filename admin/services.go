@@ -11,6 +11,16 @@ type Service struct {
 	Name  string   `json:"name"`
 	Path  string   `json:"path"`
 	Hosts []string `json:"hosts,omitempty"`
+	// Methods are the allowed methods. Public reports whether the service needs no token, and Scopes are those that a
+	// session needs.
+	Methods []string `json:"methods"`
+	Public  bool     `json:"public"`
+	Scopes  []string `json:"scopes,omitempty"`
+	// File and Line are the place of its definition.
+	File string `json:"file"`
+	Line int    `json:"line"`
+	// State is served, former (in an earlier form, because Envoy rejects the newest) or withheld (503).
+	State string `json:"state"`
 	// Upstreams are the addresses that get requests, or would. Without the state of an Envoy there are none.
 	Upstreams []Upstream `json:"upstreams"`
 	// CanaryPercent is the part of the canary. Without a canary it is nil.
@@ -32,6 +42,13 @@ type Upstream struct {
 	Requests uint64 `json:"requests"`
 	Errors   uint64 `json:"errors"`
 }
+
+// The values of Service.State.
+const (
+	StateServed   = "served"
+	StateFormer   = "former"
+	StateWithheld = "withheld"
+)
 
 // The values of Upstream.Health.
 const (

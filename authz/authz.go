@@ -89,6 +89,10 @@ func New(c Config) (*Server, error) {
 // Recent returns the last denials, the newest first.
 func (s *Server) Recent() []Denial { return s.denials.recent() }
 
+// Follow returns a channel that gets each denial from now on. If its reader is so slow that the channel is full,
+// denials are left out. The caller calls stop when it is done.
+func (s *Server) Follow() (denied <-chan Denial, stop func()) { return s.denials.follow() }
+
 // Check answers one Check of the generated type: request, decision, response.
 func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
 	return s.respond(ctx, &call{Request: *NewRequest(r)})

@@ -84,6 +84,23 @@ type denials struct {
 	ring    [keptDenials]Denial
 	next    int // the place of the next one
 	full    bool
+	// followers get each denial.
+	followers map[chan Denial]bool
+}
+
+// followed is how many denials wait for a follower.
+const followed = 64
+
+func (d *denials) follow() (<-chan Denial, func()) {
+	follower := make(chan Denial, followed)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.followers[follower] = true
+	return follower, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.followers, follower)
+	}
 }
 
 func newDenials(logger *slog.Logger) *denials {
@@ -93,7 +110,8 @@ func newDenials(logger *slog.Logger) *denials {
 			Name: "gatepost_denial_lines_left_out_total",
 			Help: "Denied requests that got no line in the log because there were too many.",
 		}),
-		lines: rate.NewLimiter(linesPerSecond, linesAtOnce),
+		lines:     rate.NewLimiter(linesPerSecond, linesAtOnce),
+		followers: map[chan Denial]bool{},
 	}
 }
 
@@ -135,6 +153,12 @@ func (d *denials) keep(one Denial) (leftOut int, line bool) {
 	d.ring[d.next] = one
 	if d.next++; d.next == len(d.ring) {
 		d.next, d.full = 0, true
+	}
+	for follower := range d.followers {
+		select {
+		case follower <- one:
+		default:
+		}
 	}
 	if !d.lines.AllowN(one.Time, 1) {
 		d.leftOut++

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"gatepost/admin"
 	"gatepost/envoy"
 	"gatepost/redisconn"
 	"gatepost/systemd"
@@ -37,6 +38,8 @@ type Config struct {
 	GRPCTLS string
 	// Admin is the address of health, metrics and the admin API. Required.
 	Admin string
+	// AdminTokenFile is the file with the tokens of operators. Required if Admin is neither loopback nor a Unix socket.
+	AdminTokenFile string
 	// Profiles serves profiles of the process on Admin.
 	Profiles bool
 	// CAFile is the file, as Envoy sees it, of the roots that https upstreams are verified against.
@@ -82,6 +85,9 @@ func (c Config) check() error {
 		return errors.New("no address for Envoy to reach Gatepost (GRPC, HTTP)")
 	case c.Data == "" || c.Admin == "" || c.Logger == nil:
 		return fmt.Errorf("the configuration of the gateway is not complete: Data %q, Admin %q, Logger %v", c.Data, c.Admin, c.Logger)
+	case c.AdminTokenFile == "" && !admin.IsLocal(c.Admin):
+		return fmt.Errorf("listening for operators on --admin %s: others than this machine may reach it, so its calls need tokens; "+
+			"give --admin-token-file FILE, or use loopback or a Unix socket", c.Admin)
 	}
 	return nil
 }

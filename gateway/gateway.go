@@ -20,6 +20,7 @@ import (
 	"gatepost/admin"
 	"gatepost/authz"
 	"gatepost/definitions"
+	"gatepost/definitions/history"
 	"gatepost/envoy"
 	"gatepost/envoy/module"
 	"gatepost/rollout"
@@ -46,12 +47,14 @@ type Gateway struct {
 	checker  *authz.Server                      // may this request pass
 	login    atomic.Pointer[definitions.Tokens] // the token settings of the active definitions
 	endpoint *endpoint.Handler                  // the calls under /token
+	shield   *shield.Shield                     // limits failed logins
 	control  *xds.Server                        // the configuration of the Envoys
 	rollout  *rollout.Rollout                   // which definitions are served
 
-	certificates *certificates // which certificates Envoy is sent
-	redis        *redisSource  // the definitions in Redis; nil: they are in a file
-	source       source        // where definitions come from
+	certificates *certificates  // which certificates Envoy is sent
+	redis        *redisSource   // the definitions in Redis; nil: they are in a file
+	source       source         // where definitions come from
+	history      *history.Store // the definitions that were in the file; nil: they are in Redis
 
 	tls      *mutualTLS     // for the next two; nil means no TLS
 	grpc     *grpc.Server   // ext_authz, xDS and gRPC health
@@ -186,9 +189,10 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	g.shield = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger})
 	g.endpoint, err = endpoint.New(endpoint.Config{
 		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry,
-		Shield: shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger}),
+		Shield: g.shield,
 	})
 	return err
 }
@@ -196,6 +200,7 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 // publish makes the rollout, publishes the first ones, if there are any, and makes what follows
 // their source.
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
+	g.openHistory()
 	var err error
 	if g.control, err = xds.New(xds.ServerOptions{Logger: g.logger, Registerer: g.registry}); err != nil {
 		return err
@@ -206,7 +211,7 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	g.rollout, err = rollout.New(rollout.Config{
 		Control: g.control, Options: options, Certificates: g.certificates.load,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
-		LastGood: lastGood, OnPublish: g.useSettings, Logger: g.logger, Registerer: g.registry,
+		LastGood: keeper{lastGood, g.history}, OnPublish: g.useSettings, Logger: g.logger, Registerer: g.registry,
 	})
 	if err != nil {
 		return err
@@ -254,11 +259,16 @@ func (g *Gateway) makeServers() error {
 	}
 	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
 	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
-	g.admin = admin.New(admin.Config{
-		Hosts: adminHosts(g.config.Admin), Checks: g.checks(), Status: g.message, Snapshot: g.snapshot,
-		Services: g.services, Denials: g.checker.Recent, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
+	g.admin, err = admin.New(admin.Config{
+		Local: admin.IsLocal(g.config.Admin), TokenFile: g.config.AdminTokenFile, Hosts: adminHosts(g.config.Admin),
+		Checks: g.checks(), Status: g.message, Snapshot: g.snapshot,
+		Denials: g.checker.Recent, Follow: g.checker.Follow, Definitions: g.definitions, Services: g.services, Revisions: g.revisions(),
+		Shield: g.shield, Explain: g.explain, Version: g.config.Version, Profiles: g.config.Profiles, Sessions: g.store, Metrics: g.registry, Logger: g.logger,
 		EnvoyMetrics: g.envoyMetrics(),
 	})
+	if err != nil {
+		return err
+	}
 	g.adminSrv = newHTTPServer(g.admin, g.logger, g.metrics.panics.WithLabelValues("admin"), adminPanicked)
 	return nil
 }
@@ -315,6 +325,9 @@ func (g *Gateway) close() {
 	}
 	if g.redis != nil {
 		logged("the definitions in Redis", g.redis.close())
+	}
+	if g.history != nil {
+		logged("the history of the definitions", g.history.Close())
 	}
 	if g.dir != "" {
 		logged("the private folder", g.dir.Remove())

@@ -199,7 +199,8 @@ func TestAnIncompleteConfigurationIsAnError(t *testing.T) {
 		"no definitions":          {Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
 		"no address for Envoy":    {Definitions: "x", Data: t.TempDir(), Admin: "x", Logger: logger},
 		"not complete":            {Definitions: "x", GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
-		"reading the definitions": {Definitions: filepath.Join(t.TempDir(), "none.yaml"), Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
+		"reading the definitions": {Definitions: filepath.Join(t.TempDir(), "none.yaml"), Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "unix:x", Logger: logger},
+		"--admin-token-file FILE": {Definitions: "x", Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: ":18002", Logger: logger},
 	} {
 		if g, err := gateway.New(t.Context(), config); g != nil || err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New = %v, %v, want the error %q", g, err, want)

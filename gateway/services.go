@@ -21,7 +21,8 @@ var errNoEnvoyAdmin = errors.New("the admin interface of Envoy is not known: set
 // services returns the services that are served, with their upstreams as Envoy sees them.
 func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 	out.Services = []admin.Service{}
-	served := g.rollout.Status().Definitions
+	status := g.rollout.Status()
+	served := status.Definitions
 	if served == nil {
 		return out
 	}
@@ -29,8 +30,18 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 	if err != nil {
 		out.Unknown = err.Error()
 	}
-	for _, s := range served.Gateway.Services {
-		one := admin.Service{Name: s.Name, Path: s.Path, Hosts: s.Hosts, Upstreams: []admin.Upstream{}}
+	for i, s := range served.Gateway.Services {
+		one := admin.Service{
+			Name: s.Name, Path: s.Path, Hosts: s.Hosts, Upstreams: []admin.Upstream{}, Methods: s.Methods, Public: !s.Authenticate,
+			Scopes: s.Scopes, State: admin.StateServed,
+		}
+		one.File, one.Line = served.Place(i)
+		switch {
+		case slices.Contains(status.Withheld, s.Name):
+			one.State = admin.StateWithheld
+		case slices.Contains(status.Former, s.Name):
+			one.State = admin.StateFormer
+		}
 		if s.Canary != nil {
 			one.CanaryPercent = new(s.Canary.Percent)
 		}

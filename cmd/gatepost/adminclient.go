@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"gatepost/admin"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -193,10 +195,46 @@ func orNone(text string) string {
 	return text
 }
 
-// adminClient uses no proxy and follows no redirects, so that only the given address is called.
-var adminClient = &http.Client{
-	Transport:     &http.Transport{},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+// adminClient returns a client that uses no proxy and follows no redirects, so that only the address of --admin is
+// called and gets the token.
+func (s *settings) adminClient() *http.Client {
+	network, address := "tcp", s.admin
+	if path, isSocket := strings.CutPrefix(s.admin, "unix:"); isSocket {
+		network, address = "unix", path
+	}
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, network, address)
+			},
+			DisableKeepAlives: true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// newRequest returns a request to the admin API, with the strongest token of --admin-token-file. content is JSON; it
+// can be nil.
+func (s *settings) newRequest(ctx context.Context, method, path string, content []byte) (*http.Request, error) {
+	host := s.admin
+	if strings.HasPrefix(host, "unix:") {
+		host = "localhost"
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+host+path, bytes.NewReader(content))
+	if err != nil {
+		return nil, fmt.Errorf("requesting %s: %w", s.admin, err)
+	}
+	if content != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if s.adminTokenFile != "" {
+		all, err := admin.ReadTokenFile(s.adminTokenFile)
+		if err != nil {
+			return nil, err
+		}
+		request.Header.Set("Authorization", "Bearer "+admin.Strongest(all).Token.Reveal())
+	}
+	return request, nil
 }
 
 // refusal is a response with a status other than 200.
@@ -222,14 +260,11 @@ func (s *settings) post(ctx context.Context, path string, content []byte) ([]byt
 func (s *settings) do(ctx context.Context, method, path string, content []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.admin+path, bytes.NewReader(content))
+	request, err := s.newRequest(ctx, method, path, content)
 	if err != nil {
-		return nil, fmt.Errorf("requesting %s: %w", s.admin, err)
+		return nil, err
 	}
-	if content != nil {
-		request.Header.Set("Content-Type", "application/json")
-	}
-	response, err := adminClient.Do(request)
+	response, err := s.adminClient().Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("calling the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
 	}

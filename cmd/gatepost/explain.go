@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 	"time"
 
@@ -197,69 +195,17 @@ func (s *settings) currentDefinitions(ctx context.Context) (*definitions.Definit
 
 var errHeader = errors.New("reading --header: want 'Name: value'")
 
-// readRequest builds a request from the command line. The host of an absolute URL becomes the Host
-// header, as in clients. The path is not normalized, because it can be the subject of the request.
-// A ws or wss URL becomes a WebSocket handshake.
+// readRequest builds a request from the command line.
 func readRequest(method, target string, headers []string) (explain.Request, error) {
-	r := explain.Request{Method: method}
-	scheme, host, target, err := readURL(target)
-	if err != nil {
-		return r, err
-	}
-	r.Target, r.Plain = target, scheme == "http" || scheme == "ws"
+	var fields []explain.Field
 	for _, h := range headers {
 		name, value, ok := strings.Cut(h, ":")
 		if !ok || name == "" {
-			return r, errHeader
+			return explain.Request{}, errHeader
 		}
-		r.Header = append(r.Header, explain.Field{Name: name, Value: strings.TrimSpace(value)})
+		fields = append(fields, explain.Field{Name: name, Value: strings.TrimSpace(value)})
 	}
-	added := []explain.Field{{Name: "Host", Value: host}}
-	if scheme == "ws" || scheme == "wss" {
-		if method != http.MethodGet {
-			return r, fmt.Errorf("reading the URL: a WebSocket begins with GET, not %s", method)
-		}
-		added = append(added, handshake...)
-	}
-	added = slices.DeleteFunc(added, func(f explain.Field) bool {
-		return slices.ContainsFunc(r.Header, func(given explain.Field) bool { return strings.EqualFold(given.Name, f.Name) })
-	})
-	r.Header = append(added, r.Header...)
-	return r, nil
-}
-
-// handshake are the headers of a WebSocket handshake, with the key of the example in RFC 6455 §4.1.
-var handshake = []explain.Field{
-	{Name: "Connection", Value: "Upgrade"}, {Name: "Upgrade", Value: "websocket"},
-	{Name: "Sec-WebSocket-Version", Value: "13"}, {Name: "Sec-WebSocket-Key", Value: "dGhlIHNhbXBsZSBub25jZQ=="},
-}
-
-// readURL splits a URL or a path into its scheme in lower case, its host and the rest. For a path
-// the scheme is empty and the host is localhost.
-func readURL(text string) (scheme, host, target string, err error) {
-	host, target = "localhost", text
-	if before, rest, whole := strings.Cut(text, "://"); whole && !strings.HasPrefix(text, "/") {
-		scheme = strings.ToLower(before)
-		if !slices.Contains([]string{"http", "https", "ws", "wss"}, scheme) {
-			return "", "", "", fmt.Errorf("reading the URL: the scheme %q is not http, https, ws or wss", before)
-		}
-		end := strings.IndexAny(rest, "/?#")
-		if end < 0 {
-			end = len(rest)
-		}
-		host, target = rest[:end], rest[end:]
-		if u, err := url.Parse("http://" + host); err != nil || host == "" || u.User != nil {
-			return "", "", "", errors.New("reading the URL: it has no plain host")
-		}
-		target, _, _ = strings.Cut(target, "#") // clients do not send the fragment
-		if !strings.HasPrefix(target, "/") {
-			target = "/" + target
-		}
-	}
-	if !strings.HasPrefix(target, "/") && target != "*" {
-		return "", "", "", errors.New("reading the URL: want a path such as /orders/5, or a whole URL")
-	}
-	return scheme, host, target, nil
+	return explain.NewRequest(method, target, fields)
 }
 
 func writeJSON(w io.Writer, value any) error {

@@ -52,9 +52,12 @@ func runGateway(t *testing.T) *running {
 		t.Fatal(err)
 	}
 	r.serves(t, explained)
-	api := admin.New(admin.Config{
-		Status: func() *gatewayv1.Status { return r.status }, Sessions: r.store, Metrics: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler),
+	api, err := admin.New(admin.Config{
+		Local: true, Status: func() *gatewayv1.Status { return r.status }, Sessions: r.store, Metrics: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler),
 	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {
 		body, _ := io.ReadAll(request.Body)
 		request.Body = io.NopCloser(bytes.NewReader(body))

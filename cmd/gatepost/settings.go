@@ -28,7 +28,7 @@ import (
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	grpcTLS                                       string
-	cache, caFile, module                         string
+	cache, caFile, module, adminTokenFile         string
 	pprof                                         bool
 	listen                                        string
 	listenAddr                                    netip.AddrPort // listen, parsed; zero if it is not set
@@ -54,6 +54,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.http, "http", defaultHTTP, "the `ADDR` of the token handler, as Envoy reaches it (unix:/path too)")
 	flags.StringVar(&s.grpcTLS, "grpc-tls", "", "the `DIR` of tls.crt, tls.key and ca.crt for TLS with client certificates on --grpc and --http (none: no TLS)")
 	flags.StringVar(&s.admin, "admin", defaultAdmin, "the `ADDR` of health, readiness, metrics and the admin API")
+	flags.StringVar(&s.adminTokenFile, "admin-token-file", "", "the `FILE` with the tokens of operators, each line ROLE NAME TOKEN; ROLE is read or operate")
 	flags.StringVar(&s.envoy, "envoy", "", "the `PATH` of the Envoy of run and validate (none: envoy on PATH, then .tools/bin)")
 	flags.StringVar(&s.cache, "cache", "on", "whether look-ups of tokens in Redis are answered from memory: `on|off`")
 	flags.StringVar(&s.module, "module", "auto", "whether Envoy checks tokens itself: `auto|on|off`; auto is if it can, on is an error if it cannot")
@@ -108,7 +109,7 @@ var modes = map[string]gateway.ModuleMode{"auto": gateway.ModuleAuto, "on": gate
 func (s *settings) gatewayConfig() (gateway.Config, error) {
 	config := gateway.Config{
 		Definitions: s.config, Listen: s.listenAddr, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
-		GRPCTLS: s.grpcTLS, Admin: s.admin, Profiles: s.pprof, CAFile: s.caFile, Version: version,
+		GRPCTLS: s.grpcTLS, Admin: s.admin, AdminTokenFile: s.adminTokenFile, Profiles: s.pprof, CAFile: s.caFile, Version: version,
 	}
 	if err := s.requireConfig(); err != nil {
 		return config, err

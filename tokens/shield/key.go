@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"unicode"
@@ -74,4 +76,16 @@ func stripMarks(name string) string { return runes.Remove(ignored).String(norm.N
 func hash(kind byte, data []byte) Key {
 	sum := sha256.Sum256(append([]byte{kind, 0}, data...))
 	return Key(sum[:len(Key{})])
+}
+
+// ParseKey reads a key in hex.
+func ParseKey(text string) (k Key, err error) {
+	decoded, err := hex.DecodeString(text)
+	if err == nil && len(decoded) != len(k) {
+		err = errors.New("not the length of a key")
+	}
+	if err != nil {
+		return k, fmt.Errorf("reading a key: %w", err)
+	}
+	return Key(decoded), nil
 }

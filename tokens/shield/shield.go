@@ -135,7 +135,7 @@ func New(c Config) *Shield {
 func (s *Shield) Admit(ctx context.Context, set *Settings, address netip.Addr, user string) (*Pass, error) {
 	p := &Pass{shield: s, settings: set}
 	if address.IsValid() && set.Address.Failures > 0 {
-		p.address = claim{table: s.addresses, key: AddressKey(address), limit: set.Address}
+		p.address = claim{table: s.addresses, key: AddressKey(address), limit: set.Address, address: address}
 	}
 	if user != "" && set.User.Failures > 0 {
 		p.user = claim{table: s.users, key: UserKey(user), limit: set.User}

@@ -1,6 +1,7 @@
 package shield
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -22,6 +23,9 @@ type entry struct {
 	queried  time.Time // the last query of Shared
 	changes  int       // counts the changes here
 	unshared bool      // Shared lacks some of its failures
+	// address is the client address of the last login; zero in the table of users, whose names are not kept: what was
+	// typed may be a password.
+	address netip.Addr
 }
 
 // claim is the hold of one login on a key of a table. The zero claim counts nothing.
@@ -29,6 +33,8 @@ type claim struct {
 	table *table
 	key   Key
 	limit Limit
+	// address is the client address, if the key is that of one.
+	address netip.Addr
 
 	held    *entry // counts the login as in flight; may be evicted since
 	changes int    // the entry's changes at the query of Shared
@@ -57,7 +63,7 @@ func (c *claim) take(now time.Time) time.Duration {
 		return c.limit.Base
 	}
 	e.inFlight++
-	c.held = e
+	c.held, e.address = e, c.address
 	return 0
 }
 

@@ -1,0 +1,195 @@
+package admin
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const (
+	readToken    = "read-0123456789abcdef0123456789abcdef"
+	operateToken = "oper-0123456789abcdef0123456789abcdef"
+	wrongToken   = "none-0123456789abcdef0123456789abcdef"
+)
+
+// tokensIn writes a token file.
+func tokensIn(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "admin-tokens")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+const twoTokens = "# who may call\n\nread grafana " + readToken + "\noperate alice " + operateToken + "\n"
+
+func TestWhoMayCall(t *testing.T) {
+	t.Parallel()
+	file := tokensIn(t, twoTokens)
+	for name, at := range map[string]struct {
+		config            Config
+		health, read, end [3]int // without a token, with the role read, with operate
+	}{
+		"local":             {Config{Local: true}, [3]int{200, 200, 200}, [3]int{200, 401, 401}, [3]int{404, 401, 401}},
+		"local with tokens": {Config{Local: true, TokenFile: file}, [3]int{200, 200, 200}, [3]int{200, 200, 200}, [3]int{401, 403, 404}},
+		"network":           {Config{TokenFile: file}, [3]int{200, 200, 200}, [3]int{401, 200, 200}, [3]int{401, 403, 404}},
+	} {
+		k := newKitWith(t, at.config)
+		for i, headers := range [][]string{nil, {"Authorization: Bearer " + readToken}, {"Authorization: bearer " + operateToken}} {
+			k.want(t, "GET", "/healthz", at.health[i], "", headers...)
+			k.want(t, "GET", "/readyz", at.health[i], "", headers...)
+			for _, path := range []string{"/metrics", "/api/v1/status", "/api/v1/denials", "/api/v1/users/alice/sessions"} {
+				k.want(t, "GET", path, at.read[i], "", headers...)
+			}
+			k.want(t, "DELETE", "/api/v1/sessions/none", at.end[i], "", headers...)
+		}
+		if t.Failed() {
+			t.Fatalf("… as %s", name)
+		}
+	}
+}
+
+func TestChangesNameTheirCallerInTheLog(t *testing.T) {
+	t.Parallel()
+	for want, config := range map[string]Config{"by=alice": {TokenFile: tokensIn(t, twoTokens)}, `by="local, without a token"`: {Local: true}} {
+		k := newKitWith(t, config)
+		id, _ := k.login(t, "bob")
+		var headers []string
+		if config.TokenFile != "" {
+			headers = []string{"Authorization: Bearer " + operateToken}
+		}
+		k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusOK, "", headers...)
+		if log := k.log.String(); !strings.Contains(log, want) || strings.Contains(log, operateToken) {
+			t.Errorf("the log has %s, want %s in it, and no token", log, want)
+		}
+	}
+}
+
+func TestOnlyOneBearerTokenIsAccepted(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	for _, headers := range [][]string{
+		{"Authorization: Basic " + readToken}, {"Authorization: " + readToken}, {"Authorization: Bearer"}, {"Authorization: Bearer " + readToken + "0"},
+		{"Cookie: token=" + readToken}, {"X-Token: " + readToken},
+	} {
+		k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "", headers...)
+	}
+	k.want(t, "GET", "/api/v1/status?access_token="+readToken, http.StatusUnauthorized, "")
+}
+
+func TestGuessingIsSlowedDownAndLogsNoToken(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{Local: true, TokenFile: tokensIn(t, twoTokens)})
+	throttled := 0
+	for range 100 {
+		if got := k.ask("GET", "/api/v1/status", "Authorization: Bearer "+wrongToken); got.Code == http.StatusTooManyRequests {
+			throttled++
+			if got.Header().Get("Retry-After") == "" {
+				t.Fatal("a 429 without Retry-After")
+			}
+		}
+	}
+	if throttled < 70 {
+		t.Errorf("%d of 100 guesses were refused, want most", throttled)
+	}
+	if lines := strings.Count(k.log.String(), "admin token refused"); lines > 30 || lines == 0 || strings.Contains(k.log.String(), wrongToken) {
+		t.Errorf("%d lines in the log, want one for each guess that was compared, and no token", lines)
+	}
+	k.want(t, "GET", "/api/v1/status", http.StatusTooManyRequests, "", "Authorization: Bearer "+readToken) // it would tell a right guess
+	k.want(t, "GET", "/api/v1/status", http.StatusOK, "")
+	k.want(t, "GET", "/readyz", http.StatusOK, "")
+}
+
+func TestRemovedTokensAreRefusedAndABrokenFileChangesNothing(t *testing.T) {
+	t.Parallel()
+	path := tokensIn(t, twoTokens)
+	k := newKitWith(t, Config{TokenFile: path})
+	again := func(text string) {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		k.access.file.at = k.access.file.at.Add(-readEvery)
+	}
+	k.want(t, "GET", "/api/v1/status", http.StatusOK, "", "Authorization: Bearer "+readToken)
+	again("operate alice " + operateToken)
+	k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "not one of", "Authorization: Bearer "+readToken)
+	again("operate alice")
+	k.want(t, "GET", "/api/v1/status", http.StatusOK, "", "Authorization: Bearer "+operateToken)
+	if !strings.Contains(k.log.String(), "keeping the previous tokens") {
+		t.Errorf("the log has %s", k.log.String())
+	}
+}
+
+func TestMistakesInATokenFileNameTheirLineAndQuoteNothing(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"\noperate alice":                          "line 2: it has 2 parts",
+		"admin alice " + readToken:                 "line 1: the role is not read or operate",
+		"read a/b " + readToken:                    "the name is not",
+		"read alice short-secret":                  "the token is not 32",
+		twoTokens + "read bob " + operateToken:     "line 5: the token is on another line too",
+		"# none":                                   "it has no token",
+		"read alice " + strings.Repeat("x", 1<<20): "larger than 1 MiB",
+	} {
+		_, err := ReadTokenFile(tokensIn(t, text))
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "short-secret") || strings.Contains(err.Error(), operateToken) {
+			t.Errorf("%.40q: %v, want %q", text, err, want)
+		}
+	}
+}
+
+func TestWhichAddressesAreLocal(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]bool{
+		"127.0.0.1:1": true, "[::1]:1": true, "localhost:1": true, "unix:/run/admin.sock": true, "127.8.0.1:1": true,
+		":1": false, "0.0.0.0:1": false, "[::]:1": false, "10.0.0.1:1": false, "gw:1": false, "localhost.evil.example:1": false, "x": false,
+	} {
+		if IsLocal(address) != want {
+			t.Errorf("IsLocal(%q) = %v", address, !want)
+		}
+	}
+}
+
+func TestOnlyOperateMayChangeWhatIsServedOrForgive(t *testing.T) {
+	t.Parallel()
+	for _, config := range []Config{{Local: true}, {Local: true, TokenFile: tokensIn(t, twoTokens)}, {TokenFile: tokensIn(t, twoTokens)}} {
+		k := newKitWith(t, config)
+		for _, path := range []string{"/api/v1/revisions/1/rollback", "/api/v1/shield/forgive"} {
+			k.want(t, "POST", path, http.StatusUnauthorized, "")
+			if config.TokenFile != "" {
+				k.want(t, "POST", path, http.StatusForbidden, "operate", "Authorization: Bearer "+readToken)
+				k.want(t, "POST", path, http.StatusBadRequest, "openapi.yaml", "Authorization: Bearer "+operateToken) // no body
+			}
+		}
+	}
+}
+
+func TestBigBodiesAreRefused(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	for path, size := range map[string]int{"/api/v1/explain": maxExplain, "/api/v1/shield/forgive": maxBody, "/api/v1/revisions/1/rollback": maxBody} {
+		body := `{"url":"/` + strings.Repeat("a", size) + `"}`
+		for token, want := range map[string]int{operateToken: http.StatusRequestEntityTooLarge, wrongToken: http.StatusUnauthorized} {
+			request := httptest.NewRequest("POST", "http://127.0.0.1:18002"+path, strings.NewReader(body))
+			request.Header.Set("Authorization", "Bearer "+token)
+			answer := httptest.NewRecorder()
+			if k.ServeHTTP(answer, request); answer.Code != want {
+				t.Errorf("%s with %d bytes: %d %s, want %d", path, len(body), answer.Code, answer.Body, want)
+			}
+		}
+	}
+}
+
+func TestPathsOutsideOfTheAPIAreNotServed(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	for _, path := range []string{"/api/v1/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/api/v1/revisions/..%2f..%2fetc%2fpasswd", "//etc/passwd", "/page/../admin.go"} {
+		if got := k.ask("GET", path); got.Code == http.StatusOK || strings.Contains(got.Body.String(), "root:") {
+			t.Errorf("%s: %d %.100s", path, got.Code, got.Body)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+// Package history decides which definitions of a file are revisions: those that every Envoy has served, each time that
+// they differ from the ones before. They are kept in a file in the data folder, for gateways whose definitions are not
+// in Redis.
+package history
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"gatepost/definitions"
+	"gatepost/definitions/revisions"
+)
+
+// FileName is the name of the file in the data folder.
+const FileName = "definitions.db"
+
+// openTimeout is how long Open waits for another process to release the file.
+const openTimeout = 3 * time.Second
+
+// The buckets: the number of a revision, big endian, → what is known about it, and → its file.
+var aboutBucket, textsBucket = []byte("about"), []byte("texts")
+
+// Store is the revisions of one gateway. It is safe for concurrent use.
+type Store struct {
+	db *bbolt.DB
+
+	mu       sync.Mutex
+	expected string // the sum of the text that note is about
+	note     revisions.Note
+}
+
+// Open opens the file in the folder dir, and creates both if they are missing.
+func Open(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening the history of the definitions: %w", err)
+	}
+	db, err := bbolt.Open(filepath.Join(dir, FileName), 0o600, &bbolt.Options{Timeout: openTimeout})
+	if err != nil {
+		return nil, fmt.Errorf("opening the history of the definitions: %v", err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		_, about := tx.CreateBucketIfNotExists(aboutBucket)
+		_, texts := tx.CreateBucketIfNotExists(textsBucket)
+		return errors.Join(about, texts)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening the history of the definitions: %v", errors.Join(err, db.Close()))
+	}
+	return &Store{db: db}, nil
+}
+
+// Close closes the file.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Expect gives the next revision with this text a note, if it is the next.
+func (s *Store) Expect(text []byte, note revisions.Note) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expected, s.note = sum(text), note
+}
+
+// noteFor returns the note for a text. A text that nobody announced was put into the file.
+func (s *Store) noteFor(sum string) revisions.Note {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	note := revisions.Note{Who: "the file"}
+	if sum == s.expected {
+		note = s.note
+	}
+	s.expected = ""
+	return note
+}
+
+// Add keeps definitions as the newest revision, unless they are it already, and removes the oldest.
+func (s *Store) Add(d *definitions.Definitions) error {
+	r := revisions.Revision{Number: 1, Stored: time.Now().UTC().Truncate(time.Millisecond), Sum: sum(d.Text)}
+	var before *definitions.Gateway
+	switch newest, err := s.Newest(); {
+	case err == nil && newest.Sum == r.Sum:
+		return nil
+	case err == nil:
+		r.Number = newest.Number + 1
+		if old, err := s.Load(context.Background(), newest); err == nil {
+			before = old.Gateway
+		}
+	case !errors.Is(err, revisions.ErrNone):
+		return err
+	}
+	r.Note = s.noteFor(r.Sum)
+	var err error
+	if r.Change, err = revisions.Change(before, d.Gateway); err != nil {
+		return fmt.Errorf("keeping a revision: %w", err)
+	}
+	about, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("keeping a revision: %w", err)
+	}
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		abouts, texts, old := tx.Bucket(aboutBucket), tx.Bucket(textsBucket), key(r.Number-revisions.Kept)
+		return errors.Join(abouts.Put(key(r.Number), about), texts.Put(key(r.Number), d.Text), abouts.Delete(old), texts.Delete(old))
+	})
+	if err != nil {
+		return fmt.Errorf("keeping a revision: %v", err)
+	}
+	return nil
+}
+
+// Newest returns the newest revision, or revisions.ErrNone.
+func (s *Store) Newest() (revisions.Revision, error) {
+	all, err := s.History(context.Background())
+	if err == nil && len(all) == 0 {
+		err = revisions.ErrNone
+	}
+	if err != nil {
+		return revisions.Revision{}, err
+	}
+	return all[0], nil
+}
+
+// History returns all revisions, the newest first.
+func (s *Store) History(context.Context) (all []revisions.Revision, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(aboutBucket).ForEach(func(k, about []byte) error {
+			var r revisions.Revision
+			if err := json.Unmarshal(about, &r); err != nil {
+				return fmt.Errorf("%w: revision %d: %v", revisions.ErrDamaged, binary.BigEndian.Uint64(k), err)
+			}
+			all = append(all, r)
+			return nil
+		})
+	})
+	slices.Reverse(all)
+	if err != nil {
+		return nil, fmt.Errorf("reading the history of the definitions: %w", err)
+	}
+	return all, nil
+}
+
+// About returns a revision, or revisions.ErrNone.
+func (s *Store) About(ctx context.Context, number int64) (revisions.Revision, error) {
+	all, err := s.History(ctx)
+	if err != nil {
+		return revisions.Revision{}, err
+	}
+	for _, r := range all {
+		if r.Number == number {
+			return r, nil
+		}
+	}
+	return revisions.Revision{}, fmt.Errorf("reading revision %d: %w", number, revisions.ErrNone)
+}
+
+// Text returns the file of a revision. Of a folder it is one file with the same meaning.
+func (s *Store) Text(_ context.Context, r revisions.Revision) (text []byte, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) error {
+		text = slices.Clone(tx.Bucket(textsBucket).Get(key(r.Number)))
+		return nil
+	})
+	if err == nil && sum(text) != r.Sum {
+		err = revisions.ErrDamaged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading revision %d: %w", r.Number, err)
+	}
+	return text, nil
+}
+
+// Load returns the definitions of a revision.
+func (s *Store) Load(ctx context.Context, r revisions.Revision) (*definitions.Definitions, error) {
+	text, err := s.Text(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return definitions.Parse(fmt.Sprintf("revision %d", r.Number), text)
+}
+
+func key(number int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(number)) }
+
+func sum(text []byte) string {
+	hash := sha256.Sum256(text)
+	return hex.EncodeToString(hash[:])
+}
