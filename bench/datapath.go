@@ -28,6 +28,7 @@ const (
 	gateDefault   = "gatepost"
 	gatePublic    = "gatepost, public service"
 	gateChecked   = "gatepost, health-checked public service"
+	gateLimited   = "gatepost, public service with a rate limit"
 	gateAsking    = "gatepost, --module off"
 )
 
@@ -79,6 +80,7 @@ func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 	}
 	compare("G6", "CPU per request ÷ nginx auth_request with the same rule", gateDefault, nginxRule, cpu, atMost(0.75))
 	compare("G13", "a health-checked service ÷ the same without a health check", gateChecked, gatePublic, rate, atLeast(0.99))
+	compare("G13", "CPU per request with a rate limit by address ÷ without", gateLimited, gatePublic, cpu, atMost(1.03))
 	if len(comparisons) == 0 {
 		return findings, nil
 	}
@@ -146,6 +148,8 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 		return l.gatepostSubject(ctx, "gatepost", "/items/5")
 	case gateChecked:
 		return l.gatepostSubject(ctx, "gatepost", "/checked/5")
+	case gateLimited:
+		return l.gatepostSubject(ctx, "gatepost", "/limited/5")
 	case gateAsking:
 		return l.gatepostSubject(ctx, "gatepost-asking", "", "--module", "off")
 	case bareNoAuth:

@@ -193,6 +193,8 @@ services:
   - {name: orders, path: /orders, allowed_methods: [GET, POST, PUT, DELETE], upstreams: ["%[1]s"]}
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"]}
   - {name: checked, path: /checked, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"], health_check: /5}
+  - {name: limited, path: /limited, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"],
+     rate_limits: [{requests: 1000000, by: address}]}
 `, upstream.url())
 }
 

@@ -49,11 +49,11 @@ func parseMaxRequestBytes(f *findings, m *gatewayv1.Service, s *Service, field s
 	return 0
 }
 
-// parseRateLimits parses the limits of a service of g.
+// parseRateLimits parses the limits of a service s of g or, if s is nil, those of g.
 func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *Gateway, field string) (out []RateLimit) {
 	rule := requestHeader(g)
 	for i, m := range limits {
-		at := fmt.Sprintf("%s.rate_limits[%d]", field, i)
+		at := fmt.Sprintf("%s[%d]", field, i)
 		l := RateLimit{
 			Requests: int(m.GetRequests()), Burst: int(cmp.Or(m.GetBurst(), m.GetRequests())), Per: orDuration(m.GetPer(), defaultPer),
 			By: m.GetBy(), Header: strings.ToLower(m.GetHeader()),
@@ -61,15 +61,19 @@ func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *
 		f.add(at+".per", wholeSeconds(l.Per))
 		switch {
 		case l.By == "" && l.Header == "":
-			f.add(at+".by", aboutFields.faultf("write by: address, user or service, or header: and its name", "is missing"))
+			f.add(at+".by", aboutFields.faultf("write by: address or one of the others, or header: and its name", "is missing"))
 		case l.By != "" && l.Header != "":
 			f.add(at+".header", aboutFields.faultf("write two limits", "is set beside by (%s)", f.where(at+".by")))
 		case strings.Contains(l.Header, "_"):
 			f.add(at+".header", aboutFields.faultf("write hyphens; Envoy rejects requests with an underscore", "%s is not a header name", shown(l.Header)))
 		case l.Header != "":
 			f.add(at+".header", rule(l.Header))
-		case l.By == LimitByUser && !s.Authenticate:
-			f.add(at+".by", aboutOrigins.faultf("write address", "counts the requests of users, and the service is public (%s)", f.where(field+".authenticate")))
+		case s == nil && (l.By == LimitByService || l.By == LimitByUser):
+			f.add(at+".by", aboutFields.faultf("write gateway or address, or make it a limit of a service", "is %s, and the limit is that of the gateway", shown(l.By)))
+		case s != nil && l.By == LimitByGateway:
+			f.add(at+".by", aboutFields.faultf("write service, or make it a limit of the gateway", "is %s, and the limit is that of a service", shown(l.By)))
+		case s != nil && l.By == LimitByUser && !s.Authenticate:
+			f.add(at+".by", aboutOrigins.faultf("write address", "counts the requests of users, and the service %q is public", s.Name))
 		}
 		out = append(out, l)
 	}
@@ -79,7 +83,7 @@ func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *
 // Counts returns what the limit counts, for a sentence.
 func (l RateLimit) Counts() string {
 	switch l.By {
-	case LimitByService:
+	case LimitByService, LimitByGateway:
 		return "all clients together"
 	case "":
 		return "each value of the header " + l.Header

@@ -31,6 +31,7 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 			m.ClientAddresses.TrustedProxies = append(m.ClientAddresses.TrustedProxies, proxies.String())
 		}
 	}
+	m.RateLimits = limitMessages(g.RateLimits)
 	m.ResponseHeaders = g.ResponseHeaders.message()
 	if g.TLS != nil {
 		m.Tls = g.TLS.message()
@@ -117,11 +118,7 @@ func (s *Service) Message() *gatewayv1.Service {
 	if s.MaxRequestBytes > 0 {
 		m.MaxRequestBytes = strconv.FormatUint(s.MaxRequestBytes, 10)
 	}
-	for _, l := range s.RateLimits {
-		m.RateLimits = append(m.RateLimits, &gatewayv1.RateLimit{
-			Requests: uint32(l.Requests), Per: durationpb.New(l.Per), Burst: uint32(l.Burst), By: l.By, Header: l.Header,
-		})
-	}
+	m.RateLimits = limitMessages(s.RateLimits)
 	if d := s.Maintenance; d != nil {
 		m.Maintenance = &gatewayv1.Maintenance{Message: d.Message}
 		if d.RetryAfter > 0 {
@@ -143,6 +140,15 @@ func (s *Service) Message() *gatewayv1.Service {
 	}
 	s.resilienceMessage(m)
 	return m
+}
+
+func limitMessages(limits []RateLimit) (out []*gatewayv1.RateLimit) {
+	for _, l := range limits {
+		out = append(out, &gatewayv1.RateLimit{
+			Requests: uint32(l.Requests), Per: durationpb.New(l.Per), Burst: uint32(l.Burst), By: l.By, Header: l.Header,
+		})
+	}
+	return out
 }
 
 // message returns nil if nothing is changed.

@@ -25,6 +25,8 @@ type Gateway struct {
 	AccessLog AccessLog
 	// ClientAddresses is how the address of a client behind proxies is known.
 	ClientAddresses ClientAddresses
+	// RateLimits limit the number of requests to the whole gateway.
+	RateLimits []RateLimit
 	// ResponseHeaders are the changes of every response.
 	ResponseHeaders Headers
 	// TLS is the listener for HTTPS. If nil, there is none.
@@ -255,7 +257,8 @@ type RateLimit struct {
 	// Requests are allowed in the time Per, which is in whole seconds, and Burst at once.
 	Requests, Burst int
 	Per             time.Duration
-	// By is what is counted: LimitByService, LimitByAddress, LimitByUser, or "" for the values of Header.
+	// By is what is counted: LimitByAddress, or "" for the values of Header. Of a service it can also be LimitByService or
+	// LimitByUser, and of the gateway LimitByGateway.
 	By string
 	// Header is the name of a request header in lower case. It is empty if By is set.
 	Header string
@@ -266,6 +269,7 @@ const (
 	LimitByService = "service"
 	LimitByAddress = "address"
 	LimitByUser    = "user"
+	LimitByGateway = "gateway"
 )
 
 // Headers are changes of headers. Names are in lower case, each once.

@@ -40,6 +40,7 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	}
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
+	g.RateLimits = parseRateLimits(f, m.GetRateLimits(), nil, g, "rate_limits")
 	g.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), "response_headers", responseHeader(g))
 	if m.GetTls() != nil {
 		g.TLS = parseTLS(f, m.GetTls(), g.Listen)
@@ -170,7 +171,7 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	s.RequestHeaders = parseHeaders(f, m.GetRequestHeaders(), field+".request_headers", requestHeader(g))
 	s.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), field+".response_headers", responseHeader(g))
 	s.MaxRequestBytes = parseMaxRequestBytes(f, m, s, field)
-	s.RateLimits = parseRateLimits(f, m.GetRateLimits(), s, g, field)
+	s.RateLimits = parseRateLimits(f, m.GetRateLimits(), s, g, field+".rate_limits")
 	if s.Maintenance != nil {
 		f.add(field+".maintenance.retry_after", wholeSeconds(s.Maintenance.RetryAfter))
 	}

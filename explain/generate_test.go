@@ -55,6 +55,9 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	if d.chance(3) {
 		fmt.Fprintf(&b, "identity: {user_header: %s}\n", d.one("X-Caller", "x-who"))
 	}
+	if d.chance(4) {
+		b.WriteString("rate_limits: [{requests: 1000000, by: address}]\n")
+	}
 	if d.chance(3) {
 		b.WriteString("response_headers: {set: {X-All: all, X-Own: gateway}, remove: [Seen-By]}\n")
 	}

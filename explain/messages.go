@@ -120,13 +120,20 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 
 // limitSteps names the limits that a request can meet. How many requests there were is not known.
 func (e *Explainer) limitSteps(x *exchange, add func(part, format string, args ...any)) {
-	s := e.serviceOf(x.route)
-	if s == nil || x.route.GetRoute() == nil || x.preflight {
+	if x.preflight || isVersion(x.route) {
 		return
 	}
-	for _, l := range s.RateLimits {
-		add("limit", "429 above %d requests in %s of %s, %d at once (not counted here)", l.Requests, l.Per, l.Counts(), l.Burst)
+	limits := func(to string, all []definitions.RateLimit) {
+		for _, l := range all {
+			add("limit", "429 above %d requests to the %s in %s of %s, %d at once (not counted here)", l.Requests, to, l.Per, l.Counts(), l.Burst)
+		}
 	}
+	limits("gateway", e.served.RateLimits)
+	s := e.serviceOf(x.route)
+	if s == nil || x.route.GetRoute() == nil {
+		return
+	}
+	limits("service", s.RateLimits)
 	if s.MaxRequestBytes > 0 {
 		add("limit", "413 for a body of more than %d bytes", s.MaxRequestBytes)
 	}

@@ -159,7 +159,7 @@ func aCompressedAnswerIsTheUpstreams(t *testing.T, g *gateway) {
 	}
 }
 
-// TestAChangeOfAServiceTouchesNoConnection: of another service, and not those of its own: limits, headers, redirects and
+// TestAChangeOfAServiceTouchesNoConnection: neither of another service nor of its own. Limits, headers, redirects and
 // the rest are in the routes alone.
 func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	t.Parallel()

@@ -50,6 +50,9 @@ func (b *builder) exposed(own ...string) []string {
 	if b.logs() {
 		own = append(own, headerRequestID)
 	}
+	if len(b.gw.RateLimits) > 0 {
+		own = append(own, limitHeaders...)
+	}
 	for _, h := range slices.Concat(own, b.gw.Cors.ExposeHeaders) {
 		if h != "" && !slices.ContainsFunc(out, func(have string) bool { return strings.EqualFold(have, h) }) {
 			out = append(out, h)

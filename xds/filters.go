@@ -42,8 +42,11 @@ func (b *builder) httpFilters(hsts bool) []*hcmv3.HttpFilter {
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
-		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(hsts)})),
-		httpFilter(filterLimits, b.noLimits(0)))
+		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(hsts)})))
+	if len(b.gw.RateLimits) > 0 {
+		all = append(all, httpFilter(filterGatewayLimits, b.gatewayLimits()))
+	}
+	all = append(all, httpFilter(filterLimits, b.noLimits(0)))
 	if b.hasModule() {
 		all = append(all, b.module())
 	}

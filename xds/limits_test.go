@@ -212,3 +212,28 @@ func theAnswer(t *testing.T, g *gateway) {
 		t.Errorf("the client is not told how long to wait: %v", got.Header)
 	}
 }
+
+// TestGatewaysOwnLimits count all requests but preflights and those for the version, which Gatepost itself asks for.
+func TestGatewaysOwnLimits(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, "rate_limits: [{requests: 2, per: 24h, by: address}, {requests: 5, per: 24h, by: gateway}]\n"+shop)
+	paths := []string{"/items", "/nobody", "/ORDERS"}
+	by := func(address string) func(i int) envoytest.Response {
+		return func(i int) envoytest.Response { return g.from(address, "", "GET", paths[i%3]) }
+	}
+	for range 5 {
+		if got := g.do("GET", VersionPath); got.Status != 200 {
+			t.Errorf("the version: %d", got.Status)
+		}
+		if got := g.do("OPTIONS", "/items", fromShop, "access-control-request-method: GET"); got.Status != 200 {
+			t.Errorf("a preflight: %d", got.Status)
+		}
+	}
+	want(t, "a client", inTurn(3, by("127.0.0.31")), "200 404 429")
+	want(t, "another", inTurn(3, by("127.0.0.32")), "200 404 429")
+	want(t, "one too many for the gateway", inTurn(2, by("127.0.0.33")), "200 429")
+	got := g.do("POST", "/token", fromShop)
+	if got.Status != 429 || got.Body != `"There are too many requests. Please wait."` || !strings.Contains(got.Header.Get("access-control-expose-headers"), "retry-after") {
+		t.Errorf("a login: %d %s %v", got.Status, got.Body, got.Header)
+	}
+}

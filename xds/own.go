@@ -91,6 +91,14 @@ func (b *builder) beacon() []*routev3.Route {
 			Status: 200,
 			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},
 		}},
-		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())},
+		TypedPerFilterConfig: b.uncounted(map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())}),
 	}})
+}
+
+// uncounted excepts a route from the gateway's limits: Gatepost itself asks for the version.
+func (b *builder) uncounted(perFilter map[string]*anypb.Any) map[string]*anypb.Any {
+	if len(b.gw.RateLimits) > 0 {
+		perFilter[filterGatewayLimits] = b.disabled()
+	}
+	return perFilter
 }

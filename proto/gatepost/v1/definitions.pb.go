@@ -49,6 +49,10 @@ type Gateway struct {
 	// The services behind the gateway. Of those whose host and path match a request, the one with the most specific host
 	// wins, then the one with the longest path; the order does not matter. `[]` for none.
 	Services []*Service `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
+	// Limits of the number of requests to all services and calls together, apart from preflights. A change of these
+	// settings replaces the listener: connections that are open are drained. Each filter chain of the listener counts by
+	// itself, such as that of `trusted_proxies`.
+	RateLimits []*RateLimit `protobuf:"bytes,10,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// Changes of the headers of every response that has a route, also of errors. A service may set the same header to
 	// another value.
 	ResponseHeaders *Headers `protobuf:"bytes,11,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
@@ -145,6 +149,13 @@ func (x *Gateway) GetTls() *Tls {
 func (x *Gateway) GetServices() []*Service {
 	if x != nil {
 		return x.Services
+	}
+	return nil
+}
+
+func (x *Gateway) GetRateLimits() []*RateLimit {
+	if x != nil {
+		return x.RateLimits
 	}
 	return nil
 }
@@ -1943,7 +1954,7 @@ func (x *Affinity) GetHeader() string {
 	return ""
 }
 
-// RateLimit is a limit of the number of requests to a service.
+// RateLimit is a limit of the number of requests to a service, or to the gateway.
 type RateLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How many requests are allowed in the time `per`.
@@ -1953,7 +1964,8 @@ type RateLimit struct {
 	// How many requests are allowed at once, after a time with fewer. Default: `requests`.
 	Burst uint32 `protobuf:"varint,3,opt,name=burst,proto3" json:"burst,omitempty"`
 	// What is counted. `service`: all requests. `address`: those of each client address (IPv6: one /64), with and without
-	// a token. `user`: those of each user, after the token was checked. Instead of `by`, there can be a `header`.
+	// a token. `user`: those of each user of a service, after the token was checked. `gateway`: all requests to the
+	// gateway. Instead of `by`, there can be a `header`.
 	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
 	// The request header by whose values requests are counted. Those without it are counted as one value.
 	Header        string `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
@@ -2030,7 +2042,7 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf9\x03\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbc\x04\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -2042,7 +2054,10 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x10client_addresses\x18\b \x01(\v2\x1c.gatepost.v1.ClientAddressesR\x0fclientAddresses\x12\"\n" +
 	"\x03tls\x18\t \x01(\v2\x10.gatepost.v1.TlsR\x03tls\x12<\n" +
 	"\bservices\x18\x06 \x03(\v2\x14.gatepost.v1.ServiceB\n" +
-	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\x12?\n" +
+	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\x12A\n" +
+	"\vrate_limits\x18\n" +
+	" \x03(\v2\x16.gatepost.v1.RateLimitB\b\xbaH\x05\x92\x01\x02\x10\bR\n" +
+	"rateLimits\x12?\n" +
 	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
@@ -2210,13 +2225,13 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\b_percent\"\x85\x01\n" +
 	"\bAffinity\x126\n" +
 	"\x02by\x18\x01 \x01(\tB&\xbaH#r!R\x00R\x06cookieR\aaddressR\x04userR\x06headerR\x02by\x12A\n" +
-	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06header\"\xe6\x01\n" +
+	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06header\"\xef\x01\n" +
 	"\tRateLimit\x12'\n" +
 	"\brequests\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xc0\x84=(\x01R\brequests\x12=\n" +
 	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03per\x12\x1f\n" +
-	"\x05burst\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x05burst\x12/\n" +
-	"\x02by\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x1aR\x00R\aserviceR\aaddressR\x04userR\x02by\x12\x1f\n" +
+	"\x05burst\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x05burst\x128\n" +
+	"\x02by\x18\x04 \x01(\tB(\xbaH%r#R\x00R\aserviceR\aaddressR\x04userR\agatewayR\x02by\x12\x1f\n" +
 	"\x06header\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06headerB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
@@ -2267,48 +2282,49 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	10, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
 	12, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	14, // 7: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	24, // 8: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	24, // 9: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	24, // 10: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 11: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	24, // 12: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 13: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	24, // 14: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	24, // 15: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 16: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 17: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 18: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	24, // 19: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	24, // 20: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	24, // 21: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	24, // 22: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	24, // 23: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	11, // 24: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
-	24, // 25: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
-	24, // 26: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	17, // 27: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	18, // 28: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	19, // 29: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	20, // 30: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	21, // 31: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	22, // 32: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	14, // 33: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	14, // 34: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	15, // 35: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	16, // 36: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	13, // 37: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
-	23, // 38: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	24, // 39: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	24, // 40: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	24, // 41: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	24, // 42: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	24, // 43: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	44, // [44:44] is the sub-list for method output_type
-	44, // [44:44] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	22, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
+	14, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	24, // 9: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	24, // 10: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	24, // 11: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 12: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	24, // 13: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 14: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	24, // 15: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	24, // 16: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 17: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 18: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 19: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	24, // 20: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	24, // 21: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	24, // 22: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	24, // 23: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	24, // 24: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	11, // 25: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
+	24, // 26: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	24, // 27: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	17, // 28: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	18, // 29: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	19, // 30: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	20, // 31: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	21, // 32: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	22, // 33: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	14, // 34: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	14, // 35: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	15, // 36: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	16, // 37: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	13, // 38: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
+	23, // 39: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	24, // 40: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	24, // 41: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	24, // 42: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	24, // 43: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	24, // 44: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
