@@ -40,6 +40,20 @@ func TestTheTableOfFoldersIsWhatTheCodeImports(t *testing.T) {
 	}
 }
 
+// The modules that only tests need are not in the program.
+func TestTheProgramHasNoPackageOfTests(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/gatepost").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, of := range []string{"github.com/quic-go/", "gatepost/testcert", "gatepost/envoy/envoytest"} {
+		if strings.Contains(string(out), of) {
+			t.Errorf("gatepost has %q", of)
+		}
+	}
+}
+
 // names returns the code spans of a cell, sorted.
 func names(cell string) string {
 	var all []string

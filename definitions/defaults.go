@@ -190,6 +190,7 @@ func tlsOf(m *gatewayv1.Tls) *TLS {
 		MinVersion:         cmp.Or(m.GetMinVersion(), defaultMinVersion),
 		Redirect:           m.Redirect == nil || m.GetRedirect(),
 		HSTS:               orDuration(m.GetHsts(), 0),
+		HTTP3:              m.GetHttp3(),
 	}
 	for _, c := range m.GetCertificates() {
 		t.Certificates = append(t.Certificates, Certificate{CertFile: c.GetCertFile(), KeyFile: c.GetKeyFile()})

@@ -49,6 +49,7 @@ func (t *TLS) message() *gatewayv1.Tls {
 		MinVersion:         t.MinVersion,
 		Redirect:           new(t.Redirect),
 		Hsts:               durationpb.New(t.HSTS),
+		Http3:              t.HTTP3,
 	}
 	for _, c := range t.Certificates {
 		m.Certificates = append(m.Certificates, &gatewayv1.Certificate{CertFile: c.CertFile, KeyFile: c.KeyFile})

@@ -166,6 +166,8 @@ type TLS struct {
 	Redirect bool
 	// HSTS is for how long browsers must use HTTPS, in whole seconds. If 0, they are not told.
 	HSTS time.Duration
+	// HTTP3 is whether HTTP/3 is served on the same port of UDP.
+	HTTP3 bool
 }
 
 // The values of TLS.MinVersion.

@@ -21,10 +21,11 @@ import (
 	"gatepost/definitions"
 )
 
-// The names of the listeners: the one without TLS, and the one with.
+// The names of the listeners: the one without TLS, the one with, and that for HTTP/3.
 const (
-	ListenerName    = "gatepost"
-	TLSListenerName = "gatepost-tls"
+	ListenerName      = "gatepost"
+	TLSListenerName   = "gatepost-tls"
+	HTTP3ListenerName = "gatepost-http3"
 )
 
 const (

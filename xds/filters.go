@@ -33,7 +33,7 @@ const authzTimeout = 2 * time.Second
 
 // httpFilters are the filters in their order. The first one finds a route for a request without one. CORS is before
 // the filters that can deny a request, so that it answers preflights without a token, and pages can read denials.
-func (b *builder) httpFilters(hsts bool) []*hcmv3.HttpFilter {
+func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 	var all []*hcmv3.HttpFilter
 	if b.logs() {
 		all = append(all, b.keepPath())
@@ -42,7 +42,7 @@ func (b *builder) httpFilters(hsts bool) []*hcmv3.HttpFilter {
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
-		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(hsts)})))
+		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(https)})))
 	if len(b.gw.RateLimits) > 0 {
 		all = append(all, httpFilter(filterGatewayLimits, b.gatewayLimits()))
 	}

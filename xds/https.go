@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strconv"
@@ -10,6 +11,7 @@ import (
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tlsinspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	quicv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/quic/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 
 	"gatepost/certs"
@@ -47,25 +49,30 @@ func (b *builder) httpsListener() *listenerv3.Listener {
 		Name:       "tls_inspector",
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})},
 	})
-	direct := b.chain(b.httpsManager())
-	var proxied *listenerv3.FilterChain
-	if b.believesProxies() {
-		proxied = b.chain(b.proxiedManager(b.httpsManager()))
-	}
-	for _, c := range b.opts.Certificates {
-		if len(c.ServerNames) > 0 {
-			l.FilterChains = append(l.FilterChains, b.tlsChains(c, c.Name, c.ServerNames, direct, proxied)...)
-		}
-		if c.Default {
-			l.FilterChains = append(l.FilterChains, b.tlsChains(c, "other names", nil, direct, proxied)...)
-		}
-	}
+	l.FilterChains = b.certificateChains(b.httpsManager, b.tlsFrom)
 	return l
 }
 
+// certificateChains are the filter chains of all certificates.
+func (b *builder) certificateChains(manager func() *hcmv3.HttpConnectionManager, socket func(Certificate) *corev3.TransportSocket) (all []*listenerv3.FilterChain) {
+	direct := b.chain(manager())
+	var proxied *listenerv3.FilterChain
+	if b.believesProxies() {
+		proxied = b.chain(b.proxiedManager(manager()))
+	}
+	for _, c := range b.opts.Certificates {
+		if len(c.ServerNames) > 0 {
+			all = append(all, b.tlsChains(socket(c), c.Name, c.ServerNames, direct, proxied)...)
+		}
+		if c.Default {
+			all = append(all, b.tlsChains(socket(c), "other names", nil, direct, proxied)...)
+		}
+	}
+	return all
+}
+
 // tlsChains are the filter chains of a certificate for some server names, or for those that no other chain has.
-func (b *builder) tlsChains(c Certificate, name string, serverNames []string, direct, proxied *listenerv3.FilterChain) []*listenerv3.FilterChain {
-	socket := b.tlsFrom(c)
+func (b *builder) tlsChains(socket *corev3.TransportSocket, name string, serverNames []string, direct, proxied *listenerv3.FilterChain) []*listenerv3.FilterChain {
 	chain := func(name string, of *listenerv3.FilterChain) *listenerv3.FilterChain {
 		return &listenerv3.FilterChain{
 			Name: name, FilterChainMatch: &listenerv3.FilterChainMatch{ServerNames: serverNames}, TransportSocket: socket, Filters: of.GetFilters(),
@@ -85,28 +92,32 @@ func (b *builder) tlsChains(c Certificate, name string, serverNames []string, di
 	return append(all, behind)
 }
 
-// tlsFrom serves a certificate. The cipher suites are Envoy's: without CBC, and with forward secrecy.
+// tlsFrom serves a certificate for HTTP/2 and HTTP/1.1.
 func (b *builder) tlsFrom(c Certificate) *corev3.TransportSocket {
+	return &corev3.TransportSocket{
+		Name:       "envoy.transport_sockets.tls",
+		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(b.tlsContext(c, "h2", "http/1.1"))},
+	}
+}
+
+// tlsContext serves a certificate for some protocols. The cipher suites are Envoy's: without CBC, and with forward
+// secrecy.
+func (b *builder) tlsContext(c Certificate, protocols ...string) *tlsv3.DownstreamTlsContext {
 	oldest := tlsv3.TlsParameters_TLSv1_2
 	if b.gw.TLS.MinVersion == definitions.TLS13 {
 		oldest = tlsv3.TlsParameters_TLSv1_3
 	}
-	return &corev3.TransportSocket{
-		Name: "envoy.transport_sockets.tls",
-		ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: b.pack(&tlsv3.DownstreamTlsContext{
-			CommonTlsContext: &tlsv3.CommonTlsContext{
-				AlpnProtocols:                  []string{"h2", "http/1.1"},
-				TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: oldest, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
-				TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: c.Name, SdsConfig: fromADS()}},
-			},
-		})},
-	}
+	return &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+		AlpnProtocols:                  protocols,
+		TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: oldest, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: c.Name, SdsConfig: fromADS()}},
+	}}
 }
 
 // httpsManager is the connection manager of connections with TLS.
 func (b *builder) httpsManager() *hcmv3.HttpConnectionManager {
 	manager := b.connectionManager()
-	if b.gw.TLS.HSTS > 0 {
+	if b.gw.TLS.HSTS > 0 || b.gw.TLS.HTTP3 {
 		manager.HttpFilters = b.httpFilters(true)
 	}
 	return manager
@@ -162,14 +173,22 @@ func withStaticSecrets(l *listenerv3.Listener) (names []string, err error) {
 		if chain.GetTransportSocket() == nil {
 			continue
 		}
-		context := new(tlsv3.DownstreamTlsContext)
-		if err := chain.GetTransportSocket().GetTypedConfig().UnmarshalTo(context); err != nil {
-			return nil, err
+		config, quic := chain.GetTransportSocket().GetTypedConfig(), new(quicv3.QuicDownstreamTransport)
+		if !config.MessageIs(quic) {
+			quic.DownstreamTlsContext = new(tlsv3.DownstreamTlsContext)
+			err = config.UnmarshalTo(quic.GetDownstreamTlsContext())
+		} else {
+			err = config.UnmarshalTo(quic)
 		}
-		for _, secret := range context.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
+		for _, secret := range quic.GetDownstreamTlsContext().GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
 			names, secret.SdsConfig = append(names, secret.GetName()), nil
 		}
-		if err := chain.GetTransportSocket().GetTypedConfig().MarshalFrom(context); err != nil {
+		if config.MessageIs(quic) {
+			err = errors.Join(err, config.MarshalFrom(quic))
+		} else {
+			err = errors.Join(err, config.MarshalFrom(quic.GetDownstreamTlsContext()))
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

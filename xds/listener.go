@@ -42,6 +42,9 @@ func (b *builder) listeners() []*listenerv3.Listener {
 	}
 	if b.servesTLS() {
 		all = append(all, b.httpsListener())
+		if b.gw.TLS.HTTP3 {
+			all = append(all, b.http3Listener())
+		}
 	}
 	for _, l := range all {
 		b.validate(l)

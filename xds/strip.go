@@ -51,9 +51,9 @@ func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 }
 
 // stripAll is the strip filter's work on every route. It removes the header that scopes are found by, and adds
-// `vary: origin` to every response, which the CORS filter does not do. With hsts it adds that header, unless the
-// upstream has set it.
-func (b *builder) stripAll(hsts bool) *headermutationv3.Mutations {
+// `vary: origin` to every response, which the CORS filter does not do. With https it adds the headers of
+// such responses, unless the upstream has set them.
+func (b *builder) stripAll(https bool) *headermutationv3.Mutations {
 	out := &headermutationv3.Mutations{
 		RequestMutations: append(remove(scopeHeader), b.nameClient()...),
 		ResponseMutations: []*mutationrulesv3.HeaderMutation{{
@@ -63,13 +63,22 @@ func (b *builder) stripAll(hsts bool) *headermutationv3.Mutations {
 			}},
 		}},
 	}
-	if hsts {
+	if !https {
+		return out
+	}
+	ifAbsent := func(name, value string) {
 		out.ResponseMutations = append(out.ResponseMutations, &mutationrulesv3.HeaderMutation{
 			Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
-				Header:       &corev3.HeaderValue{Key: "strict-transport-security", Value: fmt.Sprintf("max-age=%.0f", b.gw.TLS.HSTS.Seconds())},
+				Header:       &corev3.HeaderValue{Key: name, Value: value},
 				AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
 			}},
 		})
+	}
+	if b.gw.TLS.HSTS > 0 {
+		ifAbsent("strict-transport-security", fmt.Sprintf("max-age=%.0f", b.gw.TLS.HSTS.Seconds()))
+	}
+	if b.gw.TLS.HTTP3 {
+		ifAbsent("alt-svc", fmt.Sprintf(`h3=":%d"; ma=86400`, b.gw.TLS.Listen.Port()))
 	}
 	return out
 }

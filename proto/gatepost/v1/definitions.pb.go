@@ -903,7 +903,10 @@ type Tls struct {
 	Redirect *bool `protobuf:"varint,5,opt,name=redirect,proto3,oneof" json:"redirect,omitempty"`
 	// For how long browsers must use HTTPS alone (Strict-Transport-Security), without subdomains. Begin with a short time:
 	// it cannot be taken back. Default: 0s, the header is not sent.
-	Hsts          *durationpb.Duration `protobuf:"bytes,6,opt,name=hsts,proto3" json:"hsts,omitempty"`
+	Hsts *durationpb.Duration `protobuf:"bytes,6,opt,name=hsts,proto3" json:"hsts,omitempty"`
+	// Whether HTTP/3 is served too, on the UDP port of `listen`. Clients learn of it by the header `alt-svc`, so the port
+	// must be the same outside. Default: false.
+	Http3         bool `protobuf:"varint,9,opt,name=http3,proto3" json:"http3,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -978,6 +981,13 @@ func (x *Tls) GetHsts() *durationpb.Duration {
 		return x.Hsts
 	}
 	return nil
+}
+
+func (x *Tls) GetHttp3() bool {
+	if x != nil {
+		return x.Http3
+	}
+	return false
 }
 
 // Certificate is a certificate and its key, in files on the machine of the gateway. A path is relative to the
@@ -2125,7 +2135,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\a_sample\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xc3\x02\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xd9\x02\n" +
 	"\x03Tls\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12G\n" +
 	"\fcertificates\x18\x02 \x03(\v2\x18.gatepost.v1.CertificateB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\fcertificates\x129\n" +
@@ -2133,7 +2143,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\vmin_version\x18\x04 \x01(\tB\x11\xbaH\x0er\fR\x00R\x031.2R\x031.3R\n" +
 	"minVersion\x12\x1f\n" +
 	"\bredirect\x18\x05 \x01(\bH\x00R\bredirect\x88\x01\x01\x12>\n" +
-	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hstsB\v\n" +
+	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hsts\x12\x14\n" +
+	"\x05http3\x18\t \x01(\bR\x05http3B\v\n" +
 	"\t_redirect\"]\n" +
 	"\vCertificate\x12'\n" +
 	"\tcert_file\x18\x01 \x01(\tB\n" +
