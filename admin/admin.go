@@ -127,6 +127,9 @@ func New(config Config) (*Server, error) {
 		api.Handle(pattern, s.access.require(call.needs, call.handler))
 	}
 	mux.Handle("/api/", notThroughEnvoy(api))
+	for pattern, name := range pageFiles {
+		mux.Handle("GET "+pattern, notThroughEnvoy(pageFile(name)))
+	}
 	if config.Profiles { // a profile shows the command line, which may have the password of Redis
 		mux.Handle("/debug/pprof/", notThroughEnvoy(s.access.require(ends, profiles().ServeHTTP)))
 	}

@@ -97,7 +97,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(
 		runCommand(s), serveCommand(s), validateCommand(s), importCommand(), certsCommand(), explainCommand(s), configCommand(s), schemaCommand(), bootstrapCommand(s),
 		applyCommand(s), diffCommand(s), showCommand(s), historyCommand(s), rollbackCommand(s),
-		statusCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
+		statusCommand(s), topCommand(s), tokensCommand(s), healthCommand(s), versionCommand(),
 	)
 	return root
 }

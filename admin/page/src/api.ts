@@ -1,0 +1,106 @@
+// Calls of the admin API. The types are those of openapi.yaml.
+
+export interface Overview {
+  gatepost_version: string; now: string; ready: boolean; checks: Record<string, string>; version: string; source: string
+  services: number; envoys: number; decisions: Record<string, number>; logins: Record<string, number>
+  from_memory: boolean; may: "read" | "end" | "operate"
+}
+export interface EnvoyStatus {
+  node: string; address: string; acked: string; acked_at: string | null; nack: string; nacked_at: string | null
+  nack_type: string; proven: boolean; serving: string; doubt: string
+}
+export interface Status {
+  version: string; source: string; published: string | null; rejected: string; envoys: EnvoyStatus[]; withheld: string[]
+  module: { library: string; reason: string } | null
+}
+export interface Upstream {
+  address: string; name?: string; canary?: boolean; health: "healthy" | "unhealthy" | "resting"; requests: number; errors: number
+}
+export interface Service {
+  name: string; path: string; hosts?: string[]; methods: string[]; public: boolean; scopes?: string[]; upstreams: Upstream[]
+  file: string; line: number; state: "served" | "former" | "withheld"; canary_percent?: number; limits_reached?: string[]
+}
+export interface Services { services: Service[]; unknown?: string }
+export interface Denial {
+  time: string; service: string; decision: string; reason: string; request_id: string; method: string; path: string
+  origin?: string; client: string; token?: string
+}
+export interface Field { name: string; value: string }
+export interface Outcome {
+  when?: string; reason: string; status?: number; headers?: Field[]; body?: string; why: string; change?: string; see?: string
+  forward?: { to?: string[]; token_handler?: boolean; method: string; path: string; set?: Field[]; removed?: string[] }
+}
+export interface Explanation {
+  version: string; method: string; target: string; host?: string; path?: string; route?: string; unsure?: string[]
+  service?: { name: string; file: string; line: number; path: string; public: boolean; methods: string[] }
+  steps: { part: string; says: string }[]; outcomes: Outcome[]
+}
+export interface Session {
+  id: string; user: string; scopes?: string[]; issued: string; expires: string; last_seen?: string; last_address?: string
+  client_address?: string; user_agent?: string
+}
+export interface Revision { number: number; stored: string; who: string; message?: string; change: string; sha256: string }
+export interface Held { key: string; address?: string; until: string; forgiven: string }
+
+const key = "gatepost-token"
+
+// A token in the fragment is taken out of the address at once, so that it is in no history and in no bookmark.
+const given = /^#token=(.+)$/.exec(location.hash)
+if (given?.[1]) {
+  sessionStorage.setItem(key, decodeURIComponent(given[1]))
+  history.replaceState(null, "", location.pathname + "#/")
+}
+
+export const hasToken = () => sessionStorage.getItem(key) !== null
+
+export function setToken(token: string) {
+  if (token === "") sessionStorage.removeItem(key)
+  else sessionStorage.setItem(key, token)
+}
+
+export class Refused extends Error {
+  constructor(readonly status: number, message: string) { super(message) }
+}
+
+async function send(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
+  const headers: Record<string, string> = {}
+  const token = sessionStorage.getItem(key)
+  if (token !== null) headers["Authorization"] = "Bearer " + token
+  if (body !== undefined) headers["Content-Type"] = "application/json"
+  const response = await fetch("/api/v1/" + path, {
+    method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal, cache: "no-store", redirect: "error",
+  })
+  if (!response.ok) {
+    const text = await response.text()
+    let message = text
+    try { message = (JSON.parse(text) as { error: string }).error } catch { /* not of the API */ }
+    throw new Refused(response.status, message || response.statusText)
+  }
+  return response
+}
+
+export async function call<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+  return await (await send(method, path, body, signal)).json() as T
+}
+
+// follow calls each with every denial until the signal ends it. It throws if the stream ends otherwise.
+export async function follow(signal: AbortSignal, opened: () => void, each: (d: Denial) => void) {
+  const reader = (await send("GET", "denials/live", undefined, signal)).body!.pipeThrough(new TextDecoderStream()).getReader()
+  opened()
+  for (let rest = ""; ;) {
+    const { done, value } = await reader.read()
+    if (done) throw new Error("the gateway has ended the stream")
+    const lines = (rest + value).split("\n")
+    rest = lines.pop()!
+    for (const line of lines) if (line !== "") each(JSON.parse(line) as Denial)
+  }
+}
+
+// download saves what a call returns as a file.
+export async function download(path: string, name: string) {
+  const link = document.createElement("a")
+  link.href = URL.createObjectURL(await (await send("GET", path)).blob())
+  link.download = name
+  link.click()
+  URL.revokeObjectURL(link.href)
+}

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"gatepost/admin"
+	"gatepost/authz"
+)
+
+// topEvery is how often the overview is refreshed, and topDenials how many denials it has.
+const (
+	topEvery   = 2 * time.Second
+	topDenials = 8
+)
+
+func topCommand(s *settings) *cobra.Command {
+	return &cobra.Command{
+		Use:   "top",
+		Short: "Show services, rates, denials and Envoys of the gateway on --admin, refreshed every 2 s",
+		Long: "Show services, rates, denials and Envoys of the gateway on --admin, refreshed every 2 s until Ctrl-C.\n" +
+			"If standard output is no terminal, it is shown once, with the counts since the start.",
+		Args: usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error {
+			out, isFile := c.OutOrStdout().(*os.File)
+			live := isFile && term.IsTerminal(int(out.Fd()))
+			var before *topState
+			for {
+				now, err := s.top(c.Context())
+				if err != nil && (!live || before == nil) {
+					return err
+				}
+				var screen bytes.Buffer
+				if live {
+					screen.WriteString("\x1b[H\x1b[2J") // to the top, and clear
+				}
+				if err != nil {
+					fmt.Fprintln(&screen, err)
+				} else {
+					now.print(&screen, before)
+					before = now
+				}
+				if _, err := screen.WriteTo(c.OutOrStdout()); err != nil || !live {
+					return err
+				}
+				select {
+				case <-c.Context().Done():
+					return nil
+				case <-time.After(topEvery):
+				}
+			}
+		},
+	}
+}
+
+// topState is what is shown.
+type topState struct {
+	overview admin.Overview
+	services admin.Services
+	denials  []authz.Denial
+	envoys   []byte // the lines about the Envoys
+}
+
+// top asks the gateway.
+func (s *settings) top(ctx context.Context) (*topState, error) {
+	t := new(topState)
+	for path, into := range map[string]any{"/api/v1/overview": &t.overview, "/api/v1/services": &t.services, "/api/v1/denials": &t.denials} {
+		body, err := s.get(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(body, into); err != nil {
+			return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
+		}
+	}
+	body, err := s.get(ctx, statusPath)
+	if err != nil {
+		return nil, err
+	}
+	status, err := s.readStatus(body)
+	if err != nil {
+		return nil, err
+	}
+	var envoys bytes.Buffer
+	for _, e := range status.GetEnvoys() {
+		fmt.Fprintf(&envoys, "%s\t%s\t%s\t%s\n", oneLine(e.GetNode()), orNone(e.GetAcked()), verifiedOr(e), orNone(oneLine(e.GetNack())))
+	}
+	t.envoys = envoys.Bytes()
+	return t, nil
+}
+
+// print prints rates since before, or counts since the start if before is nil.
+func (t *topState) print(w io.Writer, before *topState) {
+	ready, o := "ready", t.overview
+	if !o.Ready {
+		ready = "not ready"
+	}
+	fmt.Fprintf(w, "gatepost %s, %s, version %s, %s\n", o.GatepostVersion, ready, orNone(o.Version), o.Now.Format(time.RFC3339))
+	for _, name := range slices.Sorted(maps.Keys(o.Checks)) {
+		if o.Checks[name] != "ok" {
+			fmt.Fprintf(w, "%s: %s\n", name, oneLine(o.Checks[name]))
+		}
+	}
+	count := func(now, then float64) string {
+		if before == nil {
+			return fmt.Sprintf("%.0f", now)
+		}
+		return fmt.Sprintf("%.1f/s", max(0, now-then)/max(o.Now.Sub(before.overview.Now).Seconds(), 0.001))
+	}
+	var then topState
+	if before != nil {
+		then = *before
+	}
+	rates := make([]string, 0, 4)
+	for _, d := range []string{"allow", "deny", "error"} {
+		rates = append(rates, d+" "+count(o.Decisions[d], then.overview.Decisions[d]))
+	}
+	rates = append(rates, "logins "+count(sumOf(o.Logins), sumOf(then.overview.Logins)))
+	fmt.Fprintf(w, "%s\n\n", strings.Join(rates, ", "))
+
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVICE\tPATH\tSTATE\tUPSTREAMS\tREQUESTS\tERRORS")
+	for _, s := range t.services.Services {
+		requests, errors, healthy := upstreamCounts(s)
+		thenRequests, thenErrors := 0.0, 0.0
+		for _, was := range then.services.Services {
+			if was.Name == s.Name {
+				thenRequests, thenErrors, _ = upstreamCounts(was)
+			}
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", s.Name, s.Path, s.State, healthy, len(s.Upstreams), count(requests, thenRequests), count(errors, thenErrors))
+	}
+	fmt.Fprintln(table, "\nENVOY\tACKED\tVERIFIED\tLAST NACK")
+	_, _ = table.Write(t.envoys)
+	fmt.Fprintln(table, "\nDENIED\tSERVICE\tREASON\tREQUEST\tCLIENT")
+	for _, d := range t.denials[:min(len(t.denials), topDenials)] {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s %s\t%s\n", d.Time.Format(time.TimeOnly), orNone(d.Service), d.Reason, oneLine(d.Method), oneLine(d.Path), d.Client)
+	}
+	_ = table.Flush()
+}
+
+func upstreamCounts(s admin.Service) (requests, errors float64, healthy int) {
+	for _, u := range s.Upstreams {
+		requests, errors = requests+float64(u.Requests), errors+float64(u.Errors)
+		if u.Health == admin.HealthHealthy {
+			healthy++
+		}
+	}
+	return requests, errors, healthy
+}
+
+func sumOf(counts map[string]float64) (sum float64) {
+	for _, n := range counts {
+		sum += n
+	}
+	return sum
+}

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"gatepost/admin"
+	"gatepost/authz"
+)
+
+func TestTopShowsRatesAndWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	at := func(seconds int, allowed float64, requests uint64) *topState {
+		return &topState{
+			overview: admin.Overview{
+				GatepostVersion: "1.0.0", Now: time.Unix(int64(seconds), 0), Checks: map[string]string{"store": "out of reach", "envoy": "ok"},
+				Decisions: map[string]float64{"allow": allowed},
+			},
+			services: admin.Services{Services: []admin.Service{{
+				Name: "orders", Path: "/orders", State: admin.StateServed,
+				Upstreams: []admin.Upstream{{Health: admin.HealthHealthy, Requests: requests}, {Health: admin.HealthResting, Requests: requests}},
+			}}},
+			denials: []authz.Denial{{Service: "orders", Reason: "token_missing", Method: "GET", Path: "/orders/\x1b[2J"}},
+			envoys:  []byte("n1\tv1\tyes\t-\n"),
+		}
+	}
+	var first, second strings.Builder
+	at(0, 10, 5).print(&first, nil)
+	at(2, 30, 15).print(&second, at(0, 10, 5))
+	for _, want := range []string{"gatepost 1.0.0, not ready", "store: out of reach", "allow 10,", "orders   /orders  served  1/2 healthy  10 ", "n1", "GET /orders/?[2J"} {
+		if !strings.Contains(first.String(), want) {
+			t.Errorf("got\n%s\nwant %q in it", &first, want)
+		}
+	}
+	for _, want := range []string{"allow 10.0/s", "1/2 healthy  10.0/s"} {
+		if !strings.Contains(second.String(), want) {
+			t.Errorf("got\n%s\nwant %q in it", &second, want)
+		}
+	}
+}

@@ -1,0 +1,235 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	"gatepost/envoy/envoytest"
+)
+
+// see waits until the text of the page has all parts.
+func (b *tab) see(parts ...string) {
+	b.t.Helper()
+	last := ""
+	envoytest.Eventually(b.t, fmt.Sprintf("the page to show %q", parts), func() bool {
+		last = b.evaluate("document.body.innerText.replaceAll('\\u00a0', ' ')")
+		for _, part := range parts {
+			if !strings.Contains(last, part) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// evaluate returns the text that a script evaluates to.
+func (b *tab) evaluate(script string) string {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, envoytest.Deadline)
+	defer cancel()
+	got, err := chromedp.Run(ctx, chromedp.Evaluate[string](script, chromedp.EvalAwaitPromise))
+	if err != nil {
+		b.t.Fatalf("running %.60s: %v", script, err)
+	}
+	return got
+}
+
+// press presses the button or link with this text.
+func (b *tab) press(text string) {
+	b.t.Helper()
+	envoytest.Eventually(b.t, "the button "+text, func() bool {
+		return b.evaluate(`(() => {
+			const found = [...document.querySelectorAll("button, a")].find(e => e.innerText.trim() === `+quoted(b.t, text)+`)
+			if (found) found.click()
+			return found ? "yes" : "no"
+		})()`) == "yes"
+	})
+}
+
+// fill types into the field with this label, as a user does.
+func (b *tab) fill(label, text string) {
+	b.t.Helper()
+	envoytest.Eventually(b.t, "the field "+label, func() bool {
+		return b.evaluate(`(() => {
+			const found = [...document.querySelectorAll("label")].find(e => e.innerText.trim().startsWith(`+quoted(b.t, label)+`))
+			const field = found && found.querySelector("input, textarea")
+			if (!field) return "no"
+			field.value = `+quoted(b.t, text)+`
+			field.dispatchEvent(new Event("input", {bubbles: true}))
+			return "yes"
+		})()`) == "yes"
+	})
+}
+
+// accessible checks the page with axe-core, and that it fits into 320 pixels.
+func (b *tab) accessible(what, axe string) {
+	b.t.Helper()
+	if axe != "" {
+		b.evaluate(axe + `; ""`)
+		found := b.evaluate(`axe.run().then(r => r.violations.map(v => v.id + ": " + v.nodes.map(n => n.html).join(" ")).join("\n"))`)
+		if found != "" {
+			b.t.Errorf("%s is not accessible: %s", what, found)
+		}
+	}
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(320, 800)); err != nil {
+		b.t.Fatal(err)
+	}
+	if wide := b.evaluate(`String(document.documentElement.scrollWidth)`); wide != "320" {
+		b.t.Errorf("%s is %s pixels wide, want 320", what, wide)
+	}
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(1200, 800)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// screenshot writes a picture of the page to $GATEPOST_SCREENSHOTS, if it is set.
+func (b *tab) screenshot(name string) {
+	b.t.Helper()
+	dir := os.Getenv("GATEPOST_SCREENSHOTS")
+	if dir == "" {
+		return
+	}
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(1200, 780)); err != nil {
+		b.t.Fatal(err)
+	}
+	png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// axeScript returns axe-core, which `tools/page build` installs. Without it accessibility is not checked.
+func axeScript(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../admin/page/node_modules/axe-core/axe.min.js")
+	if err != nil && os.Getenv("CI") == "true" {
+		t.Fatalf("axe-core is not installed (tools/page build): %v", err)
+	}
+	if err != nil {
+		t.Log("axe-core is not installed: the accessibility of the page is not checked")
+	}
+	return string(text)
+}
+
+// TestThePageOfTheAdminAddress uses each page in a browser against a real gateway.
+func TestThePageOfTheAdminAddress(t *testing.T) {
+	t.Parallel()
+	b := openBrowser(t)
+	axe := axeScript(t)
+	options, _ := withOperator(t)
+	upstream := envoytest.Upstream(t)
+	definitions := func(more string) string {
+		return fmt.Sprintf(`
+tokens: {authenticator: {url: "%s/users/authenticate"}, shield: {address: {failures: 1, base: 900s}}}
+services:
+  - {name: orders, path: /orders, upstreams: ["%s"], allowed_methods: [GET]}
+%s`, users(t).URL(), upstream.URL(), more)
+	}
+	g := start(t, definitions(""), options)
+	token := g.Login("bob")
+
+	b.Open("http://" + g.Admin + "/#token=" + operatorToken)
+	b.see("Ready yes", "may operate", "Logins since the start")
+	if got := b.evaluate("location.href"); strings.Contains(got, operatorToken) {
+		t.Errorf("the token stays in the address %s", got)
+	}
+	b.accessible("the overview", axe)
+
+	b.press("Services")
+	b.see("orders", "/orders", "healthy", g.File)
+	b.accessible("services", axe)
+	b.screenshot("services")
+
+	// A denial is seen live, and one click explains it.
+	b.press("Denials")
+	b.see("live, 0 shown")
+	g.Do("GET", "/orders/7", "", "Origin: https://shop.example")
+	b.see("token_missing", "GET /orders/7")
+	b.accessible("denials", axe)
+	b.screenshot("denials")
+	b.press("explain")
+	b.see("token_missing", "401", "GET /orders/7")
+
+	// A 405 is explained, with the place of the definition.
+	b.fill("Method", "POST")
+	b.fill("Path or URL", "/orders/7")
+	b.evaluate(`(document.querySelector("form.explain").requestSubmit(), "")`)
+	b.see("method_not_allowed", "405", g.File)
+	b.accessible("an explanation", axe)
+	b.screenshot("explain")
+
+	// A session that is ended in the page gets 401 at once.
+	b.press("Sessions")
+	b.fill("User id", "bob")
+	b.press("Show sessions")
+	b.see("Sessions of bob")
+	b.accessible("sessions", axe)
+	b.screenshot("sessions")
+	if got := g.Do("GET", "/orders", "", "Authorization: Bearer "+token); got.Status != http.StatusOK {
+		t.Errorf("before the end of the session: %d", got.Status)
+	}
+	b.press("End")
+	b.press("Yes")
+	b.see("bob has no session.")
+	if got := g.Do("GET", "/orders", "", "Authorization: Bearer "+token); got.Status != http.StatusUnauthorized {
+		t.Errorf("after the end of the session: %d", got.Status)
+	}
+
+	// A change is shown side by side, and rolled back.
+	g.Define(definitions(`  - {name: items, path: /items, authenticate: false, upstreams: ["` + upstream.URL() + `"]}`))
+	b.press("Revisions")
+	b.see("+items", "Roll back to 1")
+	b.evaluate(`(document.querySelector("tbody button").click(), "")`)
+	b.see("Revision 2 beside revision 1", "name: items")
+	b.accessible("revisions", axe)
+	b.screenshot("revisions")
+	b.press("Roll back to 1")
+	b.press("Yes")
+	b.see("rollback to revision 1", "alice")
+	envoytest.Eventually(t, "the removed service to be unknown", func() bool { return g.Do("GET", "/items", "").Status == http.StatusNotFound })
+
+	// The Envoy and what it has acknowledged.
+	b.press("Envoys")
+	b.see("gatepost-envoy", "yes", "checked inside Envoy")
+	b.accessible("envoys", axe)
+
+	// An address that is held is forgiven.
+	for range 2 {
+		g.Do("POST", "/token", `{"username":"carol","password":"wrong"}`)
+	}
+	b.press("Held logins")
+	b.see("127.0.0.1", "Forgive")
+	b.accessible("held logins", axe)
+	b.screenshot("held")
+	b.press("Forgive")
+	b.press("Yes")
+	b.see("No address waits.")
+	g.Login("carol")
+
+	b.press("Overview")
+	b.see("Denied per minute", "refused")
+	b.screenshot("overview")
+	const violations = `new Promise(done => {
+		const all = []
+		new ReportingObserver(r => all.push(...r), {types: ["csp-violation"], buffered: true}).observe()
+		setTimeout(() => done(all.map(r => r.body.effectiveDirective + " " + r.body.blockedURL).join("\n")), 0)
+	})`
+	if found := b.evaluate(violations); found != "" {
+		t.Errorf("the page violates its policy: %s", found)
+	}
+	// What the policy is there for: text makes no HTML.
+	if got := b.evaluate(`(() => { try { document.body.innerHTML = "<i>"; return "made" } catch (e) { return e.name } })()`); got != "TypeError" {
+		t.Errorf("innerHTML: %s, want a TypeError of Trusted Types", got)
+	}
+	envoytest.Eventually(t, "that violation to be reported", func() bool { return b.evaluate(violations) != "" })
+}
