@@ -14,9 +14,13 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
+	"gatepost/tracing"
 )
 
 // LookupTimeout is how long one look-up of a token may take. It is half of the 2 s that Envoy waits for a response, so
@@ -43,6 +47,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are counted but not exported.
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of checks. Nil: there are none.
+	Tracer *tracing.Tracer
 	// Now is the clock by which sessions expire. Nil: time.Now.
 	Now func() time.Time
 }
@@ -58,6 +64,7 @@ type Server struct {
 	failures  failures
 	denials   *denials
 	durations prometheus.Histogram // of checks
+	tracer    *tracing.Tracer
 
 	authv3.UnimplementedAuthorizationServer
 }
@@ -73,7 +80,7 @@ func New(c Config) (*Server, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger), durations: newDurations()}
+	s := &Server{sessions: c.Sessions, seen: c.Seen, decisions: c.Decisions, logger: c.Logger, now: c.Now, denials: newDenials(c.Logger), durations: newDurations(), tracer: c.Tracer}
 	s.counts, s.failures = newCounts()
 	if s.decisions != nil {
 		s.counts.hits = s.decisions.Hits
@@ -103,10 +110,26 @@ func (s *Server) Check(ctx context.Context, r *authv3.CheckRequest) (*authv3.Che
 func (s *Server) respond(ctx context.Context, c *call) (resp *authv3.CheckResponse, err error) {
 	defer s.recovered(authv3.Authorization_Check_FullMethodName, &err)
 	start := time.Now()
+	ctx, span := s.tracer.FromMetadata(ctx, "check")
+	defer span.End()
 	d := s.decide(ctx, c)
 	resp = d.Response()
-	s.durations.Observe(time.Since(start).Seconds())
+	s.measure(span, &d, time.Since(start))
 	return resp, validateResponse(resp)
+}
+
+// measure records how long a check took, with its trace as an exemplar if there is one.
+func (s *Server) measure(span trace.Span, d *Decision, took time.Duration) {
+	if !span.IsRecording() {
+		s.durations.Observe(took.Seconds())
+		return
+	}
+	span.SetAttributes(attribute.String("gatepost.service", d.rule.service), attribute.String("gatepost.decision", string(d.Outcome())),
+		attribute.String("gatepost.reason", d.Reason.String()))
+	if d.Outcome() == CannotTell {
+		span.SetStatus(codes.Error, d.Reason.String())
+	}
+	s.durations.(prometheus.ExemplarObserver).ObserveWithExemplar(took.Seconds(), prometheus.Labels{"trace_id": span.SpanContext().TraceID().String()})
 }
 
 // decide makes, counts and logs one decision.

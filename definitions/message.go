@@ -25,6 +25,9 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 	if a := g.AccessLog; a.On() {
 		m.AccessLog = &gatewayv1.AccessLog{Format: a.Format, To: a.To, Sample: new(a.Sample), ErrorsOnly: a.ErrorsOnly}
 	}
+	if g.Tracing.TrustIncoming {
+		m.Tracing = &gatewayv1.Tracing{TrustIncoming: true}
+	}
 	if c := g.ClientAddresses; len(c.TrustedProxies) > 0 {
 		m.ClientAddresses = &gatewayv1.ClientAddresses{ProxyProtocol: c.ProxyProtocol}
 		for _, proxies := range c.TrustedProxies {

@@ -27,6 +27,8 @@ type Gateway struct {
 	ClientAddresses ClientAddresses
 	// RateLimits limit the number of requests to the whole gateway.
 	RateLimits []RateLimit
+	// Tracing is whose traces are continued.
+	Tracing Tracing
 	// ResponseHeaders are the changes of every response.
 	ResponseHeaders Headers
 	// TLS is the listener for HTTPS. If nil, there is none.
@@ -143,6 +145,12 @@ const (
 
 // On reports whether requests are logged.
 func (a AccessLog) On() bool { return a.Format == AccessLogECS || a.Format == AccessLogText }
+
+// Tracing is whose traces are continued. Whether there are any is no matter of definitions.
+type Tracing struct {
+	// TrustIncoming is whether a client's own trace is continued.
+	TrustIncoming bool
+}
 
 // ClientAddresses is how the address of a client behind proxies is known.
 type ClientAddresses struct {

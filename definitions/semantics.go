@@ -23,6 +23,7 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 		Identity: Identity{UserHeader: strings.ToLower(cmp.Or(m.GetIdentity().GetUserHeader(), defaultIdentityHeader))},
 
 		AccessLog: accessLogOf(m.GetAccessLog()),
+		Tracing:   Tracing{TrustIncoming: m.GetTracing().GetTrustIncoming()},
 	}
 	var fault *fault
 	g.Listen, fault = parseListen(cmp.Or(m.GetListen(), defaultListen))

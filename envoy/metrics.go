@@ -51,8 +51,8 @@ var EssentialMetrics = []Metric{
 	{"envoy_cluster_upstream_rq_pending_overflow", `cluster\..*\.upstream_rq_pending_overflow`, "counter", []string{labelCluster}, "Requests answered 503 because of a limit of the upstream."},
 }
 
-// EssentialReader returns the [EssentialMetrics] of the Envoy with an admin address (host:port or unix:/path), in the text
-// format of Prometheus. They are a stream, because there can be megabytes of them. The caller must close it.
+// EssentialReader returns the [EssentialMetrics] of the Envoy with an admin address (host:port or unix:/path), in the
+// text format of Prometheus. They are a stream, because there can be megabytes of them. The caller must close it.
 func EssentialReader(ctx context.Context, admin string) (io.ReadCloser, error) {
 	addr, err := parseAddress(admin)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"gatepost/envoy"
 	"gatepost/redisconn"
 	"gatepost/systemd"
+	"gatepost/tracing"
 	"gatepost/xds"
 )
 
@@ -60,6 +61,8 @@ type Config struct {
 	// AccessLog receives the access log of the Envoy that Run runs, one Write for each line. It must not block. Nil: these
 	// lines go to Logger.
 	AccessLog io.Writer
+	// Tracing is where spans go. Nil: requests are not traced.
+	Tracing *tracing.Settings
 	// Systemd receives the state of the process. Nil: nothing is reported.
 	Systemd *systemd.Reporter
 	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
@@ -95,5 +98,5 @@ func (c Config) check() error {
 // XDSOptions returns what the Envoy configuration of this gateway is built with, apart from the
 // module.
 func (c Config) XDSOptions() xds.Options {
-	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen}
+	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen, Tracing: c.Tracing}
 }

@@ -28,6 +28,7 @@ import (
 	"gatepost/tokens/endpoint"
 	"gatepost/tokens/lastseen"
 	"gatepost/tokens/shield"
+	"gatepost/tracing"
 	"gatepost/xds"
 )
 
@@ -37,9 +38,10 @@ type Gateway struct {
 	logger   *slog.Logger
 	registry *prometheus.Registry
 	metrics  *processMetrics
-	dir      envoy.Dir     // the private folder of the managed Envoy; empty if there is none
-	runner   *envoy.Runner // runs the managed Envoy; nil if there is none
-	lock     *os.File      // holds the data folder; nil: it cannot be locked
+	dir      envoy.Dir       // the private folder of the managed Envoy; empty if there is none
+	runner   *envoy.Runner   // runs the managed Envoy; nil if there is none
+	tracer   *tracing.Tracer // makes the spans; nil if requests are not traced
+	lock     *os.File        // holds the data folder; nil: it cannot be locked
 
 	module   *envoyModule                       // how Envoy checks tokens by itself
 	store    *tokenStore                        // sessions, by their tokens
@@ -83,6 +85,9 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 			g.close()
 		}
 	}()
+	if g.tracer, err = tracing.New(ctx, config.Tracing, config.Version, config.Logger); err != nil {
+		return nil, err
+	}
 	if err := g.prepareEnvoy(); err != nil {
 		return nil, err
 	}
@@ -184,14 +189,14 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 		return err
 	}
 	g.checker, err = authz.New(authz.Config{
-		Sessions: g.store, Seen: g.seen.Record, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry,
+		Sessions: g.store, Seen: g.seen.Record, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
 	})
 	if err != nil {
 		return err
 	}
 	g.shield = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger})
 	g.endpoint, err = endpoint.New(endpoint.Config{
-		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry,
+		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
 		Shield: g.shield,
 	})
 	return err
@@ -329,6 +334,7 @@ func (g *Gateway) close() {
 	if g.history != nil {
 		logged("the history of the definitions", g.history.Close())
 	}
+	logged("the exporter of spans", g.tracer.Close())
 	if g.dir != "" {
 		logged("the private folder", g.dir.Remove())
 	}

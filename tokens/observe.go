@@ -7,6 +7,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"gatepost/tracing"
 )
 
 // storeBuckets range from an answer from memory to the longest store timeout, in seconds.
@@ -32,7 +37,7 @@ func Observed(store Store, registerer prometheus.Registerer, name string) (Store
 		return nil, err
 	}
 	operation := func(op string) meter {
-		return meter{seconds.WithLabelValues(name, op), failures.WithLabelValues(name, op)}
+		return meter{"store " + op, name, seconds.WithLabelValues(name, op), failures.WithLabelValues(name, op)}
 	}
 	return &observed{
 		Store:         store,
@@ -71,72 +76,88 @@ type observed struct {
 
 // meter records the calls of one operation.
 type meter struct {
+	span     string // the name of a call's span
+	store    string
 	seconds  prometheus.Observer
 	failures prometheus.Counter
 }
 
-// done records a call that began at start and returned err. Only ErrUnavailable counts as a
-// failure.
-func (m *meter) done(start time.Time, err error) {
-	m.seconds.Observe(time.Since(start).Seconds())
+// measured is a call in progress.
+type measured struct {
+	*meter
+	start time.Time
+	span  trace.Span
+}
+
+// begin returns the context of a call, which is a part of the trace of ctx if there is one.
+func (m *meter) begin(ctx context.Context) (context.Context, measured) {
+	ctx, span := tracing.Start(ctx, m.span, attribute.String("gatepost.store", m.store))
+	return ctx, measured{m, time.Now(), span}
+}
+
+// done records a call that returned err. Only ErrUnavailable counts as a failure.
+func (m measured) done(err error) {
+	m.seconds.Observe(time.Since(m.start).Seconds())
 	if err != nil && errors.Is(err, ErrUnavailable) {
 		m.failures.Inc()
+		m.span.SetStatus(codes.Error, "unavailable")
 	}
+	m.span.End()
 }
 
 func (o *observed) Create(ctx context.Context, s *Session, limit int) error {
-	start := time.Now()
+	ctx, call := o.create.begin(ctx)
 	err := o.Store.Create(ctx, s, limit)
-	o.create.done(start, err)
+	call.done(err)
 	return err
 }
 
 func (o *observed) Lookup(ctx context.Context, h Hash) (*Session, error) {
-	start := time.Now()
+	ctx, call := o.lookup.begin(ctx)
 	s, err := o.Store.Lookup(ctx, h)
-	o.lookup.done(start, err)
+	call.done(err)
 	return s, err
 }
 
 func (o *observed) Rotate(ctx context.Context, old Hash, next Successor, grace time.Duration) (Successor, error) {
-	start := time.Now()
+	ctx, call := o.rotate.begin(ctx)
 	given, err := o.Store.Rotate(ctx, old, next, grace)
-	o.rotate.done(start, err)
+	call.done(err)
 	return given, err
 }
 
 func (o *observed) Revoke(ctx context.Context, h Hash) error {
-	start := time.Now()
+	ctx, call := o.revoke.begin(ctx)
 	err := o.Store.Revoke(ctx, h)
-	o.revoke.done(start, err)
+	call.done(err)
 	return err
 }
 
 func (o *observed) Sessions(ctx context.Context, user string) ([]*Session, error) {
-	start := time.Now()
+	ctx, call := o.sessions.begin(ctx)
 	list, err := o.Store.Sessions(ctx, user)
-	o.sessions.done(start, err)
+	call.done(err)
 	return list, err
 }
 
 func (o *observed) RevokeSession(ctx context.Context, user, id string) error {
-	start := time.Now()
+	ctx, call := o.revokeSession.begin(ctx)
 	err := o.Store.RevokeSession(ctx, user, id)
-	o.revokeSession.done(start, err)
+	call.done(err)
 	return err
 }
 
 func (o *observed) RevokeUser(ctx context.Context, user string) (int, error) {
-	start := time.Now()
+	ctx, call := o.revokeUser.begin(ctx)
 	n, err := o.Store.RevokeUser(ctx, user)
-	o.revokeUser.done(start, err)
+	call.done(err)
 	return n, err
 }
 
 func (o *observed) Ping(ctx context.Context) error {
-	start := time.Now()
+	ctx, call := o.ping.begin(ctx)
 	err := o.Store.Ping(ctx)
-	o.ping.done(start, err)
+	call.done(err)
 	return err
 }
 
@@ -146,8 +167,8 @@ func (o *observed) Touch(ctx context.Context, of Principal, at time.Time, addres
 	if !ok {
 		return nil
 	}
-	start := time.Now()
+	ctx, call := o.touch.begin(ctx)
 	err := inner.Touch(ctx, of, at, address)
-	o.touch.done(start, err)
+	call.done(err)
 	return err
 }

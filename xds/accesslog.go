@@ -204,10 +204,10 @@ func (b *builder) keepPath() *hcmv3.HttpFilter {
 	})}}
 }
 
-// logged adds to a route what the access log says about it: the service and, if Gatepost is not asked about the
-// request, the decision.
+// logged adds to a route what the access log and spans say about it: the service and, if Gatepost is not asked about
+// the request, the decision.
 func (b *builder) logged(r *routev3.Route, service string, public bool) *routev3.Route {
-	if !b.logs() {
+	if !b.describes() {
 		return r
 	}
 	fields := map[string]*structpb.Value{logService: structpb.NewStringValue(service)}

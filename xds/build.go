@@ -19,6 +19,7 @@ import (
 
 	"gatepost/authz"
 	"gatepost/definitions"
+	"gatepost/tracing"
 )
 
 // The names of the listeners: the one without TLS, the one with, and that for HTTP/3.
@@ -52,6 +53,8 @@ type Options struct {
 	Listen netip.AddrPort
 	// Module is how Envoy checks tokens by itself. With the zero Module it does not.
 	Module Module
+	// Tracing is where Envoy sends spans. Nil: it makes none.
+	Tracing *tracing.Settings
 	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
 	// 503.
 	Withheld []string
@@ -176,6 +179,9 @@ func (b *builder) frame() view {
 	v.listeners.seal()
 	b.about = "clusters"
 	v.clusters = v.clusters.with(map[string]*resource{blackhole: b.finish(withoutEndpoint(blackhole))})
+	if b.traces() {
+		v.clusters = v.clusters.with(map[string]*resource{collectorName: b.finish(b.collector())})
+	}
 	scopes := b.scopes(v.clusters)
 	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.Tokens.Path), nil)).with(scopes.of(scopeOf("/"), nil))
 	return v

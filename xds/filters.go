@@ -35,7 +35,7 @@ const authzTimeout = 2 * time.Second
 // the filters that can deny a request, so that it answers preflights without a token, and pages can read denials.
 func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 	var all []*hcmv3.HttpFilter
-	if b.logs() {
+	if b.describes() {
 		all = append(all, b.keepPath())
 	}
 	all = append(all,

@@ -84,6 +84,8 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		AccessLog:                    b.accessLog(),
 		AlwaysSetRequestIdInResponse: b.logs(), // so that a client can name the line
 
+		Tracing: b.tracing(),
+
 		// The client's own claims about its address and request are not trusted (x-envoy-*, x-request-id).
 		UseRemoteAddress:              wrapperspb.Bool(true),
 		EarlyHeaderMutationExtensions: b.stripEarly(),

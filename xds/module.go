@@ -114,7 +114,7 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 	for _, header := range b.shared().ModuleInputs() {
 		flags += map[string]string{"origin": "o", "cookie": "c", "sec-websocket-protocol": "s"}[header]
 	}
-	if b.logs() {
+	if b.describes() {
 		flags += "l"
 	}
 	if flags == "" {
@@ -137,7 +137,7 @@ func (b *builder) shared() authz.Shared {
 		Cookie:      b.gw.Tokens.Cookie,
 		Subprotocol: b.gw.Tokens.Subprotocol,
 		UserHeader:  b.gw.Identity.UserHeader,
-		Log:         b.logs(),
+		Log:         b.describes(),
 	}
 }
 

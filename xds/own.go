@@ -85,8 +85,9 @@ func (b *builder) rejectDotParams() *routev3.Route {
 func (b *builder) beacon() []*routev3.Route {
 	b.about = "version"
 	return b.checked([]*routev3.Route{{
-		Name:  "version",
-		Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
+		Name:    "version",
+		Tracing: b.untraced(),
+		Match:   &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: 200,
 			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},

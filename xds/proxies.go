@@ -77,7 +77,7 @@ func (b *builder) strangersManager() *hcmv3.HttpConnectionManager {
 // versionManager serves the version, and has no route for anything else.
 func (b *builder) versionManager() *hcmv3.HttpConnectionManager {
 	manager := b.connectionManager()
-	manager.AccessLog, manager.AlwaysSetRequestIdInResponse = nil, false
+	manager.AccessLog, manager.AlwaysSetRequestIdInResponse, manager.Tracing = nil, false, nil
 	manager.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
 		Name: filterStrip,
 		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{

@@ -44,6 +44,9 @@ func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
 		mutations = append(mutations, removePrefix(prefix))
 	}
 	mutations = append(mutations, remove(strippedHeaders...)...)
+	if b.traces() && !b.gw.Tracing.TrustIncoming {
+		mutations = append(mutations, remove("traceparent", "tracestate")...)
+	}
 	return []*corev3.TypedExtensionConfig{{
 		Name:        filterStrip,
 		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: append(mutations, nameScope())}),

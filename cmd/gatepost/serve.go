@@ -13,6 +13,7 @@ import (
 	"gatepost/gateway"
 	"gatepost/logqueue"
 	"gatepost/systemd"
+	"gatepost/tracing"
 )
 
 func serveCommand(s *settings) *cobra.Command {
@@ -68,6 +69,9 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	config, err := s.gatewayConfig()
 	if err != nil {
 		return err
+	}
+	if config.Tracing, err = tracing.FromEnvironment(os.Getenv); err != nil {
+		return usageError{err}
 	}
 	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request
 	defer access.Close()

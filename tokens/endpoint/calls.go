@@ -31,7 +31,10 @@ var (
 // call counts and logs the outcome of a call below the token path.
 func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (outcome, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		r, span := h.config.Tracer.FromRequest(r, name)
+		defer span.End()
 		o, err := f(w, r)
+		span.SetAttributes(o.attribute())
 		h.metrics.calls.WithLabelValues(name, string(o)).Inc()
 		level := o.level()
 		if level == slog.LevelInfo {

@@ -18,6 +18,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
+	"gatepost/tracing"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -36,6 +37,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer registers the counters; nil: none.
 	Registerer prometheus.Registerer
+	// Tracer makes the spans of logins and calls; nil: there are none.
+	Tracer *tracing.Tracer
 	// Now is the clock; nil: [time.Now].
 	Now func() time.Time
 	// StoreTimeout bounds each call of the store; 0: 5s. A revoke may wait for a lease of 1s.

@@ -15,9 +15,12 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"golang.org/x/net/http/httpguts"
 
 	"gatepost/definitions"
+	"gatepost/tracing"
 )
 
 const (
@@ -86,11 +89,17 @@ func (h *Handler) forward(r *http.Request, a *definitions.Authenticator, b *body
 	start := time.Now()
 	defer func() { h.metrics.userService.Observe(time.Since(start).Seconds()) }()
 
-	response, err := h.transport.RoundTrip(outbound(r, a, b).WithContext(ctx))
+	ctx, span := tracing.Start(ctx, "user service")
+	defer span.End()
+	request := outbound(r, a, b)
+	tracing.Inject(ctx, request.Header)
+	response, err := h.transport.RoundTrip(request.WithContext(ctx))
 	if err != nil {
+		span.SetStatus(codes.Error, errUnreachable.Error())
 		return nil, forwardError(ctx, b, errUnreachable, err)
 	}
 	defer response.Body.Close()
+	span.SetAttributes(attribute.Int("http.response.status_code", response.StatusCode))
 	// 101 was not requested, others are invalid
 	if response.StatusCode < 200 || response.StatusCode > 599 {
 		return nil, fmt.Errorf("%w: status %d", errAnswer, response.StatusCode)

@@ -38,8 +38,11 @@ type login struct {
 // login handles POST /token, and counts and logs its outcome. It logs the user of a successful
 // login only, because people type passwords into the wrong field.
 func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
+	r, span := h.config.Tracer.FromRequest(r, "login")
+	defer span.End()
 	l := &login{Handler: h, client: clientOf(r), settings: h.settings(), w: w, r: r}
 	o := l.run()
+	span.SetAttributes(o.attribute())
 	h.metrics.countLogin(o)
 	attributes := append(o.attributes(),
 		slog.String("request_id", l.requestID),

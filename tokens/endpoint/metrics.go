@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
 
 	"gatepost/convention"
 )
@@ -51,6 +52,11 @@ func (o outcome) level() slog.Level {
 }
 
 // attributes returns the log attributes of an outcome: its name, and the page about it if it needs attention.
+// attribute returns the outcome for a span.
+func (o outcome) attribute() attribute.KeyValue {
+	return attribute.String("gatepost.outcome", string(o))
+}
+
 func (o outcome) attributes() []slog.Attr {
 	attributes := make([]slog.Attr, 0, 7) // with those of a login
 	attributes = append(attributes, slog.String("outcome", string(o)))

@@ -56,8 +56,10 @@ type Gateway struct {
 	// Changes of the headers of every response that has a route, also of errors. A service may set the same header to
 	// another value.
 	ResponseHeaders *Headers `protobuf:"bytes,11,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Whose traces are continued, if requests are traced.
+	Tracing       *Tracing `protobuf:"bytes,12,opt,name=tracing,proto3" json:"tracing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Gateway) Reset() {
@@ -163,6 +165,13 @@ func (x *Gateway) GetRateLimits() []*RateLimit {
 func (x *Gateway) GetResponseHeaders() *Headers {
 	if x != nil {
 		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *Gateway) GetTracing() *Tracing {
+	if x != nil {
+		return x.Tracing
 	}
 	return nil
 }
@@ -826,6 +835,54 @@ func (x *AccessLog) GetErrorsOnly() bool {
 	return false
 }
 
+// Tracing is whose traces are continued. The environment of Gatepost says whether and where spans are sent. A change of
+// these settings replaces the listener: connections that are open are drained.
+type Tracing struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether a client's own trace (`traceparent`) is continued, and its choice whether it is recorded. Set it only if all
+	// clients are yours: a stranger could have every request recorded. By default such headers are removed. Default: false.
+	TrustIncoming bool `protobuf:"varint,1,opt,name=trust_incoming,json=trustIncoming,proto3" json:"trust_incoming,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Tracing) Reset() {
+	*x = Tracing{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Tracing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Tracing) ProtoMessage() {}
+
+func (x *Tracing) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
+func (*Tracing) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Tracing) GetTrustIncoming() bool {
+	if x != nil {
+		return x.TrustIncoming
+	}
+	return false
+}
+
 // ClientAddresses is how the gateway learns the address of a client behind load balancers and other proxies. Limits of
 // failed logins, sessions and logs use that address. A change of these settings replaces the listener: connections that
 // are open are drained.
@@ -844,7 +901,7 @@ type ClientAddresses struct {
 
 func (x *ClientAddresses) Reset() {
 	*x = ClientAddresses{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +913,7 @@ func (x *ClientAddresses) String() string {
 func (*ClientAddresses) ProtoMessage() {}
 
 func (x *ClientAddresses) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[9]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +926,7 @@ func (x *ClientAddresses) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientAddresses.ProtoReflect.Descriptor instead.
 func (*ClientAddresses) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{9}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ClientAddresses) GetTrustedProxies() []string {
@@ -913,7 +970,7 @@ type Tls struct {
 
 func (x *Tls) Reset() {
 	*x = Tls{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -925,7 +982,7 @@ func (x *Tls) String() string {
 func (*Tls) ProtoMessage() {}
 
 func (x *Tls) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[10]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -938,7 +995,7 @@ func (x *Tls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tls.ProtoReflect.Descriptor instead.
 func (*Tls) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{10}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Tls) GetListen() string {
@@ -1005,7 +1062,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1074,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[11]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1087,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{11}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Certificate) GetCertFile() string {
@@ -1130,7 +1187,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1199,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1212,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Service) GetName() string {
@@ -1359,7 +1416,7 @@ type UpstreamTls struct {
 
 func (x *UpstreamTls) Reset() {
 	*x = UpstreamTls{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1428,7 @@ func (x *UpstreamTls) String() string {
 func (*UpstreamTls) ProtoMessage() {}
 
 func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1441,7 @@ func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTls.ProtoReflect.Descriptor instead.
 func (*UpstreamTls) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *UpstreamTls) GetCaFile() string {
@@ -1429,7 +1486,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1441,7 +1498,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1454,7 +1511,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Headers) GetSet() map[string]string {
@@ -1484,7 +1541,7 @@ type Maintenance struct {
 
 func (x *Maintenance) Reset() {
 	*x = Maintenance{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1553,7 @@ func (x *Maintenance) String() string {
 func (*Maintenance) ProtoMessage() {}
 
 func (x *Maintenance) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1566,7 @@ func (x *Maintenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
 func (*Maintenance) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Maintenance) GetMessage() string {
@@ -1542,7 +1599,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1611,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1624,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Redirect) GetTo() string {
@@ -1610,7 +1667,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1679,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1692,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *HealthCheck) GetPath() string {
@@ -1711,7 +1768,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1723,7 +1780,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1736,7 +1793,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Retries) GetCount() uint32 {
@@ -1790,7 +1847,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1859,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1872,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -1858,7 +1915,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1927,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +1940,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Canary) GetUpstreams() []string {
@@ -1922,7 +1979,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1934,7 +1991,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1947,7 +2004,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Affinity) GetBy() string {
@@ -1985,7 +2042,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2054,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2067,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -2052,7 +2109,7 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbc\x04\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xec\x04\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -2068,7 +2125,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\vrate_limits\x18\n" +
 	" \x03(\v2\x16.gatepost.v1.RateLimitB\b\xbaH\x05\x92\x01\x02\x10\bR\n" +
 	"rateLimits\x12?\n" +
-	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\"\xa6\x02\n" +
+	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12.\n" +
+	"\atracing\x18\f \x01(\v2\x14.gatepost.v1.TracingR\atracing\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
 	"\rallow_headers\x18\x01 \x03(\tB/\xbaH,\x92\x01)\x10@\x18\x01\"#r!2\x1f^[A-Za-z0-9!#$&'+.^`|~-]{1,64}$R\fallowHeaders\x12W\n" +
 	"\x0eexpose_headers\x18\x02 \x03(\tB0\xbaH-\x92\x01*\x10@\x18\x01\"$r\"2 ^[A-Za-z0-9!#$&'+.^_`|~-]{1,64}$R\rexposeHeaders\x12+\n" +
@@ -2132,7 +2190,9 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x06sample\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x8d\xed\xb5\xa0\xf7ư>H\x00R\x06sample\x88\x01\x01\x12\x1f\n" +
 	"\verrors_only\x18\x04 \x01(\bR\n" +
 	"errorsOnlyB\t\n" +
-	"\a_sample\"t\n" +
+	"\a_sample\"0\n" +
+	"\aTracing\x12%\n" +
+	"\x0etrust_incoming\x18\x01 \x01(\bR\rtrustIncoming\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
 	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xd9\x02\n" +
@@ -2257,7 +2317,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -2268,74 +2328,76 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Breaker)(nil),             // 6: gatepost.v1.Breaker
 	(*Identity)(nil),            // 7: gatepost.v1.Identity
 	(*AccessLog)(nil),           // 8: gatepost.v1.AccessLog
-	(*ClientAddresses)(nil),     // 9: gatepost.v1.ClientAddresses
-	(*Tls)(nil),                 // 10: gatepost.v1.Tls
-	(*Certificate)(nil),         // 11: gatepost.v1.Certificate
-	(*Service)(nil),             // 12: gatepost.v1.Service
-	(*UpstreamTls)(nil),         // 13: gatepost.v1.UpstreamTls
-	(*Headers)(nil),             // 14: gatepost.v1.Headers
-	(*Maintenance)(nil),         // 15: gatepost.v1.Maintenance
-	(*Redirect)(nil),            // 16: gatepost.v1.Redirect
-	(*HealthCheck)(nil),         // 17: gatepost.v1.HealthCheck
-	(*Retries)(nil),             // 18: gatepost.v1.Retries
-	(*Limits)(nil),              // 19: gatepost.v1.Limits
-	(*Canary)(nil),              // 20: gatepost.v1.Canary
-	(*Affinity)(nil),            // 21: gatepost.v1.Affinity
-	(*RateLimit)(nil),           // 22: gatepost.v1.RateLimit
-	nil,                         // 23: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
+	(*Tracing)(nil),             // 9: gatepost.v1.Tracing
+	(*ClientAddresses)(nil),     // 10: gatepost.v1.ClientAddresses
+	(*Tls)(nil),                 // 11: gatepost.v1.Tls
+	(*Certificate)(nil),         // 12: gatepost.v1.Certificate
+	(*Service)(nil),             // 13: gatepost.v1.Service
+	(*UpstreamTls)(nil),         // 14: gatepost.v1.UpstreamTls
+	(*Headers)(nil),             // 15: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 16: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 17: gatepost.v1.Redirect
+	(*HealthCheck)(nil),         // 18: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 19: gatepost.v1.Retries
+	(*Limits)(nil),              // 20: gatepost.v1.Limits
+	(*Canary)(nil),              // 21: gatepost.v1.Canary
+	(*Affinity)(nil),            // 22: gatepost.v1.Affinity
+	(*RateLimit)(nil),           // 23: gatepost.v1.RateLimit
+	nil,                         // 24: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
 	2,  // 1: gatepost.v1.Gateway.tokens:type_name -> gatepost.v1.Tokens
 	7,  // 2: gatepost.v1.Gateway.identity:type_name -> gatepost.v1.Identity
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
-	9,  // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
-	10, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
-	12, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	22, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
-	14, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
-	24, // 9: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	24, // 10: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	24, // 11: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
-	3,  // 12: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	24, // 13: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
-	4,  // 14: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	24, // 15: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	24, // 16: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
-	5,  // 17: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
-	5,  // 18: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
-	6,  // 19: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	24, // 20: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	24, // 21: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	24, // 22: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	24, // 23: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	24, // 24: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	11, // 25: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
-	24, // 26: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
-	24, // 27: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	17, // 28: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	18, // 29: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	19, // 30: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	20, // 31: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	21, // 32: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	22, // 33: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	14, // 34: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	14, // 35: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	15, // 36: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	16, // 37: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	13, // 38: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
-	23, // 39: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	24, // 40: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	24, // 41: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	24, // 42: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	24, // 43: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	24, // 44: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	10, // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
+	11, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
+	13, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	23, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
+	15, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	9,  // 9: gatepost.v1.Gateway.tracing:type_name -> gatepost.v1.Tracing
+	25, // 10: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	25, // 11: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	25, // 12: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	3,  // 13: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
+	25, // 14: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	4,  // 15: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
+	25, // 16: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	25, // 17: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	5,  // 18: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
+	5,  // 19: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
+	6,  // 20: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
+	25, // 21: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	25, // 22: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	25, // 23: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	25, // 24: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	25, // 25: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	12, // 26: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
+	25, // 27: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	25, // 28: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	18, // 29: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	19, // 30: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	20, // 31: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	21, // 32: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	22, // 33: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	23, // 34: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	15, // 35: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	15, // 36: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	16, // 37: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	17, // 38: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	14, // 39: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
+	24, // 40: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	25, // 41: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	25, // 42: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	25, // 43: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	25, // 44: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	25, // 45: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -2347,18 +2409,18 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[5].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[10].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[12].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[16].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[18].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[11].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[13].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[17].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[19].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[21].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

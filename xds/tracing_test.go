@@ -1,0 +1,27 @@
+package xds
+
+import (
+	"testing"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/tracing"
+)
+
+// TestEnvoyAcceptsACollector: by address and by name, with and without TLS, and the listener traces.
+func TestEnvoyAcceptsACollector(t *testing.T) {
+	t.Parallel()
+	for _, settings := range []*tracing.Settings{
+		{Host: "127.0.0.1", Port: 4317, Service: "gatepost", Sample: 0.1},
+		{Host: "collector.example", Port: 4317, TLS: true, CAFile: DefaultCAFile, Service: "gatepost", Sample: 1},
+	} {
+		options := testOptions
+		options.Tracing = settings
+		snapshot := buildWith(t, "tracing: {trust_incoming: true}\nservices: []", options)
+		if snapshot.clusters.get(collectorName) == nil {
+			t.Error("there is no cluster of the collector")
+		}
+		if said := envoytest.ValidateResources(t, messages(snapshot)...); said != "" {
+			t.Errorf("%+v: %s", settings, said)
+		}
+	}
+}
