@@ -270,9 +270,11 @@ func editMessage(random *rand.Rand, g *gatewayv1.Gateway, opts *Options) {
 		random.Shuffle(len(g.Services), func(i, j int) { g.Services[i], g.Services[j] = g.Services[j], g.Services[i] })
 	default:
 		s, other := g.Services[at], fresh()
-		switch random.IntN(4) {
+		switch random.IntN(5) {
 		case 0:
 			s.Name = other.Name
+		case 3:
+			s.RateLimits = [][]*gatewayv1.RateLimit{nil, {{Requests: 1, By: "address"}}}[random.IntN(2)]
 		case 1:
 			s.Path = path()
 		case 2:

@@ -110,12 +110,8 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 	return routes
 }
 
-// spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case. Each is a
-// scope with buckets of its own, so a scope with rate limits has only the one in lower case.
+// spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case.
 func (s *scopes) spellings(scope string, services []*service) (all []string) {
-	if isLimitedScope(services) {
-		return []string{scope}
-	}
 	paths := []string{VersionPath, s.b.gw.Tokens.Path, "/"}
 	for _, one := range services {
 		paths = append(paths, one.path)
@@ -135,8 +131,9 @@ func (b *builder) serviceRoutes(s *service) []*routev3.Route {
 	return b.checked(b.groupRoutes(s.endpoints(b)))
 }
 
-// of builds the resources of a scope with these services, one for each spelling. A scope without routes has none.
-// :: name → scope
+// of builds the resources of a scope with these services, one for each spelling. A scope without routes has none. Each
+// is a scope with buckets of its own, so if there are rate limits, only the one in lower case is there, and the others
+// are nil: they may have been there before. :: name → scope
 func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	spellings := s.spellings(scope, services)
 	if len(spellings) == 0 {
@@ -155,9 +152,13 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 		config.VirtualHosts = append(config.VirtualHosts, s.virtualHost(scope, host, guarded))
 	}
 	s.b.addLimits(config, services)
-	out := make(map[string]*resource, len(spellings))
+	out, limited := make(map[string]*resource, len(spellings)), isLimitedScope(services)
 	for _, segment := range spellings {
 		name := "/" + segment
+		if limited && segment != scope {
+			out[name] = nil
+			continue
+		}
 		out[name] = s.b.finish(&routev3.ScopedRouteConfiguration{
 			Name: name,
 			Key: &routev3.ScopedRouteConfiguration_Key{Fragments: []*routev3.ScopedRouteConfiguration_Key_Fragment{{

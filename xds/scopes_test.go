@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -190,6 +192,36 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 		if got := changed(build(t, text(more))); !slices.Equal(got, want) {
 			t.Errorf("%s: changed %q, want %q", more, got, want)
 		}
+	}
+}
+
+// TestRateLimitsTakeTheOtherSpellings: in a spelling that stays, the former routes would too, and need no token.
+func TestRateLimitsTakeTheOtherSpellings(t *testing.T) {
+	text := func(more string) *definitions.Definitions {
+		d, err := definitions.Parse("gateway.yaml", []byte(`{tokens: {path: /A/token}, services: [
+			{name: one, path: /a/one, upstreams: ["http://a"], `+more+`},
+			{name: two, path: /A/two, upstreams: ["http://b"]}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	var b Builder
+	before := text("authenticate: false")
+	if _, err := b.Build(before.Gateway, testOptions); err != nil {
+		t.Fatal(err)
+	}
+	d, err := before.Next("gateway.yaml", text("rate_limits: [{requests: 1, by: address}]").Text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := b.Build(d.Gateway, testOptions)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scopes := resourcesOf(got, resourcev3.ScopedRouteType)
+	if scopes["/a"] == nil || scopes["/A"] != nil {
+		t.Errorf("scopes %q", slices.Sorted(maps.Keys(scopes)))
 	}
 }
 
