@@ -57,6 +57,7 @@ func TestABadCertificateIsRefused(t *testing.T) {
 	expired, expiredKey := ca.Sign(&x509.Certificate{DNSNames: []string{"a"}, NotBefore: now.Add(-2 * time.Hour), NotAfter: now.Add(-time.Hour)})
 	future, futureKey := ca.Sign(&x509.Certificate{DNSNames: []string{"a"}, NotBefore: now.Add(time.Hour)})
 	nameless, namelessKey := ca.Sign(&x509.Certificate{})
+	wild, wildKey := ca.Sign(&x509.Certificate{DNSNames: []string{"a", "shop*.example"}})
 	client, clientKey := ca.Sign(&x509.Certificate{DNSNames: []string{"a"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	weak, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
@@ -83,6 +84,7 @@ func TestABadCertificateIsRefused(t *testing.T) {
 		"expired":                 {expired, expiredKey, "expired on"},
 		"not valid yet":           {future, futureKey, "compare the clock"},
 		"no names":                {nameless, namelessKey, "has no names"},
+		"part of a label":         {wild, wildKey, `names, ["a" "shop*.example"]`},
 		"for clients":             {client, clientKey, "not for servers"},
 		"a short RSA key":         {weakCert, weakKey, "1024 bits"},
 		"a curve of few":          {oddCert, oddKey, "of a kind that Envoy does not take"},

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -73,6 +74,8 @@ func Parse(chain, key []byte, now time.Time) (Pair, error) {
 		return Pair{}, err
 	case len(p.Names)+len(p.Addresses) == 0:
 		return Pair{}, errors.New("the certificate has no names: clients ignore its subject (issue it with subject alternative names)")
+	case slices.ContainsFunc(p.Names, func(name string) bool { return !serverName.MatchString(name) }):
+		return Pair{}, fmt.Errorf("Envoy cannot serve one of its names, %q (issue it with host names, which may begin with `*.`)", p.Names)
 	case !isFor(leaf, x509.ExtKeyUsageServerAuth):
 		return Pair{}, errors.New("the certificate is not for servers (issue it with the extended key usage serverAuth)")
 	}
@@ -87,6 +90,9 @@ func ParseClient(chain, key []byte, now time.Time) (Pair, error) {
 	}
 	return p, err
 }
+
+// serverName matches the names that Envoy can look for. For another one it would refuse the whole listener.
+var serverName = regexp.MustCompile(`^(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*$`)
 
 // isFor reports whether a certificate may be used for something. One that names no use may be used for all.
 func isFor(leaf *x509.Certificate, usage x509.ExtKeyUsage) bool {
