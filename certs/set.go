@@ -52,6 +52,14 @@ func (s *Set) Pair(name string) (p Pair, ok bool) {
 	return p, ok
 }
 
+// Roots returns the CAs with a name.
+func (s *Set) Roots(name string) (r Roots, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok = s.roots[name]
+	return r, ok
+}
+
 // All returns every certificate by its name, and every list of CAs by its own.
 func (s *Set) All() (map[string]Pair, map[string]Roots) {
 	s.mu.Lock()

@@ -69,6 +69,7 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Tls.listen":                  defaultTLSListen,
 	"gatepost.v1.Tls.default_certificate":     "none",
 	"gatepost.v1.Tls.min_version":             defaultMinVersion,
+	"gatepost.v1.ClientCertificates.mode":     modeRequired,
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
@@ -183,6 +184,12 @@ func accessLogOf(m *gatewayv1.AccessLog) AccessLog {
 	return a
 }
 
+// The values of ClientCertificates.mode in the schema.
+const (
+	modeRequired = "required"
+	modeOptional = "optional"
+)
+
 // tlsOf leaves out the address.
 func tlsOf(m *gatewayv1.Tls) *TLS {
 	t := &TLS{
@@ -191,6 +198,9 @@ func tlsOf(m *gatewayv1.Tls) *TLS {
 		Redirect:           m.Redirect == nil || m.GetRedirect(),
 		HSTS:               orDuration(m.GetHsts(), 0),
 		HTTP3:              m.GetHttp3(),
+	}
+	if c := m.GetClientCertificates(); c != nil {
+		t.ClientCertificates = &ClientCertificates{CAFile: c.GetCaFile(), Required: cmp.Or(c.GetMode(), modeRequired) == modeRequired}
 	}
 	for _, c := range m.GetCertificates() {
 		t.Certificates = append(t.Certificates, Certificate{CertFile: c.GetCertFile(), KeyFile: c.GetKeyFile()})
@@ -220,6 +230,8 @@ func serviceOf(m *gatewayv1.Service) *Service {
 		Limits:       limitsOf(m.GetLimits()),
 		Affinity:     Affinity{By: m.GetAffinity().GetBy(), Header: strings.ToLower(m.GetAffinity().GetHeader())},
 		Compression:  m.GetCompression(),
+
+		ClientCertificate: m.GetClientCertificate(),
 	}
 	if down := m.GetMaintenance(); down != nil {
 		s.Maintenance = &Maintenance{Message: cmp.Or(down.GetMessage(), defaultMaintenance), RetryAfter: orDuration(down.GetRetryAfter(), 0)}

@@ -142,7 +142,11 @@ func (d *Definitions) parseItems(name string, items []byte) *Definitions {
 	head := fmt.Appendf(nil, "listen: %q\ntokens: {path: %q}\nidentity: {user_header: %q}\n",
 		d.Gateway.Listen, d.Gateway.Tokens.Path, d.Gateway.Identity.UserHeader)
 	if t := d.Gateway.TLS; t != nil {
-		head = fmt.Appendf(head, "tls: {listen: %q, certificates: [{cert_file: a, key_file: a}]}\n", t.Listen)
+		head = fmt.Appendf(head, "tls: {listen: %q, certificates: [{cert_file: a, key_file: a}]", t.Listen)
+		if t.ClientCertificates != nil {
+			head = append(head, ", client_certificates: {ca_file: a}"...)
+		}
+		head = append(head, "}\n"...)
 	}
 	head = append(head, "services:\n"...)
 	part, err := Parse(name, append(head, items...))

@@ -54,6 +54,12 @@ func (t *TLS) message() *gatewayv1.Tls {
 		Hsts:               durationpb.New(t.HSTS),
 		Http3:              t.HTTP3,
 	}
+	if c := t.ClientCertificates; c != nil {
+		m.ClientCertificates = &gatewayv1.ClientCertificates{CaFile: c.CAFile, Mode: modeOptional}
+		if c.Required {
+			m.ClientCertificates.Mode = modeRequired
+		}
+	}
 	for _, c := range t.Certificates {
 		m.Certificates = append(m.Certificates, &gatewayv1.Certificate{CertFile: c.CertFile, KeyFile: c.KeyFile})
 	}
@@ -115,6 +121,8 @@ func (s *Service) Message() *gatewayv1.Service {
 		Websocket:      s.WebSocket,
 		Grpc:           s.GRPC,
 		Compression:    s.Compression,
+
+		ClientCertificate: s.ClientCertificate,
 
 		RequestHeaders:  s.RequestHeaders.message(),
 		ResponseHeaders: s.ResponseHeaders.message(),

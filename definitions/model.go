@@ -176,6 +176,16 @@ type TLS struct {
 	HSTS time.Duration
 	// HTTP3 is whether HTTP/3 is served on the same port of UDP.
 	HTTP3 bool
+	// ClientCertificates is how clients are verified. If nil, they are not asked for a certificate.
+	ClientCertificates *ClientCertificates
+}
+
+// ClientCertificates is how clients are verified.
+type ClientCertificates struct {
+	// CAFile has the CAs; see [Definitions.Path].
+	CAFile string
+	// Required is whether a client without a certificate is refused.
+	Required bool
 }
 
 // The values of TLS.MinVersion.
@@ -217,6 +227,8 @@ type Service struct {
 	Compression bool
 	// RateLimits limit the number of requests.
 	RateLimits []RateLimit
+	// ClientCertificate is whether a request needs a verified client certificate. Only with TLS.ClientCertificates.
+	ClientCertificate bool
 	// RequestHeaders are the changes of requests for the upstreams, ResponseHeaders those of responses.
 	RequestHeaders, ResponseHeaders Headers
 	// Maintenance is the response while the service is down on purpose. If nil, it is up.

@@ -53,7 +53,7 @@ func (d *Definitions) WithServices(services []*gatewayv1.Service) (*Definitions,
 // that is closed from now on does not stay open because Envoy rejected something else about it. Other hosts count as
 // weaker: a request under a host that the former one does not have may reach a public service.
 func weaker(former, now *Service) bool {
-	return now.Authenticate && !former.Authenticate ||
+	return now.Authenticate && !former.Authenticate || now.ClientCertificate && !former.ClientCertificate ||
 		!slices.Equal(now.Hosts, former.Hosts) ||
 		slices.ContainsFunc(now.Scopes, func(scope string) bool { return !slices.Contains(former.Scopes, scope) })
 }

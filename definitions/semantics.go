@@ -191,6 +191,10 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
 	}
+	if s.ClientCertificate && (g.TLS == nil || g.TLS.ClientCertificates == nil) {
+		f.add(field+".client_certificate", aboutTLS.faultf("name their CAs under tls.client_certificates",
+			"is true, and clients are not asked for a certificate"))
+	}
 	if s.WebSocket && !slices.Contains(s.Methods, "GET") {
 		f.add(field+".websocket", aboutOrigins.faultf("allow GET too",
 			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))

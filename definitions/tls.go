@@ -31,6 +31,10 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 	}
 	f.add("tls.listen", fault)
 	f.add("tls.hsts", wholeSeconds(t.HSTS))
+	if c := t.ClientCertificates; c != nil && c.Required && !t.Redirect {
+		f.add("tls.client_certificates.mode", aboutTLS.faultf("write mode: optional, and client_certificate: true on services, or remove redirect: false",
+			"is required, and the listener without TLS serves clients without one (%s)", f.where("tls.redirect")))
+	}
 	if len(t.Certificates) == 0 {
 		f.add("tls.certificates", aboutFields.faultf("name a certificate and its key: `- {cert_file: shop.pem, key_file: shop.key}`", "is missing"))
 	}
@@ -124,6 +128,11 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 		}
 		if len(pair.Names) == 0 && d.Gateway.TLS.DefaultCertificate != c.CertFile {
 			odd.add(field, aboutNotes.faultf("make it the default_certificate", "has IP addresses alone, for which clients ask without a name"))
+		}
+	}
+	if c := d.Gateway.TLS.ClientCertificates; c != nil {
+		if err := certs.CheckRoots(d.Path(c.CAFile), now); err != nil {
+			wrong.add("tls.client_certificates.ca_file", aboutNotes.faultf("", "cannot be used: %v", err))
 		}
 	}
 	return wrong.sorted(), odd.sorted()

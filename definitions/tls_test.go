@@ -74,3 +74,12 @@ func TestValidationReadsTheFilesOfCertificates(t *testing.T) {
 		})
 	}
 }
+
+// A service that needs a client certificate from now on does not stay open to others because Envoy rejects it.
+func TestAFormWithoutAClientCertificateIsWeaker(t *testing.T) {
+	t.Parallel()
+	open, closed := &Service{Authenticate: true}, &Service{Authenticate: true, ClientCertificate: true}
+	if !weaker(open, closed) || weaker(closed, open) {
+		t.Error("the former form of a service would let a client without a certificate in")
+	}
+}

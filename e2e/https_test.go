@@ -204,3 +204,60 @@ services: []
 	envoytest.Eventually(t, "the listener to be closed", func() bool { return e.serial("api.example") == "" })
 	envoytest.Eventually(t, "the listener without TLS to serve", func() bool { return e.Do("GET", "/", "").Status == http.StatusNotFound })
 }
+
+// TestTheCAOfClientsIsReplaced: new connections are verified by the new one. A file that cannot be used changes
+// nothing, and new definitions that name one are not served.
+func TestTheCAOfClientsIsReplaced(t *testing.T) {
+	t.Parallel()
+	const definitions = `
+tls:
+  listen: TLS
+  certificates: [{cert_file: shop.pem, key_file: shop.key}]
+  client_certificates: {ca_file: ca.pem}
+services: []
+`
+	e := prepareEdge(t, definitions)
+	e.issue("shop", "shop.example")
+	ca := filepath.Join(filepath.Dir(e.File), "ca.pem")
+	clientOf := func(authority *testcert.CA) *http.Client {
+		pair, err := tls.X509KeyPair(authority.Sign(new(x509.Certificate)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
+			RootCAs: e.ca.Pool(), ServerName: "shop.example", Certificates: []tls.Certificate{pair},
+		}}}
+	}
+	served := func(client *http.Client) bool {
+		answer, err := client.Get("https://" + e.addr + "/")
+		if err == nil {
+			answer.Body.Close()
+		}
+		return err == nil && answer.StatusCode == http.StatusNotFound
+	}
+	old, next := testcert.New(t), testcert.New(t)
+	oldClient, nextClient := clientOf(old), clientOf(next)
+	e.Run()
+	e.AwaitReady()
+	if served(oldClient) || e.serial("shop.example") != "" {
+		t.Error("clients are served although their CA is missing")
+	}
+	old.Write(ca)
+	envoytest.Eventually(t, "a client to be served", func() bool { return served(oldClient) })
+	if served(nextClient) {
+		t.Error("a client of another CA is served")
+	}
+	next.Write(ca)
+	envoytest.Eventually(t, "the new CA", func() bool { return served(nextClient) && !served(oldClient) })
+	if err := os.WriteFile(ca, []byte("nothing"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	envoytest.Eventually(t, "the bad file to be reported", func() bool { return e.certificates()[1].GetProblem() != "" })
+	e.Define(strings.ReplaceAll(strings.ReplaceAll(definitions, "TLS", e.addr), "ca.pem", "missing.pem"))
+	envoytest.Eventually(t, "the definitions to be refused", func() bool {
+		return strings.Contains(e.Log(), "the definitions cannot be served; those before stay")
+	})
+	if !served(nextClient) || served(oldClient) {
+		t.Error("a file that cannot be used changed who is served")
+	}
+}

@@ -25,6 +25,8 @@ type exchange struct {
 	// The request as Envoy sees it now. path includes the query; header names are in lower case.
 	method, path, host string
 	header             fields
+	// certificate reports whether the client has presented a certificate.
+	certificate bool
 	// known reports whether Envoy had parsed the headers before it responded.
 	known bool
 	// refused is the connection manager's reason for rejecting the request.

@@ -35,6 +35,8 @@ type Request struct {
 	Header []Field
 	// Plain is whether it comes without TLS although there is a listener for TLS.
 	Plain bool
+	// Certificate is whether the client has presented a certificate.
+	Certificate bool
 }
 
 // Field is one header.
@@ -229,7 +231,7 @@ func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*
 // walk takes a request through the connection manager, the route table and the filters, and then
 // back through the filters.
 func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions) (*exchange, error) {
-	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target}
+	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target, certificate: r.Certificate}
 	if err := e.receive(x, r); err != nil {
 		return nil, err
 	}

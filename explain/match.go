@@ -42,7 +42,8 @@ func matches(m *routev3.RouteMatch, x *exchange) bool {
 			return false
 		}
 	}
-	return true
+	presented := m.GetTlsContext().GetPresented()
+	return presented == nil || presented.GetValue() == x.certificate
 }
 
 // matchPath reports whether a path without its query matches, and how many bytes of it a rewrite

@@ -161,6 +161,9 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, subject), ""
 	case x.route.GetRedirect() != nil:
 		return "redirected", fmt.Sprintf("the service %q redirects to %s", service.Name, x.reply.header.value("location")), ""
+	case x.route.GetDirectResponse().GetStatus() == xds.StatusNoCertificate:
+		return "certificate_missing", fmt.Sprintf("the service %q needs a client certificate", service.Name),
+			"present one in the handshake, or remove client_certificate at " + e.location(service)
 	case x.route.GetDirectResponse().GetStatus() == xds.StatusMaintenance:
 		return "maintenance", fmt.Sprintf("the service %q is in maintenance", service.Name), fmt.Sprintf("remove maintenance at %s when it is over", e.location(service))
 	case x.reply.status == http.StatusPermanentRedirect:

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -25,6 +26,7 @@ import (
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	"gatepost/envoy/module/moduletest"
+	"gatepost/testcert"
 	"gatepost/tokens"
 	"gatepost/xds"
 )
@@ -38,6 +40,7 @@ type world struct {
 	t         *testing.T
 	addr      string
 	tlsAddr   string // of the listener for TLS; empty: there is none
+	client    tls.Certificate
 	control   *xds.Server
 	version   string      // what is served
 	delivered chan string // holds the version that was delivered last
@@ -158,7 +161,11 @@ type got struct {
 func (w *world) send(r Request) (got, error) {
 	conn, err := net.Dial("tcp", w.addr)
 	if w.tlsAddr != "" && !r.Plain {
-		conn, err = tls.Dial("tcp", w.tlsAddr, &tls.Config{InsecureSkipVerify: true})
+		config := &tls.Config{InsecureSkipVerify: true}
+		if r.Certificate {
+			config.Certificates = []tls.Certificate{w.client}
+		}
+		conn, err = tls.Dial("tcp", w.tlsAddr, config)
 	}
 	if err != nil {
 		return got{}, err
@@ -324,8 +331,14 @@ func TestHostsAreExplainedAsEnvoyDoes(t *testing.T) {
 	w.compareHosts(t, w.serve(text), seen)
 	w.tlsAddr = envoytest.Addr(t)
 	w.sendCertificate(t)
-	w.compareHosts(t, w.serve(fmt.Sprintf("tls: {listen: %q, certificates: [{cert_file: any, key_file: any}], hsts: 1h}\n%s", w.tlsAddr, text)), seen)
-	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "token_missing", "version", "redirected"} {
+	w.compareHosts(t, w.serve(fmt.Sprintf(`tls:
+  listen: %q
+  certificates: [{cert_file: any, key_file: any}]
+  hsts: 1h
+  client_certificates: {ca_file: any, mode: optional}
+%s  - {name: partner, path: /partner, hosts: ["*.shop.example"], client_certificate: true, authenticate: false, upstreams: ["http://%s"]}
+`, w.tlsAddr, text, w.upstreams["b"].addr)), seen)
+	for _, reason := range []string{"forwarded", "preflight", "not_found", "method_not_allowed", "malformed", "token_missing", "version", "redirected", "certificate_missing"} {
 		if seen[reason] == 0 {
 			t.Errorf("no request had the outcome %q: %v", reason, seen)
 		}
@@ -351,17 +364,29 @@ func (w *world) compareHosts(t *testing.T, served *definitions.Definitions, seen
 				}
 			}
 		}
+		if w.tlsAddr != "" {
+			r := Request{Method: "GET", Target: "/partner/5", Header: []Field{{"Host", host}, {"Connection", "close"}}}
+			seen[w.compare(t, with, without, r)]++
+			r.Certificate = true
+			seen[w.compare(t, with, without, r)]++
+		}
 	}
 }
 
-// sendCertificate sends Envoy a certificate for every name.
+// sendCertificate sends Envoy a certificate for every name, and the CA of a client certificate.
 func (w *world) sendCertificate(t *testing.T) {
 	t.Helper()
+	ca := testcert.New(t)
 	pair, err := certs.SelfSigned([]string{"gate.example"}, time.Now())
+	if err == nil {
+		w.client, err = tls.X509KeyPair(ca.Sign(new(x509.Certificate)))
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.control.SetSecrets(xds.Secrets(map[string]certs.Pair{"any": pair}))
+	w.control.SetSecrets(append(xds.Secrets(map[string]certs.Pair{"any": pair}), xds.CASecrets(map[string]certs.Roots{
+		xds.ClientCAs(&definitions.ClientCertificates{CAFile: "any"}): {PEM: ca.PEM()},
+	})...))
 }
 
 const severalHosts = `listen: LISTEN

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -44,10 +45,17 @@ func newCertificates(g *Gateway) *certificates {
 	return c
 }
 
-// load reads the certificates of definitions, and returns those that can be served.
-func (c *certificates) load(d *definitions.Definitions) []xds.Certificate {
+// load reads the certificates of definitions, and returns those that can be served. It fails if clients cannot be
+// verified: then the definitions before stay or, at the start, there is no listener for TLS until they can be.
+func (c *certificates) load(d *definitions.Definitions) ([]xds.Certificate, error) {
 	c.files.Load(c.filesOf(d))
-	return serving(d.Gateway.TLS, c.set)
+	c.mu.Lock()
+	starts := c.current == nil
+	c.mu.Unlock()
+	if !starts && !verifies(d.Gateway.TLS, c.set) {
+		return nil, fmt.Errorf("reading the CAs of client certificates: %w", c.files.Problems()[xds.ClientCAs(d.Gateway.TLS.ClientCertificates)])
+	}
+	return serving(d.Gateway.TLS, c.set), nil
 }
 
 // Certificates returns the certificates of definitions that can be served now.
@@ -60,6 +68,9 @@ func Certificates(d *definitions.Definitions) []xds.Certificate {
 		if pair, err := certs.ReadServerPair(d.Path(one.CertFile), d.Path(one.KeyFile), time.Now()); err == nil {
 			set.Put(one.CertFile, pair)
 		}
+	}
+	if clients := d.Gateway.TLS.ClientCertificates; clients != nil && certs.CheckRoots(d.Path(clients.CAFile), time.Now()) == nil {
+		set.PutRoots(xds.ClientCAs(clients), certs.Roots{})
 	}
 	return serving(d.Gateway.TLS, set)
 }
@@ -77,6 +88,9 @@ func (c *certificates) filesOf(d *definitions.Definitions) (all []certs.File) {
 		for _, one := range d.Gateway.TLS.Certificates {
 			all = append(all, certs.ServerPair(c.set, one.CertFile, d.Path(one.CertFile), d.Path(one.KeyFile)))
 		}
+		if clients := d.Gateway.TLS.ClientCertificates; clients != nil {
+			all = append(all, certs.CAs(c.set, xds.ClientCAs(clients), d.Path(clients.CAFile)))
+		}
 	}
 	seen := map[string]bool{"": true}
 	add := func(name string, file func() certs.File) {
@@ -92,13 +106,21 @@ func (c *certificates) filesOf(d *definitions.Definitions) (all []certs.File) {
 	return all
 }
 
-// serving returns the certificates of a listener, which may be nil, that are in a set. A name that two have is served by
-// the first.
-func serving(tls *definitions.TLS, set *certs.Set) []xds.Certificate {
-	if tls == nil {
+// verifies reports whether clients can be verified, if they are to be.
+func verifies(tls *definitions.TLS, set *certs.Set) bool {
+	if tls == nil || tls.ClientCertificates == nil {
+		return true
+	}
+	_, ok := set.Roots(xds.ClientCAs(tls.ClientCertificates))
+	return ok
+}
+
+// serving returns the certificates of a listener, which may be nil, that are in a set. A name that two have is served
+// by the first. If clients are to be verified and their CAs are missing, nothing can be served.
+func serving(tls *definitions.TLS, set *certs.Set) (all []xds.Certificate) {
+	if tls == nil || !verifies(tls, set) {
 		return nil
 	}
-	var all []xds.Certificate
 	taken := map[string]bool{}
 	for _, one := range tls.Certificates {
 		pair, ok := set.Pair(one.CertFile)
@@ -120,9 +142,12 @@ func serving(tls *definitions.TLS, set *certs.Set) []xds.Certificate {
 // changed sends Envoy what is in the set. If names have changed, the listener follows.
 func (c *certificates) changed() {
 	pairs, roots := c.set.All()
-	names := make(map[string][]string, len(pairs))
+	names := make(map[string][]string, len(pairs)+len(roots))
 	for name, p := range pairs {
 		names[name] = p.Names
+	}
+	for name := range roots {
+		names[name] = nil
 	}
 	c.g.control.SetSecrets(append(xds.Secrets(pairs), xds.CASecrets(roots)...))
 	c.mu.Lock()
@@ -199,6 +224,16 @@ func (c *certificates) listenerStatus(tls *definitions.TLS, problems map[string]
 			status.NotAfter, status.DaysLeft = timestamppb.New(pair.NotAfter), int32(pair.DaysLeft(now))
 		}
 		if err := problems[one.CertFile]; err != nil {
+			status.Problem = err.Error()
+		}
+		all = append(all, status)
+	}
+	if clients := tls.ClientCertificates; clients != nil {
+		status := &gatewayv1.CertificateStatus{Name: xds.ClientCAs(clients)}
+		if r, ok := c.set.Roots(status.GetName()); ok {
+			status.NotAfter, status.DaysLeft = timestamppb.New(r.NotAfter), int32(r.DaysLeft(now))
+		}
+		if err := problems[status.GetName()]; err != nil {
 			status.Problem = err.Error()
 		}
 		all = append(all, status)

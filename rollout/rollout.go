@@ -71,8 +71,8 @@ type Config struct {
 	// LastGood keeps the definitions that were active last. It may block. Required.
 	LastGood LastGood
 	// Certificates reads the certificates that definitions name, and returns those that can be served. It is called for
-	// each version. Nil: there are none.
-	Certificates func(d *definitions.Definitions) []xds.Certificate
+	// each version, and an error is one of building it. Nil: there are none.
+	Certificates func(d *definitions.Definitions) ([]xds.Certificate, error)
 	// OnPublish gives Gatepost's own parts the settings of the version that is published now. Required. It must not block.
 	OnPublish func(d *definitions.Definitions)
 	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at xds.VersionPath.

@@ -39,7 +39,10 @@ func (r *Rollout) build(d *definitions.Definitions, saved time.Time, withheld ..
 	}
 	options.Withheld = withheld
 	if r.config.Certificates != nil {
-		options.Certificates = r.config.Certificates(d)
+		var err error
+		if options.Certificates, err = r.config.Certificates(d); err != nil {
+			return nil, err
+		}
 	}
 	if r.Status().Module.Reason != "" {
 		options.Module = xds.Module{}

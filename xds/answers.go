@@ -10,9 +10,22 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
 )
+
+// StatusNoCertificate is the status of the direct response to a request without a client certificate that its service
+// needs. Clients get 403. Its own status gives it its own text.
+const StatusNoCertificate = 597
+
+// withoutCertificate matches requests of connections without a client certificate. Envoy has verified each certificate
+// in the handshake. (`validated` would be false for a session that is resumed.)
+func withoutCertificate(at *routev3.RouteMatch) *routev3.RouteMatch {
+	out := with(at)
+	out.TlsContext = &routev3.RouteMatch_TlsContextMatchOptions{Presented: wrapperspb.Bool(false)}
+	return out
+}
 
 // StatusMaintenance is the status of the direct response of a service in maintenance. Clients get 503. Its own status
 // tells it from the 503 of an upstream that cannot be reached, whose body the listener writes (replies).

@@ -49,11 +49,11 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 			return nil, fmt.Errorf("writing a static configuration: %w", err)
 		}
 		static.Listeners = append(static.Listeners, l)
-		names, err := withStaticSecrets(l)
+		served, clients, err := withStaticSecrets(l)
 		if err != nil {
 			return nil, fmt.Errorf("writing a static configuration: %w", err)
 		}
-		pairs = append(pairs, names...)
+		pairs, cas = append(pairs, served...), append(cas, clients...)
 	}
 	if static.Secrets, err = standInSecrets(pairs, cas); err != nil {
 		return nil, fmt.Errorf("writing a static configuration: %w", err)

@@ -13,6 +13,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	quicv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/quic/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/certs"
 	"gatepost/definitions"
@@ -23,6 +24,10 @@ import (
 // filter chain changes, and no connection is drained. If its names change, the other chains stay as they are.
 //
 // The listener without TLS answers the version, so Gatepost needs no certificate to ask for it.
+
+// ClientCAs returns the name of the secret with the CAs of client certificates. Definitions with other CAs have another
+// one, so they change nothing before they are served.
+func ClientCAs(c *definitions.ClientCertificates) string { return "client CAs " + c.CAFile }
 
 // Certificate is a certificate that Envoy gets as a secret.
 type Certificate struct {
@@ -107,11 +112,18 @@ func (b *builder) tlsContext(c Certificate, protocols ...string) *tlsv3.Downstre
 	if b.gw.TLS.MinVersion == definitions.TLS13 {
 		oldest = tlsv3.TlsParameters_TLSv1_3
 	}
-	return &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+	config := &tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
 		AlpnProtocols:                  protocols,
 		TlsParams:                      &tlsv3.TlsParameters{TlsMinimumProtocolVersion: oldest, TlsMaximumProtocolVersion: tlsv3.TlsParameters_TLSv1_3},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: c.Name, SdsConfig: fromADS()}},
 	}}
+	if clients := b.gw.TLS.ClientCertificates; clients != nil {
+		config.RequireClientCertificate = wrapperspb.Bool(clients.Required)
+		config.CommonTlsContext.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: ClientCAs(clients), SdsConfig: fromADS()},
+		}
+	}
+	return config
 }
 
 // httpsManager is the connection manager of connections with TLS.
@@ -119,6 +131,12 @@ func (b *builder) httpsManager() *hcmv3.HttpConnectionManager {
 	manager := b.connectionManager()
 	if b.gw.TLS.HSTS > 0 || b.gw.TLS.HTTP3 {
 		manager.HttpFilters = b.httpFilters(true)
+	}
+	if b.gw.TLS.ClientCertificates != nil { // otherwise Envoy removes the header
+		manager.ForwardClientCertDetails = hcmv3.HttpConnectionManager_SANITIZE_SET
+		manager.SetCurrentClientCertDetails = &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{
+			Subject: wrapperspb.Bool(true), Uri: true, Dns: true,
+		}
 	}
 	return manager
 }
@@ -167,8 +185,9 @@ func inline(text []byte) *corev3.DataSource {
 	return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: text}}
 }
 
-// withStaticSecrets has a listener take its secrets from the bootstrap, and returns their names.
-func withStaticSecrets(l *listenerv3.Listener) (names []string, err error) {
+// withStaticSecrets has a listener take its secrets from the bootstrap, and returns their names: those of certificates,
+// and those of lists of CAs.
+func withStaticSecrets(l *listenerv3.Listener) (pairs, roots []string, err error) {
 	for _, chain := range l.GetFilterChains() {
 		if chain.GetTransportSocket() == nil {
 			continue
@@ -181,7 +200,10 @@ func withStaticSecrets(l *listenerv3.Listener) (names []string, err error) {
 			err = config.UnmarshalTo(quic)
 		}
 		for _, secret := range quic.GetDownstreamTlsContext().GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
-			names, secret.SdsConfig = append(names, secret.GetName()), nil
+			pairs, secret.SdsConfig = append(pairs, secret.GetName()), nil
+		}
+		if clients := quic.GetDownstreamTlsContext().GetCommonTlsContext().GetValidationContextSdsSecretConfig(); clients != nil {
+			roots, clients.SdsConfig = append(roots, clients.GetName()), nil
 		}
 		if config.MessageIs(quic) {
 			err = errors.Join(err, config.MarshalFrom(quic))
@@ -189,9 +211,8 @@ func withStaticSecrets(l *listenerv3.Listener) (names []string, err error) {
 			err = errors.Join(err, config.MarshalFrom(quic.GetDownstreamTlsContext()))
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	slices.Sort(names)
-	return slices.Compact(names), nil
+	return pairs, roots, nil
 }

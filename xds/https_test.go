@@ -2,17 +2,23 @@ package xds
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go/http3"
+
 	"gatepost/certs"
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/testcert"
 )
@@ -22,6 +28,8 @@ type httpsGateway struct {
 	*gateway
 	tlsAddr string
 	ca      *testcert.CA
+	clients *testcert.CA // of client certificates, in the file c
+	envoy   *envoytest.Envoy
 }
 
 // startHTTPS serves a certificate for each list of names, of which the first one is its name. top are more fields, more
@@ -32,7 +40,7 @@ func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGa
 	g := &httpsGateway{
 		gateway: &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
 			tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)},
-		tlsAddr: envoytest.Addr(t), ca: testcert.New(t),
+		tlsAddr: envoytest.Addr(t), ca: testcert.New(t), clients: testcert.New(t),
 	}
 	if strings.Contains(more, "http3: true") { // the UDP port on 127.0.0.1 reserves the number
 		g.tlsAddr = strings.Replace(g.tlsAddr, "127.0.0.1", "127.0.0.2", 1)
@@ -51,17 +59,22 @@ func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGa
 		pairs[c.Name], options.Certificates = pair, append(options.Certificates, c)
 		text += fmt.Sprintf("    - {cert_file: %q, key_file: k}\n", c.Name)
 	}
-	text += strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(shop)
+	services := shop
+	if strings.Contains(more, "client_certificates") {
+		services += withPartner
+	}
+	text += strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(services)
 	bootstrap := envoytest.Bootstrap(t, envoytest.Options{
 		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(buildWith(t, text, options)),
 	})
 	for _, l := range bootstrap.GetStaticResources().GetListeners() {
-		if _, err := withStaticSecrets(l); err != nil {
+		if _, _, err := withStaticSecrets(l); err != nil {
 			t.Fatal(err)
 		}
 	}
-	bootstrap.StaticResources.Secrets = Secrets(pairs)
-	envoytest.Start(t, envoytest.Options{Bootstrap: bootstrap})
+	roots := map[string]certs.Roots{ClientCAs(&definitions.ClientCertificates{CAFile: "c"}): {PEM: g.clients.PEM()}}
+	bootstrap.StaticResources.Secrets = append(Secrets(pairs), CASecrets(roots)...)
+	g.envoy = envoytest.Start(t, envoytest.Options{Bootstrap: bootstrap})
 	return g
 }
 
@@ -100,7 +113,13 @@ func (g *httpsGateway) dial(source, before string, config *tls.Config) (*tls.Con
 // get sends a request by HTTP/1.1 over a connection with TLS.
 func (g *httpsGateway) get(source, before, name, path string, headers ...string) envoytest.Response {
 	g.t.Helper()
-	conn, err := g.dial(source, before, &tls.Config{ServerName: name})
+	return g.getBy(source, before, &tls.Config{ServerName: name}, path, headers...)
+}
+
+// getBy is get with a client's own side of TLS. Without a response the result is the zero one.
+func (g *httpsGateway) getBy(source, before string, config *tls.Config, path string, headers ...string) envoytest.Response {
+	g.t.Helper()
+	conn, err := g.dial(source, before, config)
 	if err != nil {
 		return envoytest.Response{}
 	}
@@ -247,5 +266,132 @@ func TestTLSBehindThePROXYProtocol(t *testing.T) {
 	}
 	if got := g.from(proxy, proxyV1("1.2.3.4"), "GET", "/items"); got.Status != 308 {
 		t.Errorf("without TLS: %d", got.Status)
+	}
+}
+
+// clientOf returns the side of a client with a certificate of a CA.
+func clientOf(t *testing.T, ca *testcert.CA) *tls.Config {
+	t.Helper()
+	id, err := url.Parse("spiffe://x/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(ca.Sign(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "one"}, URIs: []*url.URL{id}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{ServerName: "a.example", Certificates: []tls.Certificate{pair}, ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+}
+
+const withPartner = `  - {name: partner, path: /partner, client_certificate: true, authenticate: false, upstreams: ["PUBLIC"]}
+`
+
+// TestClientCertificates: an unverified one never passes as verified, in whichever way a client claims it.
+func TestClientCertificates(t *testing.T) {
+	t.Parallel()
+	const local, own, missing = "127.0.0.1", "x-forwarded-client-cert: Hash=1;Subject=\"CN=mallory\"", `"This needs a client certificate."`
+	g := startHTTPS(t, "", "  redirect: false\n  client_certificates: {ca_file: c, mode: optional}\n", "a.example")
+	none := &tls.Config{ServerName: "a.example"}
+	seen := func() string {
+		var all []string
+		for _, r := range g.public.Requests() {
+			all = append(all, r.Header.Values("x-forwarded-client-cert")...)
+		}
+		g.public.Reset()
+		return strings.Join(all, "|")
+	}
+	if got := g.getBy(local, "", none, "/items", own); got.Status != 200 || seen() != "" {
+		t.Errorf("without a certificate: %d", got.Status)
+	}
+	for _, path := range []string{"/partner", "/partner/5", "/PARTNER"} {
+		if got := g.getBy(local, "", none, path, own); got.Status != 403 || got.Body != missing {
+			t.Errorf("%s without a certificate: %d %s", path, got.Status, got.Body)
+		}
+		if got := g.do("GET", path, own); got.Status != 403 || got.Body != missing {
+			t.Errorf("%s without TLS: %d %s", path, got.Status, got.Body)
+		}
+	}
+	if raw := g.public.Raw(); raw != "" {
+		t.Errorf("the upstream received %q", raw)
+	}
+	client := clientOf(t, g.clients)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		for range 2 { // the second session is a resumed one
+			client.MaxVersion = version
+			for _, path := range []string{"/partner", "/items"} {
+				got := g.getBy(local, "", client, path, own)
+				if xfcc := seen(); got.Status != 200 || !strings.HasSuffix(xfcc, `;Subject="CN=one";URI=spiffe://x/one`) || strings.Contains(xfcc, "mallory") {
+					t.Errorf("%s with a certificate: %d, and the upstream received %q", path, got.Status, xfcc)
+				}
+			}
+		}
+	}
+	if g.envoy.Stats("ssl.session_reused")["listener."+strings.ReplaceAll(g.tlsAddr, ":", "_")+".ssl.session_reused"] == 0 {
+		t.Error("no session was resumed")
+	}
+	for _, path := range []string{"/partner", "/items"} {
+		if got := g.getBy(local, "", clientOf(t, testcert.New(t)), path); got.Status != 0 {
+			t.Errorf("%s with a foreign certificate: %d", path, got.Status)
+		}
+	}
+	expired, err := tls.X509KeyPair(g.clients.Sign(&x509.Certificate{NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.getBy(local, "", &tls.Config{ServerName: "a.example", Certificates: []tls.Certificate{expired}}, "/items"); got.Status != 0 {
+		t.Errorf("with an expired certificate: %d", got.Status)
+	}
+}
+
+func TestRequiredClientCertificates(t *testing.T) {
+	t.Parallel()
+	g := startHTTPS(t, "", "  default_certificate: a.example\n  client_certificates: {ca_file: c}\n", "a.example", "b.example")
+	for _, name := range []string{"a.example", "b.example", "other.example", ""} {
+		if got := g.get("127.0.0.1", "", name, "/items"); got.Status != 0 {
+			t.Errorf("%q without a certificate: %d", name, got.Status)
+		}
+		client := clientOf(t, g.clients)
+		client.ServerName = name
+		if got := g.getBy("127.0.0.1", "", client, "/items"); got.Status != 200 {
+			t.Errorf("%q with a certificate: %d", name, got.Status)
+		}
+	}
+}
+
+// TestClientCertificatesByHTTP3: QUIC has the same rules.
+func TestClientCertificatesByHTTP3(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []string{"required", "optional"} {
+		g := startHTTPS(t, "", "  http3: true\n  client_certificates: {ca_file: c, mode: "+mode+"}\n", "a.example")
+		get := func(config *tls.Config, path string) int {
+			config.InsecureSkipVerify = true
+			transport := &http3.Transport{TLSClientConfig: config}
+			defer transport.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a handshake that Envoy drops has no answer
+			defer cancel()
+			request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+g.tlsAddr+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answer, err := transport.RoundTrip(request)
+			if err != nil {
+				return 0
+			}
+			answer.Body.Close()
+			return answer.StatusCode
+		}
+		none, foreign, known := &tls.Config{ServerName: "a.example"}, clientOf(t, testcert.New(t)), clientOf(t, g.clients)
+		withNone := map[string]int{"required": 0, "optional": 403}[mode]
+		if got := get(none, "/partner"); got != withNone {
+			t.Errorf("%s: without a certificate: %d", mode, got)
+		}
+		if got := get(foreign, "/partner"); got != 0 {
+			t.Errorf("%s: with a foreign certificate: %d", mode, got)
+		}
+		if got := get(known, "/partner"); got != 200 {
+			t.Errorf("%s: with a certificate: %d", mode, got)
+		}
 	}
 }

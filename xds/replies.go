@@ -32,6 +32,7 @@ type reply struct {
 // They contain nothing about an upstream except that it failed.
 var replies = append(redirectReplies(), []reply{
 	{status: StatusMaintenance, as: 503, own: true},
+	{status: StatusNoCertificate, as: 403, text: "This needs a client certificate."},
 	// Gatepost's own 403 keeps its body.
 	{status: 403, flag: "UAEX"},
 	{status: 403, header: "upgrade", text: "The connection cannot be upgraded here."},
@@ -74,6 +75,9 @@ const tooLargeHeaders = "The headers of the request are too large."
 func localReplies(gw *definitions.Gateway) *hcmv3.LocalReplyConfig {
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {
+		if r.status == StatusNoCertificate && (gw.TLS == nil || gw.TLS.ClientCertificates == nil) {
+			continue // no route has it
+		}
 		if r.text == "" && !r.own {
 			config.Mappers = append(config.Mappers, r.unchanged())
 			continue

@@ -42,6 +42,8 @@ type endpointGroup struct {
 	forward []forward
 	// redirect are the routes of a service without upstreams.
 	redirect []redirect
+	// certificate is whether a request needs a client certificate.
+	certificate bool
 	// maintenance is the response instead of all of these; nil if there is none.
 	maintenance *definitions.Maintenance
 	// requestHeaders are changes for the upstreams, responseHeaders changes of every response.
@@ -85,6 +87,11 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 		perFilter[filterOwnToken] = b.keepsToken()
 	case s.rule.Authenticate:
 		perFilter[filterOwnToken] = b.disabled() // the decision has removed the token
+	}
+	if s.certificate {
+		for _, at := range s.at {
+			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s.rule.Service, false))
+		}
 	}
 	for _, f := range s.forward {
 		route := &routev3.Route{

@@ -73,6 +73,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 		keepsToken:      s.def.ForwardToken,
 		requestHeaders:  s.def.RequestHeaders,
 		responseHeaders: s.def.ResponseHeaders,
+		certificate:     s.def.ClientCertificate,
 	}
 	switch {
 	case s.def.Maintenance != nil:

@@ -27,6 +27,7 @@ import (
 func explainCommand(s *settings) *cobra.Command {
 	var method, format string
 	var headers []string
+	var certificate bool
 	command := &cobra.Command{
 		Use:   "explain URL --config FILE",
 		Short: "Explain which response a request gets, and why",
@@ -44,6 +45,7 @@ func explainCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
+			request.Certificate = certificate
 			answer, err := s.explain(c.Context(), request)
 			if err != nil {
 				return err
@@ -56,6 +58,7 @@ func explainCommand(s *settings) *cobra.Command {
 	}
 	command.Flags().StringVarP(&method, "method", "X", "GET", "the request's `METHOD`")
 	command.Flags().StringArrayVarP(&headers, "header", "H", nil, "a `HEADER` of the request, as 'Name: value'; may be given several times")
+	command.Flags().BoolVar(&certificate, "client-certificate", false, "the client presents a verified certificate")
 	command.Flags().StringVar(&format, "format", "text", "text or json")
 	return command
 }
@@ -109,7 +112,7 @@ func certificatesOf(d *definitions.Definitions, running *explain.Gateway) (all [
 		return gateway.Certificates(d)
 	}
 	for _, c := range running.Status.GetCertificates() {
-		if c.GetNotAfter() != nil && len(c.GetServices()) == 0 {
+		if len(c.GetServices()) == 0 && (c.GetNotAfter() != nil && len(c.GetNames()) > 0 || c.GetName() == d.Gateway.TLS.DefaultCertificate) {
 			all = append(all, xds.Certificate{Name: c.GetName(), ServerNames: c.GetNames(), Default: c.GetName() == d.Gateway.TLS.DefaultCertificate})
 		}
 	}

@@ -963,9 +963,11 @@ type Tls struct {
 	Hsts *durationpb.Duration `protobuf:"bytes,6,opt,name=hsts,proto3" json:"hsts,omitempty"`
 	// Whether HTTP/3 is served too, on the UDP port of `listen`. Clients learn of it by the header `alt-svc`, so the port
 	// must be the same outside. Default: false.
-	Http3         bool `protobuf:"varint,9,opt,name=http3,proto3" json:"http3,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Http3 bool `protobuf:"varint,9,opt,name=http3,proto3" json:"http3,omitempty"`
+	// Client certificates. Default: clients are not asked for one.
+	ClientCertificates *ClientCertificates `protobuf:"bytes,7,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Tls) Reset() {
@@ -1047,6 +1049,72 @@ func (x *Tls) GetHttp3() bool {
 	return false
 }
 
+func (x *Tls) GetClientCertificates() *ClientCertificates {
+	if x != nil {
+		return x.ClientCertificates
+	}
+	return nil
+}
+
+// ClientCertificates is how clients prove who they are by a certificate (mTLS). A certificate that no CA of `ca_file`
+// has signed, or that expired, is refused in the handshake. Upstreams get the hash, subject, URIs and DNS names of a
+// verified one in `X-Forwarded-Client-Cert`. A client's own copy of that header is removed.
+type ClientCertificates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The CAs of the clients, in PEM; a path as those of [Certificate](#certificate). If it changes, connections that are
+	// open stay.
+	CaFile string `protobuf:"bytes,1,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	// `required`: a client without a certificate is refused in the handshake. `optional`: it is served, except by services
+	// with `client_certificate`. Default: required.
+	Mode          string `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientCertificates) Reset() {
+	*x = ClientCertificates{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientCertificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientCertificates) ProtoMessage() {}
+
+func (x *ClientCertificates) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientCertificates.ProtoReflect.Descriptor instead.
+func (*ClientCertificates) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ClientCertificates) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+func (x *ClientCertificates) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
 // Certificate is a certificate and its key, in files on the machine of the gateway. A path is relative to the
 // definitions file or, if the definitions are in Redis, to the working directory of the gateway. The files are read
 // again when they change.
@@ -1062,7 +1130,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1142,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[12]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1155,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{12}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Certificate) GetCertFile() string {
@@ -1143,6 +1211,9 @@ type Service struct {
 	// specific than a shorter one, and a service without hosts is the least specific. Ports, case, and a dot at the end
 	// of a request's host are ignored. An international name is written in ASCII (`xn--`). Default: every host.
 	Hosts []string `protobuf:"bytes,12,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Whether a request needs a verified client certificate (`tls.client_certificates`), beside its token; else the
+	// response is 403. Default: false.
+	ClientCertificate bool `protobuf:"varint,13,opt,name=client_certificate,json=clientCertificate,proto3" json:"client_certificate,omitempty"`
 	// How the gateway asks the upstreams whether they are well. One that is not gets no requests, and if none is, the
 	// response is 503. A text is the `path`: `health_check: /healthz`. Default: they are not asked.
 	HealthCheck *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
@@ -1187,7 +1258,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1270,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1283,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Service) GetName() string {
@@ -1297,6 +1368,13 @@ func (x *Service) GetHosts() []string {
 		return x.Hosts
 	}
 	return nil
+}
+
+func (x *Service) GetClientCertificate() bool {
+	if x != nil {
+		return x.ClientCertificate
+	}
+	return false
 }
 
 func (x *Service) GetHealthCheck() *HealthCheck {
@@ -1416,7 +1494,7 @@ type UpstreamTls struct {
 
 func (x *UpstreamTls) Reset() {
 	*x = UpstreamTls{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1428,7 +1506,7 @@ func (x *UpstreamTls) String() string {
 func (*UpstreamTls) ProtoMessage() {}
 
 func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1441,7 +1519,7 @@ func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTls.ProtoReflect.Descriptor instead.
 func (*UpstreamTls) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UpstreamTls) GetCaFile() string {
@@ -1486,7 +1564,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1576,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1589,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Headers) GetSet() map[string]string {
@@ -1541,7 +1619,7 @@ type Maintenance struct {
 
 func (x *Maintenance) Reset() {
 	*x = Maintenance{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1631,7 @@ func (x *Maintenance) String() string {
 func (*Maintenance) ProtoMessage() {}
 
 func (x *Maintenance) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1644,7 @@ func (x *Maintenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
 func (*Maintenance) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Maintenance) GetMessage() string {
@@ -1599,7 +1677,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1611,7 +1689,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1624,7 +1702,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Redirect) GetTo() string {
@@ -1667,7 +1745,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1757,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1770,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *HealthCheck) GetPath() string {
@@ -1768,7 +1846,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1858,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +1871,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Retries) GetCount() uint32 {
@@ -1847,7 +1925,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1859,7 +1937,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1872,7 +1950,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -1915,7 +1993,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1927,7 +2005,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1940,7 +2018,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Canary) GetUpstreams() []string {
@@ -1979,7 +2057,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2069,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2082,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Affinity) GetBy() string {
@@ -2042,7 +2120,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2132,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2145,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{23}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -2195,7 +2273,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x0etrust_incoming\x18\x01 \x01(\bR\rtrustIncoming\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xd9\x02\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xab\x03\n" +
 	"\x03Tls\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12G\n" +
 	"\fcertificates\x18\x02 \x03(\v2\x18.gatepost.v1.CertificateB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\fcertificates\x129\n" +
@@ -2204,13 +2282,18 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"minVersion\x12\x1f\n" +
 	"\bredirect\x18\x05 \x01(\bH\x00R\bredirect\x88\x01\x01\x12>\n" +
 	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hsts\x12\x14\n" +
-	"\x05http3\x18\t \x01(\bR\x05http3B\v\n" +
-	"\t_redirect\"]\n" +
+	"\x05http3\x18\t \x01(\bR\x05http3\x12P\n" +
+	"\x13client_certificates\x18\a \x01(\v2\x1f.gatepost.v1.ClientCertificatesR\x12clientCertificatesB\v\n" +
+	"\t_redirect\"j\n" +
+	"\x12ClientCertificates\x12#\n" +
+	"\aca_file\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\x06caFile\x12/\n" +
+	"\x04mode\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16R\x00R\brequiredR\boptionalR\x04mode\"]\n" +
 	"\vCertificate\x12'\n" +
 	"\tcert_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\bcertFile\x12%\n" +
 	"\bkey_file\x18\x02 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80 R\akeyFile\"\x82\v\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\akeyFile\"\xb1\v\n" +
 	"\aService\x12J\n" +
 	"\x04name\x18\x01 \x01(\tB6\xbaH3r12/^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$R\x04name\x12\x1e\n" +
 	"\x04path\x18\x02 \x01(\tB\n" +
@@ -2226,7 +2309,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\twebsocket\x18\n" +
 	" \x01(\bR\twebsocket\x12\x12\n" +
 	"\x04grpc\x18\v \x01(\bR\x04grpc\x12(\n" +
-	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\x12;\n" +
+	"\x05hosts\x18\f \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\x05hosts\x12-\n" +
+	"\x12client_certificate\x18\r \x01(\bR\x11clientCertificate\x12;\n" +
 	"\fhealth_check\x18\x0f \x01(\v2\x18.gatepost.v1.HealthCheckR\vhealthCheck\x120\n" +
 	"\x11outlier_detection\x18\x10 \x01(\bH\x01R\x10outlierDetection\x88\x01\x01\x12.\n" +
 	"\aretries\x18\x11 \x01(\v2\x14.gatepost.v1.RetriesR\aretries\x12+\n" +
@@ -2317,7 +2401,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -2331,20 +2415,21 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Tracing)(nil),             // 9: gatepost.v1.Tracing
 	(*ClientAddresses)(nil),     // 10: gatepost.v1.ClientAddresses
 	(*Tls)(nil),                 // 11: gatepost.v1.Tls
-	(*Certificate)(nil),         // 12: gatepost.v1.Certificate
-	(*Service)(nil),             // 13: gatepost.v1.Service
-	(*UpstreamTls)(nil),         // 14: gatepost.v1.UpstreamTls
-	(*Headers)(nil),             // 15: gatepost.v1.Headers
-	(*Maintenance)(nil),         // 16: gatepost.v1.Maintenance
-	(*Redirect)(nil),            // 17: gatepost.v1.Redirect
-	(*HealthCheck)(nil),         // 18: gatepost.v1.HealthCheck
-	(*Retries)(nil),             // 19: gatepost.v1.Retries
-	(*Limits)(nil),              // 20: gatepost.v1.Limits
-	(*Canary)(nil),              // 21: gatepost.v1.Canary
-	(*Affinity)(nil),            // 22: gatepost.v1.Affinity
-	(*RateLimit)(nil),           // 23: gatepost.v1.RateLimit
-	nil,                         // 24: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 25: google.protobuf.Duration
+	(*ClientCertificates)(nil),  // 12: gatepost.v1.ClientCertificates
+	(*Certificate)(nil),         // 13: gatepost.v1.Certificate
+	(*Service)(nil),             // 14: gatepost.v1.Service
+	(*UpstreamTls)(nil),         // 15: gatepost.v1.UpstreamTls
+	(*Headers)(nil),             // 16: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 17: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 18: gatepost.v1.Redirect
+	(*HealthCheck)(nil),         // 19: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 20: gatepost.v1.Retries
+	(*Limits)(nil),              // 21: gatepost.v1.Limits
+	(*Canary)(nil),              // 22: gatepost.v1.Canary
+	(*Affinity)(nil),            // 23: gatepost.v1.Affinity
+	(*RateLimit)(nil),           // 24: gatepost.v1.RateLimit
+	nil,                         // 25: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 26: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -2353,51 +2438,52 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
 	10, // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	11, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
-	13, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	23, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
-	15, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	14, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	24, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
+	16, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
 	9,  // 9: gatepost.v1.Gateway.tracing:type_name -> gatepost.v1.Tracing
-	25, // 10: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	25, // 11: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	25, // 12: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	26, // 10: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	26, // 11: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	26, // 12: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 13: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	25, // 14: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	26, // 14: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 15: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	25, // 16: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	25, // 17: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	26, // 16: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	26, // 17: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
 	5,  // 18: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
 	5,  // 19: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
 	6,  // 20: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	25, // 21: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	25, // 22: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	25, // 23: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	25, // 24: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	25, // 25: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	12, // 26: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
-	25, // 27: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
-	25, // 28: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	18, // 29: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	19, // 30: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	20, // 31: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	21, // 32: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	22, // 33: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	23, // 34: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	15, // 35: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	15, // 36: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	16, // 37: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	17, // 38: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	14, // 39: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
-	24, // 40: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	25, // 41: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	25, // 42: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	25, // 43: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	25, // 44: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	25, // 45: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	26, // 21: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	26, // 22: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	26, // 23: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	26, // 24: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	26, // 25: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	13, // 26: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
+	26, // 27: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	12, // 28: gatepost.v1.Tls.client_certificates:type_name -> gatepost.v1.ClientCertificates
+	26, // 29: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	19, // 30: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	20, // 31: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	21, // 32: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	22, // 33: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	23, // 34: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	24, // 35: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	16, // 36: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	16, // 37: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	17, // 38: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	18, // 39: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	15, // 40: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
+	25, // 41: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	26, // 42: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	26, // 43: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	26, // 44: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	26, // 45: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	26, // 46: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -2410,17 +2496,17 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[11].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[13].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[17].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[19].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[21].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[14].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[18].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[20].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
