@@ -38,6 +38,7 @@ unit: tools ## the tests that need no root and no Docker: all packages but e2e, 
 
 test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
+	@tools/page tests
 	@tools/module build
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
 	go test $(RACE) -shuffle=on $(PARALLEL) -timeout 60m ./...

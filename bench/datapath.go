@@ -171,8 +171,8 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 	return subject{}, fmt.Errorf("there is no %q", name)
 }
 
-// gatepostSubject is a service of a Gatepost: the public one at a path, or the secured one if there is no path. All belong
-// to one gateway.
+// gatepostSubject is a service of a Gatepost: the public one at a path, or the secured one if there is no path. All
+// belong to one gateway.
 func (l *lab) gatepostSubject(ctx context.Context, name, public string, arguments ...string) (subject, error) {
 	if l.stack.gateways == nil {
 		l.stack.gateways = map[string]*gateway{}

@@ -228,8 +228,8 @@ func checkProtocols(f *findings, s *Service, m *gatewayv1.Service, field string)
 	}
 }
 
-// parseUpstreams parses a list of upstreams and checks that they are alternatives to each other, and to those in another
-// list of the service.
+// parseUpstreams parses a list of upstreams and checks that they are alternatives to each other, and to those in
+// another list of the service.
 func parseUpstreams(f *findings, texts []string, list string, listen []netip.AddrPort, others []Upstream, othersList string) []Upstream {
 	out := slices.Grow(slices.Clone(others), len(texts))
 	first := make([]string, len(others)) // :: index in out → field

@@ -125,7 +125,8 @@ func TestUpstreamsAreVerifiedByTheirOwnCAAndGetACertificate(t *testing.T) {
 	client, ctx := caller(t, g, g.Login("alice"))
 	calls.takesCalls(t, client, ctx)
 
-	// Under load on a kept connection, first the client certificate is renewed, then the CA. Until both sides have the new ones, each has both.
+	// Under load on a kept connection, first the client certificate is renewed, then the CA. Until both sides have the
+	// new ones, each has both.
 	want(t, "before", g.Do("GET", "/renewed", ""), http.StatusOK, "HTTP/2.0 TLS 1.3 first orders.internal")
 	stop, sent := make(chan struct{}), atomic.Int64{}
 	var load sync.WaitGroup

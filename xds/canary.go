@@ -13,9 +13,9 @@ import (
 // (weighted_clusters) would be simpler to read in Envoy's metrics. But Envoy chooses such a cluster when it matches the
 // route: before a decision has set the user, so that only the client's own headers could be the key.
 
-// canaryRing is how many points the upstreams have together on the ring of a canary by user. It is a multiple of 100, so
-// that each percent is a whole number of points: as the canary's part grows, its points stay and some are added, and
-// those of the others only become less. So users only move to the canary.
+// canaryRing is how many points the upstreams have together on the ring of a canary by user. It is a multiple of 100,
+// so that each percent is a whole number of points: as the canary's part grows, its points stay and some are added,
+// and those of the others only become less. So users only move to the canary.
 const canaryRing = 10_000
 
 // The zones of the two groups.

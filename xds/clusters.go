@@ -52,10 +52,10 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 	}
 }
 
-// upstreamsOf builds the cluster of a service. Its name contains the base path, because routes rewrite to it: a change of
-// the base makes another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also
-// contains a hash of the cluster: a changed cluster would have no host until the names are looked up, but another cluster
-// leaves the old one unchanged.
+// upstreamsOf builds the cluster of a service. Its name contains the base path, because routes rewrite to it: a change
+// of the base makes another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also
+// contains a hash of the cluster: a changed cluster would have no host until the names are looked up, but another
+// cluster leaves the old one unchanged.
 func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	name := clusterOf + s.def.Name + s.base()
 	targets := slices.Collect(s.def.AllUpstreams())

@@ -128,8 +128,8 @@ services:
 	}
 }
 
-// TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name. (By address it does,
-// for the timeout of the check.) The first request to a new service with a health check finds its upstream.
+// TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name. (By address it
+// does, for the timeout of the check.) The first request to a new service with a health check finds its upstream.
 func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 	t.Parallel()
 	n := startNamed(t, patient)
@@ -164,8 +164,8 @@ func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 	}
 }
 
-// TestNamesOfUpstreamsChangeAndFail: the upstream is started anew with another address; one of two names is removed; the
-// name server is silent.
+// TestNamesOfUpstreamsChangeAndFail: the upstream is started anew with another address; one of two names is removed;
+// the name server is silent.
 func TestNamesOfUpstreamsChangeAndFail(t *testing.T) {
 	t.Parallel()
 	n := startNamed(t, patient)

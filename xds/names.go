@@ -15,11 +15,11 @@ import (
 	"gatepost/definitions"
 )
 
-// Until Envoy has looked up the names of a new cluster, it answers 503 for it, and it does not tell when it has. So the
-// names are looked up here at the same time, and the routes to a cluster wait until its names were found here, and
-// Warmup longer. If the cluster has a health check, they also wait for as long as one may take, since an upstream gets no
-// request before its first one. A name server that does not reply is waited for by the scopes that lead there, and by no
-// others.
+// Until Envoy has looked up the names of a new cluster, it answers 503 for it, and it does not tell when it has. So
+// the names are looked up here at the same time, and the routes to a cluster wait until its names were found here, and
+// Warmup longer. If the cluster has a health check, they also wait for as long as one may take, since an upstream gets
+// no request before its first one. A name server that does not reply is waited for by the scopes that lead there, and
+// by no others.
 
 func lookUp(ctx context.Context, host string) error {
 	_, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)

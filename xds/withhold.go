@@ -22,7 +22,8 @@ func (s *Snapshot) Blamed(r *Rejection) []string {
 	return slices.Compact(blamed)
 }
 
-// ServiceOf returns the service of a cluster that routes of this snapshot lead to. Envoy keeps a former one for a while.
+// ServiceOf returns the service of a cluster that routes of this snapshot lead to. Envoy keeps a former one for a
+// while.
 func (s *Snapshot) ServiceOf(cluster string) (service string, ok bool) {
 	if s == nil || s.clusters.get(cluster) == nil {
 		return "", false

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -113,12 +114,16 @@ func Validate(t testing.TB, b *bootstrapv3.Bootstrap) string {
 	}
 	// Warnings count as errors: a deprecated or ineffective setting is a bug.
 	out, err := exec.Command(path, "--mode", "validate", "-c", file, "--log-level", "warning", "--log-format", "%v").CombinedOutput()
-	verdict := strings.TrimSpace(string(out))
+	verdict := strings.TrimSpace(routeLimits.ReplaceAllString(string(out), ""))
 	if err == nil && verdict == "configuration '"+file+"' OK" {
 		return ""
 	}
 	return verdict
 }
+
+// routeLimits matches a warning of Envoy about a scope with the buckets of limits that its routes name. The form that
+// it recommends has no stages, and would count requests of one route in the buckets of all.
+var routeLimits = regexp.MustCompile(`(?m)^'descriptors' is set but only used by route configuration.*\n`)
 
 // ValidateResources is Validate for resources of a control plane: listeners, scoped routes,
 // clusters.
