@@ -76,7 +76,7 @@ func TestPreflightThatTheBrowserRejects(t *testing.T) {
 		// Browsers send GET, HEAD and POST regardless of the preflight (Fetch standard,
 		// CORS-safelisted method).
 		"OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: POST]": {
-			"the browser sends POST all the same, and gets 405", `add POST to allowed_methods of "items" at gateway.yaml:6`,
+			"the browser sends POST all the same, and gets 405", `add POST to allowed_methods of "items" at gateway.yaml:5`,
 		},
 		"OPTIONS /nothing [Origin: https://a.example] [Access-Control-Request-Method: GET]": {"the response lists what the browser may send"},
 	} {

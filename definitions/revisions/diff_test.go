@@ -28,7 +28,8 @@ func TestWhatDiffersIsToldByService(t *testing.T) {
 		"order and form": {"# a comment\nservices:\n" + items + orders, "nothing that is served", ""},
 		"a default":      {"listen: 0.0.0.0:5500\nservices:\n" + orders + items, "nothing that is served", ""},
 		"a field": {"services:\n" + slow + items, "~orders", "--- a: service orders\n+++ b: service orders\n" +
-			"@@ -11,4 +11,4 @@\n       - DELETE\n     upstreams:\n       - http://127.0.0.1:8081\n-    timeout: 15s\n+    timeout: 20s\n"},
+			"@@ -11,7 +11,7 @@\n       - DELETE\n     upstreams:\n       - http://127.0.0.1:8081\n-    timeout: 15s\n+    timeout: 20s\n" +
+			"     outlier_detection: false\n     retries:\n       count: 1\n"},
 		"a listen address": {"listen: 0.0.0.0:80\nservices:\n" + orders + items, "~listen", "--- a: listen\n+++ b: listen\n@@ -1,1 +1,1 @@\n-listen: 0.0.0.0:5500\n+listen: 0.0.0.0:80\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
