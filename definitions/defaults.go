@@ -70,6 +70,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Tls.default_certificate":     "none",
 	"gatepost.v1.Tls.min_version":             defaultMinVersion,
 	"gatepost.v1.ClientCertificates.mode":     modeRequired,
+	"gatepost.v1.Acme.directory":              defaultDirectory,
+	"gatepost.v1.Acme.ca_file":                "none",
 	"gatepost.v1.Service.allowed_methods":     strings.Join(defaultMethods, ", "),
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",

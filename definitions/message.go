@@ -60,6 +60,9 @@ func (t *TLS) message() *gatewayv1.Tls {
 			m.ClientCertificates.Mode = modeRequired
 		}
 	}
+	if t.ACME != nil {
+		m.Acme = t.ACME.message()
+	}
 	for _, c := range t.Certificates {
 		m.Certificates = append(m.Certificates, &gatewayv1.Certificate{CertFile: c.CertFile, KeyFile: c.KeyFile})
 	}

@@ -172,6 +172,8 @@ type TLS struct {
 	MinVersion string
 	// Redirect is whether the listener without TLS redirects to this one, and does nothing else.
 	Redirect bool
+	// ACME is how further certificates are obtained. If nil, none are.
+	ACME *ACME
 	// HSTS is for how long browsers must use HTTPS, in whole seconds. If 0, they are not told.
 	HSTS time.Duration
 	// HTTP3 is whether HTTP/3 is served on the same port of UDP.

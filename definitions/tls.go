@@ -35,7 +35,10 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 		f.add("tls.client_certificates.mode", aboutTLS.faultf("write mode: optional, and client_certificate: true on services, or remove redirect: false",
 			"is required, and the listener without TLS serves clients without one (%s)", f.where("tls.redirect")))
 	}
-	if len(t.Certificates) == 0 {
+	if m.GetAcme() != nil {
+		t.ACME = parseACME(f, m.GetAcme(), t.Redirect)
+	}
+	if len(t.Certificates) == 0 && t.ACME == nil {
 		f.add("tls.certificates", aboutFields.faultf("name a certificate and its key: `- {cert_file: shop.pem, key_file: shop.key}`", "is missing"))
 	}
 	first := map[string]string{} // :: file → field
@@ -47,8 +50,17 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 		}
 		first[c.CertFile] = field
 	}
+	if t.ACME != nil {
+		for i, text := range m.GetAcme().GetDomains() {
+			domain, field := strings.ToLower(text), fmt.Sprintf("tls.acme.domains[%d]", i)
+			if earlier, twice := first[domain]; twice {
+				f.add(field, twinFault(f, domain, earlier))
+			}
+			first[domain] = field
+		}
+	}
 	if d := t.DefaultCertificate; d != "" && first[d] == "" {
-		f.add("tls.default_certificate", aboutTLS.faultf("write the cert_file of one of them", "%s is none of the certificates (%s)",
+		f.add("tls.default_certificate", aboutTLS.faultf("write the cert_file of one of them, or a domain of acme", "%s is none of the certificates (%s)",
 			shown(d), f.where("tls.certificates")))
 	}
 	return t
@@ -96,6 +108,17 @@ func (d *Definitions) Path(file string) string {
 	return filepath.Join(dir, file)
 }
 
+// unreadable is the problem of a file that cannot be read. An empty name is none.
+func (d *Definitions) unreadable(file string) *fault {
+	if file == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(d.Path(file)); err != nil {
+		return aboutNotes.faultf("", "cannot be read: %v", err)
+	}
+	return nil
+}
+
 // soon is from when on validation warns that a certificate expires.
 const soon = 21
 
@@ -133,6 +156,12 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 	if c := d.Gateway.TLS.ClientCertificates; c != nil {
 		if err := certs.CheckRoots(d.Path(c.CAFile), now); err != nil {
 			wrong.add("tls.client_certificates.ca_file", aboutNotes.faultf("", "cannot be used: %v", err))
+		}
+	}
+	if a := d.Gateway.TLS.ACME; a != nil {
+		wrong.add("tls.acme.ca_file", d.unreadable(a.CAFile))
+		if a.EAB != nil {
+			wrong.add("tls.acme.eab.hmac_key_file", d.unreadable(a.EAB.HMACKeyFile))
 		}
 	}
 	return wrong.sorted(), odd.sorted()

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/xds"
 )
@@ -151,6 +152,8 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 	case x.reason != "":
 		why, change = e.denialReason(x, service)
 		return x.reason, why, e.orFix(service, change)
+	case x.forward != nil && strings.HasPrefix(x.path, convention.ACMEChallengePath):
+		return "forwarded", "Gatepost answers the challenge of a CA (tls.acme)", ""
 	case x.forward != nil && service == nil:
 		return "forwarded", "Gatepost's token handler responds", ""
 	case x.forward != nil:

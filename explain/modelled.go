@@ -28,6 +28,7 @@ var modelled = map[string]string{
 	"google.protobuf.Duration":                                "*",
 	"google.protobuf.UInt32Value":                             "*",
 	"google.protobuf.BoolValue":                               "*",
+	"envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy":  "*", // of handshakes of ACME, in which there is no request
 
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix scoped_routes http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +

@@ -30,6 +30,7 @@ type certificates struct {
 	logger *slog.Logger
 	set    *certs.Set
 	files  *certs.Files
+	acme   *acmeRunner
 
 	mu      sync.Mutex
 	current *definitions.Definitions // those that are published; nil: none yet
@@ -38,17 +39,21 @@ type certificates struct {
 	reminded map[string]int // :: name and end → the days of the last warning; of run alone
 }
 
-func newCertificates(g *Gateway) *certificates {
+func newCertificates(g *Gateway) (_ *certificates, err error) {
 	c := &certificates{g: g, logger: g.logger, files: certs.NewFiles(g.logger), reminded: map[string]int{}}
 	c.set = certs.NewSet(c.changed)
+	if c.acme, err = newACMERunner(g.config, c.set); err != nil {
+		return nil, err
+	}
 	g.registry.MustRegister(c)
-	return c
+	return c, nil
 }
 
 // load reads the certificates of definitions, and returns those that can be served. It fails if clients cannot be
 // verified: then the definitions before stay or, at the start, there is no listener for TLS until they can be.
 func (c *certificates) load(d *definitions.Definitions) ([]xds.Certificate, error) {
 	c.files.Load(c.filesOf(d))
+	c.acme.load(d)
 	c.mu.Lock()
 	starts := c.current == nil
 	c.mu.Unlock()
@@ -81,6 +86,7 @@ func (c *certificates) follow(d *definitions.Definitions) {
 	c.current = d
 	c.mu.Unlock()
 	c.files.Follow(c.filesOf(d))
+	c.acme.follow(d)
 }
 
 func (c *certificates) filesOf(d *definitions.Definitions) (all []certs.File) {
@@ -136,6 +142,16 @@ func serving(tls *definitions.TLS, set *certs.Set) (all []xds.Certificate) {
 		}
 		all = append(all, c)
 	}
+	if tls.ACME == nil {
+		return all
+	}
+	for _, domain := range tls.ACME.Domains { // each has a certificate, or a placeholder
+		c := xds.Certificate{Name: domain, Default: domain == tls.DefaultCertificate}
+		if !taken[domain] {
+			c.ServerNames = []string{domain}
+		}
+		all = append(all, c)
+	}
 	return all
 }
 
@@ -164,6 +180,11 @@ func (c *certificates) run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { c.files.Run(ctx) })
+	running.Go(func() {
+		if err := c.acme.run(ctx); err != nil {
+			c.logger.Error("ACME has ended, certificates are not renewed", "error", err)
+		}
+	})
 	tick := time.NewTicker(remindEvery)
 	defer tick.Stop()
 	for {
@@ -205,7 +226,7 @@ func (c *certificates) status(now time.Time) (all []*gatewayv1.CertificateStatus
 		return nil
 	}
 	problems := c.files.Problems()
-	all = c.listenerStatus(d.Gateway.TLS, problems, now)
+	all = append(c.listenerStatus(d.Gateway.TLS, problems, now), c.acme.status(d.Gateway.TLS, now)...)
 	return append(all, c.upstreamStatus(d.Gateway.Services, problems, now)...)
 }
 
@@ -273,7 +294,7 @@ var (
 	daysLeftDesc = prometheus.NewDesc("gatepost_certificate_days_left",
 		"Whole days until a certificate that is served expires.", []string{"certificate"}, nil)
 	unusableDesc = prometheus.NewDesc("gatepost_certificate_unusable",
-		"Whether the files of a certificate cannot be used as they are (1), so that the one before stays.", []string{"certificate"}, nil)
+		"Whether the files of a certificate cannot be used, or a CA does not issue it (1), so that the one before stays.", []string{"certificate"}, nil)
 )
 
 // Describe implements [prometheus.Collector].

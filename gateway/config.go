@@ -27,6 +27,9 @@ type Config struct {
 	Redis *redisconn.Options
 	// Data is the folder of the embedded store and of the last good definitions. Required.
 	Data string
+	// SecretsKeyFile has the key that encrypts private keys in Redis. Without it, there is no ACME
+	// with Redis.
+	SecretsKeyFile string
 	// If NoCache is true, every token is looked up in Redis.
 	NoCache bool
 	// Module selects whether Envoy checks tokens by itself.

@@ -212,7 +212,12 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	}
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
-	g.certificates = newCertificates(g)
+	if g.certificates, err = newCertificates(g); err != nil {
+		return err
+	}
+	if err := g.certificates.acme.refuse(first); err != nil {
+		return err
+	}
 	g.rollout, err = rollout.New(rollout.Config{
 		Control: g.control, Options: options, Certificates: g.certificates.load,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
@@ -263,7 +268,7 @@ func (g *Gateway) makeServers() error {
 		return err
 	}
 	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
-	g.http = newHTTPServer(g.endpoint, g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
+	g.http = newHTTPServer(g.certificates.acme.handler(g.endpoint), g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	g.admin, err = admin.New(admin.Config{
 		Local: admin.IsLocal(g.config.Admin), TokenFile: g.config.AdminTokenFile, Hosts: adminHosts(g.config.Admin),
 		Checks: g.checks(), Status: g.message, Snapshot: g.snapshot,
@@ -324,6 +329,9 @@ func (g *Gateway) close() {
 	}
 	if g.store != nil {
 		logged("the token store", g.store.Close())
+	}
+	if g.certificates != nil {
+		logged("the storage of ACME", g.certificates.acme.close())
 	}
 	if g.module != nil {
 		logged("the table of decisions", g.module.close())

@@ -48,6 +48,7 @@ func (g *Gateway) Reload(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 		defer cancel()
 		g.rollout.RetryRejected()
+		g.certificates.acme.retry()
 		g.source.Reload(ctx)
 		if wrong := g.rollout.AwaitResult(ctx).Degraded(); wrong != "" {
 			return "reloading failed: " + wrong

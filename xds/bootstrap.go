@@ -109,9 +109,10 @@ func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
 	return nil
 }
 
-// inlineRoutes puts the routes into a filter chain. A chain that is nil stays so.
+// inlineRoutes puts the routes into a filter chain. A chain that is nil stays so, as does the
+// one of ACME, which has none.
 func inlineRoutes(scopes []*routev3.ScopedRouteConfiguration, chain *listenerv3.FilterChain) error {
-	if chain == nil {
+	if chain == nil || !chain.GetFilters()[0].GetTypedConfig().MessageIs((*hcmv3.HttpConnectionManager)(nil)) {
 		return nil
 	}
 	hcm, err := managerOf(chain)

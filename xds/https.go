@@ -55,6 +55,9 @@ func (b *builder) httpsListener() *listenerv3.Listener {
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})},
 	})
 	l.FilterChains = b.certificateChains(b.httpsManager, b.tlsFrom)
+	if b.allows(definitions.ChallengeTLSALPN01) {
+		l.FilterChains = append(l.FilterChains, b.challengeChain())
+	}
 	return l
 }
 

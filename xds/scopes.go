@@ -102,6 +102,7 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 		}
 	}
 	add(VersionPath, true, b.beacon)
+	add(VersionPath, true, b.challengeRoutes)
 	add(b.gw.Tokens.Path, host.tokens, b.tokenRoutes)
 	for _, one := range host.services {
 		add(one.path, true, func() []*routev3.Route { return b.serviceRoutes(one) })

@@ -32,9 +32,6 @@ const (
 	TLSALPN01 = "tls-alpn-01" // RFC 8737
 )
 
-// LetsEncrypt is the directory of the CA that is asked by default.
-const LetsEncrypt = certmagic.LetsEncryptProductionCA
-
 // Settings are which certificates are obtained, and from whom.
 type Settings struct {
 	// Domains are DNS names in lower case, without wildcards.
@@ -57,7 +54,7 @@ type Options struct {
 	// Storage keeps account, certificates and challenges. Required.
 	Storage Storage
 	// OnPair receives the certificate of a name, at first and after each change. Required. It is called concurrently, and
-	// must not block.
+	// must neither block nor call the Manager.
 	OnPair func(name string, p certs.Pair)
 	// Logger receives what happens to a certificate. Required.
 	Logger *slog.Logger
@@ -75,13 +72,14 @@ type Status struct {
 // Manager obtains and renews the certificates of its settings while it runs. It is safe for concurrent use.
 type Manager struct {
 	Options
-	cache *certmagic.Cache
+	domains     []*domain
+	validations chan struct{} // has a value for each connection of TLS-ALPN-01
 
-	mu      sync.Mutex
-	config  *certmagic.Config // how the CA is asked; nil: it was not needed yet, or its files cannot be read
-	issuer  *certmagic.ACMEIssuer
-	port    int // a loopback port on which this Manager listens
-	domains []*domain
+	mu     sync.Mutex
+	cache  *certmagic.Cache  // nil: it does not run yet
+	port   int               // a loopback port on which this Manager listens
+	config *certmagic.Config // how the CA is asked; nil: it was not needed yet, or its files cannot be read
+	issuer *certmagic.ACMEIssuer
 }
 
 // domain is a name and its state.
@@ -100,13 +98,7 @@ const checkEvery = certmagic.DefaultRenewCheckInterval
 
 // New returns a Manager that does nothing until it runs.
 func New(options Options) *Manager {
-	m := &Manager{Options: options}
-	// The maintenance of the cache never finds a certificate there, since each look removes its own again.
-	m.cache = certmagic.NewCache(certmagic.CacheOptions{
-		GetConfigForCert:   func(certmagic.Certificate) (*certmagic.Config, error) { return m.asking() },
-		RenewCheckInterval: checkEvery,
-		Logger:             zap.NewNop(),
-	})
+	m := &Manager{Options: options, validations: make(chan struct{}, maxValidations)}
 	for _, name := range options.Domains {
 		m.domains = append(m.domains, &domain{name: name, retry: make(chan struct{}, 1)})
 	}
@@ -117,31 +109,36 @@ func New(options Options) *Manager {
 func (m *Manager) Stored(ctx context.Context) error {
 	var errs []error
 	for _, d := range m.domains {
-		if ctx.Err() == nil {
+		if ctx.Err() == nil { // otherwise the storage does not answer
 			errs = append(errs, m.reload(ctx, d))
 		}
 	}
-	return errors.Join(append(errs, ctx.Err())...)
+	return errors.Join(errs...)
 }
 
-// Run obtains and renews certificates until ctx ends. It answers TLS-ALPN-01 on alpn, and closes it; alpn can be nil.
-func (m *Manager) Run(ctx context.Context, alpn net.Listener) error {
-	defer m.cache.Stop()
+// Run obtains and renews certificates until ctx ends. It is called once.
+func (m *Manager) Run(ctx context.Context) error {
 	// certmagic starts servers of its own for a challenge, unless something listens on their ports.
 	loopback, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("listening for ACME challenges: %w", err)
 	}
+	// The maintenance of the cache never finds a certificate there, since each attempt removes its own again.
+	cache := certmagic.NewCache(certmagic.CacheOptions{
+		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) {
+			config, _, err := m.asking()
+			return config, err
+		},
+		RenewCheckInterval: checkEvery,
+		Logger:             zap.NewNop(),
+	})
+	defer cache.Stop()
 	m.mu.Lock()
-	m.port = loopback.Addr().(*net.TCPAddr).Port
+	m.cache, m.port = cache, loopback.Addr().(*net.TCPAddr).Port
 	m.mu.Unlock()
 	var running sync.WaitGroup
 	defer running.Wait()
-	for _, listener := range []net.Listener{loopback, alpn} {
-		if listener != nil {
-			running.Go(func() { m.serveALPN(ctx, listener) })
-		}
-	}
+	running.Go(func() { m.serveLoopback(ctx, loopback) })
 	running.Go(func() { m.Storage.Follow(ctx, func(name string) { m.changed(ctx, name) }) })
 	for _, d := range m.domains {
 		running.Go(func() { m.keep(ctx, d) })
@@ -186,19 +183,22 @@ func (m *Manager) changed(ctx context.Context, name string) {
 }
 
 // asking returns how the CA is asked. It reads the files of the settings.
-func (m *Manager) asking() (*certmagic.Config, error) {
+func (m *Manager) asking() (*certmagic.Config, *certmagic.ACMEIssuer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.config != nil {
-		return m.config, nil
+		return m.config, m.issuer, nil
+	}
+	if m.cache == nil {
+		return nil, nil, errors.New("ACME is not running yet")
 	}
 	roots, err := m.roots()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	account, err := m.externalAccount()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	quiet := zap.NewNop() // what matters is logged here
 	config := certmagic.New(m.cache, certmagic.Config{
@@ -212,7 +212,7 @@ func (m *Manager) asking() (*certmagic.Config, error) {
 	})
 	config.Issuers = []certmagic.Issuer{m.issuer}
 	m.config = config
-	return config, nil
+	return config, m.issuer, nil
 }
 
 // roots returns the roots of CAFile, or nil for the system's.

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"gatepost/certs"
 	"gatepost/certs/acme"
 	"gatepost/certs/acme/acmetest"
+	"gatepost/convention"
 	"gatepost/redisconn"
 	"gatepost/testport"
 	"gatepost/tokens/redistest"
@@ -47,7 +49,37 @@ func newSite(t *testing.T, names ...string) *site {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.manager.Load().ServeHTTP(w, r) })}
 	t.Cleanup(func() { server.Close() })
 	go func() { _ = server.Serve(listener) }()
+	secured, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", s.tlsPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { secured.Close() })
+	go func() {
+		for {
+			conn, err := secured.Accept()
+			if err != nil {
+				return
+			}
+			go s.connect(conn)
+		}
+	}()
 	return s
+}
+
+// connect passes a connection on as Envoy does: in a CONNECT.
+func (s *site) connect(client net.Conn) {
+	defer client.Close()
+	conn, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", s.httpPort))
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "CONNECT %s HTTP/1.1\r\nhost: %[1]s\r\n\r\n", convention.ACMEAuthority)
+	if _, err := io.ReadFull(conn, make([]byte, len("HTTP/1.1 200 OK\r\n\r\n"))); err != nil {
+		return
+	}
+	go func() { _, _ = io.Copy(conn, client) }()
+	_, _ = io.Copy(client, conn)
 }
 
 func (s *site) ca(t *testing.T, options acmetest.Options) *acmetest.CA {
@@ -70,16 +102,9 @@ func (s *site) run(t *testing.T, storage acme.Storage, settings acme.Settings) *
 	r.Manager = acme.New(acme.Options{Settings: settings, Storage: storage,
 		OnPair: func(_ string, p certs.Pair) { r.pairs <- p }, Logger: slog.New(slog.NewTextHandler(&r.log, nil))})
 	s.manager.Store(r.Manager)
-	var alpn net.Listener
-	if len(settings.Challenges) == 1 && settings.Challenges[0] == acme.TLSALPN01 {
-		var err error
-		if alpn, err = net.Listen("tcp", fmt.Sprint("127.0.0.1:", s.tlsPort)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- r.Run(ctx, alpn) }()
+	go func() { ended <- r.Run(ctx) }()
 	r.stop = func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -487,7 +512,7 @@ func TestStrangersGetNothing(t *testing.T) {
 			}
 		}
 	}
-	response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%sx", s.httpPort, acme.ChallengePath))
+	response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%sx", s.httpPort, convention.ACMEChallengePath))
 	if err != nil || response.StatusCode != http.StatusNotFound {
 		t.Errorf("%v, %v", response, err)
 	}

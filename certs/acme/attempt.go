@@ -110,7 +110,7 @@ func (m *Manager) stuck(ctx context.Context, d *domain, err error) time.Duration
 
 // attempt obtains the certificate of a name, or renews it if that is due.
 func (m *Manager) attempt(ctx context.Context, name string, failed int) error {
-	config, err := m.asking()
+	config, _, err := m.asking()
 	if err != nil {
 		return err
 	}
@@ -144,12 +144,12 @@ func (m *Manager) reload(ctx context.Context, d *domain) error {
 		return err
 	}
 	p, err := m.load(ctx, d.name)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.failure = failed
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if chain := string(p.Chain); err == nil && chain != d.chain {
 		d.chain = chain
 		m.Logger.Info("a certificate of ACME is served", "certificate", d.name)

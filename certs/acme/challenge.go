@@ -12,13 +12,9 @@ import (
 	"time"
 
 	"golang.org/x/net/netutil"
+
+	"gatepost/convention"
 )
-
-// ChallengePath is the path below which HTTP-01 is answered.
-const ChallengePath = "/.well-known/acme-challenge/"
-
-// alpnProtocol is the protocol of TLS-ALPN-01.
-const alpnProtocol = "acme-tls/1"
 
 // A CA validates with a few connections at once, and a handshake takes it less than a second.
 const (
@@ -26,44 +22,50 @@ const (
 	validationTimeout = 10 * time.Second
 )
 
-// ServeHTTP answers HTTP-01 for each gateway that shares the storage, and everything else with 404.
+// ServeHTTP answers HTTP-01, and TLS-ALPN-01 in a connection that Envoy has opened by CONNECT, for each gateway that
+// shares the storage. It answers everything else with 404.
 func (m *Manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodConnect && r.Host == convention.ACMEAuthority {
+		m.serveConnect(w, r)
+		return
+	}
 	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
 		host = r.Host
 	}
 	// A stranger's request does not reach the storage, unless it is for a name of the settings.
 	if slices.Contains(m.Domains, strings.ToLower(host)) {
-		if _, err := m.asking(); err == nil {
-			m.mu.Lock()
-			issuer := m.issuer
-			m.mu.Unlock()
-			if issuer.HandleHTTPChallenge(w, r) {
-				return
-			}
+		if _, issuer, err := m.asking(); err == nil && issuer.HandleHTTPChallenge(w, r) {
+			return
 		}
 	}
 	http.NotFound(w, r)
 }
 
-// serveALPN answers TLS-ALPN-01 for each gateway that shares the storage until ctx ends: a handshake is all that there
-// is to it.
-func (m *Manager) serveALPN(ctx context.Context, listener net.Listener) {
+// serveConnect takes over the connection of a request.
+func (m *Manager) serveConnect(w http.ResponseWriter, r *http.Request) {
+	select {
+	case m.validations <- struct{}{}:
+		defer func() { <-m.validations }()
+	default:
+		http.Error(w, "too many validations at once", http.StatusServiceUnavailable)
+		return
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, "the connection cannot be taken over", http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("HTTP/1.1 200 OK\r\n\r\n")); err == nil {
+		m.handshake(r.Context(), conn)
+	}
+}
+
+// serveLoopback answers TLS-ALPN-01 on a loopback port until ctx ends.
+func (m *Manager) serveLoopback(ctx context.Context, listener net.Listener) {
 	listener = netutil.LimitListener(listener, maxValidations)
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
-	config := &tls.Config{
-		NextProtos: []string{alpnProtocol},
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			if !slices.Equal(hello.SupportedProtos, []string{alpnProtocol}) || !slices.Contains(m.Domains, hello.ServerName) {
-				return nil, errors.New("this is not a challenge of ACME")
-			}
-			config, err := m.asking()
-			if err != nil {
-				return nil, err
-			}
-			return config.GetCertificateWithContext(hello.Context(), hello)
-		},
-	}
 	var answering sync.WaitGroup
 	defer answering.Wait()
 	for {
@@ -73,9 +75,27 @@ func (m *Manager) serveALPN(ctx context.Context, listener net.Listener) {
 		}
 		answering.Go(func() {
 			defer conn.Close()
-			if conn.SetDeadline(time.Now().Add(validationTimeout)) == nil {
-				_ = tls.Server(conn, config).HandshakeContext(ctx) // the CA reports what is wrong
-			}
+			m.handshake(ctx, conn)
 		})
 	}
+}
+
+// handshake answers TLS-ALPN-01: a handshake is all that there is to it. The CA reports what is wrong.
+func (m *Manager) handshake(ctx context.Context, conn net.Conn) {
+	if conn.SetDeadline(time.Now().Add(validationTimeout)) != nil {
+		return
+	}
+	_ = tls.Server(conn, &tls.Config{
+		NextProtos: []string{convention.ACMEProtocol},
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if !slices.Equal(hello.SupportedProtos, []string{convention.ACMEProtocol}) || !slices.Contains(m.Domains, hello.ServerName) {
+				return nil, errors.New("this is not a challenge of ACME")
+			}
+			config, _, err := m.asking()
+			if err != nil {
+				return nil, err
+			}
+			return config.GetCertificateWithContext(hello.Context(), hello)
+		},
+	}).HandshakeContext(ctx)
 }

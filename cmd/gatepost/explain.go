@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,7 +113,8 @@ func certificatesOf(d *definitions.Definitions, running *explain.Gateway) (all [
 		return gateway.Certificates(d)
 	}
 	for _, c := range running.Status.GetCertificates() {
-		if len(c.GetServices()) == 0 && (c.GetNotAfter() != nil && len(c.GetNames()) > 0 || c.GetName() == d.Gateway.TLS.DefaultCertificate) {
+		isDomain := d.Gateway.TLS.ACME != nil && slices.Contains(d.Gateway.TLS.ACME.Domains, c.GetName()) // which has a placeholder at least
+		if len(c.GetServices()) == 0 && (isDomain || c.GetNotAfter() != nil && len(c.GetNames()) > 0 || c.GetName() == d.Gateway.TLS.DefaultCertificate) {
 			all = append(all, xds.Certificate{Name: c.GetName(), ServerNames: c.GetNames(), Default: c.GetName() == d.Gateway.TLS.DefaultCertificate})
 		}
 	}

@@ -28,7 +28,8 @@ import (
 type settings struct {
 	config, redis, data, grpc, http, admin, envoy string
 	grpcTLS                                       string
-	cache, caFile, module, adminTokenFile         string
+	cache, caFile, module                         string
+	adminTokenFile, secretsKeyFile                string
 	pprof                                         bool
 	listen                                        string
 	listenAddr                                    netip.AddrPort // listen, parsed; zero if it is not set
@@ -59,6 +60,7 @@ func (s *settings) register(flags *pflag.FlagSet) {
 	flags.StringVar(&s.cache, "cache", "on", "whether look-ups of tokens in Redis are answered from memory: `on|off`")
 	flags.StringVar(&s.module, "module", "auto", "whether Envoy checks tokens itself: `auto|on|off`; auto is if it can, on is an error if it cannot")
 	flags.StringVar(&s.caFile, "ca-file", xds.DefaultCAFile, "the `FILE`, as Envoy sees it, with the roots that verify https upstreams")
+	flags.StringVar(&s.secretsKeyFile, "secrets-key-file", "", "the `FILE` of the key that encrypts private keys of tls.acme in Redis, the same for each gateway")
 	flags.BoolVar(&s.pprof, "pprof", false, "serve profiles of the process on --admin, under /debug/pprof/")
 	flags.StringVar(&s.logLevel, "log-level", "info", "the least `LEVEL` that is logged: debug, info, warn or error")
 	flags.StringVar(&s.logFormat, "log-format", "auto", "the `FORMAT` of the log: text, json, or auto, which is text on a terminal")
@@ -109,7 +111,8 @@ var modes = map[string]gateway.ModuleMode{"auto": gateway.ModuleAuto, "on": gate
 func (s *settings) gatewayConfig() (gateway.Config, error) {
 	config := gateway.Config{
 		Definitions: s.config, Listen: s.listenAddr, Data: s.data, NoCache: s.cache == "off", GRPC: s.grpc, HTTP: s.http,
-		GRPCTLS: s.grpcTLS, Admin: s.admin, AdminTokenFile: s.adminTokenFile, Profiles: s.pprof, CAFile: s.caFile, Version: version,
+		GRPCTLS: s.grpcTLS, Admin: s.admin, AdminTokenFile: s.adminTokenFile, Profiles: s.pprof, CAFile: s.caFile,
+		SecretsKeyFile: s.secretsKeyFile, Version: version,
 	}
 	if err := s.requireConfig(); err != nil {
 		return config, err

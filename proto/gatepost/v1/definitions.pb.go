@@ -952,7 +952,8 @@ type Tls struct {
 	// The certificates. A client gets the one with the name that it asks for, an exact name before `*.`; of two with the
 	// same name, the first one in the list. A name that none has is refused, unless there is a `default_certificate`.
 	Certificates []*Certificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
-	// The `cert_file` of the certificate for clients that ask for a name that none has, or for no name. Default: none.
+	// The `cert_file` of the certificate, or the domain of `acme`, for clients that ask for a name that none has, or for no
+	// name. Default: none.
 	DefaultCertificate string `protobuf:"bytes,3,opt,name=default_certificate,json=defaultCertificate,proto3" json:"default_certificate,omitempty"`
 	// The oldest version of TLS that clients may use, `"1.2"` or `"1.3"`. Default: 1.2.
 	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
@@ -961,6 +962,9 @@ type Tls struct {
 	// For how long browsers must use HTTPS alone (Strict-Transport-Security), without subdomains. Begin with a short time:
 	// it cannot be taken back. Default: 0s, the header is not sent.
 	Hsts *durationpb.Duration `protobuf:"bytes,6,opt,name=hsts,proto3" json:"hsts,omitempty"`
+	// Certificates that a CA issues by itself (ACME), such as Let's Encrypt, beside or instead of `certificates`. The
+	// domains have to lead to this gateway, port 80 or 443. Default: none.
+	Acme *Acme `protobuf:"bytes,8,opt,name=acme,proto3" json:"acme,omitempty"`
 	// Whether HTTP/3 is served too, on the UDP port of `listen`. Clients learn of it by the header `alt-svc`, so the port
 	// must be the same outside. Default: false.
 	Http3 bool `protobuf:"varint,9,opt,name=http3,proto3" json:"http3,omitempty"`
@@ -1042,6 +1046,13 @@ func (x *Tls) GetHsts() *durationpb.Duration {
 	return nil
 }
 
+func (x *Tls) GetAcme() *Acme {
+	if x != nil {
+		return x.Acme
+	}
+	return nil
+}
+
 func (x *Tls) GetHttp3() bool {
 	if x != nil {
 		return x.Http3
@@ -1115,6 +1126,153 @@ func (x *ClientCertificates) GetMode() string {
 	return ""
 }
 
+// Acme is how certificates are obtained from a CA, and renewed. Each gateway that shares a Redis shares them.
+type Acme struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names, each of which gets a certificate of its own. Wildcards are not possible.
+	Domains []string `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	// Where the CA writes to if something is wrong with the certificates.
+	Email string `protobuf:"bytes,2,opt,name=email,proto3" json:"email,omitempty"`
+	// The `https` URL of the CA's directory. Default: https://acme-v02.api.letsencrypt.org/directory.
+	Directory string `protobuf:"bytes,3,opt,name=directory,proto3" json:"directory,omitempty"`
+	// The External Account Binding, which some CAs ask for. Default: none.
+	Eab *ExternalAccount `protobuf:"bytes,4,opt,name=eab,proto3" json:"eab,omitempty"`
+	// How the CA may verify a name. `http-01`: by a request to `listen`, from outside on port 80; needs `redirect`.
+	// `tls-alpn-01`: by a handshake with `tls.listen`, from outside on port 443. Default: both that are possible.
+	Challenges []string `protobuf:"bytes,5,rep,name=challenges,proto3" json:"challenges,omitempty"`
+	// The file with the roots, in PEM, that verify the server of the CA, for a CA of your own. Default: the system's.
+	CaFile        string `protobuf:"bytes,6,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Acme) Reset() {
+	*x = Acme{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acme) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acme) ProtoMessage() {}
+
+func (x *Acme) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acme.ProtoReflect.Descriptor instead.
+func (*Acme) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Acme) GetDomains() []string {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+func (x *Acme) GetEmail() string {
+	if x != nil {
+		return x.Email
+	}
+	return ""
+}
+
+func (x *Acme) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *Acme) GetEab() *ExternalAccount {
+	if x != nil {
+		return x.Eab
+	}
+	return nil
+}
+
+func (x *Acme) GetChallenges() []string {
+	if x != nil {
+		return x.Challenges
+	}
+	return nil
+}
+
+func (x *Acme) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
+// ExternalAccount names an account that you have at the CA.
+type ExternalAccount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id that the CA gave you.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// The file with the key that the CA gave you, in Base64url.
+	HmacKeyFile   string `protobuf:"bytes,2,opt,name=hmac_key_file,json=hmacKeyFile,proto3" json:"hmac_key_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExternalAccount) Reset() {
+	*x = ExternalAccount{}
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExternalAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExternalAccount) ProtoMessage() {}
+
+func (x *ExternalAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExternalAccount.ProtoReflect.Descriptor instead.
+func (*ExternalAccount) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExternalAccount) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *ExternalAccount) GetHmacKeyFile() string {
+	if x != nil {
+		return x.HmacKeyFile
+	}
+	return ""
+}
+
 // Certificate is a certificate and its key, in files on the machine of the gateway. A path is relative to the
 // definitions file or, if the definitions are in Redis, to the working directory of the gateway. The files are read
 // again when they change.
@@ -1130,7 +1288,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1300,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[13]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1313,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{13}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Certificate) GetCertFile() string {
@@ -1258,7 +1416,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1270,7 +1428,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[14]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1283,7 +1441,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{14}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Service) GetName() string {
@@ -1494,7 +1652,7 @@ type UpstreamTls struct {
 
 func (x *UpstreamTls) Reset() {
 	*x = UpstreamTls{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1664,7 @@ func (x *UpstreamTls) String() string {
 func (*UpstreamTls) ProtoMessage() {}
 
 func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[15]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1677,7 @@ func (x *UpstreamTls) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTls.ProtoReflect.Descriptor instead.
 func (*UpstreamTls) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{15}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpstreamTls) GetCaFile() string {
@@ -1564,7 +1722,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1734,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[16]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1747,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{16}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Headers) GetSet() map[string]string {
@@ -1619,7 +1777,7 @@ type Maintenance struct {
 
 func (x *Maintenance) Reset() {
 	*x = Maintenance{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1789,7 @@ func (x *Maintenance) String() string {
 func (*Maintenance) ProtoMessage() {}
 
 func (x *Maintenance) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[17]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1802,7 @@ func (x *Maintenance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Maintenance.ProtoReflect.Descriptor instead.
 func (*Maintenance) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{17}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Maintenance) GetMessage() string {
@@ -1677,7 +1835,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1847,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[18]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1860,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{18}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Redirect) GetTo() string {
@@ -1745,7 +1903,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1915,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[19]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1928,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{19}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *HealthCheck) GetPath() string {
@@ -1846,7 +2004,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +2016,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[20]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +2029,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{20}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Retries) GetCount() uint32 {
@@ -1925,7 +2083,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2095,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[21]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2108,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{21}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Limits) GetConnections() uint32 {
@@ -1993,7 +2151,7 @@ type Canary struct {
 
 func (x *Canary) Reset() {
 	*x = Canary{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2163,7 @@ func (x *Canary) String() string {
 func (*Canary) ProtoMessage() {}
 
 func (x *Canary) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[22]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2176,7 @@ func (x *Canary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Canary.ProtoReflect.Descriptor instead.
 func (*Canary) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{22}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Canary) GetUpstreams() []string {
@@ -2057,7 +2215,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2227,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[23]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2240,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{23}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Affinity) GetBy() string {
@@ -2120,7 +2278,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2290,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_definitions_proto_msgTypes[24]
+	mi := &file_gatepost_v1_definitions_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2303,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{24}
+	return file_gatepost_v1_definitions_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RateLimit) GetRequests() uint32 {
@@ -2273,7 +2431,7 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\x0etrust_incoming\x18\x01 \x01(\bR\rtrustIncoming\"t\n" +
 	"\x0fClientAddresses\x12:\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\x80\x02\"\x06r\x04\x10\x01\x18@R\x0etrustedProxies\x12%\n" +
-	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xab\x03\n" +
+	"\x0eproxy_protocol\x18\x02 \x01(\bR\rproxyProtocol\"\xd2\x03\n" +
 	"\x03Tls\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12G\n" +
 	"\fcertificates\x18\x02 \x03(\v2\x18.gatepost.v1.CertificateB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\fcertificates\x129\n" +
@@ -2281,14 +2439,30 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\vmin_version\x18\x04 \x01(\tB\x11\xbaH\x0er\fR\x00R\x031.2R\x031.3R\n" +
 	"minVersion\x12\x1f\n" +
 	"\bredirect\x18\x05 \x01(\bH\x00R\bredirect\x88\x01\x01\x12>\n" +
-	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hsts\x12\x14\n" +
+	"\x04hsts\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80Ή\x1e2\x00R\x04hsts\x12%\n" +
+	"\x04acme\x18\b \x01(\v2\x11.gatepost.v1.AcmeR\x04acme\x12\x14\n" +
 	"\x05http3\x18\t \x01(\bR\x05http3\x12P\n" +
 	"\x13client_certificates\x18\a \x01(\v2\x1f.gatepost.v1.ClientCertificatesR\x12clientCertificatesB\v\n" +
 	"\t_redirect\"j\n" +
 	"\x12ClientCertificates\x12#\n" +
 	"\aca_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\x06caFile\x12/\n" +
-	"\x04mode\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16R\x00R\brequiredR\boptionalR\x04mode\"]\n" +
+	"\x04mode\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16R\x00R\brequiredR\boptionalR\x04mode\"\x96\x02\n" +
+	"\x04Acme\x12-\n" +
+	"\adomains\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10d\"\ar\x05\x10\x01\x18\xac\x02R\adomains\x12 \n" +
+	"\x05email\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xc0\x02R\x05email\x12&\n" +
+	"\tdirectory\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xd0\x0fR\tdirectory\x12.\n" +
+	"\x03eab\x18\x04 \x01(\v2\x1c.gatepost.v1.ExternalAccountR\x03eab\x12B\n" +
+	"\n" +
+	"challenges\x18\x05 \x03(\tB\"\xbaH\x1f\x92\x01\x1c\x18\x01\"\x18r\x16R\ahttp-01R\vtls-alpn-01R\n" +
+	"challenges\x12!\n" +
+	"\aca_file\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06caFile\"d\n" +
+	"\x0fExternalAccount\x12!\n" +
+	"\x06key_id\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xe8\aR\x05keyId\x12.\n" +
+	"\rhmac_key_file\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\vhmacKeyFile\"]\n" +
 	"\vCertificate\x12'\n" +
 	"\tcert_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\bcertFile\x12%\n" +
@@ -2401,7 +2575,7 @@ func file_gatepost_v1_definitions_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_definitions_proto_rawDescData
 }
 
-var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_gatepost_v1_definitions_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*Gateway)(nil),             // 0: gatepost.v1.Gateway
 	(*Cors)(nil),                // 1: gatepost.v1.Cors
@@ -2416,20 +2590,22 @@ var file_gatepost_v1_definitions_proto_goTypes = []any{
 	(*ClientAddresses)(nil),     // 10: gatepost.v1.ClientAddresses
 	(*Tls)(nil),                 // 11: gatepost.v1.Tls
 	(*ClientCertificates)(nil),  // 12: gatepost.v1.ClientCertificates
-	(*Certificate)(nil),         // 13: gatepost.v1.Certificate
-	(*Service)(nil),             // 14: gatepost.v1.Service
-	(*UpstreamTls)(nil),         // 15: gatepost.v1.UpstreamTls
-	(*Headers)(nil),             // 16: gatepost.v1.Headers
-	(*Maintenance)(nil),         // 17: gatepost.v1.Maintenance
-	(*Redirect)(nil),            // 18: gatepost.v1.Redirect
-	(*HealthCheck)(nil),         // 19: gatepost.v1.HealthCheck
-	(*Retries)(nil),             // 20: gatepost.v1.Retries
-	(*Limits)(nil),              // 21: gatepost.v1.Limits
-	(*Canary)(nil),              // 22: gatepost.v1.Canary
-	(*Affinity)(nil),            // 23: gatepost.v1.Affinity
-	(*RateLimit)(nil),           // 24: gatepost.v1.RateLimit
-	nil,                         // 25: gatepost.v1.Headers.SetEntry
-	(*durationpb.Duration)(nil), // 26: google.protobuf.Duration
+	(*Acme)(nil),                // 13: gatepost.v1.Acme
+	(*ExternalAccount)(nil),     // 14: gatepost.v1.ExternalAccount
+	(*Certificate)(nil),         // 15: gatepost.v1.Certificate
+	(*Service)(nil),             // 16: gatepost.v1.Service
+	(*UpstreamTls)(nil),         // 17: gatepost.v1.UpstreamTls
+	(*Headers)(nil),             // 18: gatepost.v1.Headers
+	(*Maintenance)(nil),         // 19: gatepost.v1.Maintenance
+	(*Redirect)(nil),            // 20: gatepost.v1.Redirect
+	(*HealthCheck)(nil),         // 21: gatepost.v1.HealthCheck
+	(*Retries)(nil),             // 22: gatepost.v1.Retries
+	(*Limits)(nil),              // 23: gatepost.v1.Limits
+	(*Canary)(nil),              // 24: gatepost.v1.Canary
+	(*Affinity)(nil),            // 25: gatepost.v1.Affinity
+	(*RateLimit)(nil),           // 26: gatepost.v1.RateLimit
+	nil,                         // 27: gatepost.v1.Headers.SetEntry
+	(*durationpb.Duration)(nil), // 28: google.protobuf.Duration
 }
 var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	1,  // 0: gatepost.v1.Gateway.cors:type_name -> gatepost.v1.Cors
@@ -2438,52 +2614,54 @@ var file_gatepost_v1_definitions_proto_depIdxs = []int32{
 	8,  // 3: gatepost.v1.Gateway.access_log:type_name -> gatepost.v1.AccessLog
 	10, // 4: gatepost.v1.Gateway.client_addresses:type_name -> gatepost.v1.ClientAddresses
 	11, // 5: gatepost.v1.Gateway.tls:type_name -> gatepost.v1.Tls
-	14, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
-	24, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
-	16, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
+	16, // 6: gatepost.v1.Gateway.services:type_name -> gatepost.v1.Service
+	26, // 7: gatepost.v1.Gateway.rate_limits:type_name -> gatepost.v1.RateLimit
+	18, // 8: gatepost.v1.Gateway.response_headers:type_name -> gatepost.v1.Headers
 	9,  // 9: gatepost.v1.Gateway.tracing:type_name -> gatepost.v1.Tracing
-	26, // 10: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	26, // 11: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
-	26, // 12: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
+	28, // 10: gatepost.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	28, // 11: gatepost.v1.Tokens.lifetime:type_name -> google.protobuf.Duration
+	28, // 12: gatepost.v1.Tokens.lease:type_name -> google.protobuf.Duration
 	3,  // 13: gatepost.v1.Tokens.authenticator:type_name -> gatepost.v1.Authenticator
-	26, // 14: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
+	28, // 14: gatepost.v1.Tokens.session_lifetime:type_name -> google.protobuf.Duration
 	4,  // 15: gatepost.v1.Tokens.shield:type_name -> gatepost.v1.Shield
-	26, // 16: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
-	26, // 17: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
+	28, // 16: gatepost.v1.Tokens.refresh_grace:type_name -> google.protobuf.Duration
+	28, // 17: gatepost.v1.Authenticator.timeout:type_name -> google.protobuf.Duration
 	5,  // 18: gatepost.v1.Shield.address:type_name -> gatepost.v1.Limit
 	5,  // 19: gatepost.v1.Shield.user:type_name -> gatepost.v1.Limit
 	6,  // 20: gatepost.v1.Shield.breaker:type_name -> gatepost.v1.Breaker
-	26, // 21: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
-	26, // 22: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
-	26, // 23: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
-	26, // 24: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
-	26, // 25: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
-	13, // 26: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
-	26, // 27: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
-	12, // 28: gatepost.v1.Tls.client_certificates:type_name -> gatepost.v1.ClientCertificates
-	26, // 29: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
-	19, // 30: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
-	20, // 31: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
-	21, // 32: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
-	22, // 33: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
-	23, // 34: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
-	24, // 35: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
-	16, // 36: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
-	16, // 37: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
-	17, // 38: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
-	18, // 39: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
-	15, // 40: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
-	25, // 41: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
-	26, // 42: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
-	26, // 43: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	26, // 44: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	26, // 45: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
-	26, // 46: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	28, // 21: gatepost.v1.Limit.forgive:type_name -> google.protobuf.Duration
+	28, // 22: gatepost.v1.Limit.base:type_name -> google.protobuf.Duration
+	28, // 23: gatepost.v1.Limit.cap:type_name -> google.protobuf.Duration
+	28, // 24: gatepost.v1.Breaker.pause:type_name -> google.protobuf.Duration
+	28, // 25: gatepost.v1.Breaker.cap:type_name -> google.protobuf.Duration
+	15, // 26: gatepost.v1.Tls.certificates:type_name -> gatepost.v1.Certificate
+	28, // 27: gatepost.v1.Tls.hsts:type_name -> google.protobuf.Duration
+	13, // 28: gatepost.v1.Tls.acme:type_name -> gatepost.v1.Acme
+	12, // 29: gatepost.v1.Tls.client_certificates:type_name -> gatepost.v1.ClientCertificates
+	14, // 30: gatepost.v1.Acme.eab:type_name -> gatepost.v1.ExternalAccount
+	28, // 31: gatepost.v1.Service.timeout:type_name -> google.protobuf.Duration
+	21, // 32: gatepost.v1.Service.health_check:type_name -> gatepost.v1.HealthCheck
+	22, // 33: gatepost.v1.Service.retries:type_name -> gatepost.v1.Retries
+	23, // 34: gatepost.v1.Service.limits:type_name -> gatepost.v1.Limits
+	24, // 35: gatepost.v1.Service.canary:type_name -> gatepost.v1.Canary
+	25, // 36: gatepost.v1.Service.affinity:type_name -> gatepost.v1.Affinity
+	26, // 37: gatepost.v1.Service.rate_limits:type_name -> gatepost.v1.RateLimit
+	18, // 38: gatepost.v1.Service.response_headers:type_name -> gatepost.v1.Headers
+	18, // 39: gatepost.v1.Service.request_headers:type_name -> gatepost.v1.Headers
+	19, // 40: gatepost.v1.Service.maintenance:type_name -> gatepost.v1.Maintenance
+	20, // 41: gatepost.v1.Service.redirect:type_name -> gatepost.v1.Redirect
+	17, // 42: gatepost.v1.Service.upstream_tls:type_name -> gatepost.v1.UpstreamTls
+	27, // 43: gatepost.v1.Headers.set:type_name -> gatepost.v1.Headers.SetEntry
+	28, // 44: gatepost.v1.Maintenance.retry_after:type_name -> google.protobuf.Duration
+	28, // 45: gatepost.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	28, // 46: gatepost.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	28, // 47: gatepost.v1.Retries.per_try_timeout:type_name -> google.protobuf.Duration
+	28, // 48: gatepost.v1.RateLimit.per:type_name -> google.protobuf.Duration
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_definitions_proto_init() }
@@ -2496,17 +2674,17 @@ func file_gatepost_v1_definitions_proto_init() {
 	file_gatepost_v1_definitions_proto_msgTypes[6].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[8].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[11].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[14].OneofWrappers = []any{}
-	file_gatepost_v1_definitions_proto_msgTypes[18].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[16].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[20].OneofWrappers = []any{}
 	file_gatepost_v1_definitions_proto_msgTypes[22].OneofWrappers = []any{}
+	file_gatepost_v1_definitions_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_definitions_proto_rawDesc), len(file_gatepost_v1_definitions_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

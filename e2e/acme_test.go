@@ -1,0 +1,250 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatepost/certs/acme/acmetest"
+	"gatepost/envoy/envoytest"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/tokens/redistest"
+)
+
+func portOf(t *testing.T, addr string) int {
+	t.Helper()
+	_, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// leafFor returns the certificate that a new connection gets for a name, or nil if the handshake fails.
+func leafFor(addr, name string) *x509.Certificate {
+	conn, err := tls.Dial("tcp", addr, &tls.Config{ServerName: name, InsecureSkipVerify: true})
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	return conn.ConnectionState().PeerCertificates[0]
+}
+
+// isOf reports whether a new connection gets a certificate for a name that a CA has issued.
+func isOf(addr, name string, roots *x509.CertPool) bool {
+	conn, err := tls.Dial("tcp", addr, &tls.Config{ServerName: name, RootCAs: roots})
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+func (e *edge) certificate(name string) *gatewayv1.CertificateStatus {
+	e.t.Helper()
+	for _, c := range e.certificates() {
+		if c.GetName() == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// makeRenewable makes the renewal of a certificate due, as the CA does with ARI.
+func makeRenewable(t *testing.T, data, name string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(data, "acme", "certificates", "*", name, name+".json"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("the metadata of %s is in %v, %v", name, files, err)
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var meta map[string]any
+	if err := json.Unmarshal(text, &meta); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	meta["issuer_data"].(map[string]any)["renewal_info"] = map[string]any{
+		"suggestedWindow": map[string]any{"start": now.Add(-2 * time.Hour), "end": now.Add(-time.Hour)},
+		"_selectedTime":   now.Add(-time.Hour), "_retryAfter": now.Add(time.Hour),
+	}
+	if text, err = json.Marshal(meta); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files[0], text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCertificatesOfACA: a CA that is down delays nothing, and each challenge leads to a certificate through Envoy. A
+// domain that leads elsewhere is named in the words of the CA, and a renewal under load fails no request.
+func TestCertificatesOfACA(t *testing.T) {
+	t.Parallel()
+	upstream := envoytest.Upstream(t)
+	e := prepareEdge(t, "services: []\n")
+	ca := acmetest.New(t, acmetest.Options{HTTPPort: portOf(t, e.Addr), TLSPort: portOf(t, e.addr), Names: []string{"a.test", "b.test"}})
+	define := func(domains, challenge string) {
+		e.Define(fmt.Sprintf(`tls:
+  listen: %s
+  acme: {domains: [%s], email: ops@shop.test, directory: %q, ca_file: %s, challenges: [%s]}
+services:
+  - {name: a, path: /a, authenticate: false, upstreams: [%q]}
+`, e.addr, domains, ca.Directory, ca.CAFile, challenge, upstream.URL()))
+	}
+	define("a.test", "http-01")
+	e.Run()
+	e.AwaitReady()
+	envoytest.Eventually(t, "the problem of the CA", func() bool {
+		return strings.Contains(e.certificate("a.test").GetProblem(), "connection refused")
+	})
+	if c := leafFor(e.addr, "a.test"); c == nil || c.Subject.CommonName != "Gatepost placeholder" || e.certificate("a.test").GetNotAfter() != nil {
+		t.Error("a name without a certificate has no placeholder")
+	}
+	ca.Start()
+	roots := ca.Roots()
+	e.Signal(syscall.SIGHUP)
+	envoytest.Eventually(t, "a certificate by http-01", func() bool { return isOf(e.addr, "a.test", roots) })
+	if answer := e.Do("GET", "/a", ""); answer.Status != http.StatusPermanentRedirect {
+		t.Errorf("without TLS the answer is %d", answer.Status)
+	}
+
+	define("a.test, b.test, elsewhere.test", "tls-alpn-01")
+	envoytest.Eventually(t, "a certificate by tls-alpn-01", func() bool { return isOf(e.addr, "b.test", roots) })
+	envoytest.Eventually(t, "the problem of a domain that does not lead here", func() bool {
+		return strings.Contains(e.certificate("elsewhere.test").GetProblem(), "the CA answered HTTP 400")
+	})
+	status := e.certificate("b.test")
+	if status.GetProblem() != "" || status.GetNotAfter() == nil || e.Metric(`gatepost_certificate_unusable{certificate="elsewhere.test"}`) != 1 {
+		t.Errorf("the status is %v", e.certificates())
+	}
+
+	before := leafFor(e.addr, "a.test").SerialNumber
+	stop, failed, sent := e.load("a.test", roots)
+	envoytest.Eventually(t, "requests", func() bool { return sent.Load() > 20 })
+	makeRenewable(t, e.Data, "a.test")
+	e.Signal(syscall.SIGHUP)
+	envoytest.Eventually(t, "a renewed certificate", func() bool { return leafFor(e.addr, "a.test").SerialNumber.Cmp(before) != 0 })
+	after := sent.Load()
+	envoytest.Eventually(t, "requests", func() bool { return sent.Load() > after+20 })
+	stop()
+	if err := failed.Load(); err != nil {
+		t.Errorf("a request failed during the renewal: %v", *err)
+	}
+	if !isOf(e.addr, "a.test", roots) {
+		t.Error("the renewed certificate is not of the CA")
+	}
+}
+
+// load sends requests in kept and in new connections until stop is called.
+func (e *edge) load(name string, roots *x509.CertPool) (stop func(), failed *atomic.Pointer[error], sent *atomic.Int64) {
+	failed, sent = new(atomic.Pointer[error]), new(atomic.Int64)
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, fresh := range []bool{true, false} {
+		transport := &http.Transport{
+			TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: name}, DisableKeepAlives: fresh, ForceAttemptHTTP2: !fresh,
+		}
+		running.Go(func() {
+			defer transport.CloseIdleConnections()
+			for ctx.Err() == nil {
+				answer, err := (&http.Client{Transport: transport}).Get("https://" + e.addr + "/a")
+				if err == nil {
+					_, err = io.Copy(io.Discard, answer.Body)
+					answer.Body.Close()
+				}
+				if err == nil && answer.StatusCode != http.StatusOK {
+					err = fmt.Errorf("status %d", answer.StatusCode)
+				}
+				if err != nil {
+					failed.Store(&err)
+				}
+				sent.Add(1)
+			}
+		})
+	}
+	return func() { cancel(); running.Wait() }, failed, sent
+}
+
+// TestGatewaysShareCertificatesOfACA: one asks the CA, the other answers the challenges, and both have the certificate.
+// Without a key for what is in Redis, there is no ACME.
+func TestGatewaysShareCertificatesOfACA(t *testing.T) {
+	t.Parallel()
+	redis := redistest.Start(t, "--appendonly", "yes")
+	key := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, []byte("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	answers := prepareEdge(t, "services: []\n")
+	asks := prepareEdge(t, "services: []\n")
+	ca := acmetest.Start(t, acmetest.Options{HTTPPort: portOf(t, answers.Addr), TLSPort: portOf(t, answers.addr), Names: []string{"a.test", "b.test"}})
+	var down atomic.Bool
+	directory := ca.Proxy(func(w http.ResponseWriter, _ *http.Request) bool {
+		if down.Load() {
+			http.Error(w, "down", http.StatusServiceUnavailable)
+		}
+		return down.Load()
+	})
+	define := func(domains, challenge string) {
+		for _, e := range []*edge{answers, asks} {
+			e.Define(fmt.Sprintf(`tls:
+  listen: %s
+  acme: {domains: [%s], email: ops@shop.test, directory: %q, ca_file: %s, challenges: [%s]}
+services: []
+`, e.addr, domains, directory, ca.CAFile, challenge))
+		}
+	}
+	define("a.test", "http-01")
+	asks.args = append(asks.args, "--redis", redis.URL())
+	asks.Run()
+	<-asks.exited
+	if log := asks.Log(); !strings.Contains(log, "needs --secrets-key-file") {
+		t.Errorf("without a key the log is %s", log)
+	}
+	answers.args = append(answers.args, "--redis", redis.URL(), "--secrets-key-file", key)
+	asks.args = append(asks.args, "--secrets-key-file", key)
+	for i, row := range []struct{ name, challenge string }{{"a.test", "http-01"}, {"b.test", "tls-alpn-01"}} {
+		down.Store(true)
+		if i == 0 {
+			answers.Run()
+			answers.AwaitReady()
+			asks.Run()
+			asks.AwaitReady()
+		} else {
+			define("a.test, b.test", row.challenge)
+		}
+		for _, e := range []*edge{answers, asks} {
+			envoytest.Eventually(t, "the CA to be down", func() bool { return strings.Contains(e.certificate(row.name).GetProblem(), "503") })
+		}
+		down.Store(false)
+		asks.Signal(syscall.SIGHUP)
+		for _, e := range []*edge{asks, answers} {
+			envoytest.Eventually(t, "the certificate by "+row.challenge, func() bool { return isOf(e.addr, row.name, ca.Roots()) })
+		}
+		if answers, asks := leafFor(answers.addr, row.name), leafFor(asks.addr, row.name); answers.SerialNumber.Cmp(asks.SerialNumber) != 0 {
+			t.Errorf("%s: two gateways have two certificates", row.challenge)
+		}
+	}
+	if issued, accounts := strings.Count(ca.Log(), "Issued certificate serial"), strings.Count(ca.Log(), "accounts in memory"); issued != 2 || accounts != 1 {
+		t.Errorf("%d certificates for %d accounts were issued", issued, accounts)
+	}
+}
