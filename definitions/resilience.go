@@ -193,6 +193,9 @@ func checkHealthCheck(f *findings, s *Service, m *gatewayv1.Service, field strin
 		f.add(field+".expect", aboutFailures.faultf("remove it", "has no effect on a gRPC health check (%s)", f.where(field+".grpc")))
 	case h.GRPC && len(s.Upstreams) > 0 && s.Upstreams[0].Scheme == SchemeHTTP:
 		f.add(field+".grpc", aboutFailures.faultf("write h2c or https there, or check a path", "needs HTTP/2, and the upstreams are http"))
+	case h.GRPC && s.WebSocket:
+		f.add(field+".grpc", aboutFailures.faultf("check a path", "needs HTTP/2, and a service with WebSockets has HTTP/1.1 (%s)",
+			f.where(strings.TrimSuffix(field, "health_check")+"websocket")))
 	case !h.GRPC && h.Path == "":
 		f.add(field+".path", aboutFields.faultf("write the path that tells whether an upstream is well, such as /healthz", "is missing"))
 	case !h.GRPC && (!strings.HasPrefix(h.Path, "/") || strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' })):
