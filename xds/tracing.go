@@ -85,7 +85,7 @@ func (b *builder) collector() *clusterv3.Cluster {
 	b.opts.CAFile = cmp.Or(t.CAFile, roots)
 	c := b.upstreamsOf(&service{def: &definitions.Service{Upstreams: []definitions.Upstream{to}}})
 	b.opts.CAFile = roots
-	c.Name, c.AltStatName = collectorName, ""
+	c.Name, c.AltStatName, c.CircuitBreakers = collectorName, "", nil // the limits of Envoy, not those of a service
 	b.validate(c)
 	return c
 }
