@@ -50,17 +50,24 @@ func newCertificates(g *Gateway) (_ *certificates, err error) {
 }
 
 // load reads the certificates of definitions, and returns those that can be served. It fails if clients cannot be
-// verified: then the definitions before stay or, at the start, there is no listener for TLS until they can be.
+// verified, or if no certificate of the files could be served any more: then the definitions before stay or, at the
+// start, there is no listener for TLS until they can be.
 func (c *certificates) load(d *definitions.Definitions) ([]xds.Certificate, error) {
 	c.files.Load(c.filesOf(d))
 	c.acme.load(d)
 	c.mu.Lock()
-	starts := c.current == nil
+	former := c.current
 	c.mu.Unlock()
-	if !starts && !verifies(d.Gateway.TLS, c.set) {
-		return nil, fmt.Errorf("reading the CAs of client certificates: %w", c.files.Problems()[xds.ClientCAs(d.Gateway.TLS.ClientCertificates)])
+	tls, all := d.Gateway.TLS, serving(d.Gateway.TLS, c.set)
+	switch {
+	case former == nil || tls == nil || len(all) > 0:
+		return all, nil
+	case !verifies(tls, c.set):
+		return nil, fmt.Errorf("reading the CAs of client certificates: %w", c.files.Problems()[xds.ClientCAs(tls.ClientCertificates)])
+	case tls.ACME == nil && (former.Gateway.TLS == nil || len(serving(former.Gateway.TLS, c.set)) > 0):
+		return nil, fmt.Errorf("no certificate of the definitions can be served: %w", c.files.Problems()[tls.Certificates[0].CertFile])
 	}
-	return serving(d.Gateway.TLS, c.set), nil
+	return all, nil
 }
 
 // Certificates returns the certificates of definitions that can be served now.

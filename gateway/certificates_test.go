@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,42 @@ func TestANameIsServedByTheFirstCertificateThatHasIt(t *testing.T) {
 	}
 	if got, want := fmt.Sprint(serving(tls, set)), "[{a [shop.example a.example] false} {b [b.example] false} {c [] true}]"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// A change to certificates that cannot be served, such as a misspelt name of a file, does not end what is served.
+func TestAChangeDoesNotEndWhatIsServed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	testcert.New(t).Issue(filepath.Join(dir, "good.pem"), filepath.Join(dir, "good.key"))
+	with := func(tls string) *definitions.Definitions {
+		d, err := definitions.Parse(filepath.Join(dir, "gateway.yaml"), []byte("services: []\n"+tls))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	good := with("tls: {certificates: [{cert_file: good.pem, key_file: good.key}]}")
+	bad := with("tls: {certificates: [{cert_file: bad.pem, key_file: good.key}]}")
+	for name, c := range map[string]struct {
+		former, next *definitions.Definitions
+		refused      bool
+	}{
+		"the start":             {nil, bad, false},
+		"HTTPS before":          {good, bad, true},
+		"HTTP alone before":     {with(""), bad, true},
+		"nothing served before": {bad, bad, false},
+		"one of two":            {good, with("tls: {certificates: [{cert_file: bad.pem, key_file: good.key}, {cert_file: good.pem, key_file: good.key}]}"), false},
+		"no TLS any more":       {good, with(""), false},
+	} {
+		one := &certificates{g: &Gateway{}, set: certs.NewSet(func() {}), files: certs.NewFiles(slog.New(slog.DiscardHandler))}
+		if c.former != nil {
+			one.files.Load(one.filesOf(c.former))
+			one.current = c.former
+		}
+		if _, err := one.load(c.next); (err != nil) != c.refused || c.refused && !strings.Contains(err.Error(), "bad.pem: no such file") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
