@@ -75,7 +75,7 @@ func Parse(chain, key []byte, now time.Time) (Pair, error) {
 	case len(p.Names)+len(p.Addresses) == 0:
 		return Pair{}, errors.New("the certificate has no names: clients ignore its subject (issue it with subject alternative names)")
 	case slices.ContainsFunc(p.Names, func(name string) bool { return !serverName.MatchString(name) }):
-		return Pair{}, fmt.Errorf("Envoy cannot serve one of its names, %q (issue it with host names, which may begin with `*.`)", p.Names)
+		return Pair{}, fmt.Errorf("one of its names cannot be served by Envoy: %q (issue it with host names, which may begin with `*.`)", p.Names)
 	case !isFor(leaf, x509.ExtKeyUsageServerAuth):
 		return Pair{}, errors.New("the certificate is not for servers (issue it with the extended key usage serverAuth)")
 	}

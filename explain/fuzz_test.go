@@ -10,7 +10,6 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/cache/types"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"golang.org/x/tools/txtar"
-	"google.golang.org/protobuf/proto"
 
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
@@ -42,9 +41,9 @@ func corpus(t testing.TB) []string {
 	return texts
 }
 
-// resources returns the Envoy resources for a text, or nil if the text is rejected. Accepted
+// resources returns what Envoy gets for a text, or nil if the text is rejected. Accepted
 // definitions must build, validate and be fully modelled.
-func resources(t testing.TB, text string) []proto.Message {
+func resources(t testing.TB, text string) *xds.Snapshot {
 	t.Helper()
 	d, err := definitions.Parse("gateway.yaml", []byte(text))
 	if err != nil {
@@ -54,7 +53,6 @@ func resources(t testing.TB, text string) []proto.Message {
 	if err != nil {
 		t.Fatalf("is taken and cannot be built: %v\n%s", err, text)
 	}
-	var all []proto.Message
 	for _, typeURL := range []string{resourcev3.ListenerType, resourcev3.ScopedRouteType, resourcev3.ClusterType} {
 		ofType, err := snapshot.Resources(typeURL)
 		if err != nil {
@@ -67,7 +65,6 @@ func resources(t testing.TB, text string) []proto.Message {
 			}).ValidateAll(); err != nil {
 				t.Fatalf("is taken and breaks a rule of Envoy's: %v\n%s", err, text)
 			}
-			all = append(all, r)
 		}
 	}
 	e, err := New(d, options, nil, nil)
@@ -84,7 +81,7 @@ func resources(t testing.TB, text string) []proto.Message {
 			t.Fatalf("%s%s is not taken by %q: %+v %v\n%s", host, s.Path, s.Name, a, err, text)
 		}
 	}
-	return all
+	return snapshot
 }
 
 // hostOf returns a host for which no service is more specific than s.
@@ -125,13 +122,17 @@ func TestEnvoyAcceptsValidDefinitions(t *testing.T) {
 	_, noRoots := os.Stat(xds.DefaultCAFile)
 	taken, asked := map[string]bool{}, 0
 	for _, text := range texts {
-		all := resources(t, text)
-		if all == nil || taken[text] || noRoots != nil && strings.Contains(text, "https://") || asked == most {
+		snapshot := resources(t, text)
+		if snapshot == nil || taken[text] || noRoots != nil && strings.Contains(text, "https://") || asked == most {
 			continue
 		}
 		taken[text] = true
 		asked++
-		if verdict := envoytest.ValidateResources(t, all...); verdict != "" {
+		static, err := snapshot.Bootstrap(options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if verdict := envoytest.Validate(t, static); verdict != "" {
 			t.Errorf("Envoy: %s\n%s", verdict, text)
 		}
 	}
