@@ -43,6 +43,7 @@ package rollout
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -106,8 +107,9 @@ type Rollout struct {
 
 	mu      sync.Mutex // held before inboxMu and before a call of the control plane
 	machine machine
-	work    []func()      // builds and reads of the disk that the machine asked for
-	changed chan struct{} // closed, and replaced, at each change of Status
+	unbuilt *definitions.Definitions // the newest ones, if they could not be built; or nil
+	work    []func()                 // builds and reads of the disk that the machine asked for
+	changed chan struct{}            // closed, and replaced, at each change of Status
 }
 
 // New returns a rollout with nothing published. It subscribes to the control plane, which must not have a stream yet.
@@ -138,8 +140,16 @@ func (r *Rollout) Apply(d *definitions.Definitions, saved time.Time) error {
 // Changed applies new definitions. If that fails, it is logged and counted, and what is served stays.
 func (r *Rollout) Changed(_ context.Context, d *definitions.Definitions) {
 	r.config.Logger.Info("definitions read", "from", d.Name, "services", len(d.Gateway.Services))
-	if err := r.Apply(d, savedAt(d.Name)); err != nil {
-		r.Failed(err)
+	err := r.Apply(d, savedAt(d.Name))
+	rejection := (*xds.Rejection)(nil)
+	r.mu.Lock()
+	r.unbuilt = nil
+	if err != nil && !errors.As(err, &rejection) {
+		r.unbuilt = d
+	}
+	r.mu.Unlock()
+	if err != nil {
+		_ = r.handle(failure{err})
 	}
 }
 
@@ -155,15 +165,28 @@ func savedAt(path string) time.Time {
 }
 
 // Failed records why new definitions are not served. What was served before stays.
-func (r *Rollout) Failed(err error) { _ = r.handle(failure{err}) }
+func (r *Rollout) Failed(err error) {
+	r.mu.Lock()
+	r.unbuilt = nil
+	r.mu.Unlock()
+	_ = r.handle(failure{err})
+}
 
 // StartDegraded records why the definitions to start with are not the newest ones. Their source reports the same to
 // Failed later, and there it is counted.
 func (r *Rollout) StartDegraded(err error) { _ = r.handle(startedDegraded{err}) }
 
-// RetryRejected has the Envoys try again a version that they have rejected: the cause may lie outside of the
-// definitions, such as a port that was taken.
-func (r *Rollout) RetryRejected() { _ = r.handle(retried{}) }
+// RetryRejected has the Envoys try again a version that they have rejected, and has changed definitions applied that
+// could not be: the cause may lie outside of them, such as a port that was taken or a missing file of a certificate.
+func (r *Rollout) RetryRejected() {
+	r.mu.Lock()
+	unbuilt := r.unbuilt
+	r.mu.Unlock()
+	if unbuilt != nil {
+		r.Changed(context.Background(), unbuilt)
+	}
+	_ = r.handle(retried{})
+}
 
 // CertificatesChanged publishes the version again if it has other certificates, or other names of them, from now on. It
 // returns at once.

@@ -288,6 +288,39 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	k.isCurrent()
 }
 
+// TestDefinitionsThatCouldNotBeBuiltAreTriedAgain: a file that they name may have been repaired.
+func TestDefinitionsThatCouldNotBeBuiltAreTriedAgain(t *testing.T) {
+	missing := errors.New("a file is missing")
+	var wrong error
+	k := newKitWithoutEnvoy(t, envoytest.Addr(t), t.TempDir(), func(c *Config) {
+		c.Certificates = func(*definitions.Definitions) ([]xds.Certificate, error) { return nil, wrong }
+	})
+	k.Changed(t.Context(), define(t, k.addr, "100s", service("a", taken)))
+	wrong = missing
+	next := define(t, k.addr, "200s", service("a", taken))
+	k.Changed(t.Context(), next)
+	if got := k.Message().GetRejected(); !strings.Contains(got, missing.Error()) {
+		t.Errorf("rejected %q", got)
+	}
+	k.RetryRejected()
+	if got := k.Message().GetRejected(); !strings.Contains(got, missing.Error()) {
+		t.Errorf("rejected %q although the file is missing still", got)
+	}
+	wrong = nil
+	k.RetryRejected()
+	if got := k.Message().GetRejected(); got != "" {
+		t.Errorf("rejected %q", got)
+	}
+	k.obeys(200 * time.Second)
+	// What is wrong in itself is not tried again, and neither is what was before it.
+	wrong = missing
+	k.Changed(t.Context(), define(t, k.addr, "300s", service("a", taken)))
+	k.Failed(errors.New("a syntax error"))
+	wrong = nil
+	k.RetryRejected()
+	k.obeys(200 * time.Second)
+}
+
 // TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked
 // against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
