@@ -73,10 +73,11 @@ type Status struct {
 type Manager struct {
 	Options
 	domains     []*domain
+	started     chan struct{} // closed when Run has begun
 	validations chan struct{} // has a value for each connection of TLS-ALPN-01
 
 	mu     sync.Mutex
-	cache  *certmagic.Cache  // nil: it does not run yet
+	cache  *certmagic.Cache  // set when started is closed, as port is
 	port   int               // a loopback port on which this Manager listens
 	config *certmagic.Config // how the CA is asked; nil: it was not needed yet, or its files cannot be read
 	issuer *certmagic.ACMEIssuer
@@ -98,7 +99,7 @@ const checkEvery = certmagic.DefaultRenewCheckInterval
 
 // New returns a Manager that does nothing until it runs.
 func New(options Options) *Manager {
-	m := &Manager{Options: options, validations: make(chan struct{}, maxValidations)}
+	m := &Manager{Options: options, started: make(chan struct{}), validations: make(chan struct{}, maxValidations)}
 	for _, name := range options.Domains {
 		m.domains = append(m.domains, &domain{name: name, retry: make(chan struct{}, 1)})
 	}
@@ -136,6 +137,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.mu.Lock()
 	m.cache, m.port = cache, loopback.Addr().(*net.TCPAddr).Port
 	m.mu.Unlock()
+	close(m.started)
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { m.serveLoopback(ctx, loopback) })
@@ -182,15 +184,23 @@ func (m *Manager) changed(ctx context.Context, name string) {
 	}
 }
 
+// answering returns what answers challenges. They may be another gateway's, so those that arrive before Run has begun
+// wait for it: a refused one would fail the other gateway's attempt.
+func (m *Manager) answering(ctx context.Context) (*certmagic.Config, *certmagic.ACMEIssuer, error) {
+	select {
+	case <-m.started:
+		return m.asking()
+	case <-ctx.Done():
+		return nil, nil, ctx.Err()
+	}
+}
+
 // asking returns how the CA is asked. It reads the files of the settings.
 func (m *Manager) asking() (*certmagic.Config, *certmagic.ACMEIssuer, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.config != nil {
 		return m.config, m.issuer, nil
-	}
-	if m.cache == nil {
-		return nil, nil, errors.New("ACME is not running yet")
 	}
 	roots, err := m.roots()
 	if err != nil {

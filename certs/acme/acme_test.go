@@ -12,11 +12,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -372,6 +374,28 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 	server.Kill()
 	one.Retry()
 	one.problem(t, "the storage of ACME cannot be used")
+}
+
+// TestAChallengeWaitsForTheStart: it may be of another gateway that has been running for long.
+func TestAChallengeWaitsForTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := acme.New(acme.Options{Settings: acme.Settings{Domains: []string{"a.test"}}, Logger: slog.New(slog.DiscardHandler)})
+		ctx, cancel := context.WithCancel(t.Context())
+		answered := make(chan int, 1)
+		go func() {
+			w := httptest.NewRecorder()
+			m.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "http://a.test/.well-known/acme-challenge/x", nil))
+			answered <- w.Code
+		}()
+		synctest.Wait()
+		if len(answered) > 0 {
+			t.Error("it was answered before the start")
+		}
+		cancel()
+		if code := <-answered; code != http.StatusNotFound {
+			t.Errorf("after the client had left: %d", code)
+		}
+	})
 }
 
 // A Storage does what certmagic expects of one.

@@ -35,7 +35,7 @@ func (m *Manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	// A stranger's request does not reach the storage, unless it is for a name of the settings.
 	if slices.Contains(m.Domains, strings.ToLower(host)) {
-		if _, issuer, err := m.asking(); err == nil && issuer.HandleHTTPChallenge(w, r) {
+		if _, issuer, err := m.answering(r.Context()); err == nil && issuer.HandleHTTPChallenge(w, r) {
 			return
 		}
 	}
@@ -91,7 +91,7 @@ func (m *Manager) handshake(ctx context.Context, conn net.Conn) {
 			if !slices.Equal(hello.SupportedProtos, []string{convention.ACMEProtocol}) || !slices.Contains(m.Domains, hello.ServerName) {
 				return nil, errors.New("this is not a challenge of ACME")
 			}
-			config, _, err := m.asking()
+			config, _, err := m.answering(hello.Context())
 			if err != nil {
 				return nil, err
 			}
