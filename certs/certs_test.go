@@ -84,7 +84,7 @@ func TestABadCertificateIsRefused(t *testing.T) {
 		"expired":                 {expired, expiredKey, "expired on"},
 		"not valid yet":           {future, futureKey, "compare the clock"},
 		"no names":                {nameless, namelessKey, "has no names"},
-		"part of a label":         {wild, wildKey, `names, ["a" "shop*.example"]`},
+		"part of a label":         {wild, wildKey, `served by Envoy: ["a" "shop*.example"]`},
 		"for clients":             {client, clientKey, "not for servers"},
 		"a short RSA key":         {weakCert, weakKey, "1024 bits"},
 		"a curve of few":          {oddCert, oddKey, "of a kind that Envoy does not take"},

@@ -4,10 +4,13 @@ package compose
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -40,6 +43,7 @@ func TestComposeFile(t *testing.T) {
 			{"a service may come back on another address", func(t *testing.T) { testNewAddress(t, p, g, token) }},
 			{"a token outlives Redis and Gatepost", func(t *testing.T) { testTokenOutlives(t, p, g, token) }},
 			{"no log has a token or a password", func(t *testing.T) { testLogs(t, p, token) }},
+			{"a second gateway serves HTTPS", func(t *testing.T) { testTLS(t, p, token) }},
 			{"all stop gracefully", func(t *testing.T) { testStop(t, p) }},
 		}
 		for _, s := range steps {
@@ -90,6 +94,37 @@ func testSession(t *testing.T, g gateway, token string) {
 	wrong := g.send(t, "POST", "/token", `{"username":"alice","password":"builder"}`)
 	if wrong.status != 401 || wrong.body != `"Wrong user name or password"` || wrong.header.Get("token") != "" {
 		t.Errorf("a wrong password: %d %s, want the user service's 401", wrong.status, wrong.body)
+	}
+}
+
+// testTLS starts the profile tls. Its certificate is of a development CA, and the token of the other gateway opens it.
+func testTLS(t *testing.T, p *project, token string) {
+	p.run(t, "--profile", "tls", "up", "--wait")
+	t.Cleanup(func() { p.run(t, "--profile", "tls", "rm", "--stop", "--force", "envoy-tls", "gatepost-tls", "certs") })
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	p.run(t, "--profile", "tls", "cp", "gatepost-tls:/var/lib/gatepost/certs/ca.pem", file)
+	root, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(root)
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}, Timeout: time.Minute}
+	defer client.CloseIdleConnections()
+	for header, want := range map[string]int{"": 401, "Bearer " + token: 200} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://localhost:"+p.tlsPort+"/orders", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", header)
+		res, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want || res.Proto != "HTTP/2.0" {
+			t.Errorf("%d over %s, want %d over HTTP/2.0", res.StatusCode, res.Proto, want)
+		}
 	}
 }
 

@@ -37,12 +37,13 @@ type project struct {
 	compose []string // the command line of Compose
 	dir     string
 	port    string
+	tlsPort string // of the gateway with HTTPS
 }
 
 // newProject copies the tree, because the test changes definitions.
 func newProject(t *testing.T, e *engine) *project {
 	t.Helper()
-	p := &project{engine: e, compose: findCompose(t, e), dir: t.TempDir(), port: freePort(t)}
+	p := &project{engine: e, compose: findCompose(t, e), dir: t.TempDir(), port: freePort(t), tlsPort: freePort(t)}
 	copyTree(t, p.dir)
 	return p
 }
@@ -53,7 +54,7 @@ func (p *project) command(ctx context.Context, args ...string) *exec.Cmd {
 	c := exec.CommandContext(ctx, p.compose[0], args...)
 	c.Dir = p.dir
 	c.Env = append(os.Environ(), p.engine.env...)
-	c.Env = append(c.Env, "COMPOSE_PROJECT_NAME="+projectName, "GATEPOST_PORT="+p.port)
+	c.Env = append(c.Env, "COMPOSE_PROJECT_NAME="+projectName, "GATEPOST_PORT="+p.port, "GATEPOST_TLS_PORT="+p.tlsPort)
 	c.WaitDelay = 10 * time.Second
 	return c
 }
@@ -75,7 +76,7 @@ func (p *project) up(t *testing.T) {
 			logs, _ := p.command(ctx, "logs", "--no-color", "--tail", "60").CombinedOutput()
 			t.Logf("the containers' logs:\n%s", logs)
 		}
-		if out, err := p.command(ctx, "down", "--volumes", "--rmi", "local", "--timeout", "5").CombinedOutput(); err != nil {
+		if out, err := p.command(ctx, "--profile", "*", "down", "--volumes", "--rmi", "local", "--timeout", "5").CombinedOutput(); err != nil {
 			t.Errorf("taking the project down: %v\n%s", err, out)
 		}
 	})
