@@ -106,17 +106,17 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	return e, nil
 }
 
-// decisive returns the configuration that is read in place of s. The access log and the trusted
+// decisive returns the configuration that is read in place of s. The access log, traces and the trusted
 // proxies decide nothing about a request, so their filters are not modelled. The access log adds
 // x-request-id to a response, and the proxies' filter chains keep some headers of a proxy, which
 // explain does not show. A certificate is served for every name, because a handshake is no request.
 func decisive(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
-	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 && served.TLS == nil {
+	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 && served.TLS == nil && opts.Tracing == nil {
 		return s, nil
 	}
 	modelled := *served
 	modelled.AccessLog, modelled.ClientAddresses = definitions.AccessLog{}, definitions.ClientAddresses{}
-	opts.Certificates = []xds.Certificate{{Name: "any", Default: true}}
+	opts.Certificates, opts.Tracing = []xds.Certificate{{Name: "any", Default: true}}, nil
 	return xds.Build(&modelled, opts)
 }
 

@@ -20,6 +20,7 @@ import (
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/tokens"
+	"gatepost/tracing"
 	"gatepost/xds"
 )
 
@@ -309,14 +310,22 @@ func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) 
 }
 
 func TestDefinitionsWithAnAccessLogAndProxiesAreExplained(t *testing.T) {
-	const text = `access_log: {format: ecs}
+	testWatchedIsExplained(t, nil, `access_log: {format: ecs}
 client_addresses: {trusted_proxies: [10.0.0.0/8], proxy_protocol: true}
-services: [{name: items, path: /items, authenticate: false, upstreams: ["http://items:8080"]}]`
-	d, err := definitions.Parse("gateway.yaml", []byte(text))
+`)
+}
+
+func TestAGatewayWithTracesIsExplained(t *testing.T) {
+	testWatchedIsExplained(t, &tracing.Settings{Host: "127.0.0.1", Port: 4317, Sample: 1}, "")
+}
+
+func testWatchedIsExplained(t *testing.T, traces *tracing.Settings, text string) {
+	t.Helper()
+	d, err := definitions.Parse("gateway.yaml", []byte(text+`services: [{name: items, path: /items, authenticate: false, upstreams: ["http://items:8080"]}]`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := xds.Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http", CAFile: "/roots.pem"}
+	options := xds.Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http", CAFile: "/roots.pem", Tracing: traces}
 	e, err := New(d, options, nil, nil)
 	if err != nil {
 		t.Fatal(err)
