@@ -54,7 +54,7 @@ func (d *Definitions) WithServices(services []*gatewayv1.Service) (*Definitions,
 // weaker: a request under a host that the former one does not have may reach a public service.
 func weaker(former, now *Service) bool {
 	return now.Authenticate && !former.Authenticate || now.ClientCertificate && !former.ClientCertificate ||
-		!slices.Equal(now.Hosts, former.Hosts) ||
+		now.Maintenance != nil && former.Maintenance == nil || !slices.Equal(now.Hosts, former.Hosts) ||
 		slices.ContainsFunc(now.Scopes, func(scope string) bool { return !slices.Contains(former.Scopes, scope) })
 }
 

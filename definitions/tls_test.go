@@ -75,11 +75,16 @@ func TestValidationReadsTheFilesOfCertificates(t *testing.T) {
 	}
 }
 
-// A service that needs a client certificate from now on does not stay open to others because Envoy rejects it.
-func TestAFormWithoutAClientCertificateIsWeaker(t *testing.T) {
+// A service that is closed from now on does not stay open because Envoy rejects it.
+func TestAFormThatIsOpenToMoreIsWeaker(t *testing.T) {
 	t.Parallel()
-	open, closed := &Service{Authenticate: true}, &Service{Authenticate: true, ClientCertificate: true}
-	if !weaker(open, closed) || weaker(closed, open) {
-		t.Error("the former form of a service would let a client without a certificate in")
+	open := &Service{Authenticate: true}
+	for what, closed := range map[string]*Service{
+		"a client without a certificate": {Authenticate: true, ClientCertificate: true},
+		"requests during maintenance":    {Authenticate: true, Maintenance: &Maintenance{}},
+	} {
+		if !weaker(open, closed) || weaker(closed, open) {
+			t.Errorf("the former form of a service would let in %s", what)
+		}
 	}
 }
