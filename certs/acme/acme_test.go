@@ -41,6 +41,7 @@ type site struct {
 	manager           atomic.Pointer[acme.Manager] // answers HTTP-01
 }
 
+// newSite serves names that no other test has: certmagic keeps the challenges of a process by name.
 func newSite(t *testing.T, names ...string) *site {
 	t.Helper()
 	s := &site{httpPort: testport.New(t), tlsPort: testport.New(t), names: names}
@@ -186,19 +187,19 @@ func makeRenewable(t *testing.T, storage acme.Storage, ca *acmetest.CA, name str
 
 func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "a.test")
+	s := newSite(t, "kept.test")
 	ca := s.ca(t, acmetest.Options{})
 	for _, challenge := range []string{acme.HTTP01, acme.TLSALPN01} {
 		t.Run(challenge, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "acme")
 			storage := acme.NewFiles(dir)
-			m := s.run(t, storage, settings(ca, challenge, "a.test"))
+			m := s.run(t, storage, settings(ca, challenge, "kept.test"))
 			obtained := m.pair(t)
-			verify(t, ca, obtained, "a.test")
-			makeRenewable(t, storage, ca, "a.test")
+			verify(t, ca, obtained, "kept.test")
+			makeRenewable(t, storage, ca, "kept.test")
 			m.Retry()
 			renewed := m.pair(t)
-			verify(t, ca, renewed, "a.test")
+			verify(t, ca, renewed, "kept.test")
 			if bytes.Equal(obtained.Key.PEM(), renewed.Key.PEM()) {
 				t.Error("a renewed certificate has the same key")
 			}
@@ -206,7 +207,7 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 			if n := strings.Count(m.log.String(), "\n"); n != 2 || strings.Contains(m.log.String(), "ERROR") {
 				t.Errorf("the log is %s", &m.log)
 			}
-			again := s.run(t, storage, settings(ca, challenge, "a.test"))
+			again := s.run(t, storage, settings(ca, challenge, "kept.test"))
 			if p := again.pair(t); !bytes.Equal(p.Chain, renewed.Chain) {
 				t.Error("after a restart there is another certificate")
 			}
@@ -227,7 +228,7 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 
 func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "a.test", "blocked.test", "limited.test", "bound.test")
+	s := newSite(t, "failing.test", "blocked.test", "limited.test", "bound.test")
 	ca := s.ca(t, acmetest.Options{Blocked: []string{"blocked.test"}})
 	tooMany := ca.Proxy(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.HasPrefix(r.URL.Path, "/order-plz") {
@@ -255,7 +256,7 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 		{settings(ca, acme.HTTP01, "blocked.test"), "rejectedIdentifier", time.Minute},
 		{settings(ca, acme.HTTP01, "unknown.test"), "unknown.test", time.Minute},
 		{with(func(s *acme.Settings) { s.Directory = tooMany }, settings(ca, acme.HTTP01, "limited.test")), "too many certificates for shop.test", time.Hour},
-		{with(func(s *acme.Settings) { s.CAFile = "/nothing" }, settings(ca, acme.HTTP01, "a.test")), "ca_file", time.Minute},
+		{with(func(s *acme.Settings) { s.CAFile = "/nothing" }, settings(ca, acme.HTTP01, "failing.test")), "ca_file", time.Minute},
 		{settings(bound, acme.HTTP01, "bound.test"), "externalAccountRequired", time.Minute},
 		{with(func(s *acme.Settings) { s.KeyID, s.HMACKeyFile = "kid-1", keyFile }, settings(bound, acme.HTTP01, "bound.test")), "HTTP 4", time.Minute},
 	} {
@@ -288,15 +289,15 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 
 func TestACAThatWasDownIsAskedAgain(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "a.test")
+	s := newSite(t, "down.test")
 	ca := s.ca(t, acmetest.Options{})
 	ca.Stop()
 	storage := acme.NewFiles(t.TempDir())
-	m := s.run(t, storage, settings(ca, acme.HTTP01, "a.test"))
+	m := s.run(t, storage, settings(ca, acme.HTTP01, "down.test"))
 	m.problem(t, "connection refused")
 	ca.Start()
 	m.Retry()
-	verify(t, ca, m.pair(t), "a.test")
+	verify(t, ca, m.pair(t), "down.test")
 	for end := time.Now().Add(deadline); m.Status()[0].Problem != "" && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 	}
 	if status := m.Status()[0]; status.Problem != "" {
@@ -335,17 +336,17 @@ func connect(t *testing.T, server *redistest.Server) *redisconn.Conn {
 
 func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, "a.test")
+	s := newSite(t, "shared.test")
 	ca := s.ca(t, acmetest.Options{})
 	server := redistest.Start(t)
 	storage := acme.NewRedis(connect(t, server), secretsKey(t, keyA))
-	one := s.run(t, storage, settings(ca, acme.HTTP01, "a.test"))
-	two := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyA)), settings(ca, acme.HTTP01, "a.test"))
+	one := s.run(t, storage, settings(ca, acme.HTTP01, "shared.test"))
+	two := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyA)), settings(ca, acme.HTTP01, "shared.test"))
 	first := one.pair(t)
 	if p := two.pair(t); !bytes.Equal(p.Chain, first.Chain) || !bytes.Equal(p.Key.PEM(), first.Key.PEM()) {
 		t.Error("two gateways have two certificates")
 	}
-	makeRenewable(t, storage, ca, "a.test")
+	makeRenewable(t, storage, ca, "shared.test")
 	one.Retry()
 	renewed := one.pair(t)
 	if p := two.pair(t); bytes.Equal(p.Chain, first.Chain) || !bytes.Equal(p.Chain, renewed.Chain) {
@@ -367,7 +368,7 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 		}
 	}
 	// A gateway with another key reads nothing, and reports why.
-	other := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyB)), settings(ca, acme.HTTP01, "a.test"))
+	other := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyB)), settings(ca, acme.HTTP01, "shared.test"))
 	other.problem(t, "give each gateway the same --secrets-key-file")
 	other.stop()
 	// Redis is away, and comes back.
@@ -379,12 +380,12 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 // TestAChallengeWaitsForTheStart: it may be of another gateway that has been running for long.
 func TestAChallengeWaitsForTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := acme.New(acme.Options{Settings: acme.Settings{Domains: []string{"a.test"}}, Logger: slog.New(slog.DiscardHandler)})
+		m := acme.New(acme.Options{Settings: acme.Settings{Domains: []string{"starting.test"}}, Logger: slog.New(slog.DiscardHandler)})
 		ctx, cancel := context.WithCancel(t.Context())
 		answered := make(chan int, 1)
 		go func() {
 			w := httptest.NewRecorder()
-			m.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "http://a.test/.well-known/acme-challenge/x", nil))
+			m.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "http://starting.test/.well-known/acme-challenge/x", nil))
 			answered <- w.Code
 		}()
 		synctest.Wait()
@@ -525,10 +526,10 @@ func TestStrangersGetNothing(t *testing.T) {
 	s := newSite(t)
 	ca := s.ca(t, acmetest.Options{})
 	ca.Stop()
-	m := s.run(t, acme.NewFiles(t.TempDir()), settings(ca, acme.TLSALPN01, "a.test"))
+	m := s.run(t, acme.NewFiles(t.TempDir()), settings(ca, acme.TLSALPN01, "strange.test"))
 	m.problem(t, "connection refused")
 	for _, protocol := range []string{"acme-tls/1", "h2"} {
-		for _, name := range []string{"a.test", "b.test"} {
+		for _, name := range []string{"strange.test", "b.test"} {
 			conn, err := tls.Dial("tcp", fmt.Sprint("127.0.0.1:", s.tlsPort), &tls.Config{ServerName: name, NextProtos: []string{protocol}, InsecureSkipVerify: true})
 			if err == nil {
 				conn.Close()
