@@ -28,7 +28,6 @@ import (
 	"gatepost/certs/acme/acmetest"
 	"gatepost/convention"
 	"gatepost/redisconn"
-	"gatepost/testport"
 	"gatepost/tokens/redistest"
 )
 
@@ -44,19 +43,21 @@ type site struct {
 // newSite serves names that no other test has: certmagic keeps the challenges of a process by name.
 func newSite(t *testing.T, names ...string) *site {
 	t.Helper()
-	s := &site{httpPort: testport.New(t), tlsPort: testport.New(t), names: names}
-	listener, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", s.httpPort))
-	if err != nil {
-		t.Fatal(err)
+	s := &site{names: names}
+	listen := func() (net.Listener, int) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l, l.Addr().(*net.TCPAddr).Port
 	}
+	listener, httpPort := listen()
+	secured, tlsPort := listen()
+	s.httpPort, s.tlsPort = httpPort, tlsPort
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.manager.Load().ServeHTTP(w, r) })}
 	t.Cleanup(func() { server.Close() })
 	go func() { _ = server.Serve(listener) }()
-	secured, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", s.tlsPort))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { secured.Close() })
 	go func() {
 		for {
 			conn, err := secured.Accept()
