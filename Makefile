@@ -15,8 +15,11 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # a second before it exits, by default, and the tests start hundreds.
 export GORACE ?= atexit_sleep_ms=0
 RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
-# Tests wait more than they compute, so more of them run at once than there are processors.
-PARALLEL := -parallel $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+# Tests wait more than they compute, so more of them, and of the packages, run at once than there are processors.
+TWICE := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+PARALLEL := -p $(TWICE) -parallel $(TWICE)
+# go test starts packages in this order. The longest come first, so that none of them runs alone at the end.
+FIRST := ./tokens/cache ./xds ./tokens/redisstore ./definitions/revisions ./tokens/boltstore ./cmd/gatepost
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,16 +35,17 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 	@tools/fetch envoy
 	@examples/demo/run
 
+# Both without vet, which is a part of make lint and takes longer than the tests if all is new.
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
 	@tools/module build
-	go test -short $(PARALLEL) $$(go list ./... | grep -v /e2e)
+	go test -short -vet=off $(PARALLEL) $(FIRST) $$(go list ./... | grep -v /e2e)
 
 test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
 	@tools/page tests
 	@tools/module build
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
-	go test $(RACE) -shuffle=on $(PARALLEL) -timeout 60m ./...
+	go test $(RACE) -vet=off -shuffle=on $(PARALLEL) -timeout 60m ./e2e/... $(FIRST) ./...
 	go test -C bench $(RACE) ./...
 	go test -C examples/kubernetes ./...
 
