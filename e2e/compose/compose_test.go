@@ -100,7 +100,7 @@ func testSession(t *testing.T, g gateway, token string) {
 // testTLS starts the profile tls. Its certificate is of a development CA, and the token of the other gateway opens it.
 func testTLS(t *testing.T, p *project, token string) {
 	p.run(t, "--profile", "tls", "up", "--wait")
-	t.Cleanup(func() { p.run(t, "--profile", "tls", "rm", "--stop", "--force", "envoy-tls", "gatepost-tls", "certs") })
+	defer p.run(t, "--profile", "tls", "rm", "--stop", "--force", "envoy-tls", "gatepost-tls", "certs")
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	p.run(t, "--profile", "tls", "cp", "gatepost-tls:/var/lib/gatepost/certs/ca.pem", file)
 	root, err := os.ReadFile(file)
