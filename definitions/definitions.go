@@ -124,9 +124,10 @@ func (d *Definitions) Place(i int) (file string, line int) {
 func (d *Definitions) line(i int) string { return lineText(d.Name, d.files, d.places[i].line) }
 
 // Hash returns the SHA-256 of the text in hex.
-func (d *Definitions) Hash() string { return hash(d.Text) }
+func (d *Definitions) Hash() string { return Hash(d.Text) }
 
-func hash(text []byte) string {
+// Hash returns the SHA-256 of a text in hex.
+func Hash(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])
 }

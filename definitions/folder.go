@@ -88,12 +88,12 @@ func filesIn(path string) (paths []string, err error) {
 // state identifies what was read: equal states have equal contents, by the names of their files.
 func (s source) state() string {
 	if s.files == nil {
-		return "content " + hash(s.text)
+		return "content " + Hash(s.text)
 	}
 	var b strings.Builder
 	b.WriteString("folder")
 	for _, file := range s.files {
-		fmt.Fprintf(&b, " %q %s", file.path, hash(file.text))
+		fmt.Fprintf(&b, " %q %s", file.path, Hash(file.text))
 	}
 	return b.String()
 }

@@ -62,5 +62,5 @@ func (l LastGood) Load() (*Definitions, error) {
 func (l LastGood) path() string { return filepath.Join(l.Dir, lastGoodFile) }
 
 func lastGoodSum(name string, text []byte) string {
-	return hash(append([]byte(name+"\x00"), text...))
+	return Hash(append([]byte(name+"\x00"), text...))
 }

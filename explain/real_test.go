@@ -384,9 +384,9 @@ func (w *world) sendCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.control.SetSecrets(append(xds.Secrets(map[string]certs.Pair{"any": pair}), xds.CASecrets(map[string]certs.Roots{
+	w.control.SetSecrets(xds.Secrets(map[string]certs.Pair{"any": pair}, map[string]certs.Roots{
 		xds.ClientCAs(&definitions.ClientCertificates{CAFile: "any"}): {PEM: ca.PEM()},
-	})...))
+	}))
 }
 
 const severalHosts = `listen: LISTEN

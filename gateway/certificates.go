@@ -172,7 +172,7 @@ func (c *certificates) changed() {
 	for name := range roots {
 		names[name] = nil
 	}
-	c.g.control.SetSecrets(append(xds.Secrets(pairs), xds.CASecrets(roots)...))
+	c.g.control.SetSecrets(xds.Secrets(pairs, roots))
 	c.mu.Lock()
 	same := maps.EqualFunc(names, c.names, slices.Equal)
 	c.names = names

@@ -77,7 +77,7 @@ func standInSecrets(pairs, cas []string) ([]*tlsv3.Secret, error) {
 	for _, name := range cas {
 		roots[name] = certs.Roots{PEM: placeholder.Chain}
 	}
-	return append(Secrets(byName), CASecrets(roots)...), nil
+	return Secrets(byName, roots), nil
 }
 
 // sorted are the resources of a type, in the order of their names.

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -161,21 +160,14 @@ func (b *builder) redirectManager() *hcmv3.HttpConnectionManager {
 	return manager
 }
 
-// Secrets returns certificates in the form in which Envoy gets them.
-func Secrets(pairs map[string]certs.Pair) []*tlsv3.Secret {
-	out := make([]*tlsv3.Secret, 0, len(pairs))
-	for name, p := range pairs {
+// Secrets returns certificates and CAs in the form in which Envoy gets them.
+func Secrets(pairs map[string]certs.Pair, roots map[string]certs.Roots) []*tlsv3.Secret {
+	out := make([]*tlsv3.Secret, 0, len(pairs)+len(roots))
+	for _, name := range slices.Sorted(maps.Keys(pairs)) {
 		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_TlsCertificate{TlsCertificate: &tlsv3.TlsCertificate{
-			CertificateChain: inline(p.Chain), PrivateKey: inline(p.Key.PEM()),
+			CertificateChain: inline(pairs[name].Chain), PrivateKey: inline(pairs[name].Key.PEM()),
 		}}})
 	}
-	slices.SortFunc(out, func(a, b *tlsv3.Secret) int { return strings.Compare(a.GetName(), b.GetName()) })
-	return out
-}
-
-// CASecrets returns CAs in the form in which Envoy gets them.
-func CASecrets(roots map[string]certs.Roots) []*tlsv3.Secret {
-	out := make([]*tlsv3.Secret, 0, len(roots))
 	for _, name := range slices.Sorted(maps.Keys(roots)) {
 		out = append(out, &tlsv3.Secret{Name: name, Type: &tlsv3.Secret_ValidationContext{
 			ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(roots[name].PEM)},

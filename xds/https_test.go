@@ -73,7 +73,7 @@ func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGa
 		}
 	}
 	roots := map[string]certs.Roots{ClientCAs(&definitions.ClientCertificates{CAFile: "c"}): {PEM: g.clients.PEM()}}
-	bootstrap.StaticResources.Secrets = append(Secrets(pairs), CASecrets(roots)...)
+	bootstrap.StaticResources.Secrets = Secrets(pairs, roots)
 	g.envoy = envoytest.Start(t, envoytest.Options{Bootstrap: bootstrap})
 	return g
 }

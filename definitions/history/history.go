@@ -5,9 +5,7 @@ package history
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,7 +66,7 @@ func (s *Store) Close() error { return s.db.Close() }
 func (s *Store) Expect(text []byte, note revisions.Note) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.expected, s.note = sum(text), note
+	s.expected, s.note = definitions.Hash(text), note
 }
 
 // noteFor returns the note for a text. A text that nobody announced was put into the file.
@@ -85,7 +83,7 @@ func (s *Store) noteFor(sum string) revisions.Note {
 
 // Add keeps definitions as the newest revision, unless they are it already, and removes the oldest.
 func (s *Store) Add(d *definitions.Definitions) error {
-	r := revisions.Revision{Number: 1, Stored: time.Now().UTC().Truncate(time.Millisecond), Sum: sum(d.Text)}
+	r := revisions.Revision{Number: 1, Stored: time.Now().UTC().Truncate(time.Millisecond), Sum: d.Hash()}
 	var before *definitions.Gateway
 	switch newest, err := s.Newest(); {
 	case err == nil && newest.Sum == r.Sum:
@@ -168,7 +166,7 @@ func (s *Store) Text(_ context.Context, r revisions.Revision) (text []byte, err 
 		text = slices.Clone(tx.Bucket(textsBucket).Get(key(r.Number)))
 		return nil
 	})
-	if err == nil && sum(text) != r.Sum {
+	if err == nil && definitions.Hash(text) != r.Sum {
 		err = revisions.ErrDamaged
 	}
 	if err != nil {
@@ -187,8 +185,3 @@ func (s *Store) Load(ctx context.Context, r revisions.Revision) (*definitions.De
 }
 
 func key(number int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(number)) }
-
-func sum(text []byte) string {
-	hash := sha256.Sum256(text)
-	return hex.EncodeToString(hash[:])
-}

@@ -11,6 +11,8 @@ import (
 	"strconv"
 
 	"github.com/redis/go-redis/v9"
+
+	"gatepost/definitions"
 )
 
 // ErrConflict says that the newest revision is not the one that a new one was based on. The error is a *Conflict.
@@ -79,7 +81,7 @@ return number
 func (s *Store) Add(ctx context.Context, base int64, text []byte, note Note) (Revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	a := about{ID: rand.Text(), Sum: sum(text), Who: note.Who, Message: note.Message, Change: note.Change}
+	a := about{ID: rand.Text(), Sum: definitions.Hash(text), Who: note.Who, Message: note.Message, Change: note.Change}
 	record, err := json.Marshal(a)
 	if err != nil {
 		return Revision{}, fmt.Errorf("storing a revision: %w", err)

@@ -20,8 +20,6 @@ package revisions
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,7 +156,7 @@ func (s *Store) Text(ctx context.Context, r Revision) ([]byte, error) {
 		return nil, fmt.Errorf("reading revision %d: %w: its file is not there", r.Number, ErrDamaged)
 	case err != nil:
 		return nil, err
-	case sum(text) != r.Sum:
+	case definitions.Hash(text) != r.Sum:
 		return nil, fmt.Errorf("reading revision %d: %w: its file is not the one that was stored", r.Number, ErrDamaged)
 	}
 	return text, nil
@@ -233,9 +231,4 @@ func wrapped(doing string, err error) error {
 		return fmt.Errorf("%s: %w: %s", doing, ErrDamaged, fromServer.Error())
 	}
 	return fmt.Errorf("%s: %w: %s", doing, ErrUnavailable, err.Error())
-}
-
-func sum(text []byte) string {
-	hash := sha256.Sum256(text)
-	return hex.EncodeToString(hash[:])
 }
