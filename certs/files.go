@@ -76,18 +76,6 @@ func readPair(certFile, keyFile string, now time.Time, parse func(chain, key []b
 	return p, nil
 }
 
-// CheckRoots reads and checks a file of CAs.
-func CheckRoots(path string, now time.Time) error {
-	texts, err := readAll([]string{path})
-	if err == nil {
-		_, err = ParseRoots(texts[0], now)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return nil
-}
-
 func pairFile(set *Set, name, certFile, keyFile string, parse func(chain, key []byte, now time.Time) (Pair, error)) File {
 	return File{Name: name, Paths: []string{certFile, keyFile}, Use: func(texts [][]byte) error {
 		p, err := parse(texts[0], texts[1], time.Now())

@@ -154,7 +154,7 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 		}
 	}
 	if c := d.Gateway.TLS.ClientCertificates; c != nil {
-		if err := certs.CheckRoots(d.Path(c.CAFile), now); err != nil {
+		if _, err := certs.ReadRoots(d.Path(c.CAFile), now); err != nil {
 			wrong.add("tls.client_certificates.ca_file", aboutNotes.faultf("", "cannot be used: %v", err))
 		}
 	}

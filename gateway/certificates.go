@@ -81,8 +81,10 @@ func Certificates(d *definitions.Definitions) []xds.Certificate {
 			set.Put(one.CertFile, pair)
 		}
 	}
-	if clients := d.Gateway.TLS.ClientCertificates; clients != nil && certs.CheckRoots(d.Path(clients.CAFile), time.Now()) == nil {
-		set.PutRoots(xds.ClientCAs(clients), certs.Roots{})
+	if clients := d.Gateway.TLS.ClientCertificates; clients != nil {
+		if roots, err := certs.ReadRoots(d.Path(clients.CAFile), time.Now()); err == nil {
+			set.PutRoots(xds.ClientCAs(clients), roots)
+		}
 	}
 	return serving(d.Gateway.TLS, set)
 }

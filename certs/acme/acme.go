@@ -230,13 +230,9 @@ func (m *Manager) roots() (*x509.CertPool, error) {
 	if m.CAFile == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(m.CAFile)
+	roots, err := certs.ReadRoots(m.CAFile, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("reading the roots of the CA (ca_file): %w", err)
-	}
-	roots, err := certs.ParseRoots(text, time.Now())
-	if err != nil {
-		return nil, fmt.Errorf("reading the roots of the CA (ca_file %s): %w", m.CAFile, err)
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(roots.PEM)
