@@ -48,8 +48,8 @@ type Caller struct {
 	Role Role
 }
 
-// guesses limits wrong tokens of one client address. A token has at least 32 characters, so the limit protects the log
-// more than the tokens.
+// guesses limits wrong tokens of one client address. A token has at least 32 characters, so guessing is hopeless, and the
+// limit protects the log.
 var guesses = shield.Settings{Address: shield.Limit{Failures: 20, Forgive: 30 * time.Second, Base: time.Second, Cap: time.Minute}}
 
 // access decides which caller may make which call.
@@ -59,7 +59,7 @@ type access struct {
 	shield *shield.Shield
 	logger *slog.Logger
 
-	// checking is held while a token is compared: the shield counts concurrent tries of one address as failures.
+	// checking is held while a wrong token is counted: the shield counts concurrent tries of one address as failures.
 	checking sync.Mutex
 }
 
@@ -134,6 +134,21 @@ func (a *access) identify(r *http.Request) (Caller, error) {
 	if len(sent) == 0 {
 		return Caller{}, nil
 	}
+	scheme, token, _ := strings.Cut(sent[0], " ")
+	err := errNotBearer
+	if len(sent) == 1 && strings.EqualFold(scheme, "Bearer") {
+		caller := a.owner(sha256.Sum256([]byte(strings.TrimSpace(token))))
+		if caller.Role > Anonymous {
+			return caller, nil
+		}
+		err = errNoToken
+	}
+	return Caller{}, a.refuse(r, err)
+}
+
+// refuse counts a wrong token and returns its error, or a *shield.Refusal after too many. Right tokens are not counted
+// and never refused: others behind the same address cannot lock an operator out.
+func (a *access) refuse(r *http.Request, wrong error) error {
 	client := netip.IPv4Unspecified() // all clients of a Unix socket
 	if from, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		client = from.Addr()
@@ -142,20 +157,10 @@ func (a *access) identify(r *http.Request) (Caller, error) {
 	defer a.checking.Unlock()
 	pass, err := a.shield.Admit(r.Context(), &guesses, client, "")
 	if err != nil {
-		return Caller{}, err
+		return err
 	}
-	scheme, token, _ := strings.Cut(sent[0], " ")
-	if len(sent) > 1 || !strings.EqualFold(scheme, "Bearer") {
-		pass.Done(r.Context(), shield.Refused)
-		return Caller{}, errNotBearer
-	}
-	caller := a.owner(sha256.Sum256([]byte(strings.TrimSpace(token))))
-	if caller.Role == Anonymous {
-		pass.Done(r.Context(), shield.Refused)
-		return Caller{}, errNoToken
-	}
-	pass.Done(r.Context(), shield.Opened)
-	return caller, nil
+	pass.Done(r.Context(), shield.Refused)
+	return wrong
 }
 
 // owner returns the owner of the token with a hash, or the zero Caller. Its duration does not depend on the hash.

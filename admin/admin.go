@@ -126,14 +126,14 @@ func New(config Config) (*Server, error) {
 	for pattern, call := range s.calls() {
 		api.Handle(pattern, s.access.require(call.needs, call.handler))
 	}
-	mux.Handle("/api/", notThroughEnvoy(api))
+	mux.Handle("/api/", api)
 	for pattern, name := range pageFiles {
-		mux.Handle("GET "+pattern, notThroughEnvoy(pageFile(name)))
+		mux.Handle("GET "+pattern, pageFile(name))
 	}
 	if config.Profiles { // a profile shows the command line, which may have the password of Redis
-		mux.Handle("/debug/pprof/", notThroughEnvoy(s.access.require(ends, profiles().ServeHTTP)))
+		mux.Handle("/debug/pprof/", s.access.require(ends, profiles().ServeHTTP))
 	}
-	s.handler = newGuard(config.Hosts, mux)
+	s.handler = newGuard(config.Hosts, notThroughEnvoy(mux))
 	return s, nil
 }
 

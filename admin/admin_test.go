@@ -178,6 +178,9 @@ func TestClientsOfTheGatewayCannotReachTheAPI(t *testing.T) {
 		k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusForbidden, "not for the gateway's clients", header)
 		k.want(t, "GET", "/api/v1/status", http.StatusForbidden, "", header)
 		k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusForbidden, "", header)
+		for _, path := range append(everyPath, "/", "/app.js", "/nothing") {
+			k.want(t, "GET", path, http.StatusForbidden, "not for the gateway's clients", header)
+		}
 	}
 	k.want(t, "GET", "/api/v1/users/alice/sessions", http.StatusOK, id)
 }

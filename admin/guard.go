@@ -62,13 +62,13 @@ func (g *guard) hostAllowed(hostPort string) bool {
 }
 
 // notThroughEnvoy rejects requests that came through the gateway. Otherwise, if the upstream of a
-// service were the admin address, under any name, every client could list and end sessions. Envoy
+// service were the admin address, under any name, every client could read the metrics and end sessions. Envoy
 // sets one of the two headers on each request that it accepts at the edge, and clients cannot remove
 // them (Envoy docs, "HTTP header manipulation", use_remote_address).
 func notThroughEnvoy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != "" {
-			convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "the API is not for the gateway's clients; ask for it on --admin itself"})
+			convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "the admin address is not for the gateway's clients; call it directly"})
 			return
 		}
 		next.ServeHTTP(w, r)
