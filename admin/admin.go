@@ -147,6 +147,7 @@ type call struct {
 func (s *Server) calls() map[string]call {
 	return map[string]call{
 		"GET /api/v1/status":                       {reads, s.status},
+		"GET /api/v1/certificates":                 {reads, s.certificates},
 		"GET /api/v1/config":                       {reads, s.dumpConfig},
 		"GET /api/v1/denials":                      {reads, s.denials},
 		"GET /api/v1/users/{user}/sessions":        {reads, s.sessions},
@@ -231,7 +232,21 @@ func (c Check) describe(err error) string {
 }
 
 func (s *Server) status(w http.ResponseWriter, _ *http.Request) {
-	writeProto(w, s.config.Status())
+	s.writeProto(w, s.config.Status())
+}
+
+// certificates returns the certificates of the status alone.
+func (s *Server) certificates(w http.ResponseWriter, _ *http.Request) {
+	all := []json.RawMessage{}
+	for _, one := range s.config.Status().GetCertificates() {
+		body, err := protoJSON.Marshal(one)
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		all = append(all, body)
+	}
+	convention.WriteJSON(w, http.StatusOK, all)
 }
 
 func (s *Server) denials(w http.ResponseWriter, _ *http.Request) {
@@ -309,10 +324,13 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 	}
 }
 
-func writeProto(w http.ResponseWriter, m proto.Message) {
-	body, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(m)
+// protoJSON is the form of messages in the API: names as in the schema, and each field.
+var protoJSON = protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}
+
+func (s *Server) writeProto(w http.ResponseWriter, m proto.Message) {
+	body, err := protoJSON.Marshal(m)
 	if err != nil {
-		convention.WriteJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+		s.fail(w, err)
 		return
 	}
 	convention.WriteJSON(w, http.StatusOK, json.RawMessage(body))

@@ -53,8 +53,8 @@ type Pair struct {
 	Names []string
 	// Addresses are the IP addresses, which no client names in a handshake.
 	Addresses []net.IP
-	// NotAfter is when it expires.
-	NotAfter time.Time
+	// NotBefore is from when it is valid, and NotAfter when it expires.
+	NotBefore, NotAfter time.Time
 }
 
 // DaysLeft returns the number of whole days until it expires, negative afterwards.
@@ -117,7 +117,7 @@ func parse(chainPEM, keyPEM []byte, now time.Time) (Pair, *x509.Certificate, err
 	if err := errors.Join(strong(leaf), ordered(chain), current(leaf, now)); err != nil {
 		return Pair{}, nil, err
 	}
-	p := Pair{Chain: clean, Key: PrivateKey{key}, Addresses: leaf.IPAddresses, NotAfter: leaf.NotAfter}
+	p := Pair{Chain: clean, Key: PrivateKey{key}, Addresses: leaf.IPAddresses, NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter}
 	for _, name := range leaf.DNSNames {
 		p.Names = append(p.Names, strings.ToLower(strings.TrimSuffix(name, ".")))
 	}

@@ -139,6 +139,9 @@ services:
 		t.Errorf("the overview is %+v", overview)
 	}
 	o.call("GET", "/api/v1/status", "", http.StatusOK)
+	if got := string(o.call("GET", "/api/v1/certificates", "", http.StatusOK)); strings.TrimSpace(got) != "[]" {
+		t.Errorf("without certificates there are %s", got)
+	}
 	o.call("GET", "/api/v1/config?service=orders", "", http.StatusOK)
 	o.call("GET", "/api/v1/config?service=none", "", http.StatusNotFound)
 	if got := o.call("GET", "/api/v1/definitions", "", http.StatusOK); !bytes.Contains(got, []byte("name: orders")) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -234,4 +236,54 @@ services:
 		t.Errorf("innerHTML: %s, want a TypeError of Trusted Types", got)
 	}
 	envoytest.Eventually(t, "that violation to be reported", func() bool { return b.evaluate(violations) != "" })
+}
+
+// TestThePageShowsCertificates: their names, days left and what is wrong, as the API has them.
+func TestThePageShowsCertificates(t *testing.T) {
+	t.Parallel()
+	b := openBrowser(t)
+	e := prepareEdge(t, `
+tls:
+  listen: TLS
+  certificates: [{cert_file: shop.pem, key_file: shop.key}, {cert_file: api.pem, key_file: api.key}]
+  client_certificates: {ca_file: clients.pem, mode: optional}
+services: []
+`)
+	e.issue("shop", "shop.example", "*.shop.example")
+	e.issue("api", "api.example")
+	must(t, os.WriteFile(filepath.Join(filepath.Dir(e.File), "clients.pem"), e.ca.PEM(), 0o644))
+	e.Run()
+	e.AwaitReady()
+	must(t, os.WriteFile(filepath.Join(filepath.Dir(e.File), "api.pem"), []byte("half a file"), 0o644))
+
+	o := newOperator(t, e.gateway)
+	o.token = ""
+	var all []struct {
+		Name, Source, Problem string
+		Names                 []string
+		CA                    bool
+		NotBefore             *time.Time `json:"not_before"`
+		NotAfter              *time.Time `json:"not_after"`
+		DaysLeft              int        `json:"days_left"`
+	}
+	envoytest.Eventually(t, "the broken file to be noticed", func() bool {
+		all = nil
+		must(t, json.Unmarshal(o.call("GET", "/api/v1/certificates", "", http.StatusOK), &all))
+		return len(all) == 3 && all[1].Problem != ""
+	})
+	o.call("GET", "/api/v1/status", "", http.StatusOK)
+	for i, one := range all {
+		isCA := i == 2
+		if one.Source != "files" || one.CA != isCA || one.NotAfter == nil || (one.NotBefore == nil) != isCA || (one.Problem != "") != (i == 1) {
+			t.Errorf("certificate %d is %+v", i, one)
+		}
+	}
+	if got := strings.Join(all[0].Names, " "); got != "shop.example *.shop.example" {
+		t.Errorf("the first is served for %s", got)
+	}
+
+	b.Open("http://" + e.Admin + "/#/certificates")
+	b.see("shop.pem", "shop.example, *.shop.example", fmt.Sprintf("%d days left", all[0].DaysLeft), "api.pem", all[1].Problem, "clients.pem")
+	b.accessible("certificates", axeScript(t))
+	b.screenshot("certificates")
 }

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"gatepost/certs"
 	"gatepost/certs/acme"
 	"gatepost/convention"
@@ -216,9 +214,9 @@ func (a *acmeRunner) status(tls *definitions.TLS, now time.Time) (all []*gateway
 		if !slices.Contains(tls.ACME.Domains, one.Name) {
 			continue
 		}
-		status := &gatewayv1.CertificateStatus{Name: one.Name, Names: one.ServerNames, Problem: problems[one.Name]}
+		status := &gatewayv1.CertificateStatus{Name: one.Name, Names: one.ServerNames, Problem: problems[one.Name], Source: sourceACME}
 		if pair, ok := a.set.Pair(one.Name); ok && !placeholders[one.Name] {
-			status.NotAfter, status.DaysLeft = timestamppb.New(pair.NotAfter), int32(pair.DaysLeft(now))
+			setValidity(status, pair.NotBefore, pair.NotAfter, now)
 		} else if status.Problem == "" {
 			status.Problem = "the CA has issued no certificate yet"
 			if a.storage == nil {

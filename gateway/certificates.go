@@ -249,52 +249,70 @@ func (c *certificates) listenerStatus(tls *definitions.TLS, problems map[string]
 		served[one.Name] = one.ServerNames
 	}
 	for _, one := range tls.Certificates {
-		status := &gatewayv1.CertificateStatus{Name: one.CertFile, Names: served[one.CertFile]}
-		if pair, ok := c.set.Pair(one.CertFile); ok {
-			status.NotAfter, status.DaysLeft = timestamppb.New(pair.NotAfter), int32(pair.DaysLeft(now))
-		}
-		if err := problems[one.CertFile]; err != nil {
-			status.Problem = err.Error()
-		}
+		pair, _ := c.set.Pair(one.CertFile)
+		status := fromFiles(one.CertFile, pair.NotBefore, pair.NotAfter, problems, now)
+		status.Names = served[one.CertFile]
 		all = append(all, status)
 	}
 	if clients := tls.ClientCertificates; clients != nil {
-		status := &gatewayv1.CertificateStatus{Name: xds.ClientCAs(clients)}
-		if r, ok := c.set.Roots(status.GetName()); ok {
-			status.NotAfter, status.DaysLeft = timestamppb.New(r.NotAfter), int32(r.DaysLeft(now))
-		}
-		if err := problems[status.GetName()]; err != nil {
-			status.Problem = err.Error()
-		}
+		name := xds.ClientCAs(clients)
+		roots, _ := c.set.Roots(name)
+		status := fromFiles(name, time.Time{}, roots.NotAfter, problems, now)
+		status.Ca = true
 		all = append(all, status)
 	}
 	return all
+}
+
+// fromFiles returns the status of a certificate, or of CAs, that files have.
+func fromFiles(name string, notBefore, notAfter time.Time, problems map[string]error, now time.Time) *gatewayv1.CertificateStatus {
+	status := &gatewayv1.CertificateStatus{Name: name, Source: sourceFiles}
+	setValidity(status, notBefore, notAfter, now)
+	if err := problems[name]; err != nil {
+		status.Problem = err.Error()
+	}
+	return status
+}
+
+// The values of CertificateStatus.source.
+const (
+	sourceFiles = "files"
+	sourceACME  = "acme"
+)
+
+// setValidity sets from when to when a certificate is valid. Zero times are not known.
+func setValidity(status *gatewayv1.CertificateStatus, notBefore, notAfter, now time.Time) {
+	if !notBefore.IsZero() {
+		status.NotBefore = timestamppb.New(notBefore)
+	}
+	if !notAfter.IsZero() {
+		status.NotAfter, status.DaysLeft = timestamppb.New(notAfter), int32(certs.DaysLeft(notAfter, now))
+	}
 }
 
 // upstreamStatus returns the certificates and CAs that services name for their upstreams, each once.
 func (c *certificates) upstreamStatus(services []*definitions.Service, problems map[string]error, now time.Time) (all []*gatewayv1.CertificateStatus) {
 	pairs, roots := c.set.All()
 	byName := map[string]*gatewayv1.CertificateStatus{}
-	add := func(service, name string, notAfter time.Time) {
+	add := func(service, name string, ca bool) {
 		if name == "" {
 			return
 		}
 		status := byName[name]
 		if status == nil {
-			status = &gatewayv1.CertificateStatus{Name: name}
-			if !notAfter.IsZero() {
-				status.NotAfter, status.DaysLeft = timestamppb.New(notAfter), int32(certs.DaysLeft(notAfter, now))
+			notBefore, notAfter := pairs[name].NotBefore, pairs[name].NotAfter
+			if ca {
+				notAfter = roots[name].NotAfter
 			}
-			if err := problems[name]; err != nil {
-				status.Problem = err.Error()
-			}
+			status = fromFiles(name, notBefore, notAfter, problems, now)
+			status.Ca = ca
 			byName[name], all = status, append(all, status)
 		}
 		status.Services = append(status.Services, service)
 	}
 	for _, s := range services {
-		add(s.Name, s.UpstreamTLS.CAName(), roots[s.UpstreamTLS.CAName()].NotAfter)
-		add(s.Name, s.UpstreamTLS.PairName(), pairs[s.UpstreamTLS.PairName()].NotAfter)
+		add(s.Name, s.UpstreamTLS.CAName(), true)
+		add(s.Name, s.UpstreamTLS.PairName(), false)
 	}
 	return all
 }

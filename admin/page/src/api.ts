@@ -13,6 +13,10 @@ export interface Status {
   version: string; source: string; published: string | null; rejected: string; envoys: EnvoyStatus[]; withheld: string[]
   module: { library: string; reason: string } | null
 }
+export interface Certificate {
+  name: string; names: string[]; source: "files" | "acme"; ca: boolean; not_before: string | null; not_after: string | null
+  days_left: number; problem: string; services: string[]
+}
 export interface Upstream {
   address: string; name?: string; canary?: boolean; health: "healthy" | "unhealthy" | "resting"; requests: number; errors: number
 }

@@ -1,12 +1,12 @@
 import { render } from "preact"
 import { useEffect, useRef, useState } from "preact/hooks"
 import { hasToken, setToken, type Overview } from "./api"
-import { Denials, Envoys, Explain, Home, Revisions, Services, Sessions, Shield } from "./pages"
+import { Certificates, Denials, Envoys, Explain, Home, Revisions, Services, Sessions, Shield } from "./pages"
 import { useCall } from "./ui"
 
 const pages = [
   ["", "Overview"], ["services", "Services"], ["denials", "Denials"], ["explain", "Explain"], ["sessions", "Sessions"],
-  ["revisions", "Revisions"], ["envoys", "Envoys"], ["shield", "Held logins"],
+  ["revisions", "Revisions"], ["envoys", "Envoys"], ["certificates", "Certificates"], ["shield", "Held logins"],
 ] as const
 
 function place() {
@@ -48,6 +48,7 @@ function App() {
       {title === "Sessions" && <Sessions may={may} />}
       {title === "Revisions" && <Revisions may={may} />}
       {title === "Envoys" && <Envoys />}
+      {title === "Certificates" && <Certificates />}
       {title === "Held logins" && <Shield may={may} />}
     </main>
     <footer>Gatepost {overview.value?.gatepost_version} · <a href="/api/v1/openapi.yaml">API</a> · <a href="/metrics">metrics</a></footer>

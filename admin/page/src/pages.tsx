@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks"
 import {
-  call, download, follow, type Denial, type Explanation, type Field, type Held, type Outcome, type Overview, type Revision, type Services as All, type Session, type Status,
+  call, download, follow, type Certificate, type Denial, type Explanation, type Field, type Held, type Outcome, type Overview, type Revision, type Services as All, type Session, type Status,
 } from "./api"
 import { Badge, Confirmed, Failure, Spark, Table, text, Time, useCall } from "./ui"
 
@@ -323,6 +323,26 @@ export function Envoys() {
         </tr>)}
       </Table>
     </>}
+  </>
+}
+
+// soon is from how many days on the end of a certificate is marked. The log warns then too.
+const soon = 21
+
+export function Certificates() {
+  const { value, error } = useCall<Certificate[]>("certificates", 10 * seconds)
+  return <>
+    <Failure of={error} />
+    {value && <Table caption="Certificates and CAs of the definitions" empty="The definitions have no certificates." heads={["Certificate", "Served for", "From", "Valid from", "Valid until", "Problem"]}>
+      {value.map(c => <tr key={c.name}>
+        <th scope="row" class="path">{c.name}{c.ca && <small>CA</small>}</th>
+        <td>{c.services.length > 0 ? `upstreams of ${c.services.join(", ")}` : c.ca ? "clients" : c.names.join(", ") || "–"}</td>
+        <td>{c.source === "acme" ? "a CA, by ACME" : "files"}</td>
+        <td><Time of={c.not_before} /></td>
+        <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.days_left < soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left} days left`}</Badge>}</td>
+        <td>{c.problem ? <><Badge kind="bad">problem</Badge> {c.problem}</> : "–"}</td>
+      </tr>)}
+    </Table>}
   </>
 }
 

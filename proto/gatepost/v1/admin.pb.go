@@ -158,7 +158,13 @@ type CertificateStatus struct {
 	// Why the files cannot be used as they are now; empty if they can.
 	Problem string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
 	// The services whose `upstream_tls` names it. Empty: it is a certificate of the listener for HTTPS.
-	Services      []string `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
+	Services []string `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
+	// From when the one that is served is valid. Not set for CAs.
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// Where it comes from: `files`, or `acme` for those that a CA issues to the gateway.
+	Source string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
+	// Whether it is a file of CAs that others are verified by, such as clients or upstreams.
+	Ca            bool `protobuf:"varint,9,opt,name=ca,proto3" json:"ca,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -233,6 +239,27 @@ func (x *CertificateStatus) GetServices() []string {
 		return x.Services
 	}
 	return nil
+}
+
+func (x *CertificateStatus) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetCa() bool {
+	if x != nil {
+		return x.Ca
+	}
+	return false
 }
 
 // ModuleStatus says whether Envoy checks tokens by itself.
@@ -448,14 +475,18 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
 	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\x121\n" +
 	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\x12B\n" +
-	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xc9\x01\n" +
+	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xac\x02\n" +
 	"\x11CertificateStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1b\n" +
 	"\tdays_left\x18\x04 \x01(\x05R\bdaysLeft\x12\x18\n" +
 	"\aproblem\x18\x05 \x01(\tR\aproblem\x12\x1a\n" +
-	"\bservices\x18\x06 \x03(\tR\bservices\"V\n" +
+	"\bservices\x18\x06 \x03(\tR\bservices\x129\n" +
+	"\n" +
+	"not_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x16\n" +
+	"\x06source\x18\b \x01(\tR\x06source\x12\x0e\n" +
+	"\x02ca\x18\t \x01(\bR\x02ca\"V\n" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
@@ -502,13 +533,14 @@ var file_gatepost_v1_admin_proto_depIdxs = []int32{
 	2, // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
 	1, // 4: gatepost.v1.Status.certificates:type_name -> gatepost.v1.CertificateStatus
 	4, // 5: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	4, // 6: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	4, // 7: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	4, // 6: gatepost.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	4, // 7: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	4, // 8: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
