@@ -26,7 +26,7 @@ const (
 	defaultScopesHeader    = "scopes"
 	defaultIdentityHeader  = "x-user-id"
 	defaultAccessLogFormat = AccessLogOff
-	defaultAccessLogTo     = "stdout"
+	defaultAccessLogTo     = AccessLogStdout
 	defaultMaxSessions     = 100
 	defaultMaxAge          = 600 * time.Second
 	defaultLifetime        = 3600 * time.Second

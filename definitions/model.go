@@ -128,7 +128,7 @@ type Identity struct {
 type AccessLog struct {
 	// Format is AccessLogECS, AccessLogText or AccessLogOff.
 	Format string
-	// To is where the lines go: stdout.
+	// To is AccessLogStdout or AccessLogOTLP.
 	To string
 	// Sample is the share of requests that are logged, above 0 and at most 1.
 	Sample float64
@@ -141,6 +141,12 @@ const (
 	AccessLogECS  = "ecs"
 	AccessLogText = "text"
 	AccessLogOff  = "off"
+)
+
+// The values of AccessLog.To.
+const (
+	AccessLogStdout = "stdout" // Envoy's standard output
+	AccessLogOTLP   = "otlp"   // a collector, by OTLP over gRPC
 )
 
 // On reports whether requests are logged.

@@ -1,13 +1,17 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	collectorlogsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
+	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 
 	"gatepost/envoy/envoytest"
 )
@@ -118,4 +122,97 @@ func TestAnAccessLogThatNobodyReadsStopsNoTraffic(t *testing.T) {
 	shop.gateway = start(t, "access_log: {format: ecs}\n"+shop.definitions(), setup{Stdout: stdout})
 	trafficGoesOn(t, shop)
 	ends(t, shop)
+}
+
+// logRecord is what a collector received about a request.
+type logRecord struct {
+	service    string // of the resource
+	attributes map[string]string
+	body       string
+	hasTime    bool
+}
+
+// logCollector is the part of a collector that receives log records.
+type logCollector struct {
+	collectorlogsv1.UnimplementedLogsServiceServer
+	c *collector
+}
+
+func (l logCollector) Export(_ context.Context, r *collectorlogsv1.ExportLogsServiceRequest) (*collectorlogsv1.ExportLogsServiceResponse, error) {
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
+	for _, resource := range r.ResourceLogs {
+		service := attributesOf(resource.Resource.GetAttributes())["service.name"]
+		for _, scope := range resource.ScopeLogs {
+			for _, one := range scope.LogRecords {
+				record := logRecord{service, attributesOf(one.Attributes), one.Body.GetStringValue(), one.TimeUnixNano != 0}
+				if record.attributes["gatepost.route"] != "version" { // Gatepost asks Envoy which version it has
+					l.c.records = append(l.c.records, record)
+				}
+			}
+		}
+	}
+	return new(collectorlogsv1.ExportLogsServiceResponse), nil
+}
+
+func attributesOf(list []*commonv1.KeyValue) map[string]string {
+	all := map[string]string{}
+	for _, a := range list {
+		all[a.Key] = a.Value.GetStringValue()
+	}
+	return all
+}
+
+// logged returns the records so far.
+func (c *collector) logged() []logRecord {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.records)
+}
+
+// TestAccessLogGoesToACollector: with the fields of a line in JSON, without a token or a query, and to the standard
+// output goes nothing.
+func TestAccessLogGoesToACollector(t *testing.T) {
+	t.Parallel()
+	collector := startCollector(t)
+	var stdout logBuffer
+	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
+	shop.gateway = start(t, "access_log: {format: ecs, to: otlp}\n"+shop.definitions(), setup{
+		Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.url, "OTEL_TRACES_EXPORTER=none"}, Args: []string{"--concurrency", "1"}, Stdout: &stdout,
+	})
+	token := shop.Login("alice")
+	for _, path := range []string{"/orders/1?secret=1", "/orders/2?secret=1", "/items/3"} {
+		want(t, path, shop.Do("GET", path, "", "Authorization: "+token), http.StatusOK, "")
+	}
+	want(t, "no token", shop.Do("GET", "/orders/4", ""), http.StatusUnauthorized, "")
+	envoytest.Eventually(t, "the records", func() bool { return len(collector.logged()) >= 5 })
+	var got []string
+	for _, r := range collector.logged() {
+		if text := fmt.Sprint(r); strings.Contains(text, token) || strings.Contains(text, "secret") {
+			t.Errorf("a token or a query: %s", text)
+		}
+		if r.service != "gatepost-envoy" || !r.hasTime || r.attributes["client.address"] != "127.0.0.1" || r.attributes["http.request.id"] == "" {
+			t.Errorf("incomplete: %+v", r)
+		}
+		var line []string
+		for _, name := range []string{"http.response.status_code", "url.path", "service.name", "gatepost.decision", "gatepost.reason", "user.id"} {
+			if value, known := r.attributes[name]; known {
+				line = append(line, value)
+			}
+		}
+		got = append(got, strings.Join(line, " "))
+	}
+	expected := []string{
+		"200 /token token allow public",
+		"200 /orders/1 orders allow token_known alice",
+		"200 /orders/2 orders allow module alice",
+		"200 /items/3 items allow public",
+		"401 /orders/4 orders deny token_missing",
+	}
+	if diff := cmp.Diff(expected, got); diff != "" {
+		t.Error(diff)
+	}
+	if stdout.String() != "" {
+		t.Errorf("standard output: %s", stdout.String())
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	collectorlogsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
@@ -18,13 +19,14 @@ import (
 	"gatepost/envoy/envoytest"
 )
 
-// collector is a collector of spans.
+// collector is a collector of spans and log records.
 type collector struct {
 	collectorv1.UnimplementedTraceServiceServer
 	url string
 
-	mu    sync.Mutex
-	spans []tracedSpan
+	mu      sync.Mutex
+	spans   []tracedSpan
+	records []logRecord
 }
 
 // tracedSpan is a span and the service that made it.
@@ -42,6 +44,7 @@ func startCollector(t *testing.T) *collector {
 	c := &collector{url: "http://" + listener.Addr().String()}
 	server := grpc.NewServer()
 	collectorv1.RegisterTraceServiceServer(server, c)
+	collectorlogsv1.RegisterLogsServiceServer(server, logCollector{c: c})
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	return c
@@ -51,12 +54,7 @@ func (c *collector) Export(_ context.Context, r *collectorv1.ExportTraceServiceR
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, resource := range r.ResourceSpans {
-		service := ""
-		for _, a := range resource.Resource.GetAttributes() {
-			if a.Key == "service.name" {
-				service = a.Value.GetStringValue()
-			}
-		}
+		service := attributesOf(resource.Resource.GetAttributes())["service.name"]
 		for _, scope := range resource.ScopeSpans {
 			for _, s := range scope.Spans {
 				c.spans = append(c.spans, tracedSpan{s, service})

@@ -66,6 +66,9 @@ type Config struct {
 	AccessLog io.Writer
 	// Tracing is where spans go. Nil: requests are not traced.
 	Tracing *tracing.Settings
+	// Logs is where Envoy sends the access log, if the definitions send it to a collector. Nil: such definitions are an
+	// error.
+	Logs *tracing.Settings
 	// Systemd receives the state of the process. Nil: nothing is reported.
 	Systemd *systemd.Reporter
 	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
@@ -101,5 +104,8 @@ func (c Config) check() error {
 // XDSOptions returns what the Envoy configuration of this gateway is built with, apart from the
 // module.
 func (c Config) XDSOptions() xds.Options {
-	return xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen, Tracing: c.Tracing}
+	return xds.Options{
+		GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen,
+		Tracing: c.Tracing, Logs: c.Logs,
+	}
 }

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Settings are where spans go, and which share of the requests has some.
+// Settings are where spans or log records go, and which share of the requests has spans.
 type Settings struct {
 	// Host and Port are the address of the collector, which takes OTLP over gRPC. TLS is whether it is reached by TLS.
 	Host string
@@ -17,7 +17,7 @@ type Settings struct {
 	TLS  bool
 	// CAFile is the file of the roots that verify the collector. Empty: the system's.
 	CAFile string
-	// Service is the name of Gatepost in spans.
+	// Service is the name of Gatepost in spans and log records.
 	Service string
 	// Sample is the share of requests that are traced, if a client is not believed: from 0 to 1.
 	Sample float64
@@ -32,40 +32,57 @@ func (s *Settings) Endpoint() string {
 	return scheme + "://" + net.JoinHostPort(s.Host, strconv.Itoa(int(s.Port)))
 }
 
-// defaultPort is that of OTLP over gRPC.
-const defaultPort = 4317
+const (
+	// DefaultPort is that of OTLP over gRPC.
+	DefaultPort = 4317
+	// DefaultService is the default of Settings.Service.
+	DefaultService = "gatepost"
+)
+
+// Signal is what is sent to a collector: the part of the variables' names that is only about it.
+type Signal string
+
+// The signals of a gateway.
+const (
+	Traces Signal = "TRACES"
+	Logs   Signal = "LOGS" // the access log
+)
 
 // FromEnvironment reads the standard variables (OpenTelemetry specification, "Environment Variable Specification" and
-// "OpenTelemetry Protocol Exporter"). It returns nil if no endpoint is set, or if tracing is turned off. Envoy must
+// "OpenTelemetry Protocol Exporter"). It returns nil if no endpoint is set, or if the signal is turned off. Envoy must
 // be able to do the same, so what it cannot do is an error.
-func FromEnvironment(getenv func(string) string) (*Settings, error) {
-	ofTraces := func(name string) (value, from string) {
-		specific := "OTEL_EXPORTER_OTLP_TRACES_" + name
+func FromEnvironment(getenv func(string) string, signal Signal) (*Settings, error) {
+	ofSignal := func(name string) (value, from string) {
+		specific := "OTEL_EXPORTER_OTLP_" + string(signal) + "_" + name
 		if value = getenv(specific); value != "" {
 			return value, specific
 		}
 		return getenv("OTEL_EXPORTER_OTLP_" + name), "OTEL_EXPORTER_OTLP_" + name
 	}
-	endpoint, from := ofTraces("ENDPOINT")
-	if endpoint == "" || strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") || getenv("OTEL_TRACES_EXPORTER") == "none" {
+	endpoint, from := ofSignal("ENDPOINT")
+	exporter := "OTEL_" + string(signal) + "_EXPORTER"
+	if endpoint == "" || strings.EqualFold(getenv("OTEL_SDK_DISABLED"), "true") || getenv(exporter) == "none" {
 		return nil, nil
 	}
-	if exporter := getenv("OTEL_TRACES_EXPORTER"); exporter != "" && exporter != "otlp" {
-		return nil, fmt.Errorf("OTEL_TRACES_EXPORTER=%s: write otlp or none", exporter)
+	if value := getenv(exporter); value != "" && value != "otlp" {
+		return nil, fmt.Errorf("%s=%s: write otlp or none", exporter, value)
 	}
-	if protocol, from := ofTraces("PROTOCOL"); protocol != "" && protocol != "grpc" {
-		return nil, fmt.Errorf("%s=%s: write grpc, which the port %d of a collector takes", from, protocol, defaultPort)
+	if protocol, from := ofSignal("PROTOCOL"); protocol != "" && protocol != "grpc" {
+		return nil, fmt.Errorf("%s=%s: write grpc, which the port %d of a collector takes", from, protocol, DefaultPort)
 	}
 	for _, name := range []string{"HEADERS", "CLIENT_KEY", "CLIENT_CERTIFICATE"} {
-		if value, from := ofTraces(name); value != "" {
-			return nil, fmt.Errorf("%s: a secret would be in the configuration of Envoy; send spans to a collector that adds it", from)
+		if value, from := ofSignal(name); value != "" {
+			return nil, fmt.Errorf("%s: a secret would be in the configuration of Envoy; use a collector that adds it", from)
 		}
 	}
-	s := &Settings{Service: cmp.Or(getenv("OTEL_SERVICE_NAME"), "gatepost")}
+	s := &Settings{Service: cmp.Or(getenv("OTEL_SERVICE_NAME"), DefaultService)}
 	if err := s.setEndpoint(endpoint); err != nil {
 		return nil, fmt.Errorf("%s=%s: %w", from, endpoint, err)
 	}
-	s.CAFile, _ = ofTraces("CERTIFICATE")
+	s.CAFile, _ = ofSignal("CERTIFICATE")
+	if signal == Logs {
+		return s, nil
+	}
 	var err error
 	s.Sample, err = sample(getenv("OTEL_TRACES_SAMPLER"), getenv("OTEL_TRACES_SAMPLER_ARG"))
 	return s, err
@@ -74,9 +91,9 @@ func FromEnvironment(getenv func(string) string) (*Settings, error) {
 func (s *Settings) setEndpoint(text string) error {
 	u, err := url.Parse(text)
 	if err != nil || u.Hostname() == "" || u.User != nil || (u.Scheme != "http" && u.Scheme != "https") {
-		return fmt.Errorf("write http://HOST:%d, or https:// for TLS", defaultPort)
+		return fmt.Errorf("write http://HOST:%d, or https:// for TLS", DefaultPort)
 	}
-	port, err := strconv.ParseUint(cmp.Or(u.Port(), strconv.Itoa(defaultPort)), 10, 16)
+	port, err := strconv.ParseUint(cmp.Or(u.Port(), strconv.Itoa(DefaultPort)), 10, 16)
 	if err != nil || port == 0 {
 		return fmt.Errorf("%q is no port", u.Port())
 	}

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -9,11 +10,13 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	otelv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"gatepost/authz"
@@ -48,20 +51,60 @@ const (
 // logs reports whether Envoy logs requests.
 func (b *builder) logs() bool { return b.gw.AccessLog.On() }
 
+// exportsLog reports whether Envoy sends the access log to a collector.
+func (b *builder) exportsLog() bool {
+	return b.logs() && b.gw.AccessLog.To == definitions.AccessLogOTLP
+}
+
 // accessLog is the access log of the listener; nil if it is off.
 func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	if !b.logs() {
 		return nil
 	}
-	out := &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: ecsFormat()}}
-	if b.gw.AccessLog.Format == definitions.AccessLogText {
-		out.AccessLogFormat = &streamv3.StdoutAccessLog_LogFormat{LogFormat: textFormat()}
+	var out validated = stdoutLog(b.gw.AccessLog.Format)
+	if b.exportsLog() {
+		if b.opts.Logs == nil {
+			b.fail(errors.New("access_log.to is otlp, and no collector is set: set OTEL_EXPORTER_OTLP_ENDPOINT for Gatepost"))
+			return nil
+		}
+		out = otlpLog(b.gw.AccessLog.Format, serviceName(b.opts.Logs))
 	}
 	return []*accesslogv3.AccessLog{{
-		Name:       "stdout",
+		Name:       b.gw.AccessLog.To,
 		Filter:     logFilter(b.gw.AccessLog),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.pack(out)},
 	}}
+}
+
+func stdoutLog(format string) *streamv3.StdoutAccessLog {
+	if format == definitions.AccessLogText {
+		return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: textFormat()}}
+	}
+	return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: ecsFormat()}}
+}
+
+// otlpLog sends a record of each request to a collector. In the format ecs, a field is an attribute. They are custom
+// tags, because Envoy omits those that are empty, and would write "-" as the value of another attribute.
+func otlpLog(format, service string) *otelv3.OpenTelemetryAccessLogConfig {
+	config := &otelv3.OpenTelemetryAccessLogConfig{
+		GrpcService:          collectorService(logsCluster),
+		DisableBuiltinLabels: true,
+		ResourceAttributes:   &commonv1.KeyValueList{Values: []*commonv1.KeyValue{{Key: "service.name", Value: otlpText(service)}}},
+	}
+	if format == definitions.AccessLogText {
+		config.Body = otlpText(textLine())
+		return config
+	}
+	for _, f := range ecsFields {
+		if f.name != fieldTime { // a record has it
+			config.CustomTags = append(config.CustomTags, tag(f.name, f.value))
+		}
+	}
+	return config
+}
+
+func otlpText(text string) *commonv1.AnyValue {
+	return &commonv1.AnyValue{Value: &commonv1.AnyValue_StringValue{StringValue: text}}
 }
 
 // The values of a line, as format strings of Envoy ("Substitution formatter"). A path has no query: it may contain a
@@ -107,53 +150,78 @@ func first(all ...operator) string {
 	return "%COALESCE(" + string(list) + ")%"
 }
 
-// ecsFormat is a line in JSON. Its names are those of the Elastic Common Schema, which OpenTelemetry shares in part.
-// A value that is not known is omitted.
+// fieldTime is the field with the start of a request.
+const fieldTime = "@timestamp"
+
+// ecsFields are the fields of a line. Their names are those of the Elastic Common Schema, which OpenTelemetry shares in
+// part; a dot separates the levels of an object.
+var ecsFields = []struct{ name, value string }{
+	{fieldTime, formatTime},
+	{"ecs.version", "8.11.0"},
+	{"event.dataset", "gatepost.access"},
+	{"event.duration", formatDuration},
+	{"http.version", "%PROTOCOL%"},
+	{"http.request.method", formatMethod},
+	{"http.request.id", ofHeader(headerRequestID)},
+	{"http.request.bytes", "%BYTES_RECEIVED%"},
+	{"http.response.status_code", "%RESPONSE_CODE%"},
+	{"http.response.bytes", "%BYTES_SENT%"},
+	{"url.path", formatPath},
+	{"server.address", ofHeader(":AUTHORITY")},
+	{"client.address", formatClient},
+	{"user.id", formatUser},
+	{"session.id", formatSession},
+	{"user_agent.original", ofHeader("USER-AGENT")},
+	{"trace.id", "%TRACE_ID%"},
+	{"service.name", formatService},
+	{"service.address", "%UPSTREAM_HOST%"},
+	{"gatepost.decision", formatDecision},
+	{"gatepost.reason", formatReason},
+	{"gatepost.route", "%ROUTE_NAME%"},
+	{"envoy.response_flags", "%RESPONSE_FLAGS%"},
+	{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},
+}
+
+// ecsFormat is a line in JSON. A value that is not known is omitted.
 func ecsFormat() *corev3.SubstitutionFormatString {
-	type object = map[string]any
-	line, err := structpb.NewStruct(object{
-		"@timestamp": formatTime,
-		"ecs":        object{"version": "8.11.0"},
-		"event":      object{"dataset": "gatepost.access", "duration": formatDuration},
-		"http": object{
-			"version":  "%PROTOCOL%",
-			"request":  object{"method": formatMethod, "id": ofHeader(headerRequestID), "bytes": "%BYTES_RECEIVED%"},
-			"response": object{"status_code": "%RESPONSE_CODE%", "bytes": "%BYTES_SENT%"},
-		},
-		"url":        object{"path": formatPath},
-		"server":     object{"address": ofHeader(":AUTHORITY")},
-		"client":     object{"address": formatClient},
-		"user":       object{"id": formatUser},
-		"session":    object{"id": formatSession},
-		"user_agent": object{"original": ofHeader("USER-AGENT")},
-		"trace":      object{"id": "%TRACE_ID%"},
-		"service":    object{"name": formatService, "address": "%UPSTREAM_HOST%"},
-		"gatepost":   object{"decision": formatDecision, "reason": formatReason, "route": "%ROUTE_NAME%"},
-		"envoy":      object{"response_flags": "%RESPONSE_FLAGS%", "response_code_details": "%RESPONSE_CODE_DETAILS%"},
-	})
+	line := map[string]any{}
+	for _, f := range ecsFields {
+		object, names := line, strings.Split(f.name, ".")
+		for _, name := range names[:len(names)-1] {
+			if object[name] == nil {
+				object[name] = map[string]any{}
+			}
+			object = object[name].(map[string]any)
+		}
+		object[names[len(names)-1]] = f.value
+	}
+	format, err := structpb.NewStruct(line)
 	if err != nil {
 		panic(err) // the values above are texts
 	}
 	return &corev3.SubstitutionFormatString{
-		Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: line},
+		Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: format},
 		OmitEmptyValues: true,
 	}
 }
 
-// textFormat is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
-// before it.
 func textFormat() *corev3.SubstitutionFormatString {
-	line := strings.Join([]string{
+	return &corev3.SubstitutionFormatString{
+		Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
+			Specifier: &corev3.DataSource_InlineString{InlineString: textLine() + "\n"},
+		}},
+	}
+}
+
+// textLine is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
+// before it.
+func textLine() string {
+	return strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
 		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + formatDecision, "reason=" + formatReason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%", "request_id=" + ofHeader(headerRequestID),
 		"trace_id=%TRACE_ID%", "session=" + formatSession, "user=" + formatUser, formatMethod, formatPath,
 	}, " ")
-	return &corev3.SubstitutionFormatString{
-		Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-			Specifier: &corev3.DataSource_InlineString{InlineString: line + "\n"},
-		}},
-	}
 }
 
 // logFilter selects the requests that are logged; nil: all.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"gatepost/authz"
+	"gatepost/definitions"
 )
 
 // at returns a value of a line in JSON; "" if it is omitted.
@@ -157,5 +158,16 @@ func TestChangeOfAServiceLeavesTheAccessLog(t *testing.T) {
 	one, other := resourcesOf(before, resourcev3.ListenerType)[ListenerName], resourcesOf(after, resourcev3.ListenerType)[ListenerName]
 	if !proto.Equal(one, other) {
 		t.Error("the listener differs")
+	}
+}
+
+// TestAccessLogWithoutACollectorIsRefused: lines that nobody receives would be lost in silence.
+func TestAccessLogWithoutACollectorIsRefused(t *testing.T) {
+	d, err := definitions.Parse("gatepost.yaml", []byte("access_log: {format: ecs, to: otlp}\nservices: []"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Build(d.Gateway, testOptions); err == nil || !strings.Contains(err.Error(), "set OTEL_EXPORTER_OTLP_ENDPOINT") {
+		t.Error(err)
 	}
 }

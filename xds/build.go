@@ -55,6 +55,9 @@ type Options struct {
 	Module Module
 	// Tracing is where Envoy sends spans. Nil: it makes none.
 	Tracing *tracing.Settings
+	// Logs is where Envoy sends the access log, if the definitions send it to a collector. If it is nil, such
+	// definitions are an error.
+	Logs *tracing.Settings
 	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
 	// 503.
 	Withheld []string
@@ -179,9 +182,7 @@ func (b *builder) frame() view {
 	v.listeners.seal()
 	b.about = "clusters"
 	v.clusters = v.clusters.with(map[string]*resource{blackhole: b.finish(withoutEndpoint(blackhole))})
-	if b.traces() {
-		v.clusters = v.clusters.with(map[string]*resource{collectorName: b.finish(b.collector())})
-	}
+	v.clusters = v.clusters.with(b.collectors())
 	scopes := b.scopes(v.clusters)
 	v.routes = v.routes.with(scopes.of(scopeOf(b.gw.Tokens.Path), nil)).with(scopes.of(scopeOf("/"), nil))
 	return v

@@ -15,10 +15,14 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/definitions"
+	"gatepost/tracing"
 )
 
-// collectorName is the cluster that spans are sent to.
-const collectorName = "spans"
+// The clusters that spans and the access log are sent to.
+const (
+	spansCluster = "spans"
+	logsCluster  = "logs"
+)
 
 // traces reports whether Envoy makes spans.
 func (b *builder) traces() bool { return b.opts.Tracing != nil }
@@ -51,11 +55,8 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 		Provider: &tracev3.Tracing_Http{
 			Name: "envoy.tracers.opentelemetry",
 			ConfigType: &tracev3.Tracing_Http_TypedConfig{TypedConfig: b.pack(&tracev3.OpenTelemetryConfig{
-				GrpcService: &corev3.GrpcService{
-					TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: collectorName}},
-					Timeout:         durationpb.New(connectTimeout),
-				},
-				ServiceName: b.opts.Tracing.Service + "-envoy",
+				GrpcService: collectorService(spansCluster),
+				ServiceName: serviceName(b.opts.Tracing),
 			})},
 		},
 	}
@@ -74,18 +75,39 @@ func (b *builder) untraced() *routev3.Tracing {
 	return &routev3.Tracing{ClientSampling: never, RandomSampling: never, OverallSampling: never}
 }
 
-// collector is the cluster of the collector of spans.
-func (b *builder) collector() *clusterv3.Cluster {
-	t := b.opts.Tracing
-	to := definitions.Upstream{Scheme: definitions.SchemeH2C, Host: t.Host, Port: t.Port, IsIP: net.ParseIP(t.Host) != nil}
-	if t.TLS {
+// serviceName is Envoy's name in what it sends to a collector.
+func serviceName(s *tracing.Settings) string { return s.Service + "-envoy" }
+
+// collectorService is how Envoy calls the collector of a cluster.
+func collectorService(cluster string) *corev3.GrpcService {
+	return &corev3.GrpcService{
+		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: cluster}},
+		Timeout:         durationpb.New(connectTimeout),
+	}
+}
+
+// collectors are the clusters of the collectors of spans and of the access log, by name.
+func (b *builder) collectors() map[string]*resource {
+	all := map[string]*resource{}
+	if b.traces() {
+		all[spansCluster] = b.finish(b.collector(spansCluster, b.opts.Tracing))
+	}
+	if b.exportsLog() && b.opts.Logs != nil {
+		all[logsCluster] = b.finish(b.collector(logsCluster, b.opts.Logs))
+	}
+	return all
+}
+
+func (b *builder) collector(name string, s *tracing.Settings) *clusterv3.Cluster {
+	to := definitions.Upstream{Scheme: definitions.SchemeH2C, Host: s.Host, Port: s.Port, IsIP: net.ParseIP(s.Host) != nil}
+	if s.TLS {
 		to.Scheme = definitions.SchemeHTTPS
 	}
 	roots := b.opts.CAFile
-	b.opts.CAFile = cmp.Or(t.CAFile, roots)
+	b.opts.CAFile = cmp.Or(s.CAFile, roots)
 	c := b.upstreamsOf(&service{def: &definitions.Service{Upstreams: []definitions.Upstream{to}}})
 	b.opts.CAFile = roots
-	c.Name, c.AltStatName, c.CircuitBreakers = collectorName, "", nil // the limits of Envoy, not those of a service
+	c.Name, c.AltStatName, c.CircuitBreakers = name, "", nil // the limits of Envoy, not those of a service
 	b.validate(c)
 	return c
 }

@@ -15,10 +15,10 @@ func TestEnvoyAcceptsACollector(t *testing.T) {
 		{Host: "collector.example", Port: 4317, TLS: true, CAFile: DefaultCAFile, Service: "gatepost", Sample: 1},
 	} {
 		options := testOptions
-		options.Tracing = settings
-		snapshot := buildWith(t, "tracing: {trust_incoming: true}\nservices: []", options)
-		if snapshot.clusters.get(collectorName) == nil {
-			t.Error("there is no cluster of the collector")
+		options.Tracing, options.Logs = settings, settings
+		snapshot := buildWith(t, "tracing: {trust_incoming: true}\naccess_log: {format: ecs, to: otlp}\nservices: []", options)
+		if snapshot.clusters.get(spansCluster) == nil || snapshot.clusters.get(logsCluster) == nil {
+			t.Error("there is no cluster of a collector")
 		}
 		if said := envoytest.ValidateResources(t, messages(snapshot)...); said != "" {
 			t.Errorf("%+v: %s", settings, said)

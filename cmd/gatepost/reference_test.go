@@ -154,7 +154,8 @@ func environmentPage(root *cobra.Command) string {
 		"reloading and stopping, and that they are alive if `WATCHDOG_USEC` and `WATCHDOG_PID` ask for that. systemd sets\n" +
 		"these variables; without `NOTIFY_SOCKET` nothing is reported. [Packages](../howto/packages.md#what-systemd-knows)\n" +
 		"has the details.\n\n" +
-		"The `OTEL_*` variables of [traces](../howto/traces.md#variables) turn traces on.\n\n" +
+		"The `OTEL_*` variables of [traces](../howto/traces.md#variables) turn traces on, and name the collector of an access log\n" +
+		"with `to: otlp`.\n\n" +
 		"`GOGC`, `GOMEMLIMIT` and the other variables of the Go runtime work as in every Go program.\n")
 	return b.String()
 }

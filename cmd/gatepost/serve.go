@@ -70,7 +70,10 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	if err != nil {
 		return err
 	}
-	if config.Tracing, err = tracing.FromEnvironment(os.Getenv); err != nil {
+	if config.Tracing, err = tracing.FromEnvironment(os.Getenv, tracing.Traces); err != nil {
+		return usageError{err}
+	}
+	if config.Logs, err = tracing.FromEnvironment(os.Getenv, tracing.Logs); err != nil {
 		return usageError{err}
 	}
 	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request

@@ -19,6 +19,7 @@ import (
 	"gatepost/gateway"
 	"gatepost/logqueue"
 	"gatepost/redisconn"
+	"gatepost/tracing"
 	"gatepost/xds"
 )
 
@@ -157,9 +158,11 @@ func (s *settings) redisOptions() (*redisconn.Options, error) {
 }
 
 // xdsOptions returns the options with which a gateway with these settings builds Envoy's
-// configuration.
+// configuration. The environment of that gateway is not known, so a collector with an example's
+// name takes the place of the one that may be set there.
 func (s *settings) xdsOptions() xds.Options {
-	return gateway.Config{CAFile: s.caFile, Listen: s.listenAddr}.XDSOptions()
+	example := &tracing.Settings{Host: "otel-collector", Port: tracing.DefaultPort, Service: tracing.DefaultService}
+	return gateway.Config{CAFile: s.caFile, Listen: s.listenAddr, Logs: example}.XDSOptions()
 }
 
 // startLog returns the logger for these settings, and the queue through which it writes to out. The

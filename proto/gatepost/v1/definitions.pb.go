@@ -766,7 +766,8 @@ type AccessLog struct {
 	// `ecs`: one JSON object a line, with the names of the Elastic Common Schema. `text`: one line of text. `off`: no access
 	// log. Default: off.
 	Format string `protobuf:"bytes,1,opt,name=format,proto3" json:"format,omitempty"`
-	// `stdout`: the standard output of Envoy, which `gatepost run` copies to its own. Default: stdout.
+	// `stdout`: the standard output of Envoy, which `gatepost run` copies to its own. `otlp`: the collector that
+	// OTEL_EXPORTER_OTLP_ENDPOINT names; if it is not set, the definitions are rejected. Default: stdout.
 	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// The share of requests that are logged, from 0.000001 to 1. Default: 1.
 	Sample *float64 `protobuf:"fixed64,3,opt,name=sample,proto3,oneof" json:"sample,omitempty"`
@@ -2418,11 +2419,10 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\t_failures\"V\n" +
 	"\bIdentity\x12J\n" +
 	"\vuser_header\x18\x01 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\n" +
-	"userHeader\"\xbf\x01\n" +
+	"userHeader\"\xc5\x01\n" +
 	"\tAccessLog\x12/\n" +
-	"\x06format\x18\x01 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x03ecsR\x04textR\x03offR\x06format\x12\x1f\n" +
-	"\x02to\x18\x02 \x01(\tB\x0f\xbaH\fr\n" +
-	"R\x00R\x06stdoutR\x02to\x124\n" +
+	"\x06format\x18\x01 \x01(\tB\x17\xbaH\x14r\x12R\x00R\x03ecsR\x04textR\x03offR\x06format\x12%\n" +
+	"\x02to\x18\x02 \x01(\tB\x15\xbaH\x12r\x10R\x00R\x06stdoutR\x04otlpR\x02to\x124\n" +
 	"\x06sample\x18\x03 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x8d\xed\xb5\xa0\xf7ư>H\x00R\x06sample\x88\x01\x01\x12\x1f\n" +
 	"\verrors_only\x18\x04 \x01(\bR\n" +
 	"errorsOnlyB\t\n" +
