@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -32,8 +33,10 @@ const (
 type permission int
 
 const (
+	// none: no token is needed.
+	none permission = iota
 	// reads: any token. On a local address none is needed.
-	reads permission = iota
+	reads
 	// ends: a token with the role operate. On a local address without a token file none is needed, because ending sessions
 	// was open there before there were tokens, and it only takes access away.
 	ends
@@ -56,6 +59,7 @@ var guesses = shield.Settings{Address: shield.Limit{Failures: 20, Forgive: 30 * 
 type access struct {
 	local  bool       // the address is loopback or a Unix socket
 	file   *tokenFile // nil: there is none
+	link   link
 	shield *shield.Shield
 	logger *slog.Logger
 
@@ -79,12 +83,15 @@ func IsLocal(address string) bool {
 // callerKey is the key of the Caller in the context of a request.
 type callerKey struct{}
 
+// callerOf returns the caller of a request that require has passed on.
+func callerOf(r *http.Request) Caller {
+	caller, _ := r.Context().Value(callerKey{}).(Caller)
+	return caller
+}
+
 // by returns the name of the caller, for the log.
 func by(r *http.Request) string {
-	if caller, ok := r.Context().Value(callerKey{}).(Caller); ok && caller.Role > Anonymous {
-		return caller.Name
-	}
-	return "local, without a token"
+	return cmp.Or(callerOf(r).Name, "local, without a token")
 }
 
 // require serves next to callers with the permission. A wrong token is refused even if none is needed, so that its
@@ -92,15 +99,9 @@ func by(r *http.Request) string {
 func (a *access) require(p permission, next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		caller, err := a.identify(r)
-		var throttled *shield.Refusal
 		switch {
-		case errors.As(err, &throttled):
-			w.Header().Set("Retry-After", strconv.Itoa(int(throttled.RetryAfter/time.Second)+1))
-			writeError(w, http.StatusTooManyRequests, "too many wrong tokens from this address; try again later")
 		case err != nil:
-			a.logger.Warn("admin token refused", "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
-			w.Header().Set("WWW-Authenticate", `Bearer realm="gatepost admin", error="invalid_token"`)
-			writeError(w, http.StatusUnauthorized, err.Error())
+			a.respondRefused(w, r, err)
 		case a.permits(caller.Role, p):
 			next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, caller)))
 		case caller.Role == Anonymous:
@@ -113,8 +114,22 @@ func (a *access) require(p permission, next http.HandlerFunc) http.Handler {
 	})
 }
 
+// respondRefused responds to a wrong token with the error of refuse.
+func (a *access) respondRefused(w http.ResponseWriter, r *http.Request, err error) {
+	if throttled := (*shield.Refusal)(nil); errors.As(err, &throttled) {
+		w.Header().Set("Retry-After", strconv.Itoa(int(throttled.RetryAfter/time.Second)+1))
+		writeError(w, http.StatusTooManyRequests, "too many wrong tokens from this address; try again later")
+		return
+	}
+	a.logger.Warn("admin token refused", "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+	w.Header().Set("WWW-Authenticate", `Bearer realm="gatepost admin", error="invalid_token"`)
+	writeError(w, http.StatusUnauthorized, err.Error())
+}
+
 func (a *access) permits(role Role, p permission) bool {
 	switch p {
+	case none:
+		return true
 	case reads:
 		return a.local || role >= Read
 	case ends:
@@ -170,6 +185,9 @@ func (a *access) owner(hash [sha256.Size]byte) (owner Caller) {
 			owner = one.Caller
 		}
 	}
+	if a.link.owns(hash) {
+		owner = linkCaller
+	}
 	return owner
 }
 
@@ -179,7 +197,7 @@ func writeError(w http.ResponseWriter, code int, text string) {
 
 // may returns what the caller of a request may do: read, end (sessions) or operate.
 func (a *access) may(r *http.Request) string {
-	caller, _ := r.Context().Value(callerKey{}).(Caller)
+	caller := callerOf(r)
 	switch {
 	case a.permits(caller.Role, operates):
 		return "operate"

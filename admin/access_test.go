@@ -1,12 +1,14 @@
 package admin
 
 import (
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const (
@@ -193,5 +195,85 @@ func TestPathsOutsideOfTheAPIAreNotServed(t *testing.T) {
 		if got := k.ask("GET", path); got.Code == http.StatusOK || strings.Contains(got.Body.String(), "root:") {
 			t.Errorf("%s: %d %.100s", path, got.Code, got.Body)
 		}
+	}
+}
+
+// exchange sends a code, and returns the token that it gets.
+func (k *kit) exchange(t *testing.T, code string, want int) string {
+	t.Helper()
+	request := httptest.NewRequest("POST", "http://127.0.0.1:18002/api/v1/exchange", strings.NewReader(`{"code":"`+code+`"}`))
+	answer := httptest.NewRecorder()
+	k.ServeHTTP(answer, request)
+	var got ExchangeResponse
+	if err := json.Unmarshal(answer.Body.Bytes(), &got); err != nil || answer.Code != want {
+		t.Fatalf("the code %q: %d %s, want %d", code, answer.Code, answer.Body, want)
+	}
+	return got.Token
+}
+
+func TestALinkToThePageWorksOnceAndNotForLong(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	now := time.Now()
+	k.access.link.now = func() time.Time { return now }
+	code := func() string {
+		t.Helper()
+		url, code, _ := strings.Cut(k.PageLink(":18002"), "#code=")
+		if url != "http://127.0.0.1:18002/" || len(code) < 26 {
+			t.Fatalf("the link is %s with the code %q", url, code)
+		}
+		return code
+	}
+	k.exchange(t, "", http.StatusUnauthorized) // before there is a link
+
+	first := code()
+	token := k.exchange(t, first, http.StatusOK)
+	k.exchange(t, first, http.StatusUnauthorized)
+	k.want(t, "GET", "/api/v1/status", http.StatusOK, "", "Authorization: Bearer "+token)
+	k.want(t, "DELETE", "/api/v1/sessions/none", http.StatusNotFound, "", "Authorization: Bearer "+token)
+	k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "", "Authorization: Bearer "+first)
+	id, _ := k.login(t, "bob")
+	k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusOK, "", "Authorization: Bearer "+token)
+	if log := k.log.String(); !strings.Contains(log, linkCaller.Name) || strings.Contains(log, token) || strings.Contains(log, first) {
+		t.Errorf("the log has %s, want the caller, and neither the code nor the token", log)
+	}
+	now = now.Add(pageLifetime)
+	k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "", "Authorization: Bearer "+token)
+
+	old, second := code(), code()
+	k.exchange(t, old, http.StatusUnauthorized) // there is one link
+	now = now.Add(linkLifetime - 1)
+	k.exchange(t, second, http.StatusOK)
+	third := code()
+	now = now.Add(linkLifetime)
+	k.exchange(t, third, http.StatusUnauthorized)
+}
+
+func TestLinksToThePageHaveACodeOnlyIfThereAreTokens(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	for address, want := range map[string]string{
+		"127.0.0.1:1": "http://127.0.0.1:1/", "[::]:2": "http://127.0.0.1:2/", "gw.example:3": "http://gw.example:3/", "unix:/run/admin.sock": "",
+	} {
+		if got := k.PageLink(address); got != want {
+			t.Errorf("the link to %s is %q, want %q", address, got, want)
+		}
+	}
+	k.exchange(t, "", http.StatusUnauthorized)
+}
+
+func TestGuessingTheCodeOfALinkIsSlowedDown(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{Local: true, TokenFile: tokensIn(t, twoTokens)})
+	k.PageLink("127.0.0.1:1")
+	throttled := false
+	for range 30 {
+		request := httptest.NewRequest("POST", "http://127.0.0.1:18002/api/v1/exchange", strings.NewReader(`{"code":"guess"}`))
+		answer := httptest.NewRecorder()
+		k.ServeHTTP(answer, request)
+		throttled = throttled || answer.Code == http.StatusTooManyRequests
+	}
+	if !throttled {
+		t.Error("30 guesses were compared")
 	}
 }

@@ -115,7 +115,7 @@ func New(config Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{config: config, draining: make(chan struct{}), streams: make(chan struct{}, maxStreams), access: &access{
-		local: config.Local, file: file, logger: config.Logger, shield: shield.New(shield.Config{Logger: config.Logger, Entries: 1024}),
+		local: config.Local, file: file, link: link{now: time.Now}, logger: config.Logger, shield: shield.New(shield.Config{Logger: config.Logger, Entries: 1024}),
 	}}
 	s.drain = sync.OnceFunc(func() { close(s.draining) })
 	mux := http.NewServeMux()
@@ -153,6 +153,7 @@ func (s *Server) calls() map[string]call {
 		"GET /api/v1/users/{user}/sessions":        {reads, s.sessions},
 		"DELETE /api/v1/users/{user}/sessions":     {ends, s.revokeUser},
 		"DELETE /api/v1/sessions/{id}":             {ends, s.revokeSession},
+		"POST /api/v1/exchange":                    {none, s.exchange},
 		"POST /api/v1/lookup":                      {reads, s.lookup},
 		"GET /api/v1/overview":                     {reads, s.overview},
 		"GET /api/v1/services":                     {reads, s.services},

@@ -42,6 +42,8 @@ type Overview struct {
 	Logins    map[string]float64 `json:"logins"`
 	// FromMemory reports whether tokens are answered from memory.
 	FromMemory bool `json:"from_memory"`
+	// Caller is the name of the caller's token; empty without one.
+	Caller string `json:"caller,omitempty"`
 	// May is the role of the caller: read or operate; and end, if only sessions can be ended.
 	May string `json:"may"`
 }
@@ -52,7 +54,7 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 	o := Overview{
 		GatepostVersion: s.config.Version, Now: time.Now().UTC(), Ready: notReady == nil, Checks: checks,
 		Version: status.GetVersion(), Source: status.GetSource(), Envoys: len(status.GetEnvoys()),
-		Decisions: map[string]float64{}, Logins: map[string]float64{}, May: s.access.may(r),
+		Decisions: map[string]float64{}, Logins: map[string]float64{}, May: s.access.may(r), Caller: callerOf(r).Name,
 	}
 	if d := s.config.Definitions(); d != nil {
 		o.Services = len(d.Gateway.Services)

@@ -202,6 +202,7 @@ services:
 		t.Errorf("explained %s, want the live token, unquoted", got)
 	}
 	o.call("POST", "/api/v1/explain", `{"url":"orders"}`, http.StatusBadRequest)
+	o.call("POST", "/api/v1/exchange", `{"code":"guess"}`, http.StatusUnauthorized)
 	o.call("POST", "/api/v1/lookup", `{"token_hash":"`+strings.Repeat("0", 64)+`"}`, http.StatusOK)
 
 	// Sessions.

@@ -1,18 +1,22 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/creack/pty"
 
 	"gatepost/envoy/envoytest"
 )
@@ -142,11 +146,11 @@ services:
 	g := start(t, definitions(""), options)
 	token := g.Login("bob")
 
-	b.Open("http://" + g.Admin + "/#token=" + operatorToken)
-	b.see("Ready yes", "may operate", "Logins since the start")
-	if got := b.evaluate("location.href"); strings.Contains(got, operatorToken) {
-		t.Errorf("the token stays in the address %s", got)
-	}
+	b.Open("http://" + g.Admin)
+	b.press("Use a token")
+	b.fill("Token of --admin-token-file", operatorToken)
+	b.press("Use")
+	b.see("Ready yes", "alice, may operate", "Logins since the start")
 	b.accessible("the overview", axe)
 
 	b.press("Services")
@@ -286,4 +290,52 @@ services: []
 	b.see("shop.pem", "shop.example, *.shop.example", fmt.Sprintf("%d days left", all[0].DaysLeft), "api.pem", all[1].Problem, "clients.pem")
 	b.accessible("certificates", axeScript(t))
 	b.screenshot("certificates")
+}
+
+// TestALinkSignsInOnce: `gatepost run` shows it on a terminal, and the page exchanges its code. Links that somebody else
+// has made sign nobody in.
+func TestALinkSignsInOnce(t *testing.T) {
+	t.Parallel()
+	b := openBrowser(t)
+	screen, terminal, err := pty.Open()
+	must(t, err)
+	defer screen.Close()
+	options, _ := withOperator(t)
+	options.Stderr = terminal
+	g := start(t, "services: []", options)
+	must(t, terminal.Close())
+	link := ""
+	for lines := bufio.NewScanner(screen); link == "" && lines.Scan(); {
+		link = regexp.MustCompile(`http://127\.0\.0\.1:\d+/#code=\w+`).FindString(lines.Text())
+	}
+	if link == "" {
+		t.Fatal("gatepost run shows no link on a terminal")
+	}
+	go func() { _, _ = io.Copy(io.Discard, screen) }()
+
+	for planted, want := range map[string]string{"#token=" + operatorToken: "", "#code=0": "the link was used already"} {
+		b.Open("http://" + g.Admin + "/" + planted)
+		b.see("Ready yes", "Use a token", want)
+		b.Open("about:blank")
+	}
+	b.Open(link)
+	b.see("the link of the terminal, may operate")
+	if got := b.evaluate("location.href"); strings.Contains(got, "code") {
+		t.Errorf("the code stays in the address %s", got)
+	}
+	b.press("Forget the token")
+	b.see("Use a token")
+	b.Open("about:blank")
+	b.Open(link)
+	b.see("Use a token", "the link was used already")
+}
+
+// TestLogsHaveNoLink: who reads logs is no operator by that.
+func TestLogsHaveNoLink(t *testing.T) {
+	t.Parallel()
+	options, _ := withOperator(t)
+	g := start(t, "services: []", options)
+	if log := g.Log(); strings.Contains(log, "code=") || !strings.Contains(log, `"admin":"`+g.Admin+`"`) {
+		t.Errorf("the log has %s, want the address alone", log)
+	}
 }

@@ -71,6 +71,9 @@ type Config struct {
 	Logs *tracing.Settings
 	// Systemd receives the state of the process. Nil: nothing is reported.
 	Systemd *systemd.Reporter
+	// ShowPage receives the URL of the page for operators when it can be opened. The URL may have a code that makes its
+	// reader an operator, so it must go to the person who has started the process alone. It can be nil.
+	ShowPage func(url string)
 	// DroppedLogLines returns the number of lost log lines, for the metrics. It can be nil.
 	DroppedLogLines func() uint64
 }

@@ -70,6 +70,11 @@ func (g *Gateway) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return g.rollout.Run(ctx) })
 	group.Go(func() error { g.certificates.run(ctx); return nil })
 	g.logger.Info("serving", "gatepost_version", g.config.Version, "grpc", g.config.GRPC, "http", g.config.HTTP, "admin", g.config.Admin)
+	if g.config.ShowPage != nil {
+		if url := g.admin.PageLink(g.config.Admin); url != "" {
+			g.config.ShowPage(url)
+		}
+	}
 	return nil
 }
 

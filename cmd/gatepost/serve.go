@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -80,6 +81,9 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	defer access.Close()
 	config.Logger, config.AccessLog, config.Systemd = logger, access, systemd.New(logger)
 	config.DroppedLogLines = func() uint64 { return logs.Dropped() + access.Dropped() }
+	if isTerminal(c.ErrOrStderr()) { // logs are collected, and have no secrets
+		config.ShowPage = func(url string) { fmt.Fprintf(c.ErrOrStderr(), "The page for operators: %s\n", url) }
+	}
 	if err := adapt(&config); err != nil {
 		return err
 	}

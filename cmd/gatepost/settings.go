@@ -175,7 +175,7 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error
 	format := s.logFormat
 	if format == "auto" {
 		format = "json"
-		if file, isFile := out.(*os.File); isFile && term.IsTerminal(int(file.Fd())) {
+		if isTerminal(out) {
 			format = "text"
 		}
 	}
@@ -192,6 +192,12 @@ func (s *settings) startLog(out io.Writer) (*slog.Logger, *logqueue.Queue, error
 		handler = slog.NewTextHandler(queue, options)
 	}
 	return slog.New(explainedErrors{handler}), queue, nil
+}
+
+// isTerminal reports whether a person reads what is written to out.
+func isTerminal(out io.Writer) bool {
+	file, isFile := out.(*os.File)
+	return isFile && term.IsTerminal(int(file.Fd()))
 }
 
 // surviveBrokenLog makes writes to a closed standard error return an error. By default the runtime

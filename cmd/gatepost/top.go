@@ -7,14 +7,12 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"gatepost/admin"
 	"gatepost/authz"
@@ -34,8 +32,7 @@ func topCommand(s *settings) *cobra.Command {
 			"If standard output is no terminal, it is shown once, with the counts since the start.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			out, isFile := c.OutOrStdout().(*os.File)
-			live := isFile && term.IsTerminal(int(out.Fd()))
+			live := isTerminal(c.OutOrStdout())
 			var before *topState
 			for {
 				now, err := s.top(c.Context())

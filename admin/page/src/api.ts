@@ -3,7 +3,7 @@
 export interface Overview {
   gatepost_version: string; now: string; ready: boolean; checks: Record<string, string>; version: string; source: string
   services: number; envoys: number; decisions: Record<string, number>; logins: Record<string, number>
-  from_memory: boolean; may: "read" | "end" | "operate"
+  from_memory: boolean; caller?: string; may: "read" | "end" | "operate"
 }
 export interface EnvoyStatus {
   node: string; address: string; acked: string; acked_at: string | null; nack: string; nacked_at: string | null
@@ -48,13 +48,6 @@ export interface Held { key: string; address?: string; until: string; forgiven: 
 
 const key = "gatepost-token"
 
-// A token in the fragment is taken out of the address at once, so that it is in no history and in no bookmark.
-const given = /^#token=(.+)$/.exec(location.hash)
-if (given?.[1]) {
-  sessionStorage.setItem(key, decodeURIComponent(given[1]))
-  history.replaceState(null, "", location.pathname + "#/")
-}
-
 export const hasToken = () => sessionStorage.getItem(key) !== null
 
 export function setToken(token: string) {
@@ -85,6 +78,23 @@ async function send(method: string, path: string, body?: unknown, signal?: Abort
 
 export async function call<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
   return await (await send(method, path, body, signal)).json() as T
+}
+
+// signIn exchanges the code of a link for a token, and returns what is wrong, if anything. The code is taken out of the
+// address at once. It works once, and a token in the address is not taken: a planted link signs nobody in.
+export async function signIn(): Promise<string | undefined> {
+  const code = /^#code=(\w+)$/.exec(location.hash)?.[1]
+  if (code === undefined) return undefined
+  history.replaceState(null, "", location.pathname + "#/")
+  const before = sessionStorage.getItem(key) ?? ""
+  try {
+    setToken("") // it may have expired, and then every call with it is refused
+    setToken((await call<{ token: string }>("POST", "exchange", { code })).token)
+    return undefined
+  } catch (e) {
+    setToken(before)
+    return e instanceof Error ? e.message : String(e)
+  }
 }
 
 // follow calls each with every denial until the signal ends it. It throws if the stream ends otherwise.

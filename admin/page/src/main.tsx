@@ -1,8 +1,8 @@
 import { render } from "preact"
 import { useEffect, useRef, useState } from "preact/hooks"
-import { hasToken, setToken, type Overview } from "./api"
+import { hasToken, setToken, signIn, type Overview } from "./api"
 import { Certificates, Denials, Envoys, Explain, Home, Revisions, Services, Sessions, Shield } from "./pages"
-import { useCall } from "./ui"
+import { Failure, useCall } from "./ui"
 
 const pages = [
   ["", "Overview"], ["services", "Services"], ["denials", "Denials"], ["explain", "Explain"], ["sessions", "Sessions"],
@@ -14,7 +14,7 @@ function place() {
   return { page, query: new URLSearchParams(query), all: location.hash }
 }
 
-function App() {
+function App({ problem }: { problem: string | undefined }) {
   const [at, setAt] = useState(place)
   const [needed, setNeeded] = useState(false)
   const [round, setRound] = useState(0)
@@ -37,10 +37,11 @@ function App() {
       <strong>Gatepost</strong>
       <nav aria-label="Pages">{pages.map(([path, name]) =>
         <a key={path} href={"#/" + path} aria-current={title === name ? "page" : undefined}>{name}</a>)}</nav>
-      <Token may={may} needed={needed} signed={signed} />
+      <Token caller={overview.value?.caller} may={may} needed={needed} signed={signed} />
     </header>
     <main id="main" key={round + at.all}>
       <h1 ref={heading} tabIndex={-1}>{title}</h1>
+      <Failure of={hasToken() ? undefined : problem} />
       {title === "Overview" && <Home overview={overview.value} error={overview.error} />}
       {title === "Services" && <Services />}
       {title === "Denials" && <Denials />}
@@ -56,11 +57,11 @@ function App() {
 }
 
 // Token takes the token of an operator. It is kept until the tab is closed.
-function Token({ may, needed, signed }: { may: Overview["may"]; needed: boolean; signed: (token: string) => void }) {
+function Token({ caller, may, needed, signed }: { caller: string | undefined; may: Overview["may"]; needed: boolean; signed: (token: string) => void }) {
   const [typed, setTyped] = useState("")
   const [open, setOpen] = useState(false)
   if (hasToken() && !needed) {
-    return <div class="token">may {may} <button onClick={() => signed("")}>Forget the token</button></div>
+    return <div class="token">{caller}, may {may} <button onClick={() => signed("")}>Forget the token</button></div>
   }
   if (!open && !needed) return <div class="token"><button onClick={() => setOpen(true)}>Use a token</button></div>
   return <form class="token" onSubmit={e => { e.preventDefault(); setOpen(false); signed(typed.trim()); setTyped("") }}>
@@ -70,4 +71,4 @@ function Token({ may, needed, signed }: { may: Overview["may"]; needed: boolean;
   </form>
 }
 
-render(<App />, document.getElementById("app")!)
+void signIn().then(problem => render(<App problem={problem} />, document.getElementById("app")!))
