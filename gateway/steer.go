@@ -119,9 +119,7 @@ func (s redisRevisions) Rollback(ctx context.Context, r revisions.Revision, base
 	if old, err := s.Load(ctx, newest); err == nil {
 		before = old.Gateway
 	}
-	if note.Change, err = revisions.Change(before, d.Gateway); err != nil {
-		return err
-	}
+	note.Change = revisions.Change(before, d.Gateway)
 	_, err = s.Add(ctx, base, d.Text, note)
 	return err
 }

@@ -332,7 +332,6 @@ func (r *Rollout) perform(a action) {
 	case activate:
 		r.logActive(a)
 		r.saver.save(a.version.definitions)
-		freeMemory()
 	case countFailure:
 		r.metrics.failed.Inc()
 	case note:
@@ -353,7 +352,8 @@ func (r *Rollout) later(do func()) {
 }
 
 // freeMemory returns garbage to the system. Reading, building and sending a large configuration leaves several times
-// its size as garbage, which an idle runtime keeps. It is called when a version is published and when it is active.
+// its size as garbage, which an idle runtime keeps. It is called when a version is published, and when it is active and
+// saved.
 func freeMemory() { go debug.FreeOSMemory() }
 
 // logActive logs that a version is what clients get, and how long it took since its definitions were saved.

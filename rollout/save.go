@@ -50,6 +50,7 @@ func (s *saver) write(d *definitions.Definitions) {
 	if err := s.lastGood.Save(d); err != nil {
 		s.log.Error("saving the last good definitions failed", "error", err)
 	}
+	freeMemory()
 }
 
 // saveTimeout bounds how long a disk that hangs can delay the end of the process.

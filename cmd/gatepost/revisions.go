@@ -139,10 +139,7 @@ func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
 	if err != nil {
 		return err
 	}
-	note := revisions.Note{Who: author(), Message: a.message}
-	if note.Change, err = revisions.Change(before, d.Gateway); err != nil {
-		return err
-	}
+	note := revisions.Note{Who: author(), Message: a.message, Change: revisions.Change(before, d.Gateway)}
 	stored, err := store.Add(c.Context(), newest.Number, d.Text, note)
 	var conflict *revisions.Conflict
 	switch {

@@ -37,6 +37,9 @@ type Store struct {
 	mu       sync.Mutex
 	expected string // the sum of the text that note is about
 	note     revisions.Note
+	// last is what Add was last called with, so that it need not be parsed again to see what changes. It shares the
+	// unchanged services of the version in force.
+	last *definitions.Definitions
 }
 
 // Open opens the file in the folder dir, and creates both if they are missing.
@@ -83,6 +86,10 @@ func (s *Store) noteFor(sum string) revisions.Note {
 
 // Add keeps definitions as the newest revision, unless they are it already, and removes the oldest.
 func (s *Store) Add(d *definitions.Definitions) error {
+	s.mu.Lock()
+	last := s.last
+	s.last = d
+	s.mu.Unlock()
 	r := revisions.Revision{Number: 1, Stored: time.Now().UTC().Truncate(time.Millisecond), Sum: d.Hash()}
 	var before *definitions.Gateway
 	switch newest, err := s.Newest(); {
@@ -90,17 +97,17 @@ func (s *Store) Add(d *definitions.Definitions) error {
 		return nil
 	case err == nil:
 		r.Number = newest.Number + 1
-		if old, err := s.Load(context.Background(), newest); err == nil {
-			before = old.Gateway
+		if last == nil || last.Hash() != newest.Sum {
+			last, _ = s.Load(context.Background(), newest) // if it is damaged, everything counts as new
+		}
+		if last != nil {
+			before = last.Gateway
 		}
 	case !errors.Is(err, revisions.ErrNone):
 		return err
 	}
 	r.Note = s.noteFor(r.Sum)
-	var err error
-	if r.Change, err = revisions.Change(before, d.Gateway); err != nil {
-		return fmt.Errorf("keeping a revision: %w", err)
-	}
+	r.Change = revisions.Change(before, d.Gateway)
 	about, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("keeping a revision: %w", err)
@@ -116,27 +123,24 @@ func (s *Store) Add(d *definitions.Definitions) error {
 }
 
 // Newest returns the newest revision, or revisions.ErrNone.
-func (s *Store) Newest() (revisions.Revision, error) {
-	all, err := s.History(context.Background())
-	if err == nil && len(all) == 0 {
-		err = revisions.ErrNone
-	}
+func (s *Store) Newest() (r revisions.Revision, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) (err error) {
+		r, err = decode(tx.Bucket(aboutBucket).Cursor().Last())
+		return err
+	})
 	if err != nil {
-		return revisions.Revision{}, err
+		return revisions.Revision{}, fmt.Errorf("reading the newest revision: %w", err)
 	}
-	return all[0], nil
+	return r, nil
 }
 
 // History returns all revisions, the newest first.
 func (s *Store) History(context.Context) (all []revisions.Revision, err error) {
 	err = s.db.View(func(tx *bbolt.Tx) error {
-		return tx.Bucket(aboutBucket).ForEach(func(k, about []byte) error {
-			var r revisions.Revision
-			if err := json.Unmarshal(about, &r); err != nil {
-				return fmt.Errorf("%w: revision %d: %v", revisions.ErrDamaged, binary.BigEndian.Uint64(k), err)
-			}
+		return tx.Bucket(aboutBucket).ForEach(func(number, about []byte) error {
+			r, err := decode(number, about)
 			all = append(all, r)
-			return nil
+			return err
 		})
 	})
 	slices.Reverse(all)
@@ -147,17 +151,26 @@ func (s *Store) History(context.Context) (all []revisions.Revision, err error) {
 }
 
 // About returns a revision, or revisions.ErrNone.
-func (s *Store) About(ctx context.Context, number int64) (revisions.Revision, error) {
-	all, err := s.History(ctx)
+func (s *Store) About(_ context.Context, number int64) (r revisions.Revision, err error) {
+	err = s.db.View(func(tx *bbolt.Tx) (err error) {
+		r, err = decode(key(number), tx.Bucket(aboutBucket).Get(key(number)))
+		return err
+	})
 	if err != nil {
-		return revisions.Revision{}, err
+		return revisions.Revision{}, fmt.Errorf("reading revision %d: %w", number, err)
 	}
-	for _, r := range all {
-		if r.Number == number {
-			return r, nil
-		}
+	return r, nil
+}
+
+// decode returns a revision from what the file has about it, or revisions.ErrNone.
+func decode(number, about []byte) (r revisions.Revision, err error) {
+	if about == nil {
+		return r, revisions.ErrNone
 	}
-	return revisions.Revision{}, fmt.Errorf("reading revision %d: %w", number, revisions.ErrNone)
+	if err := json.Unmarshal(about, &r); err != nil {
+		return r, fmt.Errorf("%w: revision %d: %v", revisions.ErrDamaged, binary.BigEndian.Uint64(number), err)
+	}
+	return r, nil
 }
 
 // Text returns the file of a revision. Of a folder it is one file with the same meaning.

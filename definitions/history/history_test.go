@@ -63,4 +63,14 @@ func TestEachChangeIsARevisionAndTheOldestGo(t *testing.T) {
 	if _, err := s.About(t.Context(), 1); !errors.Is(err, revisions.ErrNone) {
 		t.Errorf("a revision that is not kept: %v", err)
 	}
+	err = s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(aboutBucket).Put(key(all[2].Number), []byte("{")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.About(t.Context(), all[1].Number); err != nil || r.Number != all[1].Number {
+		t.Errorf("a revision beside a damaged one: %+v, %v", r, err)
+	}
+	if _, err := s.About(t.Context(), all[2].Number); !errors.Is(err, revisions.ErrDamaged) {
+		t.Errorf("a damaged revision: %v", err)
+	}
 }

@@ -1,6 +1,8 @@
 package revisions
 
 import (
+	"bytes"
+	"fmt"
 	"testing"
 
 	"gatepost/definitions"
@@ -34,18 +36,41 @@ func TestWhatDiffersIsToldByService(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			now := parse(t, c.text)
-			if got, err := Change(old, now); err != nil || got != c.change {
-				t.Errorf("the change is %q, %v; want %q", got, err, c.change)
+			if got := Change(old, now); got != c.change {
+				t.Errorf("the change is %q, want %q", got, c.change)
 			}
 			if got, err := Diff("a", old, "b", now); err != nil || got != c.diff {
 				t.Errorf("the difference is\n%s%v, want\n%s", got, err, c.diff)
 			}
 		})
 	}
-	if got, err := Change(old, parse(t, "services:\n"+slow+`  - {name: news, path: /news, upstreams: ["http://127.0.0.1:8083"]}`)); err != nil || got != "-items +news ~orders" {
-		t.Errorf("the change is %q, %v", got, err)
+	if got := Change(old, parse(t, "services:\n"+slow+`  - {name: news, path: /news, upstreams: ["http://127.0.0.1:8083"]}`)); got != "-items +news ~orders" {
+		t.Errorf("the change is %q", got)
 	}
-	if got, err := Change(nil, parse(t, "services: []")); err != nil || got == "nothing that is served" {
-		t.Errorf("the first revision changes %q, %v", got, err)
+	if got := Change(nil, parse(t, "services: []")); got == "nothing that is served" {
+		t.Errorf("the first revision changes %q", got)
+	}
+}
+
+// Naming the changed services takes neither the messages nor the texts of the unchanged ones.
+func TestUnchangedServicesCostNothing(t *testing.T) {
+	services := func(n int) string {
+		var b bytes.Buffer
+		b.WriteString("services:\n" + orders)
+		for i := range n {
+			fmt.Fprintf(&b, "  - {name: s%d, path: /s%[1]d, upstreams: [\"http://127.0.0.1:8081\"]}\n", i)
+		}
+		return b.String()
+	}
+	const many = 1000
+	old, now := parse(t, services(many)), parse(t, services(many)+items)
+	if got := Change(old, now); got != "+items" {
+		t.Fatalf("the change is %q", got)
+	}
+	if got := testing.AllocsPerRun(5, func() { Change(old, now) }); got > many {
+		t.Errorf("%.0f allocations to find 1 added service among %d", got, many)
+	}
+	if got := testing.AllocsPerRun(5, func() { Change(nil, now) }); got > 10*many {
+		t.Errorf("%.0f allocations to name the first of %d services", got, many)
 	}
 }
