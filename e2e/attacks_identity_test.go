@@ -155,7 +155,7 @@ func (f *fortress) claimInTrailers(t *testing.T, path string, upstream *envoytes
 	}
 	r.Header.Set("Authorization", f.token)
 	r.Trailer = http.Header{"X-User-Id": {spoofed}}
-	response, err := envoytest.H2Client(t).Do(r)
+	response, err := f.clientH2(t).Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -135,7 +134,7 @@ func (f *fortress) floods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f.forget()
 			const frames = 100_000 // enough even if a busy machine lets Envoy flush its replies in between
-			if !endsConnection(t, f.Addr, frames, flood) {
+			if !f.endsConnection(t, frames, flood) {
 				t.Errorf("the gateway took %d frames", frames)
 			}
 			if raw := f.secured.Raw(); raw != "" {
@@ -147,9 +146,9 @@ func (f *fortress) floods(t *testing.T) {
 }
 
 // endsConnection writes frames until the gateway closes the connection, and reports whether it did.
-func endsConnection(t *testing.T, addr string, frames int, write func(*http2.Framer, int) error) bool {
+func (f *fortress) endsConnection(t *testing.T, frames int, write func(*http2.Framer, int) error) bool {
 	t.Helper()
-	conn, err := net.Dial("tcp", addr)
+	conn, err := f.dial(http2.NextProtoTLS)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,9 +22,12 @@ const (
 // another name here.
 func TestAttacksWithListedOrigins(t *testing.T) {
 	t.Parallel()
+	onBothListeners(t, testAttacksWithListedOrigins)
+}
+
+func testAttacksWithListedOrigins(t *testing.T, start starter) {
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
-	f.gateway = start(t, fmt.Sprintf(`
-origins: [%q, "http://localhost:3000"]
+	f.gateway = start(t, fmt.Sprintf(`origins: [%q, "http://localhost:3000"]
 identity: {user_header: x-account}
 tokens: {cookie: session, subprotocol: gatepost.bearer, authenticator: {url: "%s/users/authenticate"}}
 services:
@@ -33,7 +35,7 @@ services:
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[4]s"]}
   - {name: chat, path: /chat, websocket: true, upstreams: ["%[3]s"]}
   - {name: ticker, path: /ticker, websocket: true, authenticate: false, upstreams: ["%[4]s"]}
-`, listed, f.users.URL(), f.secured.URL(), f.public.URL()), setup{})
+`, listed, f.users.URL(), f.secured.URL(), f.public.URL()))
 	login := func(user string) string {
 		got := f.Raw(t, rawWithBody("POST", "/token", `{"username":"`+user+`","password":"right"}`, fromApp))
 		want(t, "a login", got, http.StatusOK, "")
@@ -200,7 +202,7 @@ func (f *fortress) refusedSockets(t *testing.T) {
 		} {
 			f.forget()
 			upstream.SetHandler(handler)
-			raw, err := envoytest.Exchange(f.Addr, []byte(rawGet(path, upgrade(fromApp, "authorization: "+f.token)...)+strings.Replace(smuggled, "host: h", "host: h\r\n"+fromApp, 1)))
+			raw, err := f.exchange(rawGet(path, upgrade(fromApp, "authorization: "+f.token)...) + strings.Replace(smuggled, "host: h", "host: h\r\n"+fromApp, 1))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -215,7 +217,7 @@ func (f *fortress) refusedSockets(t *testing.T) {
 	// If the service accepts, the bytes are passed through. The service receives no token.
 	f.forget()
 	f.secured.SetHandler(agree)
-	conn, err := net.Dial("tcp", f.Addr)
+	conn, err := f.dial(http1)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -143,6 +143,9 @@ func (f *fortress) targetsAndHosts(t *testing.T) {
 		}
 		for _, target := range []string{"https://h/orders", "ftp://h/orders", "http:///orders", "http://h:x/orders", "http://", "//h/orders#"} {
 			all = append(all, f.h1(rawGet(target), http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound))
+			if f.tls != nil { // a URL with https is for this listener
+				all[len(all)-1].statuses = append(all[len(all)-1].statuses, http.StatusUnauthorized)
+			}
 		}
 		f.refuses(t, all...)
 		want(t, "a public path", f.Raw(t, rawGet("http://elsewhere.example/items/5")), http.StatusOK, "")
@@ -180,6 +183,16 @@ func (f *fortress) targetsAndHosts(t *testing.T) {
 		} {
 			all = append(all, f.h2("GET", "/items", "", fields, 0, http.StatusBadRequest, http.StatusForbidden, http.StatusMethodNotAllowed))
 		}
+		// A pseudo-field twice, after other fields, or of responses.
+		for _, fields := range [][][2]string{
+			{{":path", "/items"}, {":path", "/orders"}}, {{":path", "/orders"}, {":path", "/items"}}, {{":method", "GET"}, {":method", "OPTIONS"}},
+			{{":scheme", "http"}, {":scheme", "https"}}, {{":authority", "h"}, {":authority", "evil"}}, {{":status", "200"}}, {{":protocol", "websocket"}},
+		} {
+			all = append(all, f.h2("GET", "/items", "", fields, 0, http.StatusBadRequest))
+		}
+		all = append(all, attempt{"a path after a header", func() (answer, error) {
+			return f.tryFields([][2]string{{":method", "GET"}, {":scheme", "http"}, {":authority", "h"}, {"x", "y"}, {":path", "/items"}}, "")
+		}, []int{0, http.StatusBadRequest}})
 		f.refuses(t, all...)
 	})
 }

@@ -138,7 +138,7 @@ func (f *fortress) smuggling(t *testing.T) {
 	var clients sync.WaitGroup
 	for name, bytes := range cases {
 		clients.Go(func() {
-			raw, err := envoytest.Exchange(f.Addr, []byte(strings.ReplaceAll(bytes, "/carrier", "/carrier?"+strings.ReplaceAll(name, " ", "-"))))
+			raw, err := f.exchange(strings.ReplaceAll(bytes, "/carrier", "/carrier?"+strings.ReplaceAll(name, " ", "-")))
 			if err != nil {
 				t.Errorf("%s: %v; got %q", name, err, raw)
 			}
@@ -258,7 +258,7 @@ func (f *fortress) upgrades(t *testing.T) {
 	} {
 		for _, path := range []string{"/orders", "/items", "/token", "/nothing", "/items/private"} {
 			clients.Go(func() {
-				raw, err := envoytest.Exchange(f.Addr, []byte(rawGet(path, lines...)+smuggled))
+				raw, err := f.exchange(rawGet(path, lines...) + smuggled)
 				if err != nil {
 					t.Errorf("%s %q: %v", path, lines, err)
 				}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -30,17 +29,40 @@ type fortress struct {
 	allowed []string
 }
 
-// startFortress starts it with more services, one per line. Their upstream may be PUBLIC.
-func startFortress(t *testing.T, more ...string) *fortress {
+// starter starts a gateway with definitions.
+type starter func(t *testing.T, definitions string) *gateway
+
+// startPlain and startSecure start a gateway, and its clients use no TLS, or TLS.
+func startPlain(t *testing.T, definitions string) *gateway {
 	t.Helper()
-	return startFortressWith(t, setup{}, more...)
+	return start(t, definitions, setup{})
 }
 
-func startFortressWith(t *testing.T, s setup, more ...string) *fortress {
+func startSecure(t *testing.T, definitions string) *gateway {
+	t.Helper()
+	e := prepareEdge(t, "tls: {listen: TLS, redirect: false, certificates: [{cert_file: shop.pem, key_file: shop.key}]}\n"+definitions)
+	e.issue("shop", "shop.example")
+	e.Run()
+	e.AwaitReady()
+	envoytest.Eventually(t, "the certificate to be served", func() bool { return e.serial("shop.example") != "" })
+	return e.secure("shop.example")
+}
+
+// onBothListeners runs a test without TLS and with TLS, in parallel.
+func onBothListeners(t *testing.T, test func(*testing.T, starter)) {
+	for name, start := range map[string]starter{"without TLS": startPlain, "with TLS": startSecure} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, start)
+		})
+	}
+}
+
+// startFortress starts it with more services, one per line. Their upstream may be PUBLIC.
+func startFortress(t *testing.T, start starter, more ...string) *fortress {
 	t.Helper()
 	f := &fortress{users: users(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t), vault: envoytest.Upstream(t)}
-	f.gateway = start(t, fmt.Sprintf(`
-tokens:
+	f.gateway = start(t, fmt.Sprintf(`tokens:
   authenticator: {url: "%s/users/authenticate"}
 services:
   - {name: orders, path: /orders, upstreams: ["%[2]s"]}
@@ -49,7 +71,7 @@ services:
   - {name: private, path: /items/private, upstreams: ["%[2]s"]}
   - {name: order, path: /order, authenticate: false, upstreams: ["%[3]s/base"]}
   - {name: vault, path: /vault, scopes: [vault], upstreams: ["%[4]s"]}
-`, f.users.URL(), f.secured.URL(), f.public.URL(), f.vault.URL())+strings.ReplaceAll(strings.Join(more, "\n"), "PUBLIC", f.public.URL())+"\n", s)
+`, f.users.URL(), f.secured.URL(), f.public.URL(), f.vault.URL())+strings.ReplaceAll(strings.Join(more, "\n"), "PUBLIC", f.public.URL())+"\n")
 	return f
 }
 
@@ -136,7 +158,11 @@ func (f *fortress) refused(t *testing.T, what string, got answer, statuses ...in
 // merely similar must not be allowed, and users must not be confused.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
-	f := startFortress(t)
+	onBothListeners(t, testAttacks)
+}
+
+func testAttacks(t *testing.T, start starter) {
+	f := startFortress(t, start)
 	endless := f.endlessHead(t) // runs while the others do
 	f.token = f.Login("alice")
 	f.allowed = []string{rawGet("/orders/1", "authorization: "+f.token), rawGet("/items/private", "authorization: "+f.token)}
@@ -173,7 +199,9 @@ func TestAttacks(t *testing.T) {
 // TestAttacksWithoutTheModule: Gatepost decides about each request.
 func TestAttacksWithoutTheModule(t *testing.T) {
 	t.Parallel()
-	f := startFortressWith(t, setup{Args: []string{"--module", "off"}})
+	f := startFortress(t, func(t *testing.T, definitions string) *gateway {
+		return start(t, definitions, setup{Args: []string{"--module", "off"}})
+	})
 	f.token = f.Login("alice")
 	f.allowed = []string{rawGet("/orders/1", "authorization: "+f.token), rawGet("/items/private", "authorization: "+f.token)}
 	f.attack(t, []group{
@@ -212,7 +240,7 @@ func (f *fortress) hits() float64 {
 // gateway closes the connection.
 func (f *fortress) endlessHead(t *testing.T) func(*testing.T) {
 	t.Helper()
-	conn, err := net.Dial("tcp", f.Addr)
+	conn, err := f.dial(http1)
 	if err != nil {
 		t.Fatal(err)
 	}

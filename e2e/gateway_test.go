@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -27,6 +28,10 @@ type gateway struct {
 	Addr, URL, Admin string
 	// File is the definitions file and Data the data directory. Tests may write to both.
 	File, Data string
+
+	// client sends requests that HTTP allows, and tls is the client's side of TLS. It is nil without TLS.
+	client *http.Client
+	tls    *tls.Config
 
 	t       testing.TB
 	program string // empty: binary
@@ -71,7 +76,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 	t.Helper()
 	addr, dir := envoytest.Addr(t), t.TempDir()
 	g := &gateway{
-		t: t, Addr: addr, URL: "http://" + addr, Admin: envoytest.Addr(t), Data: filepath.Join(dir, "data"),
+		client: client, t: t, Addr: addr, URL: "http://" + addr, Admin: envoytest.Addr(t), Data: filepath.Join(dir, "data"),
 		File: filepath.Join(dir, "definitions", "gatepost.yaml"), log: &logBuffer{},
 	}
 	if err := os.Mkdir(filepath.Dir(g.File), 0o755); err != nil {
@@ -231,7 +236,7 @@ func (g *gateway) Try(method, path, body string, headers ...string) (answer, err
 
 // TryTraced is Try with a context, which may have a trace of package httptrace.
 func (g *gateway) TryTraced(ctx context.Context, method, path, body string, headers ...string) (answer, error) {
-	return envoytest.Send(ctx, client, method, g.URL+path, body, headers...)
+	return envoytest.Send(ctx, g.client, method, g.URL+path, body, headers...)
 }
 
 // client is shared, so that connections are kept alive as by real clients.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +63,16 @@ services:
 					}
 				}
 			}
+			// HTTP/2 has two fields for a host. The one that chose the service is the one that its upstream gets.
+			for _, c := range []struct {
+				authority, host string
+				statuses        []int
+			}{{"staff.example", "other.example", []int{403}}, {"other.example", "staff.example", []int{200, 400}}, {"", "staff.example", []int{403, 400}}} {
+				got, err := g.TryH2("GET", "/orders/5", "", [2]string{":authority", c.authority}, [2]string{"host", c.host}, [2]string{"authorization", "Bearer " + login.Header.Get("token")})
+				if err != nil || !slices.Contains(c.statuses, got.Status) {
+					t.Errorf("%+v: %d %v", c, got.Status, err)
+				}
+			}
 			if got, _ := g.under("user@staff.example", "GET", "/orders", "", token); got.Status != http.StatusBadRequest {
 				t.Errorf("a host that is none: %d", got.Status)
 			}
@@ -70,6 +81,9 @@ services:
 			t.Errorf("%d requests came to the staff's upstream", got)
 		}
 		for _, r := range two.Requests() {
+			if strings.Contains(strings.ToLower(r.Host), "staff") {
+				t.Errorf("the upstream got a request for %s", r.Host)
+			}
 			if r.Header.Get("x-user-id") != "ada" || r.Header.Get("authorization") != "" {
 				t.Errorf("the upstream got %v", r.Header)
 			}

@@ -63,6 +63,14 @@ func (e *edge) client(name string) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
+// secure returns the gateway as its clients with TLS see it.
+func (e *edge) secure(name string) *gateway {
+	g := *e.gateway
+	g.Addr, g.URL = e.addr, "https://"+e.addr
+	g.client, g.tls = e.client(name), &tls.Config{RootCAs: e.ca.Pool(), ServerName: name}
+	return &g
+}
+
 // certificates returns those of the status.
 func (e *edge) certificates() []*gatewayv1.CertificateStatus {
 	e.t.Helper()

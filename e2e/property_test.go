@@ -28,7 +28,7 @@ func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 2000)
 	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
 
-	f := startFortress(t, `  - {name: rest, path: /, authenticate: false, upstreams: ["PUBLIC/base"]}`)
+	f := startFortress(t, startPlain, `  - {name: rest, path: /, authenticate: false, upstreams: ["PUBLIC/base"]}`)
 	f.token = f.Login("alice")
 	revoked := f.Login("alice")
 	want(t, "revoking", f.Do("POST", "/token/revoke", "", "Authorization: "+revoked), 200, "")

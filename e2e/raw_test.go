@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,40 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+
 	"gatepost/envoy/envoytest"
 )
+
+// http1 is the name of HTTP/1.1 in ALPN.
+const http1 = "http/1.1"
+
+// dial opens a connection for a protocol, with TLS if the clients of the gateway use it.
+func (g *gateway) dial(protocol string) (net.Conn, error) {
+	if g.tls == nil {
+		return net.Dial("tcp", g.Addr)
+	}
+	config := g.tls.Clone()
+	config.NextProtos = []string{protocol}
+	return tls.Dial("tcp", g.Addr, config)
+}
+
+// clientH2 returns a client that uses HTTP/2.
+func (g *gateway) clientH2(t *testing.T) *http.Client {
+	if g.tls == nil {
+		return envoytest.H2Client(t)
+	}
+	return g.client
+}
+
+// exchange is envoytest.Exchange over such a connection.
+func (g *gateway) exchange(request string) ([]byte, error) {
+	conn, err := g.dial(http1)
+	if err != nil {
+		return nil, err
+	}
+	return envoytest.ExchangeOver(conn, []byte(request))
+}
 
 // Raw sends an HTTP/1 request byte for byte over a new connection and returns the first complete
 // response. The status is 0 if the gateway closes the connection without one.
@@ -32,7 +65,7 @@ func (g *gateway) Raw(t *testing.T, request string) answer {
 
 // TryRaw is Raw with an error if there is no valid response.
 func (g *gateway) TryRaw(request string) (answer, error) {
-	conn, err := net.Dial("tcp", g.Addr)
+	conn, err := g.dial(http1)
 	if err != nil {
 		return answer{}, err
 	}
@@ -68,8 +101,8 @@ func readAnswer(conn io.Reader, request string) (answer, error) {
 	}
 }
 
-// H2 sends an HTTP/2 request with these fields over a new connection. A pseudo-field in more
-// replaces the usual one; an empty one removes it. The status is 0 if the gateway ends the stream
+// H2 sends an HTTP/2 request with these fields over a new connection. Pseudo-fields in
+// more replace the usual one; an empty one removes it. The status is 0 if the gateway ends the stream
 // or the connection without a response.
 func (g *gateway) H2(t *testing.T, method, path, body string, more ...[2]string) answer {
 	t.Helper()
@@ -82,24 +115,31 @@ func (g *gateway) H2(t *testing.T, method, path, body string, more ...[2]string)
 
 // TryH2 is H2 with an error if the response is incomplete.
 func (g *gateway) TryH2(method, path, body string, more ...[2]string) (answer, error) {
-	head := [][2]string{{":method", method}, {":scheme", "http"}, {":authority", "h"}, {":path", path}}
+	scheme, _, _ := strings.Cut(g.URL, ":")
+	head := [][2]string{{":method", method}, {":scheme", scheme}, {":authority", "h"}, {":path", path}}
 	var fields [][2]string
 	for _, usual := range head {
-		for _, one := range more {
-			if one[0] == usual[0] {
-				usual = one
-			}
+		given := slices.DeleteFunc(slices.Clone(more), func(one [2]string) bool { return one[0] != usual[0] })
+		if len(given) == 0 {
+			given = [][2]string{usual}
 		}
-		if usual[1] != "" {
-			fields = append(fields, usual)
-		}
+		fields = append(fields, slices.DeleteFunc(given, func(one [2]string) bool { return one[1] == "" })...)
 	}
 	for _, one := range more {
 		if !slices.ContainsFunc(head, func(usual [2]string) bool { return usual[0] == one[0] }) {
 			fields = append(fields, one)
 		}
 	}
-	got, err := envoytest.H2Exchange(g.Addr, fields, body)
+	return g.tryFields(fields, body)
+}
+
+// tryFields sends an HTTP/2 request with exactly these fields.
+func (g *gateway) tryFields(fields [][2]string, body string) (answer, error) {
+	conn, err := g.dial(http2.NextProtoTLS)
+	if err != nil {
+		return answer{}, err
+	}
+	got, err := envoytest.H2Over(conn, fields, body)
 	if err != nil {
 		return answer{}, err
 	}

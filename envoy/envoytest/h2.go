@@ -46,6 +46,11 @@ func H2Exchange(addr string, fields [][2]string, body string) (H2Answer, error) 
 	if err != nil {
 		return H2Answer{}, err
 	}
+	return H2Over(conn, fields, body)
+}
+
+// H2Over is H2Exchange over a connection, such as one with TLS. It closes the connection.
+func H2Over(conn net.Conn, fields [][2]string, body string) (H2Answer, error) {
 	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(Deadline)); err != nil {
 		return H2Answer{}, err

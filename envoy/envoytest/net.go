@@ -57,6 +57,11 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return ExchangeOver(conn, request)
+}
+
+// ExchangeOver is Exchange over a connection, such as one with TLS. It closes the connection.
+func ExchangeOver(conn net.Conn, request []byte) ([]byte, error) {
 	defer conn.Close()
 	end := time.Now().Add(Deadline)
 	if err := conn.SetDeadline(end); err != nil {
@@ -75,7 +80,7 @@ func Exchange(addr string, request []byte) ([]byte, error) {
 		case err == nil && slices.ContainsFunc(parse(got.Bytes(), method), isFinal):
 			if slices.ContainsFunc(parse(got.Bytes(), method), closes) {
 				// Envoy waits for the client's end, up to a second, before it closes. An error is that it has closed.
-				_ = conn.(*net.TCPConn).CloseWrite()
+				_ = conn.(interface{ CloseWrite() error }).CloseWrite()
 			}
 			if err := conn.SetReadDeadline(time.Now().Add(quiet)); err != nil {
 				return got.Bytes(), err
