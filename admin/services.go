@@ -21,6 +21,8 @@ type Service struct {
 	Line int    `json:"line"`
 	// State is served, former (in an earlier form, because Envoy rejects the newest) or withheld (503).
 	State string `json:"state"`
+	// Version identifies its definitions and the settings of the gateway. The access log has it as gatepost.version.
+	Version string `json:"version"`
 	// Upstreams are the addresses that get requests, or would. Without the state of an Envoy there are none.
 	Upstreams []Upstream `json:"upstreams"`
 	// CanaryPercent is the part of the canary. Without a canary it is nil.

@@ -13,6 +13,7 @@ import (
 	collectorlogsv1 "go.opentelemetry.io/proto/otlp/collector/logs/v1"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 
+	"gatepost/admin"
 	"gatepost/envoy/envoytest"
 )
 
@@ -29,7 +30,7 @@ type accessLine struct {
 	User    struct{ ID string }
 	Session struct{ ID string }
 	Service struct{ Name, Address string }
-	Gate    struct{ Decision, Reason, Route string } `json:"gatepost"`
+	Gate    struct{ Decision, Reason, Route, Version string } `json:"gatepost"`
 }
 
 // TestAccessLogOfARunningGateway: every line of standard output is a request, with who and why, and without a token
@@ -91,6 +92,7 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 	if strings.Contains(output, token) || strings.Contains(output, "access_token") {
 		t.Fatalf("a token or a query is in the access log:\n%s", output)
 	}
+	versions := s.versions(t)
 	for text := range strings.Lines(output) {
 		if !strings.HasSuffix(text, "\n") {
 			continue
@@ -102,6 +104,9 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 		if line.Gate.Route == "version" { // Gatepost asks Envoy which version it has
 			continue
 		}
+		if known, isService := versions[line.Service.Name]; isService && line.Gate.Version != known {
+			t.Errorf("the version is not %s: %s", known, text)
+		}
 		if line.Time == "" || line.Client.Address != "127.0.0.1" {
 			t.Errorf("incomplete: %s", text)
 		}
@@ -112,6 +117,23 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 		short = append(short, strings.Join(strings.Fields(strings.Join(fields, " ")), " "))
 	}
 	return short
+}
+
+// versions are those of the services, as operators see them. :: service → version
+func (g *gateway) versions(t *testing.T) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	var services admin.Services
+	if err := json.Unmarshal([]byte(adminPage(t, g, "/api/v1/services")), &services); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range services.Services {
+		all[s.Name] = s.Version
+	}
+	if len(all) == 0 {
+		t.Fatal("no services")
+	}
+	return all
 }
 
 // TestAnAccessLogThatNobodyReadsStopsNoTraffic: a full pipe as standard output delays no request and no exit.

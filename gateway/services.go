@@ -30,10 +30,11 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 	if err != nil {
 		out.Unknown = err.Error()
 	}
+	version := served.Gateway.Versions()
 	for i, s := range served.Gateway.Services {
 		one := admin.Service{
 			Name: s.Name, Path: s.Path, Hosts: s.Hosts, Upstreams: []admin.Upstream{}, Methods: s.Methods, Public: !s.Authenticate,
-			Scopes: s.Scopes, State: admin.StateServed,
+			Scopes: s.Scopes, State: admin.StateServed, Version: version(s),
 		}
 		one.File, one.Line = served.Place(i)
 		switch {

@@ -26,17 +26,19 @@ import (
 // The access log is part of the listener, and its format is the same for every definition: what differs between
 // requests comes from the route (its name and the name of the service), and from the decision (dynamic metadata of
 // ext_authz or of the module). So a change of a service never changes the listener, which would drain connections.
-// For the same reason no line has the version of the definitions: a route keeps its resource when other services
-// change, and the resource does not know later versions.
+// For the same reason a line has no version of all definitions, but that of the service and the settings: a route keeps
+// its resource when other services change, and the resource does not know later versions.
 
 // logPath is the filter that keeps the path of a request for the access log, before a route rewrites it. It is also
 // the name of the filter state in which it keeps it.
 const logPath = "gatepost.path"
 
-// logMetadata is the namespace of a route's metadata for the access log, and logService the name of the service in it.
+// logMetadata is the namespace of a route's metadata for the access log. In it are the name of the service and the
+// version of its definitions.
 const (
 	logMetadata = "gatepost"
 	logService  = "service"
+	logVersion  = "version"
 )
 
 // headerRequestID is the header with the id of a request, which clients receive too if there is an access log.
@@ -115,6 +117,7 @@ var (
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
+	formatVersion  = one(ofRoute(logVersion))
 	formatUser     = one(ofDecision(authz.MetadataUser))
 	formatSession  = one(ofDecision(authz.MetadataSession))
 	// A route that Gatepost is not asked about has the decision itself.
@@ -178,6 +181,7 @@ var ecsFields = []struct{ name, value string }{
 	{"gatepost.decision", formatDecision},
 	{"gatepost.reason", formatReason},
 	{"gatepost.route", "%ROUTE_NAME%"},
+	{"gatepost.version", formatVersion},
 	{"envoy.response_flags", "%RESPONSE_FLAGS%"},
 	{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},
 }
@@ -220,7 +224,7 @@ func textLine() string {
 		formatTime, formatClient, "%RESPONSE_CODE%",
 		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + formatDecision, "reason=" + formatReason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%", "request_id=" + ofHeader(headerRequestID),
-		"trace_id=%TRACE_ID%", "session=" + formatSession, "user=" + formatUser, formatMethod, formatPath,
+		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser, formatMethod, formatPath,
 	}, " ")
 }
 
@@ -272,13 +276,15 @@ func (b *builder) keepPath() *hcmv3.HttpFilter {
 	})}}
 }
 
-// logged adds to a route what the access log and spans say about it: the service and, if Gatepost is not asked about
-// the request, the decision.
-func (b *builder) logged(r *routev3.Route, service string, public bool) *routev3.Route {
+// logged adds to a route what the access log and spans say about it: the service, the version of its definitions and,
+// if Gatepost is not asked about the request, the decision.
+func (b *builder) logged(r *routev3.Route, of endpointGroup, public bool) *routev3.Route {
 	if !b.describes() {
 		return r
 	}
-	fields := map[string]*structpb.Value{logService: structpb.NewStringValue(service)}
+	fields := map[string]*structpb.Value{
+		logService: structpb.NewStringValue(of.rule.Service), logVersion: structpb.NewStringValue(of.version),
+	}
 	if public {
 		fields[authz.MetadataDecision] = structpb.NewStringValue(string(authz.Allowed))
 		fields[authz.MetadataReason] = structpb.NewStringValue(authz.ReasonPublic.String())
@@ -288,4 +294,16 @@ func (b *builder) logged(r *routev3.Route, service string, public bool) *routev3
 	}
 	r.Metadata.FilterMetadata[logMetadata] = &structpb.Struct{Fields: fields}
 	return r
+}
+
+// versionOf returns the version of the definitions of a service, or of the settings if it is nil. If nothing shows it,
+// it is empty.
+func (b *builder) versionOf(s *definitions.Service) string {
+	if !b.describes() {
+		return ""
+	}
+	if b.versions == nil {
+		b.versions = b.gw.Versions()
+	}
+	return b.versions(s)
 }

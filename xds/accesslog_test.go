@@ -70,6 +70,9 @@ func TestEachRequestHasALine(t *testing.T) {
 			at(t, line, "http", "response", "status_code"), at(t, line, "url", "path"), at(t, line, "gatepost", "route"), at(t, line, "service", "name"),
 			at(t, line, "gatepost", "decision"), at(t, line, "gatepost", "reason"), at(t, line, "user", "id"), at(t, line, "user_agent", "original"),
 		}, "|"))
+		if (at(t, line, "gatepost", "version") == "") != (at(t, line, "service", "name") == "") {
+			t.Errorf("a service without a version, or the reverse: %s", line)
+		}
 	}
 	want := []string{
 		"200|/orders/5|orders|orders|allow|token_known|ada|test",
@@ -169,5 +172,24 @@ func TestAccessLogWithoutACollectorIsRefused(t *testing.T) {
 	}
 	if _, err := Build(d.Gateway, testOptions); err == nil || !strings.Contains(err.Error(), "set OTEL_EXPORTER_OTLP_ENDPOINT") {
 		t.Error(err)
+	}
+}
+
+// TestVersionOfAServiceIsItsOwn: a change of another service changes none of its routes, but the settings do.
+func TestVersionOfAServiceIsItsOwn(t *testing.T) {
+	route := func(settings, upstream string) (first, second string) {
+		text := settings + `
+services:
+  - {name: a, path: /a, upstreams: ["http://127.0.0.1:1"]}
+  - {name: b, path: /b, upstreams: ["` + upstream + `"]}`
+		routes := build(t, "access_log: {format: ecs}\n"+text).routes
+		return routes.get("/a").version, routes.get("/b").version
+	}
+	a, b := route("", "http://127.0.0.1:2")
+	if otherA, otherB := route("", "http://127.0.0.1:3"); otherA != a || otherB == b {
+		t.Errorf("another upstream of b: a is changed: %v, b: %v", otherA != a, otherB != b)
+	}
+	if otherA, _ := route("tokens: {refresh_grace: 7s}", "http://127.0.0.1:2"); otherA == a {
+		t.Error("other settings: a is unchanged")
 	}
 }

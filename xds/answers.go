@@ -54,7 +54,7 @@ func (b *builder) maintenance(s endpointGroup, open *anypb.Any) (out []*routev3.
 	for _, at := range s.at {
 		route := answer(s.name+" maintenance", at, StatusMaintenance, open, headers...)
 		route.GetDirectResponse().Body = &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(s.maintenance.Message)}}
-		if b.logged(route, s.rule.Service, false); b.describes() {
+		if b.logged(route, s, false); b.describes() {
 			route.Metadata.FilterMetadata[logMetadata].Fields[authz.MetadataReason] = structpb.NewStringValue(ReasonMaintenance)
 		}
 		out = append(out, route)

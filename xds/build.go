@@ -134,6 +134,8 @@ type builder struct {
 	errs  []error
 	// policies are the CORS policies so far. Services with the same methods share one.
 	policies map[string]*anypb.Any // :: methods and exposed headers → policy
+	// versions returns the version of a service's definitions. It is nil until it is needed.
+	versions func(*definitions.Service) string
 	// services are those that were asked for so far.
 	services map[*definitions.Service]*service
 }

@@ -34,6 +34,7 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 	add := func(name string, at *routev3.RouteMatch, rewrite string, timeout time.Duration, methods ...string) {
 		out = append(out, b.groupRoutes(endpointGroup{
 			name:    name,
+			version: b.versionOf(nil),
 			at:      []*routev3.RouteMatch{at},
 			methods: methods,
 			expose:  b.exposed("token", "expires_in", authenticator.UserHeader, challengeHeader),

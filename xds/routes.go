@@ -34,6 +34,7 @@ func byPath(a, b *service) int {
 // endpointGroup accepts some methods at some paths: a service, or one of the gateway's own endpoints.
 type endpointGroup struct {
 	name    string
+	version string                // of its definitions, for the access log and spans
 	at      []*routev3.RouteMatch // the paths whose preflights it answers, and whose other methods it refuses
 	methods []string
 	expose  []string // response headers that a page can read
@@ -69,8 +70,8 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	var out []*routev3.Route
 	for _, at := range s.at {
 		out = append(out,
-			b.logged(preflight(s.name, at, cors, open), s.rule.Service, false),
-			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s.rule.Service, false))
+			b.logged(preflight(s.name, at, cors, open), s, false),
+			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s, false))
 	}
 	if s.maintenance != nil {
 		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s.responseHeaders, false))
@@ -90,7 +91,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	}
 	if s.certificate {
 		for _, at := range s.at {
-			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s.rule.Service, false))
+			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s, false))
 		}
 	}
 	for _, f := range s.forward {
@@ -108,14 +109,14 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
 		}
 		if b.mayOfferToken(s) && takesUpgrades(f.to) {
-			out = append(out, b.logged(b.offersToken(route, s.rule), s.rule.Service, false))
+			out = append(out, b.logged(b.offersToken(route, s.rule), s, false))
 		}
-		out = append(out, b.logged(route, s.rule.Service, !b.checks(s.rule)))
+		out = append(out, b.logged(route, s, !b.checks(s.rule)))
 	}
 	for _, r := range s.redirect {
 		out = append(out, b.logged(&routev3.Route{
 			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
-		}, s.rule.Service, !b.checks(s.rule)))
+		}, s, !b.checks(s.rule)))
 	}
 	return strip(out, b.stripOn(s.responseHeaders, false))
 }

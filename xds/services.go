@@ -59,6 +59,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 	}
 	group := endpointGroup{
 		name:    s.def.Name,
+		version: b.versionOf(s.def),
 		at:      []*routev3.RouteMatch{atAndBelow(s.path)},
 		methods: s.def.Methods,
 		expose:  b.exposed(own...),

@@ -51,6 +51,7 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 			tag("gatepost.service", formatService),
 			tag("gatepost.decision", formatDecision),
 			tag("gatepost.reason", formatReason),
+			tag("gatepost.version", formatVersion),
 		},
 		Provider: &tracev3.Tracing_Http{
 			Name: "envoy.tracers.opentelemetry",
