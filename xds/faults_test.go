@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,7 +21,9 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
+	"gatepost/testcert"
 )
 
 // A fault is one upstream of two that fails in its own way.
@@ -28,15 +32,17 @@ type fault struct {
 	start        func(t *testing.T, b *bad)
 	// more are settings of the service.
 	more string
-	// want is what a client sees: of ten requests by GET in each of the columns.
+	// want is what a client sees, and how long: of ten requests by GET in each of the columns.
 	want [4]string
 }
 
 // bad is an upstream that fails.
 type bad struct {
 	addr string
-	// acted counts the requests that it has read.
-	acted atomic.Int64
+	// acted counts the requests that it has read, and checks its health checks.
+	acted, checks atomic.Int64
+	// well, if set, is whether it responds 200 at the moment.
+	well *atomic.Bool
 }
 
 // The columns of the table in docs/reliability.md, as settings of a service.
@@ -49,19 +55,23 @@ var columns = [4]struct{ title, settings string }{
 
 var faults = []fault{
 	{"refuses connections", "http", func(t *testing.T, b *bad) { b.addr = envoytest.Addr(t) }, "",
-		[4]string{"5 × 503", "200", "200", "200"}},
+		[4]string{"5 × 503, while it lasts", "200", "200", "200"}},
 	{"does not answer connections", "http", blackHole, "",
-		[4]string{"5 × 503", "200", "200", "200"}},
+		[4]string{"5 × 503, while it lasts", "200", "200", "200"}},
 	{"refuses streams (HTTP/2)", "h2c", refuseStreams, "",
-		[4]string{"5 × 503", "200", "200", "200"}},
+		[4]string{"5 × 503, while it lasts", "200", "200", "200"}},
+	{"resets connections in the TLS handshake", "https", resetHandshakes, "",
+		[4]string{"5 × 503, while it lasts", "200", "200", "200"}},
 	{"reads the request and resets the connection", "http", handle(reset), "",
-		[4]string{"5 × 503", "5 × 503, then 200", "200", "200"}},
+		[4]string{"5 × 503, while it lasts", "5 × 503, then 200", "200", "200"}},
 	{"responds 503", "http", handle(respond(http.StatusServiceUnavailable)), "",
-		[4]string{"5 × 503", "5 × 503, then 200", "200", "200"}},
+		[4]string{"5 × 503, while it lasts", "5 × 503, then 200", "200", "200"}},
 	{"responds 500", "http", handle(respond(http.StatusInternalServerError)), "",
-		[4]string{"5 × 500", "5 × 500", "5 × 500", "200"}},
+		[4]string{"5 × 500, while it lasts", "5 × 500, while it lasts", "5 × 500, while it lasts", "200"}},
 	{"takes longer than `timeout`", "http", handle(hang), ", timeout: 300ms",
-		[4]string{"5 × 504", "5 × 504, then 200", "5 × 504, then 200", "200"}},
+		[4]string{"5 × 504, while it lasts", "5 × 504, then 200", "5 × 504, then 200", "200"}},
+	{"responds 503, recovers, and responds 503 again", "http", flap, "",
+		[4]string{"5 × 503, while it lasts", "5 × 503, then 200", "200", "503 until 2 checks fail, then 200"}},
 }
 
 // blackHole is a socket whose queue is full: Linux drops the first packet of each further connection.
@@ -88,7 +98,8 @@ func blackHole(t *testing.T, b *bad) {
 	}
 }
 
-func refuseStreams(t *testing.T, b *bad) {
+// accept starts an upstream that does something else than HTTP/1.1 with its connections.
+func accept(t *testing.T, b *bad, serve func(net.Conn)) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -106,29 +117,42 @@ func refuseStreams(t *testing.T, b *bad) {
 			serving.Go(func() {
 				defer conn.Close()
 				go func() { <-context.Done(); conn.Close() }()
-				preface := make([]byte, len(http2.ClientPreface))
-				framer := http2.NewFramer(conn, conn)
-				if _, err := io.ReadFull(conn, preface); err != nil || framer.WriteSettings() != nil {
-					return
-				}
-				for {
-					frame, err := framer.ReadFrame()
-					if err != nil {
-						return
-					}
-					switch frame := frame.(type) {
-					case *http2.SettingsFrame:
-						if !frame.IsAck() {
-							err = framer.WriteSettingsAck()
-						}
-					case *http2.HeadersFrame:
-						err = framer.WriteRSTStream(frame.StreamID, http2.ErrCodeRefusedStream)
-					}
-					if err != nil {
-						return
-					}
-				}
+				serve(conn)
 			})
+		}
+	})
+}
+
+func resetHandshakes(t *testing.T, b *bad) {
+	accept(t, b, func(conn net.Conn) {
+		_, _ = io.ReadFull(conn, make([]byte, 1))
+		_ = conn.(*net.TCPConn).SetLinger(0)
+	})
+}
+
+func refuseStreams(t *testing.T, b *bad) {
+	accept(t, b, func(conn net.Conn) {
+		preface := make([]byte, len(http2.ClientPreface))
+		framer := http2.NewFramer(conn, conn)
+		if _, err := io.ReadFull(conn, preface); err != nil || framer.WriteSettings() != nil {
+			return
+		}
+		for {
+			frame, err := framer.ReadFrame()
+			if err != nil {
+				return
+			}
+			switch frame := frame.(type) {
+			case *http2.SettingsFrame:
+				if !frame.IsAck() {
+					err = framer.WriteSettingsAck()
+				}
+			case *http2.HeadersFrame:
+				err = framer.WriteRSTStream(frame.StreamID, http2.ErrCodeRefusedStream)
+			}
+			if err != nil {
+				return
+			}
 		}
 	})
 }
@@ -138,7 +162,9 @@ func handle(h func(http.ResponseWriter, *http.Request)) func(*testing.T, *bad) {
 	return func(t *testing.T, b *bad) {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
-			if r.URL.Path != "/healthz" {
+			if r.URL.Path == "/healthz" {
+				b.checks.Add(1)
+			} else {
 				b.acted.Add(1)
 			}
 			h(w, r)
@@ -160,10 +186,24 @@ func reset(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
+// flap starts an upstream that is well until b.well says otherwise.
+func flap(t *testing.T, b *bad) {
+	b.well = new(atomic.Bool)
+	b.well.Store(true)
+	handle(func(w http.ResponseWriter, _ *http.Request) {
+		if !b.well.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})(t, b)
+}
+
 func hang(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 
 // good starts an upstream that answers everything, by HTTP/1.1 and HTTP/2.
-func good(t *testing.T, acted *atomic.Int64) (addr string) {
+func good(t *testing.T, acted *atomic.Int64) (addr string) { return goodOf(t, acted, nil) }
+
+// goodOf is good with a certificate of the CA, if there is one.
+func goodOf(t *testing.T, acted *atomic.Int64, ca *testcert.CA) (addr string) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		if r.URL.Path != "/healthz" {
@@ -173,7 +213,18 @@ func good(t *testing.T, acted *atomic.Int64) (addr string) {
 	server.Config.Protocols = new(http.Protocols)
 	server.Config.Protocols.SetHTTP1(true)
 	server.Config.Protocols.SetUnencryptedHTTP2(true)
-	server.Start()
+	if ca == nil {
+		server.Start()
+	} else {
+		files := t.TempDir()
+		ca.Issue(filepath.Join(files, "tls.crt"), filepath.Join(files, "tls.key"))
+		pair, err := tls.LoadX509KeyPair(filepath.Join(files, "tls.crt"), filepath.Join(files, "tls.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+		server.StartTLS()
+	}
 	t.Cleanup(server.Close)
 	return server.Listener.Addr().String()
 }
@@ -207,74 +258,156 @@ func seen(counts map[int]int) string {
 	return strings.Join(out, ", ")
 }
 
+// An observer is a client of one service.
+type observer struct {
+	t      *testing.T
+	envoy  *envoytest.Envoy
+	client *http.Client
+	// url is that of the service, and cluster what the names of its metrics in Envoy begin with.
+	url, cluster string
+	// total is how many upstreams the service has.
+	total int
+}
+
+func (o *observer) stat(name string) int { return o.envoy.Stat(o.cluster + name) }
+
+func (o *observer) healthy() int { return o.stat("membership_healthy") }
+
+// ten sends ten requests.
+func (o *observer) ten() string {
+	o.t.Helper()
+	return seen(statuses(o.t, o.client, http.MethodGet, o.url, "", 10))
+}
+
+// leftAlone waits until the upstream that fails gets no more requests. Half of them are its, in turn.
+func (o *observer) leftAlone() {
+	o.t.Helper()
+	envoytest.Eventually(o.t, "an upstream that fails to be left alone by "+o.url, func() bool { return o.ten() == "200" })
+}
+
+// observe sends ten requests. If then is true, it waits until the upstream that fails is left alone, or else it sends
+// ten more.
+func (o *observer) observe(then bool) string {
+	o.t.Helper()
+	first := o.ten()
+	if then {
+		o.leftAlone()
+		return first + ", then 200"
+	}
+	switch more := o.ten(); {
+	case more != first:
+		return first + ", then " + more
+	case first == "200":
+		return first
+	}
+	return first + ", while it lasts"
+}
+
+// flapping has an upstream fail twice, and observes that it gets requests between and after the faults.
+func (o *observer) flapping(b *bad, then, checked bool) (cell string) {
+	o.t.Helper()
+	for range 2 {
+		acted := b.acted.Load()
+		envoytest.Eventually(o.t, "200 by the upstream that was not well", func() bool { return o.ten() == "200" && b.acted.Load() > acted })
+		checks := b.checks.Load()
+		b.well.Store(false)
+		round := ""
+		if checked {
+			o.leftAlone()
+			if n := b.checks.Load() - checks; n < unhealthyAfter {
+				o.t.Errorf("%d checks have failed, want %d", n, unhealthyAfter)
+			}
+			round = fmt.Sprintf("503 until %d checks fail, then 200", unhealthyAfter)
+		} else {
+			round = o.observe(then)
+		}
+		b.well.Store(true)
+		if cell != "" && cell != round {
+			o.t.Errorf("first %s, and the next time %s", cell, round)
+		}
+		cell = round
+	}
+	return cell
+}
+
+// unhealthyAfter is the default of health_check.unhealthy_after.
+const unhealthyAfter = 2
+
 // TestWhatClientsSeeOfAFaultyUpstream sends ten requests to a service of which one of two upstreams fails, and ten more
-// when the gateway has had the time to find out. docs/reliability.md has the result as a table.
+// when the gateway leaves that one alone. docs/reliability.md has the result as a table.
 func TestWhatClientsSeeOfAFaultyUpstream(t *testing.T) {
 	t.Parallel()
 	envoytest.Require(t)
 	addr := envoytest.Addr(t)
 	var text strings.Builder
 	fmt.Fprintf(&text, "listen: %q\nservices:\n", addr)
+	ca, options := testcert.New(t), testOptions
+	options.CAFile = ca.Write(filepath.Join(t.TempDir(), "ca.crt"))
 	bads := make([][len(columns) + 1]*bad, len(faults))
 	var acted atomic.Int64
 	for i, f := range faults {
 		for j, c := range columns {
 			bads[i][j] = new(bad)
 			f.start(t, bads[i][j])
+			issuer := ca
+			if f.scheme != definitions.SchemeHTTPS {
+				issuer = nil
+			}
 			fmt.Fprintf(&text, "  - {name: s%d.%d, path: /s%[1]d.%d, authenticate: false, upstreams: [%q, %q], %s%s}\n",
-				i, j, f.scheme+"://"+bads[i][j].addr, f.scheme+"://"+good(t, &acted), c.settings, f.more)
+				i, j, f.scheme+"://"+bads[i][j].addr, f.scheme+"://"+goodOf(t, &acted, issuer), c.settings, f.more)
 		}
 	}
-	envoy := envoytest.Start(t, envoytest.Options{Resources: messages(build(t, text.String())), Listen: []string{addr}})
-	table := [][]string{}
-	for range faults {
-		table = append(table, make([]string, len(columns)))
+	envoy := envoytest.Start(t, envoytest.Options{Resources: messages(buildWith(t, text.String(), options)), Listen: []string{addr}})
+	header, table := []string{"one of two upstreams"}, [][]string{}
+	for _, c := range columns {
+		header = append(header, c.title)
+	}
+	for _, f := range faults {
+		table = append(table, append([]string{f.name}, make([]string, len(columns))...))
 	}
 	var all sync.WaitGroup
 	for i, f := range faults {
 		for j := range columns {
 			all.Go(func() {
-				url, stat := fmt.Sprintf("http://%s/s%d.%d", addr, i, j), fmt.Sprintf("cluster.service/s%d.%d.", i, j)
-				if j == 3 {
+				o := observer{t, envoy, envoytest.Client(t), fmt.Sprintf("http://%s/s%d.%d", addr, i, j), fmt.Sprintf("cluster.service/s%d.%d.", i, j), 2}
+				then, checked := strings.HasSuffix(f.want[j], ", then 200"), j == 3
+				var cell string
+				switch {
+				case bads[i][j].well != nil:
+					cell = o.flapping(bads[i][j], then, checked)
+				case checked:
 					envoytest.Eventually(t, "the health check of "+f.name, func() bool {
-						return envoy.Stat(stat+"membership_healthy") == 1 && envoy.Stat(stat+"health_check.failure") > 0 && envoy.Stat(stat+"health_check.success") > 0
+						return o.healthy() == 1 && o.stat("health_check.failure") > 0 && o.stat("health_check.success") > 0
 					})
+					fallthrough
+				default:
+					cell = o.observe(then)
 				}
-				client := envoytest.Client(t)
-				cell := seen(statuses(t, client, http.MethodGet, url, "", 10))
-				if envoy.Stat(stat+"outlier_detection.ejections_enforced_total") > 0 && cell != "200" {
-					envoytest.Eventually(t, "the ejection for "+f.name, func() bool { return envoy.Stat(stat+"membership_healthy") == 1 })
-					cell += ", then " + seen(statuses(t, client, http.MethodGet, url, "", 10))
-				}
-				table[i][j] = cell
+				table[i][1+j] = cell
 			})
 		}
 	}
 	all.Wait()
 	for i, f := range faults {
 		for j, c := range columns {
-			if table[i][j] != f.want[j] {
-				t.Errorf("an upstream that %s, with %s: %s, want %s", f.name, c.title, table[i][j], f.want[j])
+			if table[i][1+j] != f.want[j] {
+				t.Errorf("an upstream that %s, with %s: %s, want %s", f.name, c.title, table[i][1+j], f.want[j])
 			}
 		}
 	}
-	checkTable(t, table)
+	checkTable(t, "Faulty", header, table)
 }
 
-// checkTable compares the table with docs/reliability.md, or writes it there.
-func checkTable(t *testing.T, cells [][]string) {
+// checkTable compares the table that a test measures with docs/reliability.md, or writes it there. run is the -run that
+// the page names.
+func checkTable(t *testing.T, run string, header []string, rows [][]string) {
 	t.Helper()
-	const page, begin, end = "../docs/reliability.md", "<!-- table: go test ./xds -run Faulty -update -->\n", "<!-- end -->"
-	var b strings.Builder
-	b.WriteString("| one of two upstreams | ")
-	for _, c := range columns {
-		b.WriteString(c.title + " | ")
+	const page, end = "../docs/reliability.md", "<!-- end -->"
+	begin := "<!-- table: go test ./xds -run " + run + " -update -->\n"
+	made := "| " + strings.Join(header, " | ") + " |\n" + strings.Repeat("|---", len(header)) + "|\n"
+	for _, row := range rows {
+		made += "| " + strings.Join(row, " | ") + " |\n"
 	}
-	b.WriteString("\n|---" + strings.Repeat("|---", len(columns)) + "|\n")
-	for i, f := range faults {
-		fmt.Fprintf(&b, "| %s | %s |\n", f.name, strings.Join(cells[i], " | "))
-	}
-	made := strings.ReplaceAll(b.String(), " | \n", " |\n")
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)

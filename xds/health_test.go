@@ -1,13 +1,11 @@
 package xds
 
 import (
-	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -161,63 +159,5 @@ func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 	comes("/b", "/more")
 	if code, _, err := n.get(envoytest.Client(t), "/silent"); err != nil || code != http.StatusServiceUnavailable {
 		t.Errorf("the service that is not well: %d %v, want 503", code, err)
-	}
-}
-
-// TestNamesOfUpstreamsChangeAndFail: the upstream is started anew with another address; one of two names is removed;
-// the name server is silent.
-func TestNamesOfUpstreamsChangeAndFail(t *testing.T) {
-	t.Parallel()
-	n := startNamed(t, patient)
-	first, err := url.Parse(n.upstream.URL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.2", first.Port()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	again := &httptest.Server{Listener: listener, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("x-by", "the new address")
-	})}}
-	again.Start()
-	t.Cleanup(again.Close)
-	n.names.Resolve("one.test", "127.0.0.1")
-	n.names.Resolve("checked.test", "127.0.0.1")
-	n.names.Resolve("two.test", "127.0.0.1")
-	port := first.Port()
-	n.serves(n.open(fmt.Sprintf("  - {name: moved, path: /moved, authenticate: false, upstreams: [\"http://moved.test:%s\"]}\n"+
-		"  - {name: pair, path: /pair, authenticate: false, upstreams: [\"http://one.test:%[1]s\", \"http://two.test:%[1]s\"]}\n"+
-		"  - {name: checked, path: /checked, authenticate: false, upstreams: [\"http://checked.test:%[1]s\"], health_check: {path: /healthz, interval: 100ms}}\n"+
-		"  - {name: silent, path: /silent, authenticate: false, upstreams: [\"http://silent.test:%[1]s\"]}\n", port), "a"))
-	client := envoytest.Client(t)
-	comes := func(path, want string) {
-		t.Helper()
-		envoytest.Eventually(t, path+" by "+want, func() bool {
-			got, err := envoytest.Send(context.Background(), client, http.MethodGet, "http://"+n.addr+path, "")
-			return err == nil && got.Status == http.StatusOK && got.Header.Get("x-by") == want
-		})
-	}
-	n.names.Resolve("moved.test", "127.0.0.1")
-	n.names.Resolve("silent.test", "127.0.0.1")
-	comes("/moved", "")
-	comes("/silent", "")
-	comes("/checked", "")
-	n.names.Resolve("moved.test", "127.0.0.2")
-	n.names.Resolve("checked.test", "127.0.0.2")
-	n.names.Silence("silent.test")
-	n.names.Remove("two.test")
-	comes("/moved", "the new address")
-	comes("/checked", "the new address")
-	if got := n.envoy.Stat("cluster.service/checked.membership_total"); got != 1 {
-		t.Errorf("the service with a health check has %d addresses: the old one passes its checks, and must be removed", got)
-	}
-	envoytest.Eventually(t, "one of two names to be removed", func() bool { return n.envoy.Stat("cluster.service/pair.membership_total") == 1 })
-	if got := statuses(t, client, http.MethodGet, "http://"+n.addr+"/pair", "", 6); got[200] != 6 {
-		t.Errorf("with one of two names: %v", got)
-	}
-	envoytest.Eventually(t, "the silent name server to be given up", func() bool { return n.envoy.Stat("cluster.service/silent.update_failure") > 0 })
-	if got := statuses(t, client, http.MethodGet, "http://"+n.addr+"/silent", "", 6); got[200] != 6 {
-		t.Errorf("with a silent name server: %v", got)
 	}
 }

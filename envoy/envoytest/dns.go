@@ -18,6 +18,7 @@ type NameServer struct {
 	mu      sync.Mutex
 	names   map[string]netip.Addr // lower case, without the final dot; the zero address means no reply
 	waiting map[string][]question // unanswered questions
+	asked   map[string]int        // questions for IPv4 addresses
 }
 
 type question struct {
@@ -32,7 +33,7 @@ func StartNameServer(t testing.TB) *NameServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &NameServer{t: t, conn: conn, names: map[string]netip.Addr{}, waiting: map[string][]question{}}
+	s := &NameServer{t: t, conn: conn, names: map[string]netip.Addr{}, waiting: map[string][]question{}, asked: map[string]int{}}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -80,6 +81,13 @@ func (s *NameServer) Waits(name string) bool {
 	return len(s.waiting[name]) > 0
 }
 
+// Asked returns how many times the IPv4 address of a name was asked for.
+func (s *NameServer) Asked(name string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked[name]
+}
+
 func (s *NameServer) serve() {
 	buffer := make([]byte, 4096)
 	for {
@@ -90,17 +98,24 @@ func (s *NameServer) serve() {
 		q := question{from: from}
 		if q.message.Unpack(buffer[:n]) == nil && len(q.message.Questions) == 1 {
 			s.mu.Lock()
+			if q.message.Questions[0].Type == dnsmessage.TypeA {
+				s.asked[nameOf(q)]++
+			}
 			s.reply(q)
 			s.mu.Unlock()
 		}
 	}
 }
 
+func nameOf(q question) string {
+	return strings.ToLower(strings.TrimSuffix(q.message.Questions[0].Name.String(), "."))
+}
+
 // reply answers a question or keeps it. The caller holds the lock.
 func (s *NameServer) reply(q question) {
 	m := q.message
 	asked := m.Questions[0]
-	name := strings.ToLower(strings.TrimSuffix(asked.Name.String(), "."))
+	name := nameOf(q)
 	address, known := s.names[name]
 	if known && !address.IsValid() {
 		s.waiting[name] = append(s.waiting[name], q)
