@@ -51,8 +51,8 @@ type Caller struct {
 	Role Role
 }
 
-// guesses limits wrong tokens of one client address. A token has at least 32 characters, so guessing is hopeless, and the
-// limit protects the log.
+// guesses limits wrong tokens of one client address. A token has at least 32 characters, so the limit protects the log
+// more than the tokens.
 var guesses = shield.Settings{Address: shield.Limit{Failures: 20, Forgive: 30 * time.Second, Base: time.Second, Cap: time.Minute}}
 
 // access decides which caller may make which call.

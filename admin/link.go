@@ -67,9 +67,9 @@ func (l *link) owns(hash [sha256.Size]byte) bool {
 	return l.now().Before(l.pageEnd) && subtle.ConstantTimeCompare(l.token[:], hash[:]) == 1
 }
 
-// PageLink returns the URL of the page on the address of a flag, or "" for a Unix socket, which browsers cannot open. If
-// there are tokens of operators, the URL has a code that the page exchanges for one, once: show it to the person who has
-// started the process, and do not log it.
+// PageLink returns the URL of the page on the address of a flag, or "" for a Unix socket, which browsers cannot open.
+// If there are tokens of operators, the URL has a code that the page exchanges for one, once: show it to the person who
+// has started the process, and do not log it.
 func (s *Server) PageLink(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil || strings.HasPrefix(address, "unix:") {

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"net/http"
+	"time"
 
 	"gatepost/convention"
 )
@@ -25,6 +26,9 @@ type Service struct {
 	Version string `json:"version"`
 	// Upstreams are the addresses that get requests, or would. Without the state of an Envoy there are none.
 	Upstreams []Upstream `json:"upstreams"`
+	// LastRequest is when Envoy was last seen to have sent a request to an upstream of the service since Gatepost started:
+	// at most 15 s after the request. Denied requests are in the denials instead.
+	LastRequest time.Time `json:"last_request,omitzero"`
 	// CanaryPercent is the part of the canary. Without a canary it is nil.
 	CanaryPercent *int `json:"canary_percent,omitempty"`
 	// LimitsReached are the limits above which requests are refused at the moment: connections, pending, requests or

@@ -152,6 +152,9 @@ services:
 	}
 
 	// Services have what Envoy knows of their upstreams.
+	if s := read[admin.Services](o, "/api/v1/services").Services; len(s) != 1 || !s[0].LastRequest.IsZero() {
+		t.Errorf("before a request the services are %+v", s)
+	}
 	login := func(user, password string) answer {
 		return g.Do("POST", "/token", fmt.Sprintf(`{"username":%q,"password":%q}`, user, password), "Content-Type: application/json")
 	}
@@ -159,7 +162,8 @@ services:
 	g.Do("GET", "/orders", "", "Authorization: Bearer "+token)
 	envoytest.Eventually(t, "Envoy to count the request", func() bool {
 		s := read[admin.Services](o, "/api/v1/services").Services
-		return len(s) == 1 && s[0].State == admin.StateServed && s[0].File == g.File && len(s[0].Upstreams) == 1 && s[0].Upstreams[0].Requests == 1
+		return len(s) == 1 && s[0].State == admin.StateServed && s[0].File == g.File && len(s[0].Upstreams) == 1 && s[0].Upstreams[0].Requests == 1 &&
+			time.Since(s[0].LastRequest) < time.Minute
 	})
 
 	// A denial is seen live and in the list, and is explained.

@@ -292,8 +292,8 @@ services: []
 	b.screenshot("certificates")
 }
 
-// TestALinkSignsInOnce: `gatepost run` shows it on a terminal, and the page exchanges its code. Links that somebody else
-// has made sign nobody in.
+// TestALinkSignsInOnce: `gatepost run` shows it on a terminal, and the page exchanges its code. Links that somebody
+// else has made sign nobody in.
 func TestALinkSignsInOnce(t *testing.T) {
 	t.Parallel()
 	b := openBrowser(t)

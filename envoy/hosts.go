@@ -105,6 +105,30 @@ func Reached(ctx context.Context, admin string) (map[string][]string, error) {
 	return reached, lines.Err()
 }
 
+// requestsTotal matches the counters of the requests that were sent to the hosts of a cluster.
+const requestsTotal = `%5Ecluster%5C..*%5C.upstream_rq_total$`
+
+// Requests asks the admin interface of an Envoy how many requests each cluster has had, apart from health checks. Names
+// of clusters are those of the statistics, and clusters without a request are left out. :: cluster → requests
+func Requests(ctx context.Context, admin string) (map[string]uint64, error) {
+	body, err := callAdmin(ctx, admin, "/stats?usedonly&filter="+requestsTotal)
+	if err != nil {
+		return nil, err
+	}
+	requests := map[string]uint64{}
+	for line := range strings.Lines(body) {
+		name, count, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		cluster, isCounter := strings.CutSuffix(strings.TrimPrefix(name, "cluster."), ".upstream_rq_total")
+		if !isCounter {
+			continue
+		}
+		if requests[cluster], err = strconv.ParseUint(count, 10, 64); err != nil {
+			return nil, fmt.Errorf("reading the statistics of Envoy: %w", err)
+		}
+	}
+	return requests, nil
+}
+
 func callAdmin(ctx context.Context, address, path string) (string, error) {
 	addr, err := parseAddress(address)
 	if err != nil {

@@ -54,6 +54,7 @@ type Gateway struct {
 	rollout  *rollout.Rollout                   // which definitions are served
 
 	certificates *certificates  // which certificates Envoy is sent
+	lastRequests *lastRequests  // when each service had its last request
 	redis        *redisSource   // the definitions in Redis; nil: they are in a file
 	source       source         // where definitions come from
 	history      *history.Store // the definitions that were in the file; nil: they are in Redis
@@ -212,6 +213,7 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	}
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
+	g.lastRequests = newLastRequests(g.config.Envoy != "")
 	if g.certificates, err = newCertificates(g); err != nil {
 		return err
 	}

@@ -69,6 +69,7 @@ func (g *Gateway) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { g.supervise(ctx, listeners[2].Addr()); return nil })
 	group.Go(func() error { return g.rollout.Run(ctx) })
 	group.Go(func() error { g.certificates.run(ctx); return nil })
+	group.Go(func() error { g.followRequests(ctx); return nil })
 	g.logger.Info("serving", "gatepost_version", g.config.Version, "grpc", g.config.GRPC, "http", g.config.HTTP, "admin", g.config.Admin)
 	if g.config.ShowPage != nil {
 		if url := g.admin.PageLink(g.config.Admin); url != "" {

@@ -34,7 +34,7 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 	for i, s := range served.Gateway.Services {
 		one := admin.Service{
 			Name: s.Name, Path: s.Path, Hosts: s.Hosts, Upstreams: []admin.Upstream{}, Methods: s.Methods, Public: !s.Authenticate,
-			Scopes: s.Scopes, State: admin.StateServed, Version: version(s),
+			Scopes: s.Scopes, State: admin.StateServed, Version: version(s), LastRequest: g.lastRequests.of(s.Name),
 		}
 		one.File, one.Line = served.Place(i)
 		switch {
@@ -77,6 +77,9 @@ func (g *Gateway) upstreams(ctx context.Context) (hosts map[string][]envoy.Host,
 	}
 	byCluster, err := envoy.Reached(ctx, address)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := g.countRequests(ctx); err != nil {
 		return nil, nil, err
 	}
 	hosts, reached = map[string][]envoy.Host{}, map[string][]string{}

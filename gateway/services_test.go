@@ -50,6 +50,9 @@ services:
 		}
 		got = nil
 		for _, s := range read.Services {
+			if asked := s.Name == "resting" || s.Name == "full"; s.Name != "canary" && s.LastRequest.IsZero() == asked {
+				return false // health checks are no requests
+			}
 			for _, u := range s.Upstreams {
 				line := s.Name + " " + u.Address[:strings.LastIndex(u.Address, ":")] + " " + u.Health
 				if u.Name != "" {

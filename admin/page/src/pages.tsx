@@ -75,7 +75,7 @@ export function Services() {
   return <>
     <Failure of={error} />
     {value?.unknown && <p class="note">The state of upstreams is not known: {value.unknown}</p>}
-    {value && <Table caption="Services as they are served" empty="No service is served." heads={["Service", "Path", "Access", "Methods", "Upstreams", "Requests", "State"]}>
+    {value && <Table caption="Services as they are served" empty="No service is served." heads={["Service", "Path", "Access", "Methods", "Upstreams", "Requests", "Last request", "State"]}>
       {value.services.map(s => <tr key={s.name}>
         <th scope="row">{s.name}<small class="path">{s.file}:{s.line}</small></th>
         <td>{s.hosts?.join(", ")} <a href={explainLink({ method: s.methods[0] ?? "GET", url: (s.hosts?.[0] ? "http://" + s.hosts[0].replace("*", "www") : "") + s.path })}>{s.path}</a></td>
@@ -85,6 +85,7 @@ export function Services() {
           <Badge kind={healths[u.health]}>{u.health}</Badge> {u.address}{u.name && ` of ${u.name}`}{u.canary && ` (canary, ${s.canary_percent ?? 0} %)`}
         </div>)}{s.limits_reached && <Badge kind="bad">{"limit reached: " + s.limits_reached.join(", ")}</Badge>}</td>
         <td class="number">{value.unknown ? "–" : `${sum(s.upstreams, "requests")} (${sum(s.upstreams, "errors")} failed)`}</td>
+        <td>{value.unknown ? "–" : <Time of={s.last_request} />}</td>
         <td><Badge kind={states[s.state]}>{s.state}</Badge></td>
       </tr>)}
     </Table>}
