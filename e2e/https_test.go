@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -189,7 +190,7 @@ services:
 }
 
 // TestAGatewayStartsWithBadCertificates: the others are served, and without any only the listener without TLS is open,
-// until the files are repaired.
+// until the files are repaired. One file is missing, and one certificate has expired.
 func TestAGatewayStartsWithBadCertificates(t *testing.T) {
 	t.Parallel()
 	e := prepareEdge(t, `
@@ -198,10 +199,17 @@ tls:
   certificates: [{cert_file: shop.pem, key_file: shop.key}, {cert_file: api.pem, key_file: api.key}]
 services: []
 `)
+	base := filepath.Join(filepath.Dir(e.File), "api")
+	e.ca.IssueAs(base+".pem", base+".key", &x509.Certificate{
+		DNSNames: []string{"api.example"}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour),
+	})
 	e.Run()
 	e.AwaitReady()
 	if got := e.Do("GET", "/", ""); got.Status != http.StatusPermanentRedirect {
 		t.Errorf("without TLS: %d", got.Status)
+	}
+	if problem := e.certificates()[1].GetProblem(); leafFor(e.addr, "api.example") != nil || !strings.Contains(problem, "expired on") {
+		t.Errorf("an expired certificate is served, or its problem is %q", problem)
 	}
 	for _, name := range []string{"api", "shop"} {
 		e.issue(name, name+".example")

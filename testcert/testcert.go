@@ -2,9 +2,11 @@
 package testcert
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -20,7 +22,7 @@ import (
 type CA struct {
 	t    testing.TB
 	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
+	key  crypto.Signer
 }
 
 // New makes a CA.
@@ -74,7 +76,8 @@ func (c *CA) IssueAs(certFile, keyFile string, template *x509.Certificate) {
 	}
 }
 
-// Sign returns a certificate with the names and times of a template, and its key, in PEM.
+// Sign returns a certificate with the names and times of a template, and its key, in PEM. The key is one of RSA if the
+// template's PublicKeyAlgorithm is, else ECDSA.
 func (c *CA) Sign(template *x509.Certificate) (cert, key []byte) {
 	c.t.Helper()
 	template.KeyUsage = x509.KeyUsageDigitalSignature
@@ -82,11 +85,11 @@ func (c *CA) Sign(template *x509.Certificate) (cert, key []byte) {
 		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
 	signed, private := c.sign(template)
-	der, err := x509.MarshalECPrivateKey(private)
+	der, err := x509.MarshalPKCS8PrivateKey(private)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return encode("CERTIFICATE", signed.Raw), encode("EC PRIVATE KEY", der)
+	return encode("CERTIFICATE", signed.Raw), encode("PRIVATE KEY", der)
 }
 
 // Intermediate returns a CA that this one has signed.
@@ -104,9 +107,15 @@ func (c *CA) PEM() []byte { return encode("CERTIFICATE", c.cert.Raw) }
 
 // sign makes a key and a certificate for it, signed by the CA, or by itself if there is no CA yet. It is valid for a
 // day, unless the template has times.
-func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, crypto.Signer) {
 	c.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	var key crypto.Signer
+	var err error
+	if template.PublicKeyAlgorithm == x509.RSA {
+		key, err = rsa.GenerateKey(rand.Reader, 2048)
+	} else {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	}
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -121,7 +130,7 @@ func (c *CA) sign(template *x509.Certificate) (*x509.Certificate, *ecdsa.Private
 	if template.NotAfter.IsZero() {
 		template.NotAfter = time.Now().Add(24 * time.Hour)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, parentKey)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), parentKey)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -51,7 +51,11 @@ func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGa
 		c := Certificate{ServerNames: strings.Fields(names)}
 		c.Name = strings.TrimPrefix(c.ServerNames[0], "*.")
 		c.Default = strings.Contains(more, "default_certificate: "+c.Name)
-		cert, key := g.ca.Sign(&x509.Certificate{DNSNames: c.ServerNames})
+		template := &x509.Certificate{DNSNames: c.ServerNames}
+		if strings.HasPrefix(c.Name, "rsa.") {
+			template.PublicKeyAlgorithm = x509.RSA
+		}
+		cert, key := g.ca.Sign(template)
 		pair, err := certs.Parse(cert, key, time.Now())
 		if err != nil {
 			t.Fatal(err)
