@@ -54,6 +54,48 @@ func TestTheProgramHasNoPackageOfTests(t *testing.T) {
 	}
 }
 
+// A file that a person names can be a pipe without a writer, which would block Gatepost forever, or endless. So it is
+// read by regularfile. These files are read otherwise:
+var readOtherwise = map[string]string{
+	"definitions/lastgood.go":  "Gatepost wrote it",
+	"envoy/module/module.go":   "Gatepost wrote it",
+	"devcert/pair.go":          "Gatepost wrote it",
+	"cmd/gatepost/import.go":   "the argument of a command can be standard input",
+	"cmd/gatepost/settings.go": "a variable of the environment can name a substituted process",
+}
+
+func TestFilesAreReadByOneReader(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-f", `{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}`,
+		"-deps", "./cmd/gatepost").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads, found := regexp.MustCompile(`\b(os\.ReadFile|tls\.LoadX509KeyPair)\(`), map[string]bool{}
+	for path := range strings.FieldsSeq(string(out)) {
+		file, ours := strings.CutPrefix(path, here+"/")
+		if !ours {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found[file] = reads.Match(text); found[file] && readOtherwise[file] == "" {
+			t.Errorf("%s reads a file without the package regularfile", file)
+		}
+	}
+	for file := range readOtherwise {
+		if !found[file] {
+			t.Errorf("%s reads no file any more: remove it here", file)
+		}
+	}
+}
+
 // names returns the code spans of a cell, sorted.
 func names(cell string) string {
 	var all []string

@@ -137,7 +137,7 @@ func TestMistakesInATokenFileNameTheirLineAndQuoteNothing(t *testing.T) {
 		"read alice short-secret":                  "the token is not 32",
 		twoTokens + "read bob " + operateToken:     "line 5: the token is on another line too",
 		"# none":                                   "it has no token",
-		"read alice " + strings.Repeat("x", 1<<20): "larger than 1 MiB",
+		"read alice " + strings.Repeat("x", 4<<20): "larger than 4 MiB",
 	} {
 		_, err := ReadTokenFile(tokensIn(t, text))
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "short-secret") || strings.Contains(err.Error(), operateToken) {

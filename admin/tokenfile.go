@@ -2,16 +2,16 @@ package admin
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"gatepost/regularfile"
 )
 
 // Secret is a token of operators. It prints as [redacted].
@@ -38,9 +38,6 @@ type Credential struct {
 	hash  [sha256.Size]byte
 }
 
-// maxTokenFile limits a token file, in bytes.
-const maxTokenFile = 1 << 20
-
 var (
 	callerName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 	tokenForm  = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{32,512}$`) // RFC 6750, section 2.1
@@ -50,16 +47,9 @@ var (
 // ReadTokenFile reads a file with the tokens of operators: one on each line, after its role (read or operate) and the
 // name of its owner. Empty lines and lines that begin with # are left out. Errors name the line and never quote it.
 func ReadTokenFile(path string) ([]Credential, error) {
-	info, err := os.Stat(path)
-	if err == nil && info.Size() > maxTokenFile {
-		err = errors.New("it is larger than 1 MiB")
-	}
-	var text []byte
-	if err == nil {
-		text, err = os.ReadFile(path)
-	}
+	text, err := regularfile.Read(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading --admin-token-file %s: %w", path, err)
+		return nil, fmt.Errorf("reading --admin-token-file: %w", err)
 	}
 	var all []Credential
 	owners := map[[sha256.Size]byte]bool{}

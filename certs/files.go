@@ -3,23 +3,19 @@ package certs
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"gatepost/regularfile"
 )
 
 // pollEvery is how often files are read: a change is served within a second. It is the content that counts, so a file
 // can be replaced in any way: written in place, renamed over, or by a symbolic link in its path.
 const pollEvery = 400 * time.Millisecond
-
-// maxFile is more than any chain or list of CAs has.
-const maxFile = 4 << 20
 
 // File is what is made of one or more files together, such as a certificate and its key.
 type File struct {
@@ -230,22 +226,11 @@ func readAll(paths []string) ([][]byte, error) {
 	return texts, nil
 }
 
-// readFile reads a regular file: others could block for ever.
+// readFile reads a file of certificates or of a key.
 func readFile(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	text, err := regularfile.Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading a certificate: %w", err)
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", path)
-	}
-	if err == nil && info.Size() > maxFile {
-		err = fmt.Errorf("%s has more than %d bytes", path, maxFile)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading a certificate: %w", err)
-	}
-	return io.ReadAll(io.LimitReader(file, maxFile))
+	return text, nil
 }

@@ -14,21 +14,17 @@
 package definitions
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"slices"
-	"syscall"
 
 	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/regularfile"
 )
 
 // MaxSize is the size in bytes above which a definitions file is refused unread.
@@ -132,45 +128,13 @@ func Hash(text []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// readFile reads the file at path, up to a little more than MaxSize. It opens only regular files, because opening or
-// reading a named pipe or a device can block forever.
+// readFile reads the file at path, up to a little more than MaxSize.
 func readFile(path string) ([]byte, error) {
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, notRegular(path, info.Mode())
-	}
-	// Non-blocking, because the file may have been replaced by a pipe since.
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	text, err := regularfile.ReadUpTo(path, MaxSize+1)
 	if err != nil {
 		return nil, fmt.Errorf("reading definitions: %w", err)
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("reading definitions: %w", err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, notRegular(path, info.Mode())
-	}
-	var text bytes.Buffer
-	text.Grow(int(min(info.Size(), MaxSize)) + bytes.MinRead)
-	if _, err := text.ReadFrom(io.LimitReader(file, MaxSize+1)); err != nil {
-		return nil, fmt.Errorf("reading definitions: %w", err)
-	}
-	return text.Bytes(), nil
-}
-
-// notRegular is the error for a path that is not a regular file.
-func notRegular(path string, mode fs.FileMode) error {
-	kind := "a device"
-	switch {
-	case mode.IsDir():
-		kind = "a directory"
-	case mode&fs.ModeNamedPipe != 0:
-		kind = "a pipe"
-	case mode&fs.ModeSocket != 0:
-		kind = "a socket"
-	}
-	return fmt.Errorf("reading definitions: %s is %s, not a regular file; write the definitions to a file", path, kind)
+	return text, nil
 }
 
 // servicePlaces returns the positions of the services, and that of the field after them.

@@ -1,7 +1,10 @@
 package definitions
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/regularfile"
 )
 
 // extensions are the ends of the names of definitions files in a folder.
@@ -85,10 +89,28 @@ func filesIn(path string) (paths []string, err error) {
 	return paths, nil
 }
 
+// stateOfFile precedes the hash of a file in its state.
+const stateOfFile = "content "
+
+// contentState returns the state of the file at path without keeping its text, which would be garbage at each look. It
+// is empty for a folder, and if the file cannot be read.
+func contentState(path string) string {
+	file, err := regularfile.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.LimitReader(file, MaxSize+1)); err != nil {
+		return ""
+	}
+	return stateOfFile + hex.EncodeToString(h.Sum(nil))
+}
+
 // state identifies what was read: equal states have equal contents, by the names of their files.
 func (s source) state() string {
 	if s.files == nil {
-		return "content " + Hash(s.text)
+		return stateOfFile + Hash(s.text)
 	}
 	var b strings.Builder
 	b.WriteString("folder")

@@ -11,6 +11,7 @@ import (
 
 	"gatepost/certs"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/regularfile"
 )
 
 // addresses are those on which Envoy accepts connections.
@@ -113,7 +114,7 @@ func (d *Definitions) unreadable(file string) *fault {
 	if file == "" {
 		return nil
 	}
-	if _, err := os.ReadFile(d.Path(file)); err != nil {
+	if _, err := regularfile.Read(d.Path(file)); err != nil {
 		return aboutNotes.faultf("", "cannot be read: %v", err)
 	}
 	return nil

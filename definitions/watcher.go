@@ -118,16 +118,22 @@ func (w *Watcher) Run(ctx context.Context) {
 // look reads the file once, and reports a state that is new and debounced. With force, it reports at once. It returns
 // the time until the next look, or 0 if that is at the next event.
 func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
+	seen := w.seen
 	found, ok := await(ctx, func() (r reading) {
 		r.stamp = stamp(w.config.Path)
+		if !force && seen != "" && contentState(w.config.Path) == seen {
+			r.state = seen
+			return r
+		}
 		r.source, r.err = readSource(w.config.Path)
+		r.state = stateOf(r.source, r.err)
 		return r
 	})
 	if !ok {
 		return 0
 	}
 	w.stamp = found.stamp
-	state := stateOf(found.source, found.err)
+	state := found.state
 	if state == w.seen && !force {
 		w.pending = ""
 		return 0
@@ -157,7 +163,8 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 // reading is the result of reading the path.
 type reading struct {
 	stamp  string // empty if there is nothing at the path
-	source source
+	state  string
+	source source // empty if the state is the one seen before
 	err    error
 }
 

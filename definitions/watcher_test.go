@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -347,4 +348,23 @@ func TestReloadReadsAtOnce(t *testing.T) {
 	must(t, os.Remove(path))
 	f.watcher.Reload(t.Context())
 	f.wants("bad reading definitions: open " + path)
+}
+
+// Definitions of ten thousand services have a megabyte. Read into memory at each look, they would be most of what an
+// idle gateway allocates.
+func TestAnUnchangedFileIsNotReadIntoMemory(t *testing.T) {
+	text := shop("orders") + "#" + strings.Repeat("x", 4<<20)
+	path := filepath.Join(t.TempDir(), "shop.yaml")
+	writeFile(t, path, text)
+	w := NewWatcher(WatcherConfig{
+		Path: path, Current: mustParse(t, text),
+		OnChange: func(context.Context, *Definitions) { t.Error("the file has not changed") }, OnError: func(err error) { t.Error(err) },
+	})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	w.look(t.Context(), false)
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > 1<<20 {
+		t.Errorf("a look allocates %d bytes", got)
+	}
 }

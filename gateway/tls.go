@@ -3,10 +3,10 @@ package gateway
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"gatepost/envoy"
+	"gatepost/regularfile"
 )
 
 // readEvery limits how often the files are read, because every client can start a handshake.
@@ -66,12 +67,14 @@ func (m *mutualTLS) current() *tls.Config {
 }
 
 func (m *mutualTLS) read() (*tls.Config, error) {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(m.dir, envoy.TLSCert), filepath.Join(m.dir, envoy.TLSKey))
-	if err != nil {
+	chain, certErr := regularfile.Read(filepath.Join(m.dir, envoy.TLSCert))
+	key, keyErr := regularfile.Read(filepath.Join(m.dir, envoy.TLSKey))
+	path := filepath.Join(m.dir, envoy.TLSCA)
+	text, caErr := regularfile.Read(path)
+	if err := errors.Join(certErr, keyErr, caErr); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(m.dir, envoy.TLSCA)
-	text, err := os.ReadFile(path)
+	pair, err := tls.X509KeyPair(chain, key)
 	if err != nil {
 		return nil, err
 	}

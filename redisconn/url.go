@@ -1,6 +1,7 @@
 package redisconn
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -8,10 +9,11 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"gatepost/regularfile"
 )
 
 // defaultTimeout is the default Timeout of [Options]. docs/operations.md, "A slow Redis", names it.
@@ -189,7 +191,7 @@ func readSecret(path string, into *secret) error {
 	if path == "" {
 		return nil
 	}
-	data, err := os.ReadFile(path)
+	data, err := regularfile.Read(path)
 	if err != nil {
 		return fmt.Errorf("reading the password file: %w", err)
 	}
@@ -204,7 +206,7 @@ func readSecret(path string, into *secret) error {
 func readTLS(caFile, certFile, keyFile, serverName string) (*tls.Config, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: serverName}
 	if caFile != "" {
-		data, err := os.ReadFile(caFile)
+		data, err := regularfile.Read(caFile)
 		if err != nil {
 			return nil, fmt.Errorf("reading ca_file: %w", err)
 		}
@@ -217,8 +219,10 @@ func readTLS(caFile, certFile, keyFile, serverName string) (*tls.Config, error) 
 		return nil, errors.New("cert_file and key_file go together")
 	}
 	if certFile != "" {
-		pair, err := tls.LoadX509KeyPair(certFile, keyFile)
-		if err != nil {
+		chain, certErr := regularfile.Read(certFile)
+		key, keyErr := regularfile.Read(keyFile)
+		pair, err := tls.X509KeyPair(chain, key)
+		if err = cmp.Or(errors.Join(certErr, keyErr), err); err != nil {
 			return nil, fmt.Errorf("reading cert_file and key_file: %w", err)
 		}
 		config.Certificates = []tls.Certificate{pair}

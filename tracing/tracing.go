@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"os"
 	"time"
 
 	"go.opentelemetry.io/otel"
@@ -25,6 +24,8 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+
+	"gatepost/regularfile"
 )
 
 // scope is the name of Gatepost's instrumentation.
@@ -75,7 +76,7 @@ func (s *Settings) tlsConfig() (*tls.Config, error) {
 	if s.CAFile == "" {
 		return config, nil
 	}
-	roots, err := os.ReadFile(s.CAFile)
+	roots, err := regularfile.Read(s.CAFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the roots that verify the collector of spans: %w", err)
 	}

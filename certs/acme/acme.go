@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	"go.uber.org/zap"
 
 	"gatepost/certs"
+	"gatepost/regularfile"
 )
 
 // The challenges by which a name can be proven.
@@ -243,7 +243,7 @@ func (m *Manager) externalAccount() (*acmez.EAB, error) {
 	if m.KeyID == "" {
 		return nil, nil
 	}
-	text, err := os.ReadFile(m.HMACKeyFile)
+	text, err := regularfile.Read(m.HMACKeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("reading the key of the external account (hmac_key_file): %w", err)
 	}

@@ -7,7 +7,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
+
+	"gatepost/regularfile"
 )
 
 // SecretsKey encrypts what is stored in Redis, with AES-256-GCM. It cannot be printed.
@@ -22,7 +23,7 @@ func (SecretsKey) GoString() string { return "[redacted]" }
 // ReadSecretsKey reads a key file: one line of 32 random bytes in Base64. Further lines are former keys, which decrypt
 // only.
 func ReadSecretsKey(path string) (SecretsKey, error) {
-	text, err := os.ReadFile(path)
+	text, err := regularfile.Read(path)
 	if err != nil {
 		return SecretsKey{}, fmt.Errorf("reading the key of the secrets: %w", err)
 	}
