@@ -51,7 +51,9 @@ func (s *Server) grant(c *call, d *Decision) {
 	if s.decisions == nil || d.stripped != (strippedHeaders{}) {
 		return
 	}
-	e := table.Entry{Inputs: c.inputs(&d.rule), Token: d.Token, User: d.User, Expires: c.principal.Expires()}
+	e := table.Entry{
+		Inputs: c.inputs(&d.rule), Token: d.Token, User: d.User, Session: c.principal.UUID(), Expires: c.principal.Expires(),
+	}
 	if n, err := hex.Decode(e.Rule[:], []byte(c.rawRule.id)); err != nil || n != len(e.Rule) {
 		return // the route was not made for a module
 	}

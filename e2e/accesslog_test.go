@@ -73,7 +73,7 @@ func TestAccessLogOfARunningGateway(t *testing.T) {
 	expected := []string{
 		"200 /token token allow public",
 		"200 /orders/1 orders allow token_known alice session",
-		"200 /orders/2 orders allow module alice",
+		"200 /orders/2 orders allow module alice session",
 		"200 /orders/3 orders allow token_known alice session",
 		"200 /orders/4 orders allow token_known alice session",
 		"401 /orders/5 orders deny token_unknown",
@@ -92,7 +92,7 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 	if strings.Contains(output, token) || strings.Contains(output, "access_token") {
 		t.Fatalf("a token or a query is in the access log:\n%s", output)
 	}
-	versions := s.versions(t)
+	versions, sessions := s.versions(t), map[string]bool{}
 	for text := range strings.Lines(output) {
 		if !strings.HasSuffix(text, "\n") {
 			continue
@@ -113,8 +113,12 @@ func (s *shop) accessLines(t *testing.T, output, token string) (short []string) 
 		fields := []string{fmt.Sprint(line.HTTP.Response.Status), line.URL.Path, line.Service.Name, line.Gate.Decision, line.Gate.Reason, line.User.ID}
 		if line.Session.ID != "" {
 			fields = append(fields, "session")
+			sessions[line.Session.ID] = true
 		}
 		short = append(short, strings.Join(strings.Fields(strings.Join(fields, " ")), " "))
+	}
+	if len(sessions) > 1 {
+		t.Errorf("there was one session, and the lines have %v", sessions)
 	}
 	return short
 }

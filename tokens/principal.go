@@ -60,16 +60,20 @@ func (h Principal) Has(hash Hash) bool {
 	return !h.IsZero() && h.packed[:len(hash)] == string(hash[:])
 }
 
-// ID returns the session's public id, or "".
-func (h Principal) ID() string {
-	var id uuid.UUID
+// UUID returns the session's public id, or uuid.Nil.
+func (h Principal) UUID() (id uuid.UUID) {
 	if !h.IsZero() {
 		copy(id[:], h.packed[packedID:])
 	}
-	if id == uuid.Nil {
-		return ""
+	return id
+}
+
+// ID returns the session's public id as text, or "".
+func (h Principal) ID() string {
+	if id := h.UUID(); id != uuid.Nil {
+		return id.String()
 	}
-	return id.String()
+	return ""
 }
 
 // Expires returns the token's expiry.

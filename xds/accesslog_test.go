@@ -55,8 +55,11 @@ func TestEachRequestHasALine(t *testing.T) {
 		got := d.do(r.method, r.path, r.header, "user-agent: test", "cookie: s="+token, "referer: http://x/?"+token)
 		ids = append(ids, got.Header.Get("x-request-id"))
 	}
-	var got []string
+	var got, sessions []string
 	for i, line := range d.log.await(t, len(ids)) {
+		if id := at(t, line, "session", "id"); id != "" {
+			sessions = append(sessions, id)
+		}
 		if strings.Contains(line, token) || strings.Contains(line, "token=") {
 			t.Errorf("a token or a query: %s", line)
 		}
@@ -73,6 +76,9 @@ func TestEachRequestHasALine(t *testing.T) {
 		if (at(t, line, "gatepost", "version") == "") != (at(t, line, "service", "name") == "") {
 			t.Errorf("a service without a version, or the reverse: %s", line)
 		}
+	}
+	if len(sessions) != 2 || sessions[0] != sessions[1] {
+		t.Errorf("the sessions of a miss and a hit are %q, want the same twice", sessions)
 	}
 	want := []string{
 		"200|/orders/5|orders|orders|allow|token_known|ada|test",

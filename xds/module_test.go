@@ -15,6 +15,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"github.com/google/uuid"
 
 	"gatepost/authz"
 	"gatepost/envoy/envoytest"
@@ -79,7 +80,7 @@ func (d *deciding) login(user string, lifetime time.Duration) string {
 	ends := time.Now().Add(lifetime)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: user, User: user, Expires: ends, Ends: ends}
+	d.live[token.Hash()] = &tokens.Session{Hash: token.Hash(), ID: uuid.NewString(), User: user, Expires: ends, Ends: ends}
 	return token.Reveal()
 }
 

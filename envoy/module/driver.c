@@ -7,7 +7,8 @@
 //                                  (before that they are the machine's)
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
-//     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...
+//     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...,
+//                                  (@session is that of the access log)                   @session=HEX if there is one
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
 //
 // The sanitizers, valgrind and the fuzz target run it too.
@@ -24,6 +25,8 @@ static struct { char name[64]; char *value; size_t length; } headers[ROOM];
 static size_t count;
 static int64_t boot, wall;
 static bool marked;
+static char session[64]; // of the access log
+static size_t session_length;
 static const void *config, *route;
 
 static int driver_clock(clockid_t clock, struct timespec *t) {
@@ -77,6 +80,9 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
                                                                     struct buffer value) {
   marked |= key.length == 6 && memcmp(key.ptr, "reason", 6) == 0;
+  if (key.length != 7 || memcmp(key.ptr, "session", 7) != 0) return;
+  if (value.length > sizeof session) abort();
+  memcpy(session, value.ptr, session_length = value.length);
 }
 
 // ---- Commands ----
@@ -108,7 +114,7 @@ static void clear_headers(void) {
 
 static void request(char *fields) {
   clear_headers();
-  marked = false;
+  marked = false, session_length = 0;
   for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
     if (!value || (size_t)(value - field) >= sizeof headers->name) continue;
@@ -127,6 +133,7 @@ static void request(char *fields) {
     printf(" %s=", headers[i].name);
     print_hex(headers[i].value, headers[i].length);
   }
+  if (session_length > 0) printf(" @session="), print_hex(session, session_length);
   printf("\n");
 }
 

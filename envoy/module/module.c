@@ -1,23 +1,20 @@
 //go:build ignore
 
 // The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
-// hit it changes the request as Gatepost's response would, and marks the request in dynamic metadata, so that ext_authz
-// skips it. On a miss it changes nothing, and ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss.
+// hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it.
+// On a miss it changes nothing, and ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss.
 //
-// Each worker thread maps the table itself (struct view, thread-local). It can therefore unmap an old table without
-// synchronizing with other threads. It checks for a new table if the lease of the mapped one has expired.
-//
-// The module does not trust the table or the configuration. It compares the file size (statx) with the header once, and
-// checks the bounds of each field before use. It cannot protect itself against a file that shrinks while it is mapped
-// (SIGBUS). Gatepost never truncates one, and nobody else may have write access to the folder. Hits are counted in a
-// second file, the only one that this module writes.
+// Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
+// checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
+// size (statx) is compared with the header once, and the bounds of each field are checked before use. Only a file that
+// shrinks while it is mapped is fatal (SIGBUS). Gatepost never truncates one, and nobody else may have write access to
+// the folder. Hits are counted in a second file, the only one that this module writes.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +47,7 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 #define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
 #define DESCRIBE(filter, key, value) \
   envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT(key), value)
+#define SET(filter, name, value) envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value)
 #define HOOK __attribute__((visibility("default")))
 
 // The listener's limits of a request's headers (xds/listener.go).
@@ -64,7 +62,6 @@ static const struct buffer inputs[GP_INPUTS] = {
 // ---- SipHash-2-4-128 (Aumasson and Bernstein, 2012) ----
 
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
-
 static void sip_round(uint64_t v[4]) {
   v[0] += v[1]; v[1] = rotate(v[1], 13) ^ v[0]; v[0] = rotate(v[0], 32);
   v[2] += v[3]; v[3] = rotate(v[3], 16) ^ v[2];
@@ -223,8 +220,7 @@ static bool refresh(void) {
 
 struct decision {
   int64_t left; // nanoseconds until the token expires
-  uint8_t user_length;
-  char user[GP_USER_BYTES];
+  uint64_t text[GP_SLOT_WORDS - GP_SLOT_USER]; // the user and the session, as in the slot
 };
 
 enum answer { MISS, HIT, STALE };
@@ -232,24 +228,21 @@ enum answer { MISS, HIT, STALE };
 // read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared with the clocks
 // yet.
 static bool read_slot(words slot, const uint64_t tag[2], uint64_t *expires, uint64_t *until, struct decision *d) {
-  uint64_t before = begin(slot + GP_SLOT_SEQ), user[GP_SLOT_WORDS - GP_SLOT_USER];
+  uint64_t before = begin(slot + GP_SLOT_SEQ);
   if (load(slot + GP_SLOT_TAG0) != tag[0] || load(slot + GP_SLOT_TAG1) != tag[1]) return false;
   *expires = load(slot + GP_SLOT_EXPIRES);
   *until = load(slot + GP_SLOT_UNTIL);
-  for (size_t i = 0; i < GP_SLOT_WORDS - GP_SLOT_USER; i++) user[i] = load(slot + GP_SLOT_USER + i);
-  if (!unchanged(slot + GP_SLOT_SEQ, before)) return false;
-  _Static_assert(sizeof user == 1 + GP_USER_BYTES, "the user's id fills the slot");
-  memcpy(&d->user_length, user, 1);
-  memcpy(d->user, (const char *)user + 1, GP_USER_BYTES);
-  return true;
+  for (size_t i = 0; i < GP_SLOT_WORDS - GP_SLOT_USER; i++) d->text[i] = load(slot + GP_SLOT_USER + i);
+  return unchanged(slot + GP_SLOT_SEQ, before);
 }
 
-// valid_user returns whether a user's id is valid as a header value.
-static bool valid_user(const struct decision *d) {
-  if (d->user_length == 0 || d->user_length > GP_USER_BYTES) return false;
-  for (int i = 0; i < d->user_length; i++)
-    if ((unsigned char)d->user[i] < ' ' || d->user[i] == 0x7f) return false;
-  return true;
+// user_of returns a decision's user, which is empty if it is not within its slot or not valid as a header value.
+static struct buffer user_of(const struct decision *d) {
+  const char *text = (const char *)d->text;
+  size_t length = (uint8_t)text[0] < sizeof d->text ? (uint8_t)text[0] : 0;
+  for (size_t i = 1; i <= length; i++)
+    if ((unsigned char)text[i] < ' ' || text[i] == 0x7f) length = 0;
+  return (struct buffer){text + 1, length};
 }
 
 // look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between,
@@ -270,7 +263,7 @@ static enum answer look_up(const uint8_t *message, size_t length, struct decisio
   if (boot < 0 || wall < 0) return MISS;
   if (lease_boot <= (uint64_t)boot || lease_boot - (uint64_t)boot > GP_MAX_LEASE || lease_wall <= (uint64_t)wall) return STALE;
   if (!found || until <= (uint64_t)boot || until - (uint64_t)boot > GP_MAX_DECISION) return MISS;
-  if (expires > INT64_MAX || expires <= (uint64_t)wall || !valid_user(d)) return MISS;
+  if (expires > INT64_MAX || expires <= (uint64_t)wall || user_of(d).length == 0) return MISS;
   d->left = (int64_t)expires - wall;
   return unchanged(t + GP_HEADER_SEQ, lease) ? HIT : MISS;
 }
@@ -307,10 +300,6 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
   return length;
 }
 
-static bool set(void *filter, struct buffer name, struct buffer value) {
-  return envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value);
-}
-
 // fits returns whether the request stays within the listener's header limits after the headers are set. ext_authz
 // checks the limits again, so requests near the limits are left to it.
 static bool fits(void *filter, struct buffer name, struct buffer value) {
@@ -322,18 +311,29 @@ static bool fits(void *filter, struct buffer name, struct buffer value) {
   return bytes <= MOST_HEADER_BYTES;
 }
 
+// describe sets what the access log shows. The session's id is a UUID.
+static void describe(void *filter, const struct decision *d, struct buffer user) {
+  uint64_t high = d->text[GP_SLOT_SESSION - GP_SLOT_USER], low = d->text[GP_SLOT_SESSION - GP_SLOT_USER + 1];
+  char text[37];
+  DESCRIBE(filter, "user", user), DESCRIBE(filter, "decision", TEXT("allow"));
+  if ((high | low) == 0 || user.length > GP_USER_WITH_SESSION) return;
+  int n = snprintf(text, sizeof text, "%08" PRIx64 "-%04" PRIx64 "-%04" PRIx64 "-%04" PRIx64 "-%012" PRIx64, high >> 32,
+                   high >> 16 & 0xffff, high & 0xffff, low >> 48, low & 0xffffffffffff);
+  DESCRIBE(filter, "session", ((struct buffer){text, (size_t)n}));
+}
+
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
 // step fails, Envoy asks Gatepost.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
-  struct buffer header = {r->user_header, strlen(r->user_header)}, user = {d->user, d->user_length};
-  if (!fits(filter, header, user) || !set(filter, header, user)) return false;
+  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d);
+  if (!fits(filter, header, user) || !SET(filter, header, user)) return false;
   if (r->longest == 0 || (uint64_t)d->left < r->longest) {
     char text[24];
     int n = snprintf(text, sizeof text, "%" PRId64, (d->left - 1) / 1000000 + 1);
-    if (!set(filter, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
+    if (!SET(filter, STREAM_DURATION, ((struct buffer){text, (size_t)n}))) return false;
   }
-  if (!r->forward_token && !set(filter, inputs[0], (struct buffer){NULL, 0})) return false;
-  if (r->log) DESCRIBE(filter, "user", user), DESCRIBE(filter, "decision", TEXT("allow"));
+  if (!r->forward_token && !SET(filter, inputs[0], ((struct buffer){NULL, 0}))) return false;
+  if (r->log) describe(filter, d, user);
   DESCRIBE(filter, "reason", TEXT("module"));
   return true;
 }

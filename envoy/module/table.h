@@ -54,9 +54,14 @@
 #define GP_SLOT_EXPIRES 3
 // The end of the decision's TTL, in nanoseconds of CLOCK_BOOTTIME.
 #define GP_SLOT_UNTIL 4
-// The user's id: one byte with its length, then its bytes, then zeros to the end of the slot.
+// The user's id: one byte with its length, then its bytes, then zeros.
 #define GP_SLOT_USER 5
 #define GP_USER_BYTES 55
+// The session's id: a UUID as two numbers, the first half of its digits and the second, or zeros if
+// it is not known. It is there only if the user's id has at most GP_USER_WITH_SESSION bytes: a longer
+// one takes its place.
+#define GP_SLOT_SESSION 10
+#define GP_USER_WITH_SESSION 39
 
 #define GP_RULE_BYTES 16
 #define GP_INPUTS 4

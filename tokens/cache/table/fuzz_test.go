@@ -8,13 +8,17 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // FuzzModule feeds any table, route and request to the module under ASan and UBSan. The module must
 // always answer, and a hit must have a user that is a valid header value.
 func FuzzModule(f *testing.F) {
 	r := newFixture(f)
-	r.table.Put(0, r.entry())
+	e := r.entry()
+	e.Session = uuid.New()
+	r.table.Put(0, e)
 	good, err := os.ReadFile(r.path)
 	if err != nil {
 		f.Fatal(err)
@@ -24,7 +28,8 @@ func FuzzModule(f *testing.F) {
 	f.Add(good, uint64(1), plain, "Bearer alice-token", "")
 	f.Add(good, uint64(2), plain, "Bearer alice-token", "")
 	f.Add(good[:130], uint64(1), plain, "x", "y")
-	f.Add([]byte{}, uint64(1), strings.TrimPrefix(route(0, "focs"), "route "), strings.Repeat("t", 5000), "\xff\x00")
+	f.Add(good, uint64(1), strings.TrimPrefix(route(5*time.Minute, "l"), "route "), "Bearer alice-token", "")
+	f.Add([]byte{}, uint64(1), strings.TrimPrefix(route(0, "focsl"), "route "), strings.Repeat("t", 5000), "\xff\x00")
 	n := 0
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, table []byte, buckets uint64, route, authorization, cookie string) {
@@ -50,6 +55,9 @@ func FuzzModule(f *testing.F) {
 			raw, _ := hex.DecodeString(value)
 			if strings.HasPrefix(answer, "hit") && name == "x-user-id" && (len(raw) == 0 || strings.ContainsAny(string(raw), "\r\n\x00")) {
 				t.Errorf("a user of %q", raw)
+			}
+			if name == "@session" && uuid.Validate(string(raw)) != nil {
+				t.Errorf("a session of %q", raw)
 			}
 		}
 	})

@@ -17,7 +17,7 @@ func TestLayoutMatchesHeader(t *testing.T) {
 		"HEADER_SEQ": headerSeq, "HEADER_KEY0": headerKey0, "HEADER_KEY1": headerKey1, "HEADER_UNTIL_BOOT": headerUntilBoot,
 		"HEADER_UNTIL_WALL": headerUntilWall, "BUCKET_SLOTS": bucketSlots, "MAX_BUCKETS": maxBuckets, "SLOT_WORDS": slotWords,
 		"SLOT_SEQ": slotSeq, "SLOT_TAG0": slotTag0, "SLOT_TAG1": slotTag1, "SLOT_EXPIRES": slotExpires, "SLOT_UNTIL": slotUntil,
-		"SLOT_USER": slotUser, "USER_BYTES": userBytes, "RULE_BYTES": ruleBytes, "INPUTS": inputs, "MAX_MESSAGE": maxMessage,
+		"SLOT_USER": slotUser, "USER_BYTES": userBytes, "SLOT_SESSION": slotSession, "USER_WITH_SESSION": userWithSession, "RULE_BYTES": ruleBytes, "INPUTS": inputs, "MAX_MESSAGE": maxMessage,
 		"MAX_LEASE": maxLease, "MAX_DECISION": maxDecision,
 		"HITS_SLOTS": hitsSlots, "HITS_WORDS": hitsWords, "HITS_PROBES": hitsProbes,
 	}

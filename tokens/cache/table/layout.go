@@ -24,6 +24,9 @@ const (
 	slotUntil   = 4
 	slotUser    = 5
 	userBytes   = 55
+	slotSession = 10
+
+	userWithSession = 39
 
 	ruleBytes  = 16
 	inputs     = 4

@@ -47,6 +47,9 @@ type Entry struct {
 	Token tokens.Hash
 	// User is the user's id, as sent to the upstream.
 	User string
+	// Session is the public id of the session, for the access log; zeros if it is not known. A slot
+	// has no room for it if the user's id is longer than 39 bytes.
+	Session [16]byte
 	// Expires is when the token expires.
 	Expires time.Time
 }
@@ -171,7 +174,7 @@ func (t *Table) Drop(h tokens.Hash) {
 		return
 	}
 	for slot := range t.of(h) {
-		t.write(slot, tag{}, 0, 0, "")
+		t.write(slot, tag{}, 0, 0, nil)
 	}
 	t.remove(h)
 }
@@ -197,7 +200,7 @@ func (t *Table) Put(epoch uint64, e *Entry) {
 	now := t.now().Boot
 	slot := t.choose(is, uint64(now))
 	t.unlink(slot)
-	t.write(slot, is, uint64(e.Expires.UnixNano()), uint64(now+is.lifetime()), e.User)
+	t.write(slot, is, uint64(e.Expires.UnixNano()), uint64(now+is.lifetime()), e)
 	t.link(slot, e.Token)
 }
 
@@ -254,10 +257,17 @@ func (t *Table) end(slot int) uint64 {
 
 func (t *Table) place(slot int) int { return headerWords + slot*slotWords }
 
-// write fills a slot. The caller holds the lock.
-func (t *Table) write(slot int, is tag, expires, until uint64, user string) {
+// write fills a slot, with zeros for a nil entry. The caller holds the lock.
+func (t *Table) write(slot int, is tag, expires, until uint64, e *Entry) {
 	var text [1 + userBytes]byte
-	text[0] = byte(copy(text[1:], user))
+	if e != nil {
+		text[0] = byte(copy(text[1:], e.User))
+		if len(e.User) <= userWithSession {
+			session := text[8*(slotSession-slotUser):]
+			binary.NativeEndian.PutUint64(session, binary.BigEndian.Uint64(e.Session[:8]))
+			binary.NativeEndian.PutUint64(session[8:], binary.BigEndian.Uint64(e.Session[8:]))
+		}
+	}
 	at := t.place(slot)
 	t.guarded(at+slotSeq, func() {
 		t.store(at+slotTag0, is[0])

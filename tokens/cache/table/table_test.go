@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"gatepost/tokens/cache/table"
 	"gatepost/tokens/cache/table/tabletest"
 )
@@ -42,6 +44,34 @@ func TestHitChangesRequestAsGatepostDoes(t *testing.T) {
 			r.Route(rule, test.longest, test.flags)
 			if got := r.Request(test.headers...); got != test.want {
 				t.Errorf("got  %q\nwant %q", got, test.want)
+			}
+		})
+	}
+}
+
+// The access log of a hit has the session, if there is an access log and the slot has room beside the user's id.
+func TestHitHasSession(t *testing.T) {
+	const id = "3f1c9a52-7b1e-4c07-9d2f-0a6b5c4d3e2f"
+	r := newFixture(t)
+	for _, test := range []struct {
+		name, user, flags string
+		session           uuid.UUID
+		want              string
+	}{
+		{"a UUID as user", id, "l", uuid.MustParse(id), " @session=" + id},
+		{"the longest user beside a session", strings.Repeat("u", 39), "l", uuid.MustParse(id), " @session=" + id},
+		{"no access log", "alice", "-", uuid.MustParse(id), ""},
+		{"no session", "alice", "l", uuid.Nil, ""},
+		{"a long user", strings.Repeat("u", 40), "l", uuid.MustParse(id), ""},
+		{"the longest user", strings.Repeat("u", 55), "l", uuid.MustParse(id), ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := r.entry()
+			e.User, e.Session = test.user, test.session
+			r.table.Put(0, e)
+			r.Route(rule, 5*time.Minute, test.flags)
+			if got, want := r.Request(alice), "hit"+test.want+" x-user-id="+test.user; got != want {
+				t.Errorf("got  %q\nwant %q", got, want)
 			}
 		})
 	}
