@@ -34,7 +34,7 @@ type exchange struct {
 
 	vhost *routev3.VirtualHost
 	route *routev3.Route
-	// rerouted reports whether the route was not found first, but by scope.lua.
+	// rerouted reports whether the route was not found first, but by the scope filter.
 	rerouted bool
 
 	// lookedUp reports whether the session of a token was looked up. reason is the reason that

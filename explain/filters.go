@@ -15,9 +15,9 @@ import (
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	modulesv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/dynamic_modules/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
-	luav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/lua/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
@@ -54,9 +54,9 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 				maxHeaders: int(manager.GetCommonHttpProtocolOptions().GetMaxHeadersCount().GetValue()),
 				maxBytes:   int(manager.GetMaxRequestHeadersKb().GetValue()) << 10,
 			})
-		case *luav3.Lua:
+		case *filterchainv3.FilterChainConfig:
 			if one.GetName() != "scope" {
-				return nil, fmt.Errorf("%w: the script %s", ErrNotModelled, one.GetName())
+				return nil, fmt.Errorf("%w: the chain %s", ErrNotModelled, one.GetName())
 			}
 			all = append(all, findScope{e})
 		case *modulesv3.DynamicModuleFilter:

@@ -56,7 +56,7 @@ var modelled = map[string]string{
 
 	"envoy.config.route.v3.ScopedRouteConfiguration":     "name key route_configuration",
 	"envoy.config.route.v3.ScopedRouteConfiguration.Key": "*",
-	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for scope.lua
+	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for the scope filter
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching typed_per_filter_config",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
@@ -111,9 +111,9 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.RateLimit":                                 "*",
 	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "*",
 
-	"envoy.config.route.v3.RouteAction.UpgradeConfig":     "upgrade_type enabled",
-	"envoy.config.route.v3.RouteAction.MaxStreamDuration": "*",
-	"envoy.extensions.filters.http.lua.v3.Lua":            "*",
+	"envoy.config.route.v3.RouteAction.UpgradeConfig":                 "upgrade_type enabled",
+	"envoy.config.route.v3.RouteAction.MaxStreamDuration":             "*",
+	"envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig": "*", // findScope
 	// A decision in the module's table equals the one that Gatepost would make.
 	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter":         "*",
 	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute": "*",

@@ -77,7 +77,7 @@ func (e *Explainer) find(x *exchange) {
 	}
 }
 
-// findScope is the filter that searches again if no route matched (xds/scope.lua): first in the
+// findScope is the filter that searches again if no route matched (xds.findScope): first in the
 // scope of the segment in lower case, then in the scope of all other paths.
 type findScope struct{ e *Explainer }
 
@@ -99,7 +99,7 @@ func (f findScope) request(x *exchange) {
 
 func (findScope) response(*exchange) {}
 
-// lowerASCII converts A to Z to lower case, as Envoy's Lua scripts do.
+// lowerASCII converts A to Z to lower case, as CEL's lowerAscii does.
 func lowerASCII(s string) string {
 	lower := []byte(s)
 	for i, c := range lower {

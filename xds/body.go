@@ -28,8 +28,8 @@ var compressed = []string{
 
 // bodyFilters are the filters in a service's cluster that limit the body of a request or compress that of a response;
 // nil if there is none. They are not in the route, because Envoy's filter_chain takes its filters from the route that
-// it finds first, and scope.lua can find another: in other letters, a path would evade the limit. (Envoy docs, "Body
-// size limit", "Compressor", and "Upstream HTTP filters".)
+// it finds first, and the scope filter can find another: in other letters, a path would evade the limit. (Envoy docs,
+// "Body size limit", "Compressor", and "Upstream HTTP filters".)
 func (b *builder) bodyFilters(s *definitions.Service) (filters []*hcmv3.HttpFilter) {
 	if s.MaxRequestBytes > 0 {
 		filters = append(filters, httpFilter("max_request_bytes", b.pack(&bodysizev3.BodySizeLimit{MaxRequestBytes: wrapperspb.UInt64(s.MaxRequestBytes)})))

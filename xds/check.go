@@ -30,7 +30,7 @@ func checkRoutes(routes []*routev3.Route, clusters set, opts Options) error {
 			errs = append(errs, fmt.Errorf("route %q: it has no rule", route.GetName()))
 		}
 		if route.GetName() == "" {
-			errs = append(errs, errors.New("a route has no name")) // scope.lua needs it
+			errs = append(errs, errors.New("a route has no name")) // the scope filter needs it
 		}
 	}
 	return errors.Join(errs...)

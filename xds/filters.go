@@ -40,7 +40,6 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 	}
 	all = append(all,
 		httpFilter(filterScope, b.findScope()),
-		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
 		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(https)})))
 	if len(b.gw.RateLimits) > 0 {

@@ -17,7 +17,7 @@ import (
 // The hosts of a scope are its virtual hosts. Envoy takes the most specific one that matches, and no other, so each has
 // the services of less specific hosts behind its own. If a host has a service at "/", that one takes all other paths
 // of the host, so nothing follows. Such a host also has a virtual host in each scope with services of less specific
-// hosts. It has no route for the other paths, and scope.lua then finds the service at "/".
+// hosts. It has no route for the other paths, and the scope filter then finds the service at "/".
 
 // hostRoutes is what the routes of a virtual host are made of.
 type hostRoutes struct {

@@ -22,7 +22,7 @@ import (
 // those that count its requests. So all routes of a service share them, under each of its hosts, and a change of a
 // limit touches no other scope, no connection and no listener. (Envoy docs, "Local rate limit".)
 //
-// Virtual hosts and routes without limits disable the filters. As with the filter of scope.lua, a request whose first
+// Virtual hosts and routes without limits disable the filters. As with the scope filter, a request whose first
 // route is found by that filter passes them, and they then read its final route. The filters are in every listener,
 // although they cost each request 0.9 % of Envoy's instructions: a listener that got them with the first limit would
 // close all connections, at a time when somebody needs a limit.

@@ -34,11 +34,11 @@ func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *liv
 
 func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
-	return startLiveWithDNS(t, opts, "", first)
+	return startLiveOn(t, opts, envoytest.Options{}, first)
 }
 
-// startLiveWithDNS starts one whose Envoy asks a name server; empty: those of this machine.
-func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first func(listen, upstream string) *Snapshot) *live {
+// startLiveOn starts one with an Envoy with options, which need no addresses.
+func startLiveOn(t *testing.T, opts ServerOptions, of envoytest.Options, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,7 +63,8 @@ func startLiveWithDNS(t *testing.T, opts ServerOptions, nameServer string, first
 	})
 	snapshot := first(l.addr, l.upstream.URL())
 	l.publish(snapshot)
-	l.envoy = envoytest.Start(t, envoytest.Options{GRPC: lis.Addr().String(), Listen: []string{l.addr}, NameServer: nameServer})
+	of.GRPC, of.Listen = lis.Addr().String(), []string{l.addr}
+	l.envoy = envoytest.Start(t, of)
 	l.delivered(snapshot)
 	return l
 }

@@ -46,8 +46,8 @@ const filterModule = "module"
 func (b *builder) hasModule() bool { return b.opts.Module.Library != "" }
 
 // module is the filter in the listener. Whether it is enabled is decided when the request gets its first route, so a
-// path that only scope.lua finds is asked about. It is enabled by the routes that need it, so public routes do not
-// pay for it, and a route without a configuration for it is asked about.
+// path that only the scope filter finds is asked about. It is enabled by the routes that need it, so public routes do
+// not pay for it, and a route without a configuration for it is asked about.
 func (b *builder) module() *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{
 		Name:     filterModule,

@@ -33,7 +33,7 @@ func startNamed(t *testing.T, opts ServerOptions) *namedLive {
 	if opts.Lookup == nil {
 		opts.Lookup = lookUpBy(t, n.names.Addr())
 	}
-	n.live = startLiveWithDNS(t, opts, n.names.Addr(), func(listen, upstream string) *Snapshot {
+	n.live = startLiveOn(t, opts, envoytest.Options{NameServer: n.names.Addr()}, func(listen, upstream string) *Snapshot {
 		return build(t, openServices(listen, upstream, byName(upstream, "good", "good.test"), "a"))
 	})
 	return n

@@ -43,8 +43,8 @@ func (b *builder) ownTokenFilter() *anypb.Any {
 	})
 }
 
-// keepsToken has a route skip the filter. (It is not enough to disable it: Envoy reads that before scope.lua has found
-// the route of a path in other letters.)
+// keepsToken has a route skip the filter. (It is not enough to disable it: Envoy reads that before the scope filter has
+// found the route of a path in other letters.)
 func (b *builder) keepsToken() *anypb.Any {
 	return b.pack(&matchingv3.ExtensionWithMatcherPerRoute{XdsMatcher: &xdsmatcherv3.Matcher{OnNoMatch: b.skip()}})
 }

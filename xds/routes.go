@@ -169,13 +169,16 @@ func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 	}}
 }
 
-// upgrades is the metadata by which scope.lua recognizes a route with WebSockets.
+// metadataWebSocket is the key, in the metadata of filterScope, of whether a route has WebSockets.
+const metadataWebSocket = "websocket"
+
+// upgrades is the metadata by which the scope filter recognizes a route with WebSockets.
 func upgrades(to *routev3.RouteAction) *corev3.Metadata {
 	if !takesUpgrades(to) {
 		return nil
 	}
 	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
-		filterScope: {Fields: map[string]*structpb.Value{"websocket": structpb.NewBoolValue(true)}},
+		filterScope: {Fields: map[string]*structpb.Value{metadataWebSocket: structpb.NewBoolValue(true)}},
 	}}
 }
 

@@ -47,7 +47,7 @@ func TestAServiceIsFoundInAnyCaseOfLetters(t *testing.T) {
 				"/auth/token": "tokens", "/AUTH/TOKEN": "tokens", "/Auth/token/revoke": "tokens", "/auth/token/x": "404",
 				"/chat/5": "public", "/CHAT": "public",
 				"/A/B/C": "secured", "/a/b/c/d": "secured", "/a/b": rest, "/a": rest, "/A/x": rest,
-				"/": rest, "/?x": rest, "/shopx": rest, "/*": rest, "/;": rest, "/x;y/shop": rest, "/nobody": rest, "/NOBODY/shop": rest, "/.Gatepost/x": rest,
+				"/": rest, "/?x": rest, "/shopx": rest, "/*": rest, "/;": rest, "/x;y/shop": rest, "/nobody": rest, "/NOBODY/shop": rest, "/.Gatepost/x": rest, "/%C3%89": rest,
 			} {
 				before := len(g.asked())
 				got := g.do("POST", path, "content-length: 0", "authorization: abc")
