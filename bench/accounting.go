@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tick is the unit of times in /proc: 1/100 s on every Linux that Go supports (USER_HZ, proc(5)).
@@ -49,6 +51,17 @@ func parseStat(content []byte) (stat, error) {
 		pid: pid, parent: number(4), name: string(content[open+1 : end]),
 		cpu: time.Duration(number(14)+number(15)) * tick, reaped: time.Duration(number(16)+number(17)) * tick,
 	}, nil
+}
+
+// cpuClock returns the CPU time of a process without its children, in nanoseconds. Its clock id is that of
+// clock_getcpuclockid(3).
+func cpuClock(pid int) (time.Duration, error) {
+	const ofProcess = 2 // CPUCLOCK_SCHED of the kernel
+	var t unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|ofProcess), &t); err != nil {
+		return 0, fmt.Errorf("reading the CPU clock of process %d: %w", pid, err)
+	}
+	return time.Duration(t.Nano()), nil
 }
 
 // readProcesses reads the accounts of all processes. :: pid → account

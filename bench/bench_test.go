@@ -104,7 +104,7 @@ func TestBusyMachineIsRejected(t *testing.T) {
 func TestRoundsAlternateTheirOrder(t *testing.T) {
 	subjects := []subject{{name: "a"}, {name: "b"}, {name: "c"}}
 	names := func(round int) (s string) {
-		for _, one := range order(subjects, round) {
+		for _, one := range inTurn(subjects, round) {
 			s += one.name
 		}
 		return s
@@ -185,6 +185,16 @@ func TestNotesInResultsAreKept(t *testing.T) {
 		if strings.Count(string(got), want) != 1 {
 			t.Errorf("want %q once in:\n%s", want, got)
 		}
+	}
+}
+
+func TestWholeRunIsEstimatedToEndInTime(t *testing.T) {
+	if got := estimate(experiments, leastRounds, defaultSeconds*time.Second); got > 25*time.Minute {
+		t.Errorf("a whole run takes %v", got)
+	}
+	few, many := estimate(experiments[:1], 5, time.Second), estimate(experiments[:1], 5, 3*time.Second)
+	if want := time.Duration(5*experiments[0].perRound) * 2 * time.Second; many-few != want {
+		t.Errorf("two seconds more for each measurement take %v, want %v", many-few, want)
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -30,7 +31,9 @@ type lab struct {
 	envoy          string
 	processes      []*process
 	mostForeign    float64
+	ends           time.Time // when the run ends, by estimate
 	kept           []kept
+	counts         *counts
 
 	// stack is what several goals share. It is started on first use.
 	stack stack
@@ -59,9 +62,6 @@ func (l *lab) open(ctx context.Context) error {
 			return err
 		}
 	}
-	if l.envoy, err = envoy.Find(os.Getenv("GATEPOST_ENVOY")); err != nil {
-		return err
-	}
 	if l.dir, err = os.MkdirTemp("", "gatepost-bench-"); err != nil {
 		return fmt.Errorf("making a folder for the run: %w", err)
 	}
@@ -74,6 +74,14 @@ func (l *lab) open(ctx context.Context) error {
 		return fmt.Errorf("finding the project's folder: %w", err)
 	}
 	l.root = strings.TrimSpace(string(root))
+	l.envoy, err = envoy.Find(os.Getenv("GATEPOST_ENVOY"))
+	if errors.Is(err, envoy.ErrNotFound) {
+		l.envoy = filepath.Join(l.root, envoy.Pin) // which Find seeks in the module of the bench
+		_, err = os.Stat(l.envoy)
+	}
+	if err != nil {
+		return fmt.Errorf("finding Envoy (make tools): %w", err)
+	}
 	l.say("building gatepost and its peers")
 	if err := os.Mkdir(l.bin, 0o755); err != nil {
 		return err
@@ -82,11 +90,19 @@ func (l *lab) open(ctx context.Context) error {
 		return fmt.Errorf("compiling the module: %w\n%s", err, out)
 	}
 	for module, packages := range programs {
-		build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", l.bin + string(filepath.Separator)}, packages...)...)
-		build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0") // as in the Makefile and the image
-		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", strings.Join(packages, " "), err, out)
+		if err := l.build(ctx, module, l.bin+string(filepath.Separator), packages...); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// build runs `go build` in the folder of a module, as the Makefile and the image do.
+func (l *lab) build(ctx context.Context, module, to string, arguments ...string) error {
+	build := exec.CommandContext(ctx, "go", append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", to}, arguments...)...)
+	build.Dir, build.Env = filepath.Join(l.root, module), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", strings.Join(arguments, " "), err, out)
 	}
 	return nil
 }
@@ -111,6 +127,11 @@ func (l *lab) end(p *process) {
 }
 
 func (l *lab) say(format string, args ...any) { fmt.Fprintf(l.progress, format+"\n", args...) }
+
+// left formats the estimate of the remaining time.
+func (l *lab) left() string {
+	return fmt.Sprintf("about %v left on an idle machine", max(0, time.Until(l.ends)).Round(10*time.Second))
+}
 
 // program returns the path of a built program.
 func (l *lab) program(name string) string { return filepath.Join(l.bin, name) }

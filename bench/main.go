@@ -26,18 +26,31 @@ import (
 // experiment measures one or more goals.
 type experiment struct {
 	goals []string
-	run   func(ctx context.Context, l *lab, wanted func(goal string) bool) ([]finding, error)
+	// perRound is the number of measurements in each round, and once the time for the rest. Both are for the estimate.
+	perRound int
+	once     time.Duration
+	run      func(ctx context.Context, l *lab, wanted func(goal string) bool) ([]finding, error)
 }
 
 // experiments are all experiments in order.
 var experiments = []experiment{
-	{[]string{"G1", "G2", "G4", "G5", "G6", "G13"}, dataPathGoals},
-	{[]string{"G3"}, serverGoal},
-	{[]string{"G7"}, redisGoal},
-	{[]string{"G8"}, revokeGoal},
-	{[]string{"G11"}, loginGoal},
-	{[]string{"G12"}, tokensMemoryGoal},
-	{[]string{"G9", "G10", "G12"}, servicesGoals},
+	{[]string{"G1", "G2", "G4", "G5", "G6", "G13"}, 12, 40 * time.Second, dataPathGoals},
+	{[]string{"G3"}, 3, 10 * time.Second, serverGoal},
+	{[]string{"G7"}, 0, 30 * time.Second, redisGoal},
+	{[]string{"G8"}, 1, 10 * time.Second, revokeGoal},
+	{[]string{"G11"}, 3, 15 * time.Second, loginGoal},
+	{[]string{"G12"}, 0, 90 * time.Second, tokensMemoryGoal},
+	{[]string{"G9", "G10", "G12"}, 4, time.Minute, servicesGoals},
+	{[]string{"G13"}, 5, 3 * time.Minute, costGoal},
+}
+
+// estimate returns how long experiments take on an idle machine, about.
+func estimate(some []experiment, rounds int, during time.Duration) time.Duration {
+	var sum time.Duration
+	for _, e := range some {
+		sum += e.once + time.Duration(rounds*e.perRound)*(warm+during+time.Second) // the last for the checks
+	}
+	return sum
 }
 
 // settings are the command line flags.
@@ -87,7 +100,7 @@ func parse(args []string, progress io.Writer) (settings, error) {
 	flags.SetOutput(progress)
 	flags.StringVar(&s.only, "only", "", "the `GOALS` to measure, such as G1,G3 (none: all)")
 	flags.IntVar(&s.rounds, "rounds", leastRounds, "how many rounds; fewer than five are for trying out, and the result says so")
-	flags.IntVar(&s.seconds, "seconds", 5, "how long each measurement takes; a second of load that is not counted comes before it")
+	flags.IntVar(&s.seconds, "seconds", defaultSeconds, "how long each measurement takes; a second of load that is not counted comes before it")
 	flags.DurationVar(&s.patience, "patience", 10*time.Minute, "for how long other load on the machine is waited out")
 	flags.Float64Var(&s.tolerance, "tolerance", 0.08, "the share of the machine's CPU time that others may use meanwhile")
 	flags.BoolVar(&s.force, "force", false, "measure under other load too; the result says so")
@@ -112,8 +125,12 @@ func parse(args []string, progress io.Writer) (settings, error) {
 
 var errUsage = errors.New("wrong usage")
 
-// leastRounds is the minimum number of rounds of a result.
-const leastRounds = 5
+const (
+	// leastRounds is the minimum number of rounds of a result.
+	leastRounds = 5
+	// defaultSeconds is the duration of a measurement. A whole run takes less than 25 minutes with it.
+	defaultSeconds = 4
+)
 
 func (s settings) goals() []string {
 	return strings.FieldsFunc(strings.ToUpper(s.only), func(r rune) bool { return r == ',' || r == ' ' })
@@ -128,24 +145,29 @@ func measureAll(ctx context.Context, s settings, out, progress io.Writer) error 
 	if runtime.GOOS != "linux" {
 		return errors.New("the bench needs Linux: it reads the accounts of processes in /proc")
 	}
+	if s.wants("G13") {
+		if _, err := find("valgrind", "apt-get install valgrind"); err != nil {
+			return err
+		}
+	}
 	l := &lab{count: s.rounds, during: time.Duration(s.seconds) * time.Second, patience: s.patience, tolerance: s.tolerance, force: s.force, progress: progress}
 	defer func() { l.close() }()
 	if err := l.open(ctx); err != nil {
 		return err
 	}
 	result := result{Machine: describe(ctx, l), Date: time.Now().UTC(), Rounds: s.rounds, Seconds: s.seconds, Forced: s.force}
-	for _, e := range experiments {
-		if !slices.ContainsFunc(e.goals, s.wants) {
-			continue
-		}
-		l.say("measuring %s", strings.Join(slices.DeleteFunc(slices.Clone(e.goals), func(g string) bool { return !s.wants(g) }), ", "))
+	wanted := slices.DeleteFunc(slices.Clone(experiments), func(e experiment) bool { return !slices.ContainsFunc(e.goals, s.wants) })
+	for i, e := range wanted {
+		l.ends = time.Now().Add(estimate(wanted[i:], l.count, l.during))
+		goals := strings.Join(slices.DeleteFunc(slices.Clone(e.goals), func(g string) bool { return !s.wants(g) }), ", ")
+		l.say("experiment %d of %d: %s; %s", i+1, len(wanted), goals, l.left())
 		findings, err := e.run(ctx, l, s.wants)
 		if err != nil {
 			return err
 		}
 		result.Findings = append(result.Findings, findings...)
 	}
-	result.Series, result.MostForeign = l.kept, l.mostForeign
+	result.Series, result.Counts, result.MostForeign = l.kept, l.counts, l.mostForeign
 	result.sort()
 	return result.write(s, out)
 }

@@ -54,7 +54,7 @@ var (
 func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 	all := series{}
 	for round := range l.count {
-		for _, s := range order(subjects, round) {
+		for _, s := range inTurn(subjects, round) {
 			got, err := l.measure(ctx, s)
 			if err != nil {
 				return nil, fmt.Errorf("measuring %s: %w", s.name, err)
@@ -62,12 +62,13 @@ func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 			all[s.name] = append(all[s.name], got)
 			l.say("round %d/%d  %-28s %8.0f/s  p50 %6.2f ms  p99 %6.2f ms  %6.1f µs CPU %s", round+1, l.count, s.name, got.Rate, got.P50, got.P99, got.cpu(), "= "+byProcess(got.CPU))
 		}
+		l.say("         %s", l.left())
 	}
 	return all, nil
 }
 
-// order returns the order of a round.
-func order(subjects []subject, round int) []subject {
+// inTurn returns the order of a round.
+func inTurn[S any](subjects []S, round int) []S {
 	out := slices.Clone(subjects)
 	if round%2 == 1 {
 		slices.Reverse(out)

@@ -47,7 +47,7 @@ func opened(t *testing.T) *lab {
 // figures are not comparable.
 func TestEveryDesignAppliesTheSameRule(t *testing.T) {
 	l := opened(t)
-	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateLimited, gateAsking} {
+	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateLogged, gateAsking} {
 		s, err := l.subject(t.Context(), name)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
@@ -83,6 +83,61 @@ func TestEveryDesignAppliesTheSameRule(t *testing.T) {
 		got, err := c.add(t.Context())
 		if err != nil || got.bytes <= 0 || got.saved <= 0 || got.read <= 0 {
 			t.Errorf("got %+v, %v", got, err)
+		}
+	})
+	t.Run("instructions are counted", func(t *testing.T) {
+		if _, err := exec.LookPath("valgrind"); err != nil {
+			t.Skip("needs valgrind, as G13 does")
+		}
+		envoy, err := l.countedEnvoy()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func(plain string) { l.envoy = plain }(l.envoy)
+		l.envoy = envoy
+		address, p, err := l.bareEnvoy(t.Context(), "envoy-counted", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := l.counter(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		visit := visits("http://" + address + "/orders/5")
+		count := func(requests int) int {
+			n, err := c.during(t.Context(), func() error {
+				for range requests {
+					if err := visit(t.Context()); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		count(20) // the first requests cost more
+		if few, many := count(20), count(80); few < 20*100_000 || many < 3*few || many > 5*few {
+			t.Errorf("%d instructions for 20 requests, %d for 80", few, many)
+		}
+	})
+	t.Run("the build without traces decides the same", func(t *testing.T) {
+		program, err := l.buildUntraced(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		socket, p, requests, err := l.serve(t.Context(), "serve-untraced", program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := asked("untraced", socket, requests, true, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.check(t.Context()); err != nil {
+			t.Error(err)
 		}
 	})
 	t.Run("a single check", func(t *testing.T) {

@@ -76,47 +76,63 @@ type checks struct {
 	bad  []byte
 }
 
-// aloneGatepost starts `gatepost serve` for an external Envoy, with tokens in its store.
+// aloneGatepost is `gatepost serve`.
 func (l *lab) aloneGatepost(ctx context.Context) (subject, checks, error) {
-	store, err := l.redis(ctx)
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	up, err := l.upstream(ctx)
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	httpPort, err := freePort()
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	admin, err := freePort()
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	g := &gateway{address: "127.0.0.1:5500", file: filepath.Join(l.dir, "serve.yaml")} // the address on which Envoy would listen
-	if err := g.define(dataPath(up)); err != nil {
-		return subject{}, checks{}, err
-	}
-	socket := "unix:" + filepath.Join(l.dir, "serve.sock")
-	p, err := l.start("gatepost-serve", l.program("gatepost"), "serve", "--config", g.file, "--data", filepath.Join(l.dir, "serve-data"),
-		"--redis", store.url(dbOther), "--grpc", socket, "--http", local(httpPort), "--admin", local(admin), "--log-format", "json")
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	if err := p.awaitListening(ctx, local(httpPort)); err != nil {
-		return subject{}, checks{}, err
-	}
-	tokens, err := logins(ctx, "http://"+local(httpPort), "Bearer ")
-	if err != nil {
-		return subject{}, checks{}, err
-	}
-	requests, err := newChecks(tokens)
+	socket, p, requests, err := l.serve(ctx, "gatepost-serve", l.program("gatepost"))
 	if err != nil {
 		return subject{}, checks{}, err
 	}
 	s, err := asked(aloneGatepost, socket, requests, true, p)
 	return s, requests, err
+}
+
+// serve starts `gatepost serve` for an external Envoy, with tokens in its store. It returns the socket of ext_authz,
+// and requests with the tokens. The command is the path of gatepost, or starts with a program that runs it.
+func (l *lab) serve(ctx context.Context, name string, command ...string) (socket string, p *process, requests checks, err error) {
+	store, err := l.redis(ctx)
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	up, err := l.upstream(ctx)
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	httpPort, err := freePort()
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	admin, err := freePort()
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	g := &gateway{address: "127.0.0.1:5500", file: filepath.Join(l.dir, name+".yaml")} // the address on which Envoy would listen
+	if err := g.define(dataPath(up)); err != nil {
+		return "", nil, checks{}, err
+	}
+	socket = "unix:" + filepath.Join(l.dir, name+".sock")
+	p, err = l.start(name, command[0], append(command[1:], "serve", "--config", g.file, "--data", filepath.Join(l.dir, name+"-data"),
+		"--redis", store.url(dbOther), "--grpc", socket, "--http", local(httpPort), "--admin", local(admin), "--log-format", "json")...)
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	if err := p.awaitListening(ctx, local(httpPort)); err != nil {
+		return "", nil, checks{}, err
+	}
+	tokens, err := logins(ctx, "http://"+local(httpPort), "Bearer ")
+	if err != nil {
+		return "", nil, checks{}, err
+	}
+	requests, err = newChecks(tokens)
+	return socket, p, requests, err
+}
+
+// dial returns a connection to an ext_authz server.
+func dial(address string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connecting to %s: %w", address, err)
+	}
+	return conn, nil
 }
 
 func (l *lab) aloneAlwaysOK(ctx context.Context, requests checks) (subject, error) {
@@ -189,9 +205,9 @@ func checkRequest(authorization string) ([]byte, error) {
 func asked(name, address string, requests checks, refuses bool, p *process) (subject, error) {
 	var conns []*grpc.ClientConn
 	for range 2 {
-		conn, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := dial(address)
 		if err != nil {
-			return subject{}, fmt.Errorf("connecting to %s: %w", name, err)
+			return subject{}, err
 		}
 		conns = append(conns, conn)
 	}

@@ -185,16 +185,13 @@ func (g *gateway) define(definitions string) error {
 	return os.Rename(next, g.file)
 }
 
-// dataPath returns the definitions for the load: a secured service, a public one, and a public one with a health check.
+// dataPath returns the definitions for the load: a secured service and a public one.
 func dataPath(upstream *service) string {
 	return fmt.Sprintf(`tokens:
   authenticator: {url: "%s/users/authenticate"}
 services:
   - {name: orders, path: /orders, allowed_methods: [GET, POST, PUT, DELETE], upstreams: ["%[1]s"]}
   - {name: items, path: /items, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"]}
-  - {name: checked, path: /checked, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"], health_check: /5}
-  - {name: limited, path: /limited, authenticate: false, allowed_methods: [GET], upstreams: ["%[1]s"],
-     rate_limits: [{requests: 1000000, by: address}]}
 `, upstream.url())
 }
 
@@ -289,6 +286,9 @@ func ask(ctx context.Context, method, url, body string, headers ...string) (stat
 	}
 	for _, header := range headers {
 		name, value, _ := strings.Cut(header, ": ")
+		if name == "Host" {
+			request.Host = value
+		}
 		request.Header.Set(name, value)
 	}
 	response, err := client.Do(request)
