@@ -242,6 +242,7 @@ services: []
 		}
 		return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{
 			RootCAs: e.ca.Pool(), ServerName: "shop.example", Certificates: []tls.Certificate{pair},
+			ClientSessionCache: tls.NewLRUClientSessionCache(1), // a session is not resumed under another CA
 		}}}
 	}
 	served := func(client *http.Client) bool {

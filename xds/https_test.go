@@ -290,6 +290,7 @@ func clientOf(t *testing.T, ca *testcert.CA) *tls.Config {
 }
 
 const withPartner = `  - {name: partner, path: /partner, client_certificate: true, authenticate: false, upstreams: ["PUBLIC"]}
+  - {name: partners, path: /, hosts: [b.example], client_certificate: true, authenticate: false, upstreams: ["PUBLIC"]}
 `
 
 // TestClientCertificates: an unverified one never passes as verified, in whichever way a client claims it.
@@ -346,6 +347,53 @@ func TestClientCertificates(t *testing.T) {
 	}
 	if got := g.getBy(local, "", &tls.Config{ServerName: "a.example", Certificates: []tls.Certificate{expired}}, "/items"); got.Status != 0 {
 		t.Errorf("with an expired certificate: %d", got.Status)
+	}
+}
+
+// TestNoHostEvadesClientCertificates: a connection for one server name may carry requests for another host, as browsers
+// send them over HTTP/2 if a certificate has both names. What counts is the certificate of the connection.
+func TestNoHostEvadesClientCertificates(t *testing.T) {
+	t.Parallel()
+	g := startHTTPS(t, "", "  redirect: false\n  default_certificate: a.example\n  client_certificates: {ca_file: c, mode: optional}\n", "a.example", "b.example")
+	known := clientOf(t, g.clients).Certificates
+	for _, c := range []struct {
+		certificates []tls.Certificate
+		want         int
+	}{{nil, 403}, {known, 200}} {
+		for _, name := range []string{"a.example", "b.example", "other.example", ""} {
+			for _, http2 := range []bool{false, true} {
+				client := &http.Client{Transport: &http.Transport{
+					ForceAttemptHTTP2: http2, MaxConnsPerHost: 1,
+					TLSClientConfig: &tls.Config{ServerName: name, Certificates: c.certificates, InsecureSkipVerify: true},
+				}}
+				get := func(host, path string) int {
+					r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.tlsAddr+path, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					r.Host = host
+					answer, err := client.Do(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					answer.Body.Close()
+					if (answer.ProtoMajor == 2) != http2 {
+						t.Errorf("the protocol is %s", answer.Proto)
+					}
+					return answer.StatusCode
+				}
+				if got := get("a.example", "/items"); got != 200 {
+					t.Errorf("%q: a service that needs no certificate: %d", name, got)
+				}
+				g.public.Reset()
+				for _, host := range []string{"b.example", "B.EXAMPLE:443", "b.example."} {
+					if got := get(host, "/x"); got != c.want || (reached(g.public) == "") != (c.want == 403) {
+						t.Errorf("%q, then %s over the same connection, with %d certificates: %d, want %d", name, host, len(c.certificates), got, c.want)
+					}
+				}
+				client.CloseIdleConnections()
+			}
+		}
 	}
 }
 
