@@ -220,6 +220,18 @@ services: []
 	if log := asks.Log(); !strings.Contains(log, "needs --secrets-key-file") {
 		t.Errorf("without a key the log is %s", log)
 	}
+	// So it is if ACME is added while the gateway runs: what is served stays.
+	asks.Define("services: []\n")
+	asks.Run()
+	asks.AwaitReady()
+	define("a.test", "http-01")
+	envoytest.Eventually(t, "the definitions to be refused", func() bool {
+		return len(lines(asks.Log(), "the definitions cannot be served; those before stay", "needs --secrets-key-file")) > 0
+	})
+	if got := asks.Do("GET", "/", ""); got.Status != http.StatusNotFound || leafFor(asks.addr, "a.test") != nil {
+		t.Errorf("after the refusal: %d", got.Status)
+	}
+	asks.Stop()
 	answers.args = append(answers.args, "--redis", redis.URL(), "--secrets-key-file", key)
 	asks.args = append(asks.args, "--secrets-key-file", key)
 	for i, row := range []struct{ name, challenge string }{{"a.test", "http-01"}, {"b.test", "tls-alpn-01"}} {

@@ -62,7 +62,7 @@ func newACMERunner(config Config, set *certs.Set) (*acmeRunner, error) {
 	return a, nil
 }
 
-// refuse returns why the definitions cannot be served, if that is certain at the start.
+// refuse returns why the definitions cannot be served, whether a gateway starts with them or they are newer ones.
 func (a *acmeRunner) refuse(d *definitions.Definitions) error {
 	if settingsOf(d) != nil && a.storage == nil {
 		return errNoSecretsKey
@@ -101,11 +101,9 @@ func (a *acmeRunner) load(d *definitions.Definitions) {
 	if settings == nil {
 		return
 	}
-	if m := a.manager(settings); m != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), storedWithin)
-		defer cancel()
-		_ = m.Stored(ctx) // it is read again when the manager runs, and then an error is logged
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), storedWithin)
+	defer cancel()
+	_ = a.manager(settings).Stored(ctx) // it is read again when the manager runs, and then an error is logged
 	for _, name := range settings.Domains {
 		if _, there := a.set.Pair(name); there {
 			continue
@@ -119,9 +117,9 @@ func (a *acmeRunner) load(d *definitions.Definitions) {
 	}
 }
 
-// manager returns the manager with these settings, or nil if there can be none.
+// manager returns the manager with these settings, or nil without settings.
 func (a *acmeRunner) manager(settings *acme.Settings) *acme.Manager {
-	if settings == nil || a.storage == nil {
+	if settings == nil {
 		return nil
 	}
 	a.mu.Lock()
@@ -219,9 +217,6 @@ func (a *acmeRunner) status(tls *definitions.TLS, now time.Time) (all []*gateway
 			setValidity(status, pair.NotBefore, pair.NotAfter, now)
 		} else if status.Problem == "" {
 			status.Problem = "the CA has issued no certificate yet"
-			if a.storage == nil {
-				status.Problem = errNoSecretsKey.Error()
-			}
 		}
 		all = append(all, status)
 	}
