@@ -91,6 +91,29 @@ func (l RateLimit) Counts() string {
 	return "each " + l.By
 }
 
+// LimitWarnings returns the rate limits of less than one request for each of a number of gateways. Each gateway counts
+// alone, and allows one request at least, so together they allow more than the limit.
+func (d *Definitions) LimitWarnings(gateways int) Problems {
+	f := d.read()
+	if len(f.found) > 0 {
+		return nil // not reached: the same text was parsed before
+	}
+	check := func(field string, limits []RateLimit) {
+		for i, l := range limits {
+			if l.Requests < gateways {
+				f.add(fmt.Sprintf("%s[%d].requests", field, i), aboutNotes.faultf(fmt.Sprintf("write %d or more", gateways),
+					"%d in %s is less than one for each of %d gateways: each counts alone, so together they allow %d",
+					l.Requests, l.Per, gateways, l.Requests*gateways))
+			}
+		}
+	}
+	check("rate_limits", d.Gateway.RateLimits)
+	for i, s := range d.Gateway.Services {
+		check(fmt.Sprintf("services[%d].rate_limits", i), s.RateLimits)
+	}
+	return f.sorted()
+}
+
 // counterNotes says how much memory the rate limits can take, if that is much.
 func (d *Definitions) counterNotes() Problems {
 	const much = 256 << 20

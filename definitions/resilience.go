@@ -251,6 +251,10 @@ func (d *Definitions) resilienceNotes(i int, s *Service) (notes Problems) {
 		notes = append(notes, d.note(i, "retries.idempotent_only", aboutNotes.faultf("see that this is meant, or remove it",
 			"a %s may be done twice: it is tried again after an upstream may have acted on it", strings.Join(risky, ", "))))
 	}
+	if s.Canary != nil && s.HealthCheck != nil && !s.HealthCheck.GRPC {
+		notes = append(notes, d.note(i, "health_check.path", aboutNotes.faultf("see that it has it, or remove health_check",
+			"the canary is asked for %s too, and gets no request if it lacks it", s.HealthCheck.Path)))
+	}
 	if s.Affinity.By != "" && !s.HasAlternatives() {
 		notes = append(notes, d.note(i, "affinity", aboutNotes.faultf("remove it, or list the other upstreams", "has no effect: there is one upstream")))
 	}

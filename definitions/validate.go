@@ -45,6 +45,8 @@ type Validation struct {
 	Public bool
 	// Strict refuses files with warnings.
 	Strict bool
+	// Gateways is how many gateways serve the definitions, each of which counts rate limits alone. The zero value is one.
+	Gateways int
 	// Envoy validates the configuration of valid definitions with an Envoy. It can be nil.
 	Envoy func(*Definitions) Verdict
 }
@@ -68,7 +70,7 @@ func (v Validation) check(path string) Report {
 		report.OK, report.Problems = false, problems
 		return report
 	}
-	report.Warnings = append(append(report.Warnings, d.Warnings()...), warnings...)
+	report.Warnings = append(report.Warnings, slices.Concat(d.Warnings(), d.LimitWarnings(v.Gateways), warnings)...)
 	report.Notes = append(report.Notes, d.Notes()...)
 	if v.Public {
 		report.Public = d.Public()

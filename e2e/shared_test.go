@@ -161,9 +161,12 @@ func TestApplyIsVerifiedOnEveryGateway(t *testing.T) {
 		t.Errorf("the history has %d lines, want a heading and 4 revisions:\n%s", got, history)
 	}
 
+	limited := strings.Replace(f.service("news"), "]}", "], rate_limits: [{requests: 1, by: address}]}", 1)
+	f.Applies(0, f.definitions(limited), ": verified\n", "services[2].rate_limits[0].requests: warning: 1 in 1s is less than one for each of 2 gateways")
+
 	// A gateway that stops deregisters, so nothing waits for it.
 	f.gateways[1].Stop()
-	out = f.Applies(0, f.definitions(f.service("news")), "revision 5 is stored")
+	out = f.Applies(0, f.definitions(f.service("news")), "revision 6 is stored")
 	if got := strings.Count(out, ": verified\n"); got != 1 {
 		t.Errorf("%d gateways have verified it, want 1:\n%s", got, out)
 	}

@@ -133,7 +133,7 @@ func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
 	out := c.OutOrStdout()
 	if newest.Number != 0 && newest.Sum == d.Hash() {
 		fmt.Fprintf(out, "unchanged: already revision %d\n", newest.Number)
-		return a.await(c.Context(), out, store, newest)
+		return a.await(c, store, newest, d)
 	}
 	before, err := load(c.Context(), store, newest)
 	if err != nil {
@@ -149,7 +149,7 @@ func (a *change) run(c *cobra.Command, d *definitions.Definitions) error {
 		return err
 	}
 	fmt.Fprintf(out, "revision %d is stored: %s\n", stored.Number, oneLine(stored.Change))
-	return a.await(c.Context(), out, store, stored)
+	return a.await(c, store, stored, d)
 }
 
 func (a *change) conflict(err *revisions.Conflict) error {
@@ -176,9 +176,11 @@ func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*d
 	return d.Gateway, nil
 }
 
-// await waits until every gateway has verified a revision, and prints the state of each.
-func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Store, r revisions.Revision) error {
-	bounded, cancel := context.WithTimeout(ctx, a.timeout)
+// await waits until every gateway has verified a revision, and prints the state of each. It warns of rate limits that
+// so many gateways cannot keep.
+func (a *change) await(c *cobra.Command, store *revisions.Store, r revisions.Revision, d *definitions.Definitions) error {
+	out := c.OutOrStdout()
+	bounded, cancel := context.WithTimeout(c.Context(), a.timeout)
 	defer cancel()
 	standings, err := store.Await(bounded, r)
 	switch {
@@ -188,6 +190,7 @@ func (a *change) await(ctx context.Context, out io.Writer, store *revisions.Stor
 		_, err = fmt.Fprintln(out, "no gateway is running on this Redis: nothing serves it yet")
 		return err
 	}
+	warn(c, d.LimitWarnings(len(standings)))
 	unverified := 0
 	for _, one := range standings {
 		if one.Verified {
@@ -329,11 +332,15 @@ func loadOrReport(c *cobra.Command, path string) (*definitions.Definitions, erro
 	if err != nil {
 		return nil, err
 	}
-	for _, w := range d.Warnings() {
+	warn(c, d.Warnings())
+	return d, nil
+}
+
+func warn(c *cobra.Command, warnings definitions.Problems) {
+	for _, w := range warnings {
 		w.What = "warning: " + w.What
 		fmt.Fprintln(c.ErrOrStderr(), w)
 	}
-	return d, nil
 }
 
 // author returns the author of a change as user@host.

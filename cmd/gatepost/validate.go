@@ -33,6 +33,9 @@ func validateCommand(s *settings) *cobra.Command {
 			if validation.Format == "github" && validation.Public {
 				return usageError{errors.New("reading --format github: a list of public paths has no annotations; leave --public out")}
 			}
+			if validation.Gateways < 1 {
+				return usageError{fmt.Errorf("reading --gateways %d: want at least 1", validation.Gateways)}
+			}
 			ask, err := s.envoysVerdict(c.Context(), noEnvoy)
 			if err != nil {
 				return err
@@ -51,6 +54,7 @@ func validateCommand(s *settings) *cobra.Command {
 	command.Flags().StringVar(&validation.Format, "format", "text", "text, json, or github for annotations of a workflow")
 	command.Flags().BoolVar(&validation.Public, "public", false, "list every path and method that can be reached without a token")
 	command.Flags().BoolVar(&validation.Strict, "strict", false, "exit 1 for warnings too")
+	command.Flags().IntVar(&validation.Gateways, "gateways", 1, "the `NUMBER` of gateways that serve them; rate limits of less than one request for each are warned of")
 	command.Flags().BoolVar(&noEnvoy, "no-envoy", false, "do not ask an Envoy")
 	return command
 }
