@@ -44,8 +44,8 @@ type BootstrapOptions struct {
 	// certificate (TLSCert, TLSKey, TLSCA). It applies to those of the two addresses that are not
 	// Unix sockets. If it is empty, there is no TLS.
 	TLS string
-	// Admin is the address of Envoy's admin interface: a loopback ip:port or unix:/path. If it is
-	// empty, there is no admin interface.
+	// Admin is the address of Envoy's admin interface: a loopback ip:port or unix:/path, which the
+	// group of the socket may use too. If it is empty, there is no admin interface.
 	Admin string
 	// NodeID identifies this Envoy to Gatepost. The default is DefaultNodeID.
 	NodeID string
@@ -68,7 +68,7 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
-	admin, err := adminInterface(opts.Admin)
+	admin, err := adminInterface(opts.Admin, sharedSocket)
 	if err != nil {
 		return nil, err
 	}
@@ -205,9 +205,17 @@ var (
 	adminDrains = []string{"/healthcheck/fail", "/drain_listeners"}
 )
 
+// The modes of a Unix socket of the admin interface. An Envoy that Gatepost starts has the same
+// user; another one often has not, and shares a group with it.
+const (
+	privateSocket = 0o600
+	sharedSocket  = 0o660
+)
+
 // adminInterface returns the admin interface for an address, or nil if the address is empty. A TCP
-// address must be loopback, because every client can read the whole configuration.
-func adminInterface(address string) (*bootstrapv3.Admin, error) {
+// address must be loopback, because every client can read the whole configuration. socketMode is the
+// file mode of a Unix socket.
+func adminInterface(address string, socketMode uint32) (*bootstrapv3.Admin, error) {
 	if address == "" {
 		return nil, nil
 	}
@@ -222,7 +230,7 @@ func adminInterface(address string) (*bootstrapv3.Admin, error) {
 	case !addr.ip.IsLoopback():
 		return nil, fmt.Errorf("the address of Envoy's admin interface: %q is no loopback address and no unix socket, and it would be open to everyone", address)
 	}
-	admin := &bootstrapv3.Admin{Address: addr.envoy(0o600), IgnoreGlobalConnLimit: true}
+	admin := &bootstrapv3.Admin{Address: addr.envoy(socketMode), IgnoreGlobalConnLimit: true}
 	for _, p := range paths {
 		admin.AllowPaths = append(admin.AllowPaths, &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: p}})
 	}

@@ -226,7 +226,7 @@ func (r *Runner) arguments(file string) []string {
 // writeBootstrap writes the bootstrap with the admin interface on the Runner's socket.
 func (r *Runner) writeBootstrap() (file string, err error) {
 	b := proto.CloneOf(r.Bootstrap)
-	if b.Admin, err = adminInterface("unix:" + r.Dir.adminPath()); err != nil {
+	if b.Admin, err = adminInterface("unix:"+r.Dir.adminPath(), privateSocket); err != nil {
 		return "", err
 	}
 	out, err := YAML(b)

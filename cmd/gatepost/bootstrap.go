@@ -50,6 +50,6 @@ func bootstrapCommand(s *settings) *cobra.Command {
 	command.Flags().StringVar(&format, "format", "yaml", "yaml or json")
 	command.Flags().StringVar(&node, "node-id", envoy.DefaultNodeID, "the `NAME` of this Envoy in logs and `gatepost status`")
 	command.Flags().StringVar(&host, "envoy-host", "", "the `HOST` at which Gatepost reaches this Envoy's listener to verify changes (none: the address of its connection)")
-	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "the `ADDR` of this Envoy's own admin interface, on loopback, or unix:/path (none: no admin interface)")
+	command.Flags().StringVar(&envoyAdmin, "envoy-admin", "", "the `ADDR` of this Envoy's own admin interface, on loopback, or unix:/path for its user and group (none: no admin interface)")
 	return command
 }

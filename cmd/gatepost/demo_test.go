@@ -12,7 +12,8 @@ const demo = "../../examples/demo"
 
 func TestBootstrapOfTheDemoIsCurrent(t *testing.T) {
 	file := filepath.Join(demo, "envoy/envoy.yaml")
-	command := "bootstrap --grpc unix:/run/gatepost/grpc.sock --http unix:/run/gatepost/http.sock --envoy-host envoy"
+	command := "bootstrap --grpc unix:/run/gatepost/grpc.sock --http unix:/run/gatepost/http.sock --envoy-host envoy" +
+		" --envoy-admin unix:/run/envoy/admin.sock"
 	want := "# Where Envoy finds Gatepost; all else comes from there. Made by\n" +
 		"#   gatepost " + command + "\n" + printed(t, strings.Fields(command)...)
 	if *update {

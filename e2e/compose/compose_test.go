@@ -36,6 +36,7 @@ func TestComposeFile(t *testing.T) {
 			{"only Envoy can be reached, on loopback", func(t *testing.T) { testReach(t, p) }},
 			{"upstreams cannot reach Gatepost", func(t *testing.T) { testNoStrangers(t, p) }},
 			{"Gatepost verifies what Envoy serves", func(t *testing.T) { testVerified(t, p) }},
+			{"Gatepost sees the upstreams as Envoy does", func(t *testing.T) { testUpstreams(t, p) }},
 			{"Envoy checks tokens by itself", func(t *testing.T) { testModule(t, p, g, token) }},
 			{"no container has a right that it does not need", func(t *testing.T) { testHardened(t, p) }},
 			{"an edit of the definitions is picked up", func(t *testing.T) { testEdit(t, p, g) }},
@@ -184,6 +185,22 @@ func testVerified(t *testing.T, p *project) {
 	eventually(t, "a verified version", func() bool {
 		return verified.MatchString(p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--format=json"))
 	})
+}
+
+// testUpstreams: Gatepost may ask Envoy's admin interface, and the containers of the upstreams have no such folder.
+func testUpstreams(t *testing.T, p *project) {
+	status := p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--upstreams")
+	for _, want := range []string{"2 of 2 upstreams are healthy", ":8080 orders", ":8080 items"} {
+		if !strings.Contains(status, want) {
+			t.Errorf("gatepost status does not contain %q:\n%s", want, status)
+		}
+	}
+	for service := range networks {
+		asksEnvoy := service == "envoy" || service == "gatepost"
+		if has := slices.ContainsFunc(p.inspect(t, service).Mounts, func(m mount) bool { return m.Destination == "/run/envoy" }); has != asksEnvoy {
+			t.Errorf("%s has the folder of Envoy's admin interface: %v", service, has)
+		}
+	}
 }
 
 var inside = regexp.MustCompile(`"library":\s*"/run/gatepost/libgatepost-`)

@@ -98,7 +98,11 @@ type container struct {
 	NetworkSettings struct {
 		Networks map[string]struct{ IPAddress string }
 	}
+	Mounts []mount
 }
+
+// mount is a folder of a container.
+type mount struct{ Destination string }
 
 // inspect returns a service's container.
 func (p *project) inspect(t *testing.T, service string) container {
