@@ -2,10 +2,8 @@ package xds
 
 import (
 	"compress/gzip"
-	"context"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -156,61 +154,5 @@ func aCompressedAnswerIsTheUpstreams(t *testing.T, g *gateway) {
 		"sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="))
 	if !strings.Contains(string(raw), "101 Switching") || !strings.HasSuffix(string(raw), text) {
 		t.Errorf("a WebSocket: %q", raw)
-	}
-}
-
-// TestAChangeOfAServiceTouchesNoConnection: neither of another service nor of its own. Limits, headers, redirects and
-// the rest are in the routes alone.
-func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
-	t.Parallel()
-	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a", "b")) })
-	connections := 0
-	client := &http.Client{Transport: &http.Transport{DialContext: counted(&connections), MaxIdleConns: 1}}
-	defer client.CloseIdleConnections()
-	get := func(path string) *http.Response {
-		response, err := client.Get("http://" + l.addr + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.Copy(io.Discard, response.Body)
-		response.Body.Close()
-		if response.Close {
-			t.Errorf("%s: the connection is closed", path)
-		}
-		return response
-	}
-	get("/a")
-	listener := build(t, openServices(l.addr, l.upstream.URL(), "", "a", "b")).listeners.version
-	for i, change := range []string{
-		"rate_limits: [{requests: 1, per: 24h, by: service}]", "max_request_bytes: 1KB, compression: true", "maintenance: {}", "response_headers: {set: {X-Changed: 1}}",
-		"rate_limits: [{requests: 1, per: 24h, by: address}], request_headers: {set: {X-Changed: 1}}",
-	} {
-		next := build(t, openServices(l.addr, l.upstream.URL(), fmt.Sprintf("  - {name: b, path: /b, authenticate: false, upstreams: [%q], %s}\n", l.upstream.URL(), change), "a"))
-		if next.listeners.version != listener {
-			t.Errorf("%s: the listener changes", change)
-		}
-		l.publish(next)
-		l.delivered(next)
-		if got := get("/a"); got.StatusCode != 200 {
-			t.Errorf("after %s: %d", change, got.StatusCode)
-		}
-		want := map[int]string{0: "200 429", 1: "200 200", 2: "503 503", 3: "200 200", 4: "200 429"}[i]
-		if got := fmt.Sprint(get("/b").StatusCode, get("/b").StatusCode); got != want {
-			t.Errorf("%s: %s, want %s", change, got, want)
-		}
-	}
-	if connections != 1 {
-		t.Errorf("%d connections, want 1", connections)
-	}
-	if n := l.envoy.Stat("listener_manager.listener_modified"); n != 0 {
-		t.Errorf("the listener was modified %d times", n)
-	}
-}
-
-// counted dials, and counts the connections.
-func counted(n *int) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		*n++
-		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 }

@@ -65,6 +65,21 @@ func TestAChangeOfAServiceLeavesTheListener(t *testing.T) {
 	}
 }
 
+// TestAClientCertificateOfAServiceLeavesTheListener: whether it needs one is in its routes.
+func TestAClientCertificateOfAServiceLeavesTheListener(t *testing.T) {
+	options := testOptions
+	options.Certificates = []Certificate{{Name: "a.example", ServerNames: []string{"a.example"}}}
+	snapshot := func(needed bool) *Snapshot {
+		return buildWith(t, fmt.Sprintf(`
+tls: {certificates: [{cert_file: c, key_file: k}], client_certificates: {ca_file: c, mode: optional}}
+services: [{name: a, path: /a, upstreams: ["http://a"], client_certificate: %v}]
+`, needed), options)
+	}
+	if without, with := snapshot(false), snapshot(true); without.listeners.version != with.listeners.version || without.Version == with.Version {
+		t.Errorf("listener %s, was %s", with.listeners.version, without.listeners.version)
+	}
+}
+
 // TestTheClustersOfGatepostItselfAreThere: they are named, and no service has the name of one.
 func TestTheClustersOfGatepostItselfAreThere(t *testing.T) {
 	if _, err := Build(parse(t, "services: []"), Options{}); err == nil {

@@ -1,0 +1,175 @@
+package xds
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"gatepost/envoy/envoytest"
+	gatewayv1 "gatepost/proto/gatepost/v1"
+)
+
+// settings has a change of each field of a service, in the order in which they are made. UP and OTHER are upstreams.
+// statuses, if given, are those of two requests to the service after it.
+var settings = []struct{ field, service, statuses string }{
+	{"upstreams", `authenticate: false, upstreams: [UP, OTHER]`, "200 200"},
+	{"allowed_methods", `authenticate: false, upstreams: [UP], allowed_methods: [POST]`, "405 405"},
+	{"keep_prefix", `authenticate: false, upstreams: [UP], keep_prefix: true`, "200 200"},
+	{"forward_token", `authenticate: false, upstreams: [UP], forward_token: true`, "200 200"},
+	{"timeout", `authenticate: false, upstreams: [UP], timeout: 7s`, "200 200"},
+	{"rate_limits", `authenticate: false, upstreams: [UP], rate_limits: [{requests: 1, per: 24h, by: service}]`, "200 429"},
+	{"max_request_bytes", `authenticate: false, upstreams: [UP], max_request_bytes: 1KB`, "200 200"},
+	{"compression", `authenticate: false, upstreams: [UP], compression: true`, "200 200"},
+	{"maintenance", `authenticate: false, upstreams: [UP], maintenance: {}`, "503 503"},
+	{"response_headers", `authenticate: false, upstreams: [UP], response_headers: {set: {X-Changed: 1}}`, "200 200"},
+	{"request_headers", `authenticate: false, upstreams: [UP], request_headers: {set: {X-Changed: 1}}`, "200 200"},
+	{"rate_limits", `authenticate: false, upstreams: [UP], rate_limits: [{requests: 1, per: 24h, by: address}]`, "200 429"},
+	{"health_check", `authenticate: false, upstreams: [UP], health_check: /healthz`, ""},
+	{"outlier_detection", `authenticate: false, upstreams: [UP, OTHER], outlier_detection: false`, "200 200"},
+	{"retries", `authenticate: false, upstreams: [UP], retries: {count: 2, on: [reset]}`, "200 200"},
+	{"limits", `authenticate: false, upstreams: [UP], limits: {connections: 9, pending: 9, requests: 9}`, "200 200"},
+	{"canary", `authenticate: false, upstreams: [UP], canary: {upstreams: [OTHER], percent: 50}`, "200 200"},
+	{"affinity", `authenticate: false, upstreams: [UP, OTHER], affinity: cookie`, "200 200"},
+	{"websocket", `authenticate: false, upstreams: [UP], websocket: true`, "200 200"},
+	{"hosts", `authenticate: false, upstreams: [UP], hosts: [b.example]`, "404 404"},
+	{"grpc", `authenticate: false, upstreams: ["h2c://127.0.0.1:1"], grpc: true`, ""},
+	{"upstream_tls", `authenticate: false, upstreams: ["https://127.0.0.1:1"], upstream_tls: {server_name: b.example}`, ""},
+	{"redirect", `authenticate: false, redirect: {to: "https://new.example", status: 308}`, "308 308"},
+	{"authenticate", `upstreams: [UP]`, ""},
+	{"scopes", `upstreams: [UP], scopes: [read]`, ""},
+}
+
+// TestAChangeOfAServiceTouchesNoConnection: neither of another service, a WebSocket among them, nor of its own. All
+// settings of a service are in routes and clusters, and none in a listener.
+func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
+	t.Parallel()
+	other := envoytest.Upstream(t)
+	definitions := func(listen, upstream, b string) string {
+		chat := fmt.Sprintf("  - {name: chat, path: /chat, authenticate: false, websocket: true, upstreams: [%q]}\n", upstream)
+		b = strings.NewReplacer("UP", fmt.Sprintf("%q", upstream), "OTHER", fmt.Sprintf("%q", other.URL())).Replace(b)
+		return openServices(listen, upstream, chat+"  - {name: b, path: /b, "+b+"}\n", "a")
+	}
+	const first = "authenticate: false, upstreams: [UP]"
+	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, definitions(listen, upstream, first)) })
+	l.upstream.SetHandler(echo)
+	connections := 0
+	client := &http.Client{
+		Transport:     &http.Transport{DialContext: counted(&connections), MaxIdleConns: 1},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	defer client.CloseIdleConnections()
+	get := func(path string) int {
+		t.Helper()
+		response, err := client.Get("http://" + l.addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, response.Body)
+		response.Body.Close()
+		if response.Close {
+			t.Errorf("%s: the connection is closed", path)
+		}
+		return response.StatusCode
+	}
+	get("/a")
+	chat := l.chats("/chat")
+	chat("first")
+	listener := build(t, definitions(l.addr, l.upstream.URL(), first)).listeners.version
+	updates := l.envoy.Stat("listener_manager.lds.update_success")
+	for _, change := range settings {
+		next := build(t, definitions(l.addr, l.upstream.URL(), change.service))
+		if next.listeners.version != listener {
+			t.Errorf("%s: the listener changes", change.field)
+		}
+		l.publish(next)
+		l.delivered(next)
+		if got := get("/a"); got != 200 {
+			t.Errorf("after %s: %d", change.field, got)
+		}
+		chat(change.field)
+		if got := fmt.Sprint(get("/b"), get("/b")); change.statuses != "" && got != change.statuses {
+			t.Errorf("%s: %s, want %s", change.field, got, change.statuses)
+		}
+	}
+	if connections != 1 {
+		t.Errorf("%d connections, want 1", connections)
+	}
+	for _, name := range []string{"listener_modified", "listener_in_place_updated", "listener_removed"} {
+		if n := l.envoy.Stat("listener_manager." + name); n != 0 {
+			t.Errorf("%s: %d, want 0", name, n)
+		}
+	}
+	if n := l.envoy.Stat("listener_manager.lds.update_success"); n != updates {
+		t.Errorf("%d updates of listeners, want %d", n, updates)
+	}
+}
+
+// TestEverySettingOfAServiceIsChanged holds the table to the schema.
+func TestEverySettingOfAServiceIsChanged(t *testing.T) {
+	elsewhere := []string{
+		"name", "path", // another service
+		"client_certificate", // TestAClientCertificateOfAServiceLeavesTheListener
+	}
+	fields := new(gatewayv1.Service).ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		name := string(fields.Get(i).Name())
+		changed := false
+		for _, c := range settings {
+			changed = changed || c.field == name && strings.Contains(c.service, name+":") || name == "authenticate"
+		}
+		if !changed && !slices.Contains(elsewhere, name) {
+			t.Errorf("no change of %s is tried", name)
+		}
+	}
+}
+
+// echo answers 200, or sends back what comes over a WebSocket.
+func echo(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") == "" {
+		return
+	}
+	conn, buffer, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+	_, _ = io.Copy(conn, buffer)
+}
+
+// chats opens a WebSocket, and returns a function that expects a text to come back over it.
+func (l *live) chats(path string) func(text string) {
+	l.t.Helper()
+	conn, err := net.Dial("tcp", l.addr)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { conn.Close() })
+	_, _ = conn.Write(request("GET", path, "connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="))
+	reader := bufio.NewReader(conn)
+	if response, err := http.ReadResponse(reader, nil); err != nil || response.StatusCode != http.StatusSwitchingProtocols {
+		l.t.Fatalf("opening a WebSocket: %v, %v", response, err)
+	}
+	return func(text string) {
+		l.t.Helper()
+		_, _ = io.WriteString(conn, text)
+		back := make([]byte, len(text))
+		if _, err := io.ReadFull(reader, back); err != nil || string(back) != text {
+			l.t.Fatalf("the WebSocket sends %q back for %q: %v", back, text, err)
+		}
+	}
+}
+
+// counted dials, and counts the connections.
+func counted(n *int) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		*n++
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+}
