@@ -42,8 +42,8 @@ func from(t *testing.T, n int) *http.Client {
 	return &http.Client{Transport: transport, Timeout: envoytest.Deadline}
 }
 
-// TestACanaryGetsItsPart: a user, or an address on a public service, comes to the same version every time, and only
-// moves to the canary as its part grows. No header of a client changes that.
+// TestACanaryGetsItsPart: a user, or an address on a public service, comes to the same version every time, through every
+// gateway, and only moves to the canary as its part grows. No header of a client changes that.
 func TestACanaryGetsItsPart(t *testing.T) {
 	t.Parallel()
 	envoytest.Require(t)
@@ -55,9 +55,9 @@ func TestACanaryGetsItsPart(t *testing.T) {
 		allowed.GetOkResponse().Headers = []*corev3.HeaderValueOption{user}
 		return allowed
 	})
-	addr := envoytest.Addr(t)
+	addr, second := envoytest.Addr(t), envoytest.Addr(t)
 	var text strings.Builder
-	fmt.Fprintf(&text, "listen: %q\nservices:\n", addr)
+	fmt.Fprint(&text, "services:\n")
 	service := func(name, more string, percent int) {
 		fmt.Fprintf(&text, "  - {name: %s, path: /%[1]s, upstreams: [%q], canary: {upstreams: [%q], percent: %d%s}\n", name, stable.URL(), canary.URL(), percent, more)
 	}
@@ -67,7 +67,10 @@ func TestACanaryGetsItsPart(t *testing.T) {
 		service(fmt.Sprintf("public%d", p), "}, authenticate: false", p)
 	}
 	service("request", ", by: request}, authenticate: false", 50)
-	envoytest.Start(t, envoytest.Options{GRPC: c.addr, Resources: messages(build(t, text.String())), Listen: []string{addr}})
+	for _, listen := range []string{addr, second} {
+		snapshot := build(t, fmt.Sprintf("listen: %q\n%s", listen, text.String()))
+		envoytest.Start(t, envoytest.Options{GRPC: c.addr, Resources: messages(snapshot), Listen: []string{listen}})
+	}
 	client := envoytest.Client(t)
 
 	const callers = 60
@@ -81,9 +84,9 @@ func TestACanaryGetsItsPart(t *testing.T) {
 		for n := range callers {
 			before := "stable"
 			for _, p := range percents {
-				url := fmt.Sprintf("http://%s/%s%d", addr, kind, p)
-				got := ask(n, url)
-				if again := ask(n, url+"/other", "x-user-id: mallory-"+strconv.Itoa(n)); again != got {
+				path := fmt.Sprintf("/%s%d", kind, p)
+				got := ask(n, "http://"+addr+path)
+				if again := ask(n, "http://"+second+path+"/other", "x-user-id: mallory-"+strconv.Itoa(n)); again != got {
 					t.Errorf("%s %d at %d %%: %s, then %s", kind, n, p, got, again)
 				}
 				if before == "canary" && got != "canary" {
