@@ -28,6 +28,8 @@ import (
 type secured struct {
 	url    string
 	config atomic.Pointer[tls.Config]
+	// checks are the requests for /healthz.
+	checks atomic.Int64
 }
 
 // serve has new connections get a certificate of a CA, and demand one of another.
@@ -46,6 +48,9 @@ func startSecured(t *testing.T) *secured {
 	t.Helper()
 	s := new(secured)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			s.checks.Add(1)
+		}
 		if r.URL.Path != "/kept" {
 			w.Header().Set("Connection", "close") // each request shows what a new connection gets
 		}
@@ -72,10 +77,11 @@ func certFor(name string) *x509.Certificate {
 func TestUpstreamsAreVerifiedByTheirOwnCAAndGetACertificate(t *testing.T) {
 	t.Parallel()
 	servers, clients, others := testcert.New(t), testcert.New(t), testcert.New(t)
-	good, bare, unnamed, expired, foreign, renewed := startSecured(t), startSecured(t), startSecured(t), startSecured(t), startSecured(t), startSecured(t)
+	good, bare, unnamed, expired, foreign, renewed, canary := startSecured(t), startSecured(t), startSecured(t), startSecured(t), startSecured(t), startSecured(t), startSecured(t)
 	for _, s := range []*secured{good, bare, renewed} {
 		s.serve(t, servers, clients, certFor("orders.internal"))
 	}
+	canary.serve(t, servers, clients, certFor("localhost"))
 	unnamed.serve(t, servers, clients, certFor("other.internal"))
 	past := certFor("orders.internal")
 	past.NotBefore, past.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
@@ -85,13 +91,19 @@ func TestUpstreamsAreVerifiedByTheirOwnCAAndGetACertificate(t *testing.T) {
 
 	text := fmt.Sprintf(grpcShop, "1h", users(t).URL(), "https://"+callsAt, ", upstream_tls: {ca_file: ca.pem, cert_file: client.pem, key_file: client.key}")
 	const own = "{ca_file: ca.pem, cert_file: client.pem, key_file: client.key, server_name: orders.internal}"
+	const byHost = "{ca_file: ca.pem, cert_file: client.pem, key_file: client.key}"
+	const checked = ", health_check: {path: /healthz, interval: 100ms}"
 	const changes = "{ca_file: other.pem, cert_file: other-client.pem, key_file: other-client.key, server_name: orders.internal}"
 	for name, s := range map[string][2]string{
 		"good": {good.url, own}, "unnamed": {unnamed.url, own}, "expired": {expired.url, own}, "foreign": {foreign.url, own},
 		"both":    {foreign.url, changes},
 		"loaded":  {renewed.url, changes},
 		"bare":    {bare.url, "{ca_file: ca.pem}"},
-		"byhost":  {good.url, "{ca_file: ca.pem, cert_file: client.pem, key_file: client.key}"},
+		"byhost":  {good.url, byHost},
+		"checked": {good.url, own + checked},
+		"ill":     {foreign.url, own + checked},
+		// The canary is another host than the upstream, and each is verified by its own.
+		"parts":   {good.url, byHost + checked + fmt.Sprintf(", canary: {upstreams: [%q], percent: 50, by: request}", strings.Replace(canary.url, "127.0.0.1", "localhost", 1))},
 		"renewed": {renewed.url, changes},
 	} {
 		text += fmt.Sprintf("  - {name: %[1]s, path: /%[1]s, authenticate: false, upstreams: [%[2]q], upstream_tls: %[3]s}\n", name, s[0], s[1])
@@ -121,6 +133,22 @@ func TestUpstreamsAreVerifiedByTheirOwnCAAndGetACertificate(t *testing.T) {
 		if got := g.Do("GET", "/"+name, ""); got.Status != http.StatusServiceUnavailable {
 			t.Errorf("%s: %+v", name, got)
 		}
+	}
+	// Without a passed check there is no request: the checks too show the certificate, and verify the upstream.
+	g.Await("a service with a health check", http.StatusOK, "GET", "/checked", "")
+	want(t, "with a health check", g.Do("GET", "/checked", ""), http.StatusOK, "HTTP/2.0 TLS 1.3 gateway orders.internal")
+	want(t, "with a health check of another CA", g.Do("GET", "/ill", ""), http.StatusServiceUnavailable, "")
+	if good.checks.Load() == 0 || foreign.checks.Load() != 0 {
+		t.Errorf("%d checks of the upstream, and %d of that of another CA", good.checks.Load(), foreign.checks.Load())
+	}
+	parts := map[string]bool{}
+	envoytest.Eventually(t, "both parts", func() bool {
+		got := g.Do("GET", "/parts", "")
+		parts[got.Body] = got.Status == http.StatusOK
+		return parts["HTTP/2.0 TLS 1.3 gateway "] && parts["HTTP/2.0 TLS 1.3 gateway localhost"]
+	})
+	if canary.checks.Load() == 0 {
+		t.Error("the canary was not checked")
 	}
 	client, ctx := caller(t, g, g.Login("alice"))
 	calls.takesCalls(t, client, ctx)
