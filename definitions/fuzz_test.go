@@ -2,9 +2,11 @@ package definitions
 
 import (
 	"errors"
+	"net/netip"
 	"net/url"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -74,6 +76,32 @@ func FuzzParseHost(f *testing.F) {
 		wider := slices.Collect(Wider(host))
 		if wider[len(wider)-1] != EveryHost || len(wider) != strings.Count(name, ".")+1 {
 			t.Fatalf("wider than %q: %q", host, wider)
+		}
+	})
+}
+
+// FuzzParseRange: a range of proxies that is taken has nobody in it but those that it names. Others get a remedy.
+func FuzzParseRange(f *testing.F) {
+	for _, seed := range []string{
+		"10.0.0.0/8", "10.0.0.7", "10.0.0.7/8", "0.0.0.0/0", "::/0", "::1", "2001:db8::/32", "::ffff:10.0.0.0/104", "::ffff:10.0.0.1", "fe80::1%eth0", "10.0.0.0/08", "10.0.0/8", "010.0.0.1",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		prefix, fault := parseRange(text)
+		if fault != nil {
+			if prefix.IsValid() || fault.what == "" || fault.remedy == "" {
+				t.Fatalf("%q: %v with %+v", text, prefix, fault)
+			}
+			return
+		}
+		if again, fault := parseRange(prefix.String()); again != prefix || fault != nil || !prefix.Contains(prefix.Addr()) {
+			t.Fatalf("%q becomes %v, and that %v (%v)", text, prefix, again, fault)
+		}
+		address, bits, isRange := strings.Cut(text, "/")
+		addr, err := netip.ParseAddr(address)
+		if err != nil || addr != prefix.Addr() || isRange && bits != strconv.Itoa(prefix.Bits()) || !isRange && !prefix.IsSingleIP() || prefix.Bits() == 0 {
+			t.Fatalf("%q becomes %v (%v)", text, prefix, err)
 		}
 	})
 }
