@@ -27,6 +27,8 @@ type exchange struct {
 	header             fields
 	// certificate reports whether the client has presented a certificate.
 	certificate bool
+	// handshake describes which certificate the client gets; empty if that is not known.
+	handshake string
 	// known reports whether Envoy had parsed the headers before it responded.
 	known bool
 	// refused is the connection manager's reason for rejecting the request.

@@ -35,6 +35,9 @@ type Request struct {
 	Header []Field
 	// Plain is whether it comes without TLS although there is a listener for TLS.
 	Plain bool
+	// Secure is whether its URL is one of https or wss. Then ServerName is the name in the handshake, if there is one.
+	Secure     bool
+	ServerName string
 	// Certificate is whether the client has presented a certificate.
 	Certificate bool
 }
@@ -67,6 +70,8 @@ type Explainer struct {
 	unsure   []string
 	// plain explains requests without TLS, if those are answered in another way.
 	plain *Explainer
+	// certificates are those of the listener for TLS.
+	certificates []xds.Certificate
 }
 
 // New builds the configuration that Envoy would be served for the definitions.
@@ -96,7 +101,7 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	if err != nil {
 		return nil, err
 	}
-	e := &Explainer{definitions: d, served: served, version: snapshot.Version}
+	e := &Explainer{definitions: d, served: served, version: snapshot.Version, certificates: opts.Certificates}
 	if snapshot, err = decisive(snapshot, served, opts); err != nil {
 		return nil, err
 	}
@@ -109,7 +114,8 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 // decisive returns the configuration that is read in place of s. The access log, traces and the trusted
 // proxies decide nothing about a request, so their filters are not modelled. The access log adds
 // x-request-id to a response, and the proxies' filter chains keep some headers of a proxy, which
-// explain does not show. A certificate is served for every name, because a handshake is no request.
+// explain does not show. A certificate is served for every name, because a
+// handshake is no request: which certificate that would be is a step of its own.
 func decisive(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
 	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 && served.TLS == nil && opts.Tracing == nil {
 		return s, nil
@@ -232,6 +238,9 @@ func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*
 // back through the filters.
 func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions) (*exchange, error) {
 	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target, certificate: r.Certificate}
+	if r.Secure && e.served.TLS != nil {
+		x.handshake = e.handshake(r.ServerName)
+	}
 	if err := e.receive(x, r); err != nil {
 		return nil, err
 	}

@@ -16,14 +16,17 @@ func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
 	add := func(part, format string, args ...any) {
 		steps = append(steps, Step{part, fmt.Sprintf(format, args...)})
 	}
+	if x.handshake != "" {
+		add("handshake", "%s", x.handshake)
+	}
 	if x.refused != "" {
 		add("path", "rejected before routing: %s", x.refused)
 		return steps
 	}
-	if sent, _, _ := strings.Cut(x.sent, "?"); sent != a.Path {
+	if sent, _, _ := strings.Cut(x.sent, "?"); a.Path != "" && sent != a.Path {
 		add("path", "%s is matched as %s", sent, a.Path)
 	} else {
-		add("path", "%s", a.Path)
+		add("path", "%s", sent)
 	}
 	switch s := a.Service; {
 	case s != nil && s.Public:

@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/tokens"
+	"gatepost/xds"
 )
 
 // explained returns the printed explanation of a request.
@@ -155,4 +157,55 @@ services:
 	wants(t, "a preflight", explained(t, e, "OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: GET]"), "!429")
 	wants(t, "a redirect", explained(t, e, "GET /moved/5?x=1"), "308", `the service "moved" redirects to https://new.example/shop/5?x=1`, "location: https://new.example/shop/5?x=1")
 	wants(t, "maintenance", explained(t, e, "GET /down/5"), "503", `the service "down" is in maintenance`, "Back at noon", "remove maintenance at gateway.yaml:6", "retry-after: 60")
+}
+
+// TestTheCertificateIsExplained: for a whole URL of https, the certificate of its host comes first.
+func TestTheCertificateIsExplained(t *testing.T) {
+	d, err := definitions.Parse("gatepost.yaml", []byte(`
+tls: {certificates: [{cert_file: shop.pem, key_file: k}, {cert_file: api.pem, key_file: k}], http3: true}
+services: [{name: items, path: /items, authenticate: false, upstreams: ["http://127.0.0.1:1"]}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificates := []xds.Certificate{{Name: "shop.pem", ServerNames: []string{"*.example", "*.shop.example"}}, {Name: "api.pem", ServerNames: []string{"api.shop.example"}}}
+	const refused, nameless = "refused: no certificate has the name shop.test", "refused: a client that names no server"
+	for _, c := range []struct{ url, want, withDefault string }{
+		{"https://API.shop.example.:443/items", "certificate api.pem, for HTTP/1.1, HTTP/2 and HTTP/3\n", "certificate api.pem"},
+		{"https://a.b.shop.example/items", "certificate shop.pem", "certificate shop.pem"},
+		{"wss://shop.example/items", "certificate shop.pem", "certificate shop.pem"},
+		{"https://shop.test/items", refused, "certificate api.pem"},
+		{"https://10.0.0.1/items", nameless, "certificate api.pem"},
+		{"https://[::1]:443/items", nameless, "certificate api.pem"},
+		{"http://api.shop.example/items", "", ""},
+		{"/items", "", ""},
+	} {
+		for _, isDefault := range []bool{false, true} {
+			o, want := options, c.want
+			if o.Certificates = slices.Clone(certificates); isDefault {
+				o.Certificates[1].Default, want = true, c.withDefault
+			}
+			e, err := New(d, o, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := NewRequest("GET", c.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := e.Explain(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			if err := a.Print(&out); err != nil {
+				t.Fatal(err)
+			}
+			if text := "  handshake  " + want; want != "" {
+				wants(t, c.url, out.String(), text)
+			} else {
+				wants(t, c.url, out.String(), "!handshake", "  path       /items\n")
+			}
+		}
+	}
 }

@@ -19,6 +19,9 @@ func NewRequest(method, target string, headers []Field) (Request, error) {
 		return r, err
 	}
 	r.Target, r.Plain = target, scheme == "http" || scheme == "ws"
+	if r.Secure = scheme == "https" || scheme == "wss"; r.Secure {
+		r.ServerName = serverName(host)
+	}
 	added := []Field{{Name: "Host", Value: host}}
 	if scheme == "ws" || scheme == "wss" {
 		if method != http.MethodGet {
