@@ -59,8 +59,8 @@ func TestReasonsAndOutcomesAreExplained(t *testing.T) {
 	sameNames(t, "outcomes", outcomes, firstCells(section, regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")))
 }
 
-// Each reason that gatepost explain reports is explained.
-func TestReasonsOfExplainAreExplained(t *testing.T) {
+// Each reason of gatepost explain and of the access log is explained, and nothing else is.
+func TestReasonsOfExplainAndOfTheAccessLogAreExplained(t *testing.T) {
 	var reasons []string
 	add := func(e ast.Expr) {
 		if reason, _ := e.(*ast.BasicLit); reason != nil && reason.Value != `""` && !slices.Contains(reasons, unquoted(reason)) {
@@ -81,12 +81,32 @@ func TestReasonsOfExplainAreExplained(t *testing.T) {
 			}
 		}
 	})
+	inspectFolder(t, "xds", func(n ast.Node) { // the last one of decided{decision, reason}, and of each of envoysEnds
+		switch n := n.(type) {
+		case *ast.CompositeLit:
+			if name, _ := n.Type.(*ast.Ident); name != nil && name.Name == "decided" && len(n.Elts) == 2 {
+				add(n.Elts[1])
+			}
+		case *ast.ValueSpec:
+			if n.Names[0].Name != "envoysEnds" {
+				return
+			}
+			for _, end := range n.Values[0].(*ast.CompositeLit).Elts {
+				add(end.(*ast.CompositeLit).Elts[2])
+			}
+		}
+	})
 	all := troubleshooting(t)
-	explained := append(firstCells(cut(all, "## Reasons\n", "### Other reasons"), regexp.MustCompile(`(?m)^### (\S+)$`)),
-		firstCells(cut(all, "### Other reasons", "## Outcomes"), regexp.MustCompile(`(?m)^#### (\S+)$`))...)
+	others := firstCells(cut(all, "### Other reasons", "## Outcomes"), regexp.MustCompile(`(?m)^#### (\S+)$`))
+	for _, reason := range others {
+		if !slices.Contains(reasons, reason) {
+			t.Errorf("docs/troubleshooting.md explains the reason %q, which there is not", reason)
+		}
+	}
+	explained := append(firstCells(cut(all, "## Reasons\n", "### Other reasons"), regexp.MustCompile(`(?m)^### (\S+)$`)), others...)
 	for _, reason := range reasons {
 		if !slices.Contains(explained, reason) {
-			t.Errorf("docs/troubleshooting.md does not explain the reason %q of gatepost explain", reason)
+			t.Errorf("docs/troubleshooting.md does not explain the reason %q ", reason)
 		}
 	}
 	if len(reasons) < 5 {

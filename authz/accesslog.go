@@ -11,8 +11,12 @@ const (
 )
 
 // metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
-// no upstream receives it. Its reason is never [ReasonModule], see [validateResponse].
+// no upstream receives it. Its reason is never [ReasonModule], see [validateResponse]. It is nil for [ReasonPublic],
+// because the route has the reason: public, or why Envoy answers by itself.
 func (d *Decision) metadata() *structpb.Struct {
+	if d.Reason == ReasonPublic {
+		return nil
+	}
 	m := &structpb.Struct{Fields: map[string]*structpb.Value{
 		MetadataDecision: structpb.NewStringValue(string(d.Outcome())),
 		MetadataReason:   structpb.NewStringValue(d.Reason.String()),

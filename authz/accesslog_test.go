@@ -31,7 +31,7 @@ func TestDecisionForTheAccessLog(t *testing.T) {
 	}{
 		"no access log":                       {shop, secured, authorization(token.Reveal()), nil},
 		"allowed":                             {logged, secured, authorization(token.Reveal()), map[string]any{"decision": "allow", "reason": "token_known", "user": "ann", "session": session}},
-		"public":                              {logged, Rule{Service: "items"}, authorization(token.Reveal()), map[string]any{"decision": "allow", "reason": "public"}},
+		"public":                              {logged, Rule{Service: "items"}, authorization(token.Reveal()), nil},
 		"no token":                            {logged, secured, nil, map[string]any{"decision": "deny", "reason": "token_missing"}},
 		"unknown token":                       {logged, secured, authorization(unknown.Reveal()), map[string]any{"decision": "deny", "reason": "token_unknown"}},
 		"no scope":                            {logged, scoped, authorization(token.Reveal()), map[string]any{"decision": "deny", "reason": "scope_missing", "user": "ann", "session": session}},

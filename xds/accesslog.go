@@ -58,46 +58,52 @@ func (b *builder) exportsLog() bool {
 	return b.logs() && b.gw.AccessLog.To == definitions.AccessLogOTLP
 }
 
-// accessLog is the access log of the listener; nil if it is off.
+// accessLog is the access log of the listener; nil if it is off. It has two parts, because only a response from 400 may
+// be an end that is worth a look-up of Envoy's name for it.
 func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	if !b.logs() {
 		return nil
 	}
-	var out validated = stdoutLog(b.gw.AccessLog.Format)
-	if b.exportsLog() {
-		if b.opts.Logs == nil {
-			b.fail(errors.New("access_log.to is otlp, and no collector is set: set OTEL_EXPORTER_OTLP_ENDPOINT for Gatepost"))
-			return nil
-		}
-		out = otlpLog(b.gw.AccessLog.Format, serviceName(b.opts.Logs))
+	if b.exportsLog() && b.opts.Logs == nil {
+		b.fail(errors.New("access_log.to is otlp, and no collector is set: set OTEL_EXPORTER_OTLP_ENDPOINT for Gatepost"))
+		return nil
 	}
-	return []*accesslogv3.AccessLog{{
-		Name:       b.gw.AccessLog.To,
-		Filter:     logFilter(b.gw.AccessLog),
-		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.pack(out)},
-	}}
+	return []*accesslogv3.AccessLog{b.accessLogOf(passed, statusUpTo(399)), b.accessLogOf(refused, statusFrom(400))}
 }
 
-func stdoutLog(format string) *streamv3.StdoutAccessLog {
-	if format == definitions.AccessLogText {
-		return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: textFormat()}}
+// accessLogOf is the access log of the responses that a filter matches.
+func (b *builder) accessLogOf(v verdict, status *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
+	var out validated = stdoutLog(b.gw.AccessLog.Format, v)
+	if b.exportsLog() {
+		out = otlpLog(b.gw.AccessLog.Format, v, serviceName(b.opts.Logs))
 	}
-	return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: ecsFormat()}}
+	return &accesslogv3.AccessLog{
+		Name:       b.gw.AccessLog.To,
+		Filter:     allOf(append(logFilters(b.gw.AccessLog), status)),
+		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.pack(out)},
+	}
+}
+
+func stdoutLog(format string, v verdict) *streamv3.StdoutAccessLog {
+	if format == definitions.AccessLogText {
+		return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: textFormat(v)}}
+	}
+	return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: ecsFormat(v)}}
 }
 
 // otlpLog sends a record of each request to a collector. In the format ecs, a field is an attribute. They are custom
 // tags, because Envoy omits those that are empty, and would write "-" as the value of another attribute.
-func otlpLog(format, service string) *otelv3.OpenTelemetryAccessLogConfig {
+func otlpLog(format string, v verdict, service string) *otelv3.OpenTelemetryAccessLogConfig {
 	config := &otelv3.OpenTelemetryAccessLogConfig{
 		GrpcService:          collectorService(logsCluster),
 		DisableBuiltinLabels: true,
 		ResourceAttributes:   &commonv1.KeyValueList{Values: []*commonv1.KeyValue{{Key: "service.name", Value: otlpText(service)}}},
 	}
 	if format == definitions.AccessLogText {
-		config.Body = otlpText(textLine())
+		config.Body = otlpText(textLine(v))
 		return config
 	}
-	for _, f := range ecsFields {
+	for _, f := range ecsFields(v) {
 		if f.name != fieldTime { // a record has it
 			config.CustomTags = append(config.CustomTags, tag(f.name, f.value))
 		}
@@ -120,9 +126,6 @@ var (
 	formatVersion  = one(ofRoute(logVersion))
 	formatUser     = one(ofDecision(authz.MetadataUser))
 	formatSession  = one(ofDecision(authz.MetadataSession))
-	// A route that Gatepost is not asked about has the decision itself.
-	formatDecision = first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision))
-	formatReason   = first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))
 	// A request that Envoy refuses before its filters run has no filter state, and no route has rewritten its path.
 	formatPath = first(operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}, operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
 )
@@ -145,6 +148,44 @@ func ofDecision(key string) operator {
 	return operator{Command: "DYNAMIC_METADATA", Param: authz.MetadataNamespace + ":" + key}
 }
 
+// envoysEnds are the ends of requests that are no decision of Gatepost and of no route, by Envoy's name for them
+// (response_code_details).
+var envoysEnds = []struct {
+	details  string
+	decision authz.Outcome
+	reason   string
+}{
+	{"local_rate_limited", authz.Denied, "rate_limited"},
+	{"request_rate_limited", authz.Denied, "rate_limited"},
+	{"request_payload_too_large", authz.Denied, "body_too_large"},
+	{"upgrade_failed", authz.Denied, "upgrade_refused"},
+	{"path_normalization_failed", authz.Denied, "malformed"},
+	{"ext_authz_error", authz.CannotTell, "check_failed"},
+}
+
+// verdict is the decision and the reason of a request, as format strings.
+type verdict struct{ decision, reason string }
+
+// Envoy can refuse a request after it was allowed, and names that end. A route without a decision of Gatepost has one
+// itself. A look-up of the end takes several microseconds, so it is left out if there cannot be one.
+var (
+	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
+	refused = verdict{
+		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)),
+		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
+	}
+)
+
+// ofEnd is a part of the entry of envoysEnds for the request. If there is none, the expression is an error, and there
+// is no value.
+func ofEnd(part func(i int) string) operator {
+	entries := make([]string, len(envoysEnds))
+	for i, end := range envoysEnds {
+		entries[i] = fmt.Sprintf("'%s':'%s'", end.details, part(i))
+	}
+	return operator{Command: "CEL", Param: "{" + strings.Join(entries, ",") + "}[response.code_details]"}
+}
+
 func one(o operator) string { return "%" + o.Command + "(" + o.Param + ")%" }
 
 // first is the first of the values that there is.
@@ -156,40 +197,44 @@ func first(all ...operator) string {
 // fieldTime is the field with the start of a request.
 const fieldTime = "@timestamp"
 
+type field struct{ name, value string }
+
 // ecsFields are the fields of a line. Their names are those of the Elastic Common Schema, which OpenTelemetry shares in
 // part; a dot separates the levels of an object.
-var ecsFields = []struct{ name, value string }{
-	{fieldTime, formatTime},
-	{"ecs.version", "8.11.0"},
-	{"event.dataset", "gatepost.access"},
-	{"event.duration", formatDuration},
-	{"http.version", "%PROTOCOL%"},
-	{"http.request.method", formatMethod},
-	{"http.request.id", ofHeader(headerRequestID)},
-	{"http.request.bytes", "%BYTES_RECEIVED%"},
-	{"http.response.status_code", "%RESPONSE_CODE%"},
-	{"http.response.bytes", "%BYTES_SENT%"},
-	{"url.path", formatPath},
-	{"server.address", ofHeader(":AUTHORITY")},
-	{"client.address", formatClient},
-	{"user.id", formatUser},
-	{"session.id", formatSession},
-	{"user_agent.original", ofHeader("USER-AGENT")},
-	{"trace.id", "%TRACE_ID%"},
-	{"service.name", formatService},
-	{"service.address", "%UPSTREAM_HOST%"},
-	{"gatepost.decision", formatDecision},
-	{"gatepost.reason", formatReason},
-	{"gatepost.route", "%ROUTE_NAME%"},
-	{"gatepost.version", formatVersion},
-	{"envoy.response_flags", "%RESPONSE_FLAGS%"},
-	{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},
+func ecsFields(v verdict) []field {
+	return []field{
+		{fieldTime, formatTime},
+		{"ecs.version", "8.11.0"},
+		{"event.dataset", "gatepost.access"},
+		{"event.duration", formatDuration},
+		{"http.version", "%PROTOCOL%"},
+		{"http.request.method", formatMethod},
+		{"http.request.id", ofHeader(headerRequestID)},
+		{"http.request.bytes", "%BYTES_RECEIVED%"},
+		{"http.response.status_code", "%RESPONSE_CODE%"},
+		{"http.response.bytes", "%BYTES_SENT%"},
+		{"url.path", formatPath},
+		{"server.address", ofHeader(":AUTHORITY")},
+		{"client.address", formatClient},
+		{"user.id", formatUser},
+		{"session.id", formatSession},
+		{"user_agent.original", ofHeader("USER-AGENT")},
+		{"trace.id", "%TRACE_ID%"},
+		{"service.name", formatService},
+		{"service.address", "%UPSTREAM_HOST%"},
+		{"gatepost.decision", v.decision},
+		{"gatepost.reason", v.reason},
+		{"gatepost.route", "%ROUTE_NAME%"},
+		{"gatepost.version", formatVersion},
+		{"envoy.response_flags", "%RESPONSE_FLAGS%"},
+		{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},
+	}
 }
 
 // ecsFormat is a line in JSON. A value that is not known is omitted.
-func ecsFormat() *corev3.SubstitutionFormatString {
+func ecsFormat(v verdict) *corev3.SubstitutionFormatString {
 	line := map[string]any{}
-	for _, f := range ecsFields {
+	for _, f := range ecsFields(v) {
 		object, names := line, strings.Split(f.name, ".")
 		for _, name := range names[:len(names)-1] {
 			if object[name] == nil {
@@ -209,28 +254,27 @@ func ecsFormat() *corev3.SubstitutionFormatString {
 	}
 }
 
-func textFormat() *corev3.SubstitutionFormatString {
+func textFormat(v verdict) *corev3.SubstitutionFormatString {
 	return &corev3.SubstitutionFormatString{
 		Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-			Specifier: &corev3.DataSource_InlineString{InlineString: textLine() + "\n"},
+			Specifier: &corev3.DataSource_InlineString{InlineString: textLine(v) + "\n"},
 		}},
 	}
 }
 
 // textLine is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
 // before it.
-func textLine() string {
+func textLine(v verdict) string {
 	return strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
-		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + formatDecision, "reason=" + formatReason,
+		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + v.decision, "reason=" + v.reason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%", "request_id=" + ofHeader(headerRequestID),
 		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser, formatMethod, formatPath,
 	}, " ")
 }
 
-// logFilter selects the requests that are logged; nil: all.
-func logFilter(a definitions.AccessLog) *accesslogv3.AccessLogFilter {
-	var filters []*accesslogv3.AccessLogFilter
+// logFilters select the requests that are logged. If there are none, that is all.
+func logFilters(a definitions.AccessLog) (filters []*accesslogv3.AccessLogFilter) {
 	if a.ErrorsOnly {
 		filters = append(filters, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{
 			OrFilter: &accesslogv3.OrFilter{Filters: []*accesslogv3.AccessLogFilter{statusFrom(400), anyFlag()}},
@@ -247,10 +291,7 @@ func logFilter(a definitions.AccessLog) *accesslogv3.AccessLogFilter {
 			},
 		}})
 	}
-	if len(filters) == 0 {
-		return nil
-	}
-	return allOf(filters)
+	return filters
 }
 
 // anyFlag matches requests that did not end normally, by any response flag.
@@ -276,18 +317,44 @@ func (b *builder) keepPath() *hcmv3.HttpFilter {
 	})}}
 }
 
-// logged adds to a route what the access log and spans say about it: the service, the version of its definitions and,
-// if Gatepost is not asked about the request, the decision.
-func (b *builder) logged(r *routev3.Route, of endpointGroup, public bool) *routev3.Route {
+// The decisions of routes that do not lead to an upstream. Their reasons are those of package explain.
+var (
+	decidedPublic      = decided{authz.Allowed, authz.ReasonPublic.String()}
+	decidedPreflight   = decided{authz.Allowed, "preflight"}
+	decidedMethod      = decided{authz.Denied, "method_not_allowed"}
+	decidedNotFound    = decided{authz.Denied, "not_found"}
+	decidedCertificate = decided{authz.Denied, "certificate_missing"}
+	decidedMalformed   = decided{authz.Denied, "malformed"}
+	decidedMaintenance = decided{authz.Denied, "maintenance"}
+)
+
+// decided is the decision of a route, if Gatepost does not deny the request. The zero value is none: it is Gatepost's.
+type decided struct {
+	decision authz.Outcome
+	reason   string
+}
+
+// decides is the decision of a route to upstreams.
+func decides(rule authz.Rule) decided {
+	if rule.Authenticate {
+		return decided{}
+	}
+	return decidedPublic
+}
+
+// logged adds to a route what the access log and spans say about it: the service, the version of its definitions and
+// the decision.
+func (b *builder) logged(r *routev3.Route, of endpointGroup, d decided) *routev3.Route {
 	if !b.describes() {
 		return r
 	}
-	fields := map[string]*structpb.Value{
-		logService: structpb.NewStringValue(of.rule.Service), logVersion: structpb.NewStringValue(of.version),
-	}
-	if public {
-		fields[authz.MetadataDecision] = structpb.NewStringValue(string(authz.Allowed))
-		fields[authz.MetadataReason] = structpb.NewStringValue(authz.ReasonPublic.String())
+	fields := map[string]*structpb.Value{}
+	for name, value := range map[string]string{
+		logService: of.rule.Service, logVersion: of.version, authz.MetadataDecision: string(d.decision), authz.MetadataReason: d.reason,
+	} {
+		if value != "" {
+			fields[name] = structpb.NewStringValue(value)
+		}
 	}
 	if r.Metadata == nil {
 		r.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{}}

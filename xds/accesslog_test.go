@@ -3,6 +3,8 @@ package xds
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,8 @@ import (
 
 	"gatepost/authz"
 	"gatepost/definitions"
+	"gatepost/envoy/envoytest"
+	"gatepost/tokens"
 )
 
 // at returns a value of a line in JSON; "" if it is omitted.
@@ -86,9 +90,9 @@ func TestEachRequestHasALine(t *testing.T) {
 		"401|/ORDERS/6|orders|orders|deny|token_missing||test",
 		"200|/items/7|items|items|allow|public||test",
 		"200|/items/8|items|items|allow|public||test",
-		"404|/nobody|unknown 404|||||test",
+		"404|/nobody|unknown 404||deny|not_found||test",
 		"200|" + VersionPath + "|version|||||test",
-		"400|/a/b||||||test",
+		"400|/a/b|||deny|malformed||test",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -197,5 +201,109 @@ services:
 	}
 	if otherA, _ := route("tokens: {refresh_grace: 7s}", "http://127.0.0.1:2"); otherA == a {
 		t.Error("other settings: a is unchanged")
+	}
+}
+
+const ends = `
+listen: LISTEN
+access_log: {format: ecs}
+tokens: {subprotocol: gatepost.bearer}
+services:
+  - {name: orders, path: /orders, allowed_methods: [GET, POST], upstreams: ["SECURED"], max_request_bytes: 10}
+  - {name: admin, path: /admin, scopes: [admin], upstreams: ["SECURED"]}
+  - {name: few, path: /few, upstreams: ["SECURED"], rate_limits: [{requests: 1, per: 24h, by: user}]}
+  - {name: items, path: /items, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 1, per: 24h, by: service}]}
+  - {name: dead, path: /dead, authenticate: false, upstreams: ["http://127.0.0.1:9"]}
+  - {name: moved, path: /moved, authenticate: false, redirect: {to: "https://new.example", status: 308}}
+  - {name: down, path: /down, upstreams: ["SECURED"], maintenance: {message: later}}
+`
+
+// TestEachEndOfADecisionHasALine: with the decision and the reason, also if Envoy ends the request by itself.
+func TestEachEndOfADecisionHasALine(t *testing.T) {
+	t.Parallel()
+	testEnds(t, ends, "", map[string]string{
+		"GET /items":            "200 items allow public",
+		"GET /items/again":      "429 items deny rate_limited",
+		"GET /orders":           "200 orders allow token_known ada",
+		"GET /orders/anonymous": "401 orders deny token_missing",
+		"GET /orders/unknown":   "401 orders deny token_unknown",
+		"GET /orders/malformed": "401 orders deny token_malformed",
+		"GET /admin":            "403 admin deny scope_missing ada",
+		"GET /few":              "200 few allow token_known ada",
+		"GET /few/again":        "429 few deny rate_limited ada",
+		"POST /orders/large":    "413 orders deny body_too_large ada",
+		"DELETE /orders":        "405 orders deny method_not_allowed",
+		"GET /nobody":           "404 deny not_found",
+		"GET /items/%2e%2e;/x":  "400 deny malformed",
+		"GET /items%2f":         "400 deny malformed",
+		"GET /dead":             "503 dead allow public",
+		"GET /moved":            "308 moved allow public",
+		"GET /down":             "503 down deny maintenance",
+		"GET /orders/chat":      "403 orders deny upgrade_refused",
+		"GET /admin/unanswered": "503 admin error check_failed",
+	})
+}
+
+// TestEachEndWithOriginsHasALine: Gatepost is asked about the origin then, and that it allows it is not the end.
+func TestEachEndWithOriginsHasALine(t *testing.T) {
+	t.Parallel()
+	testEnds(t, ends+`origins: ["https://shop.example"]`+"\n", "https://shop.example", map[string]string{
+		"GET /items":        "200 items allow public",
+		"GET /items/again":  "429 items deny rate_limited",
+		"DELETE /orders":    "405 orders deny method_not_allowed",
+		"GET /nobody":       "404 deny not_found",
+		"GET /moved":        "308 moved allow public",
+		"GET /down":         "503 down deny maintenance",
+		"OPTIONS /orders":   "200 orders allow preflight",
+		"GET /moved/origin": "401 moved deny origin_refused",
+	})
+}
+
+// testEnds sends the requests, each with a live token if its last segment has no other meaning, and compares the lines.
+func testEnds(t *testing.T, text, origin string, want map[string]string) {
+	t.Helper()
+	d := startDeciding(t, text, 1)
+	token := d.login("ada", time.Hour)
+	unknown, err := tokens.Mint(tokens.FormatUUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	decide := d.reply
+	names := slices.Sorted(maps.Keys(want))
+	for _, name := range names {
+		method, path, _ := strings.Cut(name, " ")
+		headers, body := []string{"authorization: Bearer " + token, "origin: " + origin, "connection: close"}, ""
+		switch last := path[strings.LastIndex(path, "/"):]; last {
+		case "/anonymous":
+			headers = headers[1:]
+		case "/unknown":
+			headers[0] = "authorization: Bearer " + unknown.Reveal()
+		case "/malformed":
+			headers[0] = "authorization: Bearer x"
+		case "/origin":
+			headers[1] = "origin: https://other.example"
+		case "/large":
+			headers, body = append(headers, "content-length: 11"), "01234567890"
+		case "/chat":
+			headers[2] = "connection: upgrade"
+			headers = append(headers, "upgrade: websocket")
+		case "/unanswered":
+			d.answers(noAnswer)
+		}
+		if method == "OPTIONS" {
+			headers = append(headers, "access-control-request-method: GET")
+		}
+		envoytest.RawRequest(t, d.addr, append(request(method, path, headers...), body...))
+		d.answers(decide)
+	}
+	got := map[string]string{}
+	for n, line := range d.log.await(t, len(names)) {
+		got[names[n]] = strings.Join(strings.Fields(strings.Join([]string{
+			at(t, line, "http", "response", "status_code"), at(t, line, "service", "name"),
+			at(t, line, "gatepost", "decision"), at(t, line, "gatepost", "reason"), at(t, line, "user", "id"),
+		}, " ")), " ")
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

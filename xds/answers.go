@@ -9,10 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	"gatepost/authz"
 )
 
 // StatusNoCertificate is the status of the direct response to a request without a client certificate that its service
@@ -30,9 +27,6 @@ func withoutCertificate(at *routev3.RouteMatch) *routev3.RouteMatch {
 // StatusMaintenance is the status of the direct response of a service in maintenance. Clients get 503. Its own status
 // tells it from the 503 of an upstream that cannot be reached, whose body the listener writes (replies).
 const StatusMaintenance = 599
-
-// ReasonMaintenance is the reason that the access log has for such a response.
-const ReasonMaintenance = "maintenance"
 
 // redirectReplies keep the redirects of services as they are, but let pages of other origins follow them.
 func redirectReplies() (out []reply) {
@@ -54,10 +48,7 @@ func (b *builder) maintenance(s endpointGroup, open *anypb.Any) (out []*routev3.
 	for _, at := range s.at {
 		route := answer(s.name+" maintenance", at, StatusMaintenance, open, headers...)
 		route.GetDirectResponse().Body = &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(s.maintenance.Message)}}
-		if b.logged(route, s, false); b.describes() {
-			route.Metadata.FilterMetadata[logMetadata].Fields[authz.MetadataReason] = structpb.NewStringValue(ReasonMaintenance)
-		}
-		out = append(out, route)
+		out = append(out, b.logged(route, s, decidedMaintenance))
 	}
 	return out
 }

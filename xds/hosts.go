@@ -213,7 +213,7 @@ func (b *builder) rejectHost() *routev3.Route {
 		InvertMatch:               true,
 		TreatMissingHeaderAsEmpty: true,
 	}}
-	return b.checked([]*routev3.Route{answer(RouteMalformedHost, at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))})[0]
+	return b.malformed(RouteMalformedHost, at)
 }
 
 // RouteMalformedHost is the name of the route that refuses hosts.

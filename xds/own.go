@@ -64,8 +64,8 @@ func (b *builder) catchAll() []*routev3.Route {
 func (b *builder) nothing(name string, at *routev3.RouteMatch) []*routev3.Route {
 	open := b.extAuthzPerRoute(authz.Rule{Service: name})
 	return []*routev3.Route{
-		preflight(name, at, b.corsPolicy(commonMethods, b.gw.Cors.ExposeHeaders), open),
-		answer(name+" 404", at, 404, open),
+		b.logged(preflight(name, at, b.corsPolicy(commonMethods, b.gw.Cors.ExposeHeaders), open), endpointGroup{}, decidedPreflight),
+		b.logged(answer(name+" 404", at, 404, open), endpointGroup{}, decidedNotFound),
 	}
 }
 
@@ -78,7 +78,13 @@ func (b *builder) rejectDotParams() *routev3.Route {
 	at := &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_SafeRegex{ // of the path without its query
 		SafeRegex: &matcherv3.RegexMatcher{Regex: `.*/\.\.?(;|%3[bB]).*`},
 	}}
-	return b.checked([]*routev3.Route{answer("malformed", at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))})[0]
+	return b.malformed("malformed", at)
+}
+
+// malformed responds 400.
+func (b *builder) malformed(name string, at *routev3.RouteMatch) *routev3.Route {
+	route := answer(name, at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))
+	return b.checked([]*routev3.Route{b.logged(route, endpointGroup{}, decidedMalformed)})[0]
 }
 
 // beacon is the route that responds with the version of the routes. It is never checked, so that it also works while

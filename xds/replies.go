@@ -186,6 +186,11 @@ func statusFrom(status uint32) *accesslogv3.AccessLogFilter {
 	return statusFilter(accesslogv3.ComparisonFilter_GE, status)
 }
 
+// statusUpTo matches a status, all below it, and requests without a response.
+func statusUpTo(status uint32) *accesslogv3.AccessLogFilter {
+	return statusFilter(accesslogv3.ComparisonFilter_LE, status)
+}
+
 func statusFilter(op accesslogv3.ComparisonFilter_Op, status uint32) *accesslogv3.AccessLogFilter {
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
 		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{

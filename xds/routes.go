@@ -70,8 +70,8 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	var out []*routev3.Route
 	for _, at := range s.at {
 		out = append(out,
-			b.logged(preflight(s.name, at, cors, open), s, false),
-			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s, false))
+			b.logged(preflight(s.name, at, cors, open), s, decidedPreflight),
+			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s, decidedMethod))
 	}
 	if s.maintenance != nil {
 		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s.responseHeaders, false))
@@ -91,7 +91,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	}
 	if s.certificate {
 		for _, at := range s.at {
-			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s, false))
+			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s, decidedCertificate))
 		}
 	}
 	for _, f := range s.forward {
@@ -109,14 +109,14 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
 		}
 		if b.mayOfferToken(s) && takesUpgrades(f.to) {
-			out = append(out, b.logged(b.offersToken(route, s.rule), s, false))
+			out = append(out, b.logged(b.offersToken(route, s.rule), s, decides(s.rule)))
 		}
-		out = append(out, b.logged(route, s, !b.checks(s.rule)))
+		out = append(out, b.logged(route, s, decides(s.rule)))
 	}
 	for _, r := range s.redirect {
 		out = append(out, b.logged(&routev3.Route{
 			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
-		}, s, !b.checks(s.rule)))
+		}, s, decides(s.rule)))
 	}
 	return strip(out, b.stripOn(s.responseHeaders, false))
 }

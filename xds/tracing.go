@@ -49,8 +49,8 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 			tag("url.path", formatPath),
 			tag("client.address", formatClient),
 			tag("gatepost.service", formatService),
-			tag("gatepost.decision", formatDecision),
-			tag("gatepost.reason", formatReason),
+			tag("gatepost.decision", refused.decision),
+			tag("gatepost.reason", refused.reason),
 			tag("gatepost.version", formatVersion),
 		},
 		Provider: &tracev3.Tracing_Http{
