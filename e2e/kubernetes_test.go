@@ -93,6 +93,9 @@ func TestThePodOfTheKubernetesExample(t *testing.T) {
 	if _, code := gatepost(t, []string{"GATEPOST_ADMIN=" + g.Admin}, "health"); code != 0 {
 		t.Errorf("the readiness probe exits %d", code)
 	}
+	if said, _ := gatepost(t, []string{"GATEPOST_ADMIN=" + g.Admin}, "status"); !strings.Contains(said, "upstreams are healthy") {
+		t.Errorf("Gatepost cannot ask the admin interface of Envoy:\n%s", said)
+	}
 }
 
 // manifests reads all objects of examples/kubernetes.

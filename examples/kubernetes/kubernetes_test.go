@@ -269,13 +269,13 @@ func TestDefinitionsOfTheManifestsAreValid(t *testing.T) {
 func TestEnvoyFindsGatepostInTheSharedVolume(t *testing.T) {
 	m := read(t)
 	sidecar, envoy := m.container(t, "gatepost"), m.container(t, "envoy")
-	for _, flag := range []string{"grpc", "http"} {
+	for _, flag := range []string{"grpc", "http", "envoy-admin"} {
 		path, isSocket := strings.CutPrefix(flagOf(sidecar, flag), "unix:")
 		if !isSocket || mountOf(sidecar, path) != "run" || mountOf(envoy, path) != "run" {
 			t.Errorf("--%s=%s is not on the volume that both have", flag, path)
 		}
 	}
-	want, err := gatepost(t, "bootstrap", "--grpc", flagOf(sidecar, "grpc"), "--http", flagOf(sidecar, "http"))
+	want, err := gatepost(t, "bootstrap", "--grpc", flagOf(sidecar, "grpc"), "--http", flagOf(sidecar, "http"), "--envoy-admin", flagOf(sidecar, "envoy-admin"))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, want)
 	}
