@@ -76,6 +76,8 @@ var emptyDefaults = map[protoreflect.FullName]string{
 	"gatepost.v1.Service.hosts":               "every host",
 	"gatepost.v1.Tokens.hosts":                "every host",
 	"gatepost.v1.RateLimit.burst":             "the number of requests",
+	"gatepost.v1.RateLimit.scope":             limitScopeGateway,
+	"gatepost.v1.RateLimit.without_redis":     withoutRedisAllows,
 	"gatepost.v1.Service.max_request_bytes":   "any size",
 	"gatepost.v1.Maintenance.message":         defaultMaintenance,
 	"gatepost.v1.HealthCheck.unhealthy_after": strconv.Itoa(defaultUnhealthyAfter),

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -57,8 +58,12 @@ func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *
 		l := RateLimit{
 			Requests: int(m.GetRequests()), Burst: int(cmp.Or(m.GetBurst(), m.GetRequests())), Per: orDuration(m.GetPer(), defaultPer),
 			By: m.GetBy(), Header: strings.ToLower(m.GetHeader()),
+			Cluster: m.GetScope() == limitScopeCluster, RefuseWithoutRedis: m.GetWithoutRedis() == withoutRedisRefuses,
 		}
 		f.add(at+".per", wholeSeconds(l.Per))
+		if m.GetWithoutRedis() != "" && !l.Cluster {
+			f.add(at+".without_redis", aboutFields.faultf("remove it, or write scope: cluster", "has no effect: each gateway counts by itself"))
+		}
 		switch {
 		case l.By == "" && l.Header == "":
 			f.add(at+".by", aboutFields.faultf("write by: address or one of the others, or header: and its name", "is missing"))
@@ -91,8 +96,9 @@ func (l RateLimit) Counts() string {
 	return "each " + l.By
 }
 
-// LimitWarnings returns the rate limits of less than one request for each of a number of gateways. Each gateway counts
-// alone, and allows one request at least, so together they allow more than the limit.
+// LimitWarnings returns the rate limits of less than one request for each of a number of gateways, except those that
+// all count together. Each gateway counts alone, and allows one request at least, so together they allow more than the
+// limit.
 func (d *Definitions) LimitWarnings(gateways int) Problems {
 	f := d.read()
 	if len(f.found) > 0 {
@@ -100,7 +106,7 @@ func (d *Definitions) LimitWarnings(gateways int) Problems {
 	}
 	check := func(field string, limits []RateLimit) {
 		for i, l := range limits {
-			if l.Requests < gateways {
+			if l.Requests < gateways && !l.Cluster {
 				f.add(fmt.Sprintf("%s[%d].requests", field, i), aboutNotes.faultf(fmt.Sprintf("write %d or more", gateways),
 					"%d in %s is less than one for each of %d gateways: each counts alone, so together they allow %d",
 					l.Requests, l.Per, gateways, l.Requests*gateways))
@@ -114,13 +120,21 @@ func (d *Definitions) LimitWarnings(gateways int) Problems {
 	return f.sorted()
 }
 
+// HasClusterLimits reports whether all gateways count together for one of the limits, which needs Redis.
+func (g *Gateway) HasClusterLimits() bool {
+	some := func(all []RateLimit) bool {
+		return slices.ContainsFunc(all, func(l RateLimit) bool { return l.Cluster })
+	}
+	return some(g.RateLimits) || slices.ContainsFunc(g.Services, func(s *Service) bool { return some(s.RateLimits) })
+}
+
 // counterNotes says how much memory the rate limits can take, if that is much.
 func (d *Definitions) counterNotes() Problems {
 	const much = 256 << 20
 	last, counters := 0, 0
 	for i, s := range d.Gateway.Services {
 		for _, l := range s.RateLimits {
-			if l.By != LimitByService {
+			if l.By != LimitByService && !l.Cluster {
 				last, counters = i, counters+MaxCounters
 			}
 		}

@@ -159,9 +159,16 @@ func (s *Service) Message() *gatewayv1.Service {
 
 func limitMessages(limits []RateLimit) (out []*gatewayv1.RateLimit) {
 	for _, l := range limits {
-		out = append(out, &gatewayv1.RateLimit{
-			Requests: uint32(l.Requests), Per: durationpb.New(l.Per), Burst: uint32(l.Burst), By: l.By, Header: l.Header,
-		})
+		m := &gatewayv1.RateLimit{
+			Requests: uint32(l.Requests), Per: durationpb.New(l.Per), Burst: uint32(l.Burst), By: l.By, Header: l.Header, Scope: limitScopeGateway,
+		}
+		if l.Cluster {
+			m.Scope, m.WithoutRedis = limitScopeCluster, withoutRedisAllows
+		}
+		if l.RefuseWithoutRedis {
+			m.WithoutRedis = withoutRedisRefuses
+		}
+		out = append(out, m)
 	}
 	return out
 }

@@ -292,6 +292,10 @@ type RateLimit struct {
 	By string
 	// Header is the name of a request header in lower case. It is empty if By is set.
 	Header string
+	// Cluster is whether all gateways on one Redis count together.
+	Cluster bool
+	// RefuseWithoutRedis is whether requests are refused while they cannot count together. Otherwise they are allowed.
+	RefuseWithoutRedis bool
 }
 
 // The values of RateLimit.By.
@@ -300,6 +304,14 @@ const (
 	LimitByAddress = "address"
 	LimitByUser    = "user"
 	LimitByGateway = "gateway"
+)
+
+// The values of scope and without_redis of a rate limit.
+const (
+	limitScopeGateway   = "gateway"
+	limitScopeCluster   = "cluster"
+	withoutRedisAllows  = "allow"
+	withoutRedisRefuses = "refuse"
 )
 
 // Headers are changes of headers. Names are in lower case, each once.

@@ -33,10 +33,13 @@ func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer
 	if g != nil {
 		withheld := opts
 		withheld.Withheld = g.Status.GetWithheld()
-		e, err := builtAs(d, g.Status.GetFormer(), withheld)
-		if err == nil && e.version == g.Status.GetVersion() {
-			e.gateway, e.isServed = g, true
-			return e, nil
+		for _, withRedis := range []bool{opts.ClusterLimits, !opts.ClusterLimits} { // the status does not have it
+			withheld.ClusterLimits = withRedis
+			e, err := builtAs(d, g.Status.GetFormer(), withheld)
+			if err == nil && e.version == g.Status.GetVersion() {
+				e.gateway, e.isServed = g, true
+				return e, nil
+			}
 		}
 	}
 	e, err := built(d, d.Gateway, opts)

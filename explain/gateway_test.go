@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/xds"
@@ -55,5 +56,25 @@ func TestWithheldServicesMatchARealEnvoy(t *testing.T) {
 				t.Errorf("outcomes: %v", seen)
 			}
 		})
+	}
+}
+
+// A gateway with Redis has filters that one without does not have. Its status does not tell which it is.
+func TestTheVersionOfAGatewayIsKnownWithRedisAndWithout(t *testing.T) {
+	d, err := definitions.Parse("gateway.yaml", []byte(`services: [{name: a, path: /a, authenticate: false, upstreams: ["http://a"]}]`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, withRedis := range []bool{true, false} {
+		opts := options
+		opts.ClusterLimits = withRedis
+		snapshot, err := xds.Build(d.Gateway, opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := New(d, options, nil, &Gateway{Status: &gatewayv1.Status{Version: snapshot.Version}})
+		if err != nil || !e.isServed {
+			t.Errorf("with Redis: %v: the definitions are not served, %v", withRedis, err)
+		}
 	}
 }

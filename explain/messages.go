@@ -129,7 +129,7 @@ func (e *Explainer) limitSteps(x *exchange, add func(part, format string, args .
 	}
 	limits := func(to string, all []definitions.RateLimit) {
 		for _, l := range all {
-			add("limit", "429 above %d requests to the %s in %s of %s, %d at once (not counted here)", l.Requests, to, l.Per, l.Counts(), l.Burst)
+			add("limit", "429 above %d requests to the %s in %s of %s, %d at once%s (not counted here)", l.Requests, to, l.Per, l.Counts(), l.Burst, together(l))
 		}
 	}
 	limits("gateway", e.served.RateLimits)
@@ -141,6 +141,17 @@ func (e *Explainer) limitSteps(x *exchange, add func(part, format string, args .
 	if s.MaxRequestBytes > 0 {
 		add("limit", "413 for a body of more than %d bytes", s.MaxRequestBytes)
 	}
+}
+
+// together returns what a limit of the cluster does differently.
+func together(l definitions.RateLimit) string {
+	switch {
+	case l.RefuseWithoutRedis:
+		return ", through all gateways; 503 without Redis"
+	case l.Cluster:
+		return ", through all gateways; no limit without Redis"
+	}
+	return ""
 }
 
 // reason returns why a request got its outcome, and what to change for another one.

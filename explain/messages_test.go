@@ -146,17 +146,19 @@ func TestLimitsRedirectsAndMaintenanceAreExplained(t *testing.T) {
 	e := explainerOf(t, `rate_limits: [{requests: 8, by: gateway}]
 services:
   - {name: items, path: /items, authenticate: false, upstreams: ["http://items"], max_request_bytes: 1KB,
-     rate_limits: [{requests: 5, per: 1m, by: address}, {requests: 7, burst: 9, header: X-Key}, {requests: 1, by: service}]}
+     rate_limits: [{requests: 5, per: 1m, by: address}, {requests: 7, burst: 9, header: X-Key}, {requests: 1, by: service},
+       {requests: 2, by: service, scope: cluster}, {requests: 3, by: address, scope: cluster, without_redis: refuse}]}
   - {name: moved, path: /moved, authenticate: false, redirect: {to: "https://new.example/shop", status: 308}}
   - {name: down, path: /down, upstreams: ["http://down"], maintenance: {message: Back at noon, retry_after: 60s}}
 `, nil)
 	wants(t, "no service", explained(t, e, "GET /nobody"), "429 above 8 requests to the gateway in 1s of all clients together")
 	wants(t, "limits", explained(t, e, "GET /items"),
 		"429 above 5 requests to the service in 1m0s of each address, 5 at once (not counted here)", "429 above 7 requests to the service in 1s of each value of the header x-key, 9 at once",
-		"429 above 1 requests to the service in 1s of all clients together", "413 for a body of more than 1000 bytes", "is sent to the service")
+		"429 above 1 requests to the service in 1s of all clients together, 1 at once (not", "429 above 2 requests to the service in 1s of all clients together, 2 at once, through all gateways; no limit without Redis (not",
+		"429 above 3 requests to the service in 1s of each address, 3 at once, through all gateways; 503 without Redis (not", "413 for a body of more than 1000 bytes", "is sent to the service")
 	wants(t, "a preflight", explained(t, e, "OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: GET]"), "!429")
 	wants(t, "a redirect", explained(t, e, "GET /moved/5?x=1"), "308", `the service "moved" redirects to https://new.example/shop/5?x=1`, "location: https://new.example/shop/5?x=1")
-	wants(t, "maintenance", explained(t, e, "GET /down/5"), "503", `the service "down" is in maintenance`, "Back at noon", "remove maintenance at gateway.yaml:6", "retry-after: 60")
+	wants(t, "maintenance", explained(t, e, "GET /down/5"), "503", `the service "down" is in maintenance`, "Back at noon", "remove maintenance at gateway.yaml:7", "retry-after: 60")
 }
 
 // TestTheCertificateIsExplained: for a whole URL of https, the certificate of its host comes first.

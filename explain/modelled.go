@@ -110,6 +110,9 @@ var modelled = map[string]string{
 	// The steps of an explanation have them.
 	"envoy.config.route.v3.RateLimit":                                 "*",
 	"envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit": "*",
+	"envoy.extensions.filters.http.composite.v3.Composite":            "*",
+	"envoy.extensions.filters.http.composite.v3.CompositePerRoute":    "*",
+	"envoy.extensions.filters.http.ratelimit.v3.RateLimit":            "*",
 
 	"envoy.config.route.v3.RouteAction.UpgradeConfig":                 "upgrade_type enabled",
 	"envoy.config.route.v3.RouteAction.MaxStreamDuration":             "*",

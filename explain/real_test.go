@@ -32,7 +32,7 @@ import (
 )
 
 // options are the options of a real gateway, so that the versions are equal.
-var options = xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP}
+var options = xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, ClusterLimits: true}
 
 // world is a real Envoy with its control plane and authorization server, and upstreams that echo
 // requests.

@@ -109,6 +109,6 @@ func (c Config) check() error {
 func (c Config) XDSOptions() xds.Options {
 	return xds.Options{
 		GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen,
-		Tracing: c.Tracing, Logs: c.Logs,
+		Tracing: c.Tracing, Logs: c.Logs, ClusterLimits: c.Redis != nil,
 	}
 }

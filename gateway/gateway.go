@@ -50,6 +50,7 @@ type Gateway struct {
 	login    atomic.Pointer[definitions.Tokens] // the token settings of the active definitions
 	endpoint *endpoint.Handler                  // the calls under /token
 	shield   *shield.Shield                     // limits failed logins
+	limits   *clusterLimits                     // counts requests with other gateways; nil: there is no Redis
 	control  *xds.Server                        // the configuration of the Envoys
 	rollout  *rollout.Rollout                   // which definitions are served
 
@@ -195,6 +196,9 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if g.limits, err = openClusterLimits(g.config, g.registry); err != nil {
+		return err
+	}
 	g.shield = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger})
 	g.endpoint, err = endpoint.New(endpoint.Config{
 		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
@@ -269,7 +273,7 @@ func (g *Gateway) makeServers() error {
 	if err != nil {
 		return err
 	}
-	g.grpc = newGRPCServer(g.checker, g.control, g.health, secured...)
+	g.grpc = newGRPCServer(g.checker, g.control, g.limits, g.health, secured...)
 	g.http = newHTTPServer(g.certificates.acme.handler(g.endpoint), g.logger, g.metrics.panics.WithLabelValues("token"), tokenPanicked)
 	g.admin, err = admin.New(admin.Config{
 		Local: admin.IsLocal(g.config.Admin), TokenFile: g.config.AdminTokenFile, Hosts: adminHosts(g.config.Admin),
@@ -331,6 +335,9 @@ func (g *Gateway) close() {
 	}
 	if g.store != nil {
 		logged("the token store", g.store.Close())
+	}
+	if g.limits != nil {
+		logged("the limits of the cluster", g.limits.conn.Close())
 	}
 	if g.certificates != nil {
 		logged("the storage of ACME", g.certificates.acme.close())

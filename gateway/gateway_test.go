@@ -20,6 +20,8 @@ import (
 	"gatepost/envoy"
 	"gatepost/envoy/envoytest"
 	"gatepost/gateway"
+	"gatepost/redisconn"
+	"gatepost/tokens/redistest"
 )
 
 // start is startWith with a log of the test's.
@@ -30,9 +32,9 @@ func start(t *testing.T, definitions string) string {
 }
 
 // startWith runs a gateway with an Envoy of its own and the embedded store, in this process, until
-// the test ends. When it is ready, startWith returns the URLs at which clients and operators reach
-// it.
-func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin string) {
+// the test ends, with the changes to its configuration. When it is ready, startWith returns the URLs
+// at which clients and operators reach it.
+func startWith(t *testing.T, definitions string, log slog.Handler, changes ...func(*gateway.Config)) (url, admin string) {
 	t.Helper()
 	listen, dir := envoytest.Addr(t), t.TempDir()
 	file := filepath.Join(dir, "gatepost.yaml")
@@ -42,6 +44,9 @@ func startWith(t *testing.T, definitions string, log slog.Handler) (url, admin s
 	config := gateway.Config{
 		Definitions: file, Listen: netip.MustParseAddrPort(listen), Data: filepath.Join(dir, "data"), Admin: envoytest.Addr(t),
 		Envoy: envoytest.Require(t), Concurrency: 1, Logger: slog.New(log),
+	}
+	for _, change := range changes {
+		change(&config)
 	}
 	g, err := gateway.New(t.Context(), config)
 	if err != nil {
@@ -190,6 +195,48 @@ services:
 	}
 	if n := log.count("level=ERROR"); n != 6 || log.count("a secret") > 0 || log.count("faultyLog") < 6 {
 		t.Errorf("%d errors logged, want 6 with a stack and no secret:\n%s", n, log.text.String())
+	}
+}
+
+// TestGatewaysCountTogether: a request that Redis did not count in time is refused, and then repeated here.
+func TestGatewaysCountTogether(t *testing.T) {
+	options, err := redisconn.ParseURL(redistest.Start(t).URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions := fmt.Sprintf(`services: [{name: items, path: /items, authenticate: false, upstreams: ["%s"],
+  rate_limits: [{requests: 3, per: 24h, by: service, scope: cluster, without_redis: refuse}]}]`, envoytest.Upstream(t).URL())
+	var urls [2]string
+	for i := range urls {
+		urls[i], _ = startWith(t, definitions, slog.NewTextHandler(t.Output(), nil), func(c *gateway.Config) { c.Redis = options })
+	}
+	allowed, limited := 0, [2]bool{}
+	envoytest.Eventually(t, "both gateways to refuse", func() bool {
+		for i, url := range urls {
+			switch got := request(t, http.MethodGet, url+"/items", "", ""); got.Status {
+			case http.StatusOK:
+				allowed++
+			case http.StatusTooManyRequests:
+				limited[i] = true
+			}
+		}
+		return limited[0] && limited[1]
+	})
+	if allowed == 0 || allowed > 3 {
+		t.Errorf("%d requests were allowed, want 3", allowed)
+	}
+}
+
+func TestLimitsOfTheClusterNeedRedis(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "gatepost.yaml")
+	if err := os.WriteFile(file, []byte("rate_limits: [{requests: 1, by: gateway, scope: cluster}]\nservices: []\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := gateway.New(t.Context(), gateway.Config{
+		Definitions: file, Data: t.TempDir(), GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Admin: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler),
+	})
+	if err == nil || !strings.Contains(err.Error(), "give --redis") {
+		t.Errorf("New: %v", err)
 	}
 }
 

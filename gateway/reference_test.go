@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"gatepost/envoy"
+	"gatepost/redisconn"
 )
 
 var update = flag.Bool("update", false, "write docs/reference/metrics.md")
@@ -73,8 +74,25 @@ func TestMetricsPassPromlint(t *testing.T) {
 	}
 }
 
-// registered are the metrics of a whole gateway, by name.
+// registered are the metrics of a whole gateway, by name: with Redis, which is away here, and without.
 func registered(t *testing.T) (all []aMetric) {
+	t.Helper()
+	redis, err := redisconn.ParseURL("redis://127.0.0.1:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, options := range []*redisconn.Options{nil, redis} {
+		for _, one := range registeredWith(t, options) {
+			if !slices.ContainsFunc(all, func(known aMetric) bool { return known.name == one.name }) {
+				all = append(all, one)
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b aMetric) int { return strings.Compare(a.name, b.name) })
+	return all
+}
+
+func registeredWith(t *testing.T, redis *redisconn.Options) (all []aMetric) {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "gatepost.yaml")
@@ -83,7 +101,7 @@ func registered(t *testing.T) (all []aMetric) {
 	}
 	g, err := New(t.Context(), Config{
 		Definitions: file, Data: filepath.Join(dir, "data"), Admin: "127.0.0.1:0", GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0",
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), Redis: redis,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +143,6 @@ func registered(t *testing.T) (all []aMetric) {
 		}
 		all = append(all, one)
 	}
-	slices.SortFunc(all, func(a, b aMetric) int { return strings.Compare(a.name, b.name) })
 	return all
 }
 

@@ -103,8 +103,8 @@ func isShared(ctx context.Context, address string) bool {
 	return true
 }
 
-// newGRPCServer returns the server for Envoy: ext_authz, ADS and gRPC health.
-func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *health.Server, more ...grpc.ServerOption) *grpc.Server {
+// newGRPCServer returns the server for Envoy: ext_authz, ADS, gRPC health and, if limits is not nil, rate limits.
+func newGRPCServer(checker *authz.Server, control *xds.Server, limits *clusterLimits, healthServer *health.Server, more ...grpc.ServerOption) *grpc.Server {
 	options := append(authz.ServerOptions(),
 		grpc.UnaryInterceptor(checker.Interceptor()),
 		// Gatepost's bootstrap makes Envoy ping every 30 s. More frequent pings are rejected.
@@ -115,6 +115,9 @@ func newGRPCServer(checker *authz.Server, control *xds.Server, healthServer *hea
 	server := grpc.NewServer(append(options, more...)...)
 	checker.Register(server)
 	control.Register(server)
+	if limits != nil {
+		limits.Register(server)
+	}
 	healthv1.RegisterHealthServer(server, healthServer)
 	return server
 }

@@ -58,6 +58,9 @@ type Options struct {
 	// Logs is where Envoy sends the access log, if the definitions send it to a collector. If it is nil, such
 	// definitions are an error.
 	Logs *tracing.Settings
+	// ClusterLimits is whether Gatepost counts requests for all gateways together. Otherwise, rate limits with
+	// scope: cluster are an error, [ErrNoClusterLimits].
+	ClusterLimits bool
 	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
 	// 503.
 	Withheld []string
@@ -65,6 +68,10 @@ type Options struct {
 	// for TLS.
 	Certificates []Certificate
 }
+
+// ErrNoClusterLimits is the error for rate limits of the cluster if Gatepost does not count them.
+var ErrNoClusterLimits = errors.New("rate_limits with scope: cluster need Redis, where gateways count together: " +
+	"give --redis, or remove scope")
 
 // ListenAddress returns the address on which an Envoy with these options accepts requests.
 func (o Options) ListenAddress(gw *definitions.Gateway) netip.AddrPort {

@@ -42,17 +42,27 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
 		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(https)})))
-	if len(b.gw.RateLimits) > 0 {
+	if hasLimits(b.gw.RateLimits, false) {
 		all = append(all, httpFilter(filterGatewayLimits, b.gatewayLimits()))
 	}
+	if hasLimits(b.gw.RateLimits, true) {
+		all = append(all, httpFilter(filterGatewayClusterLimits, b.clusterLimiter("gateway", b.gw.RateLimits)))
+	}
 	all = append(all, httpFilter(filterLimits, b.noLimits(0)))
+	if b.opts.ClusterLimits {
+		all = append(all, httpFilter(filterClusterLimits, b.noClusterLimits()))
+	}
 	if b.hasModule() {
 		all = append(all, b.module())
 	}
-	return append(all,
+	all = append(all,
 		httpFilter(filterAuthz, b.pack(b.extAuthz())),
 		httpFilter(filterOwnToken, b.ownTokenFilter()),
-		httpFilter(filterUserLimits, b.noLimits(1)),
+		httpFilter(filterUserLimits, b.noLimits(1)))
+	if b.opts.ClusterLimits {
+		all = append(all, httpFilter(filterClusterUserLimits, b.noClusterLimits()))
+	}
+	return append(all,
 		// Without x-envoy-* headers, which would contain the path before the rewrite and the upstream's duration.
 		httpFilter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true})))
 }

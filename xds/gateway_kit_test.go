@@ -15,6 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 
+	"gatepost/codec"
 	"gatepost/envoy/envoytest"
 )
 
@@ -29,14 +30,18 @@ type checker struct {
 	reply func(*authv3.AttributeContext) *authv3.CheckResponse
 }
 
-func startChecker(t testing.TB) *checker {
+// startChecker starts the server, with the other services that register adds.
+func startChecker(t testing.TB, register ...func(*grpc.Server)) *checker {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &checker{addr: l.Addr().String(), server: grpc.NewServer(), reply: allow}
+	c := &checker{addr: l.Addr().String(), server: grpc.NewServer(grpc.ForceServerCodecV2(codec.New())), reply: allow}
 	authv3.RegisterAuthorizationServer(c.server, c)
+	for _, add := range register {
+		add(c.server)
+	}
 	served := make(chan error, 1)
 	go func() { served <- c.server.Serve(l) }()
 	t.Cleanup(func() { c.server.Stop(); <-served })
@@ -130,11 +135,16 @@ func (l *lines) await(t testing.TB, n int) (all []string) {
 // startGateway fills LISTEN, SECURED and PUBLIC into the definitions and starts Envoy with them.
 func startGateway(t testing.TB, text string) *gateway {
 	t.Helper()
+	return startGatewayWith(t, text, testOptions)
+}
+
+func startGatewayWith(t testing.TB, text string, options Options, register ...func(*grpc.Server)) *gateway {
+	t.Helper()
 	envoytest.Require(t)
-	g := &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
+	g := &gateway{checker: startChecker(t, register...), t: t, addr: envoytest.Addr(t),
 		tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)}
 	text = strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(text)
-	snapshot := build(t, text)
+	snapshot := buildWith(t, text, options)
 	envoytest.Start(t, envoytest.Options{
 		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(snapshot), Listen: []string{g.addr}, AccessLog: &g.log,
 	})

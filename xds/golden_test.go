@@ -52,6 +52,7 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 					{Name: "shop.pem", ServerNames: []string{"shop.example", "*.shop.example"}}, {Name: "other.pem", Default: true},
 				}
 			}
+			options.ClusterLimits = strings.HasPrefix(filepath.Base(file), "cluster")
 			snapshot := buildWith(t, string(in.Data), options)
 			got := append([]txtar.File{in}, render(t, snapshot, base, filepath.Base(file) == baseline)...)
 			if *update {

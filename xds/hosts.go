@@ -184,6 +184,11 @@ func (s *scopes) virtualHost(scope string, host *hostRoutes, guarded bool) *rout
 		}
 		routes = append(own, routes...)
 		vhost.TypedPerFilterConfig = map[string]*anypb.Any{filterScope: s.found(), filterLimits: s.found(), filterUserLimits: s.found()}
+		if b.opts.ClusterLimits {
+			for _, filter := range clusterLimitFilters {
+				vhost.TypedPerFilterConfig[filter] = s.found()
+			}
+		}
 		// An upstream's own CORS headers are removed. The CORS filter sets them afterwards, and the listener those of Envoy's
 		// own responses.
 		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}

@@ -154,7 +154,7 @@ func (b *builder) redirectManager() *hcmv3.HttpConnectionManager {
 	}
 	toHTTPS := reply{status: 404, as: 308, text: "Use HTTPS."}
 	location := setHeader("location", "https://%REQ(:AUTHORITY)%"+port+"%REQ(:PATH)%")
-	manager.LocalReplyConfig = localReplies(b.gw)
+	manager.LocalReplyConfig = b.localReplies()
 	manager.LocalReplyConfig.Mappers = append([]*hcmv3.ResponseMapper{toHTTPS.mapper(nil, []*corev3.HeaderValueOption{location})},
 		manager.GetLocalReplyConfig().GetMappers()...)
 	return manager

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/definitions"
+	"gatepost/ratelimit"
 )
 
 // Rate limits are counted by two filters of the listener: before ext_authz, so that requests without a token count too,
@@ -81,14 +83,14 @@ func isLimited(route *routev3.Route, stage uint32) bool {
 	return false
 }
 
-// isLimitedScope reports whether a service has limits.
+// isLimitedScope reports whether a service has limits that are counted in Envoy.
 func isLimitedScope(services []*service) bool {
-	for _, s := range services {
-		if len(s.def.RateLimits) > 0 {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(services, func(s *service) bool { return hasLimits(s.def.RateLimits, false) })
+}
+
+// hasLimits reports whether there are limits of the cluster, or others.
+func hasLimits(limits []definitions.RateLimit, cluster bool) bool {
+	return slices.ContainsFunc(limits, func(l definitions.RateLimit) bool { return l.Cluster == cluster })
 }
 
 // unlimited is a bucket that is never empty. Envoy requires one for requests that no limit counts.
@@ -99,7 +101,7 @@ func (b *builder) buckets(stage uint32, services []*service) *anypb.Any {
 	var all []*ratelimitv3.LocalRateLimitDescriptor
 	for _, s := range services {
 		for i, l := range s.def.RateLimits {
-			if stageOf(l) == stage {
+			if !l.Cluster && stageOf(l) == stage {
 				all = append(all, buckets(limitName(s.def.Name, i), l)...)
 			}
 		}
@@ -132,6 +134,9 @@ const filterGatewayLimits = "gateway_limits"
 func (b *builder) gatewayLimits() *anypb.Any {
 	config := limiter(0, nil)
 	for i, l := range b.gw.RateLimits {
+		if l.Cluster {
+			continue
+		}
 		name := limitName("gateway", i)
 		config.Descriptors = append(config.Descriptors, buckets(name, l)...)
 		config.RateLimits = append(config.RateLimits, b.countedBy(name, l)...)
@@ -143,7 +148,7 @@ func (b *builder) gatewayLimits() *anypb.Any {
 }
 
 // limitKey is the key of the entry that names the limit.
-const limitKey = "limit"
+const limitKey = ratelimit.KeyLimit
 
 // limitName names a limit within its scope.
 func limitName(of string, i int) string { return of + " " + strconv.Itoa(i) }
@@ -183,7 +188,9 @@ func buckets(name string, l definitions.RateLimit) (out []*ratelimitv3.LocalRate
 // rateLimits name the buckets that count the requests of a service's routes.
 func (b *builder) rateLimits(s *service) (out []*routev3.RateLimit) {
 	for i, l := range s.def.RateLimits {
-		out = append(out, b.countedBy(limitName(s.def.Name, i), l)...)
+		if !l.Cluster {
+			out = append(out, b.countedBy(limitName(s.def.Name, i), l)...)
+		}
 	}
 	return out
 }

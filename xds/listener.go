@@ -79,7 +79,7 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		StatPrefix:       "gatepost",
 		RouteSpecifier:   scopedRoutes(),
 		HttpFilters:      b.httpFilters(false),
-		LocalReplyConfig: localReplies(b.gw),
+		LocalReplyConfig: b.localReplies(),
 
 		AccessLog:                    b.accessLog(),
 		AlwaysSetRequestIdInResponse: b.logs(), // so that a client can name the line

@@ -41,6 +41,8 @@ var replies = append(redirectReplies(), []reply{
 	{status: 405, text: convention.TextMethodNotAllowed},
 	// By ext_authz: Gatepost did not answer, or its store did not. It is not a "no".
 	{status: 503, flag: "UAEX", text: "The gateway cannot tell at the moment whether this request may pass. Please try again.", retry: true},
+	// By a rate limit of the cluster that cannot be counted. The client may be within it.
+	{status: 503, flag: flagNotCounted, text: "The gateway cannot tell at the moment whether this request may pass. Please try again.", retry: true},
 	// By the route to the token handler, which is away with the rest of Gatepost. (A service of which a path on the
 	// upstream begins like this is told to try again too.)
 	{status: 503, path: convention.PathLogin, text: "The service cannot be reached at the moment.", retry: true},
@@ -67,15 +69,19 @@ var replies = append(redirectReplies(), []reply{
 	{status: 501, text: "The gateway does not support a part of the request."},
 }...)
 
+// flagNotCounted is the flag of a response of a limit of the cluster that could not count the request.
+const flagNotCounted = "RLSE"
+
 const tooLargeHeaders = "The headers of the request are too large."
 
 // localReplies gives Envoy's own answers a JSON body, so that no route has to. Where origins are listed, one for
 // which an origin was sent that is on the list is told apart: a page of another origin is not to read it. Some of
 // these answers are made before any filter has seen the request, so that the CORS filter is of no help.
-func localReplies(gw *definitions.Gateway) *hcmv3.LocalReplyConfig {
+func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
+	gw := b.gw
 	config := &hcmv3.LocalReplyConfig{}
 	for _, r := range replies {
-		if r.status == StatusNoCertificate && (gw.TLS == nil || gw.TLS.ClientCertificates == nil) {
+		if r.status == StatusNoCertificate && (gw.TLS == nil || gw.TLS.ClientCertificates == nil) || r.flag == flagNotCounted && !b.opts.ClusterLimits {
 			continue // no route has it
 		}
 		if r.text == "" && !r.own {

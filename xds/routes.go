@@ -2,6 +2,7 @@ package xds
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -49,6 +50,8 @@ type endpointGroup struct {
 	maintenance *definitions.Maintenance
 	// requestHeaders are changes for the upstreams, responseHeaders changes of every response.
 	requestHeaders, responseHeaders definitions.Headers
+	// limits are the settings of the routes for filters of limits. :: filter → setting
+	limits map[string]*anypb.Any
 	// keepsToken is whether the upstream receives a token of this gateway in Authorization.
 	keepsToken bool
 	// trailers is whether the upstream would receive trailers of requests.
@@ -77,6 +80,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s.responseHeaders, false))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
+	maps.Copy(perFilter, s.limits)
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
 	}

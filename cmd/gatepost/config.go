@@ -33,7 +33,7 @@ func configDumpCommand(s *settings) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			snapshot, err := xds.Build(d.Gateway, s.xdsOptions())
+			snapshot, err := xds.Build(d.Gateway, s.xdsOptions(d))
 			if err != nil {
 				return err
 			}

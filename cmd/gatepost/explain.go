@@ -88,7 +88,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	if err != nil {
 		return nil, err
 	}
-	options := s.xdsOptions()
+	options := s.xdsOptions(d)
 	options.Certificates = certificatesOf(d, running)
 	if running != nil { // otherwise the version would differ, because it covers the paths of the module's files
 		options.Module = xds.Module{Library: running.Status.GetModule().GetLibrary(), Table: running.Status.GetModule().GetTable()}

@@ -77,7 +77,7 @@ func (r *running) serves(t *testing.T, text string, withheld ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := (&settings{caFile: xds.DefaultCAFile}).xdsOptions()
+	options := (&settings{caFile: xds.DefaultCAFile}).xdsOptions(d)
 	options.Withheld = withheld
 	snapshot, err := xds.Build(d.Gateway, options)
 	if err != nil {

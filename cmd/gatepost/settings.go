@@ -159,10 +159,12 @@ func (s *settings) redisOptions() (*redisconn.Options, error) {
 
 // xdsOptions returns the options with which a gateway with these settings builds Envoy's
 // configuration. The environment of that gateway is not known, so a collector with an example's
-// name takes the place of the one that may be set there.
-func (s *settings) xdsOptions() xds.Options {
+// name takes the place of the one that may be set there. If the definitions need Redis, it has one.
+func (s *settings) xdsOptions(d *definitions.Definitions) xds.Options {
 	example := &tracing.Settings{Host: "otel-collector", Port: tracing.DefaultPort, Service: tracing.DefaultService}
-	return gateway.Config{CAFile: s.caFile, Listen: s.listenAddr, Logs: example}.XDSOptions()
+	options := gateway.Config{CAFile: s.caFile, Listen: s.listenAddr, Logs: example}.XDSOptions()
+	options.ClusterLimits = s.redis != "" || d.Gateway.HasClusterLimits()
+	return options
 }
 
 // startLog returns the logger for these settings, and the queue through which it writes to out. The

@@ -73,7 +73,7 @@ func (s *settings) envoysVerdict(ctx context.Context, noEnvoy bool) (func(*defin
 		}
 	}
 	return func(d *definitions.Definitions) definitions.Verdict {
-		options := s.xdsOptions()
+		options := s.xdsOptions(d)
 		options.Certificates = gateway.Certificates(d)
 		snapshot, err := xds.Build(d.Gateway, options)
 		if err != nil {

@@ -1398,7 +1398,8 @@ type Service struct {
 	// of an attacker (BREACH). Default: false.
 	Compression bool `protobuf:"varint,22,opt,name=compression,proto3" json:"compression,omitempty"`
 	// Limits of the number of requests. A request above one of them gets 429. Preflights are not counted. Each gateway
-	// counts by itself. A change of the service, or of another with the same first segment of the path, starts anew.
+	// counts by itself, unless `scope` is `cluster`. A change of the service, or of another with the same first segment of
+	// the path, then starts anew.
 	RateLimits []*RateLimit `protobuf:"bytes,25,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// Changes of the headers of every response of the service, also of errors that the gateway answers for it.
 	ResponseHeaders *Headers `protobuf:"bytes,23,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
@@ -2272,7 +2273,12 @@ type RateLimit struct {
 	// gateway. Instead of `by`, there can be a `header`.
 	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
 	// The request header by whose values requests are counted. Those without it are counted as one value.
-	Header        string `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
+	Header string `protobuf:"bytes,5,opt,name=header,proto3" json:"header,omitempty"`
+	// What the limit holds for. `gateway`: each gateway counts by itself. `cluster`: all gateways on one Redis count
+	// together, which costs each request a call of Gatepost and one of Redis.
+	Scope string `protobuf:"bytes,6,opt,name=scope,proto3" json:"scope,omitempty"`
+	// What becomes of requests while Gatepost or Redis is away, with `scope: cluster`: `allow`, or `refuse` with 503.
+	WithoutRedis  string `protobuf:"bytes,7,opt,name=without_redis,json=withoutRedis,proto3" json:"without_redis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2338,6 +2344,20 @@ func (x *RateLimit) GetBy() string {
 func (x *RateLimit) GetHeader() string {
 	if x != nil {
 		return x.Header
+	}
+	return ""
+}
+
+func (x *RateLimit) GetScope() string {
+	if x != nil {
+		return x.Scope
+	}
+	return ""
+}
+
+func (x *RateLimit) GetWithoutRedis() string {
+	if x != nil {
+		return x.WithoutRedis
 	}
 	return ""
 }
@@ -2554,14 +2574,16 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\b_percent\"\x85\x01\n" +
 	"\bAffinity\x126\n" +
 	"\x02by\x18\x01 \x01(\tB&\xbaH#r!R\x00R\x06cookieR\aaddressR\x04userR\x06headerR\x02by\x12A\n" +
-	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06header\"\xef\x01\n" +
+	"\x06header\x18\x02 \x01(\tB)\xbaH&r$2\"^([A-Za-z0-9!#$&'+.^`|~-]{1,64})?$R\x06header\"\xdd\x02\n" +
 	"\tRateLimit\x12'\n" +
 	"\brequests\x18\x01 \x01(\rB\v\xbaH\b*\x06\x18\xc0\x84=(\x01R\brequests\x12=\n" +
 	"\x03per\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03per\x12\x1f\n" +
 	"\x05burst\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x05burst\x128\n" +
 	"\x02by\x18\x04 \x01(\tB(\xbaH%r#R\x00R\aserviceR\aaddressR\x04userR\agatewayR\x02by\x12\x1f\n" +
-	"\x06header\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06headerB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\x06header\x18\x05 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06header\x12/\n" +
+	"\x05scope\x18\x06 \x01(\tB\x19\xbaH\x16r\x14R\x00R\agatewayR\aclusterR\x05scope\x12;\n" +
+	"\rwithout_redis\x18\a \x01(\tB\x16\xbaH\x13r\x11R\x00R\x05allowR\x06refuseR\fwithoutRedisB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_definitions_proto_rawDescOnce sync.Once

@@ -1,0 +1,170 @@
+// Package ratelimit decides whether a request is above a limit that all gateways count together.
+//
+// Envoy asks once for each request to a service with such limits (RateLimitService over gRPC). The request names the
+// limits, and a client for each, so this package knows no definitions. They are counted in Redis, by one script.
+//
+// Redis can be away. Then the request is allowed or refused, as its limits say, and Redis is not asked again for
+// a second, so an outage does not delay every request.
+package ratelimit
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// defaultTimeout is how long a request waits for Redis.
+	defaultTimeout = 50 * time.Millisecond
+	// pause is how long Redis is not asked after a failure.
+	pause = time.Second
+)
+
+// Config is what a Server needs.
+type Config struct {
+	// Client is the Redis that all gateways share. Required.
+	Client redis.Scripter
+	// Timeout is how long a request waits for Redis. Zero: 50 ms.
+	Timeout time.Duration
+	// Logger gets a line if Redis goes away, and one if it is back. Nil: [slog.Default].
+	Logger *slog.Logger
+	// Registerer takes the metrics. Nil: they are counted but not exported.
+	Registerer prometheus.Registerer
+	// Now is the clock of the pause after a failure. Requests are counted by that of Redis. Nil: [time.Now].
+	Now func() time.Time
+}
+
+// Server answers Envoy's questions. Its methods are safe for concurrent use.
+type Server struct {
+	config    Config
+	decisions *prometheus.CounterVec
+	durations prometheus.Histogram
+	// awayUntil is until when Redis is not asked, in Unix nanoseconds. 0: it answers.
+	awayUntil atomic.Int64
+}
+
+// New returns a server. It fails if a metric of one of its names is already registered.
+func New(c Config) (*Server, error) {
+	if c.Client == nil {
+		return nil, errors.New("ratelimit: no Client")
+	}
+	if c.Timeout <= 0 {
+		c.Timeout = defaultTimeout
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	s := &Server{
+		config: c,
+		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gatepost_cluster_limit_decisions_total",
+			Help: "Requests to what has a rate limit with scope: cluster, by decision (allow, deny) and reason (within, above, no_redis).",
+		}, []string{"decision", "reason"}),
+		durations: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "gatepost_cluster_limit_duration_seconds",
+			Help:    "Seconds that Redis took to count a request for the rate limits with scope: cluster.",
+			Buckets: []float64{1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .025, .05},
+		}),
+	}
+	if c.Registerer != nil {
+		if err := errors.Join(c.Registerer.Register(s.decisions), c.Registerer.Register(s.durations)); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Register registers the server with g, whose codec must be that of package codec.
+func (s *Server) Register(g *grpc.Server) {
+	desc := ratelimitv3.RateLimitService_ServiceDesc // for its name and its file, which reflection shows
+	desc.HandlerType = (*any)(nil)
+	desc.Methods = []grpc.MethodDesc{{MethodName: "ShouldRateLimit", Handler: handle}}
+	g.RegisterService(&desc, s)
+}
+
+// handle is a grpc.MethodHandler.
+func handle(srv any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+	q := new(Request)
+	if err := decode(q); err != nil {
+		return nil, err
+	}
+	answer := func(ctx context.Context, _ any) (any, error) { return srv.(*Server).Decide(ctx, q) }
+	if intercept == nil {
+		return answer(ctx, q)
+	}
+	return intercept(ctx, q, &grpc.UnaryServerInfo{Server: srv, FullMethod: ratelimitv3.RateLimitService_ShouldRateLimit_FullMethodName}, answer)
+}
+
+// Decide answers one question. It returns an error for a request that is refused because it cannot be counted: Envoy
+// then answers 503, since the client may be within its limit.
+func (s *Server) Decide(ctx context.Context, q *Request) (*ratelimitv3.RateLimitResponse, error) {
+	v, counted := s.count(ctx, q.counters)
+	switch {
+	case counted && v.allowed:
+		s.decisions.WithLabelValues("allow", "within").Inc()
+		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK, ResponseHeadersToAdd: v.headers()}, nil
+	case counted:
+		s.decisions.WithLabelValues("deny", "above").Inc()
+		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OVER_LIMIT, ResponseHeadersToAdd: v.headers()}, nil
+	case q.refuses():
+		s.decisions.WithLabelValues("deny", "no_redis").Inc()
+		return nil, status.Error(codes.Unavailable, "the request cannot be counted")
+	}
+	s.decisions.WithLabelValues("allow", "no_redis").Inc()
+	return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK}, nil
+}
+
+// count counts a request. If Redis does not, counted is false.
+func (s *Server) count(ctx context.Context, counters []counter) (v verdict, counted bool) {
+	start := s.config.Now()
+	away := s.awayUntil.Load()
+	if away > start.UnixNano() {
+		return verdict{}, false
+	}
+	// The caller may go away. That is no failure of Redis.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
+	defer cancel()
+	v, err := count(ctx, s.config.Client, counters)
+	if err != nil {
+		if s.awayUntil.Swap(start.Add(pause).UnixNano()) == 0 {
+			s.config.Logger.LogAttrs(ctx, slog.LevelWarn, "requests cannot be counted for rate limits of the cluster; "+
+				"they are allowed or refused, as the limits say", slog.Any("error", err))
+		}
+		return verdict{}, false
+	}
+	s.durations.Observe(s.config.Now().Sub(start).Seconds())
+	if away != 0 && s.awayUntil.CompareAndSwap(away, 0) {
+		s.config.Logger.LogAttrs(ctx, slog.LevelInfo, "requests are counted for rate limits of the cluster again")
+	}
+	return v, true
+}
+
+// headers are those of the response to the client, as Envoy's own limits set them.
+func (v verdict) headers() []*corev3.HeaderValue {
+	header := func(name string, value int) *corev3.HeaderValue {
+		return &corev3.HeaderValue{Key: name, Value: strconv.Itoa(value)}
+	}
+	reset := int(math.Ceil(v.wait.Seconds()))
+	out := []*corev3.HeaderValue{
+		header("x-ratelimit-limit", v.limit), header("x-ratelimit-remaining", v.remaining), header("x-ratelimit-reset", reset),
+	}
+	if !v.allowed {
+		out = append(out, header("retry-after", max(reset, 1)))
+	}
+	return out
+}

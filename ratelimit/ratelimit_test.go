@@ -1,0 +1,171 @@
+package ratelimit
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"maps"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/service/ratelimit/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/redis/go-redis/v9"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"gatepost/codec"
+	"gatepost/tokens/redistest"
+)
+
+// kit is a server with a Redis, a log and a clock of its own.
+type kit struct {
+	*Server
+	redis *redistest.Server
+	log   bytes.Buffer
+	now   atomic.Int64
+}
+
+func start(t *testing.T, timeout time.Duration) *kit {
+	t.Helper()
+	k := &kit{redis: redistest.Start(t)}
+	var err error
+	k.Server, err = New(Config{
+		Client: open(t, k.redis.URL()), Timeout: timeout, Logger: slog.New(slog.NewTextHandler(&k.log, nil)),
+		Registerer: prometheus.NewPedanticRegistry(), Now: func() time.Time { return time.Unix(k.now.Load(), 0) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// asks returns the code of the answer to a request, or that of the error.
+func (k *kit) asks(t *testing.T, q *Request) string {
+	t.Helper()
+	r, err := k.Decide(t.Context(), q)
+	if err != nil {
+		return status.Code(err).String()
+	}
+	return r.GetOverallCode().String()
+}
+
+func TestAnswerHasTheHeadersOfEnvoysOwnLimits(t *testing.T) {
+	k := start(t, time.Minute)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer(grpc.ForceServerCodecV2(codec.New()))
+	k.Register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	t.Cleanup(func() { server.Stop(); <-served })
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	q := asking("service a", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service"})
+	for i, want := range []map[string]string{
+		{"x-ratelimit-limit": "2", "x-ratelimit-remaining": "1", "x-ratelimit-reset": "0"},
+		{"x-ratelimit-limit": "2", "x-ratelimit-remaining": "0"},
+		{"x-ratelimit-limit": "2", "x-ratelimit-remaining": "0"},
+	} {
+		r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, h := range r.GetResponseHeadersToAdd() {
+			got[h.GetKey()] = h.GetValue()
+		}
+		above := r.GetOverallCode() == ratelimitv3.RateLimitResponse_OVER_LIMIT
+		if i > 0 { // the day begins with the first request
+			for _, name := range []string{"x-ratelimit-reset", "retry-after"} {
+				if (len(got[name]) == len("86400")) != (above || name == "x-ratelimit-reset") {
+					t.Errorf("request %d: %s is %q", i, name, got[name])
+				}
+				delete(got, name)
+			}
+		}
+		if above != (i == 2) || !maps.Equal(got, want) {
+			t.Errorf("request %d: %v with %v", i, r.GetOverallCode(), got)
+		}
+	}
+	if r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), new(ratelimitv3.RateLimitRequest)); err == nil {
+		t.Errorf("a request without descriptors: %v", r)
+	}
+}
+
+// TestWithoutRedis: the limit says what becomes of a request. Redis is not asked again before a second is over.
+func TestWithoutRedis(t *testing.T) {
+	k := start(t, time.Minute)
+	refusing := ten
+	refusing.Refuse = true
+	open, closed := read(t, asking("a", ten)), read(t, asking("a", ten), asking("a", refusing, "value", "x"))
+	if got := k.asks(t, closed); got != "OK" {
+		t.Fatalf("with Redis: %s", got)
+	}
+	k.redis.Kill()
+	for range 3 {
+		if got := k.asks(t, open) + " " + k.asks(t, closed); got != "OK Unavailable" {
+			t.Errorf("without Redis: %s", got)
+		}
+	}
+	k.redis.Restart()
+	if got := k.asks(t, closed); got != "Unavailable" {
+		t.Errorf("before a second is over: %s", got)
+	}
+	k.now.Add(1)
+	if got := k.asks(t, closed); got != "OK" {
+		t.Errorf("after it: %s", got)
+	}
+	if log := k.log.String(); strings.Count(log, "level=WARN") != 1 || strings.Count(log, "level=INFO") != 1 {
+		t.Errorf("the log must have one line for each change:\n%s", log)
+	}
+	for decision, want := range map[[2]string]float64{{"allow", "within"}: 2, {"allow", "no_redis"}: 3, {"deny", "no_redis"}: 4, {"deny", "above"}: 0} {
+		if got := testutil.ToFloat64(k.decisions.WithLabelValues(decision[:]...)); got != want {
+			t.Errorf("%v: %v, want %v", decision, got, want)
+		}
+	}
+}
+
+// TestARedisThatHangsIsNotWaitedFor, and a caller that goes away is no failure of Redis.
+func TestARedisThatHangsIsNotWaitedFor(t *testing.T) {
+	k := start(t, time.Minute)
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	q := read(t, asking("a", ten))
+	if r, err := k.Decide(gone, q); err != nil || len(r.GetResponseHeadersToAdd()) == 0 {
+		t.Errorf("a caller that is gone: %v, %v", r, err)
+	}
+	k.config.Timeout = time.Millisecond
+	k.redis.Freeze()
+	defer k.redis.Thaw()
+	if got := k.asks(t, q); got != "OK" {
+		t.Errorf("a frozen Redis: %s", got)
+	}
+	if k.awayUntil.Load() == 0 {
+		t.Error("Redis counts as there")
+	}
+}
+
+func TestNewWithoutRedisIsAnError(t *testing.T) {
+	if _, err := New(Config{}); err == nil {
+		t.Error("no error")
+	}
+	registry := prometheus.NewRegistry()
+	client := redis.NewClient(&redis.Options{})
+	defer client.Close()
+	for i := range 2 {
+		if _, err := New(Config{Client: client, Registerer: registry}); (err != nil) != (i == 1) {
+			t.Errorf("server %d: %v", i, err)
+		}
+	}
+}
