@@ -61,8 +61,8 @@ fuzz: ## each fuzz target for FUZZTIME (default 60s); make test runs their seeds
 soak: tools ## the checker of the tokens for ten minutes under faults, and ten minutes of load in the same memory
 	GATEPOST_SOAK=10m go test -v -timeout 60m -run '^(TestRevokedMeansRefused.*|TestMemoryStaysFlat)$$' ./e2e/...
 
-bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some)
-	go run -C bench . $(if $(ONLY),-only $(ONLY))
+bench: tools ## the figures of bench/RESULTS.md, beside the peers (ONLY=G1,G3 for some, without writing them)
+	go run -C bench . $(if $(ONLY),-only $(ONLY),-results RESULTS.md -docs ..)
 
 release: ## binaries, archives, packages, SBOMs and checksums for linux/amd64 and arm64, into dist/
 	@tools/release

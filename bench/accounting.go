@@ -197,24 +197,36 @@ func (m machineTime) foreign(before machineTime, ours time.Duration) float64 {
 	return max(0, float64(others+m.stolen-before.stolen)/float64(all))
 }
 
-// residentKiB returns the resident memory of a process and its anonymous part, in KiB.
-func residentKiB(pid int) (resident, anonymous int, err error) {
+// resident is the resident memory of a process in KiB: all of it, its own, and what it shares by shared memory. The
+// rest are pages of files, such as the program's.
+type resident struct{ all, own, shared int }
+
+// readResident reads the memory of a process (proc_pid_status(5)).
+func readResident(pid int) (resident, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading the memory of process %d: %w", pid, err)
+		return resident{}, fmt.Errorf("reading the memory of process %d: %w", pid, err)
 	}
+	var r resident
 	for line := range strings.Lines(string(content)) {
 		name, rest, _ := strings.Cut(line, ":")
 		value, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
 		switch name {
 		case "VmRSS":
-			resident = value
+			r.all = value
 		case "RssAnon":
-			anonymous = value
+			r.own = value
+		case "RssShmem":
+			r.shared = value
 		}
 	}
-	if resident == 0 {
-		return 0, 0, fmt.Errorf("reading the memory of process %d: no value found", pid)
+	if r.all == 0 {
+		return resident{}, fmt.Errorf("reading the memory of process %d: no value found", pid)
 	}
-	return resident, anonymous, nil
+	return r, nil
+}
+
+func (r resident) String() string {
+	mib := func(kib int) float64 { return float64(kib) / 1024 }
+	return fmt.Sprintf("%.1f MiB (own %.1f, shared with Envoy %.1f, pages of files %.1f)", mib(r.all), mib(r.own), mib(r.shared), mib(r.all-r.own-r.shared))
 }

@@ -55,6 +55,23 @@ func TestCPUTimeOfChildrenIsMeasured(t *testing.T) {
 	}
 }
 
+func TestAccountsOfThisProcess(t *testing.T) {
+	before, err := cpuClock(os.Getpid())
+	for after := before; err == nil && after < before+20*time.Millisecond; {
+		after, err = cpuClock(os.Getpid()) // is work itself
+	}
+	if own := ownCPU(); err != nil || own < before+10*time.Millisecond {
+		t.Errorf("the CPU clock began at %v, %v; the account has %v", before, err, own)
+	}
+	memory, err := readResident(os.Getpid())
+	if err != nil || memory.own == 0 || memory.own+memory.shared >= memory.all {
+		t.Errorf("resident: %v, %v", memory, err)
+	}
+	if _, err := readResident(-1); err == nil {
+		t.Error("the memory of no process is read")
+	}
+}
+
 func TestForeignLoadIsSeparated(t *testing.T) {
 	at := func(user, idle, steal int64) machineTime {
 		return machineTime{busy: time.Duration(user) * tick, stolen: time.Duration(steal) * tick, all: time.Duration(user+idle+steal) * tick}
@@ -203,6 +220,37 @@ func TestUsageErrors(t *testing.T) {
 		var said bytes.Buffer
 		if code := bench(t.Context(), args, &said, &said); code != exitUsage || said.Len() == 0 {
 			t.Errorf("%v: exit code %d, said %q", args, code, &said)
+		}
+	}
+}
+
+// The figures in the documentation are those of RESULTS.md.
+func TestDocumentationHasTheFiguresOfTheResults(t *testing.T) {
+	results, err := os.ReadFile("RESULTS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, generate := range generated {
+		text, err := os.ReadFile(filepath.Join("..", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := replaceGenerated(text, results, generate)
+		if err != nil || !bytes.Equal(text, want) {
+			t.Errorf("%s differs from bench/RESULTS.md (make bench writes both): %v", name, err)
+		}
+	}
+}
+
+func TestDocumentationOfPartOfTheGoalsIsRefused(t *testing.T) {
+	r := &result{Rounds: 1, Findings: []finding{{Goal: "G9", What: whatLast, Bound: atLeast(0.95), Value: 1.08}}}
+	if _, err := speedTable(r.markdown()); err == nil || !strings.Contains(err.Error(), whatAccepted) {
+		t.Errorf("got %v", err)
+	}
+	table, err := goalsTable(r.markdown())
+	for _, want := range []string{"| G9 | " + whatLast + " | 1.08 | ≥ 0.95 | reached |\n", doubtMark + "1 rounds only"} {
+		if err != nil || !strings.Contains(table, want) {
+			t.Errorf("want %q, got %v\n%s", want, err, table)
 		}
 	}
 }

@@ -85,8 +85,8 @@ func costGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, erro
 	traces, err := l.tracingGoal(ctx)
 	return []finding{
 		cost("Envoy's instructions for a warm check, service with a host ÷ without", countHost, countWarm, 1.02),
-		cost("… service with a rate limit by address ÷ without, in a gateway without limits", countLimited, countWarm, 1.03),
-		cost("… service with a health check ÷ without", countHealth, countWarm, 1.01),
+		cost("… with a rate limit by address ÷ without, in a gateway without limits", countLimited, countWarm, 1.03),
+		cost("… with a health check ÷ without", countHealth, countWarm, 1.01),
 		traces,
 	}, err
 }
@@ -116,9 +116,12 @@ func (l *lab) everythingCounted(ctx context.Context) ([]counted, error) {
 		paths             []string // of the requests
 		counted           []string // their names
 	}{
-		{"counted", definitions(""), nil, []string{"/items/5", "/orders/5", "/checked/5"}, []string{countPublic, countWarm, countHealth}},
-		{"counted-host", definitions("  - {name: hosted, path: /hosted" + secured + ", hosts: [shop.example]}\n"), nil, []string{"/hosted/5"}, []string{countHost}},
-		{"counted-limits", definitions("  - {name: limited, path: /limited" + secured + ", rate_limits: [{requests: 1000000, by: address}]}\n"), nil,
+		{"counted", definitions(""), nil,
+			[]string{"/items/5", "/orders/5", "/checked/5"}, []string{countPublic, countWarm, countHealth}},
+		{"counted-host", definitions("  - {name: hosted, path: /hosted" + secured + ", hosts: [shop.example]}\n"), nil,
+			[]string{"/hosted/5"}, []string{countHost}},
+		{"counted-limits", definitions("  - {name: limited, path: /limited" + secured +
+			", rate_limits: [{requests: 1000000, by: address}]}\n"), nil,
 			[]string{"/orders/5", "/limited/5"}, []string{countUnlimited, countLimited}},
 		{"counted-log", definitions("access_log: {format: ecs}\n"), nil, []string{"/orders/5"}, []string{countLogged}},
 		{"counted-asking", definitions(""), []string{"--module", "off"}, []string{"/orders/5"}, []string{countAsking}},
@@ -135,12 +138,14 @@ func (l *lab) everythingCounted(ctx context.Context) ([]counted, error) {
 		if err != nil {
 			return nil, err
 		}
-		v := visit{address: started.address, path: "/orders/5", tokens: []string{"Bearer " + token}, user: "user-0", who: "/orders/who"}
+		v := visit{address: started.address, path: "/orders/5", tokens: []string{"Bearer " + token},
+			user: "user-0", who: "/orders/who"}
 		if err := v.check(ctx); err != nil {
 			return nil, err
 		}
 		for i, path := range g.paths {
-			all = append(all, counted{g.counted[i], of, visits(started.url()+path, "Host: shop.example", "Authorization: Bearer "+token)})
+			all = append(all, counted{g.counted[i], of,
+				visits(started.url()+path, "Host: shop.example", "Authorization: Bearer "+token)})
 		}
 	}
 	port, err := freePort()
@@ -157,7 +162,10 @@ func (l *lab) everythingCounted(ctx context.Context) ([]counted, error) {
 	for _, bare := range []struct {
 		counted, name string
 		authz         map[string]any
-	}{{countAlwaysOK, "counted-bare-asking", map[string]any{"GRPC": true, "Port": port}}, {countBare, "counted-bare", nil}} {
+	}{
+		{countAlwaysOK, "counted-bare-asking", map[string]any{"GRPC": true, "Port": port}},
+		{countBare, "counted-bare", nil},
+	} {
 		address, p, err := l.bareEnvoy(ctx, bare.name, bare.authz)
 		if err != nil {
 			return nil, err
@@ -166,7 +174,8 @@ func (l *lab) everythingCounted(ctx context.Context) ([]counted, error) {
 		if err != nil {
 			return nil, err
 		}
-		all = append(all, counted{bare.counted, of, visits("http://"+address+"/orders/5", "Authorization: Bearer 6e1c0000-0000-4000-8000-000000000000")})
+		all = append(all, counted{bare.counted, of,
+			visits("http://"+address+"/orders/5", "Authorization: Bearer 6e1c0000-0000-4000-8000-000000000000")})
 	}
 	return all, nil
 }
@@ -197,7 +206,8 @@ func (l *lab) tracingGoal(ctx context.Context) (finding, error) {
 		return finding{}, err
 	}
 	var servers []subject
-	for name, program := range map[string]string{"serve-traceable": l.program("gatepost"), "serve-untraced": untraced} {
+	programs := map[string]string{"serve-traceable": l.program("gatepost"), "serve-untraced": untraced}
+	for name, program := range programs {
 		socket, p, requests, err := l.serve(ctx, name, program)
 		if err != nil {
 			return finding{}, err
@@ -215,7 +225,8 @@ func (l *lab) tracingGoal(ctx context.Context) (finding, error) {
 		}
 		servers = append(servers, s)
 	}
-	f := finding{Goal: "G13", What: "the server's CPU for a check, traces off ÷ built without traces", Bound: atMost(1.02)}
+	const what = "the server's CPU for a check, traces off ÷ built without traces"
+	f := finding{Goal: "G13", What: what, Bound: atMost(1.02)}
 	for round := range l.count {
 		if err := l.awaitQuiet(ctx); err != nil {
 			return finding{}, err

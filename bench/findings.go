@@ -84,14 +84,14 @@ func (f finding) spread() string {
 func figure(v float64, unit string) string {
 	var s string
 	switch {
-	case v == float64(int64(v)) && v >= 10:
+	case v == float64(int64(v)) && (v >= 10 || unit != ""):
 		s = fmt.Sprintf("%.0f", v)
 	case v >= 100:
 		s = fmt.Sprintf("%.0f", v)
 	case v >= 10:
 		s = fmt.Sprintf("%.1f", v)
-	case v != 0 && v < 0.01:
-		s = fmt.Sprintf("%.4f", v)
+	case v != 0 && v < 0.1:
+		s = fmt.Sprintf("%.2g", v)
 	default:
 		s = fmt.Sprintf("%.2f", v)
 	}

@@ -15,15 +15,18 @@ import (
 // callgrind returns the command that runs a program under callgrind, which counts the instructions of its user code
 // while it is asked to.
 func (l *lab) callgrind() []string {
-	return []string{"valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--callgrind-out-file=" + filepath.Join(l.dir, "callgrind.%p")}
+	return []string{"valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no",
+		"--callgrind-out-file=" + filepath.Join(l.dir, "callgrind.%p")}
 }
 
 // countedEnvoy writes a program that runs Envoy with one worker under callgrind. What Gatepost asks of an Envoy
 // beforehand is asked of the plain one.
 func (l *lab) countedEnvoy() (string, error) {
 	path := filepath.Join(l.dir, "counted-envoy")
-	script := fmt.Sprintf("#!/bin/sh\ncase \" $* \" in *\" --version \"* | *\" --mode \"*) exec '%[1]s' \"$@\" ;; esac\nexec '%[2]s' '%[1]s' \"$@\" --concurrency 1\n",
-		l.envoy, strings.Join(l.callgrind(), "' '"))
+	script := fmt.Sprintf(`#!/bin/sh
+case " $* " in *" --version "* | *" --mode "*) exec '%[1]s' "$@" ;; esac
+exec '%[2]s' '%[1]s' "$@" --concurrency 1
+`, l.envoy, strings.Join(l.callgrind(), "' '"))
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		return "", fmt.Errorf("writing the program that runs Envoy under callgrind: %w", err)
 	}
@@ -53,7 +56,8 @@ func (l *lab) counter(ctx context.Context, p *process) (*counter, error) {
 }
 
 func (c *counter) control(ctx context.Context, option string) error {
-	if out, err := exec.CommandContext(ctx, "callgrind_control", option, strconv.Itoa(c.pid)).CombinedOutput(); err != nil {
+	out, err := exec.CommandContext(ctx, "callgrind_control", option, strconv.Itoa(c.pid)).CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("running callgrind_control %s: %w: %s", option, err, bytes.TrimSpace(out))
 	}
 	return nil

@@ -38,7 +38,7 @@ var experiments = []experiment{
 	{[]string{"G3"}, 3, 10 * time.Second, serverGoal},
 	{[]string{"G7"}, 0, 30 * time.Second, redisGoal},
 	{[]string{"G8"}, 1, 10 * time.Second, revokeGoal},
-	{[]string{"G11"}, 3, 15 * time.Second, loginGoal},
+	{[]string{"G11"}, 2, 15 * time.Second, loginGoal},
 	{[]string{"G12"}, 0, 90 * time.Second, tokensMemoryGoal},
 	{[]string{"G9", "G10", "G12"}, 4, time.Minute, servicesGoals},
 	{[]string{"G13"}, 5, 3 * time.Minute, costGoal},
@@ -55,12 +55,12 @@ func estimate(some []experiment, rounds int, during time.Duration) time.Duration
 
 // settings are the command line flags.
 type settings struct {
-	only                    string
-	rounds, seconds         int
-	patience                time.Duration
-	tolerance               float64
-	force                   bool
-	jsonFile, results, show string
+	only                          string
+	rounds, seconds               int
+	patience                      time.Duration
+	tolerance                     float64
+	force                         bool
+	jsonFile, results, show, docs string
 }
 
 func main() {
@@ -98,6 +98,11 @@ func parse(args []string, progress io.Writer) (settings, error) {
 	var s settings
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(progress)
+	flags.Usage = func() {
+		fmt.Fprintf(progress, "Usage of bench:\n")
+		flags.PrintDefaults()
+		fmt.Fprintf(progress, "%s and %s name the programs of two peers:\nopa with the plugin envoy_ext_authz_grpc, and oathkeeper.\n", envOPA, envOath)
+	}
 	flags.StringVar(&s.only, "only", "", "the `GOALS` to measure, such as G1,G3 (none: all)")
 	flags.IntVar(&s.rounds, "rounds", leastRounds, "how many rounds; fewer than five are for trying out, and the result says so")
 	flags.IntVar(&s.seconds, "seconds", defaultSeconds, "how long each measurement takes; a second of load that is not counted comes before it")
@@ -106,6 +111,7 @@ func parse(args []string, progress io.Writer) (settings, error) {
 	flags.BoolVar(&s.force, "force", false, "measure under other load too; the result says so")
 	flags.StringVar(&s.jsonFile, "json", "", "also write the result to `FILE`, as JSON")
 	flags.StringVar(&s.results, "results", "", "also write the result to `FILE`, as Markdown; what stands there below the line of notes stays")
+	flags.StringVar(&s.docs, "docs", "", "also write the figures of a whole run into README.md and docs/performance.md of the project in `FOLDER`")
 	flags.StringVar(&s.show, "show", "", "measure nothing: show the result that -json wrote to `FILE`")
 	if err := flags.Parse(args); err != nil {
 		return s, err

@@ -78,12 +78,12 @@ func each(ctx context.Context, n int, f func(int) error) error {
 	return context.Cause(ctx)
 }
 
-// footprint is the memory of a sidecar in MiB, directly after the load and after an idle time.
-type footprint struct{ busy, busyAnonymous, idle, idleAnonymous float64 }
+// footprint is the memory of a sidecar directly after the load and after an idle time.
+type footprint struct{ busy, idle resident }
 
 // memory reads the memory of a gateway's sidecar, without its Envoy.
 func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
-	busy, busyAnonymous, err := residentKiB(g.pid())
+	busy, err := readResident(g.pid())
 	if err != nil {
 		return footprint{}, err
 	}
@@ -92,15 +92,14 @@ func (l *lab) memory(ctx context.Context, g *gateway) (footprint, error) {
 		return footprint{}, ctx.Err()
 	case <-time.After(settling):
 	}
-	idle, idleAnonymous, err := residentKiB(g.pid())
-	return footprint{float64(busy) / 1024, float64(busyAnonymous) / 1024, float64(idle) / 1024, float64(idleAnonymous) / 1024}, err
+	idle, err := readResident(g.pid())
+	return footprint{busy, idle}, err
 }
 
 // finding uses the greater of the two.
 func (f footprint) finding(what string, most float64) finding {
 	return finding{
-		Goal: "G12", What: what, Unit: "MiB", Bound: atMost(most), Value: max(f.busy, f.idle),
-		Note: fmt.Sprintf("resident %.1f MiB at the end of the work, of which %.1f MiB are no file's; %v later %.1f MiB, of which %.1f MiB are no file's",
-			f.busy, f.busyAnonymous, settling, f.idle, f.idleAnonymous),
+		Goal: "G12", What: what, Unit: "MiB", Bound: atMost(most), Value: float64(max(f.busy.all, f.idle.all)) / 1024,
+		Note: fmt.Sprintf("resident %v at the end of the work, %v after %v", f.busy, f.idle, settling),
 	}
 }

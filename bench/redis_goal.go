@@ -50,7 +50,7 @@ func (l *lab) warmChecks(ctx context.Context, name string) (finding, error) {
 		return finding{}, err
 	}
 	return finding{
-		Goal: "G7", What: "Redis commands for a warm check of " + name, Unit: "commands", Bound: atMost(0.01),
+		Goal: "G7", What: strings.TrimSuffix(whatWarm, gateDefault) + name, Unit: "commands", Bound: atMost(0.01),
 		Value: float64(after.commands-before.commands) / float64(got.Requests),
 		Note:  fmt.Sprintf("%d commands for %d checks", after.commands-before.commands, got.Requests),
 	}, nil
@@ -94,7 +94,7 @@ func (l *lab) coldTokens(ctx context.Context) (finding, error) {
 	sets := end.sets - start.sets
 	commands := end.commands - start.commands - sets
 	return finding{
-		Goal: "G7", What: "round trips to Redis for a cold token", Unit: "round trips", Bound: atMost(1),
+		Goal: "G7", What: whatCold, Unit: "round trips", Bound: atMost(1),
 		Value: float64(commands) / coldTokens,
 		Note: fmt.Sprintf("%d commands for %d tokens, used one after the other; and %d SETs for last_seen, which are written later and delay no request",
 			commands, coldTokens, sets),

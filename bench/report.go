@@ -92,6 +92,11 @@ func (r *result) write(s settings, out io.Writer) error {
 			return err
 		}
 	}
+	if s.docs != "" {
+		if err := writeDocs(s.docs, r.markdown()); err != nil {
+			return err
+		}
+	}
 	_, err := out.Write(r.table())
 	return err
 }
@@ -156,7 +161,7 @@ func (r *result) markdown() []byte {
 		"figures, and CPU per request better than rates.\n\n",
 		r.Date.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds, connections)
 	for _, d := range r.doubts() {
-		fmt.Fprintf(&b, "**No result to go by:** %s.\n\n", d)
+		fmt.Fprintf(&b, doubtMark+"%s.\n\n", d)
 	}
 	if !r.Forced {
 		fmt.Fprintf(&b, "Other load never took more than %.0f%% of the machine during a measurement.\n\n", r.MostForeign*100)
@@ -209,7 +214,7 @@ func (k kept) markdown(b *bytes.Buffer) {
 
 // markdown writes the median of each subject.
 func (c *counts) markdown(b *bytes.Buffer) {
-	b.WriteString("\n## In instructions per request\n\nOf Envoy's user code with one worker, and of the server's. They vary by less than one percent, and show what the kernel does not do.\n\n" +
+	b.WriteString("\n## In instructions per request\n\nOf Envoy's user code, with one worker. They vary by about one percent. What the kernel does is not in them.\n\n" +
 		"| | instructions | ÷ a warm check |\n|---|---|---|\n")
 	for _, name := range c.Subjects {
 		n := median(c.Rounds[name])

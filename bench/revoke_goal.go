@@ -55,8 +55,8 @@ func revokeGoal(ctx context.Context, l *lab, _ func(string) bool) ([]finding, er
 	}
 	note := fmt.Sprintf("%d trials on two gateways under load; %d requests were sent after a revoke had returned", trialsPerRound*l.count, trials.shown.Load())
 	return []finding{
-		{Goal: "G8", What: "acceptances after a revoke answered", Unit: "acceptances", Bound: atMost(0), Value: float64(trials.accepted.Load()), Note: note},
-		{Goal: "G8", What: "median time of a revoke", Unit: "s", Bound: atMost(0.01), Value: median(trials.took)},
+		{Goal: "G8", What: whatAccepted, Unit: "acceptances", Bound: atMost(0), Value: float64(trials.accepted.Load()), Note: note},
+		{Goal: "G8", What: whatRevoke, Unit: "s", Bound: atMost(0.01), Value: median(trials.took)},
 	}, nil
 }
 
