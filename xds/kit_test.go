@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"os"
 	"testing"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -11,7 +12,12 @@ import (
 	"gatepost/definitions"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(confinedEnvoy); path != "" {
+		confine(path)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // testOptions are the names of the bootstrap's clusters, as package envoy gives them.
 var testOptions = Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http"}
