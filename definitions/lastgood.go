@@ -2,6 +2,8 @@ package definitions
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -32,6 +34,7 @@ func (l LastGood) Save(d *Definitions) error {
 		return fmt.Errorf("keeping definitions: %w", err)
 	}
 	var b bytes.Buffer
+	b.Grow(len(d.Text) + len(lastGoodHeader) + sha256.Size*2 + len(d.Name))
 	fmt.Fprintf(&b, lastGoodHeader, lastGoodSum(d.Name, d.Text), d.Name)
 	b.Write(d.Text)
 	if err := atomicfile.Write(l.path(), b.Bytes(), 0o600); err != nil {
@@ -62,5 +65,8 @@ func (l LastGood) Load() (*Definitions, error) {
 func (l LastGood) path() string { return filepath.Join(l.Dir, lastGoodFile) }
 
 func lastGoodSum(name string, text []byte) string {
-	return Hash(append([]byte(name+"\x00"), text...))
+	h := sha256.New()
+	h.Write([]byte(name + "\x00"))
+	h.Write(text)
+	return hex.EncodeToString(h.Sum(nil))
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -36,11 +37,11 @@ func run(m *testing.M) int {
 
 // buildGatepost builds the program with the tags of a release, and with more arguments of go build.
 func buildGatepost(path string, more ...string) error {
-	args := append([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", path}, more...)
+	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", path}
 	if raceEnabled {
 		args = append(args, "-race") // detect races in the process under test too
 	}
-	if out, err := exec.Command("go", append(args, "gatepost/cmd/gatepost")...).CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", slices.Concat(args, more, []string{"gatepost/cmd/gatepost"})...).CombinedOutput(); err != nil {
 		return fmt.Errorf("building gatepost: %w\n%s", err, out)
 	}
 	return nil

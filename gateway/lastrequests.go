@@ -64,13 +64,16 @@ func (g *Gateway) countRequests(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	served := map[string]bool{}
-	if d := g.definitions(); d != nil {
-		for _, s := range d.Gateway.Services {
-			served[s.Name] = true
+	served := sync.OnceValue(func() map[string]bool { // not needed while no service has had a request
+		served := map[string]bool{}
+		if d := g.definitions(); d != nil {
+			for _, s := range d.Gateway.Services {
+				served[s.Name] = true
+			}
 		}
-	}
-	g.lastRequests.count(requests, time.Now(), func(service string) bool { return served[service] })
+		return served
+	})
+	g.lastRequests.count(requests, time.Now(), func(service string) bool { return served()[service] })
 	return nil
 }
 

@@ -47,6 +47,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	runtimemetrics "runtime/metrics"
 	"sync"
 	"time"
 
@@ -310,6 +311,9 @@ func (r *Rollout) step(e any) error {
 	for _, a := range actions {
 		r.perform(a)
 	}
+	if _, sent := e.(xds.Delivered); sent {
+		go freeMemory()
+	}
 	if _, partly := e.(xds.PartAcked); !partly {
 		close(r.changed)
 		r.changed = make(chan struct{})
@@ -326,7 +330,7 @@ func (r *Rollout) perform(a action) {
 			r.config.Logger.Error("publishing failed", "version", a.version.id(), "error", err)
 		}
 		r.config.OnPublish(a.version.definitions)
-		freeMemory()
+		go freeMemory()
 	case halt:
 		r.config.Control.Halt(a.version)
 	case activate:
@@ -351,10 +355,20 @@ func (r *Rollout) later(do func()) {
 	r.signal()
 }
 
-// freeMemory returns garbage to the system. Reading, building and sending a large configuration leaves several times
-// its size as garbage, which an idle runtime keeps. It is called when a version is published, and when it is active and
-// saved.
-func freeMemory() { go debug.FreeOSMemory() }
+// muchGarbage is how much garbage is worth a collection, in bytes. A small configuration, or a change of one service
+// among ten thousand, leaves less.
+const muchGarbage = 4 << 20
+
+// freeMemory returns garbage to the system, if there is much. Reading, building and sending a large configuration leaves
+// several times its size as garbage, which an idle runtime keeps. It is called when a version is published, when it is
+// sent and when it is saved.
+func freeMemory() {
+	heap := []runtimemetrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	runtimemetrics.Read(heap)
+	if all, live := heap[0].Value.Uint64(), heap[1].Value.Uint64(); all > live+muchGarbage {
+		debug.FreeOSMemory()
+	}
+}
 
 // logActive logs that a version is what clients get, and how long it took since its definitions were saved.
 func (r *Rollout) logActive(a activate) {

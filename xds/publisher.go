@@ -202,6 +202,9 @@ func (r *response) GetReturnedResources() map[string]string {
 	r.of.mu.Lock() // an Envoy that sent two requests may have an open watch
 	defer r.of.mu.Unlock()
 	has := r.subscription.ReturnedResources()
+	if len(has) == 0 {
+		has = make(map[string]string, len(r.changed)) // grown one by one, ten thousand would leave garbage of the same size
+	}
 	for _, one := range r.changed {
 		has[one.name] = one.version
 	}

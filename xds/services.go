@@ -17,7 +17,7 @@ import (
 type service struct {
 	def  *definitions.Service
 	path string
-	// upstreams is its cluster. If it is nil, it has no upstreams, or they receive no requests.
+	// upstreams is its cluster until that is a resource. If it is nil, it has no upstreams, or they receive no requests.
 	upstreams *clusterv3.Cluster
 	// cluster is the name of the cluster that its routes lead to.
 	cluster string

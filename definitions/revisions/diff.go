@@ -3,7 +3,6 @@ package revisions
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -44,9 +43,9 @@ func Change(old, now *definitions.Gateway) string {
 	for _, part := range differing(old, now) {
 		sign := "~"
 		switch {
-		case part.old == nil:
+		case part.old == (content{}):
 			sign = "+"
-		case part.now == nil:
+		case part.now == (content{}):
 			sign = "-"
 		}
 		changes = append(changes, sign+strings.TrimPrefix(part.name, servicePart))
@@ -66,21 +65,26 @@ type part struct {
 	old, now content
 }
 
-// content returns a gateway with one part alone. It is nil if a state does not have the part. It is a function because
-// the messages of ten thousand services take 20 MiB.
-type content func() *gatewayv1.Gateway
+// content is one part of the definitions: a field or a service. It is empty if a state does not have the part.
+type content struct {
+	field   *gatewayv1.Gateway // with this field alone
+	service *definitions.Service
+}
 
 // differing returns the parts that differ, sorted by name.
 func differing(old, now *definitions.Gateway) (out []part) {
 	before, after := parts(old, now), parts(now, old)
-	all := maps.Clone(before)
-	maps.Copy(all, after)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		p := part{name, before[name], after[name]}
-		if p.old == nil || p.now == nil || !proto.Equal(p.old(), p.now()) {
-			out = append(out, p)
+	for name, p := range before {
+		if !proto.Equal(p.message(), after[name].message()) {
+			out = append(out, part{name, p, after[name]})
 		}
 	}
+	for name, p := range after {
+		if before[name] == (content{}) {
+			out = append(out, part{name: name, now: p})
+		}
+	}
+	slices.SortFunc(out, func(a, b part) int { return strings.Compare(a.name, b.name) })
 	return out
 }
 
@@ -98,7 +102,7 @@ func parts(g, other *definitions.Gateway) map[string]content {
 	rest.Message().ProtoReflect().Range(func(field protoreflect.FieldDescriptor, value protoreflect.Value) bool {
 		alone := &gatewayv1.Gateway{}
 		alone.ProtoReflect().Set(field, value)
-		all[field.TextName()] = func() *gatewayv1.Gateway { return alone }
+		all[field.TextName()] = content{field: alone}
 		return true
 	})
 	same := map[string]*definitions.Service{}
@@ -109,19 +113,26 @@ func parts(g, other *definitions.Gateway) map[string]content {
 	}
 	for _, s := range g.Services {
 		if !reflect.DeepEqual(same[s.Name], s) {
-			all[servicePart+s.Name] = func() *gatewayv1.Gateway {
-				return &gatewayv1.Gateway{Services: []*gatewayv1.Service{s.Message()}}
-			}
+			all[servicePart+s.Name] = content{service: s}
 		}
 	}
 	return all
 }
 
+// message returns a gateway with this part alone, or nil if there is none. Messages are made one at a time: those of
+// ten thousand services take 20 MiB.
+func (c content) message() *gatewayv1.Gateway {
+	if c.service != nil {
+		return &gatewayv1.Gateway{Services: []*gatewayv1.Service{c.service.Message()}}
+	}
+	return c.field
+}
+
 // text returns a part as YAML.
 func (c content) text() ([]byte, error) {
-	if c == nil {
+	if c == (content{}) {
 		return nil, nil
 	}
-	text, err := definitions.Marshal(c())
+	text, err := definitions.Marshal(c.message())
 	return bytes.TrimSuffix(text, []byte("services: []\n")), err // how Marshal writes that there are none
 }
