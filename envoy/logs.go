@@ -26,6 +26,10 @@ var logLevels = map[string]slog.Level{
 	"critical": slog.LevelError,
 }
 
+// byDesign is part of a warning about configuration that Gatepost makes on purpose: the buckets of rate limits are in
+// the routes (package xds). It would come with each change of a service with rate limits, and nobody could act on it.
+const byDesign = "is set but only used by route configuration"
+
 // envoyLevel returns the log level for the child, so that it does not write lines that would be
 // dropped.
 func envoyLevel(log *slog.Logger) string {
@@ -94,6 +98,9 @@ func parseLine(line string) (level slog.Level, logger, message string) {
 	if name, rest, ok := strings.Cut(strings.TrimPrefix(line, "["), "]["); ok {
 		if level, known := logLevels[name]; known {
 			logger, message, _ = strings.Cut(rest, "] ")
+			if strings.Contains(message, byDesign) {
+				level = slog.LevelDebug
+			}
 			return level, logger, strings.TrimSpace(message)
 		}
 	}

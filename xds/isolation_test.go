@@ -30,6 +30,7 @@ var settings = []struct{ field, service, statuses string }{
 	{"response_headers", `authenticate: false, upstreams: [UP], response_headers: {set: {X-Changed: 1}}`, "200 200"},
 	{"request_headers", `authenticate: false, upstreams: [UP], request_headers: {set: {X-Changed: 1}}`, "200 200"},
 	{"rate_limits", `authenticate: false, upstreams: [UP], rate_limits: [{requests: 1, per: 24h, by: address}]`, "200 429"},
+	{"rate_limits", `authenticate: false, upstreams: [UP], rate_limits: [{requests: 1, by: address, scope: cluster}]`, ""},
 	{"health_check", `authenticate: false, upstreams: [UP], health_check: /healthz`, ""},
 	{"outlier_detection", `authenticate: false, upstreams: [UP, OTHER], outlier_detection: false`, "200 200"},
 	{"retries", `authenticate: false, upstreams: [UP], retries: {count: 2, on: [reset]}`, "200 200"},
@@ -46,17 +47,19 @@ var settings = []struct{ field, service, statuses string }{
 }
 
 // TestAChangeOfAServiceTouchesNoConnection: neither of another service, a WebSocket among them, nor of its own. All
-// settings of a service are in routes and clusters, and none in a listener.
+// settings of a service are in routes and clusters, and none in a listener. None is worth a warning of Envoy.
 func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	t.Parallel()
 	other := envoytest.Upstream(t)
-	definitions := func(listen, upstream, b string) string {
+	options := testOptions
+	options.ClusterLimits = true
+	snapshot := func(listen, upstream, b string) *Snapshot {
 		chat := fmt.Sprintf("  - {name: chat, path: /chat, authenticate: false, websocket: true, upstreams: [%q]}\n", upstream)
 		b = strings.NewReplacer("UP", fmt.Sprintf("%q", upstream), "OTHER", fmt.Sprintf("%q", other.URL())).Replace(b)
-		return openServices(listen, upstream, chat+"  - {name: b, path: /b, "+b+"}\n", "a")
+		return buildWith(t, openServices(listen, upstream, chat+"  - {name: b, path: /b, "+b+"}\n", "a"), options)
 	}
 	const first = "authenticate: false, upstreams: [UP]"
-	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, definitions(listen, upstream, first)) })
+	l := startLive(t, func(listen, upstream string) *Snapshot { return snapshot(listen, upstream, first) })
 	l.upstream.SetHandler(echo)
 	connections := 0
 	client := &http.Client{
@@ -80,10 +83,10 @@ func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	get("/a")
 	chat := l.chats("/chat")
 	chat("first")
-	listener := build(t, definitions(l.addr, l.upstream.URL(), first)).listeners.version
+	listener := snapshot(l.addr, l.upstream.URL(), first).listeners.version
 	updates := l.envoy.Stat("listener_manager.lds.update_success")
 	for _, change := range settings {
-		next := build(t, definitions(l.addr, l.upstream.URL(), change.service))
+		next := snapshot(l.addr, l.upstream.URL(), change.service)
 		if next.listeners.version != listener {
 			t.Errorf("%s: the listener changes", change.field)
 		}
@@ -107,6 +110,11 @@ func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	}
 	if n := l.envoy.Stat("listener_manager.lds.update_success"); n != updates {
 		t.Errorf("%d updates of listeners, want %d", n, updates)
+	}
+	for line := range strings.Lines(l.envoy.Log()) {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			t.Errorf("a setting makes Envoy log %s", line)
+		}
 	}
 }
 
