@@ -119,7 +119,8 @@ func limiter(stage uint32, all []*ratelimitv3.LocalRateLimitDescriptor) *localra
 		StatPrefix: "gatepost", Stage: stage, FilterEnabled: always, FilterEnforced: always,
 		TokenBucket: unlimited, AlwaysConsumeDefaultTokenBucket: wrapperspb.Bool(false), Descriptors: all,
 		// Envoy's default is 20. With more clients than that none would be limited.
-		MaxDynamicDescriptors:   wrapperspb.UInt32(definitions.MaxCounters),
+		MaxDynamicDescriptors: wrapperspb.UInt32(definitions.MaxCounters),
+		// They are 2 % of Envoy's instructions for a warm request. With them a client can slow down before it gets 429.
 		EnableXRatelimitHeaders: ratelimitv3.XRateLimitHeadersRFCVersion_DRAFT_VERSION_03,
 		EnableRetryAfterHeader:  true,
 
