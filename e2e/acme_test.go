@@ -19,9 +19,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
 	"gatepost/certs/acme/acmetest"
 	"gatepost/envoy/envoytest"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/testcert"
 	"gatepost/tokens/redistest"
 )
 
@@ -259,4 +263,120 @@ services: []
 	if issued, accounts := strings.Count(ca.Log(), "Issued certificate serial"), strings.Count(ca.Log(), "accounts in memory"); issued != 2 || accounts != 1 {
 		t.Errorf("%d certificates for %d accounts were issued", issued, accounts)
 	}
+}
+
+// TestCertificatesOfACABesideOtherSettings: each challenge leads to a certificate through a load balancer that sends
+// the PROXY protocol, and although clients need a certificate, which the CA has not. HTTP/3 serves what the CA issued.
+func TestCertificatesOfACABesideOtherSettings(t *testing.T) {
+	t.Parallel()
+	clients := testcert.New(t)
+	pair, err := tls.X509KeyPair(clients.Sign(new(x509.Certificate)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		top, tls string
+	}{
+		"the PROXY protocol":              {top: "client_addresses: {trusted_proxies: [127.0.0.2], proxy_protocol: true}"},
+		"client certificates, and HTTP/3": {tls: "http3: true, client_certificates: {ca_file: clients.pem}"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := prepareEdge(t, "services: []\n")
+			clients.Write(filepath.Join(filepath.Dir(e.File), "clients.pem"))
+			plain, header := e.Addr, ""
+			if strings.Contains(c.top, "proxy_protocol: true") {
+				header = "PROXY TCP4 198.51.100.7 192.0.2.80 4321 443\r\n"
+				plain = balancer(t, e.Addr, header)
+			}
+			e.addr = strings.Replace(e.addr, "127.0.0.1", "127.0.0.2", 1) // its UDP port on 127.0.0.1 reserves the number
+			secure := balancer(t, e.addr, header)
+			ca := acmetest.Start(t, acmetest.Options{HTTPPort: portOf(t, plain), TLSPort: portOf(t, secure), Names: []string{"a.test", "b.test"}})
+			define := func(domains, challenge string) {
+				e.Define(fmt.Sprintf(`%s
+tls: {listen: %q, acme: {domains: [%s], email: ops@shop.test, directory: %q, ca_file: %q, challenges: [%s]}, %s}
+services: []
+`, c.top, e.addr, domains, ca.Directory, ca.CAFile, challenge, c.tls))
+			}
+			define("a.test", "http-01")
+			e.Run()
+			e.AwaitReady()
+			envoytest.Eventually(t, "a certificate by http-01", func() bool { return isOf(secure, "a.test", ca.Roots()) })
+			define("a.test, b.test", "tls-alpn-01")
+			envoytest.Eventually(t, "a certificate by tls-alpn-01", func() bool { return isOf(secure, "b.test", ca.Roots()) })
+
+			needsCertificate := strings.Contains(c.tls, "client_certificates")
+			get := func(transport http.RoundTripper) int {
+				answer, err := (&http.Client{Transport: transport, Timeout: envoytest.Deadline}).Get("https://b.test/")
+				if err != nil {
+					return 0
+				}
+				answer.Body.Close()
+				return answer.StatusCode
+			}
+			for _, certificates := range [][]tls.Certificate{nil, {pair}} {
+				want := http.StatusNotFound
+				if needsCertificate && certificates == nil {
+					want = 0
+				}
+				config := &tls.Config{RootCAs: ca.Roots(), ServerName: "b.test", Certificates: certificates}
+				transport := &http.Transport{
+					DisableKeepAlives: true, ForceAttemptHTTP2: true, TLSClientConfig: config,
+					DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+						return new(net.Dialer).DialContext(ctx, "tcp", secure)
+					},
+				}
+				if got := get(transport); got != want {
+					t.Errorf("with %d client certificates: %d, want %d", len(certificates), got, want)
+				}
+				if !strings.Contains(c.tls, "http3") {
+					continue
+				}
+				quicTransport := &http3.Transport{TLSClientConfig: config.Clone(), Dial: func(ctx context.Context, _ string, config *tls.Config, options *quic.Config) (*quic.Conn, error) {
+					return quic.DialAddrEarly(ctx, e.addr, config, options)
+				}}
+				if got := get(quicTransport); got != want {
+					t.Errorf("by HTTP/3, with %d client certificates: %d, want %d", len(certificates), got, want)
+				}
+				quicTransport.Close()
+			}
+		})
+	}
+}
+
+// balancer returns the address of a load balancer for TCP, which sends a header in each connection to an address, from
+// 127.0.0.2.
+func balancer(t *testing.T, to, header string) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer client.Close()
+				server, err := dialer.Dial("tcp", to)
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				if _, err := io.WriteString(server, header); err != nil {
+					return
+				}
+				go func() {
+					_, _ = io.Copy(server, client)
+					_ = server.(*net.TCPConn).CloseWrite()
+				}()
+				_, _ = io.Copy(client, server)
+			}()
+		}
+	}()
+	return listener.Addr().String()
 }

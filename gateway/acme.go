@@ -35,10 +35,12 @@ type acmeRunner struct {
 	options func(acme.Settings) acme.Options
 
 	mu       sync.Mutex
-	managers []*acme.Manager // of the versions since the one that is published, which is the first; empty: none
+	managers []*acme.Manager // of the versions since the one that is published
+	// published is the manager of the published version, and active that of the last one that was active; nil: none.
+	published, active *acme.Manager
 	// placeholders are the names that have no certificate yet.
 	placeholders map[string]bool
-	changed      chan struct{} // has a value if another version was published
+	changed      chan struct{} // has a value if another version was published, or the Envoys serve it
 }
 
 func newACMERunner(config Config, set *certs.Set) (*acmeRunner, error) {
@@ -134,15 +136,29 @@ func (a *acmeRunner) manager(settings *acme.Settings) *acme.Manager {
 	return m
 }
 
-// follow has the manager of the published definitions run, and no other.
+// follow has the manager of the published definitions answer challenges, and no other. If it is another one than
+// before, the CA is asked nothing until the definitions are active: an Envoy that has no route for a challenge yet
+// would fail it, and the next attempt is a minute later.
 func (a *acmeRunner) follow(d *definitions.Definitions) {
 	m := a.manager(settingsOf(d))
 	a.mu.Lock()
-	a.managers = nil
+	a.managers, a.published = nil, m
 	if m != nil {
 		a.managers = []*acme.Manager{m}
 	}
 	a.mu.Unlock()
+	a.wake()
+}
+
+// activate has the manager of the published definitions ask the CA.
+func (a *acmeRunner) activate() {
+	a.mu.Lock()
+	a.active = a.published
+	a.mu.Unlock()
+	a.wake()
+}
+
+func (a *acmeRunner) wake() {
 	select {
 	case a.changed <- struct{}{}:
 	default:
@@ -153,13 +169,20 @@ func (a *acmeRunner) follow(d *definitions.Definitions) {
 func (a *acmeRunner) current() *acme.Manager {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.managers) == 0 {
-		return nil
-	}
-	return a.managers[0]
+	return a.published
 }
 
-// run runs the manager of the published definitions until ctx ends.
+// activated returns the manager of the published definitions, or nil until they are active.
+func (a *acmeRunner) activated() *acme.Manager {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.active != a.published {
+		return nil
+	}
+	return a.active
+}
+
+// run runs the manager of the active definitions until ctx ends.
 func (a *acmeRunner) run(ctx context.Context) error {
 	var running *acme.Manager
 	var wait sync.WaitGroup
@@ -168,7 +191,7 @@ func (a *acmeRunner) run(ctx context.Context) error {
 	defer func() { end() }()
 	failed := make(chan error, 1)
 	for {
-		if m := a.current(); m != running {
+		if m := a.activated(); m != running {
 			end()
 			wait.Wait()
 			running, end = m, func() {}

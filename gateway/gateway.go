@@ -227,7 +227,7 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	g.rollout, err = rollout.New(rollout.Config{
 		Control: g.control, Options: options, Certificates: g.certificates.load,
 		WithoutModule: g.module.without, ModuleVersion: module.CheckVersion,
-		LastGood: keeper{lastGood, g.history}, OnPublish: g.useSettings, Logger: g.logger, Registerer: g.registry,
+		LastGood: keeper{lastGood, g.history}, OnPublish: g.useSettings, OnActive: g.certificates.acme.activate, Logger: g.logger, Registerer: g.registry,
 	})
 	if err != nil {
 		return err

@@ -60,11 +60,13 @@ type (
 	publish struct{ version *version }
 	// halt stops the delivery of a version.
 	halt struct{ version string }
-	// activate saves the definitions of a version as the last good ones.
+	// activate has Gatepost's own parts know that the Envoys serve a version, and saves its definitions as the last good
+	// ones, unless it was the last active one already.
 	activate struct {
 		version  *version
 		envoys   int
 		answered bool // every Envoy that counts answered with it
+		again    bool // it was the last active one already
 	}
 	// repair makes a version that can take the place of a rejected one. before are the definitions that were acked last;
 	// nil: no version was acked since the start.
@@ -162,11 +164,9 @@ func (m *machine) follow() []action {
 	out = append(out, m.checkModule()...)
 	if m.state == Acked && m.status().Applied() {
 		m.state = Active
-		if m.active != m.target {
-			m.active = m.target
-			status := m.status()
-			out = append(out, activate{m.target, len(status.Envoys), status.Answered()})
-		}
+		status := m.status()
+		out = append(out, activate{m.target, len(status.Envoys), status.Answered(), m.active == m.target})
+		m.active = m.target
 	}
 	return out
 }

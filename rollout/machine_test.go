@@ -127,7 +127,7 @@ var lives = []life{
 		step{offered{v2}, "published v2 | publish v2"},
 		step{ackedPart(1), "published v2"},
 		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
-		step{delivered("v1"), "active v1 fallen back"},
+		step{delivered("v1"), "active v1 fallen back | activate v1 again"},
 		step{offered{v2}, "active v1 fallen back, refused"},
 		step{offered{v("v3")}, "published v3 | publish v3"},
 		step{nacked(1, "v2"), "published v3"}, // late
@@ -142,7 +142,7 @@ var lives = []life{
 		step{nacked(2, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
 		step{acked(1, "v1"), "published v1 fallen back"},
 		step{delivered("v1"), "acked v1 fallen back"},
-		step{answers(1, "v1"), "active v1 fallen back"},
+		step{answers(1, "v1"), "active v1 fallen back | activate v1 again"},
 	)},
 	{"two Envoys disagree about the first version", Config{}, []step{
 		{offered{v1}, "published v1 | publish v1"},
@@ -158,7 +158,7 @@ var lives = []life{
 		step{gone(2), "published v2"},
 		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
 		step{trusted(3), "published v1 fallen back"}, // the second one
-		step{delivered("v1"), "active v1 fallen back"},
+		step{delivered("v1"), "active v1 fallen back | activate v1 again"},
 		step{acked(3, "v1"), "active v1 fallen back"},
 		step{offered{v("v3")}, "published v3 | publish v3"},
 		step{acked(1, "v3"), "published v3"},
@@ -174,7 +174,7 @@ var lives = []life{
 		step{nacked(2, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"}, // alone, it counts
 		step{acked(2, "v1"), "published v1 fallen back"},
 		step{delivered("v1"), "acked v1 fallen back"},
-		step{answers(2, "v1"), "active v1 fallen back"},
+		step{answers(2, "v1"), "active v1 fallen back | activate v1 again"},
 	)},
 	{"the first version after a restart is rejected, and the last good one takes its place", Config{}, []step{
 		{offered{v1}, "published v1 | publish v1"},
@@ -298,7 +298,7 @@ var lives = []life{
 		step{acked(2, "v1"), "active v1"},
 		step{offered{v2}, "published v2 | publish v2"},
 		step{nacked(2, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
-		step{delivered("v1"), "active v1 fallen back"},
+		step{delivered("v1"), "active v1 fallen back | activate v1 again"},
 	)},
 }
 
@@ -350,7 +350,11 @@ func describe(m *machine, actions []action, err error) string {
 		case halt:
 			asked = append(asked, "halt "+a.version)
 		case activate:
-			asked = append(asked, "activate "+a.version.id())
+			text := "activate " + a.version.id()
+			if a.again {
+				text += " again"
+			}
+			asked = append(asked, text)
 		case repair:
 			text := "repair " + a.rejected.id()
 			if a.before != nil {

@@ -19,7 +19,7 @@
 //     of a later version falls back to this one. A rejected version can still be acked, if its cause is gone.
 //   - verified: each Envoy that counts answered with the version at [xds.VersionPath]. An ACK comes from Envoy's main
 //     thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
-//   - active: verified. Its definitions are saved for the next start.
+//   - active: verified. Its definitions are saved for the next start (and Config.OnActive is called).
 //   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or
 //     none is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
 //     one. If a version was acked before, that one is published at once. A rejected version is not sent again, until
@@ -77,6 +77,9 @@ type Config struct {
 	Certificates func(d *definitions.Definitions) ([]xds.Certificate, error)
 	// OnPublish gives Gatepost's own parts the settings of the version that is published now. Required. It must not block.
 	OnPublish func(d *definitions.Definitions)
+	// OnActive is called each time that the published version becomes active. It must not block. Nil: nothing waits for
+	// that.
+	OnActive func()
 	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at xds.VersionPath.
 	Ask func(ctx context.Context, address string) (string, error)
 	// Logger receives each change of state. Required.
@@ -334,8 +337,13 @@ func (r *Rollout) perform(a action) {
 	case halt:
 		r.config.Control.Halt(a.version)
 	case activate:
-		r.logActive(a)
-		r.saver.save(a.version.definitions)
+		if r.config.OnActive != nil {
+			r.config.OnActive()
+		}
+		if !a.again {
+			r.logActive(a)
+			r.saver.save(a.version.definitions)
+		}
 	case countFailure:
 		r.metrics.failed.Inc()
 	case note:
