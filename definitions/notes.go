@@ -12,6 +12,7 @@ import (
 // same upstream, and services that nobody can reach. They are sorted by position, and are no problems.
 func (d *Definitions) Notes() Problems {
 	byPlace := d.byPlace()
+	secured := d.securedPlaces()
 	doors := d.openDoors()
 	var notes Problems
 	for i, s := range d.Gateway.Services {
@@ -23,6 +24,11 @@ func (d *Definitions) Notes() Problems {
 					s.Name, d.Gateway.Services[outer].Name, d.line(outer))))
 				break
 			}
+		}
+		if at, of, ok := taken(byPlace, secured, s); ok {
+			notes = append(notes, d.note(i, "hosts", aboutNotes.faultf("see that this is meant, or add the host to a secured service with this path",
+				"under %s the public service %q takes %s, the path of %q on %s, which is secured",
+				at.Host, s.Name, at.Path, d.Gateway.Services[of].Name, d.line(of))))
 		}
 		if door, ok := doors.to(s); ok && s.Authenticate {
 			notes = append(notes, d.note(i, "upstreams", aboutNotes.faultf("see that this is meant, or give each an upstream or a base path of its own",
@@ -152,6 +158,56 @@ func (d *Definitions) byPlace() map[Place]int {
 		}
 	}
 	return out
+}
+
+// securedPlace is a path of a service that is secured.
+type securedPlace struct {
+	path  string
+	index int
+}
+
+// securedPlaces returns the paths of secured services by their hosts, sorted.
+func (d *Definitions) securedPlaces() map[string][]securedPlace {
+	out := map[string][]securedPlace{}
+	for i, s := range d.Gateway.Services {
+		if s.Authenticate {
+			for place := range s.Places() {
+				out[place.Host] = append(out[place.Host], securedPlace{place.Path, i})
+			}
+		}
+	}
+	for _, places := range out {
+		slices.SortFunc(places, func(a, b securedPlace) int { return strings.Compare(a.path, b.path) })
+	}
+	return out
+}
+
+// taken returns a place below a public service where that gets the requests for a secured service, because its host is
+// more specific, and the index of the secured one.
+func taken(byPlace map[Place]int, secured map[string][]securedPlace, s *Service) (at Place, index int, ok bool) {
+	if s.Authenticate {
+		return Place{}, 0, false
+	}
+	for place := range s.Places() {
+		below := strings.TrimSuffix(place.Path, "/") + "/"
+		for host := range Wider(place.Host) {
+			places := secured[host]
+			first, _ := slices.BinarySearchFunc(places, below, func(p securedPlace, path string) int { return strings.Compare(p.path, path) })
+			for _, p := range places[first:] {
+				if !strings.HasPrefix(p.path, below) {
+					break
+				}
+				at = Place{place.Host, p.path}
+				if _, own := byPlace[at]; own || p.path == place.Path {
+					continue
+				}
+				if nearest, _ := nearestAbove(byPlace, at); nearest == place {
+					return at, p.index, true
+				}
+			}
+		}
+	}
+	return Place{}, 0, false
 }
 
 // enclosing returns the place whose service would receive the requests for a place of a service if that service did
