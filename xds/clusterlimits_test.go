@@ -172,6 +172,9 @@ func gatewaysCountValuesTogether(t *testing.T, c cluster) {
 	want(t, "one value", inTurn(2, send("x-key: a")), "200 429")
 	want(t, "another", inTurn(2, send("x-key: b")), "200 429")
 	want(t, "none", inTurn(2, send()), "200 429")
+	want(t, "one behind others", inTurn(2, func(i int) envoytest.Response {
+		return c.of(i).do("GET", "/key", fmt.Sprintf("x-key: made up %d", i), "x-key: real")
+	}), "200 429")
 	want(t, "no text", inTurn(2, send("x-key: \xff\xfe")), "200 429")
 }
 

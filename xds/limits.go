@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -9,6 +10,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
+	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -212,7 +214,7 @@ func (b *builder) countedBy(name string, l definitions.RateLimit) (out []*routev
 	case definitions.LimitByUser:
 		of(countHeader(b.gw.Identity.UserHeader))
 	default:
-		of(countHeader(l.Header))
+		of(b.countValue(l.Header))
 		of(countMissing(l.Header))
 	}
 	return out
@@ -225,10 +227,22 @@ func countAddress() *routev3.RateLimit_Action {
 	}}
 }
 
-// countHeader names the value of a header. Without the header there is no such bucket.
+// countHeader names the value of a header that the gateway sets. Without the header there is no such bucket.
 func countHeader(name string) *routev3.RateLimit_Action {
 	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_RequestHeaders_{
 		RequestHeaders: &routev3.RateLimit_Action_RequestHeaders{HeaderName: name, DescriptorKey: valueKey},
+	}}
+}
+
+// countValue is countHeader for a header of clients. All requests with several values of it, in one line or more, are
+// counted as one value: Envoy's own action takes the first line. An upstream that takes another would not be protected.
+func (b *builder) countValue(name string) *routev3.RateLimit_Action {
+	value := fmt.Sprintf("request.headers[%q]", name) // without the header an error, and no such bucket
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_Extension{
+		Extension: &corev3.TypedExtensionConfig{Name: "value", TypedConfig: b.pack(&exprv3.Descriptor{
+			DescriptorKey: valueKey,
+			ExprSpecifier: &exprv3.Descriptor_Text{Text: fmt.Sprintf("%[1]s.contains(',') ? ',' : %[1]s", value)},
+		})},
 	}}
 }
 

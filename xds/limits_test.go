@@ -176,6 +176,11 @@ func valuesOfAHeader(t *testing.T, g *gateway) {
 	want(t, "another", inTurn(2, send("x-key: b")), "200 429")
 	want(t, "none", inTurn(2, send()), "200 429")
 	want(t, "an empty one", inTurn(2, send("x-key:")), "200 429")
+	hiding := func(i int) envoytest.Response {
+		return g.do("GET", "/key", fmt.Sprintf("x-key: made up %d", i), "x-key: real")
+	}
+	want(t, "one behind others", inTurn(2, hiding), "200 429")
+	want(t, "several in one line", inTurn(1, send("x-key: made up, real")), "429")
 }
 
 func anAnswerToAGRPCCall(t *testing.T, g *gateway) {
