@@ -42,8 +42,8 @@ func from(t *testing.T, n int) *http.Client {
 	return &http.Client{Transport: transport, Timeout: envoytest.Deadline}
 }
 
-// TestACanaryGetsItsPart: a user, or an address on a public service, comes to the same version every time, through every
-// gateway, and only moves to the canary as its part grows. No header of a client changes that.
+// TestACanaryGetsItsPart: a user, or an address on a public service, comes to the same version every time, through
+// every gateway, and only moves to the canary as its part grows. No header of a client changes that.
 func TestACanaryGetsItsPart(t *testing.T) {
 	t.Parallel()
 	envoytest.Require(t)
