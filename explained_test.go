@@ -1,6 +1,7 @@
 package gatepost_test
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -486,5 +487,35 @@ func inspectFolder(t *testing.T, folder string, visit func(ast.Node)) {
 			t.Fatal(err)
 		}
 		ast.Inspect(file, func(n ast.Node) bool { visit(n); return true })
+	}
+}
+
+// Each name of an event is explained and in a log record, and nothing else is explained.
+func TestNamesOfEventsAreExplainedAndLogged(t *testing.T) {
+	names := map[string]string{} // :: constant → name
+	inspectFolder(t, "convention", func(n ast.Node) {
+		spec, _ := n.(*ast.ValueSpec)
+		if spec == nil {
+			return
+		}
+		if kind, _ := spec.Type.(*ast.Ident); kind != nil && kind.Name == "Event" {
+			names[spec.Names[0].Name] = unquoted(spec.Values[0].(*ast.BasicLit))
+		}
+	})
+	section := cut(troubleshooting(t), "## Names of events", "## Log events")
+	var explained []string
+	for _, row := range regexp.MustCompile(`(?m)^\| ([^|]+) \|`).FindAllStringSubmatch(section, -1)[1:] {
+		for _, span := range codeSpan.FindAllString(row[1], -1) {
+			explained = append(explained, strings.Trim(span, "`"))
+		}
+	}
+	sameNames(t, "names of events", slices.Collect(maps.Values(names)), explained)
+	inspect(t, func(n ast.Node) {
+		if use, _ := n.(*ast.SelectorExpr); use != nil && fmt.Sprint(use.X) == "convention" {
+			delete(names, use.Sel.Name)
+		}
+	})
+	for name := range names {
+		t.Errorf("no log record has convention.%s", name)
 	}
 }

@@ -108,7 +108,8 @@ func (a *access) require(p permission, next http.HandlerFunc) http.Handler {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="gatepost admin"`)
 			writeError(w, http.StatusUnauthorized, "this call needs a token of --admin-token-file: send Authorization: Bearer TOKEN")
 		default:
-			a.logger.Warn("admin call refused", "by", caller.Name, "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+			a.logger.Warn("admin call refused", "by", caller.Name, "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path,
+				convention.EventAdminRefused.Attr())
 			writeError(w, http.StatusForbidden, "this call needs a token with the role operate")
 		}
 	})
@@ -121,7 +122,7 @@ func (a *access) respondRefused(w http.ResponseWriter, r *http.Request, err erro
 		writeError(w, http.StatusTooManyRequests, "too many wrong tokens from this address; try again later")
 		return
 	}
-	a.logger.Warn("admin token refused", "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path)
+	a.logger.Warn("admin token refused", "client", r.RemoteAddr, "method", r.Method, "path", r.URL.Path, convention.EventAdminRefused.Attr())
 	w.Header().Set("WWW-Authenticate", `Bearer realm="gatepost admin", error="invalid_token"`)
 	writeError(w, http.StatusUnauthorized, err.Error())
 }

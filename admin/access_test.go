@@ -98,7 +98,8 @@ func TestGuessingIsSlowedDownAndLogsNoToken(t *testing.T) {
 	if throttled < 70 {
 		t.Errorf("%d of 100 guesses were refused, want most", throttled)
 	}
-	if lines := strings.Count(k.log.String(), "admin token refused"); lines > 30 || lines == 0 || strings.Contains(k.log.String(), wrongToken) {
+	lines := strings.Count(k.log.String(), "admin token refused")
+	if lines > 30 || lines == 0 || strings.Count(k.log.String(), "event.action=admin-refused") != lines || strings.Contains(k.log.String(), wrongToken) {
 		t.Errorf("%d lines in the log, want one for each guess that was compared, and no token", lines)
 	}
 	// Others behind the same address lock nobody out.
@@ -234,7 +235,7 @@ func TestALinkToThePageWorksOnceAndNotForLong(t *testing.T) {
 	k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "", "Authorization: Bearer "+first)
 	id, _ := k.login(t, "bob")
 	k.want(t, "DELETE", "/api/v1/sessions/"+id, http.StatusOK, "", "Authorization: Bearer "+token)
-	if log := k.log.String(); !strings.Contains(log, linkCaller.Name) || strings.Contains(log, token) || strings.Contains(log, first) {
+	if log := k.log.String(); !strings.Contains(log, linkCaller.Name) || !strings.Contains(log, "event.action=admin-link-opened") || strings.Contains(log, token) || strings.Contains(log, first) {
 		t.Errorf("the log has %s, want the caller, and neither the code nor the token", log)
 	}
 	now = now.Add(pageLifetime)

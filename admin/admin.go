@@ -298,7 +298,8 @@ func (s *Server) revokeUser(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "by", by(r), "client", r.RemoteAddr)
+	s.config.Logger.Info("sessions revoked", "user", r.PathValue("user"), "sessions", ended, "by", by(r), "client", r.RemoteAddr,
+		convention.EventSessionEnded.Attr())
 	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": ended})
 }
 
@@ -307,7 +308,8 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "by", by(r), "client", r.RemoteAddr)
+	s.config.Logger.Info("session revoked", "session", r.PathValue("id"), "by", by(r), "client", r.RemoteAddr,
+		convention.EventSessionEnded.Attr())
 	convention.WriteJSON(w, http.StatusOK, map[string]int{"revoked": 1})
 }
 

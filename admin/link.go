@@ -107,7 +107,7 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request) {
 		s.access.respondRefused(w, r, s.access.refuse(r, err))
 		return
 	}
-	s.config.Logger.Info("the link to the page was opened", "client", r.RemoteAddr)
+	s.config.Logger.Info("the link to the page was opened", "client", r.RemoteAddr, convention.EventAdminLinkOpened.Attr())
 	w.Header().Set("Cache-Control", "no-store")
 	convention.WriteJSON(w, http.StatusOK, ExchangeResponse{Token: token, Expires: end.UTC()})
 }

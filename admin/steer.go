@@ -162,7 +162,8 @@ func (s *Server) rollback(w http.ResponseWriter, r *http.Request) {
 		s.failRevision(w, err)
 		return
 	}
-	s.config.Logger.Info("definitions rolled back", "revision", found.Number, "by", note.Who, "client", r.RemoteAddr)
+	s.config.Logger.Info("definitions rolled back", "revision", found.Number, "by", note.Who, "client", r.RemoteAddr,
+		convention.EventAdminRollback.Attr())
 	convention.WriteJSON(w, http.StatusOK, map[string]int64{"rolled_back_to": found.Number})
 }
 
@@ -251,6 +252,7 @@ func (s *Server) forgive(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusServiceUnavailable, "forgiven here; the other gateways could not be told: "+err.Error())
 		return
 	}
-	s.config.Logger.Info("failed logins forgiven", "address", q.Address, "user", q.User, "by", by(r), "client", r.RemoteAddr)
+	s.config.Logger.Info("failed logins forgiven", "address", q.Address, "user", q.User, "by", by(r), "client", r.RemoteAddr,
+		convention.EventAdminForgive.Attr())
 	convention.WriteJSON(w, http.StatusOK, map[string]bool{"forgiven": true})
 }

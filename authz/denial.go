@@ -139,11 +139,11 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 		attrs = append(attrs, slog.Int("lines_left_out", leftOut))
 	}
 	if one.Decision == string(CannotTell) { // an outage, not a fault of the client
-		attrs = append(attrs, slog.String("see", convention.SectionOfReason(one.Reason).String()))
+		attrs = append(attrs, slog.String("see", convention.SectionOfReason(one.Reason).String()), convention.EventRequestUndecided.Attr())
 		d.logger.LogAttrs(ctx, slog.LevelWarn, "request could not be decided", attrs...)
 		return
 	}
-	d.logger.LogAttrs(ctx, slog.LevelInfo, "request denied", attrs...)
+	d.logger.LogAttrs(ctx, slog.LevelInfo, "request denied", append(attrs, convention.EventRequestDenied.Attr())...)
 }
 
 // keep keeps a denial and reports whether it gets a line, and how many got none since the last line.

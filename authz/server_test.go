@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -294,7 +295,8 @@ func TestAnOutageIsLoggedAsAWarningAndNotAsADenial(t *testing.T) {
 	if err := json.Unmarshal(g.log.Bytes(), &line); err != nil {
 		t.Fatalf("%v: %s", err, g.log)
 	}
-	if line["level"] != "WARN" || line["msg"] != "request could not be decided" || line["reason"] != "store_unavailable" || line["error"] == nil {
+	if line["level"] != "WARN" || line["msg"] != "request could not be decided" || line["reason"] != "store_unavailable" || line["error"] == nil ||
+		line["event.action"] != string(convention.EventRequestUndecided) {
 		t.Errorf("the log is %s", g.log)
 	}
 }

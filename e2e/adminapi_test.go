@@ -22,6 +22,7 @@ import (
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 
 	"gatepost/admin"
+	"gatepost/convention"
 	"gatepost/envoy/envoytest"
 )
 
@@ -176,15 +177,15 @@ services:
 		t.Fatal(err)
 	}
 	defer stream.Body.Close()
-	lines := bufio.NewScanner(stream.Body)
-	if !lines.Scan() || lines.Text() != "" {
-		t.Fatalf("the stream begins with %q, %v", lines.Text(), lines.Err())
+	sent := bufio.NewScanner(stream.Body)
+	if !sent.Scan() || sent.Text() != "" {
+		t.Fatalf("the stream begins with %q, %v", sent.Text(), sent.Err())
 	}
 	o.called["GET /api/v1/denials/live"] = true
 	g.Do("GET", "/orders/7?secret=1", "")
 	var denied struct{ Service, Reason, Path string }
-	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &denied) != nil || denied.Service != "orders" || denied.Reason != "token_missing" || denied.Path != "/orders/7" {
-		t.Errorf("the stream has %q, want the denial", lines.Text())
+	if !sent.Scan() || json.Unmarshal(sent.Bytes(), &denied) != nil || denied.Service != "orders" || denied.Reason != "token_missing" || denied.Path != "/orders/7" {
+		t.Errorf("the stream has %q, want the denial", sent.Text())
 	}
 	if got := o.call("GET", "/api/v1/denials", "", http.StatusOK); !bytes.Contains(got, []byte(`"path":"/orders/7"`)) {
 		t.Errorf("the denials are %s", got)
@@ -282,8 +283,12 @@ services:
 			t.Errorf("%s of the support bundle is empty, or has a secret: %s", name, content)
 		}
 	}
-	for _, want := range []string{`"definitions rolled back"`, `"failed logins forgiven"`, `"session revoked"`, `"sessions revoked"`} {
-		if !strings.Contains(g.Log(), want) || strings.Contains(g.Log(), operatorToken) {
+	for message, event := range map[string]convention.Event{
+		`"definitions rolled back"`: convention.EventAdminRollback, `"failed logins forgiven"`: convention.EventAdminForgive,
+		`"session revoked"`: convention.EventSessionEnded, `"sessions revoked"`: convention.EventSessionEnded,
+	} {
+		want := message + "," // the next fields follow
+		if len(lines(g.Log(), want, fmt.Sprintf(`"event.action":%q`, event))) == 0 || strings.Contains(g.Log(), operatorToken) {
 			t.Errorf("the log has no line %s", want)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/envoy/envoytest"
 )
 
@@ -68,5 +69,37 @@ func ends(t *testing.T, shop *shop) {
 	shop.Stop()
 	if code := shop.ExitCode(); code != 0 {
 		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
+// TestEventsInTheLog: records have the name of their event. Those of operators are in TestAdminAPI.
+func TestEventsInTheLog(t *testing.T) {
+	t.Parallel()
+	shop := startShop(t, setup{Args: []string{"--log-level", "debug"}})
+	token := shop.Login("alice")
+	want(t, "no token", shop.Do("GET", "/orders", ""), http.StatusUnauthorized, "")
+	refreshed := shop.Do("POST", "/token/refresh", "", "Authorization: Bearer "+token)
+	want(t, "a refresh", refreshed, http.StatusOK, "")
+	bearer := "Authorization: Bearer " + refreshed.Header.Get("token")
+	want(t, "a revoke", shop.Do("POST", "/token/revoke", "", bearer), http.StatusOK, "")
+	bearer = "Authorization: Bearer " + shop.Login("alice")
+	want(t, "an end of all sessions", shop.Do("DELETE", "/token/sessions", "", bearer), http.StatusOK, "")
+	has := func(event convention.Event, fields ...string) func() bool {
+		return func() bool {
+			return len(lines(shop.Log(), append(fields, fmt.Sprintf(`"event.action":%q`, event))...)) > 0
+		}
+	}
+	envoytest.Eventually(t, "applied", has(convention.EventDefinitionsApplied, `"msg":"applied"`))
+	shop.Define(shop.definitions("  - {name: added, path: /added, upstreams: [\"http://127.0.0.1:1\"]}"))
+	envoytest.Eventually(t, "read", has(convention.EventDefinitionsRead, `"msg":"definitions read"`))
+	shop.Define("services: 1")
+	envoytest.Eventually(t, "rejected", has(convention.EventDefinitionsRejected, `"level":"ERROR"`))
+	for event, message := range map[convention.Event]string{
+		convention.EventLogin: "login", convention.EventRequestDenied: "request denied", convention.EventRefresh: "token call",
+		convention.EventRevoke: "token call", convention.EventSessionEnded: "token call",
+	} {
+		if !has(event, fmt.Sprintf(`"msg":%q`, message))() {
+			t.Errorf("no record %s has the event %s:\n%s", message, event, shop.Log())
+		}
 	}
 }

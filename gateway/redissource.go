@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
 	"gatepost/redisconn"
@@ -98,7 +99,8 @@ func (s *redisSource) Run(ctx context.Context) {
 
 // changed is called by the follower with each new revision.
 func (s *redisSource) changed(_ context.Context, r revisions.Revision, d *definitions.Definitions) {
-	s.gateway.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change)
+	s.gateway.logger.Info("revision read", "revision", r.Number, "by", r.Who, "message", r.Message, "change", r.Change,
+		convention.EventDefinitionsRead.Attr())
 	err := s.gateway.rollout.Apply(d, storedAt(r))
 	if err != nil {
 		s.gateway.rollout.Failed(err)

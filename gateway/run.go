@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"gatepost/convention"
 	"gatepost/tokens/redisstore"
 )
 
@@ -104,7 +105,7 @@ func (g *Gateway) drain() {
 // logRevoke logs a revoke that `gatepost tokens` made directly in Redis, so that every revoke is in
 // the gateways' logs.
 func (g *Gateway) logRevoke(r redisstore.Revoke) {
-	attributes := []any{"by", printable(r.Who), "at", r.When, "sessions", r.Ended}
+	attributes := []any{"by", printable(r.Who), "at", r.When, "sessions", r.Ended, convention.EventSessionEnded.Attr()}
 	if r.User != "" {
 		attributes = append(attributes, "user", printable(r.User))
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/xds"
 )
@@ -219,7 +220,7 @@ func (m *machine) fail(err error) []action {
 		m.retry = nil
 	}
 	return []action{countFailure{}, note(func(l *slog.Logger) {
-		l.Error("the definitions cannot be served; those before stay", "error", err)
+		l.Error("the definitions cannot be served; those before stay", "error", err, convention.EventDefinitionsRejected.Attr())
 	})}
 }
 

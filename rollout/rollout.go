@@ -54,6 +54,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/xds"
@@ -143,7 +144,7 @@ func (r *Rollout) Apply(d *definitions.Definitions, saved time.Time) error {
 
 // Changed applies new definitions. If that fails, it is logged and counted, and what is served stays.
 func (r *Rollout) Changed(_ context.Context, d *definitions.Definitions) {
-	r.config.Logger.Info("definitions read", "from", d.Name, "services", len(d.Gateway.Services))
+	r.config.Logger.Info("definitions read", "from", d.Name, "services", len(d.Gateway.Services), convention.EventDefinitionsRead.Attr())
 	err := r.Apply(d, savedAt(d.Name))
 	rejection := (*xds.Rejection)(nil)
 	r.mu.Lock()
@@ -386,5 +387,5 @@ func (r *Rollout) logActive(a activate) {
 		r.metrics.applied.Observe(took.Seconds())
 		args = append(args, "seconds", took.Round(time.Millisecond).Seconds())
 	}
-	r.config.Logger.Info("applied", args...)
+	r.config.Logger.Info("applied", append(args, convention.EventDefinitionsApplied.Attr())...)
 }

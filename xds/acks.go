@@ -14,6 +14,8 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"gatepost/convention"
 )
 
 // typeNames are the types that Gatepost serves, as they are called in metrics and messages.
@@ -240,7 +242,7 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	s.metrics.nacks.WithLabelValues(name).Inc()
 	s.logged(e, func() {
 		s.log.Error("an Envoy has rejected the configuration", "node", e.Node, "address", e.Address, "type", name,
-			"version", rejection.Version, "reason", bounded(rejection.Reason, maxLogged))
+			"version", rejection.Version, "reason", bounded(rejection.Reason, maxLogged), convention.EventDefinitionsRejected.Attr())
 	})
 	s.report(Nacked{ID: e.ID, Rejection: rejection})
 }

@@ -205,7 +205,7 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 				t.Error("a renewed certificate has the same key")
 			}
 			m.stop()
-			if n := strings.Count(m.log.String(), "\n"); n != 2 || strings.Contains(m.log.String(), "ERROR") {
+			if n := strings.Count(m.log.String(), "event.action=certificate-renewed\n"); n != 2 || strings.Contains(m.log.String(), "ERROR") {
 				t.Errorf("the log is %s", &m.log)
 			}
 			again := s.run(t, storage, settings(ca, challenge, "kept.test"))

@@ -14,6 +14,7 @@ import (
 	acmez "github.com/mholt/acmez/v3/acme"
 
 	"gatepost/certs"
+	"gatepost/convention"
 )
 
 // failure is why the last attempt for a name failed. It is stored beside the certificates.
@@ -152,7 +153,7 @@ func (m *Manager) reload(ctx context.Context, d *domain) error {
 	}
 	if chain := string(p.Chain); err == nil && chain != d.chain {
 		d.chain = chain
-		m.Logger.Info("a certificate of ACME is served", "certificate", d.name)
+		m.Logger.Info("a certificate of ACME is served", "certificate", d.name, convention.EventCertificateRenewed.Attr())
 		m.OnPair(d.name, p)
 	}
 	return nil

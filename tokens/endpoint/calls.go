@@ -28,6 +28,12 @@ var (
 	errExpired = fmt.Errorf("%w: the session has expired", tokens.ErrUnknown)
 )
 
+// events are what the calls that change something are called in the log. :: call → event
+var events = map[string]convention.Event{
+	"revoke": convention.EventRevoke, "refresh": convention.EventRefresh,
+	"end_session": convention.EventSessionEnded, "end_sessions": convention.EventSessionEnded,
+}
+
 // call counts and logs the outcome of a call below the token path.
 func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (outcome, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -48,6 +54,9 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
 		if err != nil {
 			attributes = append(attributes, slog.Any("error", err))
+		}
+		if event, changes := events[name]; changes {
+			attributes = append(attributes, event.Attr())
 		}
 		h.config.Logger.LogAttrs(r.Context(), level, "token call", attributes...)
 	}

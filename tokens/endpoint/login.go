@@ -53,7 +53,7 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	if l.session != nil {
 		attributes = append(attributes, slog.String("user", l.session.User), slog.String("session", l.session.ID))
 	}
-	h.config.Logger.LogAttrs(r.Context(), o.level(), "login", attributes...)
+	h.config.Logger.LogAttrs(r.Context(), o.level(), "login", append(attributes, convention.EventLogin.Attr())...)
 }
 
 // run processes the login and returns its outcome.
