@@ -101,14 +101,15 @@ func (b *builder) clusterLimiter(domain string, limits []definitions.RateLimit) 
 func (b *builder) countedByCluster(l definitions.RateLimit) []*routev3.RateLimit {
 	text := ratelimit.Limit{Requests: l.Requests, Per: l.Per, Burst: l.Burst, By: cmp.Or(l.By, l.Header), Refuse: l.RefuseWithoutRedis}.String()
 	out := b.countedBy(text, l)
+	if l.By == definitions.LimitByAddress {
+		// Gatepost takes the /64 of an IPv6 address by itself, and IPv4 in IPv6 for IPv4.
+		out = out[:1]
+		out[0].Actions = append(out[0].Actions[:1], &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_RemoteAddress_{
+			RemoteAddress: new(routev3.RateLimit_Action_RemoteAddress),
+		}})
+	}
 	for _, one := range out {
 		one.Stage = nil // which this form does not support
-		if l.By == definitions.LimitByAddress {
-			// Gatepost takes the /64 of an IPv6 address by itself, and IPv4 in IPv6 for IPv4.
-			one.Actions[1] = &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_RemoteAddress_{
-				RemoteAddress: new(routev3.RateLimit_Action_RemoteAddress),
-			}}
-		}
 	}
 	return out
 }

@@ -11,11 +11,13 @@ import (
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
 	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	exprv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rate_limit_descriptors/expr/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/ratelimit"
 )
@@ -104,7 +106,7 @@ func (b *builder) buckets(stage uint32, services []*service) *anypb.Any {
 	for _, s := range services {
 		for i, l := range s.def.RateLimits {
 			if !l.Cluster && stageOf(l) == stage {
-				all = append(all, buckets(limitName(s.def.Name, i), l)...)
+				all = append(all, b.bucketsOf(limitName(s.def.Name, i), l)...)
 			}
 		}
 	}
@@ -141,7 +143,7 @@ func (b *builder) gatewayLimits() *anypb.Any {
 			continue
 		}
 		name := limitName("gateway", i)
-		config.Descriptors = append(config.Descriptors, buckets(name, l)...)
+		config.Descriptors = append(config.Descriptors, b.bucketsOf(name, l)...)
 		config.RateLimits = append(config.RateLimits, b.countedBy(name, l)...)
 	}
 	for _, l := range config.GetRateLimits() {
@@ -161,10 +163,11 @@ const (
 	addressKey = "masked_remote_address"
 	valueKey   = "value"
 	noValueKey = "header_match"
+	mapped4    = "mapped"
 )
 
-// buckets are the buckets of a limit. A second entry without a value is a bucket for each value.
-func buckets(name string, l definitions.RateLimit) (out []*ratelimitv3.LocalRateLimitDescriptor) {
+// bucketsOf are the buckets of a limit. A further entry without a value is a bucket for each value.
+func (b *builder) bucketsOf(name string, l definitions.RateLimit) (out []*ratelimitv3.LocalRateLimitDescriptor) {
 	type entry = ratelimitv3.RateLimitDescriptor_Entry
 	of := func(more ...*entry) {
 		out = append(out, &ratelimitv3.LocalRateLimitDescriptor{
@@ -178,7 +181,12 @@ func buckets(name string, l definitions.RateLimit) (out []*ratelimitv3.LocalRate
 	case definitions.LimitByService, definitions.LimitByGateway:
 		of()
 	case definitions.LimitByAddress:
-		of(&entry{Key: addressKey})
+		if !b.believesProxies() {
+			of(&entry{Key: addressKey})
+			break
+		}
+		of(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: addressKey})
+		of(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: valueKey})
 	case definitions.LimitByUser:
 		of(&entry{Key: valueKey})
 	default:
@@ -210,7 +218,12 @@ func (b *builder) countedBy(name string, l definitions.RateLimit) (out []*routev
 	case definitions.LimitByService, definitions.LimitByGateway:
 		of()
 	case definitions.LimitByAddress:
-		of(countAddress())
+		if !b.believesProxies() {
+			of(countAddress())
+			break
+		}
+		of(countMapped(false), countAddress())
+		of(countMapped(true), countHeader(authz.HeaderClientAddress))
 	case definitions.LimitByUser:
 		of(countHeader(b.gw.Identity.UserHeader))
 	default:
@@ -224,6 +237,22 @@ func (b *builder) countedBy(name string, l definitions.RateLimit) (out []*routev
 func countAddress() *routev3.RateLimit_Action {
 	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_MaskedRemoteAddress_{
 		MaskedRemoteAddress: &routev3.RateLimit_Action_MaskedRemoteAddress{V4PrefixMaskLen: wrapperspb.UInt32(32), V6PrefixMaskLen: wrapperspb.UInt32(64)},
+	}}
+}
+
+// countMapped names the requests of all clients with an IPv4 address in IPv6, or of all others. Only trusted proxies write
+// such addresses, and all of them are in one /64. The header is that of nameClient.
+func countMapped(is bool) *routev3.RateLimit_Action {
+	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_HeaderValueMatch_{
+		HeaderValueMatch: &routev3.RateLimit_Action_HeaderValueMatch{
+			DescriptorValue: mapped4, ExpectMatch: wrapperspb.Bool(is),
+			Headers: []*routev3.HeaderMatcher{{
+				Name: authz.HeaderClientAddress,
+				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
+					MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "::ffff:"},
+				}},
+			}},
+		},
 	}}
 }
 

@@ -109,6 +109,8 @@ func anAddressCannotBeMadeUp(t *testing.T, g *gateway) {
 	}
 	want(t, "a client with a /64", inTurn(4, v6("2001:db9:0:7::%d")), "200 200 429 429")
 	want(t, "clients with a /64 each", inTurn(4, v6("2001:db9:0:1%d::1")), "200 200 200 200")
+	want(t, "IPv4 clients in IPv6", inTurn(4, v6("::ffff:192.0.2.%d")), "200 200 200 200")
+	want(t, "one of them", inTurn(3, func(int) envoytest.Response { return v6("::ffff:192.0.2.%d")(1) }), "200 429 429")
 }
 
 func aBurst(t *testing.T, g *gateway) {
