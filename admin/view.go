@@ -34,9 +34,10 @@ type Overview struct {
 	// Version and Source are those of the definitions that are served.
 	Version string `json:"version"`
 	Source  string `json:"source"`
-	// Services and Envoys are how many there are.
+	// Services and Envoys are how many there are. Verified are the Envoys that answer with this version.
 	Services int `json:"services"`
 	Envoys   int `json:"envoys"`
+	Verified int `json:"verified"`
 	// Decisions are by decision: allow, deny, error. Logins are by outcome.
 	Decisions map[string]float64 `json:"decisions"`
 	Logins    map[string]float64 `json:"logins"`
@@ -55,6 +56,11 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 		GatepostVersion: s.config.Version, Now: time.Now().UTC(), Ready: notReady == nil, Checks: checks,
 		Version: status.GetVersion(), Source: status.GetSource(), Envoys: len(status.GetEnvoys()),
 		Decisions: map[string]float64{}, Logins: map[string]float64{}, May: s.access.may(r), Caller: callerOf(r).Name,
+	}
+	for _, e := range status.GetEnvoys() {
+		if e.GetProven() {
+			o.Verified++
+		}
 	}
 	if d := s.config.Definitions(); d != nil {
 		o.Services = len(d.Gateway.Services)

@@ -12,10 +12,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 	"github.com/creack/pty"
 
 	"gatepost/envoy/envoytest"
@@ -75,15 +79,38 @@ func (b *tab) fill(label, text string) {
 	})
 }
 
-// accessible checks the page with axe-core, and that it fits into 320 pixels.
+// prefer has the browser prefer a color scheme: light or dark.
+func (b *tab) prefer(scheme string) {
+	b.t.Helper()
+	err := chromedp.Do(b.ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+		})
+		return err
+	}))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// accessible checks the page with axe-core in both color schemes, and that it fits into 320 pixels.
 func (b *tab) accessible(what, axe string) {
 	b.t.Helper()
-	if axe != "" {
+	paper := map[string]string{}
+	for _, scheme := range []string{"dark", "light"} {
+		b.prefer(scheme)
+		paper[scheme] = b.evaluate(`getComputedStyle(document.body).backgroundColor`)
+		if axe == "" {
+			continue
+		}
 		b.evaluate(axe + `; ""`)
 		found := b.evaluate(`axe.run().then(r => r.violations.map(v => v.id + ": " + v.nodes.map(n => n.html).join(" ")).join("\n"))`)
 		if found != "" {
-			b.t.Errorf("%s is not accessible: %s", what, found)
+			b.t.Errorf("%s is not accessible in %s: %s", what, scheme, found)
 		}
+	}
+	if paper["light"] != "rgb(246, 247, 249)" || paper["dark"] != "rgb(20, 23, 28)" {
+		b.t.Errorf("the paper of %s is %v", what, paper)
 	}
 	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(320, 800)); err != nil {
 		b.t.Fatal(err)
@@ -96,6 +123,39 @@ func (b *tab) accessible(what, axe string) {
 	}
 }
 
+// violations returns what the page has done against its policy.
+func (b *tab) violations() string {
+	b.t.Helper()
+	return b.evaluate(`new Promise(done => {
+		const all = []
+		new ReportingObserver(r => all.push(...r), {types: ["csp-violation"], buffered: true}).observe()
+		setTimeout(() => done(all.map(r => r.body.effectiveDirective + " " + r.body.blockedURL).join("\n")), 0)
+	})`)
+}
+
+// keys presses keys, such as kb.Tab.
+func (b *tab) keys(keys string, options ...chromedp.KeyOption) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, chromedp.KeyEvent(keys, options...)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// focused waits until an element with this name has the focus, which is seen.
+func (b *tab) focused(name string) {
+	b.t.Helper()
+	last := ""
+	envoytest.Eventually(b.t, "the focus on "+name, func() bool {
+		last = b.evaluate(`(() => {
+			const e = document.activeElement, box = e.getBoundingClientRect(), line = getComputedStyle(e)
+			const name = e.ariaLabel || e.innerText || e.closest("label")?.innerText || e.tagName
+			const seen = e.tagName === "H1" || line.outlineStyle === "solid" && line.outlineWidth === "3px"
+			return name.trim() + (box.left < 0 || box.width === 0 ? ", outside of the window" : "") + (seen ? "" : ", without an outline")
+		})()`)
+		return last == name
+	})
+}
+
 // screenshot writes a picture of the page to $GATEPOST_SCREENSHOTS, if it is set.
 func (b *tab) screenshot(name string) {
 	b.t.Helper()
@@ -103,7 +163,11 @@ func (b *tab) screenshot(name string) {
 	if dir == "" {
 		return
 	}
-	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(1200, 780)); err != nil {
+	end, err := chromedp.Run(b.ctx, chromedp.Evaluate[float64](`document.querySelector("footer").getBoundingClientRect().bottom`))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(1200, min(780, int64(end)))); err != nil {
 		b.t.Fatal(err)
 	}
 	png, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
@@ -143,7 +207,11 @@ services:
   - {name: orders, path: /orders, upstreams: ["%s"], allowed_methods: [GET]}
 %s`, users(t).URL(), upstream.URL(), more)
 	}
-	g := start(t, definitions(""), options)
+	options.Args = append(options.Args, "--config", "gatepost.yaml")
+	g := prepare(t, definitions(""), options)
+	g.dir = filepath.Dir(g.File)
+	g.Run()
+	g.AwaitReady()
 	token := g.Login("bob")
 
 	b.Open("http://" + g.Admin)
@@ -154,7 +222,7 @@ services:
 	b.accessible("the overview", axe)
 
 	b.press("Services")
-	b.see("orders", "/orders", "healthy", g.File)
+	b.see("orders", "/orders", "healthy", "gatepost.yaml:5")
 	b.accessible("services", axe)
 	b.screenshot("services")
 
@@ -172,7 +240,7 @@ services:
 	b.fill("Method", "POST")
 	b.fill("Path or URL", "/orders/7")
 	b.evaluate(`(document.querySelector("form.explain").requestSubmit(), "")`)
-	b.see("method_not_allowed", "405", g.File)
+	b.see("method_not_allowed", "405", "gatepost.yaml:5")
 	b.accessible("an explanation", axe)
 	b.screenshot("explain")
 
@@ -225,21 +293,28 @@ services:
 	g.Login("carol")
 
 	b.press("Overview")
-	b.see("Denied per minute", "refused")
+	b.see("Denied per minute", "refused", "1, all verified")
+	points := 2
+	if os.Getenv("GATEPOST_SCREENSHOTS") != "" {
+		points = 20
+	}
+	envoytest.Eventually(t, "the rate of denials", func() bool {
+		g.Do("GET", "/orders", "")
+		return b.evaluate(`String(document.querySelector(".big").innerText !== "0" &&
+			document.querySelector(".spark polyline").getAttribute("points").split(" ").length >= `+quoted(t, points)+`)`) == "true"
+	})
+	b.accessible("the overview after a while", axe)
 	b.screenshot("overview")
-	const violations = `new Promise(done => {
-		const all = []
-		new ReportingObserver(r => all.push(...r), {types: ["csp-violation"], buffered: true}).observe()
-		setTimeout(() => done(all.map(r => r.body.effectiveDirective + " " + r.body.blockedURL).join("\n")), 0)
-	})`
-	if found := b.evaluate(violations); found != "" {
+	b.prefer("dark")
+	b.screenshot("overview-dark")
+	if found := b.violations(); found != "" {
 		t.Errorf("the page violates its policy: %s", found)
 	}
 	// What the policy is there for: text makes no HTML.
 	if got := b.evaluate(`(() => { try { document.body.innerHTML = "<i>"; return "made" } catch (e) { return e.name } })()`); got != "TypeError" {
 		t.Errorf("innerHTML: %s, want a TypeError of Trusted Types", got)
 	}
-	envoytest.Eventually(t, "that violation to be reported", func() bool { return b.evaluate(violations) != "" })
+	envoytest.Eventually(t, "that violation to be reported", func() bool { return b.violations() != "" })
 }
 
 // TestThePageShowsCertificates: their names, days left and what is wrong, as the API has them.
@@ -323,7 +398,7 @@ func TestALinkSignsInOnce(t *testing.T) {
 	if got := b.evaluate("location.href"); strings.Contains(got, "code") {
 		t.Errorf("the code stays in the address %s", got)
 	}
-	b.press("Forget the token")
+	b.press("Sign out")
 	b.see("Use a token")
 	b.Open("about:blank")
 	b.Open(link)
@@ -337,5 +412,106 @@ func TestLogsHaveNoLink(t *testing.T) {
 	g := start(t, "services: []", options)
 	if log := g.Log(); strings.Contains(log, "code=") || !strings.Contains(log, `"admin":"`+g.Admin+`"`) {
 		t.Errorf("the log has %s, want the address alone", log)
+	}
+}
+
+// TestThePageIsUsedByKeyboard: each element is reached in the order in which it is seen, and the focus never gets lost.
+func TestThePageIsUsedByKeyboard(t *testing.T) {
+	t.Parallel()
+	b := openBrowser(t)
+	g := start(t, fmt.Sprintf(`
+tokens: {authenticator: {url: "%s/users/authenticate"}}
+services: []
+`, users(t).URL()), setup{})
+	g.Login("bob")
+	b.Open("http://" + g.Admin)
+	b.see("Ready yes")
+	b.keys(kb.Tab)
+	b.focused("Skip to the content")
+	b.keys(kb.Enter)
+	b.focused("Overview")
+	b.keys(kb.Tab)
+	b.focused("0 services")
+	b.keys(kb.Tab)
+	b.focused("1 Envoys")
+	b.keys(kb.Tab)
+	b.focused("Download a support bundle")
+	b.keys(kb.Tab + kb.Tab)
+	b.focused("metrics")
+	b.evaluate(`(document.activeElement.blur(), document.querySelector(".skip").focus(), "")`)
+	for _, name := range []string{
+		"Overview", "Services", "Denials", "Explain", "Sessions", "Revisions", "Envoys", "Certificates", "Held logins", "Use a token",
+	} {
+		b.keys(kb.Tab)
+		b.focused(name)
+	}
+	for range 5 {
+		b.keys(kb.Tab, chromedp.KeyModifiers(chromedp.ModifierShift))
+	}
+	b.focused("Sessions")
+	b.keys(kb.Enter)
+	b.see("User id")
+	b.focused("Sessions") // the heading
+	b.keys(kb.Tab)
+	b.focused("User id")
+	b.keys("bob" + kb.Enter)
+	b.see("Sessions of bob")
+	b.keys(kb.Tab)
+	b.focused("Show sessions")
+	b.keys(kb.Tab)
+	b.focused("Sessions of bob") // which can be scrolled
+	b.keys(kb.Tab)
+	b.focused("End")
+	b.keys(kb.Enter)
+	b.focused("Yes")
+	b.keys(kb.Escape)
+	b.focused("End")
+	b.keys(kb.Enter)
+	b.focused("Yes")
+	b.keys(kb.Tab)
+	b.focused("No")
+	b.keys(kb.Enter)
+	b.focused("End")
+	b.keys(kb.Enter)
+	b.focused("Yes")
+	b.keys(kb.Enter)
+	b.see("bob has no session.")
+}
+
+// TestThePageShowsWhatEnvoyRejects: first there is nothing else to serve, then the other services are served.
+func TestThePageShowsWhatEnvoyRejects(t *testing.T) {
+	t.Parallel()
+	b := openBrowser(t)
+	axe := axeScript(t)
+	g := prepare(t, "services: []", setup{Args: []string{"--ca-file", "/does/not/exist.crt"}})
+	addr, giveUp := occupied(t)
+	g.Addr, g.URL = addr, "http://"+addr
+	g.Define("services: []")
+	g.Run()
+	envoytest.Eventually(t, "the address of operators", func() bool { return envoytest.Accepts(g.Admin) })
+	b.Open("http://" + g.Admin + "/#/envoys")
+	b.see("gatepost-envoy", "rejected", "Address already in use", "The newest definitions are not served as they are", "0 of 1 Envoys are verified")
+	b.accessible("a rejection", axe)
+	b.press("Overview")
+	b.see("Ready no", "Address already in use", "not verified")
+	giveUp()
+	g.Signal(syscall.SIGHUP)
+	b.see("Ready yes")
+
+	upstream := envoytest.Upstream(t)
+	g.Define(fmt.Sprintf(`
+services:
+  - {name: fine, path: /fine, authenticate: false, upstreams: [%q]}
+  - {name: unverified, path: /unverified, authenticate: false, upstreams: ["https://a.example"]}
+`, upstream.URL()))
+	b.see("Ready yes", "/does/not/exist.crt")
+	b.press("Envoys")
+	b.see("The newest definitions are not served as they are", "unverified", "/does/not/exist.crt")
+	b.screenshot("envoys")
+	b.press("Services")
+	b.see("withheld", "served")
+	b.accessible("a service that is withheld", axe)
+	if found := b.violations(); found != "" {
+		t.Errorf("the page violates its policy: %s", found)
 	}
 }

@@ -2,7 +2,7 @@
 
 export interface Overview {
   gatepost_version: string; now: string; ready: boolean; checks: Record<string, string>; version: string; source: string
-  services: number; envoys: number; decisions: Record<string, number>; logins: Record<string, number>
+  services: number; envoys: number; verified: number; decisions: Record<string, number>; logins: Record<string, number>
   from_memory: boolean; caller?: string; may: "read" | "end" | "operate"
 }
 export interface EnvoyStatus {

@@ -21,12 +21,17 @@ function App({ problem }: { problem: string | undefined }) {
   const heading = useRef<HTMLHeadingElement>(null)
   const overview = useCall<Overview>("overview", 2000)
   useEffect(() => {
-    const moved = () => { setAt(place()); heading.current?.focus() }
+    const moved = () => setAt(place())
     const need = () => setNeeded(true)
     addEventListener("hashchange", moved)
     addEventListener("token-needed", need)
     return () => { removeEventListener("hashchange", moved); removeEventListener("token-needed", need) }
   }, [])
+  const shown = useRef(at.all)
+  useEffect(() => {
+    if (shown.current !== at.all) heading.current?.focus() // it is new, as all of main
+    shown.current = at.all
+  }, [at.all])
   const title = pages.find(([path]) => path === at.page)?.[1] ?? "Overview"
   useEffect(() => { document.title = title + " – Gatepost" }, [title])
   const may = overview.value?.may ?? "read"
@@ -61,7 +66,7 @@ function Token({ caller, may, needed, signed }: { caller: string | undefined; ma
   const [typed, setTyped] = useState("")
   const [open, setOpen] = useState(false)
   if (hasToken() && !needed) {
-    return <div class="token">{caller}, may {may} <button onClick={() => signed("")}>Forget the token</button></div>
+    return <div class="token">{caller}, may {may} <button onClick={() => signed("")}>Sign out</button></div>
   }
   if (!open && !needed) return <div class="token"><button onClick={() => setOpen(true)}>Use a token</button></div>
   return <form class="token" onSubmit={e => { e.preventDefault(); setOpen(false); signed(typed.trim()); setTyped("") }}>

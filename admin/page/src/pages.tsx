@@ -36,10 +36,11 @@ export function Home({ overview, error }: { overview: Overview | undefined; erro
       <section class="card">
         <h2>Serving</h2>
         <dl>
-          <div><dt>version</dt><dd><code>{overview.version || "none yet"}</code></dd></div>
+          <div><dt>version</dt><dd><code>{overview.version || "none yet"}</code>{overview.envoys > overview.verified && <> <Badge kind="warn">not verified</Badge></>}</dd></div>
           <div><dt>from</dt><dd class="path">{overview.source || "–"}</dd></div>
-          <div><dt>services</dt><dd><a href="#/services">{overview.services}</a></dd></div>
-          <div><dt>Envoys</dt><dd><a href="#/envoys">{overview.envoys}</a></dd></div>
+          <div><dt>Gatepost</dt><dd>{overview.gatepost_version}</dd></div>
+          <div><dt>services</dt><dd><a href="#/services" aria-label={overview.services + " services"}>{overview.services}</a></dd></div>
+          <div><dt>Envoys</dt><dd><a href="#/envoys" aria-label={overview.envoys + " Envoys"}>{overview.envoys}</a>{overview.envoys > 0 && (overview.verified === overview.envoys ? ", all verified" : `, ${overview.verified} verified`)}</dd></div>
           <div><dt>tokens</dt><dd>{overview.from_memory ? "answered from memory" : "looked up in the store"}</dd></div>
         </dl>
       </section>
@@ -313,11 +314,12 @@ export function Envoys() {
     <Failure of={error} />
     {value && <>
       {value.rejected && <p class="bad note" role="alert">The newest definitions are not served as they are: {value.rejected}</p>}
-      <p>Served is version <code>{value.version || "none yet"}</code> of <span class="path">{value.source}</span>, since <Time of={value.published} />. Tokens
-        are checked {value.module?.library ? "inside Envoy" : "by Gatepost for each request" + (value.module?.reason ? ": " + value.module.reason : "")}.</p>
+      <p>Version <code>{value.version || "none yet"}</code> of <span class="path">{value.source}</span> was sent <Time of={value.published} />.
+        {" "}{value.envoys.filter(e => e.proven).length} of {value.envoys.length} Envoys are verified to serve it. Tokens are
+        checked {value.module?.library ? "inside Envoy" : "by Gatepost for each request" + (value.module?.reason ? ": " + value.module.reason : "")}.</p>
       <Table caption="Envoys that are connected" empty="No Envoy is connected." heads={["Envoy", "Acknowledged", "Verified", "Last rejection"]}>
         {value.envoys.map(e => <tr key={e.node + e.address}>
-          <th scope="row">{e.node}<small>{e.address}</small></th>
+          <th scope="row">{e.node}<small>{e.address === "@" ? "by a Unix socket" : e.address}</small></th>
           <td><code>{e.acked || "–"}</code><small><Time of={e.acked_at} /></small></td>
           <td>{e.proven ? <Badge kind="good">yes</Badge> : <Badge kind="warn">{e.doubt || "not yet"}</Badge>}</td>
           <td>{e.nack ? <><Badge kind="bad">rejected</Badge> {e.nack}<small>{e.nack_type} <Time of={e.nacked_at} /></small></> : "–"}</td>
@@ -340,7 +342,7 @@ export function Certificates() {
         <td>{c.services.length > 0 ? `upstreams of ${c.services.join(", ")}` : c.ca ? "clients" : c.names.join(", ") || "–"}</td>
         <td>{c.source === "acme" ? "a CA, by ACME" : "files"}</td>
         <td><Time of={c.not_before} /></td>
-        <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.days_left < soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left} days left`}</Badge>}</td>
+        <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.days_left < soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left}\u00a0days\u00a0left`}</Badge>}</td>
         <td>{c.problem ? <><Badge kind="bad">problem</Badge> {c.problem}</> : "–"}</td>
       </tr>)}
     </Table>}

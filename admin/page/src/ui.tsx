@@ -56,20 +56,24 @@ export function Table({ caption, heads, children, empty }: { caption: string; he
   </div>
 }
 
-// Confirmed is a button that asks before it acts, in place.
+// Confirmed is a button that asks before it acts, in place. The focus goes to the answer, and back.
 export function Confirmed({ label, question, act, done }: { label: string; question: string; act: () => Promise<unknown>; done: () => void }) {
   const [asked, setAsked] = useState(false)
   const [error, setError] = useState<string>()
-  const yes = useRef<HTMLButtonElement>(null)
-  useEffect(() => { if (asked) yes.current?.focus() }, [asked])
+  const button = useRef<HTMLButtonElement>(null)
+  const first = useRef(true)
+  useEffect(() => {
+    if (!first.current) button.current?.focus()
+    first.current = false
+  }, [asked])
   const go = async () => {
     setAsked(false)
     try { await act(); setError(undefined); done() } catch (e) { setError(text(e)) }
   }
-  return <span class="confirm">
+  return <span class="confirm" onKeyDown={e => { if (e.key === "Escape") setAsked(false) }}>
     {asked
-      ? <>{question} <button ref={yes} class="danger" onClick={go}>Yes</button> <button onClick={() => setAsked(false)}>No</button></>
-      : <button onClick={() => setAsked(true)}>{label}</button>}
+      ? <>{question} <button key="yes" ref={button} class="danger" onClick={go}>Yes</button> <button onClick={() => setAsked(false)}>No</button></>
+      : <button key="ask" ref={button} onClick={() => setAsked(true)}>{label}</button>}
     <Failure of={error} />
   </span>
 }
