@@ -205,7 +205,8 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 				t.Error("a renewed certificate has the same key")
 			}
 			m.stop()
-			if n := strings.Count(m.log.String(), "event.action=certificate-renewed\n"); n != 2 || strings.Contains(m.log.String(), "ERROR") {
+			log := m.log.String()
+			if strings.Count(log, "event.action=certificate-renewed\n") != 2 || strings.Count(log, "asking the CA") != 1 || strings.Contains(log, "ERROR") {
 				t.Errorf("the log is %s", &m.log)
 			}
 			again := s.run(t, storage, settings(ca, challenge, "kept.test"))
@@ -270,7 +271,7 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 		}
 		t.Log(status.Problem)
 		m.stop()
-		if log := m.log.String(); !strings.Contains(log, "obtaining a certificate failed") || strings.Count(log, "\n") != 1 {
+		if log := m.log.String(); !strings.Contains(log, "obtaining a certificate failed") || strings.Count(log, "\n") != 2 {
 			t.Errorf("the log is %s", log)
 		}
 		// A restart neither asks the CA again nor forgets its answer.

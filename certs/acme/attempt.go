@@ -67,6 +67,9 @@ func (m *Manager) look(ctx context.Context, d *domain, forced bool) time.Duratio
 	if wait := time.Until(former.Next); wait > 0 && !forced {
 		return wait
 	}
+	if chain == "" {
+		m.Logger.Info("asking the CA for a certificate, which can take minutes", "certificate", d.name)
+	}
 	err := m.attempt(ctx, d.name, former.Attempts)
 	if ctx.Err() != nil {
 		return 0

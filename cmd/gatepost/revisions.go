@@ -179,10 +179,11 @@ func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*d
 // await waits until every gateway has verified a revision, and prints the state of each. It warns of rate limits that
 // so many gateways cannot keep.
 func (a *change) await(c *cobra.Command, store *revisions.Store, r revisions.Revision, d *definitions.Definitions) error {
-	out := c.OutOrStdout()
 	bounded, cancel := context.WithTimeout(c.Context(), a.timeout)
 	defer cancel()
-	standings, err := store.Await(bounded, r)
+	out, waiting := c.OutOrStdout(), newProgress(c.ErrOrStderr())
+	standings, err := store.Await(bounded, r, func(all []revisions.Standing) { waiting.show(waitingFor(all)) })
+	waiting.end()
 	switch {
 	case err != nil:
 		return fmt.Errorf("waiting until revision %d is verified: %w", r.Number, err)
@@ -204,6 +205,20 @@ func (a *change) await(c *cobra.Command, store *revisions.Store, r revisions.Rev
 		return fmt.Errorf("revision %d is stored, but %d of %d gateways have not verified it", r.Number, unverified, len(standings))
 	}
 	return nil
+}
+
+// waitingFor names the gateways that have not verified a revision.
+func waitingFor(all []revisions.Standing) string {
+	var names []string
+	for _, one := range all {
+		if !one.Verified {
+			names = append(names, oneLine(one.Gateway.Name))
+		}
+	}
+	if len(names) == 0 {
+		return "waiting for gateways to report"
+	}
+	return fmt.Sprintf("waiting for %d of %d gateways: %s", len(names), len(all), strings.Join(names, ", "))
 }
 
 func diffCommand(s *settings) *cobra.Command {

@@ -2,26 +2,31 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"gatepost/admin"
 	"gatepost/authz"
 )
 
-// topEvery is how often the overview is refreshed, and topDenials how many denials it has.
+// topEvery is how often the overview is refreshed. topDenials is how many denials it has, and topLines are its lines
+// beside those of services, Envoys, denials and checks, with the line of the cursor.
 const (
 	topEvery   = 2 * time.Second
 	topDenials = 8
+	topLines   = 10
 )
 
 func topCommand(s *settings) *cobra.Command {
@@ -29,10 +34,15 @@ func topCommand(s *settings) *cobra.Command {
 		Use:   "top",
 		Short: "Show services, rates, denials and Envoys of the gateway on --admin, refreshed every 2 s",
 		Long: "Show services, rates, denials and Envoys of the gateway on --admin, refreshed every 2 s until Ctrl-C.\n" +
+			"If there are more services than fit on the terminal, those with the most requests are shown.\n" +
 			"If standard output is no terminal, it is shown once, with the counts since the start.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			live := isTerminal(c.OutOrStdout())
+			if live {
+				fmt.Fprint(c.OutOrStdout(), noWrap)
+				defer fmt.Fprint(c.OutOrStdout(), wrap)
+			}
 			var before *topState
 			for {
 				now, err := s.top(c.Context())
@@ -46,7 +56,7 @@ func topCommand(s *settings) *cobra.Command {
 				if err != nil {
 					fmt.Fprintln(&screen, err)
 				} else {
-					now.print(&screen, before)
+					now.print(&screen, before, heightOf(c.OutOrStdout()))
 					before = now
 				}
 				if _, err := screen.WriteTo(c.OutOrStdout()); err != nil || !live {
@@ -60,6 +70,25 @@ func topCommand(s *settings) *cobra.Command {
 			}
 		},
 	}
+}
+
+// noWrap makes a terminal cut long lines off, and wrap break them again (DECAWM).
+const (
+	noWrap = "\x1b[?7l"
+	wrap   = "\x1b[?7h"
+)
+
+// heightOf returns the lines of a terminal, or 0 if out is none.
+func heightOf(out io.Writer) int {
+	file, isFile := out.(*os.File)
+	if !isFile {
+		return 0
+	}
+	_, height, err := term.GetSize(int(file.Fd()))
+	if err != nil {
+		return 0
+	}
+	return height
 }
 
 // topState is what is shown.
@@ -98,15 +127,18 @@ func (s *settings) top(ctx context.Context) (*topState, error) {
 	return t, nil
 }
 
-// print prints rates since before, or counts since the start if before is nil.
-func (t *topState) print(w io.Writer, before *topState) {
+// print prints rates since before, or counts since the start if before is nil. If height is not 0, services that do not
+// fit into it are left out.
+func (t *topState) print(w io.Writer, before *topState, height int) {
 	ready, o := "ready", t.overview
 	if !o.Ready {
 		ready = "not ready"
 	}
 	fmt.Fprintf(w, "gatepost %s, %s, version %s, %s\n", o.GatepostVersion, ready, orNone(o.Version), o.Now.Format(time.RFC3339))
+	notOK := 0
 	for _, name := range slices.Sorted(maps.Keys(o.Checks)) {
 		if o.Checks[name] != "ok" {
+			notOK++
 			fmt.Fprintf(w, "%s: %s\n", name, oneLine(o.Checks[name]))
 		}
 	}
@@ -127,22 +159,41 @@ func (t *topState) print(w io.Writer, before *topState) {
 	rates = append(rates, "logins "+count(sumOf(o.Logins), sumOf(then.overview.Logins)))
 	fmt.Fprintf(w, "%s\n\n", strings.Join(rates, ", "))
 
+	type row struct {
+		admin.Service
+		requests, errors, thenRequests, thenErrors float64
+		healthy                                    int
+	}
+	were := map[string]admin.Service{}
+	for _, s := range then.services.Services {
+		were[s.Name] = s
+	}
+	rows := make([]row, 0, len(t.services.Services))
+	for _, s := range t.services.Services {
+		r := row{Service: s}
+		r.requests, r.errors, r.healthy = upstreamCounts(s)
+		r.thenRequests, r.thenErrors, _ = upstreamCounts(were[s.Name])
+		rows = append(rows, r)
+	}
+	denials := t.denials[:min(len(t.denials), topDenials)]
+	more := 0
+	if fits := height - topLines - notOK - bytes.Count(t.envoys, []byte("\n")) - len(denials); height > 0 && fits < len(rows) {
+		slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.requests-b.thenRequests, a.requests-a.thenRequests) })
+		fits = max(fits, 1)
+		more, rows = len(rows)-fits, rows[:fits]
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tPATH\tSTATE\tUPSTREAMS\tREQUESTS\tERRORS")
-	for _, s := range t.services.Services {
-		requests, errors, healthy := upstreamCounts(s)
-		thenRequests, thenErrors := 0.0, 0.0
-		for _, was := range then.services.Services {
-			if was.Name == s.Name {
-				thenRequests, thenErrors, _ = upstreamCounts(was)
-			}
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", s.Name, s.Path, s.State, healthy, len(s.Upstreams), count(requests, thenRequests), count(errors, thenErrors))
+	for _, r := range rows {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", r.Name, r.Path, r.State, r.healthy, len(r.Upstreams), count(r.requests, r.thenRequests), count(r.errors, r.thenErrors))
+	}
+	if more > 0 {
+		fmt.Fprintf(table, "and %d more\n", more)
 	}
 	fmt.Fprintln(table, "\nENVOY\tACKED\tVERIFIED\tLAST NACK")
 	_, _ = table.Write(t.envoys)
 	fmt.Fprintln(table, "\nDENIED\tSERVICE\tREASON\tREQUEST\tCLIENT")
-	for _, d := range t.denials[:min(len(t.denials), topDenials)] {
+	for _, d := range denials {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s %s\t%s\n", d.Time.Format(time.TimeOnly), orNone(d.Service), d.Reason, oneLine(d.Method), oneLine(d.Path), d.Client)
 	}
 	_ = table.Flush()

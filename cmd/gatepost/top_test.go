@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -26,8 +27,8 @@ func TestTopShowsRatesAndWhatIsWrong(t *testing.T) {
 		}
 	}
 	var first, second strings.Builder
-	at(0, 10, 5).print(&first, nil)
-	at(2, 30, 15).print(&second, at(0, 10, 5))
+	at(0, 10, 5).print(&first, nil, 0)
+	at(2, 30, 15).print(&second, at(0, 10, 5), 0)
 	for _, want := range []string{"gatepost 1.0.0, not ready", "store: out of reach", "allow 10,", "orders   /orders  served  1/2 healthy  10 ", "n1", "GET /orders/?[2J"} {
 		if !strings.Contains(first.String(), want) {
 			t.Errorf("got\n%s\nwant %q in it", &first, want)
@@ -36,6 +37,30 @@ func TestTopShowsRatesAndWhatIsWrong(t *testing.T) {
 	for _, want := range []string{"allow 10.0/s", "1/2 healthy  10.0/s"} {
 		if !strings.Contains(second.String(), want) {
 			t.Errorf("got\n%s\nwant %q in it", &second, want)
+		}
+	}
+}
+
+func TestTopFitsIntoTheTerminal(t *testing.T) {
+	t.Parallel()
+	state := &topState{
+		overview: admin.Overview{Checks: map[string]string{"store": "out of reach"}}, envoys: []byte("n1\tv1\tyes\t-\n"),
+		denials: []authz.Denial{{Service: "orders"}, {Service: "orders"}},
+	}
+	for i := range 40 {
+		state.services.Services = append(state.services.Services, admin.Service{
+			Name: fmt.Sprintf("s%d", i), Upstreams: []admin.Upstream{{Requests: uint64(i)}},
+		})
+	}
+	for _, height := range []int{20, 24, 50, 200} {
+		var out strings.Builder
+		state.print(&out, nil, height)
+		lines := strings.Count(out.String(), "\n") + 1 // the cursor is in the last one
+		if lines > height || height == 24 && lines != height || !strings.Contains(out.String(), "s39") || !strings.Contains(out.String(), "DENIED") {
+			t.Errorf("%d lines of %d:\n%s", lines, height, &out)
+		}
+		if cut := strings.Contains(out.String(), "more\n"); cut != (height < 54) {
+			t.Errorf("of %d lines services were left out: %v", height, cut)
 		}
 	}
 }

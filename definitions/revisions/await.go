@@ -23,8 +23,8 @@ const look = 100 * time.Millisecond
 
 // Await waits until the state of the revision is final at every gateway, or until ctx ends, and returns the states. It
 // does not wait for a gateway that leaves, but it waits for one that stops reporting. Without gateways the list is
-// empty. An error means that Redis could not be asked.
-func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, err error) {
+// empty. An error means that Redis could not be asked. Each time that it has looked, it calls progress with the states.
+func (s *Store) Await(ctx context.Context, r Revision, progress func([]Standing)) (standings []Standing, err error) {
 	began := time.Now()
 	for {
 		var gateways []Gateway
@@ -38,6 +38,7 @@ func (s *Store) Await(ctx context.Context, r Revision) (standings []Standing, er
 			if everyoneKnown(gateways, began) && !slices.ContainsFunc(standings, func(s Standing) bool { return !s.Final }) {
 				return standings, nil
 			}
+			progress(standings)
 		}
 		select {
 		case <-ctx.Done():

@@ -143,7 +143,7 @@ func TestAwait(t *testing.T) {
 	t.Parallel()
 	s, _ := start(t)
 	r := add(t, s, 0, file("orders"))
-	if all, err := s.Await(t.Context(), r); err != nil || len(all) != 0 {
+	if all, err := s.Await(t.Context(), r, func([]Standing) {}); err != nil || len(all) != 0 {
 		t.Fatalf("without a gateway: %v, %v", all, err)
 	}
 	for i := range 2 {
@@ -152,13 +152,17 @@ func TestAwait(t *testing.T) {
 	looked, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	s.client.AddHook(&onSecondList{end: cancel})
-	all, err := s.Await(looked, r)
+	var seen []Standing
+	all, err := s.Await(looked, r, func(states []Standing) { seen = states })
 	if err != nil || len(all) != 2 || !all[0].Verified || all[1].Verified {
 		t.Fatalf("with one that has not verified it: %+v, %v", all, err)
 	}
+	if len(seen) != 2 || !seen[0].Verified || seen[1].Verified {
+		t.Errorf("the progress is %+v", seen)
+	}
 	done := make(chan error, 1)
 	go func() {
-		all, err := s.Await(context.Background(), r)
+		all, err := s.Await(context.Background(), r, func([]Standing) {})
 		if err == nil && (len(all) != 2 || !all[1].Verified) {
 			err = fmt.Errorf("it returned with %+v", all)
 		}
