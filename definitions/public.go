@@ -60,10 +60,12 @@ func (d *Definitions) Public() []PublicPath {
 func (d *Definitions) exceptions(byPlace map[Place]int) map[Place][]string {
 	except := map[Place][]string{}
 	secured := func(place Place) bool { return d.Gateway.Services[byPlace[place]].Authenticate }
-	narrower := map[string][]string{} // :: host → the hosts of services that it covers
+	narrower := map[string][]string{} // :: host → the hosts of secured services that it covers
+	known := map[string]bool{}        // :: host with a secured service
 	for place := range byPlace {
-		for wider := range Wider(place.Host) {
-			if !slices.Contains(narrower[wider], place.Host) {
+		if secured(place) && !known[place.Host] {
+			known[place.Host] = true
+			for wider := range Wider(place.Host) {
 				narrower[wider] = append(narrower[wider], place.Host)
 			}
 		}

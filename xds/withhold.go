@@ -61,12 +61,3 @@ func isAlphanumeric(c byte) bool {
 // withheld says whether a service has its paths and its rule, but no upstream: what should reach it is 503. Were
 // it left out whole, a service with a shorter path could take its requests, and that one may be public.
 func (o Options) withheld(service string) bool { return slices.Contains(o.Withheld, service) }
-
-// ServiceOfCluster returns the name of the service that a cluster in a Snapshot belongs to, or false if it belongs to
-// none.
-func ServiceOfCluster(cluster string) (service string, ok bool) {
-	service, ok = strings.CutPrefix(cluster, clusterOf)
-	service, _, _ = strings.Cut(service, clusterHash)
-	service, _, _ = strings.Cut(service, "/") // the base path; a service's name has no slash
-	return service, ok
-}
