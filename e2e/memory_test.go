@@ -89,8 +89,8 @@ func TestMemoryStaysFlat(t *testing.T) {
 	}
 }
 
-// mostOfMany is the anonymous memory of an idle gateway with 10,000 services, in bytes. With the 33 MiB of the program's
-// file that are in memory, it is 80 MiB.
+// mostOfMany is the anonymous memory of an idle gateway with 10,000 services, in bytes. With the 33 MiB of the
+// program's file that are in memory, it is 80 MiB.
 const mostOfMany = 47 << 20
 
 // What reading, building, sending and saving 10,000 services took is given back once they are served.

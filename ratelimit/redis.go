@@ -16,9 +16,9 @@ const unit = 1_000_000
 // counters. ARGV: requests, seconds and burst of each. It returns 1 if the request is allowed, and the debt of each
 // counter.
 //
-// A request adds a debt of 1,000,000 units. A tick is a millionth of the limit's time, and pays `requests` units. So all
-// numbers are integers below 2^53, which Lua keeps exactly. A key expires when its debt is paid. Only Redis' clock
-// counts. If it is set back, debts are paid from then on.
+// A request adds a debt of 1,000,000 units. A tick is a millionth of the limit's time, and pays `requests` units. So
+// all numbers are integers below 2^53, which Lua keeps exactly. A key expires when its debt is paid. Only Redis'
+// clock counts. If it is set back, debts are paid from then on.
 const source = `
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

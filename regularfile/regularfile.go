@@ -14,8 +14,8 @@ import (
 // MaxSize is the size of the largest file that [Read] reads, in bytes. A list of all public CAs has a quarter of a MiB.
 const MaxSize = 4 << 20
 
-// Open opens the file at path, or what a symbolic link there leads to, for reading. It never blocks on a file that is not
-// regular, which is an error. Errors name the path.
+// Open opens the file at path, or what a symbolic link there leads to, for reading. It never blocks on a file that is
+// not regular, which is an error. Errors name the path.
 func Open(path string) (*os.File, error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		return nil, notRegular(path, info.Mode()) // opening a device can have an effect

@@ -368,9 +368,9 @@ func (r *Rollout) later(do func()) {
 // among ten thousand, leaves less.
 const muchGarbage = 4 << 20
 
-// freeMemory returns garbage to the system, if there is much. Reading, building and sending a large configuration leaves
-// several times its size as garbage, which an idle runtime keeps. It is called when a version is published, when it is
-// sent and when it is saved.
+// freeMemory returns garbage to the system, if there is much. Reading, building and sending a large configuration
+// leaves several times its size as garbage, which an idle runtime keeps. It is called when a version is published,
+// when it is sent and when it is saved.
 func freeMemory() {
 	heap := []runtimemetrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	runtimemetrics.Read(heap)

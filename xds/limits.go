@@ -240,8 +240,8 @@ func countAddress() *routev3.RateLimit_Action {
 	}}
 }
 
-// countMapped names the requests of all clients with an IPv4 address in IPv6, or of all others. Only trusted proxies write
-// such addresses, and all of them are in one /64. The header is that of nameClient.
+// countMapped names the requests of all clients with an IPv4 address in IPv6, or of all others. Only trusted proxies
+// write such addresses, and all of them are in one /64. The header is that of nameClient.
 func countMapped(is bool) *routev3.RateLimit_Action {
 	return &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_HeaderValueMatch_{
 		HeaderValueMatch: &routev3.RateLimit_Action_HeaderValueMatch{
