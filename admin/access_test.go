@@ -176,7 +176,7 @@ func TestOnlyOperateMayChangeWhatIsServedOrForgive(t *testing.T) {
 func TestBigBodiesAreRefused(t *testing.T) {
 	t.Parallel()
 	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
-	for path, size := range map[string]int{"/api/v1/explain": maxExplain, "/api/v1/shield/forgive": maxBody, "/api/v1/revisions/1/rollback": maxBody} {
+	for path, size := range map[string]int{"/api/v1/explain": maxExplain, "/api/v1/shield/forgive": maxBody, "/api/v1/revisions/1/rollback": maxBody, "/api/v1/exchange": maxBody} {
 		body := `{"url":"/` + strings.Repeat("a", size) + `"}`
 		for token, want := range map[string]int{operateToken: http.StatusRequestEntityTooLarge, wrongToken: http.StatusUnauthorized} {
 			request := httptest.NewRequest("POST", "http://127.0.0.1:18002"+path, strings.NewReader(body))

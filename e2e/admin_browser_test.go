@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -15,7 +16,8 @@ import (
 func TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress(t *testing.T) {
 	t.Parallel()
 	b := openBrowser(t, chromedp.Flag("host-resolver-rules", "MAP rebound.example 127.0.0.1"))
-	g := start(t, "services: []", setup{})
+	g := start(t, fmt.Sprintf("tokens: {authenticator: {url: \"%s/users/authenticate\"}}\nservices: []", users(t).URL()), setup{})
+	g.Login("alice")
 	admin := "http://" + g.Admin
 	_, port, err := net.SplitHostPort(g.Admin)
 	if err != nil {
@@ -27,6 +29,22 @@ func TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress(t *testing.T) {
 			t.Fatal(err)
 		}
 		return got
+	}
+	// Cross-site reads and changes: on loopback sessions may be ended without a token.
+	b.Open(pages(t))
+	keptFrom(t, "a read", b.Fetch(admin+"/api/v1/overview", nil))
+	keptFrom(t, "a stream", b.Fetch(admin+"/api/v1/denials/live", nil))
+	keptFrom(t, "a change", b.Fetch(admin+"/api/v1/users/alice/sessions", map[string]any{"method": "DELETE"}))
+	for _, options := range []map[string]any{{"mode": "no-cors"}, {"mode": "no-cors", "method": "POST", "body": `{"user":"alice"}`}} {
+		if got := b.Fetch(admin+"/api/v1/shield/forgive", options); got.Type != "opaque" || got.Body != "" {
+			t.Errorf("such a page reads %+v", got)
+		}
+	}
+	keptFrom(t, "a change from a page without an origin", b.FetchFromNowhere(admin+"/api/v1/users/alice/sessions", map[string]any{"method": "DELETE"}))
+	o := newOperator(t, g)
+	o.token = ""
+	if all := read[[]struct{ User string }](o, "/api/v1/users/alice/sessions"); len(all) != 1 {
+		t.Errorf("alice has %d sessions, want the one of the login", len(all))
 	}
 	for path, want := range map[string]string{"/readyz": `"envoy":"ok"`, "/metrics": "gatepost_", "/api/v1/status": `"version"`} {
 		b.Open(admin + path)

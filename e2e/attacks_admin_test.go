@@ -27,6 +27,7 @@ services:
 			{"POST", "/inside/api/v1/lookup"}, {"GET", "/inside/api/v1/overview"}, {"GET", "/inside/api/v1/support"},
 			{"GET", "/inside/api/v1/denials/live"}, {"POST", "/inside/api/v1/revisions/1/rollback"},
 			{"GET", "/inside/metrics"}, {"GET", "/inside/healthz"}, {"GET", "/inside/readyz"}, {"GET", "/inside/"}, {"GET", "/inside/debug/pprof/"},
+			{"POST", "/inside/api/v1/exchange"}, {"GET", "/inside/api/v1/certificates"}, {"GET", "/inside/app.js"},
 		} {
 			got, err := g.TryRaw(call[0] + " " + call[1] + " HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" + header + "\r\n\r\n")
 			if err != nil || got.Status != http.StatusForbidden && got.Status != http.StatusBadRequest {

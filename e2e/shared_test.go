@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"gatepost/admin"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
 )
@@ -128,6 +129,37 @@ func (f *fleet) Everywhere(status int, path string) {
 // service returns one more public service of the shop.
 func (f *fleet) service(name string) string {
 	return fmt.Sprintf("  - {name: %s, path: /%s, authenticate: false, upstreams: [%q]}", name, name, f.items.URL())
+}
+
+// TestRollbackByTheAPIInRedis: an operator of one gateway has all of them serve an earlier revision.
+func TestRollbackByTheAPIInRedis(t *testing.T) {
+	t.Parallel()
+	f := prepareFleet(t, 2)
+	options, _ := withOperator(t)
+	for _, g := range f.gateways {
+		g.args = append(append(g.args, "--listen", g.Addr), options.Args...)
+	}
+	f.start()
+	f.Applies(0, f.definitions(f.service("news")), "revision 2 is stored: +news")
+	f.Everywhere(http.StatusOK, "/news")
+
+	o := newOperator(t, f.gateways[1])
+	if got := string(o.call("GET", "/api/v1/revisions/2/diff", "", http.StatusOK)); !strings.Contains(got, "+  - name: news") {
+		t.Errorf("the diff is %s", got)
+	}
+	o.call("POST", "/api/v1/revisions/1/rollback", `{"base":1}`, http.StatusConflict)
+	o.call("POST", "/api/v1/revisions/9/rollback", `{}`, http.StatusNotFound)
+	o.call("POST", "/api/v1/revisions/1/rollback", `{"base":2,"message":"news is broken"}`, http.StatusOK)
+	f.AwaitRevision(3)
+	f.Everywhere(http.StatusNotFound, "/news")
+	newest := read[[]admin.Revision](o, "/api/v1/revisions")[0]
+	if newest.Number != 3 || newest.Who != "alice" || newest.Message != "news is broken" {
+		t.Errorf("the newest revision is %+v", newest)
+	}
+	f.Command(0, []string{"history"}, "alice", "news is broken")
+
+	f.redis.Kill()
+	o.call("POST", "/api/v1/revisions/2/rollback", `{}`, http.StatusServiceUnavailable)
 }
 
 func TestApplyIsVerifiedOnEveryGateway(t *testing.T) {
