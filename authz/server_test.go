@@ -19,7 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
@@ -52,7 +52,7 @@ func TestCheckOverGRPCBesideOtherServices(t *testing.T) {
 	token := g.store.open(t, tokens.FormatUUID, "ann").Reveal()
 	conn := serve(t, func(s *grpc.Server) {
 		g.Register(s)
-		healthpb.RegisterHealthServer(s, health.NewServer())
+		healthv1.RegisterHealthServer(s, health.NewServer())
 	}, append(ServerOptions(), grpc.ChainUnaryInterceptor(g.Interceptor()))...)
 	client := authv3.NewAuthorizationClient(conn)
 
@@ -70,14 +70,14 @@ func TestCheckOverGRPCBesideOtherServices(t *testing.T) {
 			t.Fatalf("public: %v, %v", resp, err)
 		}
 	}
-	if resp, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+	if resp, err := healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", resp, err)
 	}
-	watch, err := healthpb.NewHealthClient(conn).Watch(t.Context(), &healthpb.HealthCheckRequest{})
+	watch, err := healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if resp, err := watch.Recv(); err != nil || resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
+	if resp, err := watch.Recv(); err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("health, streamed: %v, %v", resp, err)
 	}
 }

@@ -49,10 +49,9 @@ func newCertificates(g *Gateway) (_ *certificates, err error) {
 	return c, nil
 }
 
-// load reads the certificates of definitions, and returns those that can be served. It fails if ACME has no
-// storage. Other than at the start, it also fails if clients cannot be verified, or if no certificate of the files
-// could be served any more. After a failure the definitions before stay; at the start there is no listener for TLS
-// until there is something to serve.
+// load reads the certificates of definitions, and returns those that can be served. It fails if ACME has no storage.
+// After the start it also fails if clients cannot be verified, or if no certificate of the files could be served any
+// more: the previous definitions stay. At the start there is no listener for TLS until there is something to serve.
 func (c *certificates) load(d *definitions.Definitions) ([]xds.Certificate, error) {
 	if err := c.acme.refuse(d); err != nil {
 		return nil, err

@@ -89,7 +89,7 @@ func (g *Gateway) followRequests(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			_ = g.countRequests(ctx) // whoever asks for the services is told why Envoy does not answer
+			_ = g.countRequests(ctx) // the call for the services reports why Envoy does not answer
 		}
 	}
 }

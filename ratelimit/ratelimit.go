@@ -1,10 +1,11 @@
 // Package ratelimit decides whether a request is above a limit that all gateways count together.
 //
-// Envoy asks once for each request to a service with such limits (RateLimitService over gRPC). The request names the
-// limits, and a client for each, so this package knows no definitions. They are counted in Redis, by one script.
+// Envoy calls it once for each request to a service with such limits (RateLimitService over gRPC). The call names the
+// limits, and a client for each, so this package knows no definitions. One script counts the request in Redis: in all
+// of the limits, or in none if it is above one of them.
 //
-// Redis can be away. Then the request is allowed or refused, as its limits say, and Redis is not asked again for
-// a second, so an outage does not delay every request.
+// If Redis does not answer in time, the request is allowed, or refused if one of its limits says so. Redis is then not
+// called for a second, so an outage does not delay every request.
 package ratelimit
 
 import (
@@ -46,7 +47,7 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Server answers Envoy's questions. Its methods are safe for concurrent use.
+// Server is the rate limit service of Envoy. Its methods are safe for concurrent use.
 type Server struct {
 	config    Config
 	decisions *prometheus.CounterVec
@@ -103,15 +104,15 @@ func handle(srv any, ctx context.Context, decode func(any) error, intercept grpc
 	if err := decode(q); err != nil {
 		return nil, err
 	}
-	answer := func(ctx context.Context, _ any) (any, error) { return srv.(*Server).Decide(ctx, q) }
+	decide := func(ctx context.Context, _ any) (any, error) { return srv.(*Server).Decide(ctx, q) }
 	if intercept == nil {
-		return answer(ctx, q)
+		return decide(ctx, q)
 	}
-	return intercept(ctx, q, &grpc.UnaryServerInfo{Server: srv, FullMethod: ratelimitv3.RateLimitService_ShouldRateLimit_FullMethodName}, answer)
+	return intercept(ctx, q, &grpc.UnaryServerInfo{Server: srv, FullMethod: ratelimitv3.RateLimitService_ShouldRateLimit_FullMethodName}, decide)
 }
 
-// Decide answers one question. It returns an error for a request that is refused because it cannot be counted: Envoy
-// then answers 503, since the client may be within its limit.
+// Decide returns the decision about a request. The error is for one that is refused because it cannot be counted: Envoy
+// then responds 503, since the client may be within its limit.
 func (s *Server) Decide(ctx context.Context, q *Request) (*ratelimitv3.RateLimitResponse, error) {
 	v, counted := s.count(ctx, q.counters)
 	switch {

@@ -1,5 +1,5 @@
-// Package regularfile decides which files are read: regular ones, because opening or reading a named pipe or a device
-// can block forever, and none without end.
+// Package regularfile decides which files Gatepost reads for a person who names them: regular ones of a limited size.
+// Opening or reading a named pipe or a device can block forever, and a device can be endless.
 package regularfile
 
 import (

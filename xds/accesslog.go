@@ -13,7 +13,7 @@ import (
 	otelv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/open_telemetry/v3"
 	streamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
-	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
@@ -304,7 +304,7 @@ func anyFlag() *accesslogv3.AccessLogFilter {
 // keepPath is the filter that keeps the path for the access log. (Envoy keeps the original path only in a header that
 // an upstream receives.)
 func (b *builder) keepPath() *hcmv3.HttpFilter {
-	return &hcmv3.HttpFilter{Name: logPath, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&setstatev3.Config{
+	return &hcmv3.HttpFilter{Name: logPath, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&setfilterstatev3.Config{
 		OnRequestHeaders: []*filterstatev3.FilterStateValue{{
 			Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: logPath},
 			FactoryKey: "envoy.string",

@@ -120,7 +120,8 @@ func TestManyCertificates(t *testing.T) {
 
 var rssAnon = regexp.MustCompile(`RssAnon:\s+(\d+) kB`)
 
-// anonymousKiB returns the anonymous memory of a process. (Envoy's own account, /memory, leaves out that of Lua.)
+// anonymousKiB returns the anonymous memory of a process. Envoy's own
+// account, /memory, leaves out what its allocator does not see, such as the state of a script.
 func anonymousKiB(t *testing.T, pid int) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
