@@ -192,12 +192,12 @@ func problemsOfGoldenFiles(t *testing.T) (all definitions.Problems) {
 				t.Fatal(err)
 			}
 			if !slices.Contains(folders, path) {
-				report := definitions.Check(name)
+				report := definitions.Validation{}.Check(name)
 				all = slices.Concat(all, report.Problems, report.Warnings, report.Notes)
 			}
 		}
 		if slices.Contains(folders, path) {
-			report := definitions.Check(dir)
+			report := definitions.Validation{}.Check(dir)
 			all = slices.Concat(all, report.Problems, report.Warnings, report.Notes)
 		}
 	}

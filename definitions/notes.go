@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Notes returns facts that an author may have missed: a public service below the path of a secured one, or with the
-// same upstream, and services that nobody can reach. They are sorted by position, and are no problems.
+// Notes returns facts that an author may have missed, such as a public service below the path of a secured one, with
+// the same upstream, or under a more specific host. They are sorted by position, and are no problems.
 func (d *Definitions) Notes() Problems {
 	byPlace := d.byPlace()
 	secured := d.securedPlaces()

@@ -56,7 +56,7 @@ func TestValidationReadsTheFilesOfCertificates(t *testing.T) {
 				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				report := Check(source)
+				report := Validation{}.Check(source)
 				got := report.Problems
 				if report.OK {
 					got = report.Warnings

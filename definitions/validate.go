@@ -52,9 +52,7 @@ type Validation struct {
 }
 
 // Check validates the file at path. A file that cannot be read has a problem.
-func Check(path string) Report { return Validation{}.check(path) }
-
-func (v Validation) check(path string) Report {
+func (v Validation) Check(path string) Report {
 	report := Report{File: path, Problems: Problems{}, Warnings: Problems{}, Notes: Problems{}}
 	d, err := Load(path)
 	if err != nil {
@@ -90,7 +88,7 @@ func (v Validation) check(path string) Report {
 func (v Validation) Run(w io.Writer, paths ...string) (ok bool, err error) {
 	reports, ok := make([]Report, len(paths)), true
 	for i, path := range paths {
-		reports[i] = v.check(path)
+		reports[i] = v.Check(path)
 		ok = ok && reports[i].OK
 	}
 	switch v.Format {
