@@ -112,6 +112,17 @@ func traced(t *testing.T, more string, env ...string) (*shop, *collector) {
 	return shop, spans
 }
 
+// TestSettingsOfLogsDoNotStopTraces: an error in them is that of definitions that send the access log to a collector.
+func TestSettingsOfLogsDoNotStopTraces(t *testing.T) {
+	t.Parallel()
+	shop, _ := traced(t, "", "OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc")
+	shop.Login("alice")
+	shop.Define("access_log: {format: ecs, to: otlp}\n" + shop.definitions())
+	envoytest.Eventually(t, "the rejection", func() bool {
+		return len(lines(shop.Log(), `"level":"ERROR"`, "access_log.to is otlp: OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf")) > 0
+	})
+}
+
 const (
 	strangersTrace = "4bf92f3577b34da6a3ce929d0e0e4736"
 	strangers      = "traceparent: 00-" + strangersTrace + "-00f067aa0ba902b7-01"

@@ -69,6 +69,8 @@ type Config struct {
 	// Logs is where Envoy sends the access log, if the definitions send it to a collector. Nil: such definitions are an
 	// error.
 	Logs *tracing.Settings
+	// LogsError is why Logs could not be read. Only definitions that send the access log to a collector fail with it.
+	LogsError error
 	// Systemd receives the state of the process. Nil: nothing is reported.
 	Systemd *systemd.Reporter
 	// ShowPage receives the URL of the page for operators when it can be opened. The URL may have a code that makes its
@@ -109,6 +111,6 @@ func (c Config) check() error {
 func (c Config) XDSOptions() xds.Options {
 	return xds.Options{
 		GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, CAFile: c.CAFile, Listen: c.Listen,
-		Tracing: c.Tracing, Logs: c.Logs, ClusterLimits: c.Redis != nil,
+		Tracing: c.Tracing, Logs: c.Logs, LogsError: c.LogsError, ClusterLimits: c.Redis != nil,
 	}
 }

@@ -64,6 +64,10 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	if !b.logs() {
 		return nil
 	}
+	if err := b.opts.LogsError; b.exportsLog() && err != nil {
+		b.fail(fmt.Errorf("access_log.to is otlp: %w", err))
+		return nil
+	}
 	if b.exportsLog() && b.opts.Logs == nil {
 		b.fail(errors.New("access_log.to is otlp, and no collector is set: set OTEL_EXPORTER_OTLP_ENDPOINT for Gatepost"))
 		return nil

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -182,6 +183,21 @@ func TestAccessLogWithoutACollectorIsRefused(t *testing.T) {
 	}
 	if _, err := Build(d.Gateway, testOptions); err == nil || !strings.Contains(err.Error(), "set OTEL_EXPORTER_OTLP_ENDPOINT") {
 		t.Error(err)
+	}
+}
+
+// TestSettingsOfTheCollectorCountOnlyIfItIsUsed: an error in them is that of the definitions that send the log there.
+func TestSettingsOfTheCollectorCountOnlyIfItIsUsed(t *testing.T) {
+	opts := testOptions
+	opts.LogsError = errors.New("OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf: write grpc")
+	for log, want := range map[string]error{"": nil, "access_log: {format: ecs}": nil, "access_log: {format: ecs, to: otlp}": opts.LogsError} {
+		d, err := definitions.Parse("gatepost.yaml", []byte(log+"\nservices: []"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Build(d.Gateway, opts); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", log, err, want)
+		}
 	}
 }
 

@@ -58,6 +58,8 @@ type Options struct {
 	// Logs is where Envoy sends the access log, if the definitions send it to a collector. If it is nil, such
 	// definitions are an error.
 	Logs *tracing.Settings
+	// LogsError is why Logs could not be read. Only definitions that send the access log to a collector fail with it.
+	LogsError error
 	// ClusterLimits is whether Gatepost counts requests for all gateways together. Otherwise, rate limits with
 	// scope: cluster are an error, [ErrNoClusterLimits].
 	ClusterLimits bool

@@ -74,9 +74,7 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	if config.Tracing, err = tracing.FromEnvironment(os.Getenv, tracing.Traces); err != nil {
 		return usageError{err}
 	}
-	if config.Logs, err = tracing.FromEnvironment(os.Getenv, tracing.Logs); err != nil {
-		return usageError{err}
-	}
+	config.Logs, config.LogsError = tracing.FromEnvironment(os.Getenv, tracing.Logs)
 	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request
 	defer access.Close()
 	config.Logger, config.AccessLog, config.Systemd = logger, access, systemd.New(logger)
