@@ -30,7 +30,7 @@ import (
 //
 // Virtual hosts and routes without limits disable the filters. As with the scope filter, a request whose first
 // route is found by that filter passes them, and they then read its final route. The filters are in every listener,
-// although they cost each request up to 0.5 % of Envoy's instructions: a listener that got them with the first limit
+// although they cost each request up to 1 % of Envoy's instructions: a listener that got them with the first limit
 // would close all connections, at a time when somebody needs a limit.
 const (
 	filterLimits     = "limits"
