@@ -5,7 +5,7 @@
 // of the limits, or in none if it is above one of them.
 //
 // If Redis does not answer in time, the request is allowed, or refused if one of its limits says so. Redis is then not
-// called for a second, so an outage does not delay every request.
+// called for a second, so an outage does not delay every request. A client known to be above a limit stays refused.
 package ratelimit
 
 import (
@@ -54,6 +54,7 @@ type Server struct {
 	durations prometheus.Histogram
 	// awayUntil is until when Redis is not asked, in Unix nanoseconds. 0: it answers.
 	awayUntil atomic.Int64
+	full      full
 }
 
 // New returns a server. It fails if a metric of one of its names is already registered.
@@ -130,9 +131,12 @@ func (s *Server) Decide(ctx context.Context, q *Request) (*ratelimitv3.RateLimit
 	return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK}, nil
 }
 
-// count counts a request. If Redis does not, counted is false.
+// count counts a request. If Redis does not, and no counter is known to be full, counted is false.
 func (s *Server) count(ctx context.Context, counters []counter) (v verdict, counted bool) {
 	start := s.config.Now()
+	if v, known := s.full.verdict(counters, start); known {
+		return v, true
+	}
 	away := s.awayUntil.Load()
 	if away > start.UnixNano() {
 		return verdict{}, false
@@ -146,7 +150,11 @@ func (s *Server) count(ctx context.Context, counters []counter) (v verdict, coun
 			s.config.Logger.LogAttrs(ctx, slog.LevelWarn, "requests cannot be counted for rate limits of the cluster; "+
 				"they are allowed or refused, as the limits say", slog.Any("error", err))
 		}
-		return verdict{}, false
+		return s.full.verdict(counters, s.config.Now()) // another request may have found one full meanwhile
+	}
+	if v.remaining == 0 {
+		c := counters[v.of]
+		s.full.add(c, start.Add(v.wait-c.limit.Per/unit)) // the tick of Redis' clock may have been nearly over
 	}
 	s.durations.Observe(s.config.Now().Sub(start).Seconds())
 	if away != 0 && s.awayUntil.CompareAndSwap(away, 0) {

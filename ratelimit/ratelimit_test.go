@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -133,6 +134,45 @@ func TestWithoutRedis(t *testing.T) {
 		if got := testutil.ToFloat64(k.decisions.WithLabelValues(decision[:]...)); got != want {
 			t.Errorf("%v: %v, want %v", decision, got, want)
 		}
+	}
+}
+
+// TestAClientAboveItsLimitStaysRefusedWithoutRedis until its time is over. Others are allowed, as the limit says.
+func TestAClientAboveItsLimitStaysRefusedWithoutRedis(t *testing.T) {
+	k := start(t, time.Minute)
+	limit := Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "address"}
+	above, other := read(t, asking("a", limit, KeyAddress, "192.0.2.1")), read(t, asking("a", limit, KeyAddress, "192.0.2.2"))
+	if got := k.asks(t, above) + " " + k.asks(t, above) + " " + k.asks(t, other); got != "OK OK OK" {
+		t.Fatalf("with Redis: %s", got)
+	}
+	k.redis.Kill()
+	if got := k.asks(t, above) + " " + k.asks(t, other) + " " + k.asks(t, above); got != "OVER_LIMIT OK OVER_LIMIT" {
+		t.Errorf("without Redis: %s", got)
+	}
+	k.now.Add(24*60*60 - 1)
+	if v, _ := k.full.verdict(above.counters, k.config.Now()); v != (verdict{limit: 2, wait: v.wait}) || v.wait <= 0 || v.wait > time.Second {
+		t.Errorf("before the end: %+v", v)
+	}
+	k.now.Add(1)
+	if got := k.asks(t, above); got != "OK" {
+		t.Errorf("after it: %s", got)
+	}
+}
+
+// TestFullCountersAreBounded: as many are known as there is room for, and the newest is one of them.
+func TestFullCountersAreBounded(t *testing.T) {
+	var f full
+	now := time.Unix(0, 0)
+	for i := range maxFull + 10 {
+		c := counter{ten, strconv.Itoa(i)}
+		f.add(c, now.Add(time.Hour))
+		f.add(c, now.Add(2*time.Hour))
+		if v, known := f.verdict([]counter{{ten, "another"}, c}, now); !known || v.allowed || v.wait != 2*time.Hour {
+			t.Fatalf("counter %d: %+v, %v", i, v, known)
+		}
+	}
+	if len(f.until) != maxFull {
+		t.Errorf("%d counters, want %d", len(f.until), maxFull)
 	}
 }
 

@@ -68,6 +68,7 @@ func count(ctx context.Context, client redis.Scripter, counters []counter) (verd
 // verdict is what becomes of a request. Its numbers are those of the counter that allows the fewest further requests.
 type verdict struct {
 	allowed          bool
+	of               int // the index of the counter
 	limit, remaining int
 	// wait is how long until one more request is allowed. If some are allowed now, it is 0.
 	wait time.Duration
@@ -84,7 +85,7 @@ func verdictOf(counters []counter, allowed bool, debts []int64) verdict {
 			remaining, wait = 0, time.Duration(ticks)*(c.limit.Per/unit)
 		}
 		if v.remaining < 0 || remaining < v.remaining || remaining == v.remaining && wait > v.wait {
-			v.limit, v.remaining, v.wait = c.limit.Burst, remaining, wait
+			v.of, v.limit, v.remaining, v.wait = i, c.limit.Burst, remaining, wait
 		}
 	}
 	return v

@@ -244,9 +244,12 @@ func TestClusterLimitsWithoutRedis(t *testing.T) {
 	services := func() string {
 		return inTurn(2, func(i int) envoytest.Response { return g.do("GET", []string{"/open", "/closed"}[i], fromShop) })
 	}
+	above := func(int) envoytest.Response { return g.do("GET", "/key") }
 	want(t, "with Redis", services(), "200 200")
+	want(t, "a client", inTurn(2, above), "200 429")
 	server.Kill()
 	want(t, "without", services(), "200 503")
+	want(t, "the client that is above its limit", inTurn(2, above), "429 429")
 	got := g.do("GET", "/closed", fromShop)
 	if !strings.Contains(got.Body, "cannot tell") || got.Header.Get("retry-after") != "1" || got.Header.Get("access-control-allow-origin") != "https://shop.example" {
 		t.Errorf("%d %s %v", got.Status, got.Body, got.Header)
