@@ -267,13 +267,14 @@ func textFormat(v verdict) *corev3.SubstitutionFormatString {
 }
 
 // textLine is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
-// before it.
+// before it. (The id of a request is chosen by the client of a trusted proxy, if the proxy lets it.)
 func textLine(v verdict) string {
 	return strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
 		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + v.decision, "reason=" + v.reason,
-		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%", "request_id=" + ofHeader(headerRequestID),
-		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser, formatMethod, formatPath,
+		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%",
+		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser,
+		"request_id=" + ofHeader(headerRequestID), formatMethod, formatPath,
 	}, " ")
 }
 

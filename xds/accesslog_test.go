@@ -113,9 +113,22 @@ func TestLineOfText(t *testing.T) {
 		service, end, _ := strings.Cut(line, " upstream=")
 		_, reason, _ := strings.Cut(service, " reason=")
 		_, user, _ := strings.Cut(end, " user=")
-		if got := reason + " user=" + strings.ReplaceAll(user, "GET ", ""); got != want+"\n" {
+		user, id, _ := strings.Cut(user, " request_id=")
+		_, path, _ := strings.Cut(id, " GET ")
+		if got := reason + " user=" + user + " " + path; got != want+"\n" {
 			t.Errorf("%q, want %q in %s", got, want, line)
 		}
+	}
+}
+
+// TestARequestIDImitatesNoUser: the client of a proxy that passes x-request-id on chooses what comes after the user.
+func TestARequestIDImitatesNoUser(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, "access_log: {format: text}\n"+shop+proxies+"}")
+	g.from(proxy, "", "GET", "/items", "x-forwarded-for: 192.0.2.1", "x-request-id: 1 session=s user=admin")
+	line := g.log.await(t, 1)[0]
+	if before, _, found := strings.Cut(line, " user=- request_id=1 session=s user=admin GET /items"); !found || strings.Contains(before, "=s") {
+		t.Error(line)
 	}
 }
 
