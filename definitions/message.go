@@ -55,10 +55,7 @@ func (t *TLS) message() *gatewayv1.Tls {
 		Http3:              t.HTTP3,
 	}
 	if c := t.ClientCertificates; c != nil {
-		m.ClientCertificates = &gatewayv1.ClientCertificates{CaFile: c.CAFile, Mode: modeOptional}
-		if c.Required {
-			m.ClientCertificates.Mode = modeRequired
-		}
+		m.ClientCertificates = &gatewayv1.ClientCertificates{CaFile: c.CAFile, Mode: c.Mode()}
 	}
 	if t.ACME != nil {
 		m.Acme = t.ACME.message()

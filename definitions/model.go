@@ -196,6 +196,17 @@ type ClientCertificates struct {
 	Required bool
 }
 
+// Mode returns required or optional, or "" if clients are not asked for a certificate.
+func (c *ClientCertificates) Mode() string {
+	switch {
+	case c == nil:
+		return ""
+	case c.Required:
+		return modeRequired
+	}
+	return modeOptional
+}
+
 // The values of TLS.MinVersion.
 const (
 	TLS12 = "1.2"

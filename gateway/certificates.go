@@ -351,5 +351,8 @@ func (c *certificates) Collect(out chan<- prometheus.Metric) {
 func (g *Gateway) message() *gatewayv1.Status {
 	m := g.rollout.Message()
 	m.Certificates = g.certificates.status(time.Now())
+	if d := g.definitions(); d != nil {
+		m.Listeners = g.listeners(d.Gateway)
+	}
 	return m
 }

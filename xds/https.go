@@ -38,9 +38,9 @@ type Certificate struct {
 	Default bool
 }
 
-// servesTLS reports whether there is a listener for TLS. Envoy refuses one without a filter chain.
-func (b *builder) servesTLS() bool {
-	return b.gw.TLS != nil && slices.ContainsFunc(b.opts.Certificates, func(c Certificate) bool { return c.Default || len(c.ServerNames) > 0 })
+// ServesTLS reports whether an Envoy with these options has a listener for TLS. Envoy refuses one without a filter chain.
+func (o Options) ServesTLS(gw *definitions.Gateway) bool {
+	return gw.TLS != nil && slices.ContainsFunc(o.Certificates, func(c Certificate) bool { return c.Default || len(c.ServerNames) > 0 })
 }
 
 // httpsListener has the filter chains of all certificates. It refuses names that none has.

@@ -40,7 +40,7 @@ func (b *builder) listeners() []*listenerv3.Listener {
 		plain.FilterChains = []*listenerv3.FilterChain{b.chain(b.connectionManager())}
 		b.trustProxies(plain)
 	}
-	if b.servesTLS() {
+	if b.opts.ServesTLS(b.gw) {
 		all = append(all, b.httpsListener())
 		if b.gw.TLS.HTTP3 {
 			all = append(all, b.http3Listener())

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -70,7 +71,7 @@ func statusCommand(s *settings) *cobra.Command {
 	var all bool
 	command := &cobra.Command{
 		Use:   "status",
-		Short: "Show the version that is served, and the state of each Envoy and of upstreams",
+		Short: "Show the version that is served, its listeners and certificates, and the state of each Envoy and of upstreams",
 		Args:  usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkFormat(format, "text", "json"); err != nil {
@@ -125,7 +126,7 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	for _, s := range status.GetFormer() {
 		fmt.Fprintf(w, "former    %s\n", s.GetName())
 	}
-	if err := printCertificates(w, status.GetCertificates()); err != nil {
+	if err := errors.Join(printListeners(w, status.GetListeners()), printCertificates(w, status.GetCertificates())); err != nil {
 		return err
 	}
 	if len(status.GetEnvoys()) == 0 {
@@ -148,6 +149,29 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 		}
 	}
 	return nil
+}
+
+func printListeners(w io.Writer, all []*gatewayv1.ListenerStatus) error {
+	if len(all) == 0 { // of an older gateway, or nothing is served yet
+		return nil
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "LISTENER\tADDRESS\tSETTINGS")
+	for _, l := range all {
+		var settings []string
+		add := func(set bool, text string) {
+			if set {
+				settings = append(settings, text)
+			}
+		}
+		add(l.GetProblem() != "", "not served: "+l.GetProblem())
+		add(l.GetRedirect(), "redirects to https")
+		add(l.GetMinVersion() != "", "TLS "+l.GetMinVersion()+" and later")
+		add(l.GetClientCertificates() != "", "client certificates "+l.GetClientCertificates())
+		add(l.GetProxyProtocol(), "PROXY protocol")
+		fmt.Fprintf(table, "%s\t%s\t%s\n", l.GetProtocol(), l.GetAddress(), orNone(strings.Join(settings, ", ")))
+	}
+	return table.Flush()
 }
 
 func printCertificates(w io.Writer, all []*gatewayv1.CertificateStatus) error {

@@ -19,3 +19,23 @@ func TestStatusNamesTheServicesThatAreServedOtherwiseThanDefined(t *testing.T) {
 		}
 	}
 }
+
+func TestStatusShowsTheListeners(t *testing.T) {
+	var out strings.Builder
+	status := &gatewayv1.Status{Listeners: []*gatewayv1.ListenerStatus{
+		{Protocol: "http", Address: "0.0.0.0:80", Redirect: true, ProxyProtocol: true},
+		{Protocol: "https", Address: "0.0.0.0:443", MinVersion: "1.2", ClientCertificates: "required", Problem: "no certificate can be used"},
+		{Protocol: "http", Address: "0.0.0.0:8080"},
+	}}
+	if err := printStatus(&out, status); err != nil {
+		t.Fatal(err)
+	}
+	want := `LISTENER  ADDRESS       SETTINGS
+http      0.0.0.0:80    redirects to https, PROXY protocol
+https     0.0.0.0:443   not served: no certificate can be used, TLS 1.2 and later, client certificates required
+http      0.0.0.0:8080  -
+`
+	if !strings.Contains(out.String(), want) {
+		t.Errorf("got\n%s\nwant\n%s in it", &out, want)
+	}
+}

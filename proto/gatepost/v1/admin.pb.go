@@ -46,7 +46,9 @@ type Status struct {
 	Module *ModuleStatus `protobuf:"bytes,8,opt,name=module,proto3" json:"module,omitempty"`
 	// The certificates of the listener for HTTPS, in the order of the definitions, then the certificates and CAs of
 	// `upstream_tls`.
-	Certificates  []*CertificateStatus `protobuf:"bytes,9,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	Certificates []*CertificateStatus `protobuf:"bytes,9,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The addresses on which each Envoy accepts requests.
+	Listeners     []*ListenerStatus `protobuf:"bytes,10,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -144,6 +146,113 @@ func (x *Status) GetCertificates() []*CertificateStatus {
 	return nil
 }
 
+func (x *Status) GetListeners() []*ListenerStatus {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+// ListenerStatus is an address on which Envoy accepts requests, as the definitions that are served have it.
+type ListenerStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `http`, `https`, or `http3`.
+	Protocol string `protobuf:"bytes,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// `ip:port`, of UDP for `http3`, else of TCP.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Whether it redirects to HTTPS and serves nothing else.
+	Redirect bool `protobuf:"varint,3,opt,name=redirect,proto3" json:"redirect,omitempty"`
+	// The oldest version of TLS that clients may use, `1.2` or `1.3`. Empty without TLS.
+	MinVersion string `protobuf:"bytes,4,opt,name=min_version,json=minVersion,proto3" json:"min_version,omitempty"`
+	// Whether clients are asked for a certificate: `required` or `optional`. Empty: they are not.
+	ClientCertificates string `protobuf:"bytes,5,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
+	// Whether trusted proxies send the PROXY protocol.
+	ProxyProtocol bool `protobuf:"varint,6,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	// Why nothing is served on the address; empty if requests are.
+	Problem       string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenerStatus) Reset() {
+	*x = ListenerStatus{}
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenerStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenerStatus) ProtoMessage() {}
+
+func (x *ListenerStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenerStatus.ProtoReflect.Descriptor instead.
+func (*ListenerStatus) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ListenerStatus) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *ListenerStatus) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListenerStatus) GetRedirect() bool {
+	if x != nil {
+		return x.Redirect
+	}
+	return false
+}
+
+func (x *ListenerStatus) GetMinVersion() string {
+	if x != nil {
+		return x.MinVersion
+	}
+	return ""
+}
+
+func (x *ListenerStatus) GetClientCertificates() string {
+	if x != nil {
+		return x.ClientCertificates
+	}
+	return ""
+}
+
+func (x *ListenerStatus) GetProxyProtocol() bool {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return false
+}
+
+func (x *ListenerStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // CertificateStatus is a certificate of the definitions, and what is served of it.
 type CertificateStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -171,7 +280,7 @@ type CertificateStatus struct {
 
 func (x *CertificateStatus) Reset() {
 	*x = CertificateStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -183,7 +292,7 @@ func (x *CertificateStatus) String() string {
 func (*CertificateStatus) ProtoMessage() {}
 
 func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[1]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -196,7 +305,7 @@ func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
 func (*CertificateStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CertificateStatus) GetName() string {
@@ -276,7 +385,7 @@ type ModuleStatus struct {
 
 func (x *ModuleStatus) Reset() {
 	*x = ModuleStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +397,7 @@ func (x *ModuleStatus) String() string {
 func (*ModuleStatus) ProtoMessage() {}
 
 func (x *ModuleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[2]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +410,7 @@ func (x *ModuleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModuleStatus.ProtoReflect.Descriptor instead.
 func (*ModuleStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ModuleStatus) GetLibrary() string {
@@ -356,7 +465,7 @@ type EnvoyStatus struct {
 
 func (x *EnvoyStatus) Reset() {
 	*x = EnvoyStatus{}
-	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +477,7 @@ func (x *EnvoyStatus) String() string {
 func (*EnvoyStatus) ProtoMessage() {}
 
 func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_gatepost_v1_admin_proto_msgTypes[3]
+	mi := &file_gatepost_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +490,7 @@ func (x *EnvoyStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvoyStatus.ProtoReflect.Descriptor instead.
 func (*EnvoyStatus) Descriptor() ([]byte, []int) {
-	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EnvoyStatus) GetNode() string {
@@ -465,7 +574,7 @@ var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x03\n" +
+	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
@@ -475,7 +584,18 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\bwithheld\x18\x06 \x03(\tR\bwithheld\x12,\n" +
 	"\x06former\x18\a \x03(\v2\x14.gatepost.v1.ServiceR\x06former\x121\n" +
 	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\x12B\n" +
-	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\"\xac\x02\n" +
+	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\x129\n" +
+	"\tlisteners\x18\n" +
+	" \x03(\v2\x1b.gatepost.v1.ListenerStatusR\tlisteners\"\xf5\x01\n" +
+	"\x0eListenerStatus\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
+	"\bredirect\x18\x03 \x01(\bR\bredirect\x12\x1f\n" +
+	"\vmin_version\x18\x04 \x01(\tR\n" +
+	"minVersion\x12/\n" +
+	"\x13client_certificates\x18\x05 \x01(\tR\x12clientCertificates\x12%\n" +
+	"\x0eproxy_protocol\x18\x06 \x01(\bR\rproxyProtocol\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"\xac\x02\n" +
 	"\x11CertificateStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -517,30 +637,32 @@ func file_gatepost_v1_admin_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_admin_proto_rawDescData
 }
 
-var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_gatepost_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                // 0: gatepost.v1.Status
-	(*CertificateStatus)(nil),     // 1: gatepost.v1.CertificateStatus
-	(*ModuleStatus)(nil),          // 2: gatepost.v1.ModuleStatus
-	(*EnvoyStatus)(nil),           // 3: gatepost.v1.EnvoyStatus
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
-	(*Service)(nil),               // 5: gatepost.v1.Service
+	(*ListenerStatus)(nil),        // 1: gatepost.v1.ListenerStatus
+	(*CertificateStatus)(nil),     // 2: gatepost.v1.CertificateStatus
+	(*ModuleStatus)(nil),          // 3: gatepost.v1.ModuleStatus
+	(*EnvoyStatus)(nil),           // 4: gatepost.v1.EnvoyStatus
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*Service)(nil),               // 6: gatepost.v1.Service
 }
 var file_gatepost_v1_admin_proto_depIdxs = []int32{
-	4, // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
-	3, // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
-	5, // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
-	2, // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
-	1, // 4: gatepost.v1.Status.certificates:type_name -> gatepost.v1.CertificateStatus
-	4, // 5: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	4, // 6: gatepost.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	4, // 7: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	4, // 8: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	5,  // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
+	4,  // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
+	6,  // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
+	3,  // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
+	2,  // 4: gatepost.v1.Status.certificates:type_name -> gatepost.v1.CertificateStatus
+	1,  // 5: gatepost.v1.Status.listeners:type_name -> gatepost.v1.ListenerStatus
+	5,  // 6: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	5,  // 7: gatepost.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	5,  // 8: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	5,  // 9: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
@@ -555,7 +677,7 @@ func file_gatepost_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_admin_proto_rawDesc), len(file_gatepost_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
