@@ -38,7 +38,8 @@ type Certificate struct {
 	Default bool
 }
 
-// ServesTLS reports whether an Envoy with these options has a listener for TLS. Envoy refuses one without a filter chain.
+// ServesTLS reports whether an Envoy with these options has a listener for TLS. Envoy refuses one without a filter
+// chain.
 func (o Options) ServesTLS(gw *definitions.Gateway) bool {
 	return gw.TLS != nil && slices.ContainsFunc(o.Certificates, func(c Certificate) bool { return c.Default || len(c.ServerNames) > 0 })
 }
