@@ -165,6 +165,7 @@ var envoysEnds = []struct {
 	{"upgrade_failed", authz.Denied, "upgrade_refused"},
 	{"path_normalization_failed", authz.Denied, "malformed"},
 	{"ext_authz_error", authz.CannotTell, "check_failed"},
+	{"rate_limiter_error", authz.CannotTell, "not_counted"},
 }
 
 // verdict is the decision and the reason of a request, as format strings.

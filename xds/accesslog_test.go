@@ -21,6 +21,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens"
+	"gatepost/tokens/redistest"
 )
 
 // at returns a value of a line in JSON; "" if it is omitted.
@@ -237,6 +238,7 @@ const ends = `
 listen: LISTEN
 access_log: {format: ecs}
 tokens: {subprotocol: gatepost.bearer}
+tls: {redirect: false, certificates: [{cert_file: c, key_file: k}], client_certificates: {ca_file: c, mode: optional}}
 services:
   - {name: orders, path: /orders, allowed_methods: [GET, POST], upstreams: ["SECURED"], max_request_bytes: 10}
   - {name: admin, path: /admin, scopes: [admin], upstreams: ["SECURED"]}
@@ -245,6 +247,7 @@ services:
   - {name: dead, path: /dead, authenticate: false, upstreams: ["http://127.0.0.1:9"]}
   - {name: moved, path: /moved, authenticate: false, redirect: {to: "https://new.example", status: 308}}
   - {name: down, path: /down, upstreams: ["SECURED"], maintenance: {message: later}}
+  - {name: partner, path: /partner, client_certificate: true, authenticate: false, upstreams: ["PUBLIC"]}
 `
 
 // TestEachEndOfADecisionHasALine: with the decision and the reason, also if Envoy ends the request by itself.
@@ -268,6 +271,7 @@ func TestEachEndOfADecisionHasALine(t *testing.T) {
 		"GET /dead":             "503 dead allow public",
 		"GET /moved":            "308 moved allow public",
 		"GET /down":             "503 down deny maintenance",
+		"GET /partner":          "403 partner deny certificate_missing",
 		"GET /orders/chat":      "403 orders deny upgrade_refused",
 		"GET /admin/unanswered": "503 admin error check_failed",
 	})
@@ -327,12 +331,38 @@ func testEnds(t *testing.T, text, origin string, want map[string]string) {
 	}
 	got := map[string]string{}
 	for n, line := range d.log.await(t, len(names)) {
-		got[names[n]] = strings.Join(strings.Fields(strings.Join([]string{
-			at(t, line, "http", "response", "status_code"), at(t, line, "service", "name"),
-			at(t, line, "gatepost", "decision"), at(t, line, "gatepost", "reason"), at(t, line, "user", "id"),
-		}, " ")), " ")
+		got[names[n]] = endOf(t, line)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// endOf returns the status, the service, the decision, its reason and the user of a line.
+func endOf(t *testing.T, line string) string {
+	t.Helper()
+	return strings.Join(strings.Fields(strings.Join([]string{
+		at(t, line, "http", "response", "status_code"), at(t, line, "service", "name"),
+		at(t, line, "gatepost", "decision"), at(t, line, "gatepost", "reason"), at(t, line, "user", "id"),
+	}, " ")), " ")
+}
+
+// TestEachEndOfAClusterLimitHasALine: above it, and if Redis does not count.
+func TestEachEndOfAClusterLimitHasALine(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	g := startCluster(t, server, "access_log: {format: ecs}\n"+clusterLimited, 1)[0]
+	g.do("GET", "/key")
+	g.do("GET", "/key")
+	server.Kill()
+	g.do("GET", "/open")
+	g.do("GET", "/closed")
+	var got []string
+	for _, line := range g.log.await(t, 4) {
+		got = append(got, endOf(t, line))
+	}
+	expected := []string{"200 key allow public", "429 key deny rate_limited", "200 open allow public", "503 closed error not_counted"}
+	if diff := cmp.Diff(expected, got); diff != "" {
 		t.Error(diff)
 	}
 }
