@@ -72,7 +72,11 @@ func ends(t *testing.T, shop *shop) {
 	}
 }
 
-// TestEventsInTheLog: records have the name of their event. Those of operators are in TestAdminAPI.
+// withEvent is the part of a log record that names its event.
+func withEvent(e convention.Event) string { return fmt.Sprintf(`"event.action":%q`, e) }
+
+// TestEventsInTheLog: records have the name of their event. Those of operators are in TestAdminAPI, those of Redis and
+// of a rejection by Envoy in the tests of these.
 func TestEventsInTheLog(t *testing.T) {
 	t.Parallel()
 	shop := startShop(t, setup{Args: []string{"--log-level", "debug"}})
@@ -86,7 +90,7 @@ func TestEventsInTheLog(t *testing.T) {
 	want(t, "an end of all sessions", shop.Do("DELETE", "/token/sessions", "", bearer), http.StatusOK, "")
 	has := func(event convention.Event, fields ...string) func() bool {
 		return func() bool {
-			return len(lines(shop.Log(), append(fields, fmt.Sprintf(`"event.action":%q`, event))...)) > 0
+			return len(lines(shop.Log(), append(fields, withEvent(event))...)) > 0
 		}
 	}
 	envoytest.Eventually(t, "applied", has(convention.EventDefinitionsApplied, `"msg":"applied"`))

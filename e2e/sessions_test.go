@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gatepost/admin"
+	"gatepost/convention"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
 )
@@ -159,12 +160,7 @@ func TestCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 	// The gateways' logs name the author and the revoked sessions.
 	for _, want := range []string{`"session":"` + first + `"`, `"user":"alice"`} {
 		envoytest.Eventually(t, "the gateway to log "+want, func() bool {
-			for line := range strings.Lines(shop.Log()) {
-				if strings.Contains(line, "sessions revoked directly in Redis") && strings.Contains(line, want) && strings.Contains(line, `"by":"`) && strings.Contains(line, `"at":"`) {
-					return true
-				}
-			}
-			return false
+			return len(lines(shop.Log(), "sessions revoked directly in Redis", want, `"by":"`, `"at":"`, withEvent(convention.EventSessionEnded))) > 0
 		})
 	}
 	for name, status := range map[string]int{"second": 401, "third": 401, "bob": 200} {

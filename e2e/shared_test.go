@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"gatepost/admin"
+	"gatepost/convention"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
 )
@@ -173,6 +174,11 @@ func TestApplyIsVerifiedOnEveryGateway(t *testing.T) {
 	}
 	f.Everywhere(http.StatusOK, "/news")
 	f.AwaitRevision(2)
+	for _, g := range f.gateways {
+		envoytest.Eventually(t, "the record of revision 2", func() bool {
+			return len(lines(g.Log(), `"msg":"revision read"`, `"revision":2`, withEvent(convention.EventDefinitionsRead))) > 0
+		})
+	}
 
 	f.Applies(0, f.definitions(f.service("news")), "unchanged: already revision 2", ": verified\n")
 	// A comment changes nothing that is served, but is a revision.

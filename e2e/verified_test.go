@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"gatepost/convention"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
 	"gatepost/xds"
@@ -217,7 +218,7 @@ func (g *gateway) rejectedOnce(t *testing.T, kind, words, before string) {
 	if n, of := g.Metric("gatepost_xds_nacks_total"), g.Metric(`gatepost_xds_nacks_total{type="`+kind+`"}`); n != 1 || of != 1 {
 		t.Errorf("the metric counts %v rejections, %v of them of a %s, want 1", n, of, kind)
 	}
-	if told := lines(g.Log(), `"level":"ERROR"`, "has rejected the configuration", words, `"type":"`+kind+`"`); len(told) != 1 {
+	if told := lines(g.Log(), `"level":"ERROR"`, "has rejected the configuration", words, `"type":"`+kind+`"`, withEvent(convention.EventDefinitionsRejected)); len(told) != 1 {
 		t.Errorf("the log reports it %d times, want once:\n%s", len(told), strings.Join(told, "\n"))
 	}
 	if now := g.beacon(); now != before {
