@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -208,6 +209,33 @@ func TestGatewaysOwnClusterLimits(t *testing.T) {
 	want(t, "a client", inTurn(6, client), "200 404 200 200 404 200")
 	want(t, "the client again", inTurn(3, client), "429 404 429")
 	want(t, "others", inTurn(3, func(i int) envoytest.Response { return c.of(i).from("127.0.0.41", "", "GET", "/items") }), "200 200 429")
+}
+
+// TestHeadersOfSeveralLimitsAreThoseOfOne: of the last one that counted the request, which is the one that refused it.
+func TestHeadersOfSeveralLimitsAreThoseOfOne(t *testing.T) {
+	t.Parallel()
+	g := startCluster(t, redistest.Start(t), `
+listen: LISTEN
+rate_limits: [{requests: 50, per: 24h, by: gateway}, {requests: 40, per: 24h, by: gateway, scope: cluster}]
+services:
+  - {name: none, path: /none, authenticate: false, upstreams: ["PUBLIC"]}
+  - {name: own, path: /own, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 30, per: 24h, by: service}]}
+  - {name: both, path: /both, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 1, per: 24h, by: service}, {requests: 20, per: 24h, by: service, scope: cluster}]}
+  - {name: user, path: /user, upstreams: ["SECURED"], rate_limits: [{requests: 10, per: 24h, by: address}, {requests: 1, per: 24h, by: user}]}
+`, 1)[0]
+	for _, row := range []struct {
+		path, limit, remaining string
+		status                 int
+	}{
+		{"/none", "40", "39", 200}, {"/own", "30", "29", 200}, {"/both", "20", "19", 200}, {"/both", "1", "0", 429},
+		{"/user", "1", "0", 200}, {"/USER", "1", "0", 429},
+	} {
+		got := g.do("GET", row.path)
+		limit, remaining, reset := got.Header.Values("x-ratelimit-limit"), got.Header.Values("x-ratelimit-remaining"), got.Header.Values("x-ratelimit-reset")
+		if got.Status != row.status || !slices.Equal(limit, []string{row.limit}) || !slices.Equal(remaining, []string{row.remaining}) || len(reset) != 1 {
+			t.Errorf("%s: %d, limit %q, remaining %q, reset %q, want %v", row.path, got.Status, limit, remaining, reset, row)
+		}
+	}
 }
 
 func aCallAboveAClusterLimit(t *testing.T, c cluster) {

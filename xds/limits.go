@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/ratelimit/v3"
@@ -284,6 +285,35 @@ func countMissing(name string) *routev3.RateLimit_Action {
 			Headers:         []*routev3.HeaderMatcher{{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}},
 		},
 	}}
+}
+
+// repeatsLimitHeaders reports whether several filters count the requests of a service with these limits. Each adds its
+// own X-RateLimit-* to the response.
+func (b *builder) repeatsLimitHeaders(of []definitions.RateLimit) bool {
+	type filter struct {
+		gateway, cluster bool
+		stage            uint32
+	}
+	filters := map[filter]bool{}
+	for _, l := range of {
+		filters[filter{false, l.Cluster, stageOf(l)}] = true
+	}
+	for _, l := range b.gw.RateLimits {
+		filters[filter{true, l.Cluster, 0}] = true
+	}
+	return len(filters) > 1
+}
+
+// firstLimit keeps the first value of each X-RateLimit-*: RESP is the first one. It is that of the last filter that
+// counted the request. If the response is a 429, that is the filter that refused it.
+func firstLimit() (out []*mutationrulesv3.HeaderMutation) {
+	for _, name := range limitHeaders[1:] { // not retry-after, which only a 429 has
+		out = append(out, &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_Append{Append: &corev3.HeaderValueOption{
+			Header:       &corev3.HeaderValue{Key: name, Value: "%RESP(" + name + ")%"},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS,
+		}}})
+	}
+	return out
 }
 
 // limitHeaders are the response headers about rate limits.

@@ -50,6 +50,8 @@ type endpointGroup struct {
 	maintenance *definitions.Maintenance
 	// requestHeaders are changes for the upstreams, responseHeaders changes of every response.
 	requestHeaders, responseHeaders definitions.Headers
+	// rateLimits are the limits of the service.
+	rateLimits []definitions.RateLimit
 	// limits are the settings of the routes for filters of limits. :: filter → setting
 	limits map[string]*anypb.Any
 	// keepsToken is whether the upstream receives a token of this gateway in Authorization.
@@ -77,14 +79,14 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			b.logged(answer(s.name+" 405", with(at, noneOf(s.methods)...), 405, open, allowed(s.methods)), s, decidedMethod))
 	}
 	if s.maintenance != nil {
-		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s.responseHeaders, false))
+		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s, false))
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	maps.Copy(perFilter, s.limits)
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
 	}
-	if on := b.stripOn(s.responseHeaders, s.trailers); on != nil {
+	if on := b.stripOn(s, s.trailers); on != nil {
 		perFilter[filterStrip] = on
 	}
 	switch {
@@ -122,7 +124,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
 		}, s, decides(s.rule)))
 	}
-	return strip(out, b.stripOn(s.responseHeaders, false))
+	return strip(out, b.stripOn(s, false))
 }
 
 // mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol

@@ -75,6 +75,7 @@ func (s *service) endpoints(b *builder) endpointGroup {
 		requestHeaders:  s.def.RequestHeaders,
 		responseHeaders: s.def.ResponseHeaders,
 		certificate:     s.def.ClientCertificate,
+		rateLimits:      s.def.RateLimits,
 		limits:          b.clusterLimits(s.def),
 	}
 	switch {

@@ -86,11 +86,14 @@ func (b *builder) stripAll(https bool) *headermutationv3.Mutations {
 	return out
 }
 
-// stripOn is the strip filter's further work on a route of a service with the response headers, or nil. It removes all
+// stripOn is the strip filter's further work on a route of a group, or nil. It removes all
 // trailers of requests: by HTTP/2 they would reach an upstream, where a server that merges them into the headers would
 // take the user from them. By HTTP/1.1 Envoy sends none, and no gRPC client does.
-func (b *builder) stripOn(own definitions.Headers, trailers bool) *anypb.Any {
-	mutations := &headermutationv3.Mutations{ResponseMutations: changes(b.gw.ResponseHeaders, own)}
+func (b *builder) stripOn(s endpointGroup, trailers bool) *anypb.Any {
+	mutations := &headermutationv3.Mutations{ResponseMutations: changes(b.gw.ResponseHeaders, s.responseHeaders)}
+	if b.repeatsLimitHeaders(s.rateLimits) {
+		mutations.ResponseMutations = append(mutations.ResponseMutations, firstLimit()...)
+	}
 	if trailers {
 		all := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: ".*"}}}
 		mutations.RequestTrailersMutations = []*mutationrulesv3.HeaderMutation{removeMatching(all)}
