@@ -104,10 +104,10 @@ func otlpLog(format string, v verdict, service string) *otelv3.OpenTelemetryAcce
 		ResourceAttributes:   &commonv1.KeyValueList{Values: []*commonv1.KeyValue{{Key: "service.name", Value: otlpText(service)}}},
 	}
 	if format == definitions.AccessLogText {
-		config.Body = otlpText(textLine(v))
+		config.Body = otlpText(textLine(v, plainText))
 		return config
 	}
-	for _, f := range ecsFields(v) {
+	for _, f := range ecsFields(v, plainText) {
 		if f.name != fieldTime { // a record has it
 			config.CustomTags = append(config.CustomTags, tag(f.name, f.value))
 		}
@@ -124,18 +124,47 @@ func otlpText(text string) *commonv1.AnyValue {
 var (
 	formatTime     = "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
 	formatDuration = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%"
-	formatMethod   = "%REQ(:METHOD):32%"
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
 	formatVersion  = one(ofRoute(logVersion))
 	formatUser     = one(ofDecision(authz.MetadataUser))
 	formatSession  = one(ofDecision(authz.MetadataSession))
-	// A request that Envoy refuses before its filters run has no filter state, and no route has rewritten its path.
-	formatPath = first(operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}, operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
+	formatMethod   = "%REQ(:METHOD):32%"
+	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
 )
+
+// pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and no
+// route has rewritten the path, which is then that of an operator.
+func pathOr(early operator) string {
+	return first(operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}, early)
+}
 
 // ofHeader is a request header, cut off after longestText bytes.
 func ofHeader(name string) string { return fmt.Sprintf("%%REQ(%s):%d%%", name, longestText) }
+
+// texts are the values of a line that clients choose, as format strings.
+type texts struct {
+	header func(name string) string
+	path   string
+}
+
+var (
+	// anyText are the values as they are. In JSON, Envoy replaces what is not UTF-8.
+	anyText = texts{ofHeader, formatPath}
+	// plainText are the values that are ASCII; others are left out. A collector refuses a whole message, with the records
+	// of other clients, if it has a value that is not UTF-8. Cutting off a value could make it one.
+	plainText = texts{plainHeader, pathOr(plain("request.url_path", longestPath))}
+)
+
+// plainHeader is ofHeader for a header that is ASCII.
+func plainHeader(name string) string {
+	return first(plain("request.headers['"+strings.ToLower(name)+"']", longestText))
+}
+
+// plain is the value of an expression if it is ASCII, cut off after a number of bytes. Otherwise there is no value.
+func plain(value string, longest int) operator {
+	return operator{Command: "CEL", Param: fmt.Sprintf("{true:%[1]s}[%[1]s.matches('^[ -~]*$')]", value), MaxLength: longest}
+}
 
 // operator is a command operator of a format string, as COALESCE reads it.
 type operator struct {
@@ -206,7 +235,7 @@ type field struct{ name, value string }
 
 // ecsFields are the fields of a line. Their names are those of the Elastic Common Schema, which OpenTelemetry shares in
 // part; a dot separates the levels of an object.
-func ecsFields(v verdict) []field {
+func ecsFields(v verdict, t texts) []field {
 	return []field{
 		{fieldTime, formatTime},
 		{"ecs.version", "8.11.0"},
@@ -214,16 +243,16 @@ func ecsFields(v verdict) []field {
 		{"event.duration", formatDuration},
 		{"http.version", "%PROTOCOL%"},
 		{"http.request.method", formatMethod},
-		{"http.request.id", ofHeader(headerRequestID)},
+		{"http.request.id", t.header(headerRequestID)},
 		{"http.request.bytes", "%BYTES_RECEIVED%"},
 		{"http.response.status_code", "%RESPONSE_CODE%"},
 		{"http.response.bytes", "%BYTES_SENT%"},
-		{"url.path", formatPath},
-		{"server.address", ofHeader(":AUTHORITY")},
+		{"url.path", t.path},
+		{"server.address", t.header(":AUTHORITY")},
 		{"client.address", formatClient},
 		{"user.id", formatUser},
 		{"session.id", formatSession},
-		{"user_agent.original", ofHeader("USER-AGENT")},
+		{"user_agent.original", t.header("USER-AGENT")},
 		{"trace.id", "%TRACE_ID%"},
 		{"service.name", formatService},
 		{"service.address", "%UPSTREAM_HOST%"},
@@ -239,7 +268,7 @@ func ecsFields(v verdict) []field {
 // ecsFormat is a line in JSON. A value that is not known is omitted.
 func ecsFormat(v verdict) *corev3.SubstitutionFormatString {
 	line := map[string]any{}
-	for _, f := range ecsFields(v) {
+	for _, f := range ecsFields(v, anyText) {
 		object, names := line, strings.Split(f.name, ".")
 		for _, name := range names[:len(names)-1] {
 			if object[name] == nil {
@@ -262,20 +291,20 @@ func ecsFormat(v verdict) *corev3.SubstitutionFormatString {
 func textFormat(v verdict) *corev3.SubstitutionFormatString {
 	return &corev3.SubstitutionFormatString{
 		Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-			Specifier: &corev3.DataSource_InlineString{InlineString: textLine(v) + "\n"},
+			Specifier: &corev3.DataSource_InlineString{InlineString: textLine(v, anyText) + "\n"},
 		}},
 	}
 }
 
 // textLine is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
 // before it. (The id of a request is chosen by the client of a trusted proxy, if the proxy lets it.)
-func textLine(v verdict) string {
+func textLine(v verdict, t texts) string {
 	return strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
 		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + v.decision, "reason=" + v.reason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%",
 		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser,
-		"request_id=" + ofHeader(headerRequestID), formatMethod, formatPath,
+		"request_id=" + t.header(headerRequestID), formatMethod, t.path,
 	}, " ")
 }
 
