@@ -139,7 +139,7 @@ func TestOneTraceHasEnvoyCheckStoreLoginAndUserService(t *testing.T) {
 	want(t, "the token", shop.Do("GET", "/orders/5?secret=1", "", strangers, "Authorization: "+token), http.StatusOK, "")
 	want(t, "a hit", shop.Do("GET", "/orders/5?secret=1", "", strangers, "Authorization: "+token), http.StatusOK, "")
 	want(t, "no token", shop.Do("GET", "/orders/5?secret=1", ""), http.StatusUnauthorized, "")
-	want(t, "a public service", shop.Do("GET", "/items/5?secret=1", ""), http.StatusOK, "")
+	want(t, "a public service", shop.Do("GET", "/items/5?secret=1", "", "User-Agent: \xff"), http.StatusOK, "")
 	want(t, "an unknown path", shop.Do("GET", "/secret?secret=1", ""), http.StatusNotFound, "")
 
 	const envoyCheck = "  gatepost-envoy: async envoy.service.auth.v3.Authorization.Check egress\n    gatepost: check"

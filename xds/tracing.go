@@ -2,7 +2,9 @@ package xds
 
 import (
 	"cmp"
+	"fmt"
 	"net"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -45,8 +47,10 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 		Operation:         formatMethod + " %ROUTE_NAME%",
 		UpstreamOperation: formatMethod + " %ROUTE_NAME%",
 		CustomTags: []*tracingv3.CustomTag{
-			tag("http.url", "%REQ(:SCHEME)%://"+ofHeader(":AUTHORITY")+formatPath),
-			tag("url.path", formatPath),
+			tag("http.url", "%REQ(:SCHEME)%://"+plainText.header(":AUTHORITY")+plainText.path),
+			tag("url.path", plainText.path),
+			tag("user_agent", plainTag("USER-AGENT")),
+			tag("guid:x-request-id", plainTag(headerRequestID)),
 			tag("client.address", formatClient),
 			tag("gatepost.service", formatService),
 			tag("gatepost.decision", refused.decision),
@@ -61,6 +65,13 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 			})},
 		},
 	}
+}
+
+// plainTag replaces Envoy's own tag with a header. A value that is not ASCII is only named: without a value Envoy would
+// keep its own, for which a collector refuses the spans of other clients too.
+func plainTag(header string) string {
+	value := "request.headers['" + strings.ToLower(header) + "']"
+	return one(operator{Command: "CEL", Param: fmt.Sprintf("%[1]s.matches('^[ -~]*$') ? %[1]s : 'not ASCII'", value)})
 }
 
 func tag(name, value string) *tracingv3.CustomTag {
