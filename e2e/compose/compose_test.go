@@ -45,6 +45,8 @@ func TestComposeFile(t *testing.T) {
 			{"a token outlives Redis and Gatepost", func(t *testing.T) { testTokenOutlives(t, p, g, token) }},
 			{"no log has a token or a password", func(t *testing.T) { testLogs(t, p, token) }},
 			{"a second gateway serves HTTPS", func(t *testing.T) { testTLS(t, p, token) }},
+			{"Prometheus scrapes Gatepost", func(t *testing.T) { testObservability(t, p, images) }},
+			{"a collector is optional", func(t *testing.T) { testCollectorIsOptional(t, p) }},
 			{"all stop gracefully", func(t *testing.T) { testStop(t, p) }},
 		}
 		for _, s := range steps {
@@ -152,19 +154,24 @@ func testReach(t *testing.T, p *project) {
 				}
 			}
 		}
-		var got []string
-		for name := range c.NetworkSettings.Networks {
-			got = append(got, strings.TrimPrefix(name, projectName+"_"))
-		}
-		slices.Sort(got)
-		if !slices.Equal(got, on) {
-			t.Errorf("%s is on the networks %v, want %v", service, got, on)
-		}
+		checkNetworks(t, p, service, on)
 	}
 	for _, network := range []string{"gateway", "store"} {
 		if internal := p.engine.run(t, "network", "inspect", "--format", "{{.Internal}}", projectName+"_"+network); internal != "true" {
 			t.Errorf("the network %s is not internal", network)
 		}
+	}
+}
+
+func checkNetworks(t *testing.T, p *project, service string, want []string) {
+	t.Helper()
+	var got []string
+	for name := range p.inspect(t, service).NetworkSettings.Networks {
+		got = append(got, strings.TrimPrefix(name, projectName+"_"))
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("%s is on the networks %v, want %v", service, got, want)
 	}
 }
 
@@ -220,18 +227,23 @@ func testModule(t *testing.T, p *project, g gateway, token string) {
 
 func testHardened(t *testing.T, p *project) {
 	for service := range networks {
-		c := p.inspect(t, service)
-		if uid, _, _ := strings.Cut(c.Config.User, ":"); uid == "" || uid == "0" || uid == "root" {
-			t.Errorf("%s runs as %q", service, c.Config.User)
-		}
-		h := c.HostConfig
-		if !h.ReadonlyRootfs || h.Privileged || len(h.CapAdd) != 0 ||
-			!slices.Contains(h.CapDrop, "ALL") || !slices.Contains(h.SecurityOpt, "no-new-privileges:true") {
-			t.Errorf("%s may more than it needs: %+v", service, h)
-		}
-		if h.RestartPolicy.Name != "unless-stopped" {
-			t.Errorf("%s has the restart policy %q", service, h.RestartPolicy.Name)
-		}
+		checkHardened(t, p, service)
+	}
+}
+
+func checkHardened(t *testing.T, p *project, service string) {
+	t.Helper()
+	c := p.inspect(t, service)
+	if uid, _, _ := strings.Cut(c.Config.User, ":"); uid == "" || uid == "0" || uid == "root" {
+		t.Errorf("%s runs as %q", service, c.Config.User)
+	}
+	h := c.HostConfig
+	if !h.ReadonlyRootfs || h.Privileged || len(h.CapAdd) != 0 ||
+		!slices.Contains(h.CapDrop, "ALL") || !slices.Contains(h.SecurityOpt, "no-new-privileges:true") {
+		t.Errorf("%s may more than it needs: %+v", service, h)
+	}
+	if h.RestartPolicy.Name != "unless-stopped" {
+		t.Errorf("%s has the restart policy %q", service, h.RestartPolicy.Name)
 	}
 }
 
