@@ -14,7 +14,7 @@ type Limit struct {
 	// and Burst at most 1,000,000.
 	Requests, Burst int
 	Per             time.Duration
-	// By is what is counted, as in the definitions, or the name of a header. It has no space.
+	// By is what is counted, as in the definitions, or "header:" and the name of a header. It has no space.
 	By string
 	// Refuse is whether requests are refused while they cannot be counted. Otherwise they are allowed.
 	Refuse bool

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"cmp"
 	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
@@ -101,7 +100,11 @@ func (b *builder) clusterLimiter(domain string, limits []definitions.RateLimit) 
 
 // countedByCluster names the counter of a limit that counts a request.
 func (b *builder) countedByCluster(l definitions.RateLimit) []*routev3.RateLimit {
-	text := ratelimit.Limit{Requests: l.Requests, Per: l.Per, Burst: l.Burst, By: cmp.Or(l.By, l.Header), Refuse: l.RefuseWithoutRedis}.String()
+	by := l.By
+	if l.Header != "" { // a header can be called user, and clients choose its value
+		by = "header:" + l.Header
+	}
+	text := ratelimit.Limit{Requests: l.Requests, Per: l.Per, Burst: l.Burst, By: by, Refuse: l.RefuseWithoutRedis}.String()
 	out := b.countedBy(text, l)
 	if l.By == definitions.LimitByAddress {
 		// Gatepost takes the /64 of an IPv6 address by itself, and IPv4 in IPv6 for IPv4.

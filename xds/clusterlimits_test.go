@@ -8,10 +8,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/ratelimit"
 	"gatepost/redisconn"
@@ -327,5 +329,17 @@ func TestAClusterLimitTouchesNoListener(t *testing.T) {
 		if listeners(limits) != none {
 			t.Errorf("%s changes the listener", limits)
 		}
+	}
+}
+
+// TestAHeaderCalledUserCountsNoUser: clients choose its value, and could use up the limit of a user.
+func TestAHeaderCalledUserCountsNoUser(t *testing.T) {
+	b := &builder{gw: &definitions.Gateway{Identity: definitions.Identity{UserHeader: "x-user-id"}}}
+	counterOf := func(l definitions.RateLimit) string {
+		l.Requests, l.Per, l.Burst, l.Cluster = 1, time.Second, 1, true
+		return b.countedByCluster(l)[0].GetActions()[0].GetGenericKey().GetDescriptorValue()
+	}
+	if user, header := counterOf(definitions.RateLimit{By: definitions.LimitByUser}), counterOf(definitions.RateLimit{Header: "user"}); user == header {
+		t.Errorf("both are counted as %q", user)
 	}
 }
