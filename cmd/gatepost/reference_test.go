@@ -165,6 +165,7 @@ type schemaType struct {
 	Description string
 	Properties  map[string]struct{ Description string }
 	Required    []string
+	AnyOf       []schemaType
 }
 
 func definitionsPage(t *testing.T) string {
@@ -182,6 +183,12 @@ func definitionsPage(t *testing.T) string {
 	root := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
 	for _, m := range messagesBelow(root, nil) {
 		about := schema.Defs[string(m.Name())]
+		if about.Properties == nil && len(about.AnyOf) > 0 { // a message that has a short form, such as a text
+			about = about.AnyOf[0]
+		}
+		if about.Description == "" {
+			t.Errorf("the schema has no description of %s", m.Name())
+		}
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n| field | type | meaning |\n|---|---|---|\n", m.Name(), wrapped(about.Description))
 		for i := range m.Fields().Len() {
 			f := m.Fields().Get(i)
@@ -199,7 +206,7 @@ func definitionsPage(t *testing.T) string {
 // messagesBelow returns m and all messages that its fields have, each once, in the order in which
 // the fields name them.
 func messagesBelow(m protoreflect.MessageDescriptor, known []protoreflect.MessageDescriptor) []protoreflect.MessageDescriptor {
-	if slices.Contains(known, m) || m.FullName() == durationName {
+	if slices.Contains(known, m) || m.FullName() == durationName || m.IsMapEntry() {
 		return known
 	}
 	known = append(known, m)

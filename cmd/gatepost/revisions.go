@@ -188,7 +188,7 @@ func (a *change) await(c *cobra.Command, store *revisions.Store, r revisions.Rev
 	case err != nil:
 		return fmt.Errorf("waiting until revision %d is verified: %w", r.Number, err)
 	case len(standings) == 0:
-		_, err = fmt.Fprintln(out, "no gateway is running on this Redis: nothing serves it yet")
+		_, err = fmt.Fprintln(out, "no gateway is running on this Redis with --config redis: nothing serves it yet")
 		return err
 	}
 	warn(c, d.LimitWarnings(len(standings)))
