@@ -133,8 +133,8 @@ var (
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
 )
 
-// pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and no
-// route has rewritten the path, which is then that of an operator.
+// pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and
+// no route has rewritten the path, which is then that of an operator.
 func pathOr(early operator) string {
 	return first(operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}, early)
 }
