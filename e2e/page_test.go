@@ -145,12 +145,17 @@ func (b *tab) keys(keys string, options ...chromedp.KeyOption) {
 func (b *tab) focused(name string) {
 	b.t.Helper()
 	last := ""
+	defer func() {
+		if b.t.Failed() {
+			b.t.Logf("the focus is on %q", last)
+		}
+	}()
 	envoytest.Eventually(b.t, "the focus on "+name, func() bool {
 		last = b.evaluate(`(() => {
 			const e = document.activeElement, box = e.getBoundingClientRect(), line = getComputedStyle(e)
 			const name = e.ariaLabel || e.innerText || e.closest("label")?.innerText || e.tagName
 			const seen = e.tagName === "H1" || line.outlineStyle === "solid" && line.outlineWidth === "3px"
-			return name.trim() + (box.left < 0 || box.width === 0 ? ", outside of the window" : "") + (seen ? "" : ", without an outline")
+			return name.trim() + (e.tagName === "H1" ? ", the heading" : "") + (box.left < 0 || box.width === 0 ? ", outside of the window" : "") + (seen ? "" : ", without an outline")
 		})()`)
 		return last == name
 	})
@@ -429,7 +434,7 @@ services: []
 	b.keys(kb.Tab)
 	b.focused("Skip to the content")
 	b.keys(kb.Enter)
-	b.focused("Overview")
+	b.focused("Overview, the heading")
 	b.keys(kb.Tab)
 	b.focused("0 services")
 	b.keys(kb.Tab)
@@ -451,7 +456,7 @@ services: []
 	b.focused("Sessions")
 	b.keys(kb.Enter)
 	b.see("User id")
-	b.focused("Sessions") // the heading
+	b.focused("Sessions, the heading")
 	b.keys(kb.Tab)
 	b.focused("User id")
 	b.keys("bob" + kb.Enter)

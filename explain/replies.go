@@ -69,7 +69,8 @@ func (x *exchange) addHeaders(options []*corev3.HeaderValueOption) {
 	}
 }
 
-// format expands a format string: %% is a percent sign, %REQ(name)% is a request header.
+// format expands a format string: %% is a percent sign, %REQ(name)% is a request header, %RESP(name)% one of the
+// response.
 func (x *exchange) format(text string) string {
 	var b strings.Builder
 	for {
@@ -80,6 +81,7 @@ func (x *exchange) format(text string) string {
 		}
 		operator, after, _ := strings.Cut(rest, "%")
 		name, isHeader := strings.CutPrefix(operator, "REQ(")
+		ofResponse, isOfResponse := strings.CutPrefix(operator, "RESP(")
 		switch {
 		case operator == "":
 			b.WriteByte('%')
@@ -90,6 +92,8 @@ func (x *exchange) format(text string) string {
 		case isHeader && x.known:
 			b.WriteString(x.header.value(strings.ToLower(strings.TrimSuffix(name, ")"))))
 		case isHeader:
+		case isOfResponse && x.reply != nil:
+			b.WriteString(x.reply.header.value(strings.TrimSuffix(ofResponse, ")")))
 		case operator == "PATH(NQ:PATH)":
 			path, _, _ := strings.Cut(x.path, "?")
 			b.WriteString(path)
