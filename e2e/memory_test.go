@@ -3,10 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -64,8 +61,8 @@ func TestMemoryStaysFlat(t *testing.T) {
 	})
 	lasts := soak(t)
 	memory := map[string]func() int64{
-		"gatepost": func() int64 { return anonymous(t, g.command.Process.Pid) },
-		"envoy":    func() int64 { return anonymous(t, envoyOf(g.command.Process.Pid)) },
+		"gatepost": func() int64 { return envoytest.AnonymousMemory(t, g.command.Process.Pid) },
+		"envoy":    func() int64 { return envoytest.AnonymousMemory(t, envoyOf(g.command.Process.Pid)) },
 	}
 	time.Sleep(lasts / 3)
 	early := map[string]int64{}
@@ -108,27 +105,7 @@ func TestTenThousandServicesFitIntoMemory(t *testing.T) {
 	var bytes int64
 	defer func() { t.Logf("%.1f MiB", float64(bytes)/(1<<20)) }()
 	envoytest.Eventually(t, "the memory of an idle gateway", func() bool {
-		bytes = anonymous(t, g.command.Process.Pid)
+		bytes = envoytest.AnonymousMemory(t, g.command.Process.Pid)
 		return bytes <= mostOfMany
 	})
-}
-
-var rssAnon = regexp.MustCompile(`RssAnon:\s+(\d+) kB`)
-
-// anonymous returns the anonymous memory of a process, in bytes.
-func anonymous(t *testing.T, pid int) int64 {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := rssAnon.FindSubmatch(status)
-	if found == nil {
-		t.Fatalf("no RssAnon in the status of %d", pid)
-	}
-	kib, err := strconv.ParseInt(string(found[1]), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib << 10
 }

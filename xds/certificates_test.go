@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"regexp"
-	"strconv"
 	"testing"
 	"time"
 
@@ -75,7 +72,7 @@ func TestManyCertificates(t *testing.T) {
 				t.Errorf("%s does not get its certificate", nameOf(i))
 			}
 		}
-		return anonymousKiB(t, l.envoy.PID())
+		return int(envoytest.AnonymousMemory(t, l.envoy.PID()) / 1024)
 	}
 
 	before := serves(few)
@@ -116,25 +113,4 @@ func TestManyCertificates(t *testing.T) {
 		return served(nameOf(0)) == string(derOf(t, string(pairs[nameOf(0)].Chain)))
 	})
 	keptServes()
-}
-
-var rssAnon = regexp.MustCompile(`RssAnon:\s+(\d+) kB`)
-
-// anonymousKiB returns the anonymous memory of a process. Envoy's own
-// account, /memory, leaves out what its allocator does not see, such as the state of a script.
-func anonymousKiB(t *testing.T, pid int) int {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := rssAnon.FindSubmatch(status)
-	if found == nil {
-		t.Fatalf("no RssAnon in the status of %d", pid)
-	}
-	kib, err := strconv.Atoi(string(found[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kib
 }

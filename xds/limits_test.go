@@ -203,14 +203,18 @@ func webSocketsCount(t *testing.T, g *gateway) {
 }
 
 // theAnswer is JSON that a page can read, and the access log has why.
-func theAnswer(t *testing.T, g *gateway) {
+func theAnswer(t *testing.T, g *gateway) { aboveTheLimit(t, g, "5") }
+
+// aboveTheLimit checks the answer to a client that has used up the service burst, whose limit is given.
+func aboveTheLimit(t *testing.T, g *gateway, limit string) {
+	t.Helper()
 	got := g.do("GET", "/burst", fromShop)
 	exposed := got.Header.Get("access-control-expose-headers")
 	if got.Status != 429 || got.Body != `"There are too many requests. Please wait."` || got.Header.Get("content-type") != "application/json" ||
 		got.Header.Get("access-control-allow-origin") != "https://shop.example" || !strings.Contains(exposed, "retry-after") || !strings.Contains(exposed, "x-ratelimit-reset") {
 		t.Errorf("%d %s %v", got.Status, got.Body, got.Header)
 	}
-	for name, want := range map[string]string{"x-ratelimit-limit": "5", "x-ratelimit-remaining": "0"} {
+	for name, want := range map[string]string{"x-ratelimit-limit": limit, "x-ratelimit-remaining": "0", "x-envoy-ratelimited": ""} {
 		if v := got.Header.Get(name); v != want {
 			t.Errorf("%s is %q, want %q", name, v, want)
 		}
