@@ -67,8 +67,8 @@ var (
 	}
 	// Who asks, from where and with which credentials.
 	requestHeaders = []string{"authorization", "cookie", "origin", "expect", "forwarded", "x-real-ip", "true-client-ip", "x-forwarded-"}
-	// Envoy writes Server and Date, caches depend on Vary, and a client needs to know what a 401 and a 429 ask of it.
-	responseHeaders = []string{"server", "date", "vary", "www-authenticate", "retry-after", "x-ratelimit-"}
+	// Envoy writes Date, caches depend on Vary, and a client needs to know what a 401 and a 429 ask of it.
+	responseHeaders = []string{"date", "vary", "www-authenticate", "retry-after", "x-ratelimit-"}
 )
 
 // headerRule returns the problem of a header that definitions change.

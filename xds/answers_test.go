@@ -2,15 +2,19 @@ package xds
 
 import (
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+
+	"gatepost/envoy/envoytest"
 )
 
 const answering = `
 listen: LISTEN
 access_log: {format: ecs}
-response_headers: {set: {X-Frame-Options: DENY, X-Own: gateway}, remove: [X-Powered-By]}
+response_headers: {set: {X-Frame-Options: DENY, X-Own: gateway}, remove: [X-Powered-By, Server]}
 services:
   - {name: kept, path: /kept, authenticate: false, redirect: {to: "https://new.example"}}
   - {name: replaced, path: /replaced, authenticate: false, redirect: {to: "https://new.example:8443/shop", status: 308}}
@@ -18,7 +22,7 @@ services:
   - {name: members, path: /members, redirect: {to: "https://new.example", status: 302}}
   - {name: down, path: /down, upstreams: ["SECURED"], maintenance: {message: "Back at 100 % \"noon\"", retry_after: 30m}}
   - {name: calls, path: /calls.Calls, upstreams: ["h2c://127.0.0.1:9"], grpc: true, maintenance: {}}
-  - {name: orders, path: /orders, upstreams: ["SECURED"], response_headers: {set: {X-Own: "orders %REQ(host)%"}, remove: [X-Frame-Options]},
+  - {name: orders, path: /orders, upstreams: ["SECURED"], response_headers: {set: {X-Own: "orders %REQ(host)%", Server: shop}, remove: [X-Frame-Options]},
      request_headers: {set: {X-Tenant: "100 %", Accept: text/plain}, remove: [Referer]}}
   - {name: items, path: /items, authenticate: false, upstreams: ["PUBLIC"], request_headers: {set: {X-Tenant: acme}, remove: [Cookie-Consent]}}
   - {name: closed, path: /closed, authenticate: false, upstreams: ["http://127.0.0.1:9"]}
@@ -102,11 +106,16 @@ func maintenance(t *testing.T, g *gateway) {
 
 func headersOfResponses(t *testing.T, g *gateway) {
 	g.secured.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
-		for _, name := range []string{"X-Powered-By", "X-Frame-Options", "X-Own"} {
+		for _, name := range []string{"X-Powered-By", "X-Frame-Options", "X-Own", "Server"} {
 			w.Header().Set(name, "upstream")
 		}
 	})
-	g.public.SetHandler(func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Powered-By", "upstream") })
+	for _, other := range []*envoytest.Recorder{g.public, g.tokens} {
+		other.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Powered-By", "upstream")
+			w.Header().Set("Server", "upstream")
+		})
+	}
 	preflight := []string{fromShop, "access-control-request-method: GET"}
 	for _, c := range []struct {
 		method, path string
@@ -128,14 +137,28 @@ func headersOfResponses(t *testing.T, g *gateway) {
 		{"GET", "/%2e%2e;/x", nil, 400, "gateway", "DENY"},
 	} {
 		got := g.do(c.method, c.path, c.headers...)
+		if server := got.Header.Values("server"); !slices.Equal(server, serverOf(c.own)) {
+			t.Errorf("%s %s: Server is %q", c.method, c.path, server)
+		}
 		if got.Status != c.status || got.Header.Get("x-own") != c.own || got.Header.Get("x-frame-options") != c.frame || got.Header.Get("x-powered-by") != "" {
 			t.Errorf("%s %s: %d %v, want %d with %q and %q", c.method, c.path, got.Status, got.Header, c.status, c.own, c.frame)
 		}
 	}
 	g.answers(deny(typev3.StatusCode_Unauthorized, `"no"`))
-	if got := g.do("GET", "/orders"); got.Status != 401 || got.Header.Get("x-own") == "" {
-		t.Errorf("denied: %d %v", got.Status, got.Header)
+	for path, want := range map[string][]string{"/orders": {"shop"}, "/members": nil} {
+		got := g.do("GET", path)
+		if server := got.Header.Values("server"); got.Status != 401 || got.Header.Get("x-own") == "" || !slices.Equal(server, want) {
+			t.Errorf("%s is denied: %d %v", path, got.Status, got.Header)
+		}
 	}
+}
+
+// serverOf returns the Server of the response with a service's own header: none but that of orders has one.
+func serverOf(own string) []string {
+	if strings.HasPrefix(own, "orders") {
+		return []string{"shop"}
+	}
+	return nil
 }
 
 func headersOfRequests(t *testing.T, g *gateway) {

@@ -190,8 +190,8 @@ func (s *scopes) virtualHost(scope string, host *hostRoutes, guarded bool) *rout
 			}
 		}
 		// An upstream's own CORS headers are removed. The CORS filter sets them afterwards, and the listener those of Envoy's
-		// own responses.
-		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials"}
+		// own responses. Its Server would show what runs there.
+		vhost.ResponseHeadersToRemove = []string{"access-control-allow-origin", "access-control-allow-credentials", "server"}
 	}
 	b.about = "routes for " + strings.TrimPrefix(vhost.GetName(), "/") + "/" + scope
 	if err := checkRoutes(routes, s.clusters, b.opts); err != nil {

@@ -80,6 +80,8 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		RouteSpecifier:   scopedRoutes(),
 		HttpFilters:      b.httpFilters(false),
 		LocalReplyConfig: b.localReplies(),
+		// Without `server: envoy`, which definitions could not change. Virtual hosts remove that of an upstream.
+		ServerHeaderTransformation: hcmv3.HttpConnectionManager_PASS_THROUGH,
 
 		AccessLog:                    b.accessLog(),
 		AlwaysSetRequestIdInResponse: b.logs(), // so that a client can name the line

@@ -1711,7 +1711,7 @@ func (x *UpstreamTls) GetServerName() string {
 }
 
 // Headers are changes of headers. Those that HTTP, CORS or the gateway itself needs cannot be changed, such as Host,
-// Authorization, Origin, Server and the header with the user's id.
+// Authorization, Origin, Date, and the header with the user's id. No response has a Server header unless it is set here.
 type Headers struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Headers that are set, by name, over every value that they have.
