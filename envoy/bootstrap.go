@@ -61,7 +61,7 @@ type BootstrapOptions struct {
 }
 
 // Bootstrap returns the static configuration that connects Envoy to Gatepost; everything else comes
-// over ADS. The result is valid. Bootstrap returns an error if Envoy cannot use one of the
+// over ADS. Bootstrap returns an error if Envoy cannot use one of the
 // addresses.
 func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 	static, err := staticClusters(opts)
@@ -85,9 +85,6 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 		StatsConfig:      keptStats(),
 		// Services without traffic then use almost no memory.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
-	}
-	if err := b.ValidateAll(); err != nil {
-		return nil, fmt.Errorf("building Envoy's bootstrap: %w", err)
 	}
 	return b, nil
 }

@@ -17,6 +17,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"gatepost/authz"
@@ -77,7 +78,7 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 
 // accessLogOf is the access log of the responses that a filter matches.
 func (b *builder) accessLogOf(v verdict, status *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
-	var out validated = stdoutLog(b.gw.AccessLog.Format, v)
+	var out proto.Message = stdoutLog(b.gw.AccessLog.Format, v)
 	if b.exportsLog() {
 		out = otlpLog(b.gw.AccessLog.Format, v, serviceName(b.opts.Logs))
 	}

@@ -48,10 +48,10 @@ func (b *builder) challengeRoutes() []*routev3.Route {
 		return nil
 	}
 	b.about = "acme"
-	return b.checked([]*routev3.Route{{
+	return []*routev3.Route{{
 		Name:                 "acme challenge",
 		Match:                prefix(convention.ACMEChallengePath),
 		Action:               &routev3.Route_Route{Route: forwardTo(b.opts.HTTPCluster, "", challengeTimeout)},
 		TypedPerFilterConfig: map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())},
-	}})
+	}}
 }

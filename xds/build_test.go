@@ -144,9 +144,7 @@ func FuzzBuild(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, m := range messages(snapshot) {
-			if err := m.(validated).ValidateAll(); err != nil {
-				t.Fatal(err)
-			}
+			validate(t, m)
 			if _, err := proto.Marshal(m); err != nil {
 				t.Fatal(err)
 			}

@@ -7,10 +7,13 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 )
 
-// checkNames refuses a cluster with the name of one of the bootstrap's.
+// checkNames refuses a cluster with the name of one of the bootstrap's, and options that name none.
 func checkNames(clusters set, opts Options) error {
 	var errs []error
 	for _, static := range []string{opts.GRPCCluster, opts.HTTPCluster} {
+		if static == "" {
+			errs = append(errs, errors.New("a cluster of the bootstrap has no name"))
+		}
 		if clusters.get(static) != nil {
 			errs = append(errs, fmt.Errorf("cluster %q is also one of the bootstrap's", static))
 		}

@@ -101,9 +101,7 @@ func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.ValidateAll(); err != nil {
-		t.Fatal(err)
-	}
+	validate(t, b)
 	if verdict := envoytest.Validate(t, b); verdict != "" {
 		t.Error(verdict)
 	}

@@ -198,7 +198,6 @@ func (s *scopes) virtualHost(scope string, host *hostRoutes, guarded bool) *rout
 		b.fail(err)
 	}
 	strip(routes, b.stripOn(endpointGroup{}, false)) // the routes of no service have the headers of the gateway
-	b.validate(vhost)                                // routes are validated one by one, so that an error names the service
 	share(vhost, routes, b.pack(authz.Unchecked()))
 	vhost.Routes = routes
 	return vhost

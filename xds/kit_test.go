@@ -8,6 +8,8 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protopath"
+	"google.golang.org/protobuf/reflect/protorange"
 
 	"gatepost/definitions"
 )
@@ -44,7 +46,27 @@ func buildWith(t testing.TB, text string, options Options) *Snapshot {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, m := range messages(s) {
+		validate(t, m)
+	}
 	return s
+}
+
+// validate checks a message, and each message that is packed in it, against the rules of Envoy's messages.
+func validate(t testing.TB, m proto.Message) {
+	t.Helper()
+	err := protorange.Range(m.ProtoReflect(), func(at protopath.Values) error {
+		switch last := at.Index(-1); last.Step.Kind() {
+		case protopath.RootStep, protopath.AnyExpandStep: // both cover what is in them, but not what is packed
+			if ruled, ok := last.Value.Message().Interface().(interface{ ValidateAll() error }); ok {
+				return ruled.ValidateAll()
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // messages are all resources of a snapshot.

@@ -46,9 +46,6 @@ func (b *builder) listeners() []*listenerv3.Listener {
 			all = append(all, b.http3Listener())
 		}
 	}
-	for _, l := range all {
-		b.validate(l)
-	}
 	return all
 }
 

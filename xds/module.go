@@ -166,7 +166,6 @@ func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
 			Name: "envoy.filters.network.http_connection_manager", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: manager},
 		}}}},
 	}
-	b.validate(listener)
 	return &bootstrapv3.Bootstrap{StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 		Listeners: []*listenerv3.Listener{listener},
 	}}, errors.Join(b.errs...)

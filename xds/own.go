@@ -51,13 +51,13 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 	add("token session", prefix(path+"/sessions/"), convention.PathSessions+"/", tokenTimeout, "DELETE")
 	add("token", exactPath(path), convention.PathLogin, login, "POST")
 	add("token", exactPath(path+"/"), convention.PathLogin, login, "POST")
-	return b.checked(append(out, b.nothing("token", atAndBelow(path))...))
+	return append(out, b.nothing("token", atAndBelow(path))...)
 }
 
 // catchAll responds to requests for unknown paths.
 func (b *builder) catchAll() []*routev3.Route {
 	b.about = "routes"
-	return b.checked(b.nothing("unknown", prefix("/")))
+	return b.nothing("unknown", prefix("/"))
 }
 
 // nothing responds 404, and allows preflights so that the page can read the 404.
@@ -84,14 +84,14 @@ func (b *builder) rejectDotParams() *routev3.Route {
 // malformed responds 400.
 func (b *builder) malformed(name string, at *routev3.RouteMatch) *routev3.Route {
 	route := answer(name, at, 400, b.extAuthzPerRoute(authz.Rule{Service: "malformed"}))
-	return b.checked([]*routev3.Route{b.logged(route, endpointGroup{}, decidedMalformed)})[0]
+	return b.logged(route, endpointGroup{}, decidedMalformed)
 }
 
 // beacon is the route that responds with the version of the routes. It is never checked, so that it also works while
 // Gatepost is down.
 func (b *builder) beacon() []*routev3.Route {
 	b.about = "version"
-	return b.checked([]*routev3.Route{{
+	return []*routev3.Route{{
 		Name:    "version",
 		Tracing: b.untraced(),
 		Match:   &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
@@ -100,7 +100,7 @@ func (b *builder) beacon() []*routev3.Route {
 			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},
 		}},
 		TypedPerFilterConfig: b.uncounted(map[string]*anypb.Any{filterAuthz: b.pack(authz.Unchecked())}),
-	}})
+	}}
 }
 
 // uncounted excepts a route from the gateway's limits: Gatepost itself asks for the version.

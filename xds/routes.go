@@ -19,14 +19,6 @@ import (
 	"gatepost/definitions"
 )
 
-// checked validates routes and returns them.
-func (b *builder) checked(routes []*routev3.Route) []*routev3.Route {
-	for _, r := range routes {
-		b.validate(r)
-	}
-	return routes
-}
-
 // byPath orders services for matching: longest path first. The order in the definitions has no effect.
 func byPath(a, b *service) int {
 	return cmp.Or(cmp.Compare(len(b.path), len(a.path)), strings.Compare(strings.ToLower(a.path), strings.ToLower(b.path)))

@@ -132,7 +132,7 @@ func (s *scopes) spellings(scope string, services []*service) (all []string) {
 // serviceRoutes are the routes of a service.
 func (b *builder) serviceRoutes(s *service) []*routev3.Route {
 	b.about = s.String()
-	return b.checked(b.groupRoutes(s.endpoints(b)))
+	return b.groupRoutes(s.endpoints(b))
 }
 
 // of builds the resources of a scope with these services, one for each spelling. A scope without routes has none. Each
@@ -151,7 +151,6 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 		ValidateClusters:         wrapperspb.Bool(false),
 		IgnorePortInHostMatching: differ,
 	}
-	s.b.validate(config)
 	for _, host := range hosts {
 		config.VirtualHosts = append(config.VirtualHosts, s.virtualHost(scope, host, guarded))
 	}
@@ -255,7 +254,7 @@ func nameScope() *mutationrulesv3.HeaderMutation {
 func (b *builder) findScope() *anypb.Any {
 	lowerCase := fmt.Sprintf("%%CEL(request.headers['%s'].lowerAscii())%%", scopeHeader)
 	otherPaths := fmt.Sprintf("%%CEL(has(xds.route_name) ? request.headers['%s'] : '/')%%", scopeHeader)
-	part := func(name string, config validated) *corev3.TypedExtensionConfig {
+	part := func(name string, config proto.Message) *corev3.TypedExtensionConfig {
 		return &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.pack(config)}
 	}
 	forgetRoute := part("forget route", &setfilterstatev3.Config{ClearRouteCache: true})

@@ -120,6 +120,5 @@ func (b *builder) collector(name string, s *tracing.Settings) *clusterv3.Cluster
 	c := b.upstreamsOf(&service{def: &definitions.Service{Upstreams: []definitions.Upstream{to}}})
 	b.opts.CAFile = roots
 	c.Name, c.AltStatName, c.CircuitBreakers = name, "", nil // the limits of Envoy, not those of a service
-	b.validate(c)
 	return c
 }
