@@ -5,7 +5,7 @@
 // definitions is in this package, and no other package parses a value of the definitions:
 //
 //   - structure.go: the fields and types of the schema
-//   - constraints.go: the constraints of the schema (protovalidate)
+//   - constraints.go: the constraints of the schema (buf.validate)
 //   - semantics.go: what values mean, alone and together; it makes the [Gateway]
 //   - folder.go: the files of a folder become one document before the three
 //
@@ -19,12 +19,12 @@ import (
 	"fmt"
 	"slices"
 
-	"buf.build/go/protoyaml"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/regularfile"
+	"gatepost/yamlof"
 )
 
 // MaxSize is the size in bytes above which a definitions file is refused unread.
@@ -97,11 +97,11 @@ func Load(path string) (*Definitions, error) {
 
 // Marshal returns g as the text of a definitions file, with snake_case names.
 func Marshal(g *gatewayv1.Gateway) ([]byte, error) {
-	const none = "services: []\n" // protoyaml leaves out an empty list, and the field is required
+	const none = "services: []\n" // JSON of protobuf leaves out an empty list, and the field is required
 	if proto.Size(g) == 0 {
 		return []byte(none), nil
 	}
-	text, err := protoyaml.MarshalOptions{Indent: 2, UseProtoNames: true}.Marshal(g)
+	text, err := yamlof.Message(g)
 	if err != nil {
 		return nil, fmt.Errorf("writing definitions as YAML: %w", err)
 	}

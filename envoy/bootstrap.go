@@ -19,7 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
-	"buf.build/go/protoyaml"
+	"gatepost/yamlof"
 )
 
 // Defaults of BootstrapOptions.
@@ -236,7 +236,7 @@ func adminInterface(address string, socketMode uint32) (*bootstrapv3.Admin, erro
 
 // YAML renders a bootstrap as a YAML file for Envoy. Equal bootstraps have equal text.
 func YAML(b *bootstrapv3.Bootstrap) ([]byte, error) {
-	out, err := protoyaml.MarshalOptions{UseProtoNames: true, Indent: 2}.Marshal(b)
+	out, err := yamlof.Message(b)
 	if err != nil {
 		return nil, fmt.Errorf("writing the bootstrap as YAML: %w", err)
 	}
