@@ -71,19 +71,10 @@ type differs struct{ address, serving string }
 
 func (d differs) Error() string { return d.address + " answers with version " + d.serving }
 
-// voters returns the Envoys whose NACKs may count for others.
-func (m *machine) voters() []*envoyState {
-	var all []*envoyState
-	for _, e := range m.envoys {
-		all = append(all, e)
-	}
-	return xds.TrustedOrAll(all, func(e *envoyState) bool { return e.Trusted })
-}
-
 // mayReject reports whether the rejection of a version by this Envoy is one for all: if it was active before, or if
 // no other is active and none that replies has taken any of it.
 func (m *machine) mayReject(e *envoyState, version string) bool {
-	voters := m.voters()
+	voters := xds.Voters(m.envoys)
 	if !slices.Contains(voters, e) {
 		return false
 	}

@@ -283,7 +283,7 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	}
 	k.obeys(100 * time.Second)
 	k.keeps(first)
-	k.isDegraded("serving the previous version: building Envoy's configuration", 0)
+	k.isDegraded("serving the previous version: gateway.yaml: building Envoy's configuration", 0)
 	k.serves(first)
 	k.isCurrent()
 }

@@ -49,7 +49,7 @@ func (r *Rollout) build(d *definitions.Definitions, saved time.Time, withheld ..
 	}
 	snapshot, err := r.builder.Build(d.Gateway, options)
 	if err != nil {
-		return nil, fmt.Errorf("building Envoy's configuration from %s: %w", d.Name, err)
+		return nil, fmt.Errorf("%s: %w", d.Name, err)
 	}
 	return &version{
 		definitions: d, snapshot: snapshot, listen: options.ListenAddress(d.Gateway), saved: saved, withheld: withheld,

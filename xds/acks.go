@@ -3,7 +3,6 @@ package xds
 import (
 	"context"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -213,7 +212,7 @@ func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 // mayKeep reports whether the clusters that an Envoy has from before are kept for it: if it is trusted, or if none is
 // active that would be sent them too.
 func (s *Server) mayKeep(e *envoy) bool {
-	return e.Trusted || len(s.activeEnvoys()) == 0 && slices.Contains(s.voters(), e)
+	return e.Trusted || len(s.activeEnvoys()) == 0 && slices.Contains(Voters(s.envoys), e)
 }
 
 // lowPort matches Envoy's words if it may not listen on a port below 1024.
@@ -247,14 +246,9 @@ func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answer
 	s.report(Nacked{ID: e.ID, Rejection: rejection})
 }
 
-// voters returns the Envoys that a change may wait for.
-func (s *Server) voters() []*envoy {
-	return TrustedOrAll(slices.Collect(maps.Values(s.envoys)), func(e *envoy) bool { return e.Trusted })
-}
-
 // activeEnvoys returns the voters that are active and not lagging.
 func (s *Server) activeEnvoys() []*envoy {
-	return slices.DeleteFunc(s.voters(), func(e *envoy) bool { return !e.active() || e.lagging })
+	return slices.DeleteFunc(Voters(s.envoys), func(e *envoy) bool { return !e.active() || e.lagging })
 }
 
 // awaited returns the Envoys that a change waits for: the active ones or, if there are none, all voters that are not
@@ -263,7 +257,7 @@ func (s *Server) awaited() []*envoy {
 	if active := s.activeEnvoys(); len(active) > 0 {
 		return active
 	}
-	return slices.DeleteFunc(s.voters(), func(e *envoy) bool { return e.lagging })
+	return slices.DeleteFunc(Voters(s.envoys), func(e *envoy) bool { return e.lagging })
 }
 
 // logged runs a log call about an Envoy. Streams that never were active are many if a stranger makes them, so only some

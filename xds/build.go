@@ -125,7 +125,7 @@ func (b *Builder) Build(gw *definitions.Gateway, opts Options) (*Snapshot, error
 	}
 	snapshot, err := one.snapshot(b.last)
 	if err != nil {
-		return nil, fmt.Errorf("building the Envoy configuration: %w", err)
+		return nil, fmt.Errorf("building Envoy's configuration: %w", err)
 	}
 	b.last = built{one.common, gw.Services, snapshot.view}
 	return snapshot, nil

@@ -22,6 +22,8 @@ type Peer struct {
 	Connected    time.Time
 }
 
+func (p Peer) isTrusted() bool { return p.Trusted }
+
 // Event is something that happened to the delivery of a configuration: one of the types below.
 type Event interface{ isEvent() }
 
@@ -68,17 +70,18 @@ func (r *Rejection) Error() string {
 	return fmt.Sprintf("rejected by Envoy: version %s: %s: %s", r.Version, r.Type, r.Reason)
 }
 
-// TrustedOrAll returns those of some Envoys whose ACKs and NACKs count for the others: the trusted ones or, if there
+// Voters returns those of the connected Envoys whose ACKs and NACKs count for the others: the trusted ones or, if there
 // are none, all. On a listener for plain TCP nobody is trusted, so there all peers count the same.
-func TrustedOrAll[E any](envoys []E, trusted func(E) bool) []E {
-	var out []E
+func Voters[E interface{ isTrusted() bool }](envoys map[int64]E) []E {
+	var all, trusted []E
 	for _, e := range envoys {
-		if trusted(e) {
-			out = append(out, e)
+		all = append(all, e)
+		if e.isTrusted() {
+			trusted = append(trusted, e)
 		}
 	}
-	if len(out) == 0 {
-		return envoys
+	if len(trusted) == 0 {
+		return all
 	}
-	return out
+	return trusted
 }
