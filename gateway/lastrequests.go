@@ -19,6 +19,7 @@ const countEvery = 15 * time.Second
 type lastRequests struct {
 	mu      sync.Mutex
 	counted map[string]uint64    // :: cluster → requests when it was last counted; nil: not counted yet
+	asked   time.Time            // when Envoy was asked for these counts
 	last    map[string]time.Time // :: service → when its count was last seen to have grown
 }
 
@@ -31,14 +32,19 @@ func newLastRequests(own bool) *lastRequests {
 	return l
 }
 
-// count records what Envoy has counted until now. Services for which keep returns false are forgotten.
-func (l *lastRequests) count(requests map[string]uint64, now time.Time, keep func(service string) bool) {
+// count records what Envoy answered to a question, unless a later one has been answered before. Services for which keep
+// returns false are forgotten.
+func (l *lastRequests) count(requests map[string]uint64, asked time.Time, keep func(service string) bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if asked.Before(l.asked) {
+		return
+	}
+	l.asked = asked
 	for cluster, n := range requests {
 		// Envoy has started again if there are fewer.
 		if service, isService := xds.ServiceOfStats(cluster); isService && l.counted != nil && n != l.counted[cluster] {
-			l.last[service] = now
+			l.last[service] = asked
 		}
 	}
 	l.counted = requests
@@ -60,6 +66,7 @@ func (l *lastRequests) of(service string) time.Time {
 func (g *Gateway) countRequests(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, envoyTimeout)
 	defer cancel()
+	asked := time.Now()
 	requests, err := envoy.Requests(ctx, g.envoyAdmin())
 	if err != nil {
 		return err
@@ -73,7 +80,7 @@ func (g *Gateway) countRequests(ctx context.Context) error {
 		}
 		return served
 	})
-	g.lastRequests.count(requests, time.Now(), func(service string) bool { return served()[service] })
+	g.lastRequests.count(requests, asked, func(service string) bool { return served()[service] })
 	return nil
 }
 

@@ -35,4 +35,7 @@ func TestTheLastRequestIsWhenTheCountHasGrown(t *testing.T) {
 	l = newLastRequests(true)
 	l.count(map[string]uint64{orders: 1}, at(1), all)
 	want("the first request of an Envoy of its own", at(1))
+	l.count(map[string]uint64{orders: 2}, at(3), all)
+	l.count(map[string]uint64{orders: 1}, at(2), all)
+	want("an answer after that of a later question", at(3))
 }
