@@ -289,7 +289,6 @@ func TestCertificatesOfACABesideOtherSettings(t *testing.T) {
 				header = "PROXY TCP4 198.51.100.7 192.0.2.80 4321 443\r\n"
 				plain = balancer(t, e.Addr, header)
 			}
-			e.addr = strings.Replace(e.addr, "127.0.0.1", "127.0.0.2", 1) // its UDP port on 127.0.0.1 reserves the number
 			secure := balancer(t, e.addr, header)
 			ca := acmetest.Start(t, acmetest.Options{HTTPPort: portOf(t, plain), TLSPort: portOf(t, secure), Names: []string{"a.test", "b.test"}})
 			define := func(domains, challenge string) {

@@ -62,12 +62,11 @@ func startWith(t *testing.T, definitions string, log slog.Handler, changes ...fu
 		}
 	})
 	envoytest.Eventually(t, "the gateway to be ready", func() bool {
-		response, err := http.Get("http://" + config.Admin + "/readyz")
-		if err != nil {
-			return false
+		ready, err := envoytest.Send(t.Context(), http.DefaultClient, http.MethodGet, "http://"+config.Admin+"/readyz", "")
+		if strings.Contains(ready.Body, "rejected by Envoy") {
+			t.Fatalf("the gateway does not become ready: %s", ready.Body)
 		}
-		response.Body.Close()
-		return response.StatusCode == http.StatusOK
+		return err == nil && ready.Status == http.StatusOK
 	})
 	return "http://" + listen, "http://" + config.Admin
 }
@@ -263,7 +262,7 @@ func TestMetricsOfEnvoyFollowGateposts(t *testing.T) {
 		slog.NewTextHandler(t.Output(), nil))
 	request(t, http.MethodGet, url+"/items", "", "")
 	answer := request(t, http.MethodGet, admin+"/metrics?envoy=essential", "", "")
-	var parser expfmt.TextParser = expfmt.NewTextParser(model.UTF8Validation)
+	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(answer.Body))
 	if err != nil {
 		t.Fatalf("%v:\n%s", err, answer.Body)

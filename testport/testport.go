@@ -1,4 +1,4 @@
-// Package testport decides which TCP port the server of a test uses, if it needs a fixed number.
+// Package testport decides which port the server of a test uses, if it needs a fixed number.
 package testport
 
 import (
@@ -12,23 +12,21 @@ import (
 // connections of other tests cannot occupy them.
 const first, last = 20_000, 32_000
 
-// New returns a free TCP port of loopback. It stays reserved until the test ends, also for other
-// test processes.
+// New returns a port that is free for TCP and UDP on every address. It stays reserved until the test ends, also for
+// other test processes.
 func New(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := first + rand.IntN(last-first)
-		// The UDP port of the same number, which is otherwise unused, marks the port as reserved.
-		mark, err := net.ListenPacket("udp4", address("127.0.0.1", port))
+		// An abstract Unix socket marks the port as reserved. It has no file, and ends with the process.
+		mark, err := net.Listen("unix", "@gatepost-testport-"+strconv.Itoa(port))
 		if err != nil {
 			continue
 		}
-		tcp, err := net.Listen("tcp4", address("0.0.0.0", port))
-		if err != nil {
+		if !free(port) {
 			mark.Close()
 			continue
 		}
-		tcp.Close()
 		t.Cleanup(func() { mark.Close() })
 		return port
 	}
@@ -36,7 +34,21 @@ func New(t testing.TB) int {
 	return 0
 }
 
-// Addr returns a free loopback address, allocated as by New: 127.0.0.1:20123.
+// free reports whether nothing listens on a port.
+func free(port int) bool {
+	tcp, err := net.Listen("tcp4", address("0.0.0.0", port))
+	if err != nil {
+		return false
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp4", address("0.0.0.0", port))
+	if err != nil {
+		return false
+	}
+	return udp.Close() == nil
+}
+
+// Addr returns an address of loopback, allocated as by New: 127.0.0.1:20123.
 func Addr(t testing.TB) string {
 	t.Helper()
 	return address("127.0.0.1", New(t))

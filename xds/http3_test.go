@@ -30,7 +30,7 @@ func (g *httpsGateway) http3(t *testing.T, name string, patience time.Duration) 
 func TestHTTP3HasTheCertificatesRoutesAndRulesOfHTTPS(t *testing.T) {
 	t.Parallel()
 	g := startHTTPS(t, "", "  http3: true\n", "a.example", "b.example")
-	if got := g.get("127.0.0.1", "", "a.example", "/items/5"); got.Header.Get("alt-svc") != `h3=":`+g.tlsAddr[len("127.0.0.2:"):]+`"; ma=86400` {
+	if got := g.get("127.0.0.1", "", "a.example", "/items/5"); got.Header.Get("alt-svc") != `h3=":`+g.tlsAddr[len("127.0.0.1:"):]+`"; ma=86400` {
 		t.Errorf("alt-svc is %q", got.Header.Get("alt-svc"))
 	}
 	if got := g.do("GET", "/items/5"); got.Header.Get("alt-svc") != "" {

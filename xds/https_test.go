@@ -42,9 +42,6 @@ func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGa
 			tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)},
 		tlsAddr: envoytest.Addr(t), ca: testcert.New(t), clients: testcert.New(t),
 	}
-	if strings.Contains(more, "http3: true") { // the UDP port on 127.0.0.1 reserves the number
-		g.tlsAddr = strings.Replace(g.tlsAddr, "127.0.0.1", "127.0.0.2", 1)
-	}
 	text := top + "tls:\n  listen: " + g.tlsAddr + "\n" + more + "  certificates:\n"
 	pairs, options := map[string]certs.Pair{}, testOptions
 	for _, names := range certificates {
