@@ -247,14 +247,19 @@ func (c *certificates) listenerStatus(tls *definitions.TLS, problems map[string]
 	if tls == nil {
 		return nil
 	}
-	served := map[string][]string{} // :: name → names for which it is served
+	served := map[string]xds.Certificate{}
 	for _, one := range serving(tls, c.set) {
-		served[one.Name] = one.ServerNames
+		served[one.Name] = one
 	}
 	for _, one := range tls.Certificates {
 		pair, _ := c.set.Pair(one.CertFile)
 		status := fromFiles(one.CertFile, pair.NotBefore, pair.NotAfter, problems, now)
-		status.Names = served[one.CertFile]
+		status.Names = served[one.CertFile].ServerNames
+		if served[one.CertFile].Default {
+			for _, addr := range pair.Addresses {
+				status.Addresses = append(status.Addresses, addr.String())
+			}
+		}
 		all = append(all, status)
 	}
 	if clients := tls.ClientCertificates; clients != nil {

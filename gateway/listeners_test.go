@@ -15,12 +15,12 @@ import (
 	"gatepost/testcert"
 )
 
-func TestTheStatusHasTheListenersAsTheyAreServed(t *testing.T) {
+func TestTheStatusHasTheListenersAndCertificatesAsTheyAreServed(t *testing.T) {
 	t.Parallel()
 	dir, ca := t.TempDir(), testcert.New(t)
 	cert, key, missing := filepath.Join(dir, "a.pem"), filepath.Join(dir, "a.key"), filepath.Join(dir, "missing.pem")
 	ca.Issue(cert, key)
-	secure := fmt.Sprintf("127.0.0.2:%d", envoytest.Port(t)) // the port of UDP on 127.0.0.1 is the mark of testport
+	secure := envoytest.Addr(t)
 	for name, c := range map[string]struct{ definitions, want string }{
 		"http alone": {"services: []\n", "[http LISTEN]"},
 		"behind a proxy": {
@@ -30,7 +30,11 @@ func TestTheStatusHasTheListenersAsTheyAreServed(t *testing.T) {
 			fmt.Sprintf("services: []\nclient_addresses: {trusted_proxies: [127.0.0.0/8], proxy_protocol: true}\n"+
 				"tls: {listen: %q, http3: true, certificates: [{cert_file: %q, key_file: %q}], client_certificates: {ca_file: %q, mode: optional}}\n",
 				secure, cert, key, ca.Write(filepath.Join(dir, "ca.pem"))),
-			"[http LISTEN redirects, PROXY protocol] [https " + secure + " 1.2 optional, PROXY protocol] [http3 " + secure + " 1.3 optional]",
+			"[http LISTEN redirects, PROXY protocol] [https " + secure + " 1.2 optional, PROXY protocol] [http3 " + secure + " 1.3 optional] [localhost]",
+		},
+		"a default certificate": {
+			fmt.Sprintf("services: []\ntls: {listen: %q, certificates: [{cert_file: %q, key_file: %q}], default_certificate: %q}\n", secure, cert, key, cert),
+			"[http LISTEN redirects] [https " + secure + " 1.2] [localhost 127.0.0.1]",
 		},
 		"no certificate": {
 			fmt.Sprintf("services: []\ntls: {listen: %q, redirect: false, min_version: \"1.3\", certificates: [{cert_file: %q, key_file: %q}]}\n", secure, missing, key),
@@ -66,6 +70,11 @@ func TestTheStatusHasTheListenersAsTheyAreServed(t *testing.T) {
 					got += ": " + l.GetProblem()
 				}
 				got += "]"
+			}
+			for _, one := range status.GetCertificates() {
+				if names := append(one.GetNames(), one.GetAddresses()...); len(names) > 0 {
+					got += fmt.Sprint(" ", names)
+				}
 			}
 			if got != " "+c.want {
 				t.Errorf("got%s, want %s", got, c.want)

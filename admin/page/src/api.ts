@@ -14,7 +14,7 @@ export interface Status {
   module: { library: string; reason: string } | null
 }
 export interface Certificate {
-  name: string; names: string[]; source: "files" | "acme"; ca: boolean; not_before: string | null; not_after: string | null
+  name: string; names: string[]; addresses: string[]; source: "files" | "acme"; ca: boolean; not_before: string | null; not_after: string | null
   days_left: number; problem: string; services: string[]
 }
 export interface Upstream {

@@ -192,7 +192,7 @@ function Path({ of }: { of: Explanation }) {
     <ol class="steps">
       {of.steps.map((s, i) => <li key={i}><b>{s.part}</b> <span>{s.says}</span></li>)}
       {of.service && <li><b>defined</b> <span class="path">{of.service.file}:{of.service.line}</span></li>}
-      {of.outcomes.map((o, i) => <li key={"o" + i} class={"outcome " + (o.forward ? "good" : (o.status ?? 0) >= 400 ? "bad" : "good")}><Answer of={o} /></li>)}
+      {of.outcomes.map((o, i) => <li key={"o" + i} class={"outcome " + (o.forward ? "good" : (o.status ?? 400) >= 400 ? "bad" : "good")}><Answer of={o} /></li>)}
     </ol>
     {of.unsure && <p class="note">These settings of Envoy are not followed: {of.unsure.join(", ")}</p>}
     <p>Explained with version <code>{of.version}</code>, as it is served.</p>
@@ -203,7 +203,7 @@ function Answer({ of }: { of: Outcome }) {
   const to = of.forward?.token_handler ? "the token handler" : of.forward?.to?.join(" or ")
   return <div>
     {of.when && <p>if {of.when}:</p>}
-    <p><b>{of.forward ? `forwarded to ${to} as ${of.forward.method} ${of.forward.path}` : of.status}</b> <Badge kind={of.forward ? "good" : "warn"}>{of.reason}</Badge></p>
+    <p><b>{of.forward ? `forwarded to ${to} as ${of.forward.method} ${of.forward.path}` : of.status ?? "no response"}</b> <Badge kind={of.forward ? "good" : "warn"}>{of.reason}</Badge></p>
     <p>{of.why}</p>
     {of.change && <p><b>change</b> {of.change}</p>}
     {of.headers && <pre>{of.headers.map(h => `${h.name}: ${h.value}`).join("\n")}{of.body ? "\n\n" + of.body : ""}</pre>}
@@ -339,7 +339,7 @@ export function Certificates() {
     {value && <Table caption="Certificates and CAs of the definitions" empty="The definitions have no certificates." heads={["Certificate", "Served for", "From", "Valid from", "Valid until", "Problem"]}>
       {value.map(c => <tr key={c.name}>
         <th scope="row" class="path">{c.name}{c.ca && <small>CA</small>}</th>
-        <td>{c.services.length > 0 ? `upstreams of ${c.services.join(", ")}` : c.ca ? "clients" : c.names.join(", ") || "–"}</td>
+        <td>{c.services.length > 0 ? `upstreams of ${c.services.join(", ")}` : c.ca ? "clients" : [...c.names, ...c.addresses].join(", ") || "–"}</td>
         <td>{c.source === "acme" ? "a CA, by ACME" : "files"}</td>
         <td><Time of={c.not_before} /></td>
         <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.days_left < soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left}\u00a0days\u00a0left`}</Badge>}</td>

@@ -273,7 +273,10 @@ type CertificateStatus struct {
 	// Where it comes from: `files`, or `acme` for those that a CA issues to the gateway.
 	Source string `protobuf:"bytes,8,opt,name=source,proto3" json:"source,omitempty"`
 	// Whether it is a file of CAs that others are verified by, such as clients or upstreams.
-	Ca            bool `protobuf:"varint,9,opt,name=ca,proto3" json:"ca,omitempty"`
+	Ca bool `protobuf:"varint,9,opt,name=ca,proto3" json:"ca,omitempty"`
+	// The IP addresses for which it is served: a client that connects to an address names no server, so only the
+	// `default_certificate` has them.
+	Addresses     []string `protobuf:"bytes,10,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +372,13 @@ func (x *CertificateStatus) GetCa() bool {
 		return x.Ca
 	}
 	return false
+}
+
+func (x *CertificateStatus) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
 }
 
 // ModuleStatus says whether Envoy checks tokens by itself.
@@ -595,7 +605,7 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"minVersion\x12/\n" +
 	"\x13client_certificates\x18\x05 \x01(\tR\x12clientCertificates\x12%\n" +
 	"\x0eproxy_protocol\x18\x06 \x01(\bR\rproxyProtocol\x12\x18\n" +
-	"\aproblem\x18\a \x01(\tR\aproblem\"\xac\x02\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"\xca\x02\n" +
 	"\x11CertificateStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -606,7 +616,9 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"not_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12\x16\n" +
 	"\x06source\x18\b \x01(\tR\x06source\x12\x0e\n" +
-	"\x02ca\x18\t \x01(\bR\x02ca\"V\n" +
+	"\x02ca\x18\t \x01(\bR\x02ca\x12\x1c\n" +
+	"\taddresses\x18\n" +
+	" \x03(\tR\taddresses\"V\n" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
