@@ -22,14 +22,17 @@ type extAuthz struct {
 	maxHeaders, maxBytes int
 }
 
+// clientAddress is the address that every client has here.
+const clientAddress = "127.0.0.1"
+
 // exceedsLimits reports whether the request exceeds the header limits after Envoy and Gatepost
-// added headers. Envoy checks the limits again after ext_authz. The address is that of a local
-// client.
+// added headers. Envoy checks the limits again after ext_authz.
 func (f extAuthz) exceedsLimits(x *exchange) bool {
 	all := append(fields{
-		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", "127.0.0.1"}, {"x-forwarded-proto", "http"},
-		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"}, {"x-envoy-external-address", "127.0.0.1"},
+		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", clientAddress}, {"x-forwarded-proto", "http"},
+		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"},
 	}, x.header...)
+	all.set(authz.HeaderClientAddress, clientAddress)
 	size := len(":authority") - len("host")
 	for _, h := range all {
 		size += len(h.Name) + len(h.Value)

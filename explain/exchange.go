@@ -27,8 +27,9 @@ type exchange struct {
 	header             fields
 	// certificate reports whether the client has presented a certificate.
 	certificate bool
-	// handshake describes which certificate the client gets; empty if that is not known.
-	handshake string
+	// handshake describes which certificate the client gets, and closed is why it gets none. Both are empty if that is
+	// not known.
+	handshake, closed string
 	// known reports whether Envoy had parsed the headers before it responded.
 	known bool
 	// refused is the connection manager's reason for rejecting the request.

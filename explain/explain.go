@@ -86,6 +86,10 @@ func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, 
 	if err != nil {
 		return nil, err
 	}
+	e.gateway = gateway
+	if e.plain != nil {
+		e.plain.gateway, e.plain.isServed = gateway, e.isServed
+	}
 	switch {
 	case sessions != nil:
 		e.sessions, e.store = sessions, "the token store"
@@ -102,28 +106,16 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 		return nil, err
 	}
 	e := &Explainer{definitions: d, served: served, version: snapshot.Version, certificates: opts.Certificates}
-	if snapshot, err = decisive(snapshot, served, opts); err != nil {
-		return nil, err
+	if served.TLS != nil && !opts.ServesTLS(served) { // Envoy has no listener for TLS then, and explain still needs one
+		opts.Certificates = []xds.Certificate{{Name: "any", Default: true}}
+		if snapshot, err = xds.Build(served, opts); err != nil {
+			return nil, err
+		}
 	}
 	if err := e.read(snapshot); err != nil {
 		return nil, fmt.Errorf("reading Envoy's configuration: %w", err)
 	}
 	return e, nil
-}
-
-// decisive returns the configuration that is read in place of s. The access log, traces and the trusted
-// proxies decide nothing about a request, so their filters are not modelled. The access log adds
-// x-request-id to a response, and the proxies' filter chains keep some headers of a proxy, which
-// explain does not show. A certificate is served for every name, because a
-// handshake is no request: which certificate that would be is a step of its own.
-func decisive(s *xds.Snapshot, served *definitions.Gateway, opts xds.Options) (*xds.Snapshot, error) {
-	if !served.AccessLog.On() && len(served.ClientAddresses.TrustedProxies) == 0 && served.TLS == nil && opts.Tracing == nil {
-		return s, nil
-	}
-	modelled := *served
-	modelled.AccessLog, modelled.ClientAddresses = definitions.AccessLog{}, definitions.ClientAddresses{}
-	opts.Certificates, opts.Tracing = []xds.Certificate{{Name: "any", Default: true}}, nil
-	return xds.Build(&modelled, opts)
 }
 
 // Version returns the version of the definitions, as `gatepost status` prints it.
@@ -239,7 +231,10 @@ func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*
 func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions) (*exchange, error) {
 	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target, certificate: r.Certificate}
 	if r.Secure && e.served.TLS != nil {
-		x.handshake = e.handshake(r.ServerName)
+		if x.handshake, x.closed = e.handshake(r.ServerName); x.closed != "" {
+			x.reply = &reply{}
+			return x, nil
+		}
 	}
 	if err := e.receive(x, r); err != nil {
 		return nil, err

@@ -67,10 +67,10 @@ type Outcome struct {
 	// When is the condition of this outcome. It is empty if there is only one outcome.
 	When string `json:"when,omitempty"`
 	// Reason is forwarded, preflight, withheld, not_found, method_not_allowed, malformed, version,
-	// or a reason of gatepost_decisions_total.
+	// handshake_refused, or a reason of gatepost_decisions_total.
 	Reason string `json:"reason"`
 	// Status is the status code of the response. It is 0 if an upstream or the token handler
-	// responds.
+	// responds, and if there is no response.
 	Status int `json:"status,omitempty"`
 	// Headers are the response headers. If an upstream or the token handler responds, they are the
 	// headers that the gateway adds. Names are in lower case.

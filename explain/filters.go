@@ -21,6 +21,7 @@ import (
 	localratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/local_ratelimit/v3"
 	ratelimitv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ratelimit/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
+	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 )
 
@@ -68,6 +69,8 @@ func (e *Explainer) filtersOf(manager *hcmv3.HttpConnectionManager, empty map[st
 			// A decision in the module's table equals the one that Gatepost would make.
 		case *localratelimitv3.LocalRateLimit, *compositev3.Composite, *ratelimitv3.RateLimit:
 			// Requests are not counted. The steps name the limits of a service.
+		case *setfilterstatev3.Config:
+			// It keeps the path for the access log and spans.
 		case *routerv3.Router:
 			all = append(all, router{empty})
 		default:

@@ -37,17 +37,12 @@ func build(d *definitions.Definitions, opts xds.Options, g *Gateway) (*Explainer
 			withheld.ClusterLimits = withRedis
 			e, err := builtAs(d, g.Status.GetFormer(), withheld)
 			if err == nil && e.version == g.Status.GetVersion() {
-				e.gateway, e.isServed = g, true
+				e.isServed = true
 				return e, nil
 			}
 		}
 	}
-	e, err := built(d, d.Gateway, opts)
-	if err != nil {
-		return nil, err
-	}
-	e.gateway = g
-	return e, nil
+	return built(d, d.Gateway, opts)
 }
 
 // builtAs returns an explainer of the definitions with some services in their former form.

@@ -58,6 +58,12 @@ func (d dice) definitions(listen string, upstreams []string) string {
 	if d.chance(4) {
 		b.WriteString("rate_limits: [{requests: 1000000, by: address}]\n")
 	}
+	if d.chance(2) {
+		fmt.Fprintf(&b, "access_log: {format: %s}\n", d.one("ecs", "text"))
+	}
+	if d.chance(3) {
+		b.WriteString("client_addresses: {trusted_proxies: [10.0.0.0/8]}\n")
+	}
 	if d.chance(3) {
 		b.WriteString("response_headers: {set: {X-All: all, X-Own: gateway}, remove: [Seen-By]}\n")
 	}

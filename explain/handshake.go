@@ -19,8 +19,9 @@ func serverName(host string) string {
 	return lowerASCII(name)
 }
 
-// handshake describes which certificate a client gets for a server name, and which protocols it may use then.
-func (e *Explainer) handshake(name string) string {
+// handshake describes which certificate a client gets for a server name, and which protocols it may use then. Without a
+// certificate, it returns why Envoy closes the connection.
+func (e *Explainer) handshake(name string) (accepted, closed string) {
 	names := append([]string{name}, slices.Collect(definitions.Wider(name))...) // the last one is every name
 	var found *xds.Certificate
 	for _, wanted := range names {
@@ -38,9 +39,9 @@ func (e *Explainer) handshake(name string) string {
 	}
 	switch {
 	case found != nil:
-		return fmt.Sprintf("certificate %s, for %s", found.Name, protocols)
+		return fmt.Sprintf("certificate %s, for %s", found.Name, protocols), ""
 	case name == "":
-		return "refused: a client that names no server needs a default_certificate"
+		return "", "a client that names no server needs a default_certificate"
 	}
-	return fmt.Sprintf("refused: no certificate has the name %s, and there is no default_certificate", name)
+	return "", fmt.Sprintf("no certificate has the name %s, and there is no default_certificate", name)
 }

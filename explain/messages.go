@@ -19,6 +19,10 @@ func (e *Explainer) steps(x *exchange, a *Explanation) []Step {
 	if x.handshake != "" {
 		add("handshake", "%s", x.handshake)
 	}
+	if x.closed != "" {
+		add("handshake", "refused: %s", x.closed)
+		return steps
+	}
 	if x.refused != "" {
 		add("path", "rejected before routing: %s", x.refused)
 		return steps
@@ -158,6 +162,8 @@ func together(l definitions.RateLimit) string {
 func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 	service := e.serviceOf(x.route)
 	switch {
+	case x.closed != "":
+		return "handshake_refused", "Envoy closes the connection: " + x.closed, "use a name of a certificate, or set tls.default_certificate"
 	case x.refused != "":
 		return "malformed", "Envoy rejects the request: " + x.refused, "send it in the plain form"
 	case x.preflight:

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gatepost/definitions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/tokens"
 	"gatepost/xds"
 )
@@ -177,6 +178,7 @@ services: [{name: items, path: /items, authenticate: false, upstreams: ["http://
 		{"https://a.b.shop.example/items", "certificate shop.pem", "certificate shop.pem"},
 		{"wss://shop.example/items", "certificate shop.pem", "certificate shop.pem"},
 		{"https://shop.test/items", refused, "certificate api.pem"},
+		{"https://shop.test/nothing", refused, "certificate api.pem"},
 		{"https://10.0.0.1/items", nameless, "certificate api.pem"},
 		{"https://[::1]:443/items", nameless, "certificate api.pem"},
 		{"http://api.shop.example/items", "", ""},
@@ -187,7 +189,7 @@ services: [{name: items, path: /items, authenticate: false, upstreams: ["http://
 			if o.Certificates = slices.Clone(certificates); isDefault {
 				o.Certificates[1].Default, want = true, c.withDefault
 			}
-			e, err := New(d, o, nil, nil)
+			e, err := New(d, o, nil, &Gateway{Address: "gate:1", Status: &gatewayv1.Status{Version: "other"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -203,9 +205,14 @@ services: [{name: items, path: /items, authenticate: false, upstreams: ["http://
 			if err := a.Print(&out); err != nil {
 				t.Fatal(err)
 			}
-			if text := "  handshake  " + want; want != "" {
-				wants(t, c.url, out.String(), text)
-			} else {
+			wants(t, c.url, out.String(), "gate:1 serves other definitions")
+			text := "  handshake  " + want
+			switch {
+			case strings.HasPrefix(want, "refused"):
+				wants(t, c.url, out.String(), text, "response   none", "Envoy closes the connection", "#handshake_refused", "!forwarded", "!  path ")
+			case want != "":
+				wants(t, c.url, out.String(), text, "  path       /")
+			default:
 				wants(t, c.url, out.String(), "!handshake", "  path       /items\n")
 			}
 		}

@@ -15,7 +15,7 @@ import (
 // response. If package xds starts to use another field, every explanation lists it as unsure until
 // it is added here. `*` means that no field of the message matters.
 var modelled = map[string]string{
-	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes listener_filters filter_chains",
+	"envoy.config.listener.v3.Listener":    "name address per_connection_buffer_limit_bytes listener_filters filter_chains default_filter_chain",
 	"envoy.config.listener.v3.FilterChain": "name filter_chain_match transport_socket filters",
 	// A request has come over a connection for which there is a certificate.
 	"envoy.config.listener.v3.FilterChainMatch":               "*",
@@ -33,7 +33,16 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix scoped_routes http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
 		"strip_trailing_host_dot strip_any_host_port forward_client_cert_details set_current_client_cert_details request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
-		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options server_header_transformation",
+		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options server_header_transformation " +
+		"access_log always_set_request_id_in_response tracing original_ip_detection_extensions",
+	// What is written down about a request.
+	"envoy.config.accesslog.v3.AccessLog":                                                       "*",
+	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing": "*",
+	"envoy.config.route.v3.Tracing":                                                             "*",
+	"envoy.extensions.filters.http.set_filter_state.v3.Config":                                  "*",
+	// A client is none of the trusted proxies.
+	"envoy.extensions.http.original_ip_detection.xff.v3.XffConfig": "*",
+
 	"envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes":                                      "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.SetCurrentClientCertDetails": "*",
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":                                        "name typed_config disabled",
@@ -60,7 +69,7 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching typed_per_filter_config",
 	"envoy.config.route.v3.VirtualHost":                  "name domains routes response_headers_to_remove typed_per_filter_config",
-	"envoy.config.route.v3.Route": "name match route redirect metadata request_body_buffer_limit direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
+	"envoy.config.route.v3.Route": "name match route tracing redirect metadata request_body_buffer_limit direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":             "path prefix path_separated_prefix safe_regex case_sensitive headers tls_context",
 	"envoy.config.route.v3.HeaderMatcher":          "name string_match invert_match treat_missing_header_as_empty",

@@ -33,6 +33,9 @@ func (a *Explanation) Print(w io.Writer) error {
 
 func (o *Outcome) print(b *bytes.Buffer) {
 	status := fmt.Sprint(o.Status)
+	if o.Status == 0 && o.Forward == nil {
+		status = "none"
+	}
 	if o.Forward != nil {
 		status = "the status of the upstream's response"
 		if o.Forward.TokenHandler {

@@ -195,7 +195,7 @@ func (w *world) send(r Request) (got, error) {
 }
 
 // notOurs are response headers of HTTP itself, which are not compared.
-var notOurs = []string{"date", "server", "content-length", "connection", "transfer-encoding", "upgrade",
+var notOurs = []string{"date", "server", "content-length", "connection", "transfer-encoding", "upgrade", "x-request-id",
 	"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
 
 // summary formats a response for comparison.

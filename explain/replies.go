@@ -94,6 +94,8 @@ func (x *exchange) format(text string) string {
 		case isHeader:
 		case isOfResponse && x.reply != nil:
 			b.WriteString(x.reply.header.value(strings.TrimSuffix(ofResponse, ")")))
+		case operator == "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT":
+			b.WriteString(clientAddress)
 		case operator == "PATH(NQ:PATH)":
 			path, _, _ := strings.Cut(x.path, "?")
 			b.WriteString(path)
