@@ -8,6 +8,8 @@ const (
 	MetadataDecision = "decision"
 	MetadataUser     = "user"
 	MetadataSession  = "session"
+	// MetadataChecked is in Gatepost's decisions alone, and distinguishes them from those of the module.
+	MetadataChecked = "checked"
 )
 
 // metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
@@ -20,6 +22,7 @@ func (d *Decision) metadata() *structpb.Struct {
 	m := &structpb.Struct{Fields: map[string]*structpb.Value{
 		MetadataDecision: structpb.NewStringValue(string(d.Outcome())),
 		MetadataReason:   structpb.NewStringValue(d.Reason.String()),
+		MetadataChecked:  structpb.NewBoolValue(true),
 	}}
 	if user := d.principal.User(); validHeaderValue(user) { // which is UTF-8, as protobuf requires
 		m.Fields[MetadataUser] = structpb.NewStringValue(user)

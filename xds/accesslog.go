@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -15,10 +16,12 @@ import (
 	filterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	commonv1 "go.opentelemetry.io/proto/otlp/common/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
 	"gatepost/definitions"
@@ -59,8 +62,8 @@ func (b *builder) exportsLog() bool {
 	return b.logs() && b.gw.AccessLog.To == definitions.AccessLogOTLP
 }
 
-// accessLog is the access log of the listener; nil if it is off. It has two parts, because only a response from 400 may
-// be an end that is worth a look-up of Envoy's name for it.
+// accessLog is the access log of the listener; nil if it is off. It has several parts, each for some of the requests,
+// because what a line costs depends on what must be looked up for it.
 func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	if !b.logs() {
 		return nil
@@ -73,42 +76,112 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 		b.fail(errors.New("access_log.to is otlp, and no collector is set: set OTEL_EXPORTER_OTLP_ENDPOINT for Gatepost"))
 		return nil
 	}
-	return []*accesslogv3.AccessLog{b.accessLogOf(passed, statusUpTo(399)), b.accessLogOf(refused, statusFrom(400))}
+	text := b.gw.AccessLog.Format == definitions.AccessLogText
+	switch {
+	case b.exportsLog():
+		name := serviceName(b.opts.Logs)
+		return []*accesslogv3.AccessLog{
+			b.logOf(otlpLog(text, lineOf(passed, plainText), name), statusUpTo(399)),
+			b.logOf(otlpLog(text, lineOf(refused, plainText), name), statusFrom(400)),
+		}
+	case text:
+		return []*accesslogv3.AccessLog{
+			b.logOf(stdoutLog(textFormat(lineOf(passed, anyText))), statusUpTo(399)),
+			b.logOf(stdoutLog(textFormat(lineOf(refused, anyText))), statusFrom(400)),
+		}
+	}
+	return []*accesslogv3.AccessLog{
+		b.logOf(stdoutLog(ecsFormat(b.quick(hitLine), false)), hit.is, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(b.quick(routeLine), false)), decidedByRoute.is, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(lineOf(passed, anyText), true)), hit.isNot, decidedByRoute.isNot, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(lineOf(refused, anyText), true)), statusFrom(400)),
+	}
 }
 
-// accessLogOf is the access log of the responses that a filter matches.
-func (b *builder) accessLogOf(v verdict, status *accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
-	var out proto.Message = stdoutLog(b.gw.AccessLog.Format, v)
-	if b.exportsLog() {
-		out = otlpLog(b.gw.AccessLog.Format, v, serviceName(b.opts.Logs))
-	}
+// logOf is a part of the access log: the requests that all filters match.
+func (b *builder) logOf(out proto.Message, filters ...*accesslogv3.AccessLogFilter) *accesslogv3.AccessLog {
 	return &accesslogv3.AccessLog{
 		Name:       b.gw.AccessLog.To,
-		Filter:     allOf(append(logFilters(b.gw.AccessLog), status)),
+		Filter:     allOf(append(filters, logFilters(b.gw.AccessLog)...)),
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.pack(out)},
 	}
 }
 
-func stdoutLog(format string, v verdict) *streamv3.StdoutAccessLog {
-	if format == definitions.AccessLogText {
-		return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: textFormat(v)}}
-	}
-	return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: ecsFormat(v)}}
+func stdoutLog(format *corev3.SubstitutionFormatString) *streamv3.StdoutAccessLog {
+	return &streamv3.StdoutAccessLog{AccessLogFormat: &streamv3.StdoutAccessLog_LogFormat{LogFormat: format}}
 }
+
+// condition is a filter and its opposite. Envoy has no filter that negates another.
+type condition struct{ is, isNot *accesslogv3.AccessLogFilter }
+
+func not(c condition) condition { return condition{c.isNot, c.is} }
+
+// both is the condition that all of some hold.
+func both(all ...condition) condition {
+	var is, isNot []*accesslogv3.AccessLogFilter
+	for _, c := range all {
+		is, isNot = append(is, c.is), append(isNot, c.isNot)
+	}
+	return condition{allOf(is), anyOf(isNot)}
+}
+
+// described is the condition that the dynamic metadata of a decision has a key.
+func described(key string) condition {
+	filter := func(value *matcherv3.ValueMatcher, ifMissing bool) *accesslogv3.AccessLogFilter {
+		return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_MetadataFilter{
+			MetadataFilter: &accesslogv3.MetadataFilter{
+				Matcher: &matcherv3.MetadataMatcher{
+					Filter: authz.MetadataNamespace,
+					Path:   []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: key}}},
+					Value:  value,
+				},
+				MatchIfKeyNotFound: wrapperspb.Bool(ifMissing),
+			},
+		}}
+	}
+	present := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}}
+	null := &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_NullMatch_{NullMatch: &matcherv3.ValueMatcher_NullMatch{}}}
+	return condition{filter(present, false), filter(null, true)} // no value is null
+}
+
+// header is the condition that a request header matches.
+func header(m *routev3.HeaderMatcher) condition {
+	filter := func(m *routev3.HeaderMatcher) *accesslogv3.AccessLogFilter {
+		return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_HeaderFilter{
+			HeaderFilter: &accesslogv3.HeaderFilter{Header: m},
+		}}
+	}
+	inverse := proto.CloneOf(m)
+	inverse.InvertMatch = !m.GetInvertMatch()
+	return condition{filter(m), filter(inverse)}
+}
+
+var (
+	// hit: the module has let the request pass, and has set the user and the session.
+	hit = both(described(authz.MetadataSession), not(described(authz.MetadataChecked)))
+	// decidedByRoute: the metadata of the route has the service, its version, the decision and the reason. Without them
+	// are preflights of unknown paths and the gateway's own paths, which begin with a dot. A service below such a path
+	// is not distinguished from those.
+	decidedByRoute = both(not(described(authz.MetadataReason)), condition{statusFrom(200), statusUpTo(199)},
+		not(header(&routev3.HeaderMatcher{Name: "access-control-request-method", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}})),
+		not(header(&routev3.HeaderMatcher{Name: ":path", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{
+			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "/."}},
+		}})))
+)
 
 // otlpLog sends a record of each request to a collector. In the format ecs, a field is an attribute. They are custom
 // tags, because Envoy omits those that are empty, and would write "-" as the value of another attribute.
-func otlpLog(format string, v verdict, service string) *otelv3.OpenTelemetryAccessLogConfig {
+func otlpLog(text bool, l line, service string) *otelv3.OpenTelemetryAccessLogConfig {
 	config := &otelv3.OpenTelemetryAccessLogConfig{
 		GrpcService:          collectorService(logsCluster),
 		DisableBuiltinLabels: true,
 		ResourceAttributes:   &commonv1.KeyValueList{Values: []*commonv1.KeyValue{{Key: "service.name", Value: otlpText(service)}}},
 	}
-	if format == definitions.AccessLogText {
-		config.Body = otlpText(textLine(v, plainText))
+	if text {
+		config.Body = otlpText(textLine(l))
 		return config
 	}
-	for _, f := range ecsFields(v, plainText) {
+	for _, f := range ecsFields(l) {
 		if f.name != fieldTime { // a record has it
 			config.CustomTags = append(config.CustomTags, tag(f.name, f.value))
 		}
@@ -123,7 +196,7 @@ func otlpText(text string) *commonv1.AnyValue {
 // The values of a line, as format strings of Envoy ("Substitution formatter"). A path has no query: it may contain a
 // token. Authorization, cookies, subprotocols and Referer are in no line.
 var (
-	formatTime     = "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%"
+	formatTime     = "%START_TIME%" // 2006-01-02T15:04:05.000Z
 	formatDuration = "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:ns)%"
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
@@ -132,13 +205,16 @@ var (
 	formatSession  = one(ofDecision(authz.MetadataSession))
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
+	formatTrace    = "%TRACE_ID%"
 )
 
 // pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and
 // no route has rewritten the path, which is then that of an operator.
 func pathOr(early operator) string {
-	return first(operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}, early)
+	return first(keptPath, early)
 }
+
+var keptPath = operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}
 
 // ofHeader is a request header, cut off after longestText bytes.
 func ofHeader(name string) string { return fmt.Sprintf("%%REQ(%s):%d%%", name, longestText) }
@@ -229,6 +305,42 @@ func first(all ...operator) string {
 	return "%COALESCE(" + string(list) + ")%"
 }
 
+// line are the values of a line that differ between the parts of the log, as format strings. An empty one has no field.
+type line struct {
+	verdict
+	texts
+	user, session, service, version, trace string
+}
+
+// lineOf is a line of any request.
+func lineOf(v verdict, t texts) line {
+	return line{v, t, formatUser, formatSession, formatService, formatVersion, formatTrace}
+}
+
+// asText, after an operator, has Envoy make a text of both. It adds nothing, because nothing sets custom flags.
+// Metadata by itself would become a value of JSON first, which takes three times as long. Without metadata the text is
+// "-".
+const asText = "%CUSTOM_FLAGS%"
+
+// The lines of most requests. All of their metadata must be there.
+var (
+	hitLine = line{
+		verdict: verdict{string(authz.Allowed), authz.ReasonModule},
+		user:    formatUser + asText, session: formatSession + asText,
+	}
+	routeLine = line{verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText}}
+)
+
+// quick completes a line of requests that a service has. Their path is kept.
+func (b *builder) quick(l line) line {
+	l.texts = texts{ofHeader, one(keptPath) + asText}
+	l.service, l.version = formatService+asText, formatVersion+asText
+	if b.traces() {
+		l.trace = formatTrace
+	}
+	return l
+}
+
 // fieldTime is the field with the start of a request.
 const fieldTime = "@timestamp"
 
@@ -236,41 +348,42 @@ type field struct{ name, value string }
 
 // ecsFields are the fields of a line. Their names are those of the Elastic Common Schema, which OpenTelemetry shares in
 // part; a dot separates the levels of an object.
-func ecsFields(v verdict, t texts) []field {
-	return []field{
+func ecsFields(l line) []field {
+	all := []field{
 		{fieldTime, formatTime},
 		{"ecs.version", "8.11.0"},
 		{"event.dataset", "gatepost.access"},
 		{"event.duration", formatDuration},
 		{"http.version", "%PROTOCOL%"},
 		{"http.request.method", formatMethod},
-		{"http.request.id", t.header(headerRequestID)},
+		{"http.request.id", l.header(headerRequestID)},
 		{"http.request.bytes", "%BYTES_RECEIVED%"},
 		{"http.response.status_code", "%RESPONSE_CODE%"},
 		{"http.response.bytes", "%BYTES_SENT%"},
-		{"url.path", t.path},
-		{"server.address", t.header(":AUTHORITY")},
+		{"url.path", l.path},
+		{"server.address", l.header(":AUTHORITY")},
 		{"client.address", formatClient},
-		{"user.id", formatUser},
-		{"session.id", formatSession},
-		{"user_agent.original", t.header("USER-AGENT")},
-		{"trace.id", "%TRACE_ID%"},
-		{"service.name", formatService},
+		{"user.id", l.user},
+		{"session.id", l.session},
+		{"user_agent.original", l.header("USER-AGENT")},
+		{"trace.id", l.trace},
+		{"service.name", l.service},
 		{"service.address", "%UPSTREAM_HOST%"},
-		{"gatepost.decision", v.decision},
-		{"gatepost.reason", v.reason},
+		{"gatepost.decision", l.decision},
+		{"gatepost.reason", l.reason},
 		{"gatepost.route", "%ROUTE_NAME%"},
-		{"gatepost.version", formatVersion},
+		{"gatepost.version", l.version},
 		{"envoy.response_flags", "%RESPONSE_FLAGS%"},
 		{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},
 	}
+	return slices.DeleteFunc(all, func(f field) bool { return f.value == "" })
 }
 
-// ecsFormat is a line in JSON. A value that is not known is omitted.
-func ecsFormat(v verdict) *corev3.SubstitutionFormatString {
-	line := map[string]any{}
-	for _, f := range ecsFields(v, anyText) {
-		object, names := line, strings.Split(f.name, ".")
+// ecsFormat is a line in JSON. A value that is not known is omitted, or null, which costs Envoy a third less.
+func ecsFormat(l line, omit bool) *corev3.SubstitutionFormatString {
+	root := map[string]any{}
+	for _, f := range ecsFields(l) {
+		object, names := root, strings.Split(f.name, ".")
 		for _, name := range names[:len(names)-1] {
 			if object[name] == nil {
 				object[name] = map[string]any{}
@@ -279,42 +392,40 @@ func ecsFormat(v verdict) *corev3.SubstitutionFormatString {
 		}
 		object[names[len(names)-1]] = f.value
 	}
-	format, err := structpb.NewStruct(line)
+	format, err := structpb.NewStruct(root)
 	if err != nil {
 		panic(err) // the values above are texts
 	}
 	return &corev3.SubstitutionFormatString{
 		Format:          &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: format},
-		OmitEmptyValues: true,
+		OmitEmptyValues: omit,
 	}
 }
 
-func textFormat(v verdict) *corev3.SubstitutionFormatString {
+func textFormat(l line) *corev3.SubstitutionFormatString {
 	return &corev3.SubstitutionFormatString{
 		Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-			Specifier: &corev3.DataSource_InlineString{InlineString: textLine(v, anyText) + "\n"},
+			Specifier: &corev3.DataSource_InlineString{InlineString: textLine(l) + "\n"},
 		}},
 	}
 }
 
 // textLine is a line of text. What a user service and a client choose comes last, so that it cannot imitate what is
 // before it. (The id of a request is chosen by the client of a trusted proxy, if the proxy lets it.)
-func textLine(v verdict, t texts) string {
+func textLine(l line) string {
 	return strings.Join([]string{
 		formatTime, formatClient, "%RESPONSE_CODE%",
-		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + formatService, "decision=" + v.decision, "reason=" + v.reason,
+		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + l.service, "decision=" + l.decision, "reason=" + l.reason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%",
-		"trace_id=%TRACE_ID%", "version=" + formatVersion, "session=" + formatSession, "user=" + formatUser,
-		"request_id=" + t.header(headerRequestID), formatMethod, t.path,
+		"trace_id=" + l.trace, "version=" + l.version, "session=" + l.session, "user=" + l.user,
+		"request_id=" + l.header(headerRequestID), formatMethod, l.path,
 	}, " ")
 }
 
 // logFilters select the requests that are logged. If there are none, that is all.
 func logFilters(a definitions.AccessLog) (filters []*accesslogv3.AccessLogFilter) {
 	if a.ErrorsOnly {
-		filters = append(filters, &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{
-			OrFilter: &accesslogv3.OrFilter{Filters: []*accesslogv3.AccessLogFilter{statusFrom(400), anyFlag()}},
-		}})
+		filters = append(filters, anyOf([]*accesslogv3.AccessLogFilter{statusFrom(400), anyFlag()}))
 	}
 	if a.Sample < 1 {
 		const million = 1_000_000

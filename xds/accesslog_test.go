@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -63,6 +66,9 @@ func TestEachRequestHasALine(t *testing.T) {
 	}
 	var got, sessions []string
 	for i, line := range d.log.await(t, len(ids)) {
+		if unknown := strings.Contains(strings.Replace(line, `"response_flags":"-"`, "", 1), `"-"`); unknown || strings.Contains(line, `""`) {
+			t.Errorf("a value that is not known has a text: %s", line)
+		}
 		if id := at(t, line, "session", "id"); id != "" {
 			sessions = append(sessions, id)
 		}
@@ -130,6 +136,153 @@ func TestARequestIDImitatesNoUser(t *testing.T) {
 	line := g.log.await(t, 1)[0]
 	if before, _, found := strings.Cut(line, " user=- request_id=1 session=s user=admin GET /items"); !found || strings.Contains(before, "=s") {
 		t.Error(line)
+	}
+}
+
+// TestTheClientsOfEachPartOfTheLogWriteNoFields: each part has a format of its own, and a client writes into it only
+// what is the text of a JSON value.
+func TestTheClientsOfEachPartOfTheLogWriteNoFields(t *testing.T) {
+	t.Parallel()
+	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
+	bearer := "authorization: bearer " + d.login("ada", time.Hour)
+	const forged = `","user":{"id":"admin"},"x":"\`
+	paths := []string{"/orders/1", "/orders/2", "/items/3", "/orders/4", "/nobody", "/.gatepost/version"}
+	for n, path := range paths {
+		credentials := bearer
+		if n == 3 {
+			credentials = "x-user-id: " + forged
+		}
+		envoytest.RawRequest(t, d.addr, request("GET", path+forged, credentials, "user-agent: "+forged+"\xff\t", "x-request-id: "+forged,
+			"x-user-id: admin", "connection: close"))
+	}
+	for n, text := range d.log.await(t, len(paths)) {
+		user := map[bool]string{true: "ada"}[n < 2]
+		var line map[string]any
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if at(t, text, "user", "id") != user || line["x"] != nil || !strings.HasPrefix(at(t, text, "url", "path"), paths[n]) || strings.Count(text, "\n") != 1 {
+			t.Errorf("%s", text)
+		}
+		if agent := at(t, text, "user_agent", "original"); !strings.HasPrefix(agent, forged) {
+			t.Errorf("the user agent is %q", agent)
+		}
+	}
+}
+
+// TestEachRequestIsInOnePartOfTheLog: whatever metadata and headers it has.
+func TestEachRequestIsInOnePartOfTheLog(t *testing.T) {
+	d, err := definitions.Parse("gatepost.yaml", []byte("access_log: {format: ecs}\nservices: []"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &builder{gw: d.Gateway}
+	parts := b.accessLog()
+	for _, r := range requestsOfTheLog() {
+		var matched []int
+		for n, part := range parts {
+			if r.matches(t, part.GetFilter()) {
+				matched = append(matched, n)
+			}
+		}
+		if len(matched) != 1 {
+			t.Errorf("%+v is in the parts %v", r, matched)
+		}
+	}
+}
+
+// requestOfTheLog is what the filters of the log's parts look at.
+type requestOfTheLog struct {
+	status    uint32
+	described map[string]bool
+	headers   map[string]string
+}
+
+// requestsOfTheLog are all kinds of requests: by status, metadata and headers. A hit has a reason if it has a session.
+func requestsOfTheLog() (all []requestOfTheLog) {
+	for _, status := range []uint32{0, 101, 199, 200, 399, 400, 503} {
+		for _, described := range []map[string]bool{
+			nil, {"reason": true}, {"reason": true, "user": true}, {"reason": true, "session": true}, {"reason": true, "checked": true},
+			{"reason": true, "session": true, "checked": true}, {"checked": true},
+		} {
+			for _, path := range []string{"/", "/.gatepost/version", "/.well-known/acme-challenge/x"} {
+				all = append(all,
+					requestOfTheLog{status, described, map[string]string{":path": path}},
+					requestOfTheLog{status, described, map[string]string{":path": path, "access-control-request-method": "GET"}})
+			}
+		}
+	}
+	return all
+}
+
+// matches does as Envoy does with a filter.
+func (r requestOfTheLog) matches(t *testing.T, filter *accesslogv3.AccessLogFilter) bool {
+	t.Helper()
+	each := func(f *accesslogv3.AccessLogFilter) bool { return r.matches(t, f) }
+	switch by := filter.GetFilterSpecifier().(type) {
+	case *accesslogv3.AccessLogFilter_AndFilter:
+		return !slices.ContainsFunc(by.AndFilter.GetFilters(), func(f *accesslogv3.AccessLogFilter) bool { return !each(f) })
+	case *accesslogv3.AccessLogFilter_OrFilter:
+		return slices.ContainsFunc(by.OrFilter.GetFilters(), each)
+	case *accesslogv3.AccessLogFilter_StatusCodeFilter:
+		than := by.StatusCodeFilter.GetComparison().GetValue().GetDefaultValue()
+		if by.StatusCodeFilter.GetComparison().GetOp() == accesslogv3.ComparisonFilter_LE {
+			return r.status <= than
+		}
+		return r.status >= than
+	case *accesslogv3.AccessLogFilter_MetadataFilter:
+		if !r.described[by.MetadataFilter.GetMatcher().GetPath()[0].GetKey()] {
+			return by.MetadataFilter.GetMatchIfKeyNotFound().GetValue()
+		}
+		return by.MetadataFilter.GetMatcher().GetValue().GetPresentMatch()
+	case *accesslogv3.AccessLogFilter_HeaderFilter:
+		m := by.HeaderFilter.GetHeader()
+		value, present := r.headers[m.GetName()]
+		return (present && strings.HasPrefix(value, m.GetStringMatch().GetPrefix())) != m.GetInvertMatch()
+	}
+	t.Fatalf("the filter %v is not known here", filter)
+	return false
+}
+
+// TestRoutesHaveWhatTheirLinesNeed: the line of a request that its route decides has "-" for a value that is missing.
+func TestRoutesHaveWhatTheirLinesNeed(t *testing.T) {
+	files, err := filepath.Glob("testdata/golden/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, file := range files {
+		archive, err := txtar.ParseFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, options := string(archive.Files[0].Data), testOptions
+		if strings.Contains(text, "access_log:") {
+			continue
+		}
+		options.ClusterLimits = true
+		for _, r := range allRoutes(buildWith(t, "access_log: {format: ecs}\n"+text, options)) {
+			path := r.GetMatch().GetPath() + r.GetMatch().GetPrefix()
+			if r.GetDirectResponse().GetStatus() >= 400 || strings.HasSuffix(r.GetName(), " preflight") || strings.HasPrefix(path, "/.") {
+				continue
+			}
+			seen++
+			fields := r.GetMetadata().GetFilterMetadata()[logMetadata].GetFields()
+			needed := []string{logService, logVersion}
+			if fields[authz.MetadataDecision] != nil {
+				needed = append(needed, authz.MetadataReason)
+			} else if r.GetTypedPerFilterConfig()[filterOwnToken] == nil {
+				t.Errorf("%s: the route %q has no decision, and is none that needs a token", file, r.GetName())
+			}
+			for _, key := range needed {
+				if fields[key].GetStringValue() == "" {
+					t.Errorf("%s: the route %q has no %s", file, r.GetName(), key)
+				}
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("no routes")
 	}
 }
 

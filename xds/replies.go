@@ -241,15 +241,10 @@ func fromOneOf(origins []string) *accesslogv3.AccessLogFilter {
 			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: exact(o)},
 		}))
 	}
-	switch len(filters) {
-	case 0:
+	if len(filters) == 0 {
 		return nil
-	case 1:
-		return filters[0]
 	}
-	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{
-		OrFilter: &accesslogv3.OrFilter{Filters: filters},
-	}}
+	return anyOf(filters)
 }
 
 func allOf(filters []*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
@@ -258,5 +253,15 @@ func allOf(filters []*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter 
 	}
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
 		AndFilter: &accesslogv3.AndFilter{Filters: filters},
+	}}
+}
+
+// anyOf matches what one of several filters matches.
+func anyOf(filters []*accesslogv3.AccessLogFilter) *accesslogv3.AccessLogFilter {
+	if len(filters) == 1 {
+		return filters[0]
+	}
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_OrFilter{
+		OrFilter: &accesslogv3.OrFilter{Filters: filters},
 	}}
 }
