@@ -15,6 +15,7 @@ import (
 
 	"gatepost/admin"
 	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 )
 
 // accessLine is a line of the access log, in the form `ecs`.
@@ -38,7 +39,7 @@ type accessLine struct {
 func TestAccessLogOfARunningGateway(t *testing.T) {
 	t.Parallel()
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
-	var stdout logBuffer
+	var stdout testlog.Buffer
 	const origin = "Origin: https://shop.example"
 	definitions := strings.Replace(shop.definitions(), "tokens:\n", "tokens:\n  cookie: session\n  subprotocol: gatepost.bearer\n", 1)
 	shop.gateway = start(t, "origins: [https://shop.example]\naccess_log: {format: ecs}\n"+definitions, setup{Stdout: &stdout})
@@ -201,7 +202,7 @@ func (c *collector) logged() []logRecord {
 func TestAccessLogGoesToACollector(t *testing.T) {
 	t.Parallel()
 	collector := startCollector(t)
-	var stdout logBuffer
+	var stdout testlog.Buffer
 	shop := &shop{users: users(t), orders: envoytest.Upstream(t), items: envoytest.Upstream(t)}
 	shop.gateway = start(t, "access_log: {format: ecs, to: otlp}\n"+shop.definitions(), setup{
 		Env: []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.url, "OTEL_TRACES_EXPORTER=none"}, Args: []string{"--concurrency", "1"}, Stdout: &stdout,

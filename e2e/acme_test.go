@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +16,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
@@ -83,19 +81,7 @@ func makeRenewable(t *testing.T, data, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var meta map[string]any
-	if err := json.Unmarshal(text, &meta); err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	meta["issuer_data"].(map[string]any)["renewal_info"] = map[string]any{
-		"suggestedWindow": map[string]any{"start": now.Add(-2 * time.Hour), "end": now.Add(-time.Hour)},
-		"_selectedTime":   now.Add(-time.Hour), "_retryAfter": now.Add(time.Hour),
-	}
-	if text, err = json.Marshal(meta); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(files[0], text, 0o600); err != nil {
+	if err := os.WriteFile(files[0], acmetest.Renewable(t, text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

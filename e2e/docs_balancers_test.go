@@ -14,6 +14,7 @@ import (
 
 	"gatepost/envoy/envoytest"
 	"gatepost/testcert"
+	"gatepost/testlog"
 )
 
 // TestLoadBalancersOfTheDocumentation runs the configurations of nginx and HAProxy in docs/howto/load-balancer.md, with
@@ -80,7 +81,7 @@ func TestLoadBalancersOfTheDocumentation(t *testing.T) {
 			}
 			file := filepath.Join(dir, "conf")
 			must(t, os.WriteFile(file, []byte(c.config(text, dir)), 0o600))
-			log := &logBuffer{}
+			log := new(testlog.Buffer)
 			balancer := exec.Command(name, c.command(file, dir)...)
 			balancer.Stdout, balancer.Stderr = log, log
 			must(t, balancer.Start())

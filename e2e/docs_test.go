@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 	"gatepost/tokens/redistest"
 )
 
@@ -96,14 +97,14 @@ func runPage(t *testing.T, text string) {
 		}
 	}
 	startDemoShop(t, ports)
-	g := &gateway{t: t, Admin: "127.0.0.1:" + ports["18002"], log: &logBuffer{}, dir: dir}
+	g := &gateway{t: t, Admin: "127.0.0.1:" + ports["18002"], log: new(testlog.Buffer), dir: dir}
 	g.args = append(strings.Fields(here.Replace(arguments)),
 		"--data", filepath.Join(dir, "data"), "--admin", g.Admin, "--envoy", envoytest.Require(t), "--log-format", "json")
 	g.env = append(os.Environ(), "PATH="+filepath.Dir(binary)+":"+os.Getenv("PATH"), "GATEPOST_ADMIN="+g.Admin)
 	t.Cleanup(func() {
 		g.Stop()
 		if t.Failed() {
-			t.Logf("the log of gatepost:\n%s", g.log.tail(10_000))
+			t.Logf("the log of gatepost:\n%s", g.log.Tail(10_000))
 		}
 	})
 	g.Run()

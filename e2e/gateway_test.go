@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -19,6 +18,7 @@ import (
 	"time"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 )
 
 // gateway is a running `gatepost run`: the sidecar and its Envoy.
@@ -42,7 +42,7 @@ type gateway struct {
 	stdout  io.Writer // nil: log
 	command *exec.Cmd
 	exited  chan struct{}
-	log     *logBuffer
+	log     *testlog.Buffer
 }
 
 // setup are the options of a gateway under test.
@@ -77,7 +77,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 	addr, dir := envoytest.Addr(t), t.TempDir()
 	g := &gateway{
 		client: client, t: t, Addr: addr, URL: "http://" + addr, Admin: envoytest.Addr(t), Data: filepath.Join(dir, "data"),
-		File: filepath.Join(dir, "definitions", "gatepost.yaml"), log: &logBuffer{},
+		File: filepath.Join(dir, "definitions", "gatepost.yaml"), log: new(testlog.Buffer),
 	}
 	if err := os.Mkdir(filepath.Dir(g.File), 0o755); err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func prepare(t testing.TB, definitions string, s setup) *gateway {
 	t.Cleanup(func() {
 		g.Stop()
 		if t.Failed() {
-			t.Logf("the log of gatepost:\n%s", g.log.tail(20_000))
+			t.Logf("the log of gatepost:\n%s", g.log.Tail(20_000))
 		}
 	})
 	return g
@@ -277,29 +277,6 @@ func users(t *testing.T) *envoytest.Recorder {
 		w.Header().Set("userid", login.Username)
 	})
 	return service
-}
-
-// logBuffer collects the output of a process; it can be read concurrently.
-type logBuffer struct {
-	mu   sync.Mutex
-	data bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.data.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.data.String()
-}
-
-func (b *logBuffer) tail(most int) string {
-	s := b.String()
-	return s[max(0, len(s)-most):]
 }
 
 // fixedPorts is held by the test that uses ports of fixed numbers.

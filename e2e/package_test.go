@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 )
 
 // needPrograms skips a test if this machine lacks one of the programs. With CI=true it fails.
@@ -242,14 +243,14 @@ type service struct {
 	unit    unit
 	root    *chroot
 	command *exec.Cmd
-	log     *logBuffer
+	log     *testlog.Buffer
 }
 
 // start starts a unit in the root as systemd does: its user, folders, environment, command and
 // socket for notifications. The sandbox is not applied.
 func (r *chroot) start(t *testing.T, name string) *service {
 	t.Helper()
-	s := &service{t: t, root: r, unit: readUnit(r.read("/usr/lib/systemd/system/" + name + ".service")), log: &logBuffer{}}
+	s := &service{t: t, root: r, unit: readUnit(r.read("/usr/lib/systemd/system/" + name + ".service")), log: new(testlog.Buffer)}
 	s.notifySocket = listenNotify(t, r.path("/run/notify"))
 	uid, gid := r.user(s.unit.one(t, "User"))
 	for setting, parent := range map[string]string{"RuntimeDirectory": "/run", "StateDirectory": "/var/lib"} {
@@ -287,7 +288,7 @@ func (r *chroot) start(t *testing.T, name string) *service {
 			_ = s.command.Wait()
 		}
 		if t.Failed() {
-			t.Logf("the log of the service:\n%s", s.log.tail(10_000))
+			t.Logf("the log of the service:\n%s", s.log.Tail(10_000))
 		}
 	})
 	s.Wants("STATUS=not ready: envoy")

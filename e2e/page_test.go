@@ -141,6 +141,15 @@ func (b *tab) keys(keys string, options ...chromedp.KeyOption) {
 	}
 }
 
+// focuses presses keys once for each name, after which it has the focus.
+func (b *tab) focuses(keys string, names ...string) {
+	b.t.Helper()
+	for _, name := range names {
+		b.keys(keys)
+		b.focused(name)
+	}
+}
+
 // focused waits until an element with this name has the focus, which is seen.
 func (b *tab) focused(name string) {
 	b.t.Helper()
@@ -431,25 +440,12 @@ services: []
 	g.Login("bob")
 	b.Open("http://" + g.Admin)
 	b.see("Ready yes")
-	b.keys(kb.Tab)
-	b.focused("Skip to the content")
-	b.keys(kb.Enter)
-	b.focused("Overview, the heading")
-	b.keys(kb.Tab)
-	b.focused("0 services")
-	b.keys(kb.Tab)
-	b.focused("1 Envoys")
-	b.keys(kb.Tab)
-	b.focused("Download a support bundle")
-	b.keys(kb.Tab + kb.Tab)
-	b.focused("metrics")
+	b.focuses(kb.Tab, "Skip to the content")
+	b.focuses(kb.Enter, "Overview, the heading")
+	b.focuses(kb.Tab, "0 services", "1 Envoys", "Download a support bundle")
+	b.focuses(kb.Tab+kb.Tab, "metrics")
 	b.evaluate(`(document.activeElement.blur(), document.querySelector(".skip").focus(), "")`)
-	for _, name := range []string{
-		"Overview", "Services", "Denials", "Explain", "Sessions", "Revisions", "Envoys", "Certificates", "Held logins", "Use a token",
-	} {
-		b.keys(kb.Tab)
-		b.focused(name)
-	}
+	b.focuses(kb.Tab, "Overview", "Services", "Denials", "Explain", "Sessions", "Revisions", "Envoys", "Certificates", "Held logins", "Use a token")
 	for range 5 {
 		b.keys(kb.Tab, chromedp.KeyModifiers(chromedp.ModifierShift))
 	}
@@ -457,28 +453,15 @@ services: []
 	b.keys(kb.Enter)
 	b.see("User id")
 	b.focused("Sessions, the heading")
-	b.keys(kb.Tab)
-	b.focused("User id")
+	b.focuses(kb.Tab, "User id")
 	b.keys("bob" + kb.Enter)
 	b.see("Sessions of bob")
-	b.keys(kb.Tab)
-	b.focused("Show sessions")
-	b.keys(kb.Tab)
-	b.focused("Sessions of bob") // which can be scrolled
-	b.keys(kb.Tab)
-	b.focused("End")
-	b.keys(kb.Enter)
-	b.focused("Yes")
-	b.keys(kb.Escape)
-	b.focused("End")
-	b.keys(kb.Enter)
-	b.focused("Yes")
-	b.keys(kb.Tab)
-	b.focused("No")
-	b.keys(kb.Enter)
-	b.focused("End")
-	b.keys(kb.Enter)
-	b.focused("Yes")
+	b.focuses(kb.Tab, "Show sessions", "Sessions of bob", "End") // the table can be scrolled
+	b.focuses(kb.Enter, "Yes")
+	b.focuses(kb.Escape, "End")
+	b.focuses(kb.Enter, "Yes")
+	b.focuses(kb.Tab, "No")
+	b.focuses(kb.Enter, "End", "Yes")
 	b.keys(kb.Enter)
 	b.see("bob has no session.")
 }

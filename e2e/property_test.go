@@ -5,16 +5,16 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"gatepost/envoy/envoytest"
 )
 
 // TestNoRequestWithoutATokenReachesASecuredService generates requests from elements that fooled
@@ -25,7 +25,7 @@ import (
 // GATEPOST_SEED repeats a run; GATEPOST_CASES is the number of requests.
 func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 	t.Parallel()
-	seed, cases := fromEnv(t, "GATEPOST_SEED", uint64(time.Now().UnixNano())), fromEnv(t, "GATEPOST_CASES", 2000)
+	seed, cases := uint64(envoytest.Number(t, "GATEPOST_SEED", time.Now().UnixNano())), uint64(envoytest.Number(t, "GATEPOST_CASES", 2000))
 	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
 
 	f := startFortress(t, startPlain, `  - {name: rest, path: /, authenticate: false, upstreams: ["PUBLIC/base"]}`)
@@ -69,20 +69,6 @@ func TestNoRequestWithoutATokenReachesASecuredService(t *testing.T) {
 			}
 		}
 	})
-}
-
-// fromEnv reads a number from the environment.
-func fromEnv(t *testing.T, name string, otherwise uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("reading %s: %v", name, err)
-	}
-	return n
 }
 
 // callAllTheWhile sends requests of alice to a secured service until stop is called, so that Envoy

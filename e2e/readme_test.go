@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 )
 
 // step is a command of a page and the output shown below it.
@@ -97,7 +98,7 @@ func TestReadmeSession(t *testing.T) {
 	demo.Dir = root
 	demo.Env = append(os.Environ(), "GATEPOST_ENVOY="+envoytest.Require(t))
 	demo.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	log := &logBuffer{}
+	log := new(testlog.Buffer)
 	demo.Stdout, demo.Stderr = log, log
 	if err := demo.Start(); err != nil {
 		t.Fatal(err)
@@ -113,7 +114,7 @@ func TestReadmeSession(t *testing.T) {
 			t.Error("make run did not end on SIGINT")
 		}
 		if t.Failed() {
-			t.Logf("output of make run:\n%s", log.tail(10_000))
+			t.Logf("output of make run:\n%s", log.Tail(10_000))
 		}
 	})
 	ready := &gateway{t: t, Admin: "127.0.0.1:18002", exited: ended, command: demo}

@@ -10,9 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -274,7 +272,7 @@ func TestExplanationsMatchARealEnvoy(t *testing.T) {
 	if testing.Short() {
 		standard = 480
 	}
-	requests, seed := number(t, "GATEPOST_EXPLAIN_REQUESTS", standard), number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
+	requests, seed := envoytest.Number(t, "GATEPOST_EXPLAIN_REQUESTS", standard), envoytest.Number(t, "GATEPOST_EXPLAIN_SEED", rand.Int64N(1<<31))
 	t.Logf("GATEPOST_EXPLAIN_SEED=%d GATEPOST_EXPLAIN_REQUESTS=%d", seed, requests)
 	d := dice{rand.New(rand.NewPCG(uint64(seed), 1))}
 	w := newWorld(t)
@@ -527,17 +525,4 @@ func (w *world) sameBut(without, with Outcome, r Request) bool {
 		without.Forward = &known
 	}
 	return w.expected(without, r) == w.expected(with, r)
-}
-
-func number(t *testing.T, name string, otherwise int64) int64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return otherwise
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		t.Fatalf("reading %s: %v", name, err)
-	}
-	return n
 }

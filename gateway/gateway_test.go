@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/prometheus/common/expfmt"
@@ -21,6 +20,7 @@ import (
 	"gatepost/envoy/envoytest"
 	"gatepost/gateway"
 	"gatepost/redisconn"
+	"gatepost/testlog"
 	"gatepost/tokens/redistest"
 )
 
@@ -128,24 +128,6 @@ func (f faultyLog) Handle(ctx context.Context, r slog.Record) error {
 	return f.Handler.Handle(ctx, r)
 }
 
-// lines is a log that is read while it is written.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) count(part string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), part)
-}
-
 // A panic in a login, a check or a call of the admin API is answered with 500 (a check: 503),
 // logged and counted. It affects no other request.
 func TestAGatewayGoesOnAfterPanics(t *testing.T) {
@@ -156,7 +138,7 @@ func TestAGatewayGoesOnAfterPanics(t *testing.T) {
 			w.Header().Set("scopes", "no\\scope")
 		}
 	})
-	var log lines
+	var log testlog.Buffer
 	url, admin := startWith(t, fmt.Sprintf(`
 tokens:
   authenticator: {url: "%s/authenticate"}
@@ -192,8 +174,8 @@ services:
 			t.Errorf("the metrics lack %s", want)
 		}
 	}
-	if n := log.count("level=ERROR"); n != 6 || log.count("a secret") > 0 || log.count("faultyLog") < 6 {
-		t.Errorf("%d errors logged, want 6 with a stack and no secret:\n%s", n, log.text.String())
+	if n := strings.Count(log.String(), "level=ERROR"); n != 6 || strings.Count(log.String(), "a secret") > 0 || strings.Count(log.String(), "faultyLog") < 6 {
+		t.Errorf("%d errors logged, want 6 with a stack and no secret:\n%s", n, log.String())
 	}
 }
 

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
-	"unicode"
 
 	"golang.org/x/sync/errgroup"
 
@@ -105,22 +103,12 @@ func (g *Gateway) drain() {
 // logRevoke logs a revoke that `gatepost tokens` made directly in Redis, so that every revoke is in
 // the gateways' logs.
 func (g *Gateway) logRevoke(r redisstore.Revoke) {
-	attributes := []any{"by", printable(r.Who), "at", r.When, "sessions", r.Ended, convention.EventSessionEnded.Attr()}
+	attributes := []any{"by", convention.Printable(r.Who), "at", r.When, "sessions", r.Ended, convention.EventSessionEnded.Attr()}
 	if r.User != "" {
-		attributes = append(attributes, "user", printable(r.User))
+		attributes = append(attributes, "user", convention.Printable(r.User))
 	}
 	if r.Session != "" {
-		attributes = append(attributes, "session", printable(r.Session))
+		attributes = append(attributes, "session", convention.Printable(r.Session))
 	}
 	g.logger.Info("sessions revoked directly in Redis", attributes...)
-}
-
-// printable replaces characters that a terminal could interpret.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, text)
 }

@@ -8,7 +8,6 @@ import (
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
-	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
@@ -16,7 +15,6 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"gatepost/certs"
 )
@@ -28,7 +26,7 @@ func (s *Snapshot) Bootstrap(opts Options, own ...*clusterv3.Cluster) (*bootstra
 	static := &bootstrapv3.Bootstrap_StaticResources{Clusters: own}
 	for _, name := range []string{opts.GRPCCluster, opts.HTTPCluster} {
 		if !slices.ContainsFunc(own, func(c *clusterv3.Cluster) bool { return c.GetName() == name }) {
-			static.Clusters = append(static.Clusters, standIn(name))
+			static.Clusters = append(static.Clusters, withoutEndpoint(name))
 		}
 	}
 	clusters, err := sorted[*clusterv3.Cluster](s, resourcev3.ClusterType)
@@ -128,13 +126,4 @@ func inlineRoutes(scopes []*routev3.ScopedRouteConfiguration, chain *listenerv3.
 	}
 	chain.Filters[0].ConfigType = &listenerv3.Filter_TypedConfig{TypedConfig: packed}
 	return nil
-}
-
-func standIn(name string) *clusterv3.Cluster {
-	return &clusterv3.Cluster{
-		Name:                 name,
-		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
-		ConnectTimeout:       durationpb.New(connectTimeout),
-		LoadAssignment:       &endpointv3.ClusterLoadAssignment{ClusterName: name},
-	}
 }

@@ -7,8 +7,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -184,30 +182,10 @@ func TestChangesOfUpstreamsUnderLoadFailNoRequest(t *testing.T) {
 		return build(t, fmt.Sprintf("listen: %q\nservices:\n  - {name: a, path: /a, authenticate: false, upstreams: [%q, %q], %s}\n", listen, ups[i%3], ups[(i+1)%3], more))
 	}
 	l := startLiveWith(t, opts, func(listen, _ string) *Snapshot { return definitions(listen, 0) })
-	var sent atomic.Int64
-	stop := make(chan struct{})
-	var load sync.WaitGroup
-	for range 2 {
-		client := envoytest.Client(t)
-		load.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				if code, body, err := l.get(client, "/a/x"); err != nil || code != 200 {
-					t.Errorf("request %d: %d %s %v", sent.Load(), code, body, err)
-					return
-				}
-				sent.Add(1)
-			}
-		})
-	}
-	for i := range 24 {
-		l.serves(definitions(l.addr, i))
-	}
-	close(stop)
-	load.Wait()
-	t.Logf("%d requests", sent.Load())
+	sent := l.underLoad(t, http.StatusOK, []string{"/a/x", "/a/x"}, func() {
+		for i := range 24 {
+			l.serves(definitions(l.addr, i))
+		}
+	})
+	t.Logf("%d requests", sent)
 }

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -80,6 +81,32 @@ func (l *live) get(client *http.Client, path string) (int, string, error) {
 	return res.StatusCode, string(body), err
 }
 
+// underLoad makes a change while a client for each path repeats its request. It fails the test if a response has
+// another status, and returns the number of requests.
+func (l *live) underLoad(t *testing.T, status int, paths []string, change func()) (requests int64) {
+	t.Helper()
+	var sent atomic.Int64
+	var load sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	for _, path := range paths {
+		client := envoytest.Client(t)
+		load.Go(func() {
+			for ctx.Err() == nil {
+				if code, body, err := l.get(client, path); err != nil || code != status {
+					t.Errorf("request %d, for %s: %d %s %v", sent.Load(), path, code, body, err)
+					return
+				}
+				sent.Add(1)
+			}
+		})
+	}
+	change()
+	stop()
+	load.Wait()
+	return sent.Load()
+}
+
 // open makes definitions with public services, each at the path of its name; more is put in front.
 func (l *live) open(more string, names ...string) *Snapshot {
 	l.t.Helper()
@@ -157,40 +184,19 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 func TestChangesUnderLoadFailNoRequest(t *testing.T) {
 	t.Parallel()
 	l := startLive(t, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "kept")) })
-	var sent atomic.Int64
-	stop := make(chan struct{})
-	var load sync.WaitGroup
-	for range 2 {
-		client := envoytest.Client(t)
-		load.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				code, body, err := l.get(client, "/kept/x")
-				if err != nil || code != 200 {
-					t.Errorf("request %d: %d %s %v", sent.Load(), code, body, err)
-					return
-				}
-				sent.Add(1)
-			}
-		})
-	}
-	for i := range 30 {
-		name := []string{"kept", "renamed"}[i%2]
-		more := fmt.Sprintf("  - {name: %s, path: /kept, authenticate: false, upstreams: [%q]}\n", name, l.upstream.URL())
-		next := l.open(more, fmt.Sprintf("other%d", i%7))
-		l.publish(next)
-		l.delivered(next)
-	}
-	close(stop)
-	load.Wait()
-	if sent.Load() == 0 {
+	sent := l.underLoad(t, http.StatusOK, []string{"/kept/x", "/kept/x"}, func() {
+		for i := range 30 {
+			name := []string{"kept", "renamed"}[i%2]
+			more := fmt.Sprintf("  - {name: %s, path: /kept, authenticate: false, upstreams: [%q]}\n", name, l.upstream.URL())
+			next := l.open(more, fmt.Sprintf("other%d", i%7))
+			l.publish(next)
+			l.delivered(next)
+		}
+	})
+	if sent == 0 {
 		t.Fatal("no request was sent")
 	}
-	t.Logf("%d requests", sent.Load())
+	t.Logf("%d requests", sent)
 }
 
 // TestNoPathIsOpenWhileItsScopeGoes: a path that needs a token before a change and after it needs one in between, also
@@ -214,33 +220,14 @@ func TestNoPathIsOpenWhileItsScopeGoes(t *testing.T) {
 		after = with("61s", fmt.Sprintf("  - {name: site, path: /, upstreams: [%q]}\n", upstream))
 		return before
 	})
-	stop, asked := make(chan struct{}), atomic.Int64{}
-	var load sync.WaitGroup
-	for _, path := range []string{"/admin/x", "/Admin/x", "/ADMIN"} {
-		client := envoytest.Client(t)
-		load.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				case <-time.After(time.Millisecond):
-				}
-				// There is nobody to ask about a token.
-				if code, _, err := l.get(client, path); err != nil || code != http.StatusServiceUnavailable {
-					t.Errorf("%s: %d %v", path, code, err)
-					return
-				}
-				asked.Add(1)
-			}
-		})
-	}
-	for _, next := range []*Snapshot{after, before, after} {
-		l.serves(next)
-	}
-	close(stop)
-	load.Wait()
-	if got := l.upstream.Requests(); len(got) > 0 || asked.Load() == 0 {
-		t.Errorf("of %d requests %d came through", asked.Load(), len(got))
+	// There is nobody to ask about a token.
+	asked := l.underLoad(t, http.StatusServiceUnavailable, []string{"/admin/x", "/Admin/x", "/ADMIN"}, func() {
+		for _, next := range []*Snapshot{after, before, after} {
+			l.serves(next)
+		}
+	})
+	if got := l.upstream.Requests(); len(got) > 0 || asked == 0 {
+		t.Errorf("of %d requests %d came through", asked, len(got))
 	}
 }
 

@@ -172,16 +172,6 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 		return `services: [{name: a, path: /A, upstreams: ["http://a"]}, {name: b, path: /b, upstreams: ["http://b"]}` + more + `]`
 	}
 	base := build(t, text(""))
-	changed := func(s *Snapshot) (names []string) {
-		changed, gone := s.routes.since(base.routes)
-		for _, one := range changed {
-			names = append(names, one.name)
-		}
-		for _, name := range gone {
-			names = append(names, "no "+name)
-		}
-		return names
-	}
 	for more, want := range map[string][]string{
 		`, {name: c, path: /c, upstreams: ["http://c"]}`:     {"/.gatepost", "/c"},
 		`, {name: c, path: /a/C, upstreams: ["http://c"]}`:   {"/.gatepost", "/A", "/a"},
@@ -189,7 +179,7 @@ func TestAChangeOfAServiceIsAChangeOfItsScope(t *testing.T) {
 		`, {name: c, path: "/", upstreams: ["http://c"]}`:    {"/", "/.gatepost"},
 		`, {name: c, path: /b/c/d, upstreams: ["http://c"]}`: {"/.gatepost", "/b"},
 	} {
-		if got := changed(build(t, text(more))); !slices.Equal(got, want) {
+		if got := changedScopes(base, build(t, text(more))); !slices.Equal(got, want) {
 			t.Errorf("%s: changed %q, want %q", more, got, want)
 		}
 	}

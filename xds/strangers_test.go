@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +14,8 @@ import (
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"gatepost/testlog"
 )
 
 // A stranger is whoever can connect to the gRPC server and is no Envoy of ours.
@@ -258,7 +259,7 @@ func TestWhatIsRememberedOfAStreamIsBounded(t *testing.T) {
 
 func TestWhatAPeerSaysIsBounded(t *testing.T) {
 	t.Parallel()
-	var log lockedBuilder
+	var log testlog.Buffer
 	c := startControl(t, quick)
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	c.publish(withServices(t, "a"))
@@ -317,7 +318,7 @@ func TestWhatNoEnvoyOfOursRequestsEndsTheStream(t *testing.T) {
 // The log of connections that come and go again and again is bounded; that of an Envoy is complete.
 func TestStrangersDoNotFillTheLog(t *testing.T) {
 	t.Parallel()
-	var log lockedBuilder
+	var log testlog.Buffer
 	c := startControl(t, quick)
 	c.log = slog.New(slog.NewTextHandler(&log, nil))
 	c.strangers.Interval = time.Hour
@@ -336,22 +337,4 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 	if !strings.Contains(log.String(), "node=envoy") {
 		t.Error("the Envoy is not in the log")
 	}
-}
-
-// lockedBuilder is a strings.Builder for several goroutines.
-type lockedBuilder struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *lockedBuilder) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuilder) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

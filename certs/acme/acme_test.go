@@ -169,19 +169,7 @@ func makeRenewable(t *testing.T, storage acme.Storage, ca *acmetest.CA, name str
 	if err != nil {
 		t.Fatal(err)
 	}
-	var meta map[string]any
-	if err := json.Unmarshal(text, &meta); err != nil {
-		t.Fatal(err)
-	}
-	now := time.Now()
-	meta["issuer_data"].(map[string]any)["renewal_info"] = map[string]any{
-		"suggestedWindow": map[string]any{"start": now.Add(-2 * time.Hour), "end": now.Add(-time.Hour)},
-		"_selectedTime":   now.Add(-time.Hour), "_retryAfter": now.Add(time.Hour),
-	}
-	if text, err = json.Marshal(meta); err != nil {
-		t.Fatal(err)
-	}
-	if err := storage.Store(t.Context(), place, text); err != nil {
+	if err := storage.Store(t.Context(), place, acmetest.Renewable(t, text)); err != nil {
 		t.Fatal(err)
 	}
 }

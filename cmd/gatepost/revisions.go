@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
 	"gatepost/redisconn"
@@ -371,4 +372,6 @@ func author() string {
 }
 
 // oneLine makes external text safe for one line on a terminal.
-func oneLine(text string) string { return printable(strings.Join(strings.Fields(text), " ")) }
+func oneLine(text string) string {
+	return convention.Printable(strings.Join(strings.Fields(text), " "))
+}

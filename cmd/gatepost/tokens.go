@@ -8,14 +8,13 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
 	"gatepost/admin"
+	"gatepost/convention"
 	"gatepost/redisconn"
 	"gatepost/tokens"
 	"gatepost/tokens/cache"
@@ -81,7 +80,7 @@ func printSessions(w io.Writer, sessions []admin.Session) error {
 	fmt.Fprintln(table, "ID\tISSUED\tEXPIRES\tADDRESS\tLAST SEEN\tFROM\tCLIENT")
 	for _, one := range sessions {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", one.ID, formatTime(one.Issued), formatTime(one.Expires),
-			orNone(one.Address), formatTime(one.LastSeen), orNone(one.LastAddress), orNone(printable(one.UserAgent)))
+			orNone(one.Address), formatTime(one.LastSeen), orNone(one.LastAddress), orNone(convention.Printable(one.UserAgent)))
 	}
 	return table.Flush()
 }
@@ -142,16 +141,6 @@ func formatTime(t time.Time) string {
 		return "-"
 	}
 	return t.Format(time.RFC3339)
-}
-
-// printable replaces the characters of client-supplied text that a terminal could interpret.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, text)
 }
 
 // sessionAPI lists and ends sessions. Its revoke methods return when no gateway accepts the

@@ -4,9 +4,7 @@ package envoytest
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"gatepost/envoy"
+	"gatepost/testlog"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/protobuf/proto"
@@ -63,7 +62,7 @@ type Envoy struct {
 	t    testing.TB
 	stop func()
 	dir  envoy.Dir
-	logs *buffer
+	logs *testlog.Buffer
 
 	mu   sync.Mutex
 	pids []int
@@ -98,7 +97,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Envoy{t: t, dir: dir, logs: new(buffer)}
+	e := &Envoy{t: t, dir: dir, logs: new(testlog.Buffer)}
 	runner := &envoy.Runner{
 		Path:        path,
 		Bootstrap:   bootstrap,
@@ -121,7 +120,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 	t.Cleanup(func() {
 		e.stop()
 		if t.Failed() {
-			t.Logf("Envoy's log:\n%s", e.logs.tail())
+			t.Logf("Envoy's log:\n%s", e.logs.Tail(16<<10))
 		}
 		if err := dir.Remove(); err != nil {
 			t.Error(err)
@@ -129,7 +128,7 @@ func Start(t testing.TB, opts Options) *Envoy {
 	})
 	wait := append(listenAddresses(bootstrap), opts.Listen...)
 	if !e.await(func() bool { return e.up(opts.NotReady, wait) }, ended) {
-		t.Fatalf("Envoy did not get ready; its log:\n%s", e.logs.tail())
+		t.Fatalf("Envoy did not get ready; its log:\n%s", e.logs.Tail(16<<10))
 	}
 	return e
 }
@@ -267,30 +266,17 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Fatalf("waited %v in vain: %s", Deadline, what)
 }
 
-// buffer is a log that can be written and read concurrently.
-type buffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
-// tail returns the last part of the log, for the output of a failed test.
-func (b *buffer) tail() string {
-	const most = 16 << 10
-	s := b.String()
-	if len(s) > most {
-		return fmt.Sprintf("[%d bytes left out]\n%s", len(s)-most, s[len(s)-most:])
+// Number returns the number in a variable of the environment, which makes a run longer or repeats it, or another one if
+// the variable is not set.
+func Number(t testing.TB, name string, otherwise int64) int64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
 	}
-	return s
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		t.Fatalf("reading %s: %v", name, err)
+	}
+	return n
 }

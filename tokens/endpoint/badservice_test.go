@@ -14,31 +14,13 @@ import (
 	"gatepost/definitions"
 )
 
-// rawUsers starts a user service that reads one request and passes the connection to f.
+// rawUsers starts a user service that reads one request of each connection, passes the connection to f and closes it.
 func rawUsers(t testing.TB, f func(net.Conn)) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var open sync.WaitGroup
-	open.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			open.Go(func() {
-				defer conn.Close()
-				if r, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
-					_, _ = io.Copy(io.Discard, r.Body)
-					f(conn)
-				}
-			})
-		}
+	return keepAliveUsers(t, func(conn net.Conn, _ *http.Request) {
+		f(conn)
+		conn.Close()
 	})
-	t.Cleanup(func() { _ = listener.Close(); open.Wait() })
-	return "http://" + listener.Addr().String() + "/users/authenticate"
 }
 
 // keepAliveUsers starts a user service with persistent connections that passes each request to f.

@@ -1,7 +1,6 @@
 package endpoint
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"io"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"gatepost/definitions"
+	"gatepost/testlog"
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
 
@@ -32,7 +32,7 @@ type gateway struct {
 	store    *memory
 	settings *definitions.Tokens // set before the first request
 	metrics  *prometheus.Registry
-	log      *safeBuffer
+	log      *testlog.Buffer
 	// arrived is called with each request before the handler; nil: none.
 	arrived func(*http.Request)
 }
@@ -46,7 +46,7 @@ func newGateway(t *testing.T, userService string) *gateway {
 // newGatewayOn is newGateway with a given store; nil: the gateway's memory.
 func newGatewayOn(t *testing.T, userService string, store tokens.Store) *gateway {
 	t.Helper()
-	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(safeBuffer)}
+	g := &gateway{T: t, store: newMemory(), metrics: prometheus.NewRegistry(), log: new(testlog.Buffer)}
 	g.settings = &definitions.Tokens{
 		Lifetime: time.Hour, SessionLifetime: 24 * time.Hour, Format: string(tokens.FormatUUID), MaxSessions: 100,
 		Shield: defaultShield(t),
@@ -373,24 +373,6 @@ func (m *memory) end(which func(*tokens.Session) bool) int {
 		}
 	}
 	return n
-}
-
-// safeBuffer is a buffer that is safe for concurrent use.
-type safeBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // defaultShield returns the default shield of the definitions.

@@ -2,7 +2,6 @@
 package acmetest
 
 import (
-	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -14,13 +13,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
 
 	"gatepost/testcert"
+	"gatepost/testlog"
 	"gatepost/testport"
 )
 
@@ -49,20 +48,8 @@ type CA struct {
 	dir, addr, control string
 	names              string // the address of its name server
 	client             *http.Client
-	process            *exec.Cmd // nil: it is stopped
-	log                log
-}
-
-// log is what Pebble has printed.
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
+	process            *exec.Cmd      // nil: it is stopped
+	log                testlog.Buffer // what it has printed
 }
 
 // New returns a CA that is not started yet.
@@ -167,9 +154,7 @@ func (c *CA) Stop() {
 
 // Log returns what the CA has printed.
 func (c *CA) Log() string {
-	c.log.mu.Lock()
-	defer c.log.mu.Unlock()
-	return c.log.text.String()
+	return c.log.String()
 }
 
 // Roots returns the root of what the CA issues.
@@ -228,4 +213,23 @@ func (c *CA) get(url string) ([]byte, error) {
 	}
 	defer response.Body.Close()
 	return io.ReadAll(response.Body)
+}
+
+// Renewable returns the metadata of a stored certificate with its renewal due, as the CA would make it with ARI.
+func Renewable(t testing.TB, text []byte) []byte {
+	t.Helper()
+	var meta map[string]any
+	if err := json.Unmarshal(text, &meta); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	meta["issuer_data"].(map[string]any)["renewal_info"] = map[string]any{
+		"suggestedWindow": map[string]any{"start": now.Add(-2 * time.Hour), "end": now.Add(-time.Hour)},
+		"_selectedTime":   now.Add(-time.Hour), "_retryAfter": now.Add(time.Hour),
+	}
+	text, err := json.Marshal(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
