@@ -172,3 +172,42 @@ func TestLoginIsOneRoundTrip(t *testing.T) {
 		t.Errorf("10 logins took %d round trips", n)
 	}
 }
+
+// commands counts the single commands of a client.
+type commands struct{ sent atomic.Int64 }
+
+func (c *commands) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (c *commands) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		c.sent.Add(1)
+		return next(ctx, cmd)
+	}
+}
+func (c *commands) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func TestRevokeIsTwoRoundTripsAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s, sent := counted(t)
+	alone := new(commands)
+	s.client.AddHook(alone)
+	if err := s.Revoke(t.Context(), create(t, s, "ann").Hash); err != nil { // loads the script
+		t.Fatal(err)
+	}
+	session := create(t, s, "ann")
+	if err := s.Touch(t.Context(), session.Principal(), time.Now(), "192.0.2.1"); err != nil {
+		t.Fatal(err)
+	}
+	alone.sent.Store(0)
+	sent.sent.Store(0)
+	if err := s.Revoke(t.Context(), session.Hash); err != nil {
+		t.Fatal(err)
+	}
+	if n, pipelines := alone.sent.Load(), sent.sent.Load(); n != 2 || pipelines != 0 {
+		t.Errorf("a revoke took %d commands and %d pipelines", n, pipelines)
+	}
+	if keys, err := s.client.Keys(t.Context(), "gatepost:*").Result(); err != nil || len(keys) != 0 {
+		t.Errorf("after the last session of the only user: %v, %v", keys, err)
+	}
+}

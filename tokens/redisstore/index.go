@@ -121,6 +121,18 @@ for i = 1, #all, 2 do
 end
 return ended
 `
+	// KEYS also has the records of a token, of its session and of the session's last use. ARGV: the
+	// token's member. If the session has no other token, the script ends it and returns 1. Otherwise
+	// it changes nothing and returns 0. It needs no free memory.
+	endScript = `
+local key = KEYS[1]
+for _, m in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+  if m ~= ARGV[1] and string.sub(m, 1, 16) == string.sub(ARGV[1], 1, 16) then return 0 end
+end
+redis.call('ZREM', key, ARGV[1])
+redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+return 1
+`
 	// KEYS[1] is a token's record. ARGV: its bytes as read, the replacement, lifetime. The script
 	// returns 1 if it replaced the record, 0 if the record is gone, 2 if it has changed.
 	replaceScript = `
@@ -137,6 +149,7 @@ var (
 	enterSuccessor = redis.NewScript(successorScript)
 	supersede      = redis.NewScript(supersedeScript)
 	markSessions   = redis.NewScript(markScript)
+	endSession     = redis.NewScript(endScript)
 
 	// Redis refuses markSessions without free memory; this variant is allowed then (Redis 7 and
 	// newer).
@@ -194,6 +207,17 @@ func unmarked(ctx context.Context, asked *redis.FloatCmd) (bool, error) {
 		return false, unavailable(ctx, "reading a user's index", err)
 	}
 	return score > 0, nil
+}
+
+// endInOneStep ends the session of a token and reports whether it has: a session with several tokens is not ended.
+// One server has all keys.
+func (s *Store) endInOneStep(ctx context.Context, session *tokens.Session) (bool, error) {
+	keys := []string{userKey(session.User), tokenKey(session.Hash), sessionKey(session.ID), seenKey(session.ID)}
+	ended, err := endSession.Run(ctx, s.client, keys, member(session)).Bool()
+	if err != nil {
+		return false, unavailable(ctx, "ending a session", err)
+	}
+	return ended, nil
 }
 
 // end ends the session with the id, or all sessions if id is empty, of the user with that index. It

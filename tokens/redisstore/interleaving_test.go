@@ -173,9 +173,9 @@ func (a *actor) step(fate outcome) {
 	}
 }
 
-// Two callers refresh one token while its session is ended. Their commands run in a random order,
-// and some are cut. After the end, no returned token is live; without an end, all calls return the
-// same one.
+// Two callers refresh one token while its session is ended, by its user or by the token. Their
+// commands run in a random order, and some are cut. After the end, no returned token is live;
+// without an end, all calls return the same one.
 func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64() >> 1
@@ -202,7 +202,7 @@ func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
 			actors := []*actor{newActor(t, url), newActor(t, url), newActor(t, url)}
 			both, ended := 0, 0
 			for i := range orders {
-				o := &order{t: t, random: random, direct: direct, actors: actors, user: fmt.Sprint("user", i), ends: i%3 != 0}
+				o := &order{t: t, random: random, direct: direct, actors: actors, user: fmt.Sprint("user", i), ends: i%3 != 0, byToken: i%2 == 0}
 				given := o.play()
 				o.check(given)
 				if len(given) == 2 {
@@ -230,27 +230,34 @@ type order struct {
 	actors []*actor
 	user   string
 	ends   bool // the third actor ends the session
-	old    *tokens.Session
-	steps  []string
+	// byToken is whether it revokes the token, which is the session's first; otherwise the session was refreshed before.
+	byToken bool
+	old     *tokens.Session
+	steps   []string
 }
 
 // play runs the order and returns the successors that the callers got.
 func (o *order) play() (given []tokens.Successor) {
-	before := create(o.t, o.direct, o.user)
-	next := offer(o.t, before)
-	if _, err := o.direct.Rotate(o.t.Context(), before.Hash, next, time.Hour); err != nil {
-		o.t.Fatal(err)
+	o.old = create(o.t, o.direct, o.user)
+	if !o.byToken {
+		next := offer(o.t, o.old)
+		if _, err := o.direct.Rotate(o.t.Context(), o.old.Hash, next, time.Hour); err != nil {
+			o.t.Fatal(err)
+		}
+		o.old = next.Session
 	}
-	o.old = next.Session
 	var results [2]tokens.Successor
 	var errs [3]error
 	for i, a := range o.actors[:2] {
 		offered := offer(o.t, o.old)
 		a.begin(func() { results[i], errs[i] = a.Rotate(o.t.Context(), o.old.Hash, offered, time.Hour) })
 	}
-	if o.ends {
+	switch {
+	case o.ends && o.byToken:
+		o.actors[2].begin(func() { errs[2] = o.actors[2].Revoke(o.t.Context(), o.old.Hash) })
+	case o.ends:
 		o.actors[2].begin(func() { _, errs[2] = o.actors[2].RevokeUser(o.t.Context(), o.user) })
-	} else {
+	default:
 		o.actors[2].finished = true
 	}
 	late := 2 + o.random.IntN(8) // the end is short, so it gets fewer turns

@@ -10,10 +10,10 @@
 // Two more keys do not make a token valid. gatepost:seen:<public id> is the session's last use.
 // gatepost:old:<sha-256 of the token> marks a refreshed token, to detect reuse after its grace.
 //
-// If one server has all keys, a login changes them in one step with one command. The commands of
-// concurrent logins are sent together ([batcher]). In a Cluster the keys are on different servers,
-// so the other operations do not rely on two keys changing together. They rely on the order of
-// changes:
+// If one server has all keys, a login changes them in one step with one command, and so does the
+// revoke of a token that was not refreshed. The commands of concurrent logins are sent together
+// ([batcher]). In a Cluster the keys are on different servers, so the other operations do not rely
+// on two keys changing together. They rely on the order of changes:
 //
 //  1. A token is added to the index before its record is written. It is returned only if the index
 //     still has it, unmarked, after the record was written. (A login in one step includes all of this.)
@@ -212,6 +212,11 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 	case err != nil:
 		return err
 	default:
+		if !s.conn.IsCluster() && !record.Retired {
+			if ended, err := s.endInOneStep(ctx, record.Session); ended || err != nil {
+				return err
+			}
+		}
 		if _, err := s.end(ctx, userKey(record.Session.User), record.Session.ID); err != nil {
 			return err
 		}
