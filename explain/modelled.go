@@ -32,7 +32,7 @@ var modelled = map[string]string{
 
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager": "stat_prefix scoped_routes http_filters " +
 		"local_reply_config use_remote_address normalize_path merge_slashes path_with_escaped_slashes_action " +
-		"strip_trailing_host_dot strip_any_host_port forward_client_cert_details set_current_client_cert_details request_headers_timeout request_timeout stream_idle_timeout max_request_headers_kb " +
+		"strip_trailing_host_dot strip_any_host_port forward_client_cert_details set_current_client_cert_details request_headers_timeout request_timeout stream_idle_timeout stream_flush_timeout max_request_headers_kb " +
 		"early_header_mutation_extensions http1_safe_max_connection_duration common_http_protocol_options http2_protocol_options server_header_transformation " +
 		"access_log always_set_request_id_in_response tracing original_ip_detection_extensions",
 	// What is written down about a request.

@@ -120,6 +120,36 @@ func TestEveryRouteBearsARule(t *testing.T) {
 	}
 }
 
+// TestEveryStreamEnds: the listener has no timeout of its own for idle streams, so a route without one has a timeout.
+func TestEveryStreamEnds(t *testing.T) {
+	s := build(t, `services:
+  - {name: quick, path: /quick, upstreams: ["http://a"]}
+  - {name: slow, path: /slow, timeout: 3600s, upstreams: ["http://b"]}
+  - {name: chat, path: /chat, websocket: true, upstreams: ["http://c"]}
+  - {name: lasting, path: /lasting, websocket: true, timeout: 600s, upstreams: ["http://d"]}
+  - {name: calls, path: /calls.v1.Calls, grpc: true, upstreams: ["h2c://e"]}
+`)
+	idle := map[string]time.Duration{}
+	for _, r := range allRoutes(s) {
+		to := r.GetRoute()
+		if to == nil || to.GetCluster() == blackhole { // Envoy answers
+			continue
+		}
+		endless := takesUpgrades(to) || to.GetTimeout() != nil && to.GetTimeout().AsDuration() == 0
+		if endless != (to.GetIdleTimeout().AsDuration() > 0) {
+			t.Errorf("route %q: its timeout is %v, that of idle streams %v", r.GetName(), to.GetTimeout(), to.GetIdleTimeout())
+		}
+		idle[r.GetName()] = to.GetIdleTimeout().AsDuration()
+	}
+	for name, want := range map[string]time.Duration{
+		"quick": 0, "slow": 0, "chat": streamIdleTimeout, "lasting": 605 * time.Second, "calls": streamIdleTimeout,
+	} {
+		if got, there := idle[name]; !there || got != want {
+			t.Errorf("%s: idle streams end after %v, not %v", name, got, want)
+		}
+	}
+}
+
 // FuzzBuild: definitions that are valid become valid resources, whatever they are.
 func FuzzBuild(f *testing.F) {
 	f.Add("orders", "/orders", "http://orderservice/base", "GET,POST", "https://shop.example", "x-user-id", "/token", true, int64(15))

@@ -98,7 +98,8 @@ func (b *builder) connectionManager() *hcmv3.HttpConnectionManager {
 		// Limits of connections, streams and memory per client.
 		RequestHeadersTimeout:          durationpb.New(requestHeadersTimeout),
 		RequestTimeout:                 durationpb.New(requestTimeout),
-		StreamIdleTimeout:              durationpb.New(streamIdleTimeout),
+		StreamIdleTimeout:              durationpb.New(0), // see endIdle
+		StreamFlushTimeout:             durationpb.New(streamIdleTimeout),
 		MaxRequestHeadersKb:            wrapperspb.UInt32(maxHeadersKiB),
 		Http1SafeMaxConnectionDuration: true,
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{

@@ -132,6 +132,7 @@ func (s *service) forwards(b *builder) []forward {
 // is needed, the decision limits the stream to the lifetime of the token, and tokens.lifetime is the limit of that.
 func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
 	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
+	endIdle(action, s.def.Timeout)
 	if s.def.Authenticate {
 		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(lifetime)}
 	}
@@ -145,6 +146,7 @@ func (s *service) stream(action *routev3.RouteAction, lifetime time.Duration) {
 		limit.MaxStreamDuration, limit.GrpcTimeoutHeaderMax = durationpb.New(lifetime), durationpb.New(lifetime)
 	}
 	action.MaxStreamDuration = limit
+	endIdle(action, s.def.Timeout)
 }
 
 // loginTimeout is the timeout of the login: that of the user service, and some time for the rest.
