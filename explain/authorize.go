@@ -26,7 +26,8 @@ type extAuthz struct {
 const clientAddress = "127.0.0.1"
 
 // exceedsLimits reports whether the request exceeds the header limits after Envoy and Gatepost
-// added headers. Envoy checks the limits again after ext_authz.
+// added headers. Envoy checks the limits again in ext_authz, before it removes headers such as
+// Authorization.
 func (f extAuthz) exceedsLimits(x *exchange) bool {
 	all := append(fields{
 		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", clientAddress}, {"x-forwarded-proto", "http"},
@@ -142,12 +143,12 @@ func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 		}
 		x.set = append(x.set, Field{name, h.GetHeader().GetValue()})
 	}
-	for _, name := range response.GetOkResponse().GetHeadersToRemove() {
-		x.header.remove(strings.ToLower(name))
-	}
 	if f.exceedsLimits(x) {
 		x.localReply(500, "").flag = flagUnauthorized
 		x.set, x.adds, x.reason = nil, nil, "too_many_headers"
+	}
+	for _, name := range response.GetOkResponse().GetHeadersToRemove() {
+		x.header.remove(strings.ToLower(name))
 	}
 }
 

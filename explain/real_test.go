@@ -2,6 +2,7 @@ package explain
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -316,6 +317,40 @@ func TestExplanationsMatchARealEnvoy(t *testing.T) {
 	for _, reason := range reached {
 		if seen[reason] == 0 && requests >= 3000 {
 			t.Errorf("no request had the outcome %q: the generators do not reach it", reason)
+		}
+	}
+}
+
+// TestRequestsNearTheLimitOfHeadersAreExplainedAsEnvoyDoes: a header counts that Envoy removes from allowed requests.
+func TestRequestsNearTheLimitOfHeadersAreExplainedAsEnvoyDoes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	token := w.sessions.open(t, tokens.FormatSecret, "bob", time.Hour)
+	served := w.serve(fmt.Sprintf(`listen: %q
+tokens: {authenticator: {url: "http://users.example/authenticate"}}
+services:
+  - {name: removed, path: /removed, upstreams: ["http://%s"]}
+  - {name: kept, path: /kept, forward_token: true, upstreams: ["http://%[2]s"]}
+`, w.addr, w.upstreams["a"].addr))
+	w.awaitServed(t, served)
+	e, seen := w.explainer(served, w.sessions), map[string]int{}
+	for _, path := range []string{"/removed", "/kept"} {
+		for size := 16<<10 - 400; size < 16<<10; size += 3 {
+			r := Request{Method: "GET", Target: path, Header: []Field{{"Host", "h"}, {"X-Big", strings.Repeat("b", size)}, {"Authorization", token}}}
+			a, err := e.Explain(t.Context(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g, err := w.send(r)
+			if want := cmp.Or(a.Outcomes[0].Status, http.StatusOK); err != nil || g.status != want {
+				t.Errorf("%s with %d bytes is explained as %d %s, and gets %d, %v", path, size, want, a.Outcomes[0].Reason, g.status, err)
+			}
+			seen[a.Outcomes[0].Reason]++
+		}
+	}
+	for _, reason := range []string{"forwarded", "too_many_headers", "malformed"} {
+		if seen[reason] == 0 {
+			t.Errorf("no request had the outcome %q: %v", reason, seen)
 		}
 	}
 }
