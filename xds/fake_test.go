@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"gatepost/definitions"
+	"gatepost/envoy/envoytest"
 )
 
 // quick are times that a test need not wait for.
@@ -212,15 +213,16 @@ func (c *control) progress() progress {
 
 func (c *control) eventually(what string, ok func(progress) bool) {
 	c.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
-		now := c.progress()
-		if ok(now) {
-			return
+	var now progress
+	defer func() {
+		if c.t.Failed() {
+			c.t.Logf("the status is %+v", now)
 		}
-		if time.Now().After(deadline) {
-			c.t.Fatalf("never came: %s; status %+v", what, now)
-		}
-	}
+	}()
+	envoytest.Eventually(c.t, what, func() bool {
+		now = c.progress()
+		return ok(now)
+	})
 }
 
 // fakeEnvoy speaks delta ADS as an Envoy does: it asks for clusters and listeners, and, once it has a listener,

@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -50,7 +49,7 @@ var columns = [4]struct{ title, settings string }{
 	{"`retries: 0`, `outlier_detection: false`", "retries: 0, outlier_detection: false"},
 	{"default", "retries: 1"},
 	{"`retries: {on: [reset, gateway-error]}`", "retries: {on: [reset, gateway-error]}"},
-	{"`health_check: /healthz` alone", "retries: 0, outlier_detection: false, health_check: {path: /healthz, interval: 100ms, timeout: 200ms}"},
+	{"`health_check: /healthz` alone", "retries: 0, outlier_detection: false, health_check: {path: /healthz, interval: 100ms, timeout: 1s}"},
 }
 
 var faults = []fault{
@@ -68,7 +67,7 @@ var faults = []fault{
 		[4]string{"5 × 503, while it lasts", "5 × 503, then 200", "200", "200"}},
 	{"responds 500", "http", handle(respond(http.StatusInternalServerError)), "",
 		[4]string{"5 × 500, while it lasts", "5 × 500, while it lasts", "5 × 500, while it lasts", "200"}},
-	{"takes longer than `timeout`", "http", handle(hang), ", timeout: 300ms",
+	{"takes longer than `timeout`", "http", handle(hang), ", timeout: 1s",
 		[4]string{"5 × 504, while it lasts", "5 × 504, then 200", "5 × 504, then 200", "200"}},
 	{"responds 503, recovers, and responds 503 again", "http", flap, "",
 		[4]string{"5 × 503, while it lasts", "5 × 503, then 200", "200", "503 until 2 checks fail, then 200"}},
@@ -89,13 +88,11 @@ func blackHole(t *testing.T, b *bad) {
 		t.Fatal(err)
 	}
 	b.addr = fmt.Sprintf("127.0.0.1:%d", name.(*syscall.SockaddrInet4).Port)
-	for { // until the queue is full
-		conn, err := net.DialTimeout("tcp", b.addr, 200*time.Millisecond)
-		if err != nil {
-			return
-		}
-		t.Cleanup(func() { conn.Close() })
+	conn, err := net.Dial("tcp", b.addr) // a queue of length 0 has room for one
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { conn.Close() })
 }
 
 // accept starts an upstream that does something else than HTTP/1.1 with its connections.

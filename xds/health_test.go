@@ -138,25 +138,23 @@ func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 		return strings.Replace(byName(upstream, service, host), "]}", "], health_check: {path: /"+more+"}}", 1)
 	}
 	silent := checked("silent", "http://"+hole.addr, "hole.test", "healthz, timeout: 10s, interval: 3600s")
-	checks := func() int { return n.envoy.Stat("cluster.service/silent.health_check.failure") }
-	comes := func(paths ...string) {
-		t.Helper()
-		failed := checks()
-		for _, path := range paths {
-			n.comes(path)
+	checks := func(what string) int { return n.envoy.Stat("cluster.service/silent.health_check." + what) }
+	for try := 1; ; try++ {
+		n.serves(n.open(silent, "a")) // with the check under way for 10 s, or over
+		starts := n.envoy.Starts()
+		n.envoy.Kill()
+		envoytest.Eventually(t, "Envoy to start again", func() bool { return n.envoy.Starts() > starts && envoytest.Accepts(n.addr) })
+		n.comes("/a")
+		n.publish(n.open(silent+checked("more", n.upstream.URL(), "good.test", "healthz"), "a", "b"))
+		n.comes("/b")
+		n.comes("/more")
+		if checks("attempt") == 1 && checks("failure") == 0 {
+			break
 		}
-		if checks() != failed {
-			t.Fatalf("%v came only when the check had failed", paths)
+		if try == 5 { // a busy machine may take longer than the check, but not always
+			t.Fatal("this came only when the check had failed")
 		}
 	}
-	next := n.open(silent, "a")
-	n.serves(next) // with the check under way for 10 s, or over
-	starts := n.envoy.Starts()
-	n.envoy.Kill()
-	envoytest.Eventually(t, "Envoy to start again", func() bool { return n.envoy.Starts() > starts && envoytest.Accepts(n.addr) })
-	comes("/a")
-	n.publish(n.open(silent+checked("more", n.upstream.URL(), "good.test", "healthz"), "a", "b"))
-	comes("/b", "/more")
 	if code, _, err := n.get(envoytest.Client(t), "/silent"); err != nil || code != http.StatusServiceUnavailable {
 		t.Errorf("the service that is not well: %d %v, want 503", code, err)
 	}

@@ -134,19 +134,18 @@ func Start(t testing.TB, opts Options) *Envoy {
 }
 
 // await polls until ok returns true. It returns false if Envoy cannot be started.
-func (e *Envoy) await(ok func() bool, ended chan error) bool {
-	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+func (e *Envoy) await(ok func() bool, ended chan error) (ready bool) {
+	poll(func() bool {
 		select {
 		case err := <-ended:
 			ended <- err // for stop
-			return false
+			return true
 		default:
 		}
-		if ok() {
-			return true
-		}
-	}
-	return false
+		ready = ok()
+		return ready
+	})
+	return ready
 }
 
 func (e *Envoy) up(notReady bool, listen []string) bool {
@@ -258,12 +257,22 @@ func (e *Envoy) Stat(name string) int {
 // Eventually polls until ok returns true. It fails the test after Deadline.
 func Eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if ok() {
-			return
-		}
+	if !poll(ok) {
+		t.Fatalf("waited %v in vain: %s", Deadline, what)
 	}
-	t.Fatalf("waited %v in vain: %s", Deadline, what)
+}
+
+// poll calls ok until it returns true, and reports whether it did before Deadline. The pauses grow: a long wait leaves
+// the processors to what it waits for.
+func poll(ok func() bool) bool {
+	pause := time.Millisecond
+	for end := time.Now().Add(Deadline); time.Now().Before(end); time.Sleep(pause) {
+		if ok() {
+			return true
+		}
+		pause = min(2*pause, 50*time.Millisecond)
+	}
+	return false
 }
 
 // Number returns the number in a variable of the environment, which makes a run longer or repeats it, or another one if
