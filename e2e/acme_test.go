@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -129,50 +128,35 @@ services:
 	}
 
 	before := leafFor(e.addr, "a.test").SerialNumber
-	stop, failed, sent := e.load("a.test", roots)
-	envoytest.Eventually(t, "requests", func() bool { return sent.Load() > 20 })
+	load := e.load("a.test", roots)
+	load.Goes(20)
 	makeRenewable(t, e.Data, "a.test")
 	e.Signal(syscall.SIGHUP)
 	envoytest.Eventually(t, "a renewed certificate", func() bool { return leafFor(e.addr, "a.test").SerialNumber.Cmp(before) != 0 })
-	after := sent.Load()
-	envoytest.Eventually(t, "requests", func() bool { return sent.Load() > after+20 })
-	stop()
-	if err := failed.Load(); err != nil {
-		t.Errorf("a request failed during the renewal: %v", *err)
-	}
+	load.Goes(20)
+	load.Stop()
 	if !isOf(e.addr, "a.test", roots) {
 		t.Error("the renewed certificate is not of the CA")
 	}
 }
 
-// load sends requests in kept and in new connections until stop is called.
-func (e *edge) load(name string, roots *x509.CertPool) (stop func(), failed *atomic.Pointer[error], sent *atomic.Int64) {
-	failed, sent = new(atomic.Pointer[error]), new(atomic.Int64)
-	ctx, cancel := context.WithCancel(context.Background())
-	var running sync.WaitGroup
+// load sends requests in kept and in new connections.
+func (e *edge) load(name string, roots *x509.CertPool) *envoytest.Load {
+	var send []func() error
 	for _, fresh := range []bool{true, false} {
 		transport := &http.Transport{
 			TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: name}, DisableKeepAlives: fresh, ForceAttemptHTTP2: !fresh,
 		}
-		running.Go(func() {
-			defer transport.CloseIdleConnections()
-			for ctx.Err() == nil {
-				answer, err := (&http.Client{Transport: transport}).Get("https://" + e.addr + "/a")
-				if err == nil {
-					_, err = io.Copy(io.Discard, answer.Body)
-					answer.Body.Close()
-				}
-				if err == nil && answer.StatusCode != http.StatusOK {
-					err = fmt.Errorf("status %d", answer.StatusCode)
-				}
-				if err != nil {
-					failed.Store(&err)
-				}
-				sent.Add(1)
+		e.t.Cleanup(transport.CloseIdleConnections)
+		send = append(send, func() error {
+			answer, err := envoytest.Send(e.t.Context(), &http.Client{Transport: transport}, "GET", "https://"+e.addr+"/a", "")
+			if err == nil && answer.Status != http.StatusOK {
+				err = fmt.Errorf("status %d", answer.Status)
 			}
+			return err
 		})
 	}
-	return func() { cancel(); running.Wait() }, failed, sent
+	return envoytest.StartLoad(e.t, send...)
 }
 
 // TestGatewaysShareCertificatesOfACA: one asks the CA, the other answers the challenges, and both have the certificate.

@@ -1,15 +1,12 @@
 package xds
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -85,26 +82,20 @@ func (l *live) get(client *http.Client, path string) (int, string, error) {
 // another status, and returns the number of requests.
 func (l *live) underLoad(t *testing.T, status int, paths []string, change func()) (requests int64) {
 	t.Helper()
-	var sent atomic.Int64
-	var load sync.WaitGroup
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
+	var clients []func() error
 	for _, path := range paths {
 		client := envoytest.Client(t)
-		load.Go(func() {
-			for ctx.Err() == nil {
-				if code, body, err := l.get(client, path); err != nil || code != status {
-					t.Errorf("request %d, for %s: %d %s %v", sent.Load(), path, code, body, err)
-					return
-				}
-				sent.Add(1)
+		clients = append(clients, func() error {
+			code, body, err := l.get(client, path)
+			if err == nil && code != status {
+				err = fmt.Errorf("%s: %d %s", path, code, body)
 			}
+			return err
 		})
 	}
+	load := envoytest.StartLoad(t, clients...)
 	change()
-	stop()
-	load.Wait()
-	return sent.Load()
+	return load.Stop()
 }
 
 // open makes definitions with public services, each at the path of its name; more is put in front.

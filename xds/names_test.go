@@ -9,8 +9,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -251,34 +249,10 @@ func TestAChangeOfUpstreamNamesLosesNoRequest(t *testing.T) {
 		late <- fmt.Sprint(code, body, err)
 	}()
 	<-reached
-	var failed atomic.Pointer[string]
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		client := envoytest.Client(t)
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if code, _, err := n.get(client, "/good"); err != nil || code != http.StatusOK {
-				wrong := fmt.Sprint(code, err)
-				failed.CompareAndSwap(nil, &wrong)
-			}
-		}
-	}()
-	end := sync.OnceFunc(func() {
-		close(stop)
-		<-stopped
+	n.underLoad(t, http.StatusOK, []string{"/good"}, func() {
+		n.serves(n.open(byName(n.upstream.URL(), "good", "other.test")+byName(slow.URL, "slow", "other.test"), "a"))
+		n.eventually("the old clusters to be removed", func(progress) bool { return n.envoy.Stat("cluster_manager.cluster_removed") >= 2 })
 	})
-	t.Cleanup(end)
-	n.serves(n.open(byName(n.upstream.URL(), "good", "other.test")+byName(slow.URL, "slow", "other.test"), "a"))
-	n.eventually("the old clusters to be removed", func(progress) bool { return n.envoy.Stat("cluster_manager.cluster_removed") >= 2 })
-	end()
-	if wrong := failed.Load(); wrong != nil {
-		t.Errorf("a request of the load: %s", *wrong)
-	}
 	release()
 	if got := <-late; got != "200late<nil>" {
 		t.Errorf("the request under way: %s", got)
