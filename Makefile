@@ -35,6 +35,10 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 	@tools/fetch envoy
 	@examples/demo/run
 
+# What is tested is the program as it is released. With other tags than those of the programs that the tests start, all
+# packages would be compiled twice.
+unit test lint: export GOFLAGS := $(GOFLAGS) -tags=grpcnotrace,vtprotobuf
+
 # Both without vet, which is a part of make lint and takes longer than the tests if all is new.
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
 	@tools/module build
