@@ -95,9 +95,10 @@ var modelled = map[string]string{
 	"envoy.config.common.mutation_rules.v3.HeaderMutation":                          "append remove remove_on_match",
 	"envoy.config.common.mutation_rules.v3.HeaderMutationRules":                     "*",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthz": "grpc_service transport_api_version status_on_error validate_mutations " +
-		"allowed_headers decoder_header_mutation_rules max_denied_response_body_bytes filter_enabled_metadata",
+		"allowed_headers disallowed_headers http_service decoder_header_mutation_rules max_denied_response_body_bytes filter_enabled_metadata",
 	"envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute": "disabled check_settings",
-	"envoy.extensions.filters.http.ext_authz.v3.CheckSettings":    "context_extensions",
+	"envoy.extensions.filters.http.ext_authz.v3.CheckSettings":    "context_extensions grpc_service",
+	"envoy.extensions.filters.http.ext_authz.v3.HttpService":      "*", // leads nowhere: each route that is checked names Gatepost
 	"envoy.type.v3.HttpStatus":                                    "*",
 	"envoy.extensions.filters.http.router.v3.Router":              "*",
 

@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"sync"
 
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -265,7 +266,16 @@ func (b *builder) extAuthzPerRoute(rule authz.Rule) *anypb.Any {
 	if !b.checks(rule) {
 		return b.pack(authz.Unchecked())
 	}
-	return b.pack(rule.With(b.shared()))
+	return b.asking(rule)
+}
+
+// asking is the ext_authz configuration of a route that is checked.
+func (b *builder) asking(rule authz.Rule) *anypb.Any {
+	setting := rule.With(b.shared())
+	if b.hasModule() {
+		setting.GetCheckSettings().ServiceOverride = &extauthzv3.CheckSettings_GrpcService{GrpcService: b.sidecar()}
+	}
+	return b.pack(setting)
 }
 
 // checks reports whether Gatepost checks each request for a route with the rule.

@@ -76,12 +76,7 @@ func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
 // clear_route_cache stays off: a request must not come to a route that it was not checked for.
 func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 	config := &extauthzv3.ExtAuthz{
-		Services: &extauthzv3.ExtAuthz_GrpcService{GrpcService: &corev3.GrpcService{
-			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
-				ClusterName: b.opts.GRPCCluster,
-			}},
-			Timeout: durationpb.New(authzTimeout),
-		}},
+		Services:            &extauthzv3.ExtAuthz_GrpcService{GrpcService: b.sidecar()},
 		TransportApiVersion: corev3.ApiVersion_V3,
 		FailureModeAllow:    false,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
@@ -97,8 +92,29 @@ func (b *builder) extAuthz() *extauthzv3.ExtAuthz {
 	}
 	if b.hasModule() {
 		config.FilterEnabledMetadata = unlessHit()
+		config.Services = &extauthzv3.ExtAuthz_HttpService{HttpService: nobody()}
+		config.DisallowedHeaders = exactly([]string{":method", ":path", ":authority"}) // a Check has them anyway
 	}
 	return config
+}
+
+// sidecar is how Envoy asks Gatepost.
+func (b *builder) sidecar() *corev3.GrpcService {
+	return &corev3.GrpcService{
+		TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: b.opts.GRPCCluster}},
+		Timeout:         durationpb.New(authzTimeout),
+	}
+}
+
+// nobody is the filter's own service if there is the module. For one of gRPC Envoy would prepare a client for each
+// request, although it asks about few: 9,000 instructions. So only the routes name Gatepost, and Envoy prepares the
+// client for a Check. A request on a route that does not name Gatepost gets no decision here, and does not pass.
+func nobody() *extauthzv3.HttpService {
+	return &extauthzv3.HttpService{ServerUri: &corev3.HttpUri{
+		Uri:              "http://" + blackhole,
+		HttpUpstreamType: &corev3.HttpUri_Cluster{Cluster: blackhole},
+		Timeout:          durationpb.New(authzTimeout),
+	}}
 }
 
 func exactly(values []string) *matcherv3.ListStringMatcher {

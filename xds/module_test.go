@@ -16,6 +16,7 @@ import (
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/uuid"
+	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
 	"gatepost/envoy/envoytest"
@@ -34,7 +35,8 @@ type deciding struct {
 	live map[tokens.Hash]*tokens.Session
 }
 
-func startDeciding(t testing.TB, text string, workers int) *deciding {
+// startDeciding starts one. Its Envoy receives the resources as alter leaves them.
+func startDeciding(t testing.TB, text string, workers int, alter ...func([]proto.Message)) *deciding {
 	t.Helper()
 	envoytest.Require(t)
 	g := &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
@@ -54,8 +56,12 @@ func startDeciding(t testing.TB, text string, workers int) *deciding {
 	options := testOptions
 	options.Module = Module{Library: d.module.Library, Table: d.module.TablePath}
 	text = strings.NewReplacer("LISTEN", g.addr, "SECURED", g.secured.URL(), "PUBLIC", g.public.URL()).Replace(text)
+	resources := messages(buildWith(t, text, options))
+	for _, change := range alter {
+		change(resources)
+	}
 	d.envoy = envoytest.Start(t, envoytest.Options{
-		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: messages(buildWith(t, text, options)), Listen: []string{g.addr}, Concurrency: workers,
+		GRPC: g.checker.addr, HTTP: g.tokens.Addr(), Resources: resources, Listen: []string{g.addr}, Concurrency: workers,
 		AccessLog: &g.log,
 	})
 	return d
@@ -493,6 +499,44 @@ func TestRouteThatTheModuleCannotTake(t *testing.T) {
 	b.gw.Identity.UserHeader = "x-" + strings.Repeat("u", 200)
 	if b.moduleOn(b.identify(authz.Rule{Service: "orders", Authenticate: true})) != nil {
 		t.Error("the module is enabled with a longer header than it takes")
+	}
+}
+
+// TestRouteThatDoesNotNameGatepostIsRefused: the filter's own service leads nowhere, so nobody decides.
+func TestRouteThatDoesNotNameGatepostIsRefused(t *testing.T) {
+	t.Parallel()
+	nameless := 0
+	d := startDeciding(t, decidingShop, 1, func(resources []proto.Message) {
+		for _, r := range resources {
+			scope, _ := r.(*routev3.ScopedRouteConfiguration)
+			for _, route := range routesIn(scope) {
+				rule := new(extauthzv3.ExtAuthzPerRoute)
+				packed := route.GetTypedPerFilterConfig()[filterAuthz]
+				if packed == nil || packed.UnmarshalTo(rule) != nil || rule.GetCheckSettings().GetGrpcService() == nil || route.GetName() != "orders" {
+					continue
+				}
+				rule.GetCheckSettings().ServiceOverride = nil
+				if err := packed.MarshalFrom(rule); err != nil {
+					t.Error(err)
+				}
+				nameless++
+			}
+		}
+	})
+	if nameless == 0 {
+		t.Fatal("no route names Gatepost")
+	}
+	token := "authorization: " + d.login("ada", time.Hour)
+	for _, path := range []string{"/orders", "/ORDERS/5"} {
+		if got := d.do("GET", path, token); got.Status != 503 {
+			t.Errorf("%s: %d %s", path, got.Status, got.Body)
+		}
+	}
+	if asked, raw := len(d.asked()), d.secured.Raw(); asked != 0 || raw != "" {
+		t.Errorf("%d questions, and the upstream received %q", asked, raw)
+	}
+	if d.get("/parts", token) || !d.get("/parts", token) {
+		t.Error("another service is not asked about once")
 	}
 }
 

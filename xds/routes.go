@@ -130,7 +130,7 @@ func (b *builder) mayOfferToken(s endpointGroup) bool {
 func (b *builder) offersToken(route *routev3.Route, rule authz.Rule) *routev3.Route {
 	twin := proto.CloneOf(route)
 	twin.Match = with(route.GetMatch(), contains(headerSubprotocols, b.gw.Tokens.Subprotocol))
-	twin.TypedPerFilterConfig[filterAuthz] = b.pack(rule.With(b.shared()))
+	twin.TypedPerFilterConfig[filterAuthz] = b.asking(rule)
 	return twin
 }
 
