@@ -315,10 +315,11 @@ func (r *Rollout) step(e any) error {
 	for _, a := range actions {
 		r.perform(a)
 	}
-	if _, sent := e.(xds.Delivered); sent {
+	_, partly := e.(xds.PartAcked)
+	if _, sent := e.(xds.Delivered); sent || partly {
 		go freeMemory()
 	}
-	if _, partly := e.(xds.PartAcked); !partly {
+	if !partly {
 		close(r.changed)
 		r.changed = make(chan struct{})
 	}
@@ -370,7 +371,7 @@ const muchGarbage = 4 << 20
 
 // freeMemory returns garbage to the system, if there is much. Reading, building and sending a large configuration
 // leaves several times its size as garbage, which an idle runtime keeps. It is called when a version is published,
-// when it is sent and when it is saved.
+// when an Envoy has a part of it or all, and when it is saved.
 func freeMemory() {
 	heap := []runtimemetrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	runtimemetrics.Read(heap)

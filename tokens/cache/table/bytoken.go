@@ -7,16 +7,14 @@ import (
 	"gatepost/tokens"
 )
 
-// byToken finds the slots of a token. It is a hash table with chains in arrays, 16 bytes per slot
-// and without pointers. It stores eight bytes of a token's hash. Two tokens that share them are
-// dropped together, which costs one extra check each.
+// byToken finds the slots of a token. It is a hash table with chains in arrays, 8 bytes per slot and
+// without pointers. It stores four bytes of a token's hash. Two tokens that share them are dropped
+// together, which costs one extra check each.
 type byToken struct {
 	heads []uint32 // chain → its first slot plus one
 	next  []uint32 // slot → the next slot of its chain plus one
-	owner []uint64 // slot → the token of its decision
-	since []uint32 // slot → the generation in which it was linked
-	// generation counts the clears. A slot that was linked in an earlier generation is not linked.
-	generation uint32
+	owner []uint32 // slot → the token of its decision; 0: it is not linked
+	used  bool     // a slot was linked since the last clear
 }
 
 func newByToken(slots int) byToken {
@@ -25,15 +23,15 @@ func newByToken(slots int) byToken {
 		chains *= 2
 	}
 	return byToken{
-		heads: make([]uint32, chains), next: make([]uint32, slots), owner: make([]uint64, slots), since: make([]uint32, slots),
+		heads: make([]uint32, chains), next: make([]uint32, slots), owner: make([]uint32, slots),
 	}
 }
 
-func owner(h tokens.Hash) uint64 { return binary.LittleEndian.Uint64(h[8:]) }
+func owner(h tokens.Hash) uint32 { return max(1, binary.LittleEndian.Uint32(h[8:])) }
 
-func (b *byToken) head(owner uint64) *uint32 { return &b.heads[owner&uint64(len(b.heads)-1)] }
+func (b *byToken) head(owner uint32) *uint32 { return &b.heads[owner&uint32(len(b.heads)-1)] }
 
-func (b *byToken) linked(slot int) bool { return b.since[slot] == b.generation }
+func (b *byToken) linked(slot int) bool { return b.owner[slot] != 0 }
 
 // of yields the slots of a token. The caller may write them, but not link or unlink them.
 func (b *byToken) of(h tokens.Hash) iter.Seq[int] {
@@ -49,7 +47,7 @@ func (b *byToken) of(h tokens.Hash) iter.Seq[int] {
 // link assigns a slot, which must not be linked, to a token.
 func (b *byToken) link(slot int, h tokens.Hash) {
 	head := b.head(owner(h))
-	b.owner[slot], b.since[slot] = owner(h), b.generation
+	b.owner[slot], b.used = owner(h), true
 	b.next[slot], *head = *head, uint32(slot+1)
 }
 
@@ -70,7 +68,7 @@ func (b *byToken) prune(at *uint32, remove func(slot int) bool) {
 	for *at != 0 {
 		slot := int(*at - 1)
 		if remove(slot) {
-			b.since[slot] = b.generation - 1
+			b.owner[slot] = 0
 			*at = b.next[slot]
 		} else {
 			at = &b.next[slot]
@@ -78,8 +76,11 @@ func (b *byToken) prune(at *uint32, remove func(slot int) bool) {
 	}
 }
 
-// clear unlinks every slot.
+// clear unlinks every slot. It does not write to memory that was never used, so that it stays unallocated.
 func (b *byToken) clear() {
-	clear(b.heads)
-	b.generation++
+	if b.used {
+		clear(b.heads)
+		clear(b.owner)
+		b.used = false
+	}
 }
