@@ -249,7 +249,7 @@ func (f router) request(x *exchange) {
 		}
 		path := x.rewritten(action.Route.GetPrefixRewrite())
 		x.header.remove(authz.HeaderStreamDuration)
-		for _, name := range x.route.GetRequestHeadersToRemove() {
+		for _, name := range slices.Concat(x.route.GetRequestHeadersToRemove(), x.vhost.GetRequestHeadersToRemove()) {
 			x.header.remove(strings.ToLower(name))
 		}
 		for _, option := range x.route.GetRequestHeadersToAdd() {

@@ -434,7 +434,7 @@ services:
   - {name: live, path: /live, authenticate: false, websocket: true, upstreams: ["http://c"]}
   - {name: root, path: /, upstreams: ["http://d"]}
 `)
-		for _, r := range allRoutes(s) {
+		for r, vhost := range hostOfRoute(s) {
 			if r.GetRoute() == nil || r.GetRoute().GetCluster() == blackhole {
 				continue
 			}
@@ -445,7 +445,7 @@ services:
 				}
 			}
 			decided := rule.GetCheckSettings().GetContextExtensions()["authenticate"] == "true"
-			taken := slices.Contains(r.GetRequestHeadersToRemove(), "x-caller")
+			taken := slices.Contains(slices.Concat(r.GetRequestHeadersToRemove(), vhost.GetRequestHeadersToRemove()), "x-caller")
 			if decided == taken {
 				t.Errorf("%s %s: route %q: decided %v, taken out %v", more, r.GetMatch(), r.GetName(), decided, taken)
 			}

@@ -199,6 +199,7 @@ func (s *scopes) virtualHost(scope string, host *hostRoutes, guarded bool) *rout
 	}
 	strip(routes, b.stripOn(endpointGroup{}, false)) // the routes of no service have the headers of the gateway
 	share(vhost, routes, b.pack(authz.Unchecked()))
+	lift(vhost, routes, b.gw.Identity.UserHeader)
 	vhost.Routes = routes
 	return vhost
 }

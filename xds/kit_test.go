@@ -94,6 +94,19 @@ func routesOf(scope proto.Message) []*routev3.Route {
 	return routesIn(scope.(*routev3.ScopedRouteConfiguration))
 }
 
+// hostOfRoute are the routes of all scopes with their virtual hosts.
+func hostOfRoute(s *Snapshot) map[*routev3.Route]*routev3.VirtualHost {
+	all := map[*routev3.Route]*routev3.VirtualHost{}
+	for _, scope := range resourcesOf(s, resourcev3.ScopedRouteType) {
+		for _, vhost := range scope.(*routev3.ScopedRouteConfiguration).GetRouteConfiguration().GetVirtualHosts() {
+			for _, r := range vhost.GetRoutes() {
+				all[r] = vhost
+			}
+		}
+	}
+	return all
+}
+
 // allRoutes are the routes of all scopes.
 func allRoutes(s *Snapshot) (all []*routev3.Route) {
 	for _, scope := range resourcesOf(s, resourcev3.ScopedRouteType) {
