@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -36,10 +37,21 @@ func Message(m proto.Message) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// clearStyle removes the style of JSON: braces and quotes.
+// clearStyle removes the style of JSON: braces, and quotes where every parser takes the text for a text.
 func clearStyle(node *yaml.Node) {
-	node.Style = 0
+	if node.Style != yaml.DoubleQuotedStyle || !isOldBool(node.Value) {
+		node.Style = 0
+	}
 	for _, child := range node.Content {
 		clearStyle(child)
 	}
+}
+
+// isOldBool reports whether a text is a boolean in YAML 1.1, to which Envoy's parser keeps.
+func isOldBool(text string) bool {
+	switch strings.ToLower(text) {
+	case "y", "n", "yes", "no", "on", "off":
+		return true
+	}
+	return false
 }

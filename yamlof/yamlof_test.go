@@ -33,3 +33,14 @@ func TestEveryTextIsRead(t *testing.T) {
 		}
 	}
 }
+
+// TestNoTextIsABooleanToEnvoy: its parser is one of YAML 1.1, so a service at /y would have no path.
+func TestNoTextIsABooleanToEnvoy(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"y", "N", "yes", "No", "ON", "off", "true"} {
+		text, err := yamlof.Message(&apipb.Api{Name: name})
+		if want := "name: \"" + name + "\"\n"; err != nil || string(text) != want {
+			t.Errorf("%q is written as %q, want %q (%v)", name, text, want, err)
+		}
+	}
+}
