@@ -265,3 +265,37 @@ func hasField(m protoreflect.MessageDescriptor, path []string) bool {
 	field := m.Fields().ByName(protoreflect.Name(path[0]))
 	return field != nil && (len(path) == 1 || hasField(field.Message(), path[1:]))
 }
+
+// The answers in CONTRIBUTING.md name these files, and each has what it is named for.
+func TestTheAnswersOfContributingAreTrue(t *testing.T) {
+	text, err := os.ReadFile("CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, has := range map[string]string{
+		"proto/gatepost/v1/definitions.proto": "\nmessage Service {",
+		"docs/reference/definitions.md":       "\n## Service\n",
+		"definitions/model.go":                "\ntype Service struct {",
+		"definitions/defaults.go":             "\nfunc serviceOf(",
+		"definitions/semantics.go":            "\nfunc parseService(",
+		"definitions/message.go":              "\nfunc (s *Service) Message() ",
+		"definitions/testdata/good/all.txtar": "\nservices:",
+		"definitions/golden_test.go":          "\nfunc TestTheModelHasEveryFieldOfTheSchema(",
+		"xds/services.go":                     "\nfunc (b *builder) service(",
+		"xds/routes.go":                       "\nfunc (b *builder) ",
+		"explain/modelled.go":                 "\nvar modelled = ",
+		"authz/rule.go":                       "\nfunc (r Rule) Extensions() ",
+		"convention/responses.go":             `= "You are not allowed to access this API!"`,
+		"authz/response.go":                   "StatusCode_Unauthorized, convention.TextUnauthorized",
+		"rollout/rollout.go":                  "\n//   - rejected: [xds.Nacked], if the NACK counts: ",
+		"rollout/machine_test.go":             `{"two Envoys disagree", `,
+		"tokens/token.go":                     "\nfunc (t Token) Hash() Hash {",
+	} {
+		if !strings.Contains(string(text), file) {
+			t.Errorf("CONTRIBUTING.md does not name %s", file)
+		}
+		if code, err := os.ReadFile(file); err != nil || !strings.Contains(string(code), has) {
+			t.Errorf("%s does not have %q (%v)", file, has, err)
+		}
+	}
+}
