@@ -35,6 +35,3 @@ func ParseRoots(text []byte, now time.Time) (Roots, error) {
 	}
 	return r, nil
 }
-
-// DaysLeft returns the number of whole days until the last of them expires, negative afterwards.
-func (r Roots) DaysLeft(now time.Time) int { return DaysLeft(r.NotAfter, now) }

@@ -118,9 +118,6 @@ func built(d *definitions.Definitions, served *definitions.Gateway, opts xds.Opt
 	return e, nil
 }
 
-// Version returns the version of the definitions, as `gatepost status` prints it.
-func (e *Explainer) Version() string { return e.version }
-
 // read extracts the routing configuration from a snapshot.
 func (e *Explainer) read(s *xds.Snapshot) error {
 	listeners, err := s.Resources(resourcev3.ListenerType)

@@ -334,8 +334,8 @@ func testWatchedIsExplained(t *testing.T, traces *tracing.Settings, text string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e.Version() != served.Version {
-		t.Errorf("version %s, want the served %s", e.Version(), served.Version)
+	if e.version != served.Version {
+		t.Errorf("version %s, want the served %s", e.version, served.Version)
 	}
 	if x, err := e.Explain(t.Context(), Request{Target: "/items/5", Header: []Field{{"Host", "h"}}}); err != nil || x.Service.Name != "items" || len(x.Unsure) > 0 {
 		t.Errorf("%+v, %v", x, err)

@@ -116,9 +116,6 @@ func (t Token) Hash() Hash {
 	return sha256.Sum256(text[:n])
 }
 
-// IsZero reports whether t is the zero Token.
-func (t Token) IsZero() bool { return t.text == nil }
-
 const redacted = "[redacted]"
 
 // String returns "[redacted]".
