@@ -22,6 +22,8 @@ func methodOverridesAndNamedUsersReachNoUpstream(t *testing.T, g *gateway) {
 		"X-Forwarded-User", "X-Forwarded-Groups", "X-Forwarded-Email", "X-Forwarded-Preferred-Username", "X-Forwarded-Access-Token",
 		"X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Anything", "Remote-User", "X-Remote-User",
 		"X-Original-URI", "X-Original-Host", "True-Client-IP", "Proxy",
+		"X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-URI", "X-Forwarded-Ssl", "X-Forwarded-Scheme",
+		"X-Forwarded-Protocol", "X-Forwarded-Pro-To", "X-Forwarded-Prot0", "X-Forwarded-Fort", "X-Forwarded-Fo1", "X-Forwarded-By", "X-Forwarded-4",
 	} {
 		sent = append(sent, name+": mallory")
 	}
@@ -66,10 +68,34 @@ func TestTheRemovedHeadersAreDocumented(t *testing.T) {
 			t.Errorf("the page does not list %s", name)
 		}
 	}
-	for _, prefix := range strippedPrefixes {
+	for _, prefix := range append(strippedPrefixes, "x-forwarded-") {
 		if !listed[prefix+"*"] {
 			t.Errorf("the page does not list %s*", prefix)
 		}
+	}
+}
+
+// TestHeadersBesideTheRemovedOnesPass: Envoy appends to X-Forwarded-For and sets X-Forwarded-Proto itself.
+func TestHeadersBesideTheRemovedOnesPass(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, shop)
+	names := []string{"x-auth", "x-auth-request", "x-original", "x-method", "x-forwarded", "forwarded-user", "x-http", "ax-envoy-a", "authentication", "proxys"}
+	lines := []string{"x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"}
+	for _, name := range names {
+		lines = append(lines, name+": kept")
+	}
+	g.do("GET", "/items", lines...)
+	got := g.public.Requests()
+	if len(got) != 1 {
+		t.Fatalf("%d requests came through", len(got))
+	}
+	for _, name := range names {
+		if got[0].Header.Get(name) != "kept" {
+			t.Errorf("%s did not reach the upstream", name)
+		}
+	}
+	if from, proto := got[0].Header.Get("x-forwarded-for"), got[0].Header.Get("x-forwarded-proto"); !strings.HasPrefix(from, "192.0.2.7,") || proto != "http" {
+		t.Errorf("the upstream received x-forwarded-for %q and x-forwarded-proto %q", from, proto)
 	}
 }
 
