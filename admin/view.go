@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
+
 	"gatepost/convention"
 	"gatepost/explain"
 )
@@ -72,25 +74,32 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
-			label := func(name string) string {
-				for _, l := range m.GetLabel() {
-					if l.GetName() == name {
-						return l.GetValue()
-					}
-				}
-				return ""
-			}
-			switch family.GetName() {
-			case "gatepost_decisions_total":
-				o.Decisions[label("decision")] += m.GetCounter().GetValue()
-			case "gatepost_logins_total":
-				o.Logins[label("outcome")] += m.GetCounter().GetValue()
-			case "gatepost_cache_lease_held":
-				o.FromMemory = m.GetGauge().GetValue() == 1
-			}
+			o.count(family.GetName(), m)
 		}
 	}
 	convention.WriteJSON(w, http.StatusOK, o)
+}
+
+// count adds a metric, if it is one that is shown.
+func (o *Overview) count(name string, m *dto.Metric) {
+	switch name {
+	case "gatepost_decisions_total":
+		o.Decisions[labelOf(m, "decision")] += m.GetCounter().GetValue()
+	case "gatepost_logins_total":
+		o.Logins[labelOf(m, "outcome")] += m.GetCounter().GetValue()
+	case "gatepost_cache_lease_held":
+		o.FromMemory = m.GetGauge().GetValue() == 1
+	}
+}
+
+// labelOf returns the value of a label of a metric, or "".
+func labelOf(m *dto.Metric, name string) string {
+	for _, l := range m.GetLabel() {
+		if l.GetName() == name {
+			return l.GetValue()
+		}
+	}
+	return ""
 }
 
 // definitions returns the definitions that are served, as YAML.

@@ -125,24 +125,28 @@ func withStaticUpstreamSecrets(clusters []*clusterv3.Cluster) (pairs, cas []stri
 		for _, match := range c.GetTransportSocketMatches() {
 			sockets = append(sockets, match.GetTransportSocket())
 		}
-		for _, socket := range sockets {
-			if socket == nil {
-				continue
-			}
-			config := new(tlsv3.UpstreamTlsContext)
-			if err := socket.GetTypedConfig().UnmarshalTo(config); err != nil {
+		for _, socket := range slices.DeleteFunc(sockets, func(s *corev3.TransportSocket) bool { return s == nil }) {
+			ofPair, ofCA, err := withStaticSecretsOf(socket)
+			if err != nil {
 				return nil, nil, err
 			}
-			for _, secret := range config.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
-				pairs, secret.SdsConfig = append(pairs, secret.GetName()), nil
-			}
-			if secret := config.GetCommonTlsContext().GetCombinedValidationContext().GetValidationContextSdsSecretConfig(); secret != nil {
-				cas, secret.SdsConfig = append(cas, secret.GetName()), nil
-			}
-			if err := socket.GetTypedConfig().MarshalFrom(config); err != nil {
-				return nil, nil, err
-			}
+			pairs, cas = append(pairs, ofPair...), append(cas, ofCA...)
 		}
 	}
 	return pairs, cas, nil
+}
+
+// withStaticSecretsOf is [withStaticUpstreamSecrets] for one socket.
+func withStaticSecretsOf(socket *corev3.TransportSocket) (pairs, cas []string, err error) {
+	config := new(tlsv3.UpstreamTlsContext)
+	if err := socket.GetTypedConfig().UnmarshalTo(config); err != nil {
+		return nil, nil, err
+	}
+	for _, secret := range config.GetCommonTlsContext().GetTlsCertificateSdsSecretConfigs() {
+		pairs, secret.SdsConfig = append(pairs, secret.GetName()), nil
+	}
+	if secret := config.GetCommonTlsContext().GetCombinedValidationContext().GetValidationContextSdsSecretConfig(); secret != nil {
+		cas, secret.SdsConfig = append(cas, secret.GetName()), nil
+	}
+	return pairs, cas, socket.GetTypedConfig().MarshalFrom(config)
 }

@@ -38,37 +38,46 @@ func topCommand(s *settings) *cobra.Command {
 			"If standard output is no terminal, it is shown once, with the counts since the start.",
 		Args: usage(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			live := isTerminal(c.OutOrStdout())
-			if live {
-				fmt.Fprint(c.OutOrStdout(), noWrap)
-				defer fmt.Fprint(c.OutOrStdout(), wrap)
+			if isTerminal(c.OutOrStdout()) {
+				return s.liveTop(c.Context(), c.OutOrStdout())
 			}
-			var before *topState
-			for {
-				now, err := s.top(c.Context())
-				if err != nil && (!live || before == nil) {
-					return err
-				}
-				var screen bytes.Buffer
-				if live {
-					screen.WriteString("\x1b[H\x1b[2J") // to the top, and clear
-				}
-				if err != nil {
-					fmt.Fprintln(&screen, err)
-				} else {
-					now.print(&screen, before, heightOf(c.OutOrStdout()))
-					before = now
-				}
-				if _, err := screen.WriteTo(c.OutOrStdout()); err != nil || !live {
-					return err
-				}
-				select {
-				case <-c.Context().Done():
-					return nil
-				case <-time.After(topEvery):
-				}
+			now, err := s.top(c.Context())
+			if err != nil {
+				return err
 			}
+			var out bytes.Buffer
+			now.print(&out, nil, heightOf(c.OutOrStdout()))
+			_, err = out.WriteTo(c.OutOrStdout())
+			return err
 		},
+	}
+}
+
+// liveTop refreshes the terminal until ctx ends. A gateway that answered once may be away for a while.
+func (s *settings) liveTop(ctx context.Context, terminal io.Writer) error {
+	fmt.Fprint(terminal, noWrap)
+	defer fmt.Fprint(terminal, wrap)
+	var before *topState
+	for {
+		now, err := s.top(ctx)
+		screen := bytes.NewBufferString("\x1b[H\x1b[2J") // to the top, and clear
+		switch {
+		case err == nil:
+			now.print(screen, before, heightOf(terminal))
+			before = now
+		case before == nil:
+			return err
+		default:
+			fmt.Fprintln(screen, err)
+		}
+		if _, err := screen.WriteTo(terminal); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(topEvery):
+		}
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -32,30 +31,37 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 		_, err := fmt.Fprintf(w, "upstreams  not known: %s\n", read.Unknown)
 		return err
 	}
-	total, healthy := 0, 0
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	listed := false
+	total, unhealthy := 0, 0
+	var rows []string
 	for _, service := range read.Services {
-		bad := slices.ContainsFunc(service.Upstreams, func(u admin.Upstream) bool { return u.Health != admin.HealthHealthy })
-		show := all || bad || service.CanaryPercent != nil || len(service.LimitsReached) > 0
+		bad := 0
 		for _, u := range service.Upstreams {
-			total++
-			if u.Health == admin.HealthHealthy {
-				healthy++
-			}
-			if show {
-				if !listed {
-					fmt.Fprintln(table, "SERVICE\tUPSTREAM\tHEALTH\tREQUESTS\tERRORS\tNOTE")
-				}
-				listed = true
-				fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", service.Name, strings.TrimSpace(u.Address+" "+u.Name), u.Health, u.Requests, u.Errors, orNone(note(service, u)))
+			if u.Health != admin.HealthHealthy {
+				bad++
 			}
 		}
+		total, unhealthy = total+len(service.Upstreams), unhealthy+bad
+		if all || bad > 0 || service.CanaryPercent != nil || len(service.LimitsReached) > 0 {
+			rows = append(rows, upstreamRows(service)...)
+		}
 	}
-	if _, err := fmt.Fprintf(w, "%d of %d upstreams are healthy\n", healthy, total); err != nil {
+	if _, err := fmt.Fprintf(w, "%d of %d upstreams are healthy\n", total-unhealthy, total); err != nil || len(rows) == 0 {
 		return err
 	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVICE\tUPSTREAM\tHEALTH\tREQUESTS\tERRORS\tNOTE")
+	for _, row := range rows {
+		fmt.Fprintln(table, row)
+	}
 	return table.Flush()
+}
+
+// upstreamRows are the rows of a service, one for each upstream.
+func upstreamRows(s admin.Service) (rows []string) {
+	for _, u := range s.Upstreams {
+		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%d\t%d\t%s", s.Name, strings.TrimSpace(u.Address+" "+u.Name), u.Health, u.Requests, u.Errors, orNone(note(s, u))))
+	}
+	return rows
 }
 
 // note is what else there is to say about an upstream.
