@@ -109,7 +109,7 @@ func gatewaysCountAServiceTogether(t *testing.T, c cluster) {
 func gatewaysCountAddressesTogether(t *testing.T, c cluster) {
 	client := &http.Client{Transport: &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(proxy)}}).DialContext}}
 	defer client.CloseIdleConnections()
-	const addresses = 1000
+	addresses := manyAddresses()
 	for round := range 3 {
 		for i := range addresses {
 			got, err := envoytest.Send(t.Context(), client, "GET", "http://"+c.of(i+round).addr+"/Address", "", fmt.Sprintf("x-forwarded-for: 10.7.%d.%d", i/250, i%250))
