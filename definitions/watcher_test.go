@@ -70,7 +70,7 @@ func (f *followed) next(want string) string {
 	select {
 	case got := <-f.reports:
 		return got
-	case <-time.After(20 * time.Second):
+	case <-time.After(5 * time.Minute):
 		f.t.Fatalf("nothing reported, want %q", want)
 		return ""
 	}

@@ -418,7 +418,7 @@ func TestClientCertificatesByHTTP3(t *testing.T) {
 			config.InsecureSkipVerify = true
 			transport := &http3.Transport{TLSClientConfig: config}
 			defer transport.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // a handshake that Envoy drops has no answer
+			ctx, cancel := context.WithTimeout(t.Context(), envoytest.Deadline) // a handshake that Envoy drops has no answer
 			defer cancel()
 			request, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+g.tlsAddr+path, nil)
 			if err != nil {

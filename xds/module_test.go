@@ -273,7 +273,7 @@ func TestClientCannotMarkItsRequest(t *testing.T) {
 func TestStreamEndsWithItsToken(t *testing.T) {
 	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
-	bearer := "authorization: " + d.login("ada", 3*time.Second)
+	bearer := "authorization: " + d.login("ada", 10*time.Second)
 	d.get("/orders/5", bearer)
 	hung := make(chan bool)
 	d.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })

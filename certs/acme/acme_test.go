@@ -31,7 +31,7 @@ import (
 	"gatepost/tokens/redistest"
 )
 
-const deadline = time.Minute
+const deadline = 5 * time.Minute
 
 // site is where the CA validates: the ports that stand for 80 and 443.
 type site struct {

@@ -305,7 +305,7 @@ func TestSealedSuccessorIsDeletedAfterGrace(t *testing.T) {
 	if _, err := s.Rotate(t.Context(), old.Hash, next, 50*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(time.Millisecond) {
 		var record *tokens.Record
 		entries := 0
 		err := s.view("reading", func(tx *bbolt.Tx) (err error) {
