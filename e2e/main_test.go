@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 )
 
@@ -34,6 +35,16 @@ func run(m *testing.M) int {
 	}
 	return m.Run()
 }
+
+// unraced is gatepost without the race detector, which takes several times the memory and, for ten thousand services,
+// most of a minute.
+var unraced = sync.OnceValues(func() (path string, err error) {
+	if !raceEnabled {
+		return binary, nil
+	}
+	path = binary + "-unraced"
+	return path, buildGatepost(path, "-race=false")
+})
 
 // buildGatepost builds the program with the tags of a release, and with more arguments of go build.
 func buildGatepost(path string, more ...string) error {

@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -92,10 +91,9 @@ const mostOfMany = 56 << 20
 
 // What reading, building, sending and saving 10,000 services took is given back once they are served.
 func TestTenThousandServicesFitIntoMemory(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "gatepost")
-	if err := buildGatepost(program, "-race=false"); err != nil { // the race detector takes several times the memory
-		t.Fatal(err)
-	}
+	t.Parallel()
+	program, err := unraced()
+	must(t, err)
 	var services strings.Builder
 	services.WriteString("services:\n")
 	for i := range 10_000 {

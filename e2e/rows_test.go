@@ -63,14 +63,16 @@ func TestRowsHoldAmongTenThousandServices(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the gateway takes some seconds to start: run without -short")
 	}
-	// Not parallel: beside other tests, and with the race detector, the start takes minutes.
+	t.Parallel()
+	program, err := unraced()
+	must(t, err)
 	var services []string
 	for i := range 10_000 {
 		services = append(services, fmt.Sprintf(`  - {name: crowd-%d, path: /crowd-%d, upstreams: ["http://127.0.0.1:1"]}`, i, i))
 	}
 	deep, kept, based := envoytest.Upstream(t), envoytest.Upstream(t), envoytest.Upstream(t)
 	services = append(services, deepService(deep), keptService(kept), basedService(based), deadService(t))
-	shop := startShop(t, setup{}, services...)
+	shop := startShop(t, setup{Program: program}, services...)
 	row := func(what string, test func(t *testing.T)) {
 		for _, upstream := range []*envoytest.Recorder{shop.users, shop.orders, shop.items} {
 			upstream.Reset()
