@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"gatepost/codec"
 	"gatepost/convention"
@@ -84,6 +85,7 @@ func askFirst(t *testing.T, l *listenerv3.Listener, rules []Rule) {
 	ask := &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: pack(&extauthzv3.ExtAuthz{
 		Services: &extauthzv3.ExtAuthz_GrpcService{GrpcService: &corev3.GrpcService{
 			TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{ClusterName: envoy.ClusterGRPC}},
+			Timeout:         durationpb.New(envoytest.Deadline), // Envoy's 200 ms are too short beside other load
 		}},
 		TransportApiVersion: corev3.ApiVersion_V3,
 		StatusOnError:       &typev3.HttpStatus{Code: typev3.StatusCode_ServiceUnavailable},
