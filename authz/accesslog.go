@@ -2,14 +2,12 @@ package authz
 
 import "google.golang.org/protobuf/types/known/structpb"
 
-// The names under [MetadataNamespace] by which the access log of Envoy finds a decision, beside MetadataReason. The
-// module sets those of user and decision too (envoy/module/module.c).
+// The names under [MetadataNamespace] by which the access log of Envoy finds a decision of Gatepost, beside
+// MetadataReason. The module sets none of them: the user and the session of a hit are in the filter state.
 const (
 	MetadataDecision = "decision"
 	MetadataUser     = "user"
 	MetadataSession  = "session"
-	// MetadataChecked is in Gatepost's decisions alone, and distinguishes them from those of the module.
-	MetadataChecked = "checked"
 )
 
 // metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
@@ -22,7 +20,6 @@ func (d *Decision) metadata() *structpb.Struct {
 	m := &structpb.Struct{Fields: map[string]*structpb.Value{
 		MetadataDecision: structpb.NewStringValue(string(d.Outcome())),
 		MetadataReason:   structpb.NewStringValue(d.Reason.String()),
-		MetadataChecked:  structpb.NewBoolValue(true),
 	}}
 	if user := d.principal.User(); validHeaderValue(user) { // which is UTF-8, as protobuf requires
 		m.Fields[MetadataUser] = structpb.NewStringValue(user)

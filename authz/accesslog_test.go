@@ -30,12 +30,12 @@ func TestDecisionForTheAccessLog(t *testing.T) {
 		want    map[string]any
 	}{
 		"no access log":                       {shop, secured, authorization(token.Reveal()), nil},
-		"allowed":                             {logged, secured, authorization(token.Reveal()), map[string]any{"checked": true, "decision": "allow", "reason": "token_known", "user": "ann", "session": session}},
+		"allowed":                             {logged, secured, authorization(token.Reveal()), map[string]any{"decision": "allow", "reason": "token_known", "user": "ann", "session": session}},
 		"public":                              {logged, Rule{Service: "items"}, authorization(token.Reveal()), nil},
-		"no token":                            {logged, secured, nil, map[string]any{"checked": true, "decision": "deny", "reason": "token_missing"}},
-		"unknown token":                       {logged, secured, authorization(unknown.Reveal()), map[string]any{"checked": true, "decision": "deny", "reason": "token_unknown"}},
-		"no scope":                            {logged, scoped, authorization(token.Reveal()), map[string]any{"checked": true, "decision": "deny", "reason": "scope_missing", "user": "ann", "session": session}},
-		"a user's id that is no header value": {logged, secured, authorization(bad.Reveal()), map[string]any{"checked": true, "decision": "error", "reason": "bad_user"}},
+		"no token":                            {logged, secured, nil, map[string]any{"decision": "deny", "reason": "token_missing"}},
+		"unknown token":                       {logged, secured, authorization(unknown.Reveal()), map[string]any{"decision": "deny", "reason": "token_unknown"}},
+		"no scope":                            {logged, scoped, authorization(token.Reveal()), map[string]any{"decision": "deny", "reason": "scope_missing", "user": "ann", "session": session}},
+		"a user's id that is no header value": {logged, secured, authorization(bad.Reveal()), map[string]any{"decision": "error", "reason": "bad_user"}},
 	} {
 		got := g.check(t, asking(c.shared, c.rule, c.headers)).GetDynamicMetadata()
 		if c.want == nil && got == nil {

@@ -157,8 +157,8 @@ func header(m *routev3.HeaderMatcher) condition {
 }
 
 var (
-	// hit: the module has let the request pass, and has set the user and the session.
-	hit = both(described(authz.MetadataSession), not(described(authz.MetadataChecked)))
+	// hit: the module has let the request pass. Gatepost's own decisions have both.
+	hit = both(described(authz.MetadataReason), not(described(authz.MetadataDecision)))
 	// decidedByRoute: the metadata of the route has the service, its version, the decision and the reason. Without them
 	// are preflights of unknown paths and the gateway's own paths, which begin with a dot. A service below such a path
 	// is not distinguished from those.
@@ -201,20 +201,24 @@ var (
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
 	formatVersion  = one(ofRoute(logVersion))
-	formatUser     = one(ofDecision(authz.MetadataUser))
-	formatSession  = one(ofDecision(authz.MetadataSession))
+	formatUser     = first(kept("user"), ofDecision(authz.MetadataUser))
+	formatSession  = first(kept("session"), ofDecision(authz.MetadataSession))
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
+	formatRoute    = "%ROUTE_NAME%"
 	formatTrace    = "%TRACE_ID%"
 )
 
 // pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and
 // no route has rewritten the path, which is then that of an operator.
 func pathOr(early operator) string {
-	return first(keptPath, early)
+	return first(kept("path"), early)
 }
 
-var keptPath = operator{Command: "FILTER_STATE", Param: logPath + ":PLAIN"}
+// kept is a value in the filter state: the path, and of a hit of the module the user and the session.
+func kept(key string) operator {
+	return operator{Command: "FILTER_STATE", Param: "gatepost." + key + ":PLAIN"}
+}
 
 // ofHeader is a request header, cut off after longestText bytes.
 func ofHeader(name string) string { return fmt.Sprintf("%%REQ(%s):%d%%", name, longestText) }
@@ -280,12 +284,17 @@ type verdict struct{ decision, reason string }
 // Envoy can refuse a request after it was allowed, and names that end. A route without a decision of Gatepost has one
 // itself. A look-up of the end takes several microseconds, so it is left out if there cannot be one.
 var (
-	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
+	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
 	refused = verdict{
-		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)),
+		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit),
 		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
 	}
 )
+
+// ofHit is the decision of a request that the module has let pass, whose route has none. If there is no such request,
+// the expression is an error, and there is no value.
+var ofHit = operator{Command: "CEL", Param: fmt.Sprintf("{'%s':'%s'}[metadata.filter_metadata['%s']['%s']]",
+	authz.ReasonModule, authz.Allowed, authz.MetadataNamespace, authz.MetadataReason)}
 
 // ofEnd is a part of the entry of envoysEnds for the request. If there is none, the expression is an error, and there
 // is no value.
@@ -326,15 +335,19 @@ const asText = "%CUSTOM_FLAGS%"
 var (
 	hitLine = line{
 		verdict: verdict{string(authz.Allowed), authz.ReasonModule},
-		user:    formatUser + asText, session: formatSession + asText,
+		user:    one(kept("user")), session: one(kept("session")),
+		service: formatRoute, // a route on which the module is enabled has the name of its service
 	}
-	routeLine = line{verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText}}
+	routeLine = line{
+		verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText},
+		service: formatService + asText,
+	}
 )
 
 // quick completes a line of requests that a service has. Their path is kept.
 func (b *builder) quick(l line) line {
-	l.texts = texts{ofHeader, one(keptPath) + asText}
-	l.service, l.version = formatService+asText, formatVersion+asText
+	l.texts = texts{ofHeader, one(kept("path"))}
+	l.version = formatVersion + asText
 	if b.traces() {
 		l.trace = formatTrace
 	}
@@ -371,7 +384,7 @@ func ecsFields(l line) []field {
 		{"service.address", "%UPSTREAM_HOST%"},
 		{"gatepost.decision", l.decision},
 		{"gatepost.reason", l.reason},
-		{"gatepost.route", "%ROUTE_NAME%"},
+		{"gatepost.route", formatRoute},
 		{"gatepost.version", l.version},
 		{"envoy.response_flags", "%RESPONSE_FLAGS%"},
 		{"envoy.response_code_details", "%RESPONSE_CODE_DETAILS%"},

@@ -198,12 +198,11 @@ type requestOfTheLog struct {
 	headers   map[string]string
 }
 
-// requestsOfTheLog are all kinds of requests: by status, metadata and headers. A hit has a reason if it has a session.
+// requestsOfTheLog are all kinds of requests: by status, metadata and headers.
 func requestsOfTheLog() (all []requestOfTheLog) {
 	for _, status := range []uint32{0, 101, 199, 200, 399, 400, 503} {
 		for _, described := range []map[string]bool{
-			nil, {"reason": true}, {"reason": true, "user": true}, {"reason": true, "session": true}, {"reason": true, "checked": true},
-			{"reason": true, "session": true, "checked": true}, {"checked": true},
+			nil, {"reason": true}, {"reason": true, "decision": true}, {"decision": true},
 		} {
 			for _, path := range []string{"/", "/.gatepost/version", "/.well-known/acme-challenge/x"} {
 				all = append(all,
@@ -260,7 +259,7 @@ func TestRoutesHaveWhatTheirLinesNeed(t *testing.T) {
 		if strings.Contains(text, "access_log:") {
 			continue
 		}
-		options.ClusterLimits = true
+		options.ClusterLimits, options.Module = true, Module{Library: "/m.so", Table: "/t"}
 		for _, r := range allRoutes(buildWith(t, "access_log: {format: ecs}\n"+text, options)) {
 			path := r.GetMatch().GetPath() + r.GetMatch().GetPrefix()
 			if r.GetDirectResponse().GetStatus() >= 400 || strings.HasSuffix(r.GetName(), " preflight") || strings.HasPrefix(path, "/.") {
@@ -273,6 +272,9 @@ func TestRoutesHaveWhatTheirLinesNeed(t *testing.T) {
 				needed = append(needed, authz.MetadataReason)
 			} else if r.GetTypedPerFilterConfig()[filterOwnToken] == nil {
 				t.Errorf("%s: the route %q has no decision, and is none that needs a token", file, r.GetName())
+			}
+			if name := fields[logService].GetStringValue(); r.GetTypedPerFilterConfig()[filterModule] != nil && name != r.GetName() {
+				t.Errorf("%s: the route %q is of the service %q", file, r.GetName(), name)
 			}
 			for _, key := range needed {
 				if fields[key].GetStringValue() == "" {

@@ -77,6 +77,9 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	maps.Copy(perFilter, s.limits)
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
+		if b.describes() {
+			perFilter[logPath] = b.disabled() // the module keeps the path
+		}
 	}
 	if on := b.stripOn(s, s.trailers); on != nil {
 		perFilter[filterStrip] = on

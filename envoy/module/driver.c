@@ -80,9 +80,13 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
                                                                     struct buffer value) {
   marked |= key.length == 6 && memcmp(key.ptr, "reason", 6) == 0;
-  if (key.length != 7 || memcmp(key.ptr, "session", 7) != 0) return;
+}
+
+bool envoy_dynamic_module_callback_http_set_filter_state_bytes(void *filter, struct buffer key, struct buffer value) {
+  if (key.length != 16 || memcmp(key.ptr, "gatepost.session", 16) != 0) return true;
   if (value.length > sizeof session) abort();
   memcpy(session, value.ptr, session_length = value.length);
+  return true;
 }
 
 // ---- Commands ----

@@ -28,7 +28,6 @@
 #ifndef GP_CLOCK // the unit driver defines its own
 #define GP_CLOCK clock_gettime
 #endif
-
 // The functions of Envoy 1.40 that this module calls (docs: "Dynamic modules"). An enum is an int. HTTP_REQUEST_HEADERS
 // is the request's headers; CONTINUE lets the stream go on.
 struct buffer { const char *ptr; size_t length; };
@@ -37,25 +36,25 @@ const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *f
 bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value,
                                                    size_t index, size_t *count);
 bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value);
+struct header { struct buffer name, value; };
 void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
                                                                     struct buffer value);
-struct header { struct buffer name, value; };
+bool envoy_dynamic_module_callback_http_set_filter_state_bytes(void *filter, struct buffer key, struct buffer value);
 size_t envoy_dynamic_module_callback_http_get_headers_size(void *filter, int map);
 bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struct header *all);
 
 #define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
 #define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
-#define DESCRIBE(filter, key, value) \
-  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT(key), value)
+#define KEEP(filter, key, value) (void)envoy_dynamic_module_callback_http_set_filter_state_bytes(filter, TEXT("gatepost." key), value)
 #define SET(filter, name, value) envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value)
 #define HOOK __attribute__((visibility("default")))
 
 // The listener's limits of a request's headers (xds/listener.go).
 #define MOST_HEADERS 64
 #define MOST_HEADER_BYTES 16384
+#define LONGEST_PATH 1024 // of a line of the access log (xds/accesslog.go)
 
 typedef const _Atomic uint64_t *words;
-
 static const struct buffer inputs[GP_INPUTS] = {
     {"authorization", 13}, {"origin", 6}, {"cookie", 6}, {"sec-websocket-protocol", 22}};
 
@@ -132,7 +131,6 @@ static bool parse_route(struct buffer config, struct route *r) {
 // ---- The table ----
 
 #define HITS_BYTES (sizeof(uint64_t) * GP_HITS_SLOTS * GP_HITS_WORDS)
-
 static _Thread_local struct view {
   char path[PATH_MAX];
   words table; // NULL if none is mapped
@@ -195,10 +193,8 @@ static bool map(int fd, const struct statx *s) {
   void *table = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
   if (table == MAP_FAILED) return false;
   uint64_t buckets = load((words)table + GP_HEADER_BUCKETS);
-  if (load((words)table + GP_HEADER_MAGIC) != GP_MAGIC || buckets > GP_MAX_BUCKETS || bytes != header + bucket * buckets) {
-    munmap(table, bytes);
-    return false;
-  }
+  if (load((words)table + GP_HEADER_MAGIC) != GP_MAGIC || buckets > GP_MAX_BUCKETS || bytes != header + bucket * buckets)
+    return munmap(table, bytes), false;
   unmap();
   view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s->stx_ino;
   if (map_hits()) return true;
@@ -224,7 +220,6 @@ struct decision {
 };
 
 enum answer { MISS, HIT, STALE };
-
 // read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared with the clocks
 // yet.
 static bool read_slot(words slot, const uint64_t tag[2], uint64_t *expires, uint64_t *until, struct decision *d) {
@@ -269,11 +264,7 @@ static enum answer look_up(const uint8_t *message, size_t length, struct decisio
 }
 
 static bool find(const struct config *c, const uint8_t *message, size_t length, struct decision *d) {
-  if (strcmp(view.path, c->path) != 0) {
-    unmap();
-    view.looked = 0;
-    memcpy(view.path, c->path, sizeof view.path);
-  }
+  if (strcmp(view.path, c->path) != 0) unmap(), view.looked = 0, memcpy(view.path, c->path, sizeof view.path);
   enum answer a = view.table ? look_up(message, length, d) : STALE;
   if (a == STALE && refresh()) a = look_up(message, length, d);
   return a == HIT;
@@ -310,16 +301,17 @@ static bool fits(void *filter, struct buffer name, struct buffer value) {
   for (size_t i = 0; i < count; i++) bytes += all[i].name.length + all[i].value.length;
   return bytes <= MOST_HEADER_BYTES;
 }
-
-// describe sets what the access log shows. The session's id is a UUID.
+// describe keeps what the access log shows. The session's id is a UUID.
 static void describe(void *filter, const struct decision *d, struct buffer user) {
   uint64_t high = d->text[GP_SLOT_SESSION - GP_SLOT_USER], low = d->text[GP_SLOT_SESSION - GP_SLOT_USER + 1];
-  char text[37];
-  DESCRIBE(filter, "user", user), DESCRIBE(filter, "decision", TEXT("allow"));
+  char text[36], *end = text; // snprintf would take a thousand instructions
+  KEEP(filter, "user", user);
   if ((high | low) == 0 || user.length > GP_USER_WITH_SESSION) return;
-  int n = snprintf(text, sizeof text, "%08" PRIx64 "-%04" PRIx64 "-%04" PRIx64 "-%04" PRIx64 "-%012" PRIx64, high >> 32,
-                   high >> 16 & 0xffff, high & 0xffff, low >> 48, low & 0xffffffffffff);
-  DESCRIBE(filter, "session", ((struct buffer){text, (size_t)n}));
+  for (int i = 0; i < 32; i++) {
+    if (i >= 8 && i <= 20 && i % 4 == 0) *end++ = '-';
+    *end++ = "0123456789abcdef"[(i < 16 ? high >> (60 - 4 * i) : low >> (124 - 4 * i)) & 15];
+  }
+  KEEP(filter, "session", ((struct buffer){text, sizeof text}));
 }
 
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
@@ -334,8 +326,17 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
   }
   if (!r->forward_token && !SET(filter, inputs[0], ((struct buffer){NULL, 0}))) return false;
   if (r->log) describe(filter, d, user);
-  DESCRIBE(filter, "reason", TEXT("module"));
+  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"), TEXT("module"));
   return true;
+}
+
+// keep_path keeps the path without its query for the access log, before a route rewrites it.
+static void keep_path(void *filter) {
+  struct buffer path = {"", 0};
+  size_t count = 0, n = 0;
+  (void)envoy_dynamic_module_callback_http_get_header(filter, HTTP_REQUEST_HEADERS, TEXT(":path"), &path, 0, &count);
+  while (n < path.length && n < LONGEST_PATH && path.ptr[n] != '?') n++;
+  KEEP(filter, "path", ((struct buffer){path.ptr, n}));
 }
 
 // count_hit adds a hit to the service's counter. A slot belongs to the first service that claims it.
@@ -353,6 +354,7 @@ static void count_hit(uint64_t service) {
 HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const void *config, bool end) {
   const struct route *r = envoy_dynamic_module_callback_get_most_specific_route_config(filter);
   if (!r) return CONTINUE;
+  if (r->log) keep_path(filter);
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;
   size_t length = write_message(filter, r, message);
@@ -371,14 +373,12 @@ HOOK const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, str
   return c;
 }
 HOOK void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { free((void *)config); }
-
 HOOK const void *envoy_dynamic_module_on_http_filter_per_route_config_new(struct buffer name, struct buffer config) {
   struct route *r = calloc(1, sizeof *r);
   if (r && parse_route(config, r)) return r;
   free(r);
   return NULL;
 }
-
 HOOK void envoy_dynamic_module_on_http_filter_per_route_config_destroy(const void *route) { free((void *)route); }
 
 // A filter has no state: it is its configuration.
