@@ -65,7 +65,7 @@ func (d dice) definitions(listen string, upstreams []string) string {
 		b.WriteString("client_addresses: {trusted_proxies: [10.0.0.0/8]}\n")
 	}
 	if d.chance(3) {
-		b.WriteString("response_headers: {set: {X-All: all, X-Own: gateway}, remove: [Seen-By]}\n")
+		b.WriteString("response_headers: {set: {X-All: all, X-Own: gateway, Server: shop}, remove: [Seen-By]}\n")
 	}
 	b.WriteString("services:\n")
 	names := []string{"token", "unknown", "version", "orders", "a.b", "c_d", "e-f", "G"}

@@ -194,7 +194,7 @@ func (w *world) send(r Request) (got, error) {
 }
 
 // notOurs are response headers of HTTP itself, which are not compared.
-var notOurs = []string{"date", "server", "content-length", "connection", "transfer-encoding", "upgrade", "x-request-id",
+var notOurs = []string{"date", "content-length", "connection", "transfer-encoding", "upgrade", "x-request-id",
 	"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
 
 // summary formats a response for comparison.
@@ -222,7 +222,7 @@ func (w *world) expected(o Outcome, r Request) string {
 			by = name
 		}
 	}
-	header := fields{{"seen-by", by}, {"seen", o.Forward.Method + " " + o.Forward.Path}, {"vary", "accept-encoding"}, {"content-type", "text/x-upstream"}}
+	header := fields{{"seen-by", by}, {"seen", o.Forward.Method + " " + o.Forward.Path}, {"vary", "accept-encoding"}, {"content-type", "text/x-upstream"}, {"server", "own"}}
 	header = append(header, Field{"access-control-allow-origin", "*"}, Field{"access-control-allow-credentials", "true"})
 	for _, name := range o.Removed {
 		header.remove(name)

@@ -81,7 +81,7 @@ func (u *upstream) serve(conn net.Conn) {
 		}
 		body := "from " + u.name
 		text += "access-control-allow-origin: *\r\naccess-control-allow-credentials: true\r\n" +
-			"content-type: text/x-upstream\r\nvary: accept-encoding\r\n"
+			"content-type: text/x-upstream\r\nvary: accept-encoding\r\nserver: own\r\n"
 		switch {
 		case upgrade:
 			text += "\r\n"
