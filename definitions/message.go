@@ -34,7 +34,7 @@ func (g *Gateway) Message() *gatewayv1.Gateway {
 			m.ClientAddresses.TrustedProxies = append(m.ClientAddresses.TrustedProxies, proxies.String())
 		}
 	}
-	m.RateLimits = limitMessages(g.RateLimits)
+	m.RateLimits, m.RateLimitHeaders = limitMessages(g.RateLimits), g.RateLimitHeaders
 	m.ResponseHeaders = g.ResponseHeaders.message()
 	if g.TLS != nil {
 		m.Tls = g.TLS.message()

@@ -27,6 +27,8 @@ type Gateway struct {
 	ClientAddresses ClientAddresses
 	// RateLimits limit the number of requests to the whole gateway.
 	RateLimits []RateLimit
+	// RateLimitHeaders is whether Envoy writes X-RateLimit-* for the limits that it counts.
+	RateLimitHeaders bool
 	// Tracing is whose traces are continued.
 	Tracing Tracing
 	// ResponseHeaders are the changes of every response.

@@ -42,6 +42,7 @@ func parseGateway(f *findings, m *gatewayv1.Gateway) *Gateway {
 	f.add("identity.user_header", identityHeaderFault(m.GetIdentity().GetUserHeader()))
 	g.ClientAddresses = parseClientAddresses(f, m.GetClientAddresses())
 	g.RateLimits = parseRateLimits(f, m.GetRateLimits(), nil, g, "rate_limits")
+	g.RateLimitHeaders = m.GetRateLimitHeaders()
 	g.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), "response_headers", responseHeader(g))
 	if m.GetTls() != nil {
 		g.TLS = parseTLS(f, m.GetTls(), g.Listen)

@@ -18,6 +18,8 @@ type Limit struct {
 	By string
 	// Refuse is whether requests are refused while they cannot be counted. Otherwise they are allowed.
 	Refuse bool
+	// Headers is whether every response has X-RateLimit-*.
+	Headers bool
 }
 
 // What a request gets while it cannot be counted, as in the definitions.
@@ -25,6 +27,9 @@ const (
 	allow  = "allow"
 	refuse = "refuse"
 )
+
+// headers is the last word of a limit with Headers.
+const headers = " headers"
 
 // largest is the largest number of a limit. The script's arithmetic is exact up to it.
 const largest = 1_000_000
@@ -35,12 +40,17 @@ func (l Limit) String() string {
 	if l.Refuse {
 		otherwise = refuse
 	}
-	return fmt.Sprintf("%d %d %d %s %s", l.Requests, int(l.Per/time.Second), l.Burst, l.By, otherwise)
+	text := fmt.Sprintf("%d %d %d %s %s", l.Requests, int(l.Per/time.Second), l.Burst, l.By, otherwise)
+	if l.Headers {
+		text += headers
+	}
+	return text
 }
 
 // parseLimit parses the text of a limit.
 func parseLimit(text string) (l Limit, err error) {
-	words := strings.Split(text, " ")
+	rest, shown := strings.CutSuffix(text, headers)
+	words := strings.Split(rest, " ")
 	if len(words) != 5 || words[3] == "" || words[4] != allow && words[4] != refuse {
 		return l, fmt.Errorf("%q is not a limit", text)
 	}
@@ -52,5 +62,6 @@ func parseLimit(text string) (l Limit, err error) {
 	}
 	return Limit{
 		Requests: numbers[0], Per: time.Duration(numbers[1]) * time.Second, Burst: numbers[2], By: words[3], Refuse: words[4] == refuse,
+		Headers: shown,
 	}, nil
 }

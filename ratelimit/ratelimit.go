@@ -119,10 +119,10 @@ func (s *Server) Decide(ctx context.Context, q *Request) (*ratelimitv3.RateLimit
 	switch {
 	case counted && v.allowed:
 		s.decisions.WithLabelValues("allow", "within").Inc()
-		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK, ResponseHeadersToAdd: v.headers()}, nil
+		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OK, ResponseHeadersToAdd: v.headers(q.shows())}, nil
 	case counted:
 		s.decisions.WithLabelValues("deny", "above").Inc()
-		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OVER_LIMIT, ResponseHeadersToAdd: v.headers()}, nil
+		return &ratelimitv3.RateLimitResponse{OverallCode: ratelimitv3.RateLimitResponse_OVER_LIMIT, ResponseHeadersToAdd: v.headers(q.shows())}, nil
 	case q.refuses():
 		s.decisions.WithLabelValues("deny", "no_redis").Inc()
 		return nil, status.Error(codes.Unavailable, "the request cannot be counted")
@@ -163,14 +163,14 @@ func (s *Server) count(ctx context.Context, counters []counter) (v verdict, coun
 	return v, true
 }
 
-// headers are those of the response to the client, as Envoy's own limits set them.
-func (v verdict) headers() []*corev3.HeaderValue {
+// headers are those of the response to the client, as Envoy's own limits set them: all, or those of a 429 alone.
+func (v verdict) headers(all bool) (out []*corev3.HeaderValue) {
 	header := func(name string, value int) *corev3.HeaderValue {
 		return &corev3.HeaderValue{Key: name, Value: strconv.Itoa(value)}
 	}
 	reset := int(math.Ceil(v.wait.Seconds()))
-	out := []*corev3.HeaderValue{
-		header("x-ratelimit-limit", v.limit), header("x-ratelimit-remaining", v.remaining), header("x-ratelimit-reset", reset),
+	if all {
+		out = append(out, header("x-ratelimit-limit", v.limit), header("x-ratelimit-remaining", v.remaining), header("x-ratelimit-reset", reset))
 	}
 	if !v.allowed {
 		out = append(out, header("retry-after", max(reset, 1)))

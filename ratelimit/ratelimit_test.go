@@ -72,7 +72,7 @@ func TestAnswerHasTheHeadersOfEnvoysOwnLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	q := asking("service a", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service"})
+	q := asking("service a", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service", Headers: true})
 	for i, want := range []map[string]string{
 		{"x-ratelimit-limit": "2", "x-ratelimit-remaining": "1", "x-ratelimit-reset": "0"},
 		{"x-ratelimit-limit": "2", "x-ratelimit-remaining": "0"},
@@ -98,6 +98,11 @@ func TestAnswerHasTheHeadersOfEnvoysOwnLimits(t *testing.T) {
 		if above != (i == 2) || !maps.Equal(got, want) {
 			t.Errorf("request %d: %v with %v", i, r.GetOverallCode(), got)
 		}
+	}
+	q = asking("service a", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service"})
+	r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), q)
+	if got := r.GetResponseHeadersToAdd(); err != nil || len(got) != 1 || got[0].GetKey() != "retry-after" {
+		t.Errorf("above a limit without headers: %v, %v", r, err)
 	}
 	if r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), new(ratelimitv3.RateLimitRequest)); err == nil {
 		t.Errorf("a request without descriptors: %v", r)
@@ -181,7 +186,9 @@ func TestARedisThatHangsIsNotWaitedFor(t *testing.T) {
 	k := start(t, time.Minute)
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	q := read(t, asking("a", ten))
+	shown := ten
+	shown.Headers = true
+	q := read(t, asking("a", shown))
 	if r, err := k.Decide(gone, q); err != nil || len(r.GetResponseHeadersToAdd()) == 0 {
 		t.Errorf("a caller that is gone: %v, %v", r, err)
 	}

@@ -40,6 +40,11 @@ func (q *Request) refuses() bool {
 	return slices.ContainsFunc(q.counters, func(c counter) bool { return c.limit.Refuse })
 }
 
+// shows reports whether the response has the headers of a limit.
+func (q *Request) shows() bool {
+	return slices.ContainsFunc(q.counters, func(c counter) bool { return c.limit.Headers })
+}
+
 type entry struct{ key, value []byte }
 
 var errWire = errors.New("malformed protobuf")
@@ -144,7 +149,7 @@ func eachBytes(b []byte, do func(protowire.Number, []byte) error) error {
 // the length of a key. The keys of a domain are in one hash slot, because the script needs all keys of a request. Other
 // numbers of a limit make another key: a debt to the one means nothing to the other.
 func keyOf(domain string, l Limit, client []entry) string {
-	l.Refuse = false
+	l.Refuse, l.Headers = false, false
 	h := hashOf([]byte(domain), []byte(l.String()))
 	for _, e := range client {
 		value := e.value

@@ -53,13 +53,14 @@ func keyFor(t *testing.T, domain string, l Limit, client ...string) string {
 
 func TestWhichRequestsShareACounter(t *testing.T) {
 	address := func(a string) string { return keyFor(t, "service a", ten, KeyAddress, a) }
-	refusing, slower, byKey := ten, ten, ten
-	refusing.Refuse, slower.Per, byKey.By = true, time.Minute, "x-key"
+	refusing, shown, slower, byKey := ten, ten, ten, ten
+	refusing.Refuse, shown.Headers, slower.Per, byKey.By = true, true, time.Minute, "x-key"
 	for _, same := range [][2]string{
 		{address("192.0.2.1"), address("::ffff:192.0.2.1")},
 		{address("2001:db8:0:1::1"), address("2001:db8:0:1:ffff::2")},
 		{address("fe80::1%eth0"), address("fe80::1")},
 		{address("192.0.2.1"), keyFor(t, "service a", refusing, KeyAddress, "192.0.2.1")},
+		{address("192.0.2.1"), keyFor(t, "service a", shown, KeyAddress, "192.0.2.1")},
 	} {
 		if same[0] != same[1] {
 			t.Errorf("%s and %s differ", same[0], same[1])
@@ -101,7 +102,7 @@ func TestUnusableRequestsAreErrors(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "10 1 10 address", "10 1 10  allow", "10 1 10 address no", "0 1 10 address allow", "10 0 10 address allow", "10 1 0 address allow",
-		"-1 1 10 address allow", "1000001 1 10 address allow", "1.5 1 10 address allow", "10 1 10 address allow ", "10 1 10 address refuse x",
+		"-1 1 10 address allow", "1000001 1 10 address allow", "1.5 1 10 address allow", "10 1 10 address allow ", "10 1 10 address headers", "10 1 10 address refuse x",
 	} {
 		m := asking("a", ten)
 		m.Descriptors[0].Entries[0].Value = text

@@ -49,7 +49,7 @@ func (b *builder) clusterLimits(s *definitions.Service) map[string]*anypb.Any {
 	for stage, filter := range clusterLimitFilters {
 		var limits []definitions.RateLimit
 		for _, l := range s.RateLimits {
-			if stageOf(l) == uint32(stage) {
+			if stageOf(l) == stage {
 				limits = append(limits, l)
 			}
 		}
@@ -104,17 +104,10 @@ func (b *builder) countedByCluster(l definitions.RateLimit) []*routev3.RateLimit
 	if l.Header != "" { // a header can be called user, and clients choose its value
 		by = "header:" + l.Header
 	}
-	text := ratelimit.Limit{Requests: l.Requests, Per: l.Per, Burst: l.Burst, By: by, Refuse: l.RefuseWithoutRedis}.String()
-	out := b.countedBy(text, l)
+	text := ratelimit.Limit{Requests: l.Requests, Per: l.Per, Burst: l.Burst, By: by, Refuse: l.RefuseWithoutRedis, Headers: b.gw.RateLimitHeaders}.String()
 	if l.By == definitions.LimitByAddress {
 		// Gatepost takes the /64 of an IPv6 address by itself, and IPv4 in IPv6 for IPv4.
-		out = out[:1]
-		out[0].Actions = append(out[0].Actions[:1], &routev3.RateLimit_Action{ActionSpecifier: &routev3.RateLimit_Action_RemoteAddress_{
-			RemoteAddress: new(routev3.RateLimit_Action_RemoteAddress),
-		}})
+		return []*routev3.RateLimit{{Actions: []*action{namedByText(text), wholeAddress()}}}
 	}
-	for _, one := range out {
-		one.Stage = nil // which this form does not support
-	}
-	return out
+	return b.countedBy(namedByText(text), l)
 }

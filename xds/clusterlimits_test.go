@@ -24,6 +24,7 @@ import (
 // no request reaches.
 const clusterLimited = `
 listen: LISTEN
+rate_limit_headers: true
 ` + proxies + `}
 services:
   - {name: all, path: /All, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 5, per: 24h, by: service, scope: cluster}]}
@@ -218,6 +219,7 @@ func TestHeadersOfSeveralLimitsAreThoseOfOne(t *testing.T) {
 	t.Parallel()
 	g := startCluster(t, redistest.Start(t), `
 listen: LISTEN
+rate_limit_headers: true
 rate_limits: [{requests: 50, per: 24h, by: gateway}, {requests: 40, per: 24h, by: gateway, scope: cluster}]
 services:
   - {name: none, path: /none, authenticate: false, upstreams: ["PUBLIC"]}

@@ -48,7 +48,7 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 	if hasLimits(b.gw.RateLimits, true) {
 		all = append(all, httpFilter(filterGatewayClusterLimits, b.clusterLimiter("gateway", b.gw.RateLimits)))
 	}
-	all = append(all, httpFilter(filterLimits, b.noLimits(0)))
+	all = append(all, httpFilter(filterLimits, b.noLimits()))
 	if b.opts.ClusterLimits {
 		all = append(all, httpFilter(filterClusterLimits, b.noClusterLimits()))
 	}
@@ -58,7 +58,7 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 	all = append(all,
 		httpFilter(filterAuthz, b.pack(b.extAuthz())),
 		httpFilter(filterOwnToken, b.ownTokenFilter()),
-		httpFilter(filterUserLimits, b.noLimits(1)))
+		httpFilter(filterUserLimits, b.noLimits()))
 	if b.opts.ClusterLimits {
 		all = append(all, httpFilter(filterClusterUserLimits, b.noClusterLimits()))
 	}

@@ -104,7 +104,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 			RequestHeadersToAdd:     append(connection(f.to), setHeaders(s.requestHeaders)...),
 			RequestHeadersToRemove:  b.requestHeadersToRemove(s, f.to),
 			ResponseHeadersToRemove: s.hide,
-			Metadata:                upgrades(f.to),
+			Metadata:                metadataOf(s, f.to),
 		}
 		if f.to.GetRetryPolicy() != nil {
 			route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
@@ -173,14 +173,18 @@ func connection(to *routev3.RouteAction) []*corev3.HeaderValueOption {
 // metadataWebSocket is the key, in the metadata of filterScope, of whether a route has WebSockets.
 const metadataWebSocket = "websocket"
 
-// upgrades is the metadata by which the scope filter recognizes a route with WebSockets.
-func upgrades(to *routev3.RouteAction) *corev3.Metadata {
-	if !takesUpgrades(to) {
+// metadataOf is the metadata of a route to an upstream: the names of its limits, and that by which the scope filter
+// recognizes a route with WebSockets.
+func metadataOf(s endpointGroup, to *routev3.RouteAction) *corev3.Metadata {
+	all := map[string]*structpb.Struct{}
+	nameLimits(s.name, s.rateLimits, all)
+	if takesUpgrades(to) {
+		all[filterScope] = &structpb.Struct{Fields: map[string]*structpb.Value{metadataWebSocket: structpb.NewBoolValue(true)}}
+	}
+	if len(all) == 0 {
 		return nil
 	}
-	return &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{
-		filterScope: {Fields: map[string]*structpb.Value{metadataWebSocket: structpb.NewBoolValue(true)}},
-	}}
+	return &corev3.Metadata{FilterMetadata: all}
 }
 
 // preflight is a route on which the CORS filter responds. It has no upstream.

@@ -101,10 +101,9 @@ func (s *service) longest() time.Duration {
 // forwards returns the routes that remove the prefix. If nothing replaces it, there are two: `/orders` alone, and
 // `/orders/` with the rest. A single route with the prefix `/orders` would turn `/orders/5` into `//5`.
 func (s *service) forwards(b *builder) []forward {
-	lifetime, limits := b.gw.Tokens.Lifetime, b.rateLimits(s)
+	lifetime := b.gw.Tokens.Lifetime
 	to := func(rewrite string) *routev3.RouteAction {
 		action := forwardTo(s.cluster, rewrite, s.def.Timeout)
-		action.RateLimits = limits
 		action.HashPolicy = s.hashPolicy(b.gw.Identity.UserHeader)
 		if s.def.WebSocket {
 			s.upgrade(action, lifetime)

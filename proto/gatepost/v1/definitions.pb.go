@@ -53,6 +53,10 @@ type Gateway struct {
 	// settings replaces the listener: connections that are open are drained. Each filter chain of the listener counts by
 	// itself, such as that of `trusted_proxies`.
 	RateLimits []*RateLimit `protobuf:"bytes,10,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
+	// Whether every answer to a request that counts for a rate limit has `X-RateLimit-Limit`, `-Remaining` and `-Reset`,
+	// so that a client can slow down in time. They are 2 % of Envoy's work for the request. Without them a 429 has
+	// `Retry-After` alone.
+	RateLimitHeaders bool `protobuf:"varint,13,opt,name=rate_limit_headers,json=rateLimitHeaders,proto3" json:"rate_limit_headers,omitempty"`
 	// Changes of the headers of every response that has a route, also of errors. A service may set the same header to
 	// another value.
 	ResponseHeaders *Headers `protobuf:"bytes,11,opt,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
@@ -160,6 +164,13 @@ func (x *Gateway) GetRateLimits() []*RateLimit {
 		return x.RateLimits
 	}
 	return nil
+}
+
+func (x *Gateway) GetRateLimitHeaders() bool {
+	if x != nil {
+		return x.RateLimitHeaders
+	}
+	return false
 }
 
 func (x *Gateway) GetResponseHeaders() *Headers {
@@ -2366,7 +2377,7 @@ var File_gatepost_v1_definitions_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xec\x04\n" +
+	"\x1dgatepost/v1/definitions.proto\x12\vgatepost.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x9a\x05\n" +
 	"\aGateway\x12\x16\n" +
 	"\x06listen\x18\x01 \x01(\tR\x06listen\x12,\n" +
 	"\aorigins\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\x80\x02\"\ar\x05\x10\x01\x18\xac\x02R\aorigins\x12%\n" +
@@ -2381,7 +2392,8 @@ const file_gatepost_v1_definitions_proto_rawDesc = "" +
 	"\xbaH\a\x92\x01\x04\x10\xa0\x9c\x01R\bservices\x12A\n" +
 	"\vrate_limits\x18\n" +
 	" \x03(\v2\x16.gatepost.v1.RateLimitB\b\xbaH\x05\x92\x01\x02\x10\bR\n" +
-	"rateLimits\x12?\n" +
+	"rateLimits\x12,\n" +
+	"\x12rate_limit_headers\x18\r \x01(\bR\x10rateLimitHeaders\x12?\n" +
 	"\x10response_headers\x18\v \x01(\v2\x14.gatepost.v1.HeadersR\x0fresponseHeaders\x12.\n" +
 	"\atracing\x18\f \x01(\v2\x14.gatepost.v1.TracingR\atracing\"\xa6\x02\n" +
 	"\x04Cors\x12T\n" +
