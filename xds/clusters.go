@@ -53,9 +53,9 @@ func withoutEndpoint(name string) *clusterv3.Cluster {
 }
 
 // upstreamsOf builds the cluster of a service. Its name contains the base path, because routes rewrite to it: a change
-// of the base makes another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, it also
-// contains a hash of the cluster: a changed cluster would have no host until the names are looked up, but another
-// cluster leaves the old one unchanged.
+// of the base makes another cluster, so old routes never lead to new upstreams. If Envoy has to look up names, or to
+// check hosts, it also contains a hash of the cluster: a changed cluster would have no host until the names are looked
+// up and the hosts checked, but another cluster leaves the old one unchanged.
 func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	name := clusterOf + s.def.Name + s.base()
 	targets := slices.Collect(s.def.AllUpstreams())
@@ -71,11 +71,12 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	}
 	s.balance(c)
 	s.avoidUnhealthy(c)
-	discover(c, targets)
+	discovers := s.def.HealthCheck != nil || looksUp(targets)
+	discover(c, discovers)
 	if targets[0].TLS() {
 		b.secure(c, s)
 	}
-	if c.Name = name; looksUp(targets) {
+	if c.Name = name; discovers {
 		c.AltStatName = name
 		c.Name += clusterHash + hashed(b.content(c)).short()
 	}
@@ -83,8 +84,8 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 }
 
 // discover sets how Envoy gets the addresses: they are given, or names are looked up periodically.
-func discover(c *clusterv3.Cluster, targets []definitions.Upstream) {
-	if !looksUp(targets) {
+func discover(c *clusterv3.Cluster, lookedUp bool) {
+	if !lookedUp {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return
 	}
@@ -95,6 +96,28 @@ func discover(c *clusterv3.Cluster, targets []definitions.Upstream) {
 	c.WaitForWarmOnInit = wrapperspb.Bool(false)
 	// If a name has addresses of both families, IPv4 is used: servers on "localhost" often listen on no other.
 	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
+	if len(c.GetHealthChecks()) > 0 {
+		startWithoutHosts(c)
+	}
+}
+
+// startWithoutHosts keeps Envoy from waiting for the first health checks: it waits for those of the hosts that a
+// cluster has when the first of its names has been looked up. An IP address is found at once. So the first name is one
+// that is known not to exist, without a name server (RFC 7686 §2).
+func startWithoutHosts(c *clusterv3.Cluster) {
+	first := c.GetLoadAssignment().GetEndpoints()[0]
+	first.LbEndpoints = append([]*endpointv3.LbEndpoint{lbEndpoint(noName, 1)}, first.GetLbEndpoints()...)
+}
+
+// noName is a name that nobody looks up.
+const noName = "none.onion"
+
+func lbEndpoint(host string, port uint16) *endpointv3.LbEndpoint {
+	return &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{
+		Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+			Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
+		}}},
+	}}}
 }
 
 // looksUp reports whether upstreams have names that Envoy looks up.
@@ -171,16 +194,10 @@ func (s *service) loadAssignment() *endpointv3.ClusterLoadAssignment {
 func (s *service) group(targets []definitions.Upstream, several bool) *endpointv3.LocalityLbEndpoints {
 	group := &endpointv3.LocalityLbEndpoints{}
 	for _, u := range targets {
-		endpoint := &endpointv3.Endpoint{
-			Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
-				Address:       u.Host,
-				PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(u.Port)},
-			}}},
-		}
+		e := lbEndpoint(u.Host, u.Port)
 		if s.def.HealthCheck != nil { // otherwise the Host of a check is the name of the cluster, which servers refuse
-			endpoint.HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{Hostname: strings.TrimPrefix(u.Origin(), u.Scheme+"://")}
+			e.GetEndpoint().HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{Hostname: strings.TrimPrefix(u.Origin(), u.Scheme+"://")}
 		}
-		e := &endpointv3.LbEndpoint{HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: endpoint}}
 		if several {
 			e.Metadata = hostMetadata(u.Host)
 		}

@@ -34,6 +34,8 @@ func (s *service) avoidUnhealthy(c *clusterv3.Cluster) {
 	c.CommonLbConfig.HealthyPanicThreshold = &typev3.Percent{Value: 0}
 	if s.def.HealthCheck != nil {
 		c.HealthChecks = []*corev3.HealthCheck{healthCheck(s.def.HealthCheck, s.protocol())}
+		// By default Envoy collects changes of health for a second.
+		c.CommonLbConfig.UpdateMergeWindow = durationpb.New(0)
 		// Else an upstream that DNS has removed would get requests for as long as it passes its checks, even if its address
 		// belongs to another container now.
 		c.IgnoreHealthOnHostRemoval = true

@@ -126,10 +126,19 @@ services:
 	}
 }
 
-// TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name. (By address it
-// does, for the timeout of the check.) The first request to a new service with a health check finds its upstream.
+// TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name or by address. The
+// first request to a new service with a health check finds its upstream.
 func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 	t.Parallel()
+	for by, hosts := range map[string][2]string{"name": {"hole.test", "good.test"}, "address": {"127.0.0.1", "127.0.0.1"}} {
+		t.Run("by "+by, func(t *testing.T) {
+			t.Parallel()
+			noUpstreamDelaysTheStartOrAnotherService(t, hosts[0], hosts[1])
+		})
+	}
+}
+
+func noUpstreamDelaysTheStartOrAnotherService(t *testing.T, silentHost, goodHost string) {
 	n := startNamed(t, patient)
 	var hole bad
 	blackHole(t, &hole)
@@ -137,22 +146,29 @@ func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
 	checked := func(service, upstream, host, more string) string {
 		return strings.Replace(byName(upstream, service, host), "]}", "], health_check: {path: /"+more+"}}", 1)
 	}
-	silent := checked("silent", "http://"+hole.addr, "hole.test", "healthz, timeout: 10s, interval: 3600s")
-	checks := func(what string) int { return n.envoy.Stat("cluster.service/silent.health_check." + what) }
+	silent := func(service string) string {
+		return checked(service, "http://"+hole.addr, silentHost, "healthz, timeout: 10s, interval: 3600s")
+	}
+	// beforeCheck is whether a path is answered before the first check of a service is over.
+	beforeCheck := func(path, service string) bool {
+		n.comes(path)
+		stat := func(what string) int { return n.envoy.Stat("cluster.service/" + service + ".health_check." + what) }
+		return stat("attempt") == 1 && stat("failure") == 0
+	}
 	for try := 1; ; try++ {
-		n.serves(n.open(silent, "a")) // with the check under way for 10 s, or over
+		n.serves(n.open(silent("silent"), "a")) // with the check under way for 10 s, or over
 		starts := n.envoy.Starts()
 		n.envoy.Kill()
 		envoytest.Eventually(t, "Envoy to start again", func() bool { return n.envoy.Starts() > starts && envoytest.Accepts(n.addr) })
-		n.comes("/a")
-		n.publish(n.open(silent+checked("more", n.upstream.URL(), "good.test", "healthz"), "a", "b"))
-		n.comes("/b")
+		started := beforeCheck("/a", "silent")
+		n.publish(n.open(silent("silent")+silent("other")+checked("more", n.upstream.URL(), goodHost, "healthz"), "a", "b"))
+		changed := beforeCheck("/b", "other")
 		n.comes("/more")
-		if checks("attempt") == 1 && checks("failure") == 0 {
+		if started && changed {
 			break
 		}
 		if try == 5 { // a busy machine may take longer than the check, but not always
-			t.Fatal("this came only when the check had failed")
+			t.Fatalf("before the check had failed: the start %v, the change %v", started, changed)
 		}
 	}
 	if code, _, err := n.get(envoytest.Client(t), "/silent"); err != nil || code != http.StatusServiceUnavailable {

@@ -1898,8 +1898,7 @@ type HealthCheck struct {
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// How long after an answer the next check follows. Default: 5s.
 	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
-	// How long the upstream may take to answer. An upstream by IP address that does not answer delays the start of Envoy,
-	// and changes of definitions, for so long. Default: 1s.
+	// How long the upstream may take to answer. The first requests to a new service wait for so long. Default: 1s.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// How many checks in a row must fail until an upstream gets no requests. Default: 2.
 	UnhealthyAfter uint32 `protobuf:"varint,4,opt,name=unhealthy_after,json=unhealthyAfter,proto3" json:"unhealthy_after,omitempty"`
