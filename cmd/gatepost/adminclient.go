@@ -185,7 +185,7 @@ func printCertificates(w io.Writer, all []*gatewayv1.CertificateStatus) error {
 		if c.GetNotAfter() != nil {
 			left = strconv.Itoa(int(c.GetDaysLeft()))
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", c.GetName(), orNone(strings.Join(append(c.GetNames(), c.GetAddresses()...), " ")), left, orNone(c.GetProblem()))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", c.GetName(), orNone(strings.Join(slices.Concat(c.GetNames(), c.GetAddresses()), " ")), left, orNone(c.GetProblem()))
 	}
 	return table.Flush()
 }
