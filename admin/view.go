@@ -33,7 +33,7 @@ type Overview struct {
 	Ready           bool      `json:"ready"`
 	// Checks are those of /readyz.
 	Checks map[string]string `json:"checks"`
-	// Version and Source are those of the definitions that are served.
+	// Version and Source are those of the definitions that are published. Envoys may still serve others.
 	Version string `json:"version"`
 	Source  string `json:"source"`
 	// Services and Envoys are how many there are. Verified are the Envoys that answer with this version.
@@ -60,7 +60,7 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 		Decisions: map[string]float64{}, Logins: map[string]float64{}, May: s.access.may(r), Caller: callerOf(r).Name,
 	}
 	for _, e := range status.GetEnvoys() {
-		if e.GetProven() {
+		if e.GetProven() && e.GetAcked() == status.GetVersion() {
 			o.Verified++
 		}
 	}

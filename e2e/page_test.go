@@ -485,6 +485,11 @@ func TestThePageShowsWhatEnvoyRejects(t *testing.T) {
 	giveUp()
 	g.Signal(syscall.SIGHUP)
 	b.see("Ready yes")
+	b.press("Envoys")
+	b.see("1 of 1 Envoys are verified", "overcome", "Address already in use", "listener of version")
+	b.accessible("a rejection that was overcome", axe)
+	b.screenshot("overcome")
+	b.press("Overview")
 
 	upstream := envoytest.Upstream(t)
 	g.Define(fmt.Sprintf(`

@@ -14,6 +14,7 @@ type envoyState struct {
 	ackedAt   time.Time
 	ackedPart bool             // it has acknowledged something
 	nack      *xds.Rejection   // the last one since then
+	lastNack  *xds.Rejection   // the last one, also if it was overcome; for the status alone
 	rejected  []*xds.Rejection // those that counted
 
 	asked   string // the version that it was last asked for

@@ -283,7 +283,7 @@ func (m *machine) nack(e xds.Nacked, now time.Time) []action {
 	if one == nil {
 		return nil
 	}
-	one.nack = why
+	one.nack, one.lastNack = why, why
 	if why.Version == "" || m.acked != nil && m.acked.id() == why.Version {
 		return nil // superseded, or the best that there is
 	}

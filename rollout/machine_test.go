@@ -327,6 +327,41 @@ func TestTheLifeOfAVersion(t *testing.T) {
 	}
 }
 
+func TestTheLastRejectionStaysInTheStatusAfterItWasOvercome(t *testing.T) {
+	m := newMachine(Config{})
+	walk := func(events ...any) Status {
+		t.Helper()
+		for _, e := range events {
+			if _, err := m.step(e, clock); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return m.status()
+	}
+	for _, s := range served(trusted(1)) {
+		walk(s.event)
+	}
+	rejects := walk(offered{v2}, nacked(1, "v2"))
+	if e := rejects.Envoys[0]; e.Nack == nil || e.LastNack == nil || e.LastNack.Version != "v2" {
+		t.Errorf("after the rejection: %+v", e)
+	}
+	pending := walk(offered{v("v3")})
+	if pending.Version != "v3" || pending.Active != "v1" {
+		t.Errorf("published is %s, active %s, want v3 and v1", pending.Version, pending.Active)
+	}
+	overcome := walk(acked(1, "v3"), delivered("v3"), answers(1, "v3"))
+	if e := overcome.Envoys[0]; e.Nack != nil || e.LastNack == nil || e.LastNack.Version != "v2" || !e.LastNack.At.Equal(clock) {
+		t.Errorf("after the next version: %+v", e)
+	}
+	if err := overcome.Missing(); err != nil || !overcome.Answered() || overcome.Degraded() != "" || overcome.Pending() != "" || overcome.Active != "v3" {
+		t.Errorf("the overcome rejection decides: missing %v, degraded %q, pending %q, active %s", err, overcome.Degraded(), overcome.Pending(), overcome.Active)
+	}
+	shown := overcome.message().GetEnvoys()[0]
+	if got := shown.GetLastNack(); shown.GetNack() != "" || got.GetVersion() != "v2" || got.GetReason() != "no" || got.GetType() != "listener" || !got.GetAt().AsTime().Equal(clock) {
+		t.Errorf("the status has %v", shown)
+	}
+}
+
 // describe renders the state of a machine and what it asks for.
 func describe(m *machine, actions []action, err error) string {
 	status := m.status()

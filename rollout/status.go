@@ -29,9 +29,11 @@ const (
 type Status struct {
 	// State is that of the version that is published.
 	State State
-	// Version is the version that is published, and Published since when. Empty: none yet.
+	// Version is the version that is published, and Published since when. Empty: none yet. Envoys may still serve another.
 	Version   string
 	Published time.Time
+	// Active is the version that last became active. Empty: none since the start.
+	Active string
 	// Definitions, Snapshot and Listen are what it is made of, what is sent to Envoy, and where Envoys take requests.
 	Definitions *definitions.Definitions
 	Snapshot    *xds.Snapshot
@@ -60,6 +62,8 @@ type Envoy struct {
 	AckedAt time.Time
 	// Nack is its last rejection since then; nil: none.
 	Nack *xds.Rejection
+	// LastNack is its last rejection, also if it was overcome; nil: none. It decides nothing.
+	LastNack *xds.Rejection
 	// Serving is the version with which it last answered. Empty: it has not.
 	Serving string
 	// Verified: that is the version that it has acknowledged.
@@ -83,13 +87,16 @@ func (m *machine) status() Status {
 	if v := m.target; v != nil {
 		s.Version, s.Definitions, s.Snapshot, s.Listen, s.Withheld, s.Former = v.id(), v.definitions, v.snapshot, v.listen, v.withheld, v.former
 	}
+	if m.active != nil {
+		s.Active = m.active.id()
+	}
 	withTrusted := false
 	for _, e := range m.envoys {
 		withTrusted = withTrusted || e.Trusted
 	}
 	for _, e := range m.envoys {
 		one := Envoy{
-			Peer: e.Peer, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack, Serving: e.serving, Verified: e.isVerified(),
+			Peer: e.Peer, Acked: e.acked, AckedAt: e.ackedAt, Nack: e.nack, LastNack: e.lastNack, Serving: e.serving, Verified: e.isVerified(),
 			Counts: e.active() && (e.Trusted || !withTrusted && e.serving != ""),
 		}
 		if !one.Verified && e.asked == e.acked && e.doubt != nil {
@@ -203,7 +210,7 @@ func (s Status) Pending() string {
 // message returns the status as the admin API shows it.
 func (s Status) message() *gatewayv1.Status {
 	out := &gatewayv1.Status{
-		Version: s.Version, Published: stamp(s.Published), Withheld: s.Withheld, Former: s.formerServices(),
+		Version: s.Version, Active: s.Active, Published: stamp(s.Published), Withheld: s.Withheld, Former: s.formerServices(),
 		Module: &gatewayv1.ModuleStatus{Library: s.Module.Library, Table: s.Module.Table, Reason: s.Module.Reason},
 	}
 	if s.Definitions != nil {
@@ -218,6 +225,9 @@ func (s Status) message() *gatewayv1.Status {
 		}
 		if e.Nack != nil {
 			one.Nack, one.NackType, one.NackedAt = e.Nack.Reason, e.Nack.Type, stamp(e.Nack.At)
+		}
+		if n := e.LastNack; n != nil {
+			one.LastNack = &gatewayv1.Nack{Reason: n.Reason, Type: n.Type, Version: n.Version, At: stamp(n.At)}
 		}
 		out.Envoys = append(out.Envoys, one)
 	}

@@ -112,7 +112,12 @@ func (s *settings) readStatus(body []byte) (*gatewayv1.Status, error) {
 }
 
 func printStatus(w io.Writer, status *gatewayv1.Status) error {
-	fmt.Fprintf(w, "serving   %s\nsource    %s\n", orNone(status.GetVersion()), orNone(status.GetSource()))
+	if status.GetActive() == status.GetVersion() {
+		fmt.Fprintf(w, "serving   %s\n", orNone(status.GetVersion()))
+	} else {
+		fmt.Fprintf(w, "published %s\nactive    %s\n", orNone(status.GetVersion()), orNone(status.GetActive()))
+	}
+	fmt.Fprintf(w, "source    %s\n", orNone(status.GetSource()))
 	if status.GetPublished() != nil {
 		fmt.Fprintf(w, "since     %s\n", status.GetPublished().AsTime().Format(time.RFC3339))
 	}
@@ -136,7 +141,7 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tVERIFIED\tLAST NACK")
 	for _, e := range status.GetEnvoys() {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), verifiedOr(e), orNone(e.GetNack()))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), verifiedOr(e), lastNack(e))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -210,6 +215,23 @@ func verifiedOr(e *gatewayv1.EnvoyStatus) string {
 		return "no: " + e.GetDoubt()
 	}
 	return "not yet"
+}
+
+// lastNack returns the last rejection by an Envoy. Older gateways report it without its version and time.
+func lastNack(e *gatewayv1.EnvoyStatus) string {
+	n := e.GetLastNack()
+	if n == nil {
+		return orNone(oneLine(e.GetNack()))
+	}
+	about := n.GetType()
+	if n.GetVersion() != "" {
+		about += " of version " + n.GetVersion()
+	}
+	about += ", " + n.GetAt().AsTime().Format(time.RFC3339)
+	if e.GetNack() == "" {
+		about += ", overcome"
+	}
+	return fmt.Sprintf("%s (%s)", oneLine(n.GetReason()), about)
 }
 
 func orNone(text string) string {

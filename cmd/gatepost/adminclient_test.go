@@ -3,6 +3,9 @@ package main
 import (
 	"strings"
 	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
@@ -37,5 +40,44 @@ http      0.0.0.0:8080  -
 `
 	if !strings.Contains(out.String(), want) {
 		t.Errorf("got\n%s\nwant\n%s in it", &out, want)
+	}
+}
+
+func TestStatusShowsTheLastRejectionAlsoIfItWasOvercome(t *testing.T) {
+	at := timestamppb.New(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC))
+	for name, c := range map[string]struct {
+		envoy *gatewayv1.EnvoyStatus
+		want  string
+	}{
+		"none":             {&gatewayv1.EnvoyStatus{}, "-"},
+		"an older gateway": {&gatewayv1.EnvoyStatus{Nack: "no"}, "no"},
+		"now": {
+			&gatewayv1.EnvoyStatus{Nack: "no", LastNack: &gatewayv1.Nack{Reason: "no", Type: "listener", Version: "v2", At: at}},
+			"no (listener of version v2, 2026-01-02T03:04:05Z)",
+		},
+		"overcome": {
+			&gatewayv1.EnvoyStatus{LastNack: &gatewayv1.Nack{Reason: "no\nand\x1b[2J", Type: "route", At: at}},
+			"no and?[2J (route, 2026-01-02T03:04:05Z, overcome)",
+		},
+	} {
+		if got := lastNack(c.envoy); got != c.want {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+	}
+}
+
+func TestStatusTellsAPublishedVersionFromTheActiveOne(t *testing.T) {
+	for want, status := range map[string]*gatewayv1.Status{
+		"serving   v1\nsource    -\n":               {Version: "v1", Active: "v1"},
+		"published v2\nactive    v1\nsource    -\n": {Version: "v2", Active: "v1"},
+		"published v2\nactive    -\nsource    -\n":  {Version: "v2"},
+	} {
+		var out strings.Builder
+		if err := printStatus(&out, status); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(out.String(), want) {
+			t.Errorf("got\n%s\nwant at first\n%s", &out, want)
+		}
 	}
 }

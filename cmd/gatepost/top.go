@@ -130,7 +130,7 @@ func (s *settings) top(ctx context.Context) (*topState, error) {
 	}
 	var envoys bytes.Buffer
 	for _, e := range status.GetEnvoys() {
-		fmt.Fprintf(&envoys, "%s\t%s\t%s\t%s\n", oneLine(e.GetNode()), orNone(e.GetAcked()), verifiedOr(e), orNone(oneLine(e.GetNack())))
+		fmt.Fprintf(&envoys, "%s\t%s\t%s\t%s\n", oneLine(e.GetNode()), orNone(e.GetAcked()), verifiedOr(e), lastNack(e))
 	}
 	t.envoys = envoys.Bytes()
 	return t, nil

@@ -8,9 +8,10 @@ export interface Overview {
 export interface EnvoyStatus {
   node: string; address: string; acked: string; acked_at: string | null; nack: string; nacked_at: string | null
   nack_type: string; proven: boolean; serving: string; doubt: string
+  last_nack: { reason: string; type: string; version: string; at: string | null } | null
 }
 export interface Status {
-  version: string; source: string; published: string | null; rejected: string; envoys: EnvoyStatus[]; withheld: string[]
+  version: string; active: string; source: string; published: string | null; rejected: string; envoys: EnvoyStatus[]; withheld: string[]
   module: { library: string; reason: string } | null
 }
 export interface Certificate {

@@ -315,14 +315,18 @@ export function Envoys() {
     {value && <>
       {value.rejected && <p class="bad note" role="alert">The newest definitions are not served as they are: {value.rejected}</p>}
       <p>Version <code>{value.version || "none yet"}</code> of <span class="path">{value.source}</span> was sent <Time of={value.published} />.
-        {" "}{value.envoys.filter(e => e.proven).length} of {value.envoys.length} Envoys are verified to serve it. Tokens are
+        {" "}{value.active !== value.version && <>Last active was <code>{value.active || "none yet"}</code>. </>}
+        {value.envoys.filter(e => e.proven && e.acked === value.version).length} of {value.envoys.length} Envoys are verified to serve it. Tokens are
         checked {value.module?.library ? "inside Envoy" : "by Gatepost for each request" + (value.module?.reason ? ": " + value.module.reason : "")}.</p>
       <Table caption="Envoys that are connected" empty="No Envoy is connected." heads={["Envoy", "Acknowledged", "Verified", "Last rejection"]}>
         {value.envoys.map(e => <tr key={e.node + e.address}>
           <th scope="row">{e.node}<small>{e.address === "@" ? "by a Unix socket" : e.address}</small></th>
           <td><code>{e.acked || "–"}</code><small><Time of={e.acked_at} /></small></td>
           <td>{e.proven ? <Badge kind="good">yes</Badge> : <Badge kind="warn">{e.doubt || "not yet"}</Badge>}</td>
-          <td>{e.nack ? <><Badge kind="bad">rejected</Badge> {e.nack}<small>{e.nack_type} <Time of={e.nacked_at} /></small></> : "–"}</td>
+          <td>{e.last_nack ? <>
+            {e.nack ? <Badge kind="bad">rejected</Badge> : <Badge kind="plain">overcome</Badge>} {e.last_nack.reason}
+            <small>{e.last_nack.type}{e.last_nack.version && <> of version <code>{e.last_nack.version}</code></>}, <Time of={e.last_nack.at} /></small>
+          </> : "–"}</td>
         </tr>)}
       </Table>
     </>}

@@ -27,7 +27,8 @@ const (
 // Status is what one Gatepost serves, and what each Envoy connected to it has made of that.
 type Status struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The version of the definitions that are being served: a hash of the Envoy configuration made from them.
+	// The version that is published: it is sent to the Envoys, which may still serve another. A hash of the Envoy
+	// configuration made from the definitions. `active` is the one that was seen to be served.
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Where the definitions come from.
 	Source string `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
@@ -48,7 +49,10 @@ type Status struct {
 	// `upstream_tls`.
 	Certificates []*CertificateStatus `protobuf:"bytes,9,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	// The addresses on which each Envoy accepts requests.
-	Listeners     []*ListenerStatus `protobuf:"bytes,10,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	Listeners []*ListenerStatus `protobuf:"bytes,10,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	// The version that was last seen to be served: every Envoy that counts had acknowledged it, and none that could be
+	// asked answered with another. Empty: none since the start.
+	Active        string `protobuf:"bytes,11,opt,name=active,proto3" json:"active,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -151,6 +155,13 @@ func (x *Status) GetListeners() []*ListenerStatus {
 		return x.Listeners
 	}
 	return nil
+}
+
+func (x *Status) GetActive() string {
+	if x != nil {
+		return x.Active
+	}
+	return ""
 }
 
 // ListenerStatus is an address on which Envoy accepts requests, as the definitions that are served have it.
@@ -469,8 +480,10 @@ type EnvoyStatus struct {
 	// The certificates and CAs that the Envoy has rejected, each with the reason in Envoy's words. It keeps the former
 	// ones.
 	RejectedSecrets []string `protobuf:"bytes,11,rep,name=rejected_secrets,json=rejectedSecrets,proto3" json:"rejected_secrets,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The last rejection on this stream, also if it was overcome: then `nack` is empty. Not set: there was none.
+	LastNack      *Nack `protobuf:"bytes,12,opt,name=last_nack,json=lastNack,proto3" json:"last_nack,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnvoyStatus) Reset() {
@@ -580,11 +593,90 @@ func (x *EnvoyStatus) GetRejectedSecrets() []string {
 	return nil
 }
 
+func (x *EnvoyStatus) GetLastNack() *Nack {
+	if x != nil {
+		return x.LastNack
+	}
+	return nil
+}
+
+// Nack is the rejection of a version by an Envoy.
+type Nack struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason in Envoy's words.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The type of resource: `listener`, `route` or `cluster`.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The version that was rejected. Empty: another was published before the rejection came.
+	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Nack) Reset() {
+	*x = Nack{}
+	mi := &file_gatepost_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Nack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Nack) ProtoMessage() {}
+
+func (x *Nack) ProtoReflect() protoreflect.Message {
+	mi := &file_gatepost_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Nack.ProtoReflect.Descriptor instead.
+func (*Nack) Descriptor() ([]byte, []int) {
+	return file_gatepost_v1_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Nack) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Nack) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Nack) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Nack) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 var File_gatepost_v1_admin_proto protoreflect.FileDescriptor
 
 const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x03\n" +
+	"\x17gatepost/v1/admin.proto\x12\vgatepost.v1\x1a\x1dgatepost/v1/definitions.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x03\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x128\n" +
@@ -596,7 +688,8 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x06module\x18\b \x01(\v2\x19.gatepost.v1.ModuleStatusR\x06module\x12B\n" +
 	"\fcertificates\x18\t \x03(\v2\x1e.gatepost.v1.CertificateStatusR\fcertificates\x129\n" +
 	"\tlisteners\x18\n" +
-	" \x03(\v2\x1b.gatepost.v1.ListenerStatusR\tlisteners\"\xf5\x01\n" +
+	" \x03(\v2\x1b.gatepost.v1.ListenerStatusR\tlisteners\x12\x16\n" +
+	"\x06active\x18\v \x01(\tR\x06active\"\xf5\x01\n" +
 	"\x0eListenerStatus\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1a\n" +
@@ -622,7 +715,7 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xe5\x02\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\x95\x03\n" +
 	"\vEnvoyStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -635,7 +728,13 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\aserving\x18\t \x01(\tR\aserving\x12\x14\n" +
 	"\x05doubt\x18\n" +
 	" \x01(\tR\x05doubt\x12)\n" +
-	"\x10rejected_secrets\x18\v \x03(\tR\x0frejectedSecretsB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
+	"\x10rejected_secrets\x18\v \x03(\tR\x0frejectedSecrets\x12.\n" +
+	"\tlast_nack\x18\f \x01(\v2\x11.gatepost.v1.NackR\blastNack\"x\n" +
+	"\x04Nack\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02atB&Z$gatepost/proto/gatepost/v1;gatewayv1b\x06proto3"
 
 var (
 	file_gatepost_v1_admin_proto_rawDescOnce sync.Once
@@ -649,32 +748,35 @@ func file_gatepost_v1_admin_proto_rawDescGZIP() []byte {
 	return file_gatepost_v1_admin_proto_rawDescData
 }
 
-var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_gatepost_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_gatepost_v1_admin_proto_goTypes = []any{
 	(*Status)(nil),                // 0: gatepost.v1.Status
 	(*ListenerStatus)(nil),        // 1: gatepost.v1.ListenerStatus
 	(*CertificateStatus)(nil),     // 2: gatepost.v1.CertificateStatus
 	(*ModuleStatus)(nil),          // 3: gatepost.v1.ModuleStatus
 	(*EnvoyStatus)(nil),           // 4: gatepost.v1.EnvoyStatus
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*Service)(nil),               // 6: gatepost.v1.Service
+	(*Nack)(nil),                  // 5: gatepost.v1.Nack
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*Service)(nil),               // 7: gatepost.v1.Service
 }
 var file_gatepost_v1_admin_proto_depIdxs = []int32{
-	5,  // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
+	6,  // 0: gatepost.v1.Status.published:type_name -> google.protobuf.Timestamp
 	4,  // 1: gatepost.v1.Status.envoys:type_name -> gatepost.v1.EnvoyStatus
-	6,  // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
+	7,  // 2: gatepost.v1.Status.former:type_name -> gatepost.v1.Service
 	3,  // 3: gatepost.v1.Status.module:type_name -> gatepost.v1.ModuleStatus
 	2,  // 4: gatepost.v1.Status.certificates:type_name -> gatepost.v1.CertificateStatus
 	1,  // 5: gatepost.v1.Status.listeners:type_name -> gatepost.v1.ListenerStatus
-	5,  // 6: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
-	5,  // 7: gatepost.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
-	5,  // 8: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
-	5,  // 9: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	6,  // 6: gatepost.v1.CertificateStatus.not_after:type_name -> google.protobuf.Timestamp
+	6,  // 7: gatepost.v1.CertificateStatus.not_before:type_name -> google.protobuf.Timestamp
+	6,  // 8: gatepost.v1.EnvoyStatus.acked_at:type_name -> google.protobuf.Timestamp
+	6,  // 9: gatepost.v1.EnvoyStatus.nacked_at:type_name -> google.protobuf.Timestamp
+	5,  // 10: gatepost.v1.EnvoyStatus.last_nack:type_name -> gatepost.v1.Nack
+	6,  // 11: gatepost.v1.Nack.at:type_name -> google.protobuf.Timestamp
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_gatepost_v1_admin_proto_init() }
@@ -689,7 +791,7 @@ func file_gatepost_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gatepost_v1_admin_proto_rawDesc), len(file_gatepost_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
