@@ -28,10 +28,10 @@ import (
 )
 
 // The access log is part of the listener, and its format is the same for every definition: what differs between
-// requests comes from the route (its name and the name of the service), and from the decision (dynamic metadata of
-// ext_authz or of the module). So a change of a service never changes the listener, which would drain connections.
-// For the same reason a line has no version of all definitions, but that of the service and the settings: a route keeps
-// its resource when other services change, and the resource does not know later versions.
+// requests comes from the route (its name and the name of the service), and from the decision. That is dynamic metadata
+// of ext_authz, or the filter state of a hit of the module. So a change of a service never changes the listener, which
+// would drain connections. For the same reason a line has no version of all definitions, but that of the service and
+// the settings: a route keeps its resource when other services change, and the resource does not know later versions.
 
 // logPath is the filter that keeps the path of a request for the access log, before a route rewrites it. It is also
 // the name of the filter state in which it keeps it.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -537,6 +538,20 @@ func TestRouteThatDoesNotNameGatepostIsRefused(t *testing.T) {
 	}
 	if d.get("/parts", token) || !d.get("/parts", token) {
 		t.Error("another service is not asked about once")
+	}
+}
+
+// TestTheModuleHasTheNumbersOfTheListener: the limits of headers, and the length of a path in the access log.
+func TestTheModuleHasTheNumbersOfTheListener(t *testing.T) {
+	t.Parallel()
+	code, err := os.ReadFile("../envoy/module/module.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"MOST_HEADERS": maxHeaders, "MOST_HEADER_BYTES": maxHeadersKiB << 10, "LONGEST_PATH": longestPath} {
+		if !regexp.MustCompile(fmt.Sprintf(`(?m)^#define %s %d( //|$)`, name, want)).Match(code) {
+			t.Errorf("module.c does not define %s as %d", name, want)
+		}
 	}
 }
 
