@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"time"
 
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	"google.golang.org/protobuf/proto"
@@ -64,6 +65,8 @@ type Options struct {
 	// ClusterLimits is whether Gatepost counts requests for all gateways together. Otherwise, rate limits with
 	// scope: cluster are an error, [ErrNoClusterLimits].
 	ClusterLimits bool
+	// ClusterTimeout is how long Envoy waits for Gatepost to count a request. If it is zero: 250 ms.
+	ClusterTimeout time.Duration
 	// Withheld are the names of services whose upstreams Envoy rejected. They have no cluster, and allowed requests get
 	// 503.
 	Withheld []string

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"time"
 
 	xdscorev3 "github.com/cncf/xds/go/xds/core/v3"
@@ -77,7 +78,7 @@ func (b *builder) clusterLimiter(domain string, limits []definitions.RateLimit) 
 	}
 	config := &ratelimitv3.RateLimit{
 		Domain:  domain,
-		Timeout: durationpb.New(clusterTimeout),
+		Timeout: durationpb.New(cmp.Or(b.opts.ClusterTimeout, clusterTimeout)),
 		RateLimitService: &ratelimitconfigv3.RateLimitServiceConfig{
 			TransportApiVersion: corev3.ApiVersion_V3,
 			GrpcService: &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{

@@ -42,16 +42,18 @@ services:
 // cluster are gateways on one Redis. To it they take turns.
 type cluster []*gateway
 
-// startCluster starts gateways. They wait for Redis as long as the machine needs, unless it refuses them.
+// startCluster starts gateways. They wait for Redis, and their Envoys for them, as long as the machine needs: a request
+// that is not counted in time is allowed.
 func startCluster(t *testing.T, server *redistest.Server, text string, n int) (all cluster) {
 	t.Helper()
 	with := testOptions
-	with.ClusterLimits = true
+	with.ClusterLimits, with.ClusterTimeout = true, envoytest.Deadline
 	for range n {
 		options, err := redisconn.ParseURL(server.URL())
 		if err != nil {
 			t.Fatal(err)
 		}
+		options.Timeout = envoytest.Deadline
 		conn := redisconn.Open(options)
 		t.Cleanup(func() { _ = conn.Close() })
 		limits, err := ratelimit.New(ratelimit.Config{Client: conn.Client(), Timeout: envoytest.Deadline})
@@ -77,6 +79,7 @@ func TestClusterLimits(t *testing.T) {
 	}{
 		{"a service", gatewaysCountAServiceTogether},
 		{"addresses", gatewaysCountAddressesTogether},
+		{"a burst", gatewaysCountABurstTogether},
 		{"made-up addresses", noAddressIsMadeUpForTheCluster},
 		{"users", gatewaysCountUsersTogether},
 		{"values of a header", gatewaysCountValuesTogether},
@@ -122,6 +125,10 @@ func gatewaysCountAddressesTogether(t *testing.T, c cluster) {
 			}
 		}
 	}
+}
+
+// gatewaysCountABurstTogether uses the burst up, for theAnswerOfAClusterLimit.
+func gatewaysCountABurstTogether(t *testing.T, c cluster) {
 	burst := func(i int) envoytest.Response { return c.of(i).do("GET", "/burst") }
 	want(t, "a burst", inTurn(6, burst), "200 200 200 200 429 429")
 }
