@@ -120,6 +120,31 @@ func (d *Definitions) LimitWarnings(gateways int) Problems {
 	return f.sorted()
 }
 
+// FilterChains returns how many filter chains of Envoy serve requests, at most. The gateway's own limits are counted in
+// each of them apart, if their scope is not the cluster. A certificate has no chain if others have all its names.
+func (g *Gateway) FilterChains() int {
+	plain, secured := 1, 0
+	if tls := g.TLS; tls != nil {
+		if tls.Redirect {
+			plain = 0
+		}
+		secured = len(tls.Certificates)
+		if tls.ACME != nil {
+			secured += len(tls.ACME.Domains)
+		}
+		if tls.DefaultCertificate != "" {
+			secured++ // for other names
+		}
+		if tls.HTTP3 {
+			secured *= 2
+		}
+	}
+	if len(g.ClientAddresses.TrustedProxies) > 0 {
+		return 2 * (plain + secured)
+	}
+	return plain + secured
+}
+
 // HasClusterLimits reports whether all gateways count together for one of the limits, which needs Redis.
 func (g *Gateway) HasClusterLimits() bool {
 	some := func(all []RateLimit) bool {

@@ -21,6 +21,15 @@ func (d *Definitions) Warnings() Problems {
 			}
 		}
 	}
+	if chains := d.Gateway.FilterChains(); chains > 1 {
+		for i, l := range d.Gateway.RateLimits {
+			if !l.Cluster {
+				f.add(fmt.Sprintf("rate_limits[%d].requests", i), aboutNotes.faultf("write scope: cluster",
+					"%d in %s is counted apart in each of up to %d filter chains, so together they allow up to %d",
+					l.Requests, l.Per, chains, l.Requests*chains))
+			}
+		}
+	}
 	if d.Gateway.Tokens.Lease > 0 {
 		f.add("tokens.lease", aboutNotes.faultf("remove it", "it has no effect: Envoy checks tokens by itself (--module)"))
 	}

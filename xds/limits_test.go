@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
@@ -259,5 +261,79 @@ func TestGatewaysOwnLimits(t *testing.T) {
 	got := g.do("POST", "/token", fromShop)
 	if got.Status != 429 || got.Body != `"There are too many requests. Please wait."` || !strings.Contains(got.Header.Get("access-control-expose-headers"), "retry-after") {
 		t.Errorf("a login: %d %s %v", got.Status, got.Body, got.Header)
+	}
+}
+
+// TestGatewaysOwnLimitsCountInEachFilterChain: as often as `gatepost validate` warns of, and no oftener.
+func TestGatewaysOwnLimitsCountInEachFilterChain(t *testing.T) {
+	t.Parallel()
+	top := "rate_limits: [{requests: 2, per: 24h, by: gateway}]\n" + proxies + "}\n"
+	g := startHTTPS(t, top, "  default_certificate: a.example\n  redirect: false\n", "a.example", "b.example")
+	allowed := 0
+	for _, source := range []string{stranger, proxy} {
+		for _, name := range []string{"no TLS", "a.example", "b.example", "other.example"} {
+			got := inTurn(4, func(int) envoytest.Response {
+				if name == "no TLS" {
+					return g.from(source, "", "GET", "/items")
+				}
+				return g.get(source, "", name, "/items")
+			})
+			want(t, name+" from "+source, got, "200 200 429 429")
+			allowed += strings.Count(got, "200")
+		}
+	}
+	gateway := parse(t, top+`
+tls: {redirect: false, default_certificate: a, certificates: [{cert_file: a, key_file: k}, {cert_file: b, key_file: k}]}
+services: []`)
+	if most := 2 * gateway.FilterChains(); allowed != most {
+		t.Errorf("%d requests are allowed, and the bound is %d", allowed, most)
+	}
+}
+
+// TestTheFilterChainsOfDefinitionsAreThoseOfTheListeners: the bound of a gateway's own limits depends on their number.
+func TestTheFilterChainsOfDefinitionsAreThoseOfTheListeners(t *testing.T) {
+	t.Parallel()
+	const certificates = "certificates: [{cert_file: a, key_file: k}, {cert_file: b, key_file: k}]"
+	for _, more := range []string{
+		"", proxies + "}", proxies + ", proxy_protocol: true}",
+		"tls: {" + certificates + "}", "tls: {redirect: false, " + certificates + "}", "tls: {http3: true, " + certificates + "}",
+		"tls: {redirect: false, http3: true, default_certificate: a, " + certificates + "}\n" + proxies + "}",
+		"tls: {default_certificate: b, " + certificates + "}\n" + proxies + ", proxy_protocol: true}",
+	} {
+		gateway := parse(t, "rate_limits: [{requests: 2, by: gateway}]\nservices: []\n"+more)
+		options := testOptions
+		if gateway.TLS != nil {
+			for _, name := range []string{"a", "b"} {
+				options.Certificates = append(options.Certificates, Certificate{
+					Name: name, ServerNames: []string{name + ".example"}, Default: name == gateway.TLS.DefaultCertificate,
+				})
+			}
+		}
+		snapshot, err := Build(gateway, options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		counting := 0
+		for _, m := range messages(snapshot) {
+			l, ok := m.(*listenerv3.Listener)
+			if !ok {
+				continue
+			}
+			for _, chain := range append(l.GetFilterChains(), l.GetDefaultFilterChain()) {
+				if chain == nil {
+					continue
+				}
+				manager, err := managerOf(chain)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if slices.ContainsFunc(manager.GetHttpFilters(), func(f *hcmv3.HttpFilter) bool { return f.GetName() == filterGatewayLimits }) {
+					counting++
+				}
+			}
+		}
+		if got := gateway.FilterChains(); got != counting {
+			t.Errorf("%q: %d filter chains, and the listeners have %d", more, got, counting)
+		}
 	}
 }
