@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -27,6 +28,7 @@ const (
 	gateDefault   = "gatepost"
 	gatePublic    = "gatepost, public service"
 	gateLogged    = "gatepost, with an access log"
+	gateClustered = "gatepost, a limit of the cluster"
 	gateAsking    = "gatepost, --module off"
 )
 
@@ -62,6 +64,8 @@ func dataPathGoals(ctx context.Context, l *lab, wanted func(string) bool) ([]fin
 	// Designs whose goals are closest to 1 are measured one after the other.
 	compare("G1", whatPublic, gateDefault, gatePublic, rate, atLeast(0.95))
 	compare("G13", "warm check with an access log ÷ without", gateLogged, gateDefault, rate, atLeast(0.9))
+	compare("G13", "warm check with a rate limit of scope: cluster ÷ without", gateClustered, gateDefault, rate, bound{})
+	compare("G13", "… the median of its latency ÷ without the limit", gateClustered, gateDefault, p50, bound{})
 	// A finding without a goal shows what no filter in Envoy can exceed.
 	compare("G1", "warm check ÷ always-OK on a bare Envoy", gateDefault, bareAlwaysOK, rate, atLeast(2.2))
 	compare("G1", "… the most that is possible: a bare Envoy without authorization ÷ always-OK", bareNoAuth, bareAlwaysOK, rate, bound{})
@@ -145,6 +149,8 @@ func (l *lab) startSubject(ctx context.Context, name string) (subject, error) {
 		return l.gatepostSubject(ctx, "gatepost", "/items/5")
 	case gateLogged:
 		return l.gatepostSubject(ctx, "gatepost-logged", "")
+	case gateClustered:
+		return l.gatepostSubject(ctx, "gatepost-clustered", "")
 	case gateAsking:
 		return l.gatepostSubject(ctx, "gatepost-asking", "", "--module", "off")
 	case bareNoAuth:
@@ -176,8 +182,12 @@ func (l *lab) gatepostSubject(ctx context.Context, name, public string, argument
 	if g == nil {
 		var err error
 		definitions := dataPath(l.stack.upstream)
-		if name == "gatepost-logged" {
+		switch name {
+		case "gatepost-logged":
 			definitions += "access_log: {format: ecs}\n"
+		case "gatepost-clustered": // no request may pass uncounted
+			definitions = strings.Replace(definitions, "path: /orders",
+				"path: /orders, rate_limits: [{requests: 1000000, by: address, scope: cluster, without_redis: refuse}]", 1)
 		}
 		if g, err = l.gatepost(ctx, name, definitions, dbGatepost, arguments...); err != nil {
 			return subject{}, err

@@ -34,7 +34,7 @@ type experiment struct {
 
 // experiments are all experiments in order.
 var experiments = []experiment{
-	{[]string{"G1", "G2", "G4", "G5", "G6", "G13"}, 12, 40 * time.Second, dataPathGoals},
+	{[]string{"G1", "G2", "G4", "G5", "G6", "G13"}, 13, 40 * time.Second, dataPathGoals},
 	{[]string{"G3"}, 3, 10 * time.Second, serverGoal},
 	{[]string{"G7"}, 0, 30 * time.Second, redisGoal},
 	{[]string{"G8"}, 1, 10 * time.Second, revokeGoal},

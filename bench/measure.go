@@ -224,6 +224,7 @@ func (s series) ratios(over, under string, figure func(sample) float64) []float6
 }
 
 func rate(s sample) float64 { return s.Rate }
+func p50(s sample) float64  { return s.P50 }
 func cpu(s sample) float64  { return s.cpu() }
 
 // median returns the median of the figures, or 0 if there are none.

@@ -47,7 +47,7 @@ func opened(t *testing.T) *lab {
 // figures are not comparable.
 func TestEveryDesignAppliesTheSameRule(t *testing.T) {
 	l := opened(t)
-	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateLogged, gateAsking} {
+	for _, name := range []string{bareNoAuth, bareAlwaysOK, bareRedisGet, nginxRule, nodeAsItWas, nodeKeepAlive, gateDefault, gatePublic, gateLogged, gateClustered, gateAsking} {
 		s, err := l.subject(t.Context(), name)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
