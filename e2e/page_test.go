@@ -307,7 +307,7 @@ services:
 	g.Login("carol")
 
 	b.press("Overview")
-	b.see("Denied per minute", "refused", "1, all verified")
+	b.see("Denied per minute", "refused", "1, all verified", "Listeners", "http\t"+g.Addr+"\tno")
 	points := 2
 	if os.Getenv("GATEPOST_SCREENSHOTS") != "" {
 		points = 20
@@ -379,6 +379,11 @@ services: []
 	b.see("shop.pem", "shop.example, *.shop.example", fmt.Sprintf("%d days left", all[0].DaysLeft), "api.pem", all[1].Problem, "clients.pem")
 	b.accessible("certificates", axeScript(t))
 	b.screenshot("certificates")
+
+	b.press("Overview")
+	b.see("Listeners", "http\t"+e.Addr+"\tno", "https\t"+e.addr+"\t1.2 and later\tclient certificates optional")
+	b.accessible("an overview with TLS", axeScript(t))
+	b.screenshot("overview-tls")
 }
 
 // TestALinkSignsInOnce: `gatepost run` shows it on a terminal, and the page exchanges its code. Links that somebody
@@ -439,10 +444,10 @@ services: []
 `, users(t).URL()), setup{})
 	g.Login("bob")
 	b.Open("http://" + g.Admin)
-	b.see("Ready yes")
+	b.see("Ready yes", "Listeners")
 	b.focuses(kb.Tab, "Skip to the content")
 	b.focuses(kb.Enter, "Overview, the heading")
-	b.focuses(kb.Tab, "0 services", "1 Envoys", "Download a support bundle")
+	b.focuses(kb.Tab, "0 services", "1 Envoys", "Listeners", "Download a support bundle")
 	b.focuses(kb.Tab+kb.Tab, "metrics")
 	b.evaluate(`(document.activeElement.blur(), document.querySelector(".skip").focus(), "")`)
 	b.focuses(kb.Tab, "Overview", "Services", "Denials", "Explain", "Sessions", "Revisions", "Envoys", "Certificates", "Held logins", "Use a token")

@@ -10,9 +10,13 @@ export interface EnvoyStatus {
   nack_type: string; proven: boolean; serving: string; doubt: string
   last_nack: { reason: string; type: string; version: string; at: string | null } | null
 }
+export interface Listener {
+  protocol: "http" | "https" | "http3"; address: string; redirect: boolean; min_version: string; client_certificates: string
+  proxy_protocol: boolean; problem: string
+}
 export interface Status {
   version: string; active: string; source: string; published: string | null; rejected: string; envoys: EnvoyStatus[]; withheld: string[]
-  module: { library: string; reason: string } | null
+  module: { library: string; reason: string } | null; listeners: Listener[]
 }
 export interface Certificate {
   name: string; names: string[]; addresses: string[]; source: "files" | "acme"; ca: boolean; not_before: string | null; not_after: string | null

@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks"
 import {
-  call, download, follow, type Certificate, type Denial, type Explanation, type Field, type Held, type Outcome, type Overview, type Revision, type Services as All, type Session, type Status,
+  call, download, follow, type Certificate, type Denial, type Explanation, type Field, type Held, type Listener, type Outcome, type Overview, type Revision, type Services as All, type Session, type Status,
 } from "./api"
 import { Badge, Confirmed, Failure, Spark, Table, text, Time, useCall } from "./ui"
 
@@ -55,9 +55,29 @@ export function Home({ overview, error }: { overview: Overview | undefined; erro
         {logins.length === 0 ? <p>none</p> : <dl>{logins.map(([name, n]) => <div key={name}><dt>{name}</dt><dd>{n}</dd></div>)}</dl>}
       </section>
     </div>
+    <Listeners />
     <SupportBundle />
   </>
 }
+
+function Listeners() {
+  const { value, error } = useCall<Status>("status", 5 * seconds)
+  return <>
+    <Failure of={error} />
+    {value && <Table caption="Listeners" empty="No listener is served yet." heads={["Protocol", "Address", "TLS", "Settings"]}>
+      {value.listeners.map(l => <tr key={l.protocol + l.address}>
+        <th scope="row">{l.protocol}</th>
+        <td><code>{l.address}</code>{l.problem && <> <Badge kind="bad">not served</Badge> {l.problem}</>}</td>
+        <td>{l.min_version ? `${l.min_version} and later` : "no"}</td>
+        <td>{settings(l) || "–"}</td>
+      </tr>)}
+    </Table>}
+  </>
+}
+
+const settings = (l: Listener) => [
+  l.redirect && "redirects to https", l.client_certificates && "client certificates " + l.client_certificates, l.proxy_protocol && "PROXY protocol",
+].filter(Boolean).join(", ")
 
 function SupportBundle() {
   const [error, setError] = useState<string>()
