@@ -141,7 +141,7 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tVERIFIED\tLAST NACK")
 	for _, e := range status.GetEnvoys() {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", e.GetNode(), e.GetAddress(), orNone(e.GetAcked()), verifiedOr(e), lastNack(e))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", oneLine(e.GetNode()), peerAddress(e), orNone(e.GetAcked()), verifiedOr(e), lastNack(e))
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -215,6 +215,14 @@ func verifiedOr(e *gatewayv1.EnvoyStatus) string {
 		return "no: " + e.GetDoubt()
 	}
 	return "not yet"
+}
+
+// peerAddress returns the address from which an Envoy is connected. Go calls that of a client of a Unix socket @.
+func peerAddress(e *gatewayv1.EnvoyStatus) string {
+	if e.GetAddress() == "@" {
+		return "Unix socket"
+	}
+	return e.GetAddress()
 }
 
 // lastNack returns the last rejection by an Envoy. Older gateways report it without its version and time.

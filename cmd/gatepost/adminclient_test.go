@@ -66,6 +66,24 @@ func TestStatusShowsTheLastRejectionAlsoIfItWasOvercome(t *testing.T) {
 	}
 }
 
+func TestStatusNamesTheConnectionsOfEnvoys(t *testing.T) {
+	var out strings.Builder
+	status := &gatewayv1.Status{Envoys: []*gatewayv1.EnvoyStatus{
+		{Node: "a", Address: "@", Acked: "v1", Proven: true}, {Node: "b\x1b[2J", Address: "192.0.2.1:4321"},
+	}}
+	if err := printStatus(&out, status); err != nil {
+		t.Fatal(err)
+	}
+	const want = `
+ENVOY  ADDRESS         ACKED  VERIFIED  LAST NACK
+a      Unix socket     v1     yes       -
+b?[2J  192.0.2.1:4321  -      not yet   -
+`
+	if !strings.Contains(out.String(), want) {
+		t.Errorf("got\n%s\nwant\n%s in it", &out, want)
+	}
+}
+
 func TestStatusTellsAPublishedVersionFromTheActiveOne(t *testing.T) {
 	for want, status := range map[string]*gatewayv1.Status{
 		"serving   v1\nsource    -\n":               {Version: "v1", Active: "v1"},
