@@ -48,7 +48,7 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpFilter":                                        "name typed_config disabled",
 	"envoy.extensions.filters.network.http_connection_manager.v3.LocalReplyConfig":                                  "mappers",
 	"envoy.extensions.filters.network.http_connection_manager.v3.ResponseMapper":                                    "filter status_code headers_to_add body_format_override",
-	"envoy.config.core.v3.HttpProtocolOptions":                                                                      "idle_timeout max_connection_duration max_headers_count headers_with_underscores_action",
+	"envoy.config.core.v3.HttpProtocolOptions":                                                                      "idle_timeout max_connection_duration max_stream_duration max_headers_count headers_with_underscores_action",
 	"envoy.config.core.v3.Http2ProtocolOptions":                                                                     "*",
 	"envoy.config.core.v3.SubstitutionFormatString":                                                                 "text_format_source content_type",
 	"envoy.config.core.v3.DataSource":                                                                               "inline_string",

@@ -66,7 +66,7 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 		LoadAssignment:                s.loadAssignment(),
 		CircuitBreakers:               circuitBreakers(s.def),
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions(b.bodyFilters(s.def))),
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": b.pack(s.httpOptions(b.bodyFilters(s.def), b.gw.Tokens.Lifetime)),
 		},
 	}
 	s.balance(c)
@@ -144,7 +144,16 @@ func (s *service) protocol() string {
 	return onlyHTTP1
 }
 
-func (s *service) httpOptions(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpProtocolOptions {
+// longestStream is the longest duration of a stream to an upstream; 0: no limit. It is in the cluster, because in a
+// route it would replace the timeout. A decision can make it shorter.
+func (s *service) longestStream(lifetime time.Duration) time.Duration {
+	if s.def.WebSocket && s.def.Authenticate {
+		return lifetime
+	}
+	return s.longest()
+}
+
+func (s *service) httpOptions(filters []*hcmv3.HttpFilter, lifetime time.Duration) *upstreamhttpv3.HttpProtocolOptions {
 	type (
 		explicit = upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig
 		auto     = upstreamhttpv3.HttpProtocolOptions_AutoHttpConfig
@@ -152,6 +161,9 @@ func (s *service) httpOptions(filters []*hcmv3.HttpFilter) *upstreamhttpv3.HttpP
 	options := &upstreamhttpv3.HttpProtocolOptions{
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdle)},
 		HttpFilters:               filters,
+	}
+	if longest := s.longestStream(lifetime); longest > 0 {
+		options.CommonHttpProtocolOptions.MaxStreamDuration = durationpb.New(longest)
 	}
 	config := new(explicit)
 	switch s.protocol() {

@@ -3,8 +3,11 @@ package xds
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -13,8 +16,10 @@ import (
 	"testing"
 	"time"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
@@ -285,6 +290,63 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 	}
 	if got := d.do("GET", "/orders/5", bearer); got.Status != 401 {
 		t.Errorf("after the token has expired: %d", got.Status)
+	}
+}
+
+// TestRequestThatItsResponseOvertakesEnds: an upstream begins its response, and the client never ends its request. Then
+// Envoy waits for neither with a timeout, and the token lives longer than any request.
+func TestRequestThatItsResponseOvertakesEnds(t *testing.T) {
+	t.Parallel()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c := http.NewResponseController(w)
+		_, _ = c.EnableFullDuplex(), c.Flush()
+		_, _ = io.Copy(io.Discard, r.Body) // ends with the stream
+	}))
+	defer upstream.Close()
+	text := strings.NewReplacer("SECURED", upstream.URL, "PUBLIC", upstream.URL).Replace(decidingShop)
+	d := startDeciding(t, text, 1, func(resources []proto.Message) {
+		for _, r := range resources {
+			c, _ := r.(*clusterv3.Cluster)
+			for _, packed := range c.GetTypedExtensionProtocolOptions() {
+				options := new(upstreamhttpv3.HttpProtocolOptions)
+				if err := packed.UnmarshalTo(options); err != nil {
+					t.Fatal(err)
+				}
+				if longest := options.GetCommonHttpProtocolOptions().GetMaxStreamDuration(); longest != nil {
+					longest.Seconds = 5 // instead of minutes
+				}
+				if err := packed.MarshalFrom(options); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+	token := d.login("ada", 24*time.Hour)
+	for _, path := range []string{"/items/5", "/orders/5"} {
+		c, err := net.Dial("tcp", d.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: shop.example\r\nAuthorization: %s\r\nContent-Length: 9\r\n\r\nhalf", path, token)
+		if got, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(got), "HTTP/1.1 200 ") {
+			t.Errorf("%s: %q, %v", path, got, err)
+		}
+	}
+}
+
+// TestTimeoutOfAServiceWithWebSockets: its other requests end with its timeout, also if a token is needed.
+func TestTimeoutOfAServiceWithWebSockets(t *testing.T) {
+	t.Parallel()
+	d := startDeciding(t, strings.ReplaceAll(decidingShop, "path: /live,", "path: /live, timeout: 100ms,"), 1)
+	hung := make(chan bool)
+	d.secured.SetHandler(func(http.ResponseWriter, *http.Request) { <-hung })
+	defer close(hung)
+	if got := d.do("GET", "/live/5", "authorization: "+d.login("ada", time.Hour)); got.Status != 504 {
+		t.Errorf("an upstream that never answers: %d %s", got.Status, got.Body)
 	}
 }
 

@@ -234,9 +234,10 @@ func forwardTo(cluster, rewrite string, timeout time.Duration) *routev3.RouteAct
 // endIdle ends idle streams of a route whose timeout ends none that has become a WebSocket or a call of gRPC. A slow
 // upstream looks like an idle stream, but the timeout of the service must end that.
 //
-// No other route needs it. A request must have arrived within requestTimeout, the timeout of the route ends the
-// response, and a client must take what Envoy holds for it within the flush timeout. A timer for idle streams would
-// cost every request two percent of Envoy's instructions: each part of a request and of a response sets it again.
+// No other route needs it. A request must have arrived within requestTimeout, and the timeout of the route ends the
+// response. The longest duration of both ends a request that its response overtakes. A client must take what Envoy
+// holds for it within the flush timeout. A timer for idle streams would cost every request two percent of Envoy's
+// instructions: each part of a request and of a response sets it again.
 func endIdle(to *routev3.RouteAction, timeout time.Duration) {
 	to.IdleTimeout = durationpb.New(max(streamIdleTimeout, timeout+5*time.Second))
 }

@@ -90,7 +90,8 @@ func (s *service) endpoints(b *builder) endpointGroup {
 }
 
 // longest is the longest duration of a request, from its first byte. It is 0 if the request can become a WebSocket or
-// is a gRPC call, which only its two sides end.
+// is a gRPC call, which only its two sides end. If an upstream begins its response before the request has arrived,
+// neither requestTimeout nor the timeout of the route ends the request, so the cluster has this limit too.
 func (s *service) longest() time.Duration {
 	if s.def.WebSocket || s.def.GRPC {
 		return 0
@@ -106,7 +107,7 @@ func (s *service) forwards(b *builder) []forward {
 		action := forwardTo(s.cluster, rewrite, s.def.Timeout)
 		action.HashPolicy = s.hashPolicy(b.gw.Identity.UserHeader)
 		if s.def.WebSocket {
-			s.upgrade(action, lifetime)
+			s.upgrade(action)
 		}
 		if s.def.GRPC {
 			s.stream(action, lifetime)
@@ -128,13 +129,10 @@ func (s *service) forwards(b *builder) []forward {
 
 // upgrade allows WebSockets on a route. The listener allows none, so all other routes refuse them. The timeout does
 // not end a WebSocket: it runs from the end of the request, and an upgraded request ends with the stream. If a token
-// is needed, the decision limits the stream to the lifetime of the token, and tokens.lifetime is the limit of that.
-func (s *service) upgrade(action *routev3.RouteAction, lifetime time.Duration) {
+// is needed, the decision limits the stream to the lifetime of the token.
+func (s *service) upgrade(action *routev3.RouteAction) {
 	action.UpgradeConfigs = []*routev3.RouteAction_UpgradeConfig{{UpgradeType: "websocket", Enabled: wrapperspb.Bool(true)}}
 	endIdle(action, s.def.Timeout)
-	if s.def.Authenticate {
-		action.MaxStreamDuration = &routev3.RouteAction_MaxStreamDuration{MaxStreamDuration: durationpb.New(lifetime)}
-	}
 }
 
 // stream makes the grpc-timeout of a call its limit. If a token is needed, tokens.lifetime is a second one, as in
