@@ -65,6 +65,9 @@ func DaysLeft(notAfter, now time.Time) int {
 	return int(math.Floor(notAfter.Sub(now).Hours() / 24))
 }
 
+// Soon is from how many days on a certificate expires soon: validation and the log warn, and the status has it.
+const Soon = 21
+
 // Parse returns the pair of a certificate for servers. The key must be that of the first certificate, and each further
 // certificate must have signed the one before it.
 func Parse(chain, key []byte, now time.Time) (Pair, error) {

@@ -120,9 +120,6 @@ func (d *Definitions) unreadable(file string) *fault {
 	return nil
 }
 
-// soon is from when on validation warns that a certificate expires.
-const soon = 21
-
 // checkFiles reads the files that the definitions name, and returns what is wrong with them, and what is probably a
 // mistake.
 func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
@@ -139,7 +136,7 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 			wrong.add(field, aboutNotes.faultf("", "cannot be served: %v", err))
 			continue
 		}
-		if left := pair.DaysLeft(now); left < soon {
+		if left := pair.DaysLeft(now); left < certs.Soon {
 			odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
 		}
 		for _, name := range pair.Names {
@@ -175,7 +172,7 @@ func (d *Definitions) checkUpstreamFiles(wrong, odd *findings, now time.Time) {
 		check := func(field string, notAfter time.Time, err error) {
 			if err != nil {
 				wrong.add(field, aboutNotes.faultf("", "cannot be used: %v", err))
-			} else if left := certs.DaysLeft(notAfter, now); left < soon {
+			} else if left := certs.DaysLeft(notAfter, now); left < certs.Soon {
 				odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
 			}
 		}

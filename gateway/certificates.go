@@ -22,7 +22,7 @@ import (
 const remindEvery = time.Hour
 
 // remindAt are the days before the end of a certificate from which a warning is logged, once for each.
-var remindAt = []int{21, 7}
+var remindAt = []int{certs.Soon, 7}
 
 // certificates sends Envoy the certificates of the definitions, and follows their files.
 type certificates struct {
@@ -294,7 +294,8 @@ func setValidity(status *gatewayv1.CertificateStatus, notBefore, notAfter, now t
 		status.NotBefore = timestamppb.New(notBefore)
 	}
 	if !notAfter.IsZero() {
-		status.NotAfter, status.DaysLeft = timestamppb.New(notAfter), int32(certs.DaysLeft(notAfter, now))
+		left := certs.DaysLeft(notAfter, now)
+		status.NotAfter, status.DaysLeft, status.ExpiresSoon = timestamppb.New(notAfter), int32(left), left < certs.Soon
 	}
 }
 

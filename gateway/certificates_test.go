@@ -91,6 +91,11 @@ func TestWarningsOfExpiryAreLoggedOnceEach(t *testing.T) {
 	}
 	renew()
 	c.current = &definitions.Definitions{Gateway: &definitions.Gateway{TLS: &definitions.TLS{Certificates: []definitions.Certificate{{CertFile: "a.pem"}}}}}
+	for day, want := range map[int]bool{60: false, 68: false, 70: true, 95: true} {
+		if one := c.status(now.AddDate(0, 0, day))[0]; one.GetExpiresSoon() != want {
+			t.Errorf("on day %d with %d days left: expires soon %t, want %t", day, one.GetDaysLeft(), one.GetExpiresSoon(), want)
+		}
+	}
 	for day, want := range map[int]int{60: 0, 70: 1, 75: 1, 82: 1, 84: 2, 89: 2, 95: 2} {
 		log.Reset()
 		c.reminded = map[string]int{}

@@ -20,7 +20,7 @@ export interface Status {
 }
 export interface Certificate {
   name: string; names: string[]; addresses: string[]; source: "files" | "acme"; ca: boolean; not_before: string | null; not_after: string | null
-  days_left: number; problem: string; services: string[]
+  days_left: number; expires_soon: boolean; problem: string; services: string[]
 }
 export interface Upstream {
   address: string; name?: string; canary?: boolean; health: "healthy" | "unhealthy" | "resting"; requests: number; errors: number

@@ -353,9 +353,6 @@ export function Envoys() {
   </>
 }
 
-// soon is from how many days on the end of a certificate is marked. The log warns then too.
-const soon = 21
-
 export function Certificates() {
   const { value, error } = useCall<Certificate[]>("certificates", 10 * seconds)
   return <>
@@ -366,7 +363,7 @@ export function Certificates() {
         <td>{c.services.length > 0 ? `upstreams of ${c.services.join(", ")}` : c.ca ? "clients" : [...c.names, ...c.addresses].join(", ") || "–"}</td>
         <td>{c.source === "acme" ? "a CA, by ACME" : "files"}</td>
         <td><Time of={c.not_before} /></td>
-        <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.days_left < soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left}\u00a0days\u00a0left`}</Badge>}</td>
+        <td><Time of={c.not_after} /> {c.not_after && <Badge kind={c.days_left < 0 ? "bad" : c.expires_soon ? "warn" : "good"}>{c.days_left < 0 ? "expired" : `${c.days_left}\u00a0days\u00a0left`}</Badge>}</td>
         <td>{c.problem ? <><Badge kind="bad">problem</Badge> {c.problem}</> : "–"}</td>
       </tr>)}
     </Table>}

@@ -287,7 +287,9 @@ type CertificateStatus struct {
 	Ca bool `protobuf:"varint,9,opt,name=ca,proto3" json:"ca,omitempty"`
 	// The IP addresses for which it is served: a client that connects to an address names no server, so only the
 	// `default_certificate` has them.
-	Addresses     []string `protobuf:"bytes,10,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses []string `protobuf:"bytes,10,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// Whether it has expired, or expires in so few days that the log warns of it.
+	ExpiresSoon   bool `protobuf:"varint,11,opt,name=expires_soon,json=expiresSoon,proto3" json:"expires_soon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +392,13 @@ func (x *CertificateStatus) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *CertificateStatus) GetExpiresSoon() bool {
+	if x != nil {
+		return x.ExpiresSoon
+	}
+	return false
 }
 
 // ModuleStatus says whether Envoy checks tokens by itself.
@@ -698,7 +707,7 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"minVersion\x12/\n" +
 	"\x13client_certificates\x18\x05 \x01(\tR\x12clientCertificates\x12%\n" +
 	"\x0eproxy_protocol\x18\x06 \x01(\bR\rproxyProtocol\x12\x18\n" +
-	"\aproblem\x18\a \x01(\tR\aproblem\"\xca\x02\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\"\xed\x02\n" +
 	"\x11CertificateStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -711,7 +720,8 @@ const file_gatepost_v1_admin_proto_rawDesc = "" +
 	"\x06source\x18\b \x01(\tR\x06source\x12\x0e\n" +
 	"\x02ca\x18\t \x01(\bR\x02ca\x12\x1c\n" +
 	"\taddresses\x18\n" +
-	" \x03(\tR\taddresses\"V\n" +
+	" \x03(\tR\taddresses\x12!\n" +
+	"\fexpires_soon\x18\v \x01(\bR\vexpiresSoon\"V\n" +
 	"\fModuleStatus\x12\x18\n" +
 	"\alibrary\x18\x01 \x01(\tR\alibrary\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\tR\x05table\x12\x16\n" +
