@@ -376,6 +376,8 @@ func (h *history) count(v verdict, gateway int) (n int) {
 // refreshes counts the acknowledged refreshes, and those of them that returned an already issued
 // token.
 func (h *history) refreshes() (all, repeated int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	for _, e := range h.ends {
 		if e.Handover && e.Acknowledged {
 			all++

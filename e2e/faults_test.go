@@ -89,7 +89,7 @@ func TestGatepostFrozen(t *testing.T) {
 	t.Parallel()
 	g, shop := serveShop(t, setup{})
 	token := shop.Login("alice")
-	g.Signal(syscall.SIGSTOP)
+	g.Freeze()
 	defer g.Signal(syscall.SIGCONT)
 	refuses503(t, "a secured service", shop.Do("GET", "/orders/1", "", page, "Authorization: "+token))
 	none(t, shop.orders)

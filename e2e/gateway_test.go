@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -186,6 +187,23 @@ func (g *gateway) Signal(signal syscall.Signal) {
 	if err := g.command.Process.Signal(signal); err != nil {
 		g.t.Fatal(err)
 	}
+}
+
+// Freeze stops the process, and waits until each of its threads has stopped: on a busy machine, one can answer after
+// the signal was sent. SIGCONT resumes it.
+func (g *gateway) Freeze() {
+	g.t.Helper()
+	g.Signal(syscall.SIGSTOP)
+	envoytest.Eventually(g.t, "all threads of gatepost to stop", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", g.command.Process.Pid))
+		for _, thread := range threads {
+			stat, err := os.ReadFile(thread)
+			if err == nil && !bytes.Contains(stat, []byte(") T ")) {
+				return false
+			}
+		}
+		return err == nil && len(threads) > 0
+	})
 }
 
 // Log returns the gateway's log so far.
