@@ -256,6 +256,23 @@ func TestWatcherSaysNothingOfAFileThatSaysTheSame(t *testing.T) {
 	f.wantsNothing()
 }
 
+// An abandoned call may still run when its context has ended, so no other one is made.
+func TestEndedWatcherCallsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		called := false
+		if _, ok := await(ctx, func() bool { called = true; return called }); ok {
+			t.Error("there is a result")
+		}
+		synctest.Wait() // also for a goroutine of await
+		if called {
+			t.Error("it was called")
+		}
+	})
+}
+
 func TestWatcherStartsFromWhatWasLoaded(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml")
