@@ -179,9 +179,9 @@ func TestChangesOfUpstreamsUnderLoadFailNoRequest(t *testing.T) {
 	definitions := func(listen string, i int) *Snapshot {
 		more := []string{
 			fmt.Sprintf("canary: {upstreams: [%q], percent: %d, by: request}", ups[3], i*7%101),
-			"health_check: {path: /healthz, timeout: 10s}, limits: {connections: " + strconv.Itoa(100+i) + "}",
+			"health_check: {path: /healthz, timeout: 1s}, limits: {connections: " + strconv.Itoa(100+i) + "}",
 			"affinity: address, retries: " + strconv.Itoa(i%3),
-			fmt.Sprintf("canary: {upstreams: [%q], percent: %d}, health_check: {path: /healthz, timeout: 10s}", ups[3], i*7%101),
+			fmt.Sprintf("canary: {upstreams: [%q], percent: %d}, health_check: {path: /healthz, timeout: 1s}", ups[3], i*7%101),
 		}[i%4]
 		return build(t, fmt.Sprintf("listen: %q\nservices:\n  - {name: a, path: /a, authenticate: false, upstreams: [%q, %q], %s}\n", listen, ups[i%3], ups[(i+1)%3], more))
 	}
