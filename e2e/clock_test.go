@@ -111,7 +111,7 @@ func TestSteppedClockExtendsNoLease(t *testing.T) {
 			envoytest.Eventually(t, "the module to decide", func() bool {
 				return status() == http.StatusOK && stopped.Metric(`gatepost_decisions_total{decision="allow",reason="module"`) > 0
 			})
-			stopped.Signal(syscall.SIGSTOP)
+			stopped.Freeze()
 			clock.step(by)
 			if got := other.Do("POST", "/token/revoke", "", token); got.Status >= 300 {
 				t.Errorf("revoking at the other gateway: %d %s", got.Status, got.Body)

@@ -248,13 +248,9 @@ func TestFrozenGatepostEndsDecisionsOfTheModule(t *testing.T) {
 	for range 5 {
 		want(t, "before", g.Do("GET", "/orders/5", "", "Authorization: "+token), http.StatusOK, "")
 	}
-	if err := syscall.Kill(g.command.Process.Pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	g.Freeze()
 	g.Await("the decisions to end", http.StatusServiceUnavailable, "GET", "/orders/5", "", "Authorization: "+token)
-	if err := syscall.Kill(g.command.Process.Pid, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	g.Signal(syscall.SIGCONT)
 	g.Await("Gatepost to go on", http.StatusOK, "GET", "/orders/5", "", "Authorization: "+token)
 }
 

@@ -214,7 +214,7 @@ func TestApplyNamesTheGatewayThatHasNotVerified(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, 2)
 	frozen := f.gateways[1]
-	frozen.Signal(syscall.SIGSTOP)
+	frozen.Freeze()
 	defer frozen.Signal(syscall.SIGCONT)
 	out := f.Command(1, []string{"apply", f.File(f.definitions(f.service("news"))), "--timeout", "7s"},
 		"revision 2 is stored", "have not verified it")

@@ -33,9 +33,13 @@ import (
 // would drain connections. For the same reason a line has no version of all definitions, but that of the service and
 // the settings: a route keeps its resource when other services change, and the resource does not know later versions.
 
-// logPath is the filter that keeps the path of a request for the access log, before a route rewrites it. It is also
-// the name of the filter state in which it keeps it.
-const logPath = "gatepost.path"
+const (
+	// keptFor begins the names of the filter state for the access log. The module has it too (module.c: KEEP).
+	keptFor = "gatepost."
+	// logPath is the filter that keeps the path of a request, before a route rewrites it. It is also the name of the
+	// filter state in which it keeps it.
+	logPath = keptFor + "path"
+)
 
 // logMetadata is the namespace of a route's metadata for the access log. In it are the name of the service and the
 // version of its definitions.
@@ -217,7 +221,7 @@ func pathOr(early operator) string {
 
 // kept is a value in the filter state: the path, and of a hit of the module the user and the session.
 func kept(key string) operator {
-	return operator{Command: "FILTER_STATE", Param: "gatepost." + key + ":PLAIN"}
+	return operator{Command: "FILTER_STATE", Param: keptFor + key + ":PLAIN"}
 }
 
 // ofHeader is a request header, cut off after longestText bytes.
