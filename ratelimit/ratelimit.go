@@ -4,8 +4,9 @@
 // limits, and a client for each, so this package knows no definitions. One script counts the request in Redis: in all
 // of the limits, or in none if it is above one of them.
 //
-// If Redis does not answer in time, the request is allowed, or refused if one of its limits says so. Redis is then not
-// called for a second, so an outage does not delay every request. A client known to be above a limit stays refused.
+// If Redis does not answer in time, the request is allowed, or refused if one of its limits says so. After an outage
+// has begun Redis is not called for a second ([redisconn.Guard]), so it does not delay every request. A client known to
+// be above a limit stays refused.
 package ratelimit
 
 import (
@@ -14,7 +15,6 @@ import (
 	"log/slog"
 	"math"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -24,14 +24,12 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"gatepost/redisconn"
 )
 
-const (
-	// defaultTimeout is how long a request waits for Redis.
-	defaultTimeout = 50 * time.Millisecond
-	// pause is how long Redis is not asked after a failure.
-	pause = time.Second
-)
+// defaultTimeout is how long a request waits for Redis.
+const defaultTimeout = 50 * time.Millisecond
 
 // Config is what a Server needs.
 type Config struct {
@@ -52,8 +50,7 @@ type Server struct {
 	config    Config
 	decisions *prometheus.CounterVec
 	durations prometheus.Histogram
-	// awayUntil is until when Redis is not asked, in Unix nanoseconds. 0: it answers.
-	awayUntil atomic.Int64
+	guard     redisconn.Guard
 	full      full
 }
 
@@ -73,6 +70,11 @@ func New(c Config) (*Server, error) {
 	}
 	s := &Server{
 		config: c,
+		guard: redisconn.Guard{
+			Timeout: c.Timeout, Logger: c.Logger, Now: c.Now,
+			Lost: "requests cannot be counted for rate limits of the cluster; they are allowed or refused, as the limits say",
+			Back: "requests are counted for rate limits of the cluster again",
+		},
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gatepost_cluster_limit_decisions_total",
 			Help: "Requests to what has a rate limit with scope: cluster, by decision (allow, deny) and reason (within, above, no_redis).",
@@ -137,19 +139,11 @@ func (s *Server) count(ctx context.Context, counters []counter) (v verdict, coun
 	if v, known := s.full.verdict(counters, start); known {
 		return v, true
 	}
-	away := s.awayUntil.Load()
-	if away > start.UnixNano() {
-		return verdict{}, false
-	}
-	// The caller may go away. That is no failure of Redis.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.config.Timeout)
-	defer cancel()
-	v, err := count(ctx, s.config.Client, counters)
+	err := s.guard.Call(ctx, func(ctx context.Context) (err error) {
+		v, err = count(ctx, s.config.Client, counters)
+		return err
+	})
 	if err != nil {
-		if s.awayUntil.Swap(start.Add(pause).UnixNano()) == 0 {
-			s.config.Logger.LogAttrs(ctx, slog.LevelWarn, "requests cannot be counted for rate limits of the cluster; "+
-				"they are allowed or refused, as the limits say", slog.Any("error", err))
-		}
 		return s.full.verdict(counters, s.config.Now()) // another request may have found one full meanwhile
 	}
 	if v.remaining == 0 {
@@ -157,9 +151,6 @@ func (s *Server) count(ctx context.Context, counters []counter) (v verdict, coun
 		s.full.add(c, start.Add(v.wait-c.limit.Per/unit)) // the tick of Redis' clock may have been nearly over
 	}
 	s.durations.Observe(s.config.Now().Sub(start).Seconds())
-	if away != 0 && s.awayUntil.CompareAndSwap(away, 0) {
-		s.config.Logger.LogAttrs(ctx, slog.LevelInfo, "requests are counted for rate limits of the cluster again")
-	}
 	return v, true
 }
 

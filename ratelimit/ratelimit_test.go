@@ -2,7 +2,6 @@ package ratelimit
 
 import (
 	"bytes"
-	"context"
 	"log/slog"
 	"maps"
 	"net"
@@ -181,25 +180,34 @@ func TestFullCountersAreBounded(t *testing.T) {
 	}
 }
 
-// TestARedisThatHangsIsNotWaitedFor, and a caller that goes away is no failure of Redis.
-func TestARedisThatHangsIsNotWaitedFor(t *testing.T) {
+// TestOneLateReplyUncountsOneRequest: the next ones count again. After three in a row Redis is left alone.
+func TestOneLateReplyUncountsOneRequest(t *testing.T) {
 	k := start(t, time.Minute)
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	shown := ten
-	shown.Headers = true
-	q := read(t, asking("a", shown))
-	if r, err := k.Decide(gone, q); err != nil || len(r.GetResponseHeadersToAdd()) == 0 {
-		t.Errorf("a caller that is gone: %v, %v", r, err)
+	refusing := ten
+	refusing.Refuse = true
+	q := read(t, asking("a", refusing))
+	frozen := func(n int) {
+		k.guard.Timeout = time.Millisecond
+		k.redis.Freeze()
+		for range n {
+			if got := k.asks(t, q); got != "Unavailable" {
+				t.Errorf("a frozen Redis: %s", got)
+			}
+		}
+		k.redis.Thaw()
+		k.guard.Timeout = time.Minute
 	}
-	k.config.Timeout = time.Millisecond
-	k.redis.Freeze()
-	defer k.redis.Thaw()
+	frozen(1)
 	if got := k.asks(t, q); got != "OK" {
-		t.Errorf("a frozen Redis: %s", got)
+		t.Errorf("after one late reply: %s", got)
 	}
-	if k.awayUntil.Load() == 0 {
-		t.Error("Redis counts as there")
+	frozen(3)
+	if got := k.asks(t, q); got != "Unavailable" {
+		t.Errorf("after three: %s", got)
+	}
+	k.now.Add(1)
+	if got := k.asks(t, q); got != "OK" {
+		t.Errorf("a second later: %s", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 // Package redisconn decides how Redis is reached: the URL, TLS, Sentinel or Cluster, the time
-// limits of a call, and which settings of a server break a promise of Gatepost. The token store,
-// the shield, the cache's tracking and the definitions in Redis use its connections.
+// limits of a call, how long it is left alone after failures, and which settings of a server break
+// a promise of Gatepost. The token store, the shield, the rate limits, the cache's tracking and the
+// definitions in Redis use it.
 package redisconn
 
 import (

@@ -19,6 +19,8 @@ import (
 	"net/netip"
 	"sync/atomic"
 	"time"
+
+	"gatepost/redisconn"
 )
 
 // Settings configures the limits. They may change from one login to the next.
@@ -80,10 +82,8 @@ type Count struct {
 const (
 	// freshness is how long a count read from Shared is used.
 	freshness = time.Second
-	// sharedTimeout bounds a call of Shared. sharedPause is how long Shared is not called after a
-	// failure, so an outage does not delay every login by the timeout.
+	// sharedTimeout bounds a call of Shared.
 	sharedTimeout = 250 * time.Millisecond
-	sharedPause   = time.Second
 )
 
 // Refusal is the error of a login that is refused now.
@@ -112,8 +112,8 @@ type Shield struct {
 	addresses, users *table
 	breaker          breaker
 	concurrent       atomic.Int64
-	// Unix nanoseconds until which Shared is not called; 0: it is available
-	lostUntil atomic.Int64
+	// shared is the circuit breaker of Shared.
+	shared redisconn.Guard
 }
 
 // New returns a shield without any failures.
@@ -127,7 +127,14 @@ func New(c Config) *Shield {
 	if c.Entries <= 0 {
 		c.Entries = 32768
 	}
-	return &Shield{config: c, addresses: newTable(c.Entries), users: newTable(c.Entries)}
+	return &Shield{
+		config: c, addresses: newTable(c.Entries), users: newTable(c.Entries),
+		shared: redisconn.Guard{
+			Timeout: sharedTimeout, Logger: c.Logger, Now: c.Now,
+			Lost: "failed logins cannot be shared with other gateways; this one goes on counting by itself",
+			Back: "failed logins are shared with other gateways again",
+		},
+	}
 }
 
 // Admit admits a login, or returns a *[Refusal]. The caller must call Done of the returned Pass.
@@ -233,7 +240,7 @@ func (s *Shield) refresh(ctx context.Context, claims ...*claim) {
 	for i, c := range stale[:n] {
 		keys[i] = c.key
 	}
-	s.callShared(ctx, func(ctx context.Context) error {
+	_ = s.shared.Call(ctx, func(ctx context.Context) error {
 		counts, err := s.config.Shared.Load(ctx, keys)
 		if err != nil {
 			return err
@@ -253,14 +260,14 @@ func (s *Shield) fail(ctx context.Context, c *claim) {
 	if s.config.Shared == nil {
 		return
 	}
-	shared := s.callShared(ctx, func(ctx context.Context) error {
+	err := s.shared.Call(ctx, func(ctx context.Context) error {
 		count, err := s.config.Shared.Fail(ctx, c.key, c.limit)
 		if err == nil {
 			c.table.raise(c, count, s.config.Now())
 		}
 		return err
 	})
-	if !shared {
+	if err != nil {
 		c.table.unshared(c)
 	}
 }
@@ -269,28 +276,5 @@ func (s *Shield) forget(ctx context.Context, c *claim) {
 	if c.table == nil || !c.table.forget(c) || s.config.Shared == nil {
 		return // there are no failures, here or in Shared
 	}
-	s.callShared(ctx, func(ctx context.Context) error { return s.config.Shared.Forget(ctx, c.key) })
-}
-
-// callShared calls Shared with a timeout and reports whether it succeeded.
-func (s *Shield) callShared(ctx context.Context, call func(context.Context) error) bool {
-	now := s.config.Now().UnixNano()
-	lost := s.lostUntil.Load()
-	if lost > now {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), sharedTimeout)
-	defer cancel()
-	if err := call(ctx); err != nil {
-		if s.lostUntil.Swap(now+int64(sharedPause)) == 0 {
-			s.config.Logger.LogAttrs(ctx, slog.LevelWarn,
-				"failed logins cannot be shared with other gateways; this one goes on counting by itself",
-				slog.Any("error", err))
-		}
-		return false
-	}
-	if lost != 0 && s.lostUntil.CompareAndSwap(lost, 0) {
-		s.config.Logger.LogAttrs(ctx, slog.LevelInfo, "failed logins are shared with other gateways again")
-	}
-	return true
+	_ = s.shared.Call(ctx, func(ctx context.Context) error { return s.config.Shared.Forget(ctx, c.key) })
 }

@@ -309,7 +309,7 @@ func TestGatewayCountsLocallyDuringOutage(t *testing.T) {
 	var log strings.Builder
 	o := &outage{Shared: newRedis(t), broken: true}
 	g := newTestShield(t, o)
-	g.config.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	g.shared.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	for range 6 {
 		g.admits(home, "zebedee", Refused)
 	}
