@@ -147,10 +147,13 @@ func (g *Gateway) FilterChains() int {
 
 // HasClusterLimits reports whether all gateways count together for one of the limits, which needs Redis.
 func (g *Gateway) HasClusterLimits() bool {
-	some := func(all []RateLimit) bool {
-		return slices.ContainsFunc(all, func(l RateLimit) bool { return l.Cluster })
-	}
-	return some(g.RateLimits) || slices.ContainsFunc(g.Services, func(s *Service) bool { return some(s.RateLimits) })
+	return HasLimits(g.RateLimits, true) ||
+		slices.ContainsFunc(g.Services, func(s *Service) bool { return HasLimits(s.RateLimits, true) })
+}
+
+// HasLimits reports whether some of the limits are counted by all gateways together, or by each gateway.
+func HasLimits(limits []RateLimit, cluster bool) bool {
+	return slices.ContainsFunc(limits, func(l RateLimit) bool { return l.Cluster == cluster })
 }
 
 // counterNotes says how much memory the rate limits can take, if that is much.

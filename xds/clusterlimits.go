@@ -54,7 +54,7 @@ func (b *builder) clusterLimits(s *definitions.Service) map[string]*anypb.Any {
 				limits = append(limits, l)
 			}
 		}
-		if hasLimits(limits, true) {
+		if definitions.HasLimits(limits, true) {
 			out[filter] = b.pack(&compositev3.CompositePerRoute{Matcher: b.run(filter, b.clusterLimiter("service "+s.Name, limits))})
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	"gatepost/definitions"
 )
 
 // The names of the filters, which are also the keys of a route's settings for them.
@@ -42,10 +43,10 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 		httpFilter(filterScope, b.findScope()),
 		httpFilter(filterCORS, b.pack(&corsv3.Cors{})),
 		httpFilter(filterStrip, b.pack(&headermutationv3.HeaderMutation{Mutations: b.stripAll(https)})))
-	if hasLimits(b.gw.RateLimits, false) {
+	if definitions.HasLimits(b.gw.RateLimits, false) {
 		all = append(all, httpFilter(filterGatewayLimits, b.gatewayLimits()))
 	}
-	if hasLimits(b.gw.RateLimits, true) {
+	if definitions.HasLimits(b.gw.RateLimits, true) {
 		all = append(all, httpFilter(filterGatewayClusterLimits, b.clusterLimiter("gateway", b.gw.RateLimits)))
 	}
 	all = append(all, httpFilter(filterLimits, b.noLimits()))

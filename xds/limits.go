@@ -82,12 +82,7 @@ func (b *builder) addLimits(scope *routev3.RouteConfiguration, services []*servi
 
 // isLimitedScope reports whether a service has limits that are counted in Envoy.
 func isLimitedScope(services []*service) bool {
-	return slices.ContainsFunc(services, func(s *service) bool { return hasLimits(s.def.RateLimits, false) })
-}
-
-// hasLimits reports whether there are limits of the cluster, or others.
-func hasLimits(limits []definitions.RateLimit, cluster bool) bool {
-	return slices.ContainsFunc(limits, func(l definitions.RateLimit) bool { return l.Cluster == cluster })
+	return slices.ContainsFunc(services, func(s *service) bool { return definitions.HasLimits(s.def.RateLimits, false) })
 }
 
 // unlimited is a bucket that is never empty. Envoy requires one for requests that no limit counts.

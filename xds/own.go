@@ -105,10 +105,10 @@ func (b *builder) beacon() []*routev3.Route {
 
 // uncounted excepts a route from the gateway's limits: Gatepost itself asks for the version.
 func (b *builder) uncounted(perFilter map[string]*anypb.Any) map[string]*anypb.Any {
-	if hasLimits(b.gw.RateLimits, false) {
+	if definitions.HasLimits(b.gw.RateLimits, false) {
 		perFilter[filterGatewayLimits] = b.disabled()
 	}
-	if hasLimits(b.gw.RateLimits, true) {
+	if definitions.HasLimits(b.gw.RateLimits, true) {
 		perFilter[filterGatewayClusterLimits] = b.disabled()
 	}
 	return perFilter
