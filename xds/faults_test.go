@@ -457,6 +457,43 @@ services:
 	}
 }
 
+// TestARetryGoesToAnotherUpstream: also if a key chose the first one, with which it is the likeliest again.
+func TestARetryGoesToAnotherUpstream(t *testing.T) {
+	t.Parallel()
+	envoytest.Require(t)
+	var acted atomic.Int64
+	addr := envoytest.Addr(t)
+	ups := fmt.Sprintf(`authenticate: false, outlier_detection: false, upstreams: ["http://%s", "http://%s"]`, envoytest.Addr(t), good(t, &acted))
+	canary := fmt.Sprintf(`canary: {upstreams: ["http://%s"], percent: 20`, good(t, &acted))
+	envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
+listen: %q
+services:
+  - {name: turns, path: /turns, %s}
+  - {name: key, path: /key, affinity: {by: header, header: X-Key}, %[2]s}
+  - {name: user, path: /user, %[2]s, %s}}
+  - {name: request, path: /request, %[2]s, %[3]s, by: request}}
+`, addr, ups, canary)))})
+	client := envoytest.Client(t)
+	const requests = 100
+	for _, path := range []string{"/turns", "/key", "/user", "/request"} {
+		got := map[int]int{}
+		for n := range requests {
+			c := client
+			if path == "/user" { // on a public service it is the address
+				c = from(t, n+1)
+			}
+			response, err := envoytest.Send(t.Context(), c, http.MethodGet, "http://"+addr+path, "", fmt.Sprintf("x-key: %d", n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[response.Status]++
+		}
+		if got[200] != requests {
+			t.Errorf("%s, one of whose upstreams refuses connections: %v", path, got)
+		}
+	}
+}
+
 // TestABodyIsSentAgainUpToALimit: above it the answer is the 503 of a service without retries, and no 507.
 func TestABodyIsSentAgainUpToALimit(t *testing.T) {
 	t.Parallel()

@@ -23,6 +23,9 @@ const (
 	retryBody = 256 << 10
 	// retriesAlways is how many concurrent retries the budget always allows.
 	retriesAlways = 3
+	// picks is how often Envoy picks an upstream for another try, until it is one that was not tried. With affinity or a
+	// canary the picks are independent: of two upstreams, three picks in a row are the same one in one of eight cases.
+	picks = 32
 )
 
 // circuitBreakers are the limits of a service.
@@ -80,7 +83,7 @@ func (b *builder) retryPolicy(s *definitions.Service, more bool) *routev3.RetryP
 		}
 	}
 	if s.HasAlternatives() {
-		policy.HostSelectionRetryMaxAttempts = 3
+		policy.HostSelectionRetryMaxAttempts = picks
 		policy.RetryHostPredicate = []*routev3.RetryPolicy_RetryHostPredicate{{
 			Name: "envoy.retry_host_predicates.previous_hosts",
 			ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{
