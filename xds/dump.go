@@ -65,8 +65,7 @@ func concerns(resource proto.Message, name, service string) bool {
 		config.VirtualHosts = slices.DeleteFunc(config.GetVirtualHosts(), func(h *routev3.VirtualHost) bool { return len(h.GetRoutes()) == 0 })
 		return len(config.GetVirtualHosts()) > 0
 	default:
-		cluster, isService := strings.CutPrefix(name, clusterOf)
-		owner, _, _ := strings.Cut(cluster, "/")
+		owner, isService := ServiceOfStats(name)
 		return isService && owner == service
 	}
 }
