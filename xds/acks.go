@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -140,6 +141,24 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	}
 	pending[resp.GetNonce()] = out
 	c.s.metrics.pushes.WithLabelValues(name).Inc()
+	c.s.logPush(e, name, version, resp)
+}
+
+// mostNamed bounds the names in a debug line: the first response to an Envoy has all resources.
+const mostNamed = 20
+
+// logPush logs the resources that an Envoy is sent, at debug level. Of many it names the first ones.
+func (s *Server) logPush(e *envoy, typeName, version string, resp *discoveryv3.DeltaDiscoveryResponse) {
+	if !s.log.Enabled(s.ctx, slog.LevelDebug) {
+		return
+	}
+	changed, removed := resp.GetResources(), resp.GetRemovedResources()
+	var names []string
+	for _, r := range changed[:min(len(changed), mostNamed)] {
+		names = append(names, r.GetName())
+	}
+	s.log.Debug("sending an Envoy resources", "node", e.Node, "address", e.Address, "type", typeName, "version", version,
+		"count", len(changed)+len(removed), "changed", names, "removed", removed[:min(len(removed), mostNamed)])
 }
 
 // OnStreamDeltaRequest hears a subscription, an ACK or a NACK. (xDS protocol, "ACK/NACK and resource type
