@@ -100,6 +100,46 @@ func TestFilesAreReadByOneReader(t *testing.T) {
 	}
 }
 
+// The values of definitions are parsed by package definitions alone, so that no other package decides what is valid. In
+// the packages that read them, these files parse something else:
+var parseOtherwise = map[string]string{
+	"admin/access.go":           "--admin, and the address of a connection",
+	"admin/guard.go":            "the Host of a request",
+	"admin/link.go":             "--admin",
+	"admin/steer.go":            "the parameters of a call",
+	"authz/rule.go":             "a rule, which it wrote",
+	"explain/handshake.go":      "the host of a request",
+	"explain/request.go":        "the URL of a request",
+	"rollout/beacon.go":         "the address of a connection",
+	"tokens/endpoint/client.go": "the address of a client",
+	"xds/peers.go":              "the address of a connection",
+}
+
+func TestDefinitionsAreParsedByOnePackage(t *testing.T) {
+	t.Parallel()
+	readers := regexp.MustCompile(`^(admin|authz|explain|rollout|tokens/endpoint|xds)/[^/]+$`)
+	parses := regexp.MustCompile(`\b(url\.Parse(RequestURI)?|net\.SplitHostPort|netip\.(Must)?Parse\w+|time\.ParseDuration|strconv\.(Atoi|Parse\w+))\(`)
+	found := map[string]bool{}
+	for _, file := range filesOfTheProgram(t) {
+		if !readers.MatchString(file) {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		call := parses.Find(text)
+		if found[file] = call != nil; found[file] && parseOtherwise[file] == "" {
+			t.Errorf("%s calls %s): if that is a value of definitions, package definitions parses it", file, call)
+		}
+	}
+	for file := range parseOtherwise {
+		if !found[file] {
+			t.Errorf("%s parses nothing any more: remove it here", file)
+		}
+	}
+}
+
 // names returns the code spans of a cell, sorted.
 func names(cell string) string {
 	var all []string

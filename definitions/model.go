@@ -277,6 +277,8 @@ type UpstreamTLS struct {
 	CertFile, KeyFile string
 	// ServerName is the name of all upstreams, in lower case. If empty, each is verified by its host.
 	ServerName string
+	// IsIP is whether ServerName is an IP address.
+	IsIP bool
 }
 
 // CAName returns the name of the CAs in logs and for Envoy; empty if they are the system's.
@@ -380,16 +382,19 @@ const (
 // TLS reports whether connections use TLS.
 func (u Upstream) TLS() bool { return u.Scheme == SchemeHTTPS }
 
-// Origin returns the scheme, the host, and the port unless it is the default port of the scheme.
-func (u Upstream) Origin() string {
-	host := u.Host
-	if u.Port != defaultPorts[u.Scheme] {
-		host = u.Address()
-	} else if strings.Contains(host, ":") { // IPv6
-		host = "[" + host + "]"
+// Authority returns the host, and the port unless it is the default port of the scheme.
+func (u Upstream) Authority() string {
+	switch {
+	case u.Port != defaultPorts[u.Scheme]:
+		return u.Address()
+	case strings.Contains(u.Host, ":"): // IPv6
+		return "[" + u.Host + "]"
 	}
-	return u.Scheme + "://" + host
+	return u.Host
 }
+
+// Origin returns the scheme and the authority.
+func (u Upstream) Origin() string { return u.Scheme + "://" + u.Authority() }
 
 // String returns the upstream as a definitions file has it.
 func (u Upstream) String() string { return u.Origin() + u.Base }

@@ -70,6 +70,8 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 // parseUpstreamTLS parses how the upstreams of a service are verified.
 func parseUpstreamTLS(f *findings, m *gatewayv1.UpstreamTls, s *Service, field string) *UpstreamTLS {
 	u := &UpstreamTLS{CAFile: m.GetCaFile(), CertFile: m.GetCertFile(), KeyFile: m.GetKeyFile(), ServerName: strings.ToLower(m.GetServerName())}
+	_, err := netip.ParseAddr(u.ServerName)
+	u.IsIP = err == nil
 	field += ".upstream_tls"
 	switch {
 	case *u == UpstreamTLS{}:

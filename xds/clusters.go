@@ -2,7 +2,6 @@ package xds
 
 import (
 	"slices"
-	"strings"
 	"time"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -208,7 +207,7 @@ func (s *service) group(targets []definitions.Upstream, several bool) *endpointv
 	for _, u := range targets {
 		e := lbEndpoint(u.Host, u.Port)
 		if s.def.HealthCheck != nil { // otherwise the Host of a check is the name of the cluster, which servers refuse
-			e.GetEndpoint().HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{Hostname: strings.TrimPrefix(u.Origin(), u.Scheme+"://")}
+			e.GetEndpoint().HealthCheckConfig = &endpointv3.Endpoint_HealthCheckConfig{Hostname: u.Authority()}
 		}
 		if several {
 			e.Metadata = hostMetadata(u.Host)

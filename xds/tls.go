@@ -2,7 +2,6 @@ package xds
 
 import (
 	"cmp"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -57,8 +56,7 @@ func (b *builder) tlsTo(u definitions.Upstream, s *service) *corev3.TransportSoc
 	own := cmp.Or(s.def.UpstreamTLS, &definitions.UpstreamTLS{})
 	name, isIP := u.Host, u.IsIP
 	if own.ServerName != "" {
-		_, err := netip.ParseAddr(own.ServerName)
-		name, isIP = own.ServerName, err == nil
+		name, isIP = own.ServerName, own.IsIP
 	}
 	san := &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_DNS, Matcher: exact(name)}
 	config := &tlsv3.UpstreamTlsContext{Sni: name}
