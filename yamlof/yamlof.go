@@ -4,9 +4,9 @@ package yamlof
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -19,33 +19,46 @@ func Message(m proto.Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing a message as JSON: %w", err)
 	}
-	var document any
-	var node yaml.Node
-	// A YAML parser keeps the order of the fields, but refuses some characters that JSON allows.
-	if err := yaml.Unmarshal(text, &node); err == nil {
-		clearStyle(&node)
-		document = &node
-	} else if err := json.Unmarshal(text, &document); err != nil {
+	var document yaml.Node
+	if err := yaml.Unmarshal(escaped(text), &document); err != nil { // the parser of YAML keeps the order of the fields
 		return nil, fmt.Errorf("reading a message as JSON: %w", err)
 	}
+	clearStyle(&document)
 	var out bytes.Buffer
 	encoder := yaml.NewEncoder(&out)
 	encoder.SetIndent(2)
-	if err := encoder.Encode(document); err != nil {
+	if err := encoder.Encode(&document); err != nil {
 		return nil, fmt.Errorf("writing YAML: %w", err)
 	}
 	return out.Bytes(), nil
 }
 
-// clearStyle removes the style of JSON: braces, and quotes where every parser takes the text for a text.
+// escaped returns JSON in which each character that a parser of YAML may refuse, or take for the end of a line, is
+// escaped. Such characters are only in its texts.
+func escaped(text []byte) []byte {
+	var out bytes.Buffer
+	for _, r := range string(text) {
+		if r < 0x7f || r > 0xffff {
+			out.WriteRune(r)
+			continue
+		}
+		fmt.Fprintf(&out, `\u%04x`, r)
+	}
+	return out.Bytes()
+}
+
+// clearStyle removes the style of JSON: braces, and quotes if every parser takes the text for a text, and for this one.
 func clearStyle(node *yaml.Node) {
-	if node.Style != yaml.DoubleQuotedStyle || !isOldBool(node.Value) {
+	if node.Style != yaml.DoubleQuotedStyle || !isOldBool(node.Value) && !strings.ContainsFunc(node.Value, needsEscape) {
 		node.Style = 0
 	}
 	for _, child := range node.Content {
 		clearStyle(child)
 	}
 }
+
+// needsEscape reports whether a character is written by its number. Only the usual end of a line is none of these.
+func needsEscape(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
 
 // isOldBool reports whether a text is a boolean in YAML 1.1, to which Envoy's parser keeps.
 func isOldBool(text string) bool {
