@@ -8,20 +8,23 @@ type Event string
 
 // The events of Gatepost's own log. The access log of Envoy has none.
 const (
-	EventRequestDenied       Event = "request-denied"
-	EventRequestUndecided    Event = "request-undecided"
-	EventLogin               Event = "login"
-	EventRefresh             Event = "refresh"
-	EventRevoke              Event = "revoke"
-	EventSessionEnded        Event = "session-ended"
-	EventDefinitionsRead     Event = "definitions-read"
-	EventDefinitionsApplied  Event = "definitions-applied"
-	EventDefinitionsRejected Event = "definitions-rejected"
-	EventCertificateRenewed  Event = "certificate-renewed"
-	EventAdminRefused        Event = "admin-refused"
-	EventAdminLinkOpened     Event = "admin-link-opened"
-	EventAdminRollback       Event = "admin-rollback"
-	EventAdminForgive        Event = "admin-forgive"
+	EventRequestDenied         Event = "request-denied"
+	EventRequestUndecided      Event = "request-undecided"
+	EventLogin                 Event = "login"
+	EventRefresh               Event = "refresh"
+	EventRevoke                Event = "revoke"
+	EventSessionEnded          Event = "session-ended"
+	EventDefinitionsRead       Event = "definitions-read"
+	EventDefinitionsApplied    Event = "definitions-applied"
+	EventDefinitionsRejected   Event = "definitions-rejected"
+	EventCertificateRequested  Event = "certificate-requested"
+	EventCertificateChallenged Event = "certificate-challenged"
+	EventCertificateRenewed    Event = "certificate-renewed"
+	EventCertificateFailed     Event = "certificate-failed"
+	EventAdminRefused          Event = "admin-refused"
+	EventAdminLinkOpened       Event = "admin-link-opened"
+	EventAdminRollback         Event = "admin-rollback"
+	EventAdminForgive          Event = "admin-forgive"
 )
 
 // Attr returns the attribute of a log record about the event.

@@ -91,6 +91,8 @@ type domain struct {
 	mu      sync.Mutex
 	chain   string // the certificate that OnPair received last
 	failure failure
+	// answered is the challenge that was logged last. A CA validates each from several places, and anybody can repeat it.
+	answered string
 }
 
 // checkEvery is how often a certificate is read, and its renewal considered. A renewal is due at the time that the CA
@@ -212,7 +214,7 @@ func (m *Manager) asking() (*certmagic.Config, *certmagic.ACMEIssuer, error) {
 	}
 	quiet := zap.NewNop() // what matters is logged here
 	config := certmagic.New(m.cache, certmagic.Config{
-		Storage: m.Storage, DisableStorageCheck: true, Logger: quiet, OCSP: certmagic.OCSPConfig{DisableStapling: true},
+		Storage: m.Storage, DisableStorageCheck: true, Logger: quiet, OnEvent: m.event, OCSP: certmagic.OCSPConfig{DisableStapling: true},
 	})
 	m.issuer = certmagic.NewACMEIssuer(config, certmagic.ACMEIssuer{
 		CA: m.Directory, Email: m.Email, Agreed: true, TrustedRoots: roots, ExternalAccount: account, Logger: quiet,

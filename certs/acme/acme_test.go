@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -194,8 +195,13 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 			}
 			m.stop()
 			log := m.log.String()
-			if strings.Count(log, "event.action=certificate-renewed\n") != 2 || strings.Count(log, "asking the CA") != 1 || strings.Contains(log, "ERROR") {
-				t.Errorf("the log is %s", &m.log)
+			var events []string
+			for _, event := range regexp.MustCompile(`event\.action=certificate-(\w+)\n`).FindAllStringSubmatch(log, -1) {
+				events = append(events, event[1])
+			}
+			if strings.Join(events, " ") != "requested challenged renewed requested challenged renewed" || strings.Count(log, "there is none yet") != 1 ||
+				strings.Count(log, "the renewal is due") != 1 || strings.Count(log, "type="+challenge) != 2 || strings.Contains(log, "ERROR") {
+				t.Errorf("the log is %s", log)
 			}
 			again := s.run(t, storage, settings(ca, challenge, "kept.test"))
 			if p := again.pair(t); !bytes.Equal(p.Chain, renewed.Chain) {
@@ -259,7 +265,7 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 		}
 		t.Log(status.Problem)
 		m.stop()
-		if log := m.log.String(); !strings.Contains(log, "obtaining a certificate failed") || strings.Count(log, "\n") != 2 {
+		if log := m.log.String(); !strings.Contains(log, "event.action=certificate-failed\n") || strings.Count(log, "level=ERROR") != 1 {
 			t.Errorf("the log is %s", log)
 		}
 		// A restart neither asks the CA again nor forgets its answer.

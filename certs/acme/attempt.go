@@ -63,12 +63,10 @@ func (m *Manager) look(ctx context.Context, d *domain, forced bool) time.Duratio
 	}
 	d.mu.Lock()
 	former, chain := d.failure, d.chain
+	d.answered = ""
 	d.mu.Unlock()
 	if wait := time.Until(former.Next); wait > 0 && !forced {
 		return wait
-	}
-	if chain == "" {
-		m.Logger.Info("asking the CA for a certificate, which can take minutes", "certificate", d.name)
 	}
 	err := m.attempt(ctx, d.name, former.Attempts)
 	if ctx.Err() != nil {
@@ -78,7 +76,8 @@ func (m *Manager) look(ctx context.Context, d *domain, forced bool) time.Duratio
 	if err != nil {
 		wait = backoff(err, former.Attempts)
 		now = failure{Problem: inWordsOfTheCA(err), Attempts: former.Attempts + 1, Next: time.Now().Add(wait).Round(time.Second)}
-		m.Logger.Error("obtaining a certificate failed, it is tried again", "certificate", d.name, "error", now.Problem, "wait_seconds", int(wait.Seconds()))
+		m.Logger.Error("obtaining a certificate failed, it is tried again", "certificate", d.name, "error", now.Problem, "wait_seconds", int(wait.Seconds()),
+			convention.EventCertificateFailed.Attr())
 	}
 	if now != former {
 		err = m.store(ctx, d.name, now)
@@ -121,6 +120,20 @@ func (m *Manager) attempt(ctx context.Context, name string, failed int) error {
 	defer m.cache.RemoveManaged([]certmagic.SubjectIssuer{{Subject: name}})
 	// After a failure the staging directory of Let's Encrypt is asked first, which has higher limits.
 	return config.ManageSync(context.WithValue(ctx, certmagic.AttemptsCtxKey, &failed), []string{name})
+}
+
+// event logs that the CA is asked for a certificate. certmagic calls it if there is none yet or its renewal is due.
+func (m *Manager) event(_ context.Context, event string, data map[string]any) error {
+	if event != "cert_obtaining" {
+		return nil
+	}
+	reason := "there is none yet"
+	if data["renewal"] != nil {
+		reason = "the renewal is due"
+	}
+	m.Logger.Info("asking the CA for a certificate, which can take minutes", "certificate", data["identifier"], "reason", reason,
+		convention.EventCertificateRequested.Attr())
+	return nil
 }
 
 // backoff returns the wait after a failed attempt, some of it random.

@@ -36,10 +36,23 @@ func (m *Manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A stranger's request does not reach the storage, unless it is for a name of the settings.
 	if slices.Contains(m.Domains, strings.ToLower(host)) {
 		if _, issuer, err := m.answering(r.Context()); err == nil && issuer.HandleHTTPChallenge(w, r) {
+			m.answered(strings.ToLower(host), HTTP01, r.URL.Path)
 			return
 		}
 	}
 	http.NotFound(w, r)
+}
+
+// answered logs that a challenge for a name was answered, once.
+func (m *Manager) answered(name, kind, challenge string) {
+	d := m.domains[slices.Index(m.Domains, name)]
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.answered == challenge {
+		return
+	}
+	d.answered = challenge
+	m.Logger.Info("a challenge of the CA was answered", "certificate", name, "type", kind, convention.EventCertificateChallenged.Attr())
 }
 
 // serveConnect takes over the connection of a request.
@@ -95,7 +108,11 @@ func (m *Manager) handshake(ctx context.Context, conn net.Conn) {
 			if err != nil {
 				return nil, err
 			}
-			return config.GetCertificateWithContext(hello.Context(), hello)
+			certificate, err := config.GetCertificateWithContext(hello.Context(), hello)
+			if err == nil {
+				m.answered(hello.ServerName, TLSALPN01, string(certificate.Certificate[0]))
+			}
+			return certificate, err
 		},
 	}).HandshakeContext(ctx)
 }
