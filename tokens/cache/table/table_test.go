@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -389,37 +390,47 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 	}
 }
 
+// slot returns the offset in the table's file of the slot in use.
+func (r *fixture) slot(file []byte) int64 {
+	r.t.Helper()
+	for at := 16 * 8; at < len(file); at += 12 * 8 {
+		if binary.NativeEndian.Uint64(file[at+8:]) != 0 {
+			return int64(at)
+		}
+	}
+	r.t.Fatal("no slot is in use")
+	return 0
+}
+
+// edit changes the table's file, as only its writer should.
+func (r *fixture) edit(change func(file []byte) (at int64, to []byte)) {
+	r.t.Helper()
+	file, err := os.ReadFile(r.path)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	at, to := change(file)
+	f, err := os.OpenFile(r.path, os.O_WRONLY, 0)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(to, at); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 // An odd sequence, as in the middle of a write, is a miss.
 func TestTornWritesAreMisses(t *testing.T) {
-	for name, seqAt := range map[string]func(file []byte) int{
-		"lease": func([]byte) int { return 8 * 8 },
-		"slot": func(file []byte) int {
-			for at := 16 * 8; at < len(file); at += 12 * 8 {
-				if binary.NativeEndian.Uint64(file[at+8:]) != 0 {
-					return at
-				}
-			}
-			t.Fatal("no slot is in use")
-			return 0
-		},
+	for name, at := range map[string]func(r *fixture, file []byte) int64{
+		"lease": func(*fixture, []byte) int64 { return 8 * 8 },
+		"slot":  (*fixture).slot,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(t)
 			r.table.Put(0, r.entry())
 			flip := func() {
-				file, err := os.ReadFile(r.path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				at := seqAt(file)
-				f, err := os.OpenFile(r.path, os.O_WRONLY, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer f.Close()
-				if _, err := f.WriteAt([]byte{file[at] ^ 1}, int64(at)); err != nil {
-					t.Fatal(err)
-				}
+				r.edit(func(file []byte) (int64, []byte) { return at(r, file), []byte{file[at(r, file)] ^ 1} })
 			}
 			flip()
 			if got := r.Request(alice); got != "miss "+alice {
@@ -430,6 +441,67 @@ func TestTornWritesAreMisses(t *testing.T) {
 				t.Errorf("after the write: %s", got)
 			}
 		})
+	}
+}
+
+// The lease is written after the module has read a slot, and before it uses the decision: all could be invalidated.
+func TestLeaseIsCheckedAfterTheSlot(t *testing.T) {
+	r := newFixture(t)
+	r.table.Put(0, r.entry())
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		t.Fatalf("before: %s", got)
+	}
+	r.Must("then 8")
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Errorf("during the write: %s", got)
+	}
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		t.Errorf("after the write: %s", got)
+	}
+}
+
+// Values that Gatepost never writes into a slot are misses.
+func TestBadSlotsAreMisses(t *testing.T) {
+	for name, bad := range map[string]struct {
+		at int64 // in the slot
+		to []byte
+	}{
+		"half of another tag":         {16, []byte{1, 2, 3, 4, 5, 6, 7, 8}},
+		"a user longer than the slot": {40, []byte{56}},
+		"a user of 255 bytes":         {40, []byte{255}},
+		"no user":                     {40, []byte{0}},
+		"a user that is not a value":  {41, []byte{0x7f}},
+		"a decision without an end":   {32, binary.NativeEndian.AppendUint64(nil, 1<<62)},
+		"a token without an end":      {24, binary.NativeEndian.AppendUint64(nil, 1<<63)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newFixture(t)
+			r.table.Put(0, r.entry())
+			if got := r.Request(alice); got != "hit x-user-id=alice" {
+				t.Fatalf("before: %s", got)
+			}
+			r.edit(func(file []byte) (int64, []byte) { return r.slot(file) + bad.at, bad.to })
+			if got := r.Request(alice); got != "miss "+alice {
+				t.Error(got)
+			}
+		})
+	}
+}
+
+// The length of a value has two bytes in the message, and each counts.
+func TestLongValues(t *testing.T) {
+	r := newFixture(t)
+	r.Route(rule, 5*time.Minute, "oc")
+	e := r.entry()
+	e.Inputs[1], e.Inputs[2] = strings.Repeat("o", 300), "c"
+	r.table.Put(0, e)
+	if got := r.Request(alice, "origin="+e.Inputs[1], "cookie=c"); !strings.HasPrefix(got, "hit ") {
+		t.Errorf("an origin of 300 bytes: %s", got)
+	}
+	// The message that would be the same if a length had one byte.
+	first := e.Inputs[1][:300-256]
+	if got := r.Request(alice, "origin="+first, "cookie="+e.Inputs[1][300-256:]+"c"); !strings.HasPrefix(got, "miss ") {
+		t.Errorf("an origin of 44 bytes: %s", got)
 	}
 }
 
@@ -524,14 +596,8 @@ func TestUnderValgrindAndOnArm64(t *testing.T) {
 
 // The files are not valid tables. The driver runs under ASan, which detects reads beyond their end.
 func TestBadTables(t *testing.T) {
-	good := func(r *fixture) []byte {
-		file, err := os.ReadFile(r.path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
 	for name, spoil := range map[string]func(file []byte) []byte{
+		"":                      func(f []byte) []byte { return f }, // the others are misses for what is wrong with them
 		"empty":                 func([]byte) []byte { return nil },
 		"cut short":             func(f []byte) []byte { return f[:len(f)-1] },
 		"a header alone":        func(f []byte) []byte { return f[:128] },
@@ -544,34 +610,38 @@ func TestBadTables(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(t)
 			r.table.Put(0, r.entry())
-			file := spoil(good(r))
-			path := r.path + ".bad"
-			if err := os.WriteFile(path, file, 0o600); err != nil {
+			file, err := os.ReadFile(r.path)
+			if err != nil {
 				t.Fatal(err)
 			}
-			r.Must("config %s", path)
-			if got := r.Request(alice); got != "miss "+alice {
-				t.Error(got)
-			}
+			r.readsAnother(name == "", func(path string) error { return os.WriteFile(path, spoil(file), 0o600) })
 		})
 	}
-	for name, make := range map[string]func(path string) error{
-		"absent":           func(string) error { return nil },
-		"a directory":      func(path string) error { return os.Mkdir(path, 0o700) },
-		"a symbolic link":  func(path string) error { return os.Symlink("/etc/passwd", path) },
-		"a device":         func(path string) error { return os.Symlink("/dev/zero", path) },
-		"unreadable bytes": func(path string) error { return os.WriteFile(path, []byte("not a table"), 0) },
+	for name, make := range map[string]func(table, path string) error{
+		"absent":           func(_, _ string) error { return nil },
+		"a directory":      func(_, path string) error { return os.Mkdir(path, 0o700) },
+		"a symbolic link":  os.Symlink,
+		"a device":         func(_, path string) error { return os.Symlink("/dev/zero", path) },
+		"a pipe":           func(_, path string) error { return syscall.Mkfifo(path, 0o600) },
+		"unreadable bytes": func(_, path string) error { return os.WriteFile(path, []byte("not a table"), 0) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(t)
-			path := r.path + ".bad"
-			if err := make(path); err != nil {
-				t.Fatal(err)
-			}
-			r.Must("config %s", path)
-			if got := r.Request(alice); got != "miss "+alice {
-				t.Error(got)
-			}
+			r.table.Put(0, r.entry())
+			r.readsAnother(false, func(path string) error { return make(r.path, path) })
 		})
+	}
+}
+
+// readsAnother has the module read a file that create makes, beside the hits of the table.
+func (r *fixture) readsAnother(good bool, create func(path string) error) {
+	r.t.Helper()
+	path := r.path + ".bad"
+	if err := errors.Join(create(path), os.Link(r.path+".hits", path+".hits")); err != nil {
+		r.t.Fatal(err)
+	}
+	r.Must("config %s", path)
+	if got := r.Request(alice); strings.HasPrefix(got, "hit ") != good {
+		r.t.Error(got)
 	}
 }
