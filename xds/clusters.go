@@ -7,6 +7,8 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	dnsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/common/dns/v3"
+	dnsclusterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/dns/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -71,7 +73,7 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	s.balance(c)
 	s.avoidUnhealthy(c)
 	discovers := s.def.HealthCheck != nil || looksUp(targets)
-	discover(c, discovers)
+	b.discover(c, discovers)
 	if targets[0].TLS() {
 		b.secure(c, s)
 	}
@@ -83,20 +85,33 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 }
 
 // discover sets how Envoy gets the addresses: they are given, or names are looked up periodically.
-func discover(c *clusterv3.Cluster, lookedUp bool) {
+func (b *builder) discover(c *clusterv3.Cluster, lookedUp bool) {
 	if !lookedUp {
 		c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC}
 		return
 	}
-	// Envoy looks up every 5 s (the default of dns_refresh_rate, whose field is deprecated).
-	c.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STRICT_DNS}
+	c.ClusterDiscoveryType = &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+		Name: dnsCluster, TypedConfig: b.pack(resolution()),
+	}}
 	// Envoy acknowledges no cluster while it warms one, so a name server that does not respond would delay every change
 	// and the start. So Envoy does not wait, and new routes wait here (names.go).
 	c.WaitForWarmOnInit = wrapperspb.Bool(false)
-	// If a name has addresses of both families, IPv4 is used: servers on "localhost" often listen on no other.
-	c.DnsLookupFamily = clusterv3.Cluster_V4_PREFERRED
 	if len(c.GetHealthChecks()) > 0 {
 		startWithoutHosts(c)
+	}
+}
+
+// dnsCluster is the type of a cluster whose hosts Envoy looks up.
+const dnsCluster = "envoy.cluster.dns"
+
+// resolution configures how Envoy looks up names.
+func resolution() *dnsclusterv3.DnsCluster {
+	return &dnsclusterv3.DnsCluster{
+		// By default 5 s. A service with one upstream gets 503 for as long if that restarts with another address, or if its
+		// name does not exist for a moment (docs/design/upstream-names.md).
+		DnsRefreshRate: durationpb.New(time.Second),
+		// If a name has addresses of both families, IPv4 is used: servers on "localhost" often listen on no other.
+		DnsLookupFamily: dnsv3.DnsLookupFamily_V4_PREFERRED,
 	}
 }
 

@@ -51,7 +51,7 @@ func appendResource(b []byte, m proto.Message) ([]byte, error) {
 // is sent what differs.
 func resourceOf(m proto.Message, raw []byte) *resource {
 	cluster, _ := m.(*clusterv3.Cluster)
-	r := &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetType() == clusterv3.Cluster_STRICT_DNS}
+	r := &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetClusterType().GetName() == dnsCluster}
 	for _, check := range cluster.GetHealthChecks() {
 		r.check = check.GetTimeout().AsDuration()
 	}
