@@ -2,11 +2,15 @@
 package gatepost_test
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"os"
 	"os/exec"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -138,6 +142,69 @@ func TestDefinitionsAreParsedByOnePackage(t *testing.T) {
 			t.Errorf("%s parses nothing any more: remove it here", file)
 		}
 	}
+}
+
+// What two parts agree on is a constant of package convention, and these files alone have the same text:
+var writtenAgain = map[string]string{
+	"cmd/gatepost/tokens.go": "a path of the admin API",
+	"definitions/headers.go": "a list of the headers that definitions cannot change",
+	"explain/authorize.go":   "a request as Envoy sends it",
+	"explain/exchange.go":    "a list of the headers that Envoy knows",
+	"explain/receive.go":     "a list of the headers that Envoy removes",
+	"panics/panics.go":       "it imports none of ours",
+}
+
+func TestConventionsAreWrittenOnce(t *testing.T) {
+	t.Parallel()
+	conventions, found := map[string]bool{}, map[string]bool{}
+	files := filesOfTheProgram(t)
+	isConvention := func(file string) bool { return strings.HasPrefix(file, "convention/") }
+	for _, file := range slices.DeleteFunc(slices.Clone(files), func(file string) bool { return !isConvention(file) }) {
+		for text := range textsOf(t, file, token.CONST) {
+			conventions[text] = strings.ContainsAny(text, "/-_ ") // others are words that mean something else elsewhere
+		}
+	}
+	for _, file := range slices.DeleteFunc(files, isConvention) {
+		for text := range textsOf(t, file, token.IMPORT) {
+			if !conventions[text] {
+				continue
+			}
+			if found[file] = true; writtenAgain[file] == "" {
+				t.Errorf("%s has %q, which is a constant of package convention", file, text)
+			}
+		}
+	}
+	for file := range writtenAgain {
+		if !found[file] {
+			t.Errorf("%s repeats no convention any more: remove it here", file)
+		}
+	}
+}
+
+// textsOf returns the string literals of a file in lower case: those of its constants, or (IMPORT) all but the imports.
+func textsOf(t *testing.T, file string, which token.Token) map[string]bool {
+	t.Helper()
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]bool{}
+	for _, declaration := range parsed.Decls {
+		if general, isGeneral := declaration.(*ast.GenDecl); (isGeneral && general.Tok == which) != (which == token.CONST) {
+			continue
+		}
+		ast.Inspect(declaration, func(n ast.Node) bool {
+			if literal, isLiteral := n.(*ast.BasicLit); isLiteral && literal.Kind == token.STRING {
+				text, err := strconv.Unquote(literal.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				texts[strings.ToLower(text)] = true
+			}
+			return true
+		})
+	}
+	return texts
 }
 
 // names returns the code spans of a cell, sorted.

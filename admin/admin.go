@@ -317,13 +317,13 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 func (s *Server) fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
-		convention.WriteJSON(w, http.StatusNotFound, map[string]string{"error": "no such session"})
+		writeError(w, http.StatusNotFound, "no such session")
 	case errors.Is(err, tokens.ErrUnavailable):
 		w.Header().Set("Retry-After", "1")
-		convention.WriteJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "the token store is out of reach; try again"})
+		writeError(w, http.StatusServiceUnavailable, "the token store is out of reach; try again")
 	default:
 		s.config.Logger.Error("answering on the admin address", "error", err)
-		convention.WriteJSON(w, http.StatusInternalServerError, map[string]string{"error": "internal error; see Gatepost's log"})
+		writeError(w, http.StatusInternalServerError, "internal error; see Gatepost's log")
 	}
 }
 

@@ -34,14 +34,14 @@ func newGuard(hosts []string, next http.Handler) *guard {
 // ServeHTTP implements http.Handler.
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !g.hostAllowed(r.Host) {
-		convention.WriteJSON(w, http.StatusMisdirectedRequest, map[string]string{"error": "the host name in this request is not allowed on the admin address; " +
-			"use an IP address, localhost, a single-label name, or the host name that Gatepost was given in --admin"})
+		writeError(w, http.StatusMisdirectedRequest, "the host name in this request is not allowed on the admin address; "+
+			"use an IP address, localhost, a single-label name, or the host name that Gatepost was given in --admin")
 		return
 	}
 	asWrite := *r // the check exempts GET, HEAD and OPTIONS
 	asWrite.Method = http.MethodPost
 	if err := g.crossSite.Check(&asWrite); err != nil {
-		convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "requests of web pages of other origins are not allowed on the admin address"})
+		writeError(w, http.StatusForbidden, "requests of web pages of other origins are not allowed on the admin address")
 		return
 	}
 	g.next.ServeHTTP(w, r)
@@ -67,8 +67,8 @@ func (g *guard) hostAllowed(hostPort string) bool {
 // them (Envoy docs, "HTTP header manipulation", use_remote_address).
 func notThroughEnvoy(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("X-Envoy-External-Address") != "" || r.Header.Get("X-Envoy-Internal") != "" {
-			convention.WriteJSON(w, http.StatusForbidden, map[string]string{"error": "the admin address is not for the gateway's clients; call it directly"})
+		if r.Header.Get(convention.HeaderClientAddress) != "" || r.Header.Get("X-Envoy-Internal") != "" {
+			writeError(w, http.StatusForbidden, "the admin address is not for the gateway's clients; call it directly")
 			return
 		}
 		next.ServeHTTP(w, r)

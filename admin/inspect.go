@@ -13,12 +13,12 @@ func (s *Server) dumpConfig(w http.ResponseWriter, r *http.Request) {
 	snapshot := s.config.Snapshot()
 	if snapshot == nil {
 		w.Header().Set("Retry-After", "1")
-		convention.WriteJSON(w, http.StatusServiceUnavailable, map[string]string{"error": "no definitions are served yet"})
+		writeError(w, http.StatusServiceUnavailable, "no definitions are served yet")
 		return
 	}
 	dump, err := snapshot.Dump(r.URL.Query().Get("service"))
 	if err != nil {
-		convention.WriteJSON(w, http.StatusNotFound, map[string]string{"error": err.Error()})
+		writeError(w, http.StatusNotFound, err.Error())
 		return
 	}
 	convention.WriteJSON(w, http.StatusOK, dump)

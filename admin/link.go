@@ -108,6 +108,5 @@ func (s *Server) exchange(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.config.Logger.Info("the link to the page was opened", "client", r.RemoteAddr, convention.EventAdminLinkOpened.Attr())
-	w.Header().Set("Cache-Control", "no-store")
 	convention.WriteJSON(w, http.StatusOK, ExchangeResponse{Token: token, Expires: end.UTC()})
 }

@@ -34,7 +34,7 @@ type LookupResponse struct {
 func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	hash, err := readLookup(http.MaxBytesReader(w, r.Body, maxLookup))
 	if err != nil {
-		convention.WriteJSON(w, http.StatusBadRequest, map[string]string{"error": "want token_hash: the SHA-256 of a token in hex"})
+		writeError(w, http.StatusBadRequest, "want token_hash: the SHA-256 of a token in hex")
 		return
 	}
 	session, err := s.config.Sessions.Lookup(r.Context(), hash)

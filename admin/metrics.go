@@ -6,8 +6,6 @@ import (
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"gatepost/convention"
 )
 
 // newMetrics returns the handler of /metrics. With ?envoy=essential the metrics of Envoy follow Gatepost's own. They
@@ -20,10 +18,10 @@ func newMetrics(config Config) http.Handler {
 		case which == "":
 			own.ServeHTTP(w, r)
 		case which != "essential":
-			convention.WriteJSON(w, http.StatusBadRequest, map[string]string{"error": "?envoy= has one value: essential"})
+			writeError(w, http.StatusBadRequest, "?envoy= has one value: essential")
 		case config.EnvoyMetrics == nil:
-			convention.WriteJSON(w, http.StatusNotFound, map[string]string{"error": "the admin interface of Envoy is not known: " +
-				"turn it on by gatepost bootstrap --envoy-admin, and name it by gatepost serve --envoy-admin"})
+			writeError(w, http.StatusNotFound, "the admin interface of Envoy is not known: "+
+				"turn it on by gatepost bootstrap --envoy-admin, and name it by gatepost serve --envoy-admin")
 		default:
 			r.Header.Del("Accept") // the format of Envoy, and no other
 			first.ServeHTTP(w, r)

@@ -83,11 +83,11 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 // count adds a metric, if it is one that is shown.
 func (o *Overview) count(name string, m *dto.Metric) {
 	switch name {
-	case "gatepost_decisions_total":
+	case convention.MetricDecisions:
 		o.Decisions[labelOf(m, "decision")] += m.GetCounter().GetValue()
-	case "gatepost_logins_total":
+	case convention.MetricLogins:
 		o.Logins[labelOf(m, "outcome")] += m.GetCounter().GetValue()
-	case "gatepost_cache_lease_held":
+	case convention.MetricLeaseHeld:
 		o.FromMemory = m.GetGauge().GetValue() == 1
 	}
 }

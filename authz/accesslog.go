@@ -10,6 +10,13 @@ const (
 	MetadataSession  = "session"
 )
 
+// The names of a decision's parts in spans and in the access log.
+const (
+	AttributeService  = "gatepost.service"
+	AttributeDecision = "gatepost.decision"
+	AttributeReason   = "gatepost.reason"
+)
+
 // metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
 // no upstream receives it. Its reason is never [ReasonModule], see [validateResponse]. It is nil for [ReasonPublic],
 // because the route has the reason: public, or why Envoy answers by itself.

@@ -124,8 +124,8 @@ func (s *Server) measure(span trace.Span, d *Decision, took time.Duration) {
 		s.durations.Observe(took.Seconds())
 		return
 	}
-	span.SetAttributes(attribute.String("gatepost.service", d.rule.service), attribute.String("gatepost.decision", string(d.Outcome())),
-		attribute.String("gatepost.reason", d.Reason.String()))
+	span.SetAttributes(attribute.String(AttributeService, d.rule.service), attribute.String(AttributeDecision, string(d.Outcome())),
+		attribute.String(AttributeReason, d.Reason.String()))
 	if d.Outcome() == CannotTell {
 		span.SetStatus(codes.Error, d.Reason.String())
 	}

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"gatepost/convention"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -50,7 +52,7 @@ type failures struct {
 func newCounts() (*counts, failures) {
 	c := &counts{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gatepost_decisions_total",
+			Name: convention.MetricDecisions,
 			Help: "Requests decided about, by service, decision (allow, deny, error: could not tell) and reason.",
 		}, []string{"service", "decision", "reason"}),
 		limit:    maxServices,

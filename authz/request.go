@@ -3,6 +3,8 @@ package authz
 import (
 	"cmp"
 
+	"gatepost/convention"
+
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
@@ -13,18 +15,13 @@ const (
 	headerOrigin        = "origin"
 	headerCookie        = "cookie"
 	headerSubprotocols  = "sec-websocket-protocol"
-	headerRequestID     = "x-request-id"
 )
-
-// HeaderClientAddress is the request header with the client's address according to Envoy, which removes a client's own.
-// Envoy must send it with a Check if clients come through trusted proxies: the source of a Check is the proxy then.
-const HeaderClientAddress = "x-envoy-external-address"
 
 // CheckedHeaders are the request headers that Envoy must send with a Check, if the definitions accept a token in the
 // cookie or in subprotocols of these names. A decision can depend on no other header. A header that is added here must
 // also be added to [Request] and, if decisions depend on it, to [Shared.ModuleInputs].
 func CheckedHeaders(cookie, subprotocol string) []string {
-	headers := []string{headerAuthorization, headerOrigin, headerRequestID}
+	headers := []string{headerAuthorization, headerOrigin, convention.HeaderRequestID}
 	if cookie != "" {
 		headers = append(headers, headerCookie)
 	}
@@ -76,9 +73,9 @@ func (q *Request) setHeader(name, value string) {
 		q.cookie = value
 	case headerSubprotocols:
 		q.subprotocols = value
-	case headerRequestID:
+	case convention.HeaderRequestID:
 		q.requestID = value
-	case HeaderClientAddress:
+	case convention.HeaderClientAddress:
 		q.address = value
 	}
 }

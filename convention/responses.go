@@ -13,6 +13,7 @@ const (
 	TextUnauthorized     = "You are not allowed to access this API!"
 	TextNotFound         = "Could not find any resources for given path."
 	TextMethodNotAllowed = "Method not allowed"
+	TextTooLarge         = "The request is too large."
 )
 
 // The values of WWW-Authenticate (RFC 6750 §3): of a 401 without credentials, and of one for a token that is unknown,

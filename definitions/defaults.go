@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"gatepost/convention"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -19,7 +20,7 @@ const (
 	defaultListen          = "0.0.0.0:5500"
 	defaultTLSListen       = "0.0.0.0:443"
 	defaultMinVersion      = TLS12
-	defaultTokensPath      = "/token"
+	defaultTokensPath      = convention.PathLogin
 	defaultFormat          = "uuid"
 	defaultRevocation      = RevocationStrict
 	defaultUserIDHeader    = "userid"

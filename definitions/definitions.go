@@ -33,6 +33,10 @@ const MaxSize = 16 << 20
 // OwnPath is the path that, with all paths below it and below Tokens.Path, is reserved for the gateway.
 const OwnPath = "/.gatepost"
 
+// VersionPath is the path at which Envoy responds with the version of its routes, as a JSON string. It is public, and
+// the version is only a hash.
+const VersionPath = OwnPath + "/version"
+
 // Definitions is a valid file, or a folder of files that are valid together. It is immutable.
 type Definitions struct {
 	// Name is the name of the file in problems: its path or another source.

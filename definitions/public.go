@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+
+	"gatepost/convention"
 )
 
 // gatewayItself is the Service of the gateway's own calls.
@@ -93,16 +95,16 @@ func (d *Definitions) exceptions(byPlace map[Place]int) map[Place][]string {
 // ownPublic are the gateway's own calls. Envoy checks no token for them.
 func (d *Definitions) ownPublic() []PublicPath {
 	tokens := d.Gateway.Tokens.Path
-	public := []PublicPath{{Path: OwnPath + "/version", Methods: []string{"*"}, Service: gatewayItself}}
+	public := []PublicPath{{Path: VersionPath, Methods: []string{"*"}, Service: gatewayItself}}
 	for _, host := range d.Gateway.Tokens.Patterns() {
 		own := func(path string, methods ...string) {
 			public = append(public, PublicPath{Host: host, Path: path, Methods: methods, Service: gatewayItself})
 		}
 		own(tokens, "POST")
-		own(tokens+"/introspect", "POST")
-		own(tokens+"/refresh", "POST")
-		own(tokens+"/revoke", "POST")
-		own(tokens+"/sessions", "DELETE", "GET")
+		own(tokens+convention.BelowIntrospect, "POST")
+		own(tokens+convention.BelowRefresh, "POST")
+		own(tokens+convention.BelowRevoke, "POST")
+		own(tokens+convention.BelowSessions, "DELETE", "GET")
 	}
 	return public
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -33,7 +34,7 @@ func (f extAuthz) exceedsLimits(x *exchange) bool {
 		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", clientAddress}, {"x-forwarded-proto", "http"},
 		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"},
 	}, x.header...)
-	all.set(authz.HeaderClientAddress, clientAddress)
+	all.set(convention.HeaderClientAddress, clientAddress)
 	size := len(":authority") - len("host")
 	for _, h := range all {
 		size += len(h.Name) + len(h.Value)

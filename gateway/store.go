@@ -55,7 +55,7 @@ func openRedis(ctx context.Context, c Config, decisions *table.Table, registry p
 	// waits for the longest that any of them may accept a token from memory.
 	var tracker cache.Tracker = cache.OfflineTracker{}
 	if !c.NoCache {
-		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: c.Logger, Prefix: redisstore.TokenPrefix}); err != nil {
+		if tracker, err = cache.Track(conn.Client(), cache.RedisConfig{Sentinels: conn, Logger: c.Logger}); err != nil {
 			return nil, errors.Join(fmt.Errorf("tracking Redis: %w", err), store.Close())
 		}
 	}

@@ -154,6 +154,13 @@ func (s *Server) count(ctx context.Context, counters []counter) (v verdict, coun
 	return v, true
 }
 
+// The response headers about a limit.
+const (
+	HeaderLimit     = "x-ratelimit-limit"
+	HeaderRemaining = "x-ratelimit-remaining"
+	HeaderReset     = "x-ratelimit-reset"
+)
+
 // headers are those of the response to the client, as Envoy's own limits set them: all, or those of a 429 alone.
 func (v verdict) headers(all bool) (out []*corev3.HeaderValue) {
 	header := func(name string, value int) *corev3.HeaderValue {
@@ -161,7 +168,7 @@ func (v verdict) headers(all bool) (out []*corev3.HeaderValue) {
 	}
 	reset := int(math.Ceil(v.wait.Seconds()))
 	if all {
-		out = append(out, header("x-ratelimit-limit", v.limit), header("x-ratelimit-remaining", v.remaining), header("x-ratelimit-reset", reset))
+		out = append(out, header(HeaderLimit, v.limit), header(HeaderRemaining, v.remaining), header(HeaderReset, reset))
 	}
 	if !v.allowed {
 		out = append(out, header("retry-after", max(reset, 1)))

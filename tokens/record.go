@@ -19,6 +19,10 @@ import (
 // operator has to inspect the store.
 var ErrCorrupt = errors.New("corrupt token record")
 
+// RedisPrefix precedes the hash of a token in the name of its key in Redis. tokens/redisstore writes these keys, and
+// tokens/cache tracks their changes.
+const RedisPrefix = "gatepost:tok:"
+
 // maxClientText bounds the client-supplied texts in a record, in bytes.
 const maxClientText = 256
 

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/definitions"
 )
 
@@ -48,9 +49,6 @@ const (
 	logService  = "service"
 	logVersion  = "version"
 )
-
-// headerRequestID is the header with the id of a request, which clients receive too if there is an access log.
-const headerRequestID = "x-request-id"
 
 // The longest texts of a client that a line has. So a line is far shorter than what package envoy accepts.
 const (
@@ -373,7 +371,7 @@ func ecsFields(l line) []field {
 		{"event.duration", formatDuration},
 		{"http.version", "%PROTOCOL%"},
 		{"http.request.method", formatMethod},
-		{"http.request.id", l.header(headerRequestID)},
+		{"http.request.id", l.header(convention.HeaderRequestID)},
 		{"http.request.bytes", "%BYTES_RECEIVED%"},
 		{"http.response.status_code", "%RESPONSE_CODE%"},
 		{"http.response.bytes", "%BYTES_SENT%"},
@@ -386,8 +384,8 @@ func ecsFields(l line) []field {
 		{"trace.id", l.trace},
 		{"service.name", l.service},
 		{"service.address", "%UPSTREAM_HOST%"},
-		{"gatepost.decision", l.decision},
-		{"gatepost.reason", l.reason},
+		{authz.AttributeDecision, l.decision},
+		{authz.AttributeReason, l.reason},
 		{"gatepost.route", formatRoute},
 		{"gatepost.version", l.version},
 		{"envoy.response_flags", "%RESPONSE_FLAGS%"},
@@ -435,7 +433,7 @@ func textLine(l line) string {
 		"duration_ns=" + formatDuration, "bytes=%BYTES_SENT%", "service=" + l.service, "decision=" + l.decision, "reason=" + l.reason,
 		"upstream=%UPSTREAM_HOST%", "flags=%RESPONSE_FLAGS%", "details=%RESPONSE_CODE_DETAILS%",
 		"trace_id=" + l.trace, "version=" + l.version, "session=" + l.session, "user=" + l.user,
-		"request_id=" + l.header(headerRequestID), formatMethod, l.path,
+		"request_id=" + l.header(convention.HeaderRequestID), formatMethod, l.path,
 	}, " ")
 }
 

@@ -37,9 +37,8 @@ const (
 	blackhole = "nowhere"
 )
 
-// VersionPath is the path at which Envoy responds with the version of its routes, as a JSON string. It is public, and
-// the version is only a hash.
-const VersionPath = definitions.OwnPath + "/version"
+// VersionPath is [definitions.VersionPath].
+const VersionPath = definitions.VersionPath
 
 // Options is the input of a configuration apart from the definitions.
 type Options struct {

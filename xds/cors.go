@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"gatepost/convention"
+
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -48,7 +50,7 @@ const challengeHeader = "www-authenticate"
 func (b *builder) exposed(own ...string) []string {
 	var out []string
 	if b.logs() {
-		own = append(own, headerRequestID)
+		own = append(own, convention.HeaderRequestID)
 	}
 	if len(b.gw.RateLimits) > 0 {
 		own = append(own, limitHeaders...)

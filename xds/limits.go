@@ -21,7 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
-	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/ratelimit"
 )
@@ -275,7 +275,7 @@ func (b *builder) countedBy(limit *action, l definitions.RateLimit) (out []*rout
 			break
 		}
 		of(countMapped(false), countAddress())
-		of(countMapped(true), countHeader(authz.HeaderClientAddress))
+		of(countMapped(true), countHeader(convention.HeaderClientAddress))
 	case definitions.LimitByUser:
 		of(countHeader(b.gw.Identity.UserHeader))
 	default:
@@ -309,7 +309,7 @@ func countMapped(is bool) *action {
 		HeaderValueMatch: &routev3.RateLimit_Action_HeaderValueMatch{
 			DescriptorValue: mapped4, ExpectMatch: wrapperspb.Bool(is),
 			Headers: []*routev3.HeaderMatcher{{
-				Name: authz.HeaderClientAddress,
+				Name: convention.HeaderClientAddress,
 				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &matcherv3.StringMatcher{
 					MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "::ffff:"},
 				}},
@@ -377,4 +377,4 @@ func firstLimit() (out []*mutationrulesv3.HeaderMutation) {
 }
 
 // limitHeaders are the response headers about rate limits.
-var limitHeaders = []string{"retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"}
+var limitHeaders = []string{"retry-after", ratelimit.HeaderLimit, ratelimit.HeaderRemaining, ratelimit.HeaderReset}

@@ -44,11 +44,11 @@ func (b *builder) tokenRoutes() []*routev3.Route {
 			keepsToken: rewrite != convention.PathLogin, // a page also sends its old token, which the user service does not need
 		})...)
 	}
-	add("token revoke", exactPath(path+"/revoke"), convention.PathRevoke, tokenTimeout, "POST")
-	add("token refresh", exactPath(path+"/refresh"), convention.PathRefresh, tokenTimeout, "POST")
-	add("token introspect", exactPath(path+"/introspect"), convention.PathIntrospect, tokenTimeout, "POST")
-	add("token sessions", exactPath(path+"/sessions"), convention.PathSessions, tokenTimeout, "GET", "DELETE")
-	add("token session", prefix(path+"/sessions/"), convention.PathSessions+"/", tokenTimeout, "DELETE")
+	add("token revoke", exactPath(path+convention.BelowRevoke), convention.PathRevoke, tokenTimeout, "POST")
+	add("token refresh", exactPath(path+convention.BelowRefresh), convention.PathRefresh, tokenTimeout, "POST")
+	add("token introspect", exactPath(path+convention.BelowIntrospect), convention.PathIntrospect, tokenTimeout, "POST")
+	add("token sessions", exactPath(path+convention.BelowSessions), convention.PathSessions, tokenTimeout, "GET", "DELETE")
+	add("token session", prefix(path+convention.BelowSessions+"/"), convention.PathSessions+"/", tokenTimeout, "DELETE")
 	add("token", exactPath(path), convention.PathLogin, login, "POST")
 	add("token", exactPath(path+"/"), convention.PathLogin, login, "POST")
 	return append(out, b.nothing("token", atAndBelow(path))...)

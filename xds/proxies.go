@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	"gatepost/convention"
 )
 
 // A connection from a trusted proxy has a filter chain of its own, because trust is a setting of the connection
@@ -99,7 +100,7 @@ func (b *builder) proxyProtocol() *listenerv3.ListenerFilter {
 func (b *builder) checkedHeaders() []string {
 	headers := authz.CheckedHeaders(b.gw.Tokens.Cookie, b.gw.Tokens.Subprotocol)
 	if b.believesProxies() {
-		headers = append(headers, authz.HeaderClientAddress)
+		headers = append(headers, convention.HeaderClientAddress)
 	}
 	return headers
 }
@@ -109,7 +110,7 @@ func (b *builder) nameClient() []*mutationrulesv3.HeaderMutation {
 	if !b.believesProxies() {
 		return nil
 	}
-	return []*mutationrulesv3.HeaderMutation{overwrite(authz.HeaderClientAddress, formatClient)}
+	return []*mutationrulesv3.HeaderMutation{overwrite(convention.HeaderClientAddress, formatClient)}
 }
 
 // mapped returns the IPv4 ranges as IPv6 (RFC 4291 §2.5.5.2): a proxy that listens on both writes addresses like that.

@@ -56,7 +56,7 @@ var replies = append(redirectReplies(), []reply{
 	{status: 502, text: "The service gave an answer that cannot be delivered."},
 	{status: 400, text: "The request is malformed."},
 	{status: 408, text: "The request took too long to arrive."},
-	{status: 413, text: "The request is too large."},
+	{status: 413, text: convention.TextTooLarge},
 	{status: 426, text: "The request needs HTTP/1.1 or newer."},
 	// Gatepost's own 429 keeps its body.
 	{status: 429, flag: "UAEX"},

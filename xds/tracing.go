@@ -16,6 +16,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/tracing"
 )
@@ -50,11 +52,11 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 			tag("http.url", "%REQ(:SCHEME)%://"+plainText.header(":AUTHORITY")+plainText.path),
 			tag("url.path", plainText.path),
 			tag("user_agent", plainTag("USER-AGENT")),
-			tag("guid:x-request-id", plainTag(headerRequestID)),
+			tag("guid:x-request-id", plainTag(convention.HeaderRequestID)),
 			tag("client.address", formatClient),
-			tag("gatepost.service", formatService),
-			tag("gatepost.decision", refused.decision),
-			tag("gatepost.reason", refused.reason),
+			tag(authz.AttributeService, formatService),
+			tag(authz.AttributeDecision, refused.decision),
+			tag(authz.AttributeReason, refused.reason),
 			tag("gatepost.version", formatVersion),
 		},
 		Provider: &tracev3.Tracing_Http{

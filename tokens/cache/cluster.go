@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"gatepost/tokens"
+
 	"github.com/redis/go-redis/v9"
 )
 
@@ -19,7 +21,6 @@ import (
 // is used: what was read there is not kept, and what was changed there is waited out, because other
 // gateways may not have received an invalidation.
 type routes struct {
-	prefix  string // the prefix of token keys
 	tracked atomic.Pointer[trackedNodes]
 }
 
@@ -30,8 +31,8 @@ type trackedNodes struct {
 }
 
 // watchRoutes watches the commands of client, which must not have been used yet.
-func watchRoutes(client *redis.ClusterClient, prefix string) *routes {
-	r := &routes{prefix: prefix}
+func watchRoutes(client *redis.ClusterClient) *routes {
+	r := &routes{}
 	client.OnNewNode(func(node *redis.Client) { node.AddHook(route{r, node.Options().Addr}) })
 	return r
 }
@@ -68,7 +69,7 @@ func (r route) replied(command redis.Cmder, err error) {
 func (r *routes) isAboutToken(command redis.Cmder) bool {
 	return slices.ContainsFunc(command.Args(), func(arg any) bool {
 		text, ok := arg.(string)
-		return ok && strings.HasPrefix(text, r.prefix)
+		return ok && strings.HasPrefix(text, tokens.RedisPrefix)
 	})
 }
 

@@ -114,7 +114,7 @@ func (c *conn) handshake(ctx context.Context) error {
 	if role := welcome.field("role"); role != "" && role != "master" {
 		return errReplica
 	}
-	if _, err := c.call("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", c.redis.prefix); err != nil {
+	if _, err := c.call("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", tokens.RedisPrefix); err != nil {
 		return fmt.Errorf("enabling invalidations (CLIENT TRACKING): %w", err)
 	}
 	if err := c.subscribe(broadcastChannel, gatewayChannel+c.redis.id); err != nil {
@@ -351,7 +351,7 @@ func (c *conn) handleInvalidate(keys message) error {
 	}
 	for _, key := range keys.items {
 		var h tokens.Hash
-		text := strings.TrimPrefix(key.text, c.redis.prefix)
+		text := strings.TrimPrefix(key.text, tokens.RedisPrefix)
 		if len(text) != hex.EncodedLen(len(h)) {
 			continue // not a token's key
 		}

@@ -27,8 +27,8 @@ type master struct {
 }
 
 // findMasters returns a function that lists the servers that hold the keys now, with client's way
-// of dialling. Behind Sentinel, sentinels must name the master. prefix is the prefix of token keys.
-func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix string) (func(context.Context) ([]master, error), error) {
+// of dialling. Behind Sentinel, sentinels must name the master.
+func findMasters(client redis.UniversalClient, sentinels Sentinels) (func(context.Context) ([]master, error), error) {
 	switch client := client.(type) {
 	case *redis.Client:
 		o := client.Options()
@@ -57,7 +57,7 @@ func findMasters(client redis.UniversalClient, sentinels Sentinels, prefix strin
 		}}
 		return func(context.Context) ([]master, error) { return one, nil }, nil
 	case *redis.ClusterClient:
-		routes := watchRoutes(client, prefix)
+		routes := watchRoutes(client)
 		return func(ctx context.Context) ([]master, error) { return findClusterMasters(ctx, client, routes) }, nil
 	}
 	return nil, fmt.Errorf("tracking Redis through a %T is not supported", client)

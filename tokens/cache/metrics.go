@@ -4,6 +4,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gatepost/convention"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -67,7 +69,7 @@ func (c *Cache) register(registerer prometheus.Registerer) error {
 			func() float64 { return float64(c.Stats().Entries) }),
 		gauge("gatepost_cache_bytes", "Estimated memory of the cached sessions.",
 			func() float64 { return float64(c.Stats().Bytes) }),
-		gauge("gatepost_cache_lease_held", "1 if look-ups may be answered from memory, 0 if each reads the store.", func() float64 {
+		gauge(convention.MetricLeaseHeld, "1 if look-ups may be answered from memory, 0 if each reads the store.", func() float64 {
 			if c.tracker.Held(time.Now()) {
 				return 1
 			}

@@ -25,8 +25,6 @@ type RedisConfig struct {
 	// less than a quarter of it (the start needs four), and continues up to three quarters
 	// (heartbeats are a quarter apart).
 	Lease time.Duration
-	// Prefix is the prefix of session keys; 64 hex digits follow. Empty: "gatepost:tok:".
-	Prefix string
 	// Sentinels are queried for the master with each heartbeat; required behind Sentinel. While
 	// none of them answers, there is no lease.
 	Sentinels Sentinels
@@ -47,7 +45,6 @@ type Redis struct {
 	masters   func(context.Context) ([]master, error)
 	sentinels Sentinels
 	lease     time.Duration
-	prefix    string
 	log       *slog.Logger
 	listener  Listener
 
@@ -70,10 +67,7 @@ var _ Tracker = (*Redis)(nil)
 // client after the tracker. Behind Sentinel and in a cluster, client must be the client of the
 // look-ups, and must not have been used yet.
 func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
-	if config.Prefix == "" {
-		config.Prefix = "gatepost:tok:"
-	}
-	masters, err := findMasters(client, config.Sentinels, config.Prefix)
+	masters, err := findMasters(client, config.Sentinels)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +80,6 @@ func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 		masters:   masters,
 		sentinels: config.Sentinels,
 		lease:     orDefault(config.Lease, time.Second),
-		prefix:    config.Prefix,
 		log:       config.Logger,
 		stopped:   make(chan struct{}),
 	}

@@ -290,7 +290,7 @@ func (h *Handler) deny(w http.ResponseWriter, err error) (outcome, error) {
 		unauthorized(w, convention.ChallengeInvalidToken)
 		return unauthorised, nil
 	case errors.Is(err, errTooLarge):
-		convention.WriteJSON(w, http.StatusRequestEntityTooLarge, textTooLarge)
+		convention.WriteJSON(w, http.StatusRequestEntityTooLarge, convention.TextTooLarge)
 		return tooLarge, nil
 	case errors.Is(err, errNotAForm):
 		convention.WriteJSON(w, http.StatusUnsupportedMediaType, textNotAForm)

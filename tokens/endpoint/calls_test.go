@@ -89,7 +89,7 @@ func TestRevoke(t *testing.T) {
 		}
 		g.call("POST", "/token/revoke", "token=a&token=b", "Content-Type", formType, "Authorization", token).isText(t, 400, textUnreadable)
 		g.call("POST", "/token/revoke", "token=%zz", "Content-Type", formType, "Authorization", token).isText(t, 400, textUnreadable)
-		g.call("POST", "/token/revoke", "x="+strings.Repeat("a", maxForm), "Content-Type", formType, "Authorization", token).isText(t, 413, textTooLarge)
+		g.call("POST", "/token/revoke", "x="+strings.Repeat("a", maxForm), "Content-Type", formType, "Authorization", token).isText(t, 413, convention.TextTooLarge)
 		if !g.isLive(token) {
 			t.Error("the token was revoked")
 		}

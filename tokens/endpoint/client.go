@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+
+	"gatepost/convention"
 )
 
 // client describes the sender of a request, as reported by Envoy.
@@ -18,7 +20,7 @@ type client struct {
 const maxRequestID = 128
 
 func clientOf(r *http.Request) client {
-	id := r.Header.Get("X-Request-Id")
+	id := r.Header.Get(convention.HeaderRequestID)
 	return client{
 		address:   addressOf(r),
 		agent:     r.UserAgent(),
@@ -29,7 +31,7 @@ func clientOf(r *http.Request) client {
 // addressOf returns the client's address. With use_remote_address Envoy sets the first header and
 // appends the peer's address to X-Forwarded-For; earlier entries come from the client.
 func addressOf(r *http.Request) netip.Addr {
-	if a, err := netip.ParseAddr(r.Header.Get("X-Envoy-External-Address")); err == nil {
+	if a, err := netip.ParseAddr(r.Header.Get(convention.HeaderClientAddress)); err == nil {
 		return a.Unmap()
 	}
 	if lines := r.Header["X-Forwarded-For"]; len(lines) > 0 {

@@ -167,7 +167,7 @@ func (l *login) badRequest(err error) outcome {
 	var ambiguous ambiguousError
 	switch {
 	case errors.Is(err, errTooLarge):
-		convention.WriteJSON(l.w, http.StatusRequestEntityTooLarge, textTooLarge)
+		convention.WriteJSON(l.w, http.StatusRequestEntityTooLarge, convention.TextTooLarge)
 		return tooLarge
 	case errors.As(err, &ambiguous):
 		convention.WriteJSON(l.w, http.StatusBadRequest, textAmbiguous+ambiguous.Error())

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/convention"
 	"gatepost/tokens"
 )
 
@@ -358,7 +359,7 @@ func TestTooLargeLoginIsRefused(t *testing.T) {
 		r := httptest.NewRequest("POST", "/token", body)
 		w := httptest.NewRecorder()
 		g.handler.ServeHTTP(w, r)
-		answerOf{w.Result(), w.Body.String()}.isText(t, 413, textTooLarge)
+		answerOf{w.Result(), w.Body.String()}.isText(t, 413, convention.TextTooLarge)
 	}
 	if g.store.count() != 0 {
 		t.Error("a session was opened")

@@ -86,7 +86,7 @@ func (m *metrics) countLogin(o outcome) {
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	m := &metrics{
 		logins: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "gatepost_logins_total",
+			Name: convention.MetricLogins,
 			Help: "Logins by outcome.",
 		}, []string{"outcome"}),
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{

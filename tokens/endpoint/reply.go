@@ -16,7 +16,6 @@ const (
 	textUnavailable = "The gateway cannot answer this now, try again later."
 	textNoUsers     = "The user service does not answer, try again later."
 	textSlow        = "The user service did not answer in time, try again later."
-	textTooLarge    = "The request is too large."
 	textNotAForm    = "The request's body is not a form (application/x-www-form-urlencoded)."
 	textUnreadable  = "The request's body cannot be read."
 	textAmbiguous   = "The login does not name its user in one way: " // and what to change

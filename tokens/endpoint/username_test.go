@@ -6,6 +6,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"gatepost/convention"
 )
 
 // read returns the user name of a login with the field username.
@@ -133,7 +135,7 @@ func TestAmbiguousLoginDoesNotReachUserService(t *testing.T) {
 	}
 	refused(jsonType, `{"username":"bob"}`, "Content-Encoding", "identity, gzip")
 	refused(jsonType, `{"username":"bob"}`, "Content-Type", formType)
-	g.call("POST", "/token", "username="+strings.Repeat("a", headSize), "Content-Type", formType).isText(t, 413, textTooLarge)
+	g.call("POST", "/token", "username="+strings.Repeat("a", headSize), "Content-Type", formType).isText(t, 413, convention.TextTooLarge)
 	if reached {
 		t.Error("the user service got a request")
 	}

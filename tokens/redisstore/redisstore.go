@@ -55,9 +55,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The prefixes of the keys. A change of a key with TokenPrefix changes the validity of a token.
+// The prefixes of the keys beside those of tokens ([tokens.RedisPrefix]), whose changes alone change the validity of a token.
 const (
-	TokenPrefix   = "gatepost:tok:"
 	userPrefix    = "gatepost:usr:"
 	sessionPrefix = "gatepost:ses:"
 	seenPrefix    = "gatepost:seen:"
@@ -85,7 +84,7 @@ func New(conn *redisconn.Conn) *Store {
 	return &Store{conn: conn, client: conn.Client(), logins: newBatcher(conn)}
 }
 
-func tokenKey(h tokens.Hash) string { return TokenPrefix + h.Hex() }
+func tokenKey(h tokens.Hash) string { return tokens.RedisPrefix + h.Hex() }
 func sessionKey(id string) string   { return sessionPrefix + id }
 func seenKey(id string) string      { return seenPrefix + id }
 func oldKey(h tokens.Hash) string   { return oldPrefix + h.Hex() }

@@ -54,7 +54,7 @@ func createOnAll(t *testing.T, s *Store, masters []*redistest.Server) (sessions 
 	redistest.Eventually(t, "tokens on each master", func() bool {
 		sessions = append(sessions, create(t, s, fmt.Sprintf("user-%d", len(sessions))))
 		for _, master := range masters {
-			if master.Do("SCAN", "0", "MATCH", TokenPrefix+"*", "COUNT", "1000") == "0\n" {
+			if master.Do("SCAN", "0", "MATCH", tokens.RedisPrefix+"*", "COUNT", "1000") == "0\n" {
 				return false
 			}
 		}

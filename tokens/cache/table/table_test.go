@@ -476,8 +476,10 @@ func TestBadSlotsAreMisses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newFixture(t)
-			r.table.Put(0, r.entry())
-			if got := r.Request(alice); got != "hit x-user-id=alice" {
+			e := r.entry()
+			e.User = strings.Repeat("u", 55) // all bytes that there are
+			r.table.Put(0, e)
+			if got := r.Request(alice); got != "hit x-user-id="+e.User {
 				t.Fatalf("before: %s", got)
 			}
 			r.edit(func(file []byte) (int64, []byte) { return r.slot(file) + bad.at, bad.to })
