@@ -55,7 +55,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// The prefixes of the keys beside those of tokens ([tokens.RedisPrefix]), whose changes alone change the validity of a token.
+// The prefixes of the keys beside those of tokens ([tokens.RedisPrefix]). No change of them changes the validity of a
+// token.
 const (
 	userPrefix    = "gatepost:usr:"
 	sessionPrefix = "gatepost:ses:"

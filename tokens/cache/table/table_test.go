@@ -226,6 +226,23 @@ func TestEntryOfAnOlderEpoch(t *testing.T) {
 	if got := r.Request(alice); got != "hit x-user-id=alice" {
 		t.Errorf("an entry of this epoch: %s", got)
 	}
+	r.table.Reset(3)
+	r.table.Reset(2) // it began before, and ends later
+	r.table.Put(2, e)
+	r.table.Put(3, e)
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Errorf("before the lease is held again: %s", got)
+	}
+	r.extend()
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		t.Errorf("an entry of the newest epoch: %s", got)
+	}
+	r.table.Reset(2)
+	r.extend()
+	r.table.Put(2, e)
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Errorf("an entry of an epoch before the newest: %s", got)
+	}
 }
 
 // The test writes more decisions than fit. Each is found with its user or not at all, the newest is
@@ -379,6 +396,7 @@ func TestBadConfigurationIsRefused(t *testing.T) {
 		"config relative/path", "config /" + strings.Repeat("p", 4096),
 		"route ", "route 2 " + strings.Repeat("ab", 16) + " 1 - x-user-id 00000000000000ab",
 		"route 1 " + strings.Repeat("ab", 15) + " 1 - x-user-id 00000000000000ab", "route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id ",
+		"route 1 " + strings.Repeat("ab", 16) + " 18446744073710 - x-user-id 00000000000000ab", // more nanoseconds than a number can be
 		"route 1 " + strings.Repeat("ab", 16) + " -1 - x-user-id 00000000000000ab", "route 1 " + strings.Repeat("ab", 16) + " 1 x x-user-id 00000000000000ab",
 		"route 1 " + strings.Repeat("ab", 16) + " 1 - " + strings.Repeat("h", 128) + " 00000000000000ab",
 		"route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id 0000000000000000", "route 1 " + strings.Repeat("ab", 16) + " 1 - x-user-id 00000000000000AB",
@@ -641,6 +659,9 @@ func (r *fixture) readsAnother(good bool, create func(path string) error) {
 	path := r.path + ".bad"
 	if err := errors.Join(create(path), os.Link(r.path+".hits", path+".hits")); err != nil {
 		r.t.Fatal(err)
+	}
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		r.t.Fatalf("before: %s", got)
 	}
 	r.Must("config %s", path)
 	if got := r.Request(alice); strings.HasPrefix(got, "hit ") != good {
