@@ -161,13 +161,13 @@ const (
 	HeaderReset     = "x-ratelimit-reset"
 )
 
-// headers are those of the response to the client, as Envoy's own limits set them: all, or those of a 429 alone.
+// headers are those of the response to the client, as Envoy's own limits set them: of all responses, or of a 429 alone.
 func (v verdict) headers(all bool) (out []*corev3.HeaderValue) {
 	header := func(name string, value int) *corev3.HeaderValue {
 		return &corev3.HeaderValue{Key: name, Value: strconv.Itoa(value)}
 	}
 	reset := int(math.Ceil(v.wait.Seconds()))
-	if all {
+	if all || !v.allowed {
 		out = append(out, header(HeaderLimit, v.limit), header(HeaderRemaining, v.remaining), header(HeaderReset, reset))
 	}
 	if !v.allowed {

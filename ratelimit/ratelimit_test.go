@@ -100,8 +100,12 @@ func TestAnswerHasTheHeadersOfEnvoysOwnLimits(t *testing.T) {
 	}
 	q = asking("service a", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service"})
 	r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), q)
-	if got := r.GetResponseHeadersToAdd(); err != nil || len(got) != 1 || got[0].GetKey() != "retry-after" {
+	if got := r.GetResponseHeadersToAdd(); err != nil || len(got) != 4 || got[3].GetKey() != "retry-after" {
 		t.Errorf("above a limit without headers: %v, %v", r, err)
+	}
+	q = asking("service b", Limit{Requests: 1, Per: 24 * time.Hour, Burst: 2, By: "service"})
+	if r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), q); err != nil || len(r.GetResponseHeadersToAdd()) > 0 {
+		t.Errorf("within a limit without headers: %v, %v", r, err)
 	}
 	if r, err := ratelimitv3.NewRateLimitServiceClient(conn).ShouldRateLimit(t.Context(), new(ratelimitv3.RateLimitRequest)); err == nil {
 		t.Errorf("a request without descriptors: %v", r)

@@ -233,6 +233,7 @@ services:
   - {name: own, path: /own, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 30, per: 24h, by: service}]}
   - {name: both, path: /both, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 1, per: 24h, by: service}, {requests: 20, per: 24h, by: service, scope: cluster}]}
   - {name: user, path: /user, upstreams: ["SECURED"], rate_limits: [{requests: 10, per: 24h, by: address}, {requests: 1, per: 24h, by: user}]}
+  - {name: slow, path: /slow, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 3, per: 1h, by: address}, {requests: 30, per: 24h, by: service}]}
 `, 1)[0]
 	for _, row := range []struct {
 		path, limit, remaining string
@@ -240,6 +241,7 @@ services:
 	}{
 		{"/none", "40", "39", 200}, {"/own", "30", "29", 200}, {"/both", "20", "19", 200}, {"/both", "1", "0", 429},
 		{"/user", "1", "0", 200}, {"/USER", "1", "0", 429},
+		{"/slow", "30", "29", 200}, {"/slow", "30", "28", 200}, {"/slow", "30", "27", 200}, {"/slow", "3", "0", 429},
 	} {
 		got := g.do("GET", row.path)
 		limit, remaining, reset := got.Header.Values("x-ratelimit-limit"), got.Header.Values("x-ratelimit-remaining"), got.Header.Values("x-ratelimit-reset")

@@ -14,6 +14,7 @@ import (
 
 	"gatepost/convention"
 	"gatepost/definitions"
+	"gatepost/ratelimit"
 )
 
 // reply is what an answer of Envoy's own says: one to a request that goes wrong, or one of a route (see answer).
@@ -89,13 +90,24 @@ func (b *builder) localReplies() *hcmv3.LocalReplyConfig {
 			continue
 		}
 		if listed := fromOneOf(gw.Origins); listed != nil {
-			config.Mappers = append(config.Mappers, r.mapper(listed, readable(gw)), r.mapper(nil, nil))
+			config.Mappers = append(config.Mappers, r.mapper(listed, append(b.headersOf(r), readable(gw)...)), r.mapper(nil, b.headersOf(r)))
 		} else {
-			config.Mappers = append(config.Mappers, r.mapper(nil, readable(gw)))
+			config.Mappers = append(config.Mappers, r.mapper(nil, append(b.headersOf(r), readable(gw)...)))
 		}
 	}
 	config.Mappers = append(config.Mappers, versionReply())
 	return config
+}
+
+// headersOf are further headers of a reply: a request above a limit that Envoy counts gets X-RateLimit-* even if the
+// others do not. Those of other limits have them, and also the number of the limit.
+func (b *builder) headersOf(r reply) []*corev3.HeaderValueOption {
+	if r.status != 429 || b.gw.RateLimitHeaders { // then Envoy adds them
+		return nil
+	}
+	return []*corev3.HeaderValueOption{
+		defaultHeader(ratelimit.HeaderRemaining, "0"), defaultHeader(ratelimit.HeaderReset, "%RESP(retry-after)%"),
+	}
 }
 
 // versionReply is about the one answer of Envoy's own that is a success: the beacon's, which brings its body along.
@@ -133,10 +145,7 @@ func (r reply) mapper(origin *accesslogv3.AccessLogFilter, headers []*corev3.Hea
 	}
 	if r.retry {
 		// The sidecar's own denial may bear one already.
-		headers = append(headers, &corev3.HeaderValueOption{
-			Header:       &corev3.HeaderValue{Key: "retry-after", Value: "1"},
-			AppendAction: corev3.HeaderValueOption_ADD_IF_ABSENT,
-		})
+		headers = append(headers, defaultHeader("retry-after", "1"))
 	}
 	mapper := &hcmv3.ResponseMapper{Filter: allOf(filters), HeadersToAdd: headers}
 	if !r.own {
@@ -170,6 +179,13 @@ func setHeader(name, value string) *corev3.HeaderValueOption {
 		Header:       &corev3.HeaderValue{Key: name, Value: value},
 		AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
 	}
+}
+
+// defaultHeader gives an answer a header that it does not have.
+func defaultHeader(name, value string) *corev3.HeaderValueOption {
+	header := setHeader(name, value)
+	header.AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
+	return header
 }
 
 // literal makes text mean itself in a format string.

@@ -54,8 +54,8 @@ type Gateway struct {
 	// itself, such as that of `trusted_proxies`.
 	RateLimits []*RateLimit `protobuf:"bytes,10,rep,name=rate_limits,json=rateLimits,proto3" json:"rate_limits,omitempty"`
 	// Whether every answer to a request that counts for a rate limit has `X-RateLimit-Limit`, `-Remaining` and `-Reset`,
-	// so that a client can slow down in time. They are 2 % of Envoy's work for the request. Without them a 429 has
-	// `Retry-After` alone.
+	// so that a client can slow down in time. They are 2 % of Envoy's work for the request. Without them only a 429 has
+	// `X-RateLimit-Remaining` and `-Reset`, and `-Limit` if the limit has `scope: cluster`.
 	RateLimitHeaders bool `protobuf:"varint,13,opt,name=rate_limit_headers,json=rateLimitHeaders,proto3" json:"rate_limit_headers,omitempty"`
 	// Changes of the headers of every response that has a route, also of errors. A service may set the same header to
 	// another value.
