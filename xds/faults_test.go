@@ -515,7 +515,7 @@ services:
 	}
 }
 
-// TestLimitsRefuseWhatIsAbove: one service at its limit does not affect another.
+// TestLimitsRefuseWhatIsAbove: one service at its limit does not affect another. Requests wait for a connection.
 func TestLimitsRefuseWhatIsAbove(t *testing.T) {
 	t.Parallel()
 	envoytest.Require(t)
@@ -528,10 +528,11 @@ func TestLimitsRefuseWhatIsAbove(t *testing.T) {
 	})
 	t.Cleanup(release)
 	addr := envoytest.Addr(t)
-	envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
+	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
 listen: %q
 services:
-  - {name: small, path: /small, authenticate: false, upstreams: [%q], limits: {requests: 2}}
+  - {name: queue, path: /queue, authenticate: false, upstreams: [%[2]q], limits: {connections: 1, pending: 1}}
+  - {name: small, path: /small, authenticate: false, upstreams: [%[2]q], limits: {requests: 2}}
   - {name: large, path: /large, authenticate: false, upstreams: [%[2]q]}
 `, addr, up.URL())))})
 	var sent sync.WaitGroup
@@ -541,14 +542,25 @@ services:
 				t.Errorf("%s below the limit: %v", path, got)
 			}
 		})
-		<-reached
+	}
+	refused := func(path string) {
+		t.Helper()
+		if got := statuses(t, envoytest.Client(t), http.MethodGet, "http://"+addr+path, "", 3); got[503] != 3 {
+			t.Errorf("%s above the limit: %v, want 503", path, got)
+		}
 	}
 	get("/small")
+	<-reached
 	get("/small")
-	if got := statuses(t, envoytest.Client(t), http.MethodGet, "http://"+addr+"/small", "", 3); got[503] != 3 {
-		t.Errorf("above the limit: %v, want 503", got)
-	}
+	<-reached
+	refused("/small")
+	get("/queue")
+	<-reached
+	get("/queue")
+	envoytest.Eventually(t, "a request to wait", func() bool { return envoy.Stat("cluster.service/queue.upstream_rq_pending_active") == 1 })
+	refused("/queue")
 	get("/large")
+	<-reached
 	release()
 	sent.Wait()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -130,6 +131,19 @@ func (l *lines) await(t testing.TB, n int) (all []string) {
 		t.Fatalf("%d lines, want %d:\n%s", len(all), n, strings.Join(all, ""))
 	}
 	return all
+}
+
+// until returns the lines before the first one that is the last.
+func (l *lines) until(t testing.TB, isLast func(line string) bool) (before []string) {
+	t.Helper()
+	envoytest.Eventually(t, "the last line of the access log", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		n := slices.IndexFunc(l.all, isLast)
+		before = slices.Clone(l.all[:max(n, 0)])
+		return n >= 0
+	})
+	return before
 }
 
 // startGateway fills LISTEN, SECURED and PUBLIC into the definitions and starts Envoy with them.

@@ -31,8 +31,8 @@ func TestAnUpstreamComesAndGoesByItsHealth(t *testing.T) {
 	well.Store(true)
 	up := envoytest.Upstream(t)
 	up.SetHandler(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/healthz" && !well.Load() {
-			w.WriteHeader(http.StatusNoContent) // not expected
+		if r.URL.Path == "/odd" || r.URL.Path == "/healthz" && !well.Load() {
+			w.WriteHeader(http.StatusNoContent) // not expected, unless the service says so
 		}
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -71,8 +71,9 @@ services:
   - {name: https, path: /https, authenticate: false, upstreams: [%q], health_check: /healthz}
   - {name: grpcs, path: /grpcs, authenticate: false, grpc: true, upstreams: ["https://%s"], health_check: {grpc: true}}
   - {name: http, path: /http, authenticate: false, upstreams: [%q], health_check: {path: /healthz, interval: 100ms}}
-  - {name: h2c, path: /h2c, authenticate: false, upstreams: ["h2c://%s"], health_check: {path: /healthz, interval: 100ms}}
-  - {name: grpc, path: /grpc.health.v1.Health, authenticate: false, grpc: true, upstreams: ["h2c://%s"], health_check: {grpc: true, interval: 100ms}}
+  - {name: odd, path: /odd, authenticate: false, upstreams: [%[4]q], health_check: {path: /odd, interval: 100ms, expect: [201, 204]}}
+  - {name: h2c, path: /h2c, authenticate: false, upstreams: ["h2c://%[5]s"], health_check: {path: /healthz, interval: 100ms}}
+  - {name: grpc, path: /grpc.health.v1.Health, authenticate: false, grpc: true, upstreams: ["h2c://%[6]s"], health_check: {grpc: true, interval: 100ms}}
 `, addr, secured.URL, securedListener.Addr(), up.URL(), good(t, new(atomic.Int64)), listener.Addr()), options))})
 	healthy := func(service string, want int) {
 		t.Helper()
@@ -102,6 +103,8 @@ services:
 	healthy("https", 1)
 	healthy("grpcs", 1)
 	serves("/https", 200)
+	healthy("odd", 1)
+	serves("/odd", 200)
 	healthy("h2c", 1)
 	serves("/h2c", 200)
 	for range 2 { // flapping
