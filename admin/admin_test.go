@@ -43,7 +43,7 @@ func newKitWith(t *testing.T, config Config) *kit {
 	t.Cleanup(func() { _ = store.Close() })
 	k := &kit{store: store}
 	k.Server, err = New(Config{
-		Local: config.Local, TokenFile: config.TokenFile,
+		Local: config.Local, TokenFile: config.TokenFile, Profiles: config.Profiles,
 		Hosts: []string{"GW-1.prod.example"},
 		Checks: []Check{
 			{Name: "store", Ready: store.Ping},

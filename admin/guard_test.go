@@ -1,12 +1,37 @@
 package admin
 
 import (
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"testing"
 )
 
-// everyPath is one path of each kind on the admin address.
-var everyPath = []string{"/healthz", "/readyz", "/metrics", "/api/v1/status", "/api/v1/users/alice/sessions"}
+// everyPath is one path of each kind on the admin address. pathsOfThePage are those of the page and of profiles.
+var (
+	everyPath      = []string{"/healthz", "/readyz", "/metrics", "/api/v1/status", "/api/v1/users/alice/sessions"}
+	pathsOfThePage = []string{"/", "/app.js", "/app.css", "/debug/pprof/cmdline", "/nothing"}
+)
+
+// TestEachPathIsGuarded: no part of the server is reached past the guard, whatever it is.
+func TestEachPathIsGuarded(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{Local: true, Profiles: true})
+	patterns := slices.Collect(maps.Keys(k.calls()))
+	for _, path := range slices.Concat(everyPath, pathsOfThePage) {
+		patterns = append(patterns, "GET "+path)
+	}
+	for _, pattern := range patterns {
+		method, path, _ := strings.Cut(pattern, " ")
+		path = strings.NewReplacer("{user}", "alice", "{id}", "none", "{number}", "1").Replace(path)
+		k.want(t, method, path, http.StatusMisdirectedRequest, "not allowed on the admin address", "Host: rebound.evil.example")
+		k.want(t, method, path, http.StatusForbidden, "other origins", "Sec-Fetch-Site: cross-site")
+		k.want(t, method, path, http.StatusForbidden, "other origins", "Sec-Fetch-Site: same-site")
+		k.want(t, method, path, http.StatusForbidden, "other origins", "Origin: https://evil.example")
+		k.want(t, method, path, http.StatusForbidden, "not for the gateway's clients", "X-Envoy-External-Address: 203.0.113.7")
+	}
+}
 
 func TestPagesOfOtherOriginsAreRejected(t *testing.T) {
 	k := newKit(t)

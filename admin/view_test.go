@@ -1,12 +1,15 @@
 package admin
 
 import (
+	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"maps"
 	"slices"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/prometheus/client_golang/prometheus"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
@@ -34,6 +37,49 @@ func TestOpenAPIDescribesTheCallsThatAreServedAndNoOther(t *testing.T) {
 		if _, isServed := served[pattern]; !isServed {
 			t.Errorf("openapi.yaml describes %s, which is not served", pattern)
 		}
+	}
+}
+
+// TestTheOverviewHasTheCountsOfTheMetrics: of logins and decisions, and whether tokens are answered from memory.
+func TestTheOverviewHasTheCountsOfTheMetrics(t *testing.T) {
+	t.Parallel()
+	for _, held := range []float64{0, 1} {
+		k := newKit(t)
+		registry := prometheus.NewRegistry()
+		k.config.Metrics = registry
+		lease := prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_cache_lease_held"})
+		logins := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatepost_logins_total"}, []string{"outcome"})
+		decisions := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "gatepost_decisions_total"}, []string{"service", "decision"})
+		registry.MustRegister(lease, logins, decisions)
+		lease.Set(held)
+		logins.WithLabelValues("ok").Add(2)
+		decisions.WithLabelValues("orders", "deny").Add(3)
+		decisions.WithLabelValues("items", "deny").Add(4)
+		var got Overview
+		if err := json.Unmarshal(k.ask("GET", "/api/v1/overview").Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.FromMemory != (held == 1) || got.Logins["ok"] != 2 || got.Decisions["deny"] != 7 {
+			t.Errorf("the overview is %+v, with the lease held: %v", got, held)
+		}
+	}
+}
+
+// TestThePageIsSmall: its files are compressed by nobody on loopback, and over a slow tunnel they count.
+func TestThePageIsSmall(t *testing.T) {
+	t.Parallel()
+	const most = 60_000 // bytes, as a proxy would compress them
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	for _, name := range pageFiles {
+		content, err := dist.ReadFile("page/dist/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write(content)
+	}
+	if err := w.Close(); err != nil || packed.Len() > most {
+		t.Errorf("%d bytes, %v; want at most %d", packed.Len(), err, most)
 	}
 }
 

@@ -288,7 +288,7 @@ services:
 		`"session revoked"`: convention.EventSessionEnded, `"sessions revoked"`: convention.EventSessionEnded,
 	} {
 		want := message + "," // the next fields follow
-		if len(lines(g.Log(), want, fmt.Sprintf(`"event.action":%q`, event))) == 0 || strings.Contains(g.Log(), operatorToken) {
+		if len(lines(g.Log(), want, `"by":"alice"`, fmt.Sprintf(`"event.action":%q`, event))) == 0 || strings.Contains(g.Log(), operatorToken) {
 			t.Errorf("the log has no line %s", want)
 		}
 	}

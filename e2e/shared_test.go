@@ -159,7 +159,15 @@ func TestRollbackByTheAPIInRedis(t *testing.T) {
 	}
 	f.Command(0, []string{"history"}, "alice", "news is broken")
 
+	fromMemory := func(want bool) {
+		t.Helper()
+		envoytest.Eventually(t, fmt.Sprintf("tokens to be answered from memory: %v", want), func() bool {
+			return read[admin.Overview](o, "/api/v1/overview").FromMemory == want
+		})
+	}
+	fromMemory(true)
 	f.redis.Kill()
+	fromMemory(false)
 	o.call("POST", "/api/v1/revisions/2/rollback", `{}`, http.StatusServiceUnavailable)
 }
 
