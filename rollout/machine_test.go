@@ -195,6 +195,7 @@ var lives = []life{
 		{acked(1, "v1"), "rejected v1"},
 		{delivered("v1"), "acked v1"}, // the cause is gone
 		{answers(1, "v1"), "active v1 | activate v1"},
+		{offered{v1}, "active v1 | publish v1, activate v1 again"},
 	}},
 	{"the NACK names a service", Config{}, after(served(trusted(1)),
 		step{offered{v2}, "published v2 | publish v2"},
@@ -208,6 +209,14 @@ var lives = []life{
 		step{retried{}, "active v2-ab in part | offer v2"}, // as it was defined
 		step{offered{v("v3")}, "published v3 | publish v3"},
 	)},
+	{"a repair that was rejected before", Config{}, after(served(trusted(1)),
+		step{offered{v2}, "published v2 | publish v2"},
+		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
+		step{repaired{part, v2}, "published v2-a in part | publish v2-a"},
+		step{nacked(1, "v2-a"), "published v1 fallen back | publish v1, repair v2-a by v1"},
+		step{repaired{part, part}, "published v1 fallen back, refused"},
+		step{retried{}, "published v1 fallen back | offer v2"}, // all of it
+	)},
 	{"a repair that comes too late", Config{}, after(served(trusted(1)),
 		step{offered{v2}, "published v2 | publish v2"},
 		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
@@ -220,10 +229,62 @@ var lives = []life{
 		step{retried{}, "published v1 fallen back | offer v2"},
 		step{offered{v2}, "published v2 | publish v2"},
 		step{retried{}, "published v2"}, // there is nothing to try
+		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
+		step{offered{v("v3")}, "published v3 | publish v3"},
+		step{offered{v2}, "published v3, refused"},
+		step{retried{}, "published v3 | offer v2"},
+	)},
+	{"what was rejected is not tried again once a mistake takes its place", Config{}, after(served(trusted(1)),
+		step{offered{v2}, "published v2 | publish v2"},
+		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
+		step{failure{errors.New("a mistake")}, "published v1 failed"},
+		step{retried{}, "published v1 failed"},
+	)},
+	{"what an Envoy has rejected that was active stays rejected when it leaves", Config{}, after(served(trusted(1)),
+		step{offered{v2}, "published v2 | publish v2"},
+		step{nacked(1, "v2"), "published v1 fallen back | publish v1, repair v2 by v1"},
+		step{gone(1), "published v1 fallen back"},
+		step{offered{v2}, "published v1 fallen back, refused"},
 	)},
 	{"definitions that cannot be read leave everything as it is", Config{}, after(served(trusted(1)),
 		step{failure{errors.New("a mistake")}, "active v1 failed"},
 		step{offered{v("v1")}, "active v1 | publish v1, activate v1"}, // the same again: saved, without another ACK
+	)},
+	{"renewed certificates of the published version", Config{}, []step{
+		{offered{v1}, "published v1 | publish v1"},
+		{trusted(1), "published v1"},
+		{renewed{v("v1-b"), v1}, "published v1-b | publish v1-b"},
+		{renewed{v("v1-c"), v1}, "published v1-b"}, // another was published meanwhile
+		{acked(1, "v1-b"), "published v1-b"},
+		{delivered("v1-b"), "acked v1-b"},
+		{answers(1, "v1-b"), "active v1-b | activate v1-b"},
+	}},
+	{"a NACK that rejects nothing", Config{}, after(served(trusted(1)),
+		step{nacked(1, "v1"), "active v1"}, // it is served, and there is none to fall back to
+		step{offered{v2}, "published v2 | publish v2"},
+		step{nacked(1, ""), "published v2"},   // of a response that was superseded
+		step{nacked(7, "v2"), "published v2"}, // of an Envoy that has gone
+		step{acked(1, "v2"), "published v2"},
+		step{delivered("v1"), "published v2"}, // late
+		step{delivered("v0"), "published v2"}, // of the time before a restart
+		step{delivered("v2"), "acked v2"},
+		step{answers(7, "v2"), "acked v2"},
+		step{answers(1, "v2"), "active v2 | activate v2"},
+		step{gone(7), "active v2"},
+	)},
+	{"an Envoy that answers again after it was silent", Config{}, after(served(trusted(1), trusted(2)),
+		step{offered{v2}, "published v2 | publish v2"},
+		step{acked(1, "v2"), "published v2"},
+		step{acked(2, "v2"), "published v2"},
+		step{delivered("v2"), "acked v2"},
+		step{silent(2, "v2"), "acked v2"},
+		step{answered{id: 2, asked: "v2", serving: "v1"}, "acked v2"}, // it can be asked, so it is waited for
+		step{answers(1, "v2"), "acked v2"},
+		step{answers(2, "v2"), "active v2 | activate v2"},
+	)},
+	{"a gateway that starts with its last good definitions", Config{}, after(served(trusted(1)),
+		step{startedDegraded{errors.New("no file")}, "active v1 failed"},
+		step{offered{v2}, "published v2 | publish v2"},
 	)},
 	{"a gateway that starts without its definitions", Config{}, []step{
 		{startedDegraded{errors.New("no file")}, "idle failed"},
@@ -241,6 +302,15 @@ var lives = []life{
 		{answers(1, "v1-plain"), "active v1-plain | activate v1-plain"},
 		{offered{v2}, "published v2 | publish v2"}, // was built before the module was dropped
 		{nacked(1, "v2"), "published v1-plain fallen back | publish v1-plain, rebuild v2"},
+	}},
+	{"the NACK names the module of a version that has none", Config{Options: xds.Options{Module: xds.Module{Library: "no"}}}, []step{
+		{offered{v("v1-plain", withoutModule)}, "published v1-plain | publish v1-plain"},
+		{trusted(1), "published v1-plain"},
+		{nacked(1, "v1-plain"), "rejected v1-plain | halt v1-plain, repair v1-plain"},
+	}},
+	{"a stranger of a version that must not use the module", Config{ModuleVersion: func(string) string { return "not tested" }}, []step{
+		{xds.Connected{Peer: xds.Peer{ID: 1, EnvoyVersion: "1.39.0"}}, "idle"},
+		{offered{v1}, "published v1 | publish v1"},
 	}},
 	{"an Envoy of a version that must not use the module", Config{ModuleVersion: func(string) string { return "not tested" }}, []step{
 		{trusted(1), "idle"},
@@ -292,6 +362,24 @@ var lives = []life{
 		{connected(2), "published v1"},
 		{nacked(2, "v1"), "published v1"},
 		{nacked(1, "v1"), "rejected v1 | halt v1, repair v1"}, // the other one has rejected it too
+	}},
+	{"two strangers reject the first version, and leave one after the other", Config{}, []step{
+		{offered{v1}, "published v1 | publish v1"},
+		{connected(1), "published v1"},
+		{connected(2), "published v1"},
+		{nacked(1, "v1"), "rejected v1 | halt v1, repair v1"},
+		{nacked(2, "v1"), "rejected v1 | halt v1, repair v1"},
+		{gone(1), "rejected v1"}, // the other has rejected it too
+		{gone(2), "published v1"},
+	}},
+	{"two strangers reject what both have taken in part", Config{}, []step{
+		{offered{v1}, "published v1 | publish v1"},
+		{connected(1), "published v1"},
+		{connected(2), "published v1"},
+		{ackedPart(1), "published v1"},
+		{ackedPart(2), "published v1"},
+		{nacked(1, "v1"), "published v1"},
+		{nacked(2, "v1"), "rejected v1 | halt v1, repair v1"},
 	}},
 	{"on plain TCP a peer that has acknowledged a version may reject the next", Config{}, after(served(connected(1)),
 		step{connected(2), "active v1"},
