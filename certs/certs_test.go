@@ -42,8 +42,13 @@ func TestACertificateThatClientsAcceptIsAccepted(t *testing.T) {
 	if bytes.Contains(p.Chain, []byte("PRIVATE")) || bytes.Count(p.Chain, []byte("BEGIN")) != 2 || !bytes.Equal(p.Key.PEM(), key) {
 		t.Errorf("the chain is %s", p.Chain)
 	}
-	if at := p.NotAfter.AddDate(0, 0, -21); p.DaysLeft(at) != 21 || p.DaysLeft(at.Add(time.Second)) != 20 || p.DaysLeft(p.NotAfter.Add(time.Second)) != -1 {
-		t.Error("the days left are wrong")
+	at := p.NotAfter.AddDate(0, 0, -certs.Soon)
+	for now, want := range map[time.Time]string{
+		at: "21 false", at.Add(time.Second): "20 true", p.NotAfter: "0 true", p.NotAfter.Add(time.Second): "-1 true",
+	} {
+		if days, soon := certs.DaysLeft(p.NotAfter, now); fmt.Sprint(days, soon) != want {
+			t.Errorf("%v before it expires: %d days left, soon %t, want %s", p.NotAfter.Sub(now), days, soon, want)
+		}
 	}
 }
 

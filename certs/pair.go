@@ -57,16 +57,15 @@ type Pair struct {
 	NotBefore, NotAfter time.Time
 }
 
-// DaysLeft returns the number of whole days until it expires, negative afterwards.
-func (p Pair) DaysLeft(now time.Time) int { return DaysLeft(p.NotAfter, now) }
-
-// DaysLeft returns the number of whole days until a time, negative afterwards.
-func DaysLeft(notAfter, now time.Time) int {
-	return int(math.Floor(notAfter.Sub(now).Hours() / 24))
-}
-
-// Soon is from how many days on a certificate expires soon: validation and the log warn, and the status has it.
+// Soon is the number of days from which on a certificate expires soon: validation and the log warn, and the status has
+// it.
 const Soon = 21
+
+// DaysLeft returns the number of whole days until a certificate expires, negative afterwards, and whether that is soon.
+func DaysLeft(notAfter, now time.Time) (days int, soon bool) {
+	days = int(math.Floor(notAfter.Sub(now).Hours() / 24))
+	return days, days < Soon
+}
 
 // Parse returns the pair of a certificate for servers. The key must be that of the first certificate, and each further
 // certificate must have signed the one before it.

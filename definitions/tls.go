@@ -127,20 +127,33 @@ func (d *Definitions) unreadable(file string) *fault {
 func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 	wrong, odd := d.read(), d.read()
 	d.checkUpstreamFiles(wrong, odd, now)
-	first := map[string]string{} // :: name → field of the certificate that serves it
-	if d.Gateway.TLS == nil {
-		return wrong.sorted(), odd.sorted()
+	if tls := d.Gateway.TLS; tls != nil {
+		d.checkServedCertificates(wrong, odd, tls, now)
+		if c := tls.ClientCertificates; c != nil {
+			_, err := certs.ReadRoots(d.Path(c.CAFile), now)
+			wrong.add("tls.client_certificates.ca_file", unusable(err))
+		}
+		if a := tls.ACME; a != nil {
+			wrong.add("tls.acme.ca_file", d.unreadable(a.CAFile))
+			if a.EAB != nil {
+				wrong.add("tls.acme.eab.hmac_key_file", d.unreadable(a.EAB.HMACKeyFile))
+			}
+		}
 	}
-	for i, c := range d.Gateway.TLS.Certificates {
+	return wrong.sorted(), odd.sorted()
+}
+
+// checkServedCertificates reads the certificates of the listener.
+func (d *Definitions) checkServedCertificates(wrong, odd *findings, tls *TLS, now time.Time) {
+	first := map[string]string{} // :: name → field of the certificate that serves it
+	for i, c := range tls.Certificates {
 		field := fmt.Sprintf("tls.certificates[%d].cert_file", i)
 		pair, err := certs.ReadServerPair(d.Path(c.CertFile), d.Path(c.KeyFile), now)
 		if err != nil {
 			wrong.add(field, aboutNotes.faultf("", "cannot be served: %v", err))
 			continue
 		}
-		if left := pair.DaysLeft(now); left < certs.Soon {
-			odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
-		}
+		odd.add(field, expiring(pair.NotAfter, now))
 		for _, name := range pair.Names {
 			if earlier := first[name]; earlier != "" {
 				odd.add(field, aboutNotes.faultf("remove one of them", "%s is also a name of the certificate on %s, which is the one that is served",
@@ -149,22 +162,10 @@ func (d *Definitions) checkFiles(now time.Time) (problems, warnings Problems) {
 			}
 			first[name] = field
 		}
-		if len(pair.Names) == 0 && d.Gateway.TLS.DefaultCertificate != c.CertFile {
+		if len(pair.Names) == 0 && tls.DefaultCertificate != c.CertFile {
 			odd.add(field, aboutNotes.faultf("make it the default_certificate", "has IP addresses alone, for which clients ask without a name"))
 		}
 	}
-	if c := d.Gateway.TLS.ClientCertificates; c != nil {
-		if _, err := certs.ReadRoots(d.Path(c.CAFile), now); err != nil {
-			wrong.add("tls.client_certificates.ca_file", aboutNotes.faultf("", "cannot be used: %v", err))
-		}
-	}
-	if a := d.Gateway.TLS.ACME; a != nil {
-		wrong.add("tls.acme.ca_file", d.unreadable(a.CAFile))
-		if a.EAB != nil {
-			wrong.add("tls.acme.eab.hmac_key_file", d.unreadable(a.EAB.HMACKeyFile))
-		}
-	}
-	return wrong.sorted(), odd.sorted()
 }
 
 // checkUpstreamFiles reads the files of upstream_tls.
@@ -173,10 +174,10 @@ func (d *Definitions) checkUpstreamFiles(wrong, odd *findings, now time.Time) {
 		u, field := s.UpstreamTLS, fmt.Sprintf("services[%d].upstream_tls.", i)
 		check := func(field string, notAfter time.Time, err error) {
 			if err != nil {
-				wrong.add(field, aboutNotes.faultf("", "cannot be used: %v", err))
-			} else if left := certs.DaysLeft(notAfter, now); left < certs.Soon {
-				odd.add(field, aboutNotes.faultf("renew it", "expires in %d days", left))
+				wrong.add(field, unusable(err))
+				return
 			}
+			odd.add(field, expiring(notAfter, now))
 		}
 		if u.CAName() != "" {
 			roots, err := certs.ReadRoots(d.Path(u.CAFile), now)
@@ -187,4 +188,21 @@ func (d *Definitions) checkUpstreamFiles(wrong, odd *findings, now time.Time) {
 			check(field+"cert_file", pair.NotAfter, err)
 		}
 	}
+}
+
+// unusable is the problem of a file that could not be read; nil without an error.
+func unusable(err error) *fault {
+	if err == nil {
+		return nil
+	}
+	return aboutNotes.faultf("", "cannot be used: %v", err)
+}
+
+// expiring is the problem of a certificate that expires soon; nil for others.
+func expiring(notAfter, now time.Time) *fault {
+	left, soon := certs.DaysLeft(notAfter, now)
+	if !soon {
+		return nil
+	}
+	return aboutNotes.faultf("renew it", "expires in %d days", left)
 }

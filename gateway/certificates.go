@@ -294,8 +294,8 @@ func setValidity(status *gatewayv1.CertificateStatus, notBefore, notAfter, now t
 		status.NotBefore = timestamppb.New(notBefore)
 	}
 	if !notAfter.IsZero() {
-		left := certs.DaysLeft(notAfter, now)
-		status.NotAfter, status.DaysLeft, status.ExpiresSoon = timestamppb.New(notAfter), int32(left), left < certs.Soon
+		left, soon := certs.DaysLeft(notAfter, now)
+		status.NotAfter, status.DaysLeft, status.ExpiresSoon = timestamppb.New(notAfter), int32(left), soon
 	}
 }
 
