@@ -34,12 +34,13 @@ import (
 // would drain connections. For the same reason a line has no version of all definitions, but that of the service and
 // the settings: a route keeps its resource when other services change, and the resource does not know later versions.
 
+// The filter state for the access log. The module in Envoy sets the same names (module.c).
 const (
-	// keptFor begins the names of the filter state for the access log. The module has it too (module.c: KEEP).
-	keptFor = "gatepost."
-	// logPath is the filter that keeps the path of a request, before a route rewrites it. It is also the name of the
-	// filter state in which it keeps it.
-	logPath = keptFor + "path"
+	// keptPath is the path of a request, before a route rewrites it. The filter that keeps it has the same name.
+	keptPath = "gatepost.path"
+	// keptUser and keptSession are of requests that the module lets pass.
+	keptUser    = "gatepost.user"
+	keptSession = "gatepost.session"
 )
 
 // logMetadata is the namespace of a route's metadata for the access log. In it are the name of the service and the
@@ -203,8 +204,8 @@ var (
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
 	formatVersion  = one(ofRoute(logVersion))
-	formatUser     = first(kept("user"), ofDecision(authz.MetadataUser))
-	formatSession  = first(kept("session"), ofDecision(authz.MetadataSession))
+	formatUser     = first(kept(keptUser), ofDecision(authz.MetadataUser))
+	formatSession  = first(kept(keptSession), ofDecision(authz.MetadataSession))
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
 	formatRoute    = "%ROUTE_NAME%"
@@ -214,12 +215,12 @@ var (
 // pathOr is the path of a request. If Envoy refuses the request before its filters run, there is no filter state, and
 // no route has rewritten the path, which is then that of an operator.
 func pathOr(early operator) string {
-	return first(kept("path"), early)
+	return first(kept(keptPath), early)
 }
 
-// kept is a value in the filter state: the path, and of a hit of the module the user and the session.
-func kept(key string) operator {
-	return operator{Command: "FILTER_STATE", Param: keptFor + key + ":PLAIN"}
+// kept is a value in the filter state.
+func kept(name string) operator {
+	return operator{Command: "FILTER_STATE", Param: name + ":PLAIN"}
 }
 
 // ofHeader is a request header, cut off after longestText bytes.
@@ -337,7 +338,7 @@ const asText = "%CUSTOM_FLAGS%"
 var (
 	hitLine = line{
 		verdict: verdict{string(authz.Allowed), authz.ReasonModule},
-		user:    one(kept("user")), session: one(kept("session")),
+		user:    one(kept(keptUser)), session: one(kept(keptSession)),
 		service: formatRoute, // a route on which the module is enabled has the name of its service
 	}
 	routeLine = line{
@@ -348,7 +349,7 @@ var (
 
 // quick completes a line of requests that a service has. Their path is kept.
 func (b *builder) quick(l line) line {
-	l.texts = texts{ofHeader, one(kept("path"))}
+	l.texts = texts{ofHeader, one(kept(keptPath))}
 	l.version = formatVersion + asText
 	if b.traces() {
 		l.trace = formatTrace
@@ -466,9 +467,9 @@ func anyFlag() *accesslogv3.AccessLogFilter {
 // keepPath is the filter that keeps the path for the access log. (Envoy keeps the original path only in a header that
 // an upstream receives.)
 func (b *builder) keepPath() *hcmv3.HttpFilter {
-	return &hcmv3.HttpFilter{Name: logPath, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&setfilterstatev3.Config{
+	return &hcmv3.HttpFilter{Name: keptPath, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&setfilterstatev3.Config{
 		OnRequestHeaders: []*filterstatev3.FilterStateValue{{
-			Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: logPath},
+			Key:        &filterstatev3.FilterStateValue_ObjectKey{ObjectKey: keptPath},
 			FactoryKey: "envoy.string",
 			Value: &filterstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
 				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{

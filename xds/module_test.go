@@ -603,8 +603,9 @@ func TestRouteThatDoesNotNameGatepostIsRefused(t *testing.T) {
 	}
 }
 
-// TestTheModuleHasTheNumbersOfTheListener: the limits of headers, and the length of a path in the access log.
-func TestTheModuleHasTheNumbersOfTheListener(t *testing.T) {
+// TestTheModuleAgreesWithTheListener: the limits of headers, the length of a path in the access log, and the names of
+// what the module sets.
+func TestTheModuleAgreesWithTheListener(t *testing.T) {
 	t.Parallel()
 	code, err := os.ReadFile("../envoy/module/module.c")
 	if err != nil {
@@ -614,6 +615,18 @@ func TestTheModuleHasTheNumbersOfTheListener(t *testing.T) {
 		if !regexp.MustCompile(fmt.Sprintf(`(?m)^#define %s %d( //|$)`, name, want)).Match(code) {
 			t.Errorf("module.c does not define %s as %d", name, want)
 		}
+	}
+	want := []string{
+		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataReason, authz.ReasonModule, keptPath, keptSession, keptUser,
+	}
+	var got []string
+	for _, match := range regexp.MustCompile(`\bTEXT\("([^"]*)"\)`).FindAllSubmatch(code, -1) {
+		got = append(got, string(match[1]))
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("the texts of module.c are %q, want %q", got, want)
 	}
 }
 

@@ -78,7 +78,7 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	if on := b.moduleOn(s.rule); on != nil {
 		perFilter[filterModule] = on
 		if b.describes() {
-			perFilter[logPath] = b.disabled() // the module keeps the path
+			perFilter[keptPath] = b.disabled() // the module keeps the path
 		}
 	}
 	if on := b.stripOn(s, s.trailers); on != nil {

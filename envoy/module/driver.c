@@ -53,10 +53,10 @@ static int driver_clock(clockid_t clock, struct timespec *t) {
 
 // ---- Envoy's half ----
 
-const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *filter) { return route; }
+const void *ENVOY(get_most_specific_route_config)(void *filter) { return route; }
 
-bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value, size_t index,
-                                                   size_t *total) {
+bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t index,
+                           size_t *total) {
   *total = 0, *value = (struct buffer){NULL, 0};
   for (size_t i = 0; i < count; i++)
     if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0 && (*total)++ == index)
@@ -64,7 +64,7 @@ bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct
   return *total > index;
 }
 
-bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value) {
+bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value) {
   size_t kept = 0;
   for (size_t i = 0; i < count; i++) {
     if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0) free(headers[i].value);
@@ -82,9 +82,9 @@ bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct
   return true;
 }
 
-size_t envoy_dynamic_module_callback_http_get_headers_size(void *filter, int map) { return count; }
+size_t ENVOY(http_get_headers_size)(void *filter, int map) { return count; }
 
-bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struct header *all) {
+bool ENVOY(http_get_headers)(void *filter, int map, struct header *all) {
   for (size_t i = 0; i < count; i++) {
     all[i].name = (struct buffer){headers[i].name, strlen(headers[i].name)};
     all[i].value = (struct buffer){headers[i].value, headers[i].length};
@@ -92,12 +92,11 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
   return true;
 }
 
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
-                                                                    struct buffer value) {
+void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value) {
   marked |= key.length == 6 && memcmp(key.ptr, "reason", 6) == 0;
 }
 
-bool envoy_dynamic_module_callback_http_set_filter_state_bytes(void *filter, struct buffer key, struct buffer value) {
+bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value) {
   if (key.length != 16 || memcmp(key.ptr, "gatepost.session", 16) != 0) return true;
   if (value.length > sizeof session) abort();
   memcpy(session, value.ptr, session_length = value.length);

@@ -28,26 +28,24 @@
 #ifndef GP_CLOCK // the unit driver defines its own
 #define GP_CLOCK clock_gettime
 #endif
-// The functions of Envoy 1.40 that this module calls (docs: "Dynamic modules"). An enum is an int. HTTP_REQUEST_HEADERS
-// is the request's headers; CONTINUE lets the stream go on.
+// The functions of Envoy 1.40 that this module calls, and the hooks that Envoy calls (docs: "Dynamic modules"). An enum
+// is an int. REQUEST is the map of the request's headers; CONTINUE lets the stream go on.
+#define ENVOY(name) envoy_dynamic_module_callback_##name
+#define HOOK(type, name) __attribute__((visibility("default"))) type envoy_dynamic_module_on_##name
+enum { REQUEST = 0, CONTINUE = 0 };
 struct buffer { const char *ptr; size_t length; };
-enum { HTTP_REQUEST_HEADERS = 0, CONTINUE = 0 };
-const void *envoy_dynamic_module_callback_get_most_specific_route_config(void *filter);
-bool envoy_dynamic_module_callback_http_get_header(void *filter, int map, struct buffer name, struct buffer *value,
-                                                   size_t index, size_t *count);
-bool envoy_dynamic_module_callback_http_set_header(void *filter, int map, struct buffer name, struct buffer value);
 struct header { struct buffer name, value; };
-void envoy_dynamic_module_callback_http_set_dynamic_metadata_string(void *filter, struct buffer space, struct buffer key,
-                                                                    struct buffer value);
-bool envoy_dynamic_module_callback_http_set_filter_state_bytes(void *filter, struct buffer key, struct buffer value);
-size_t envoy_dynamic_module_callback_http_get_headers_size(void *filter, int map);
-bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struct header *all);
+const void *ENVOY(get_most_specific_route_config)(void *filter);
+bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t i, size_t *count);
+bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value);
+size_t ENVOY(http_get_headers_size)(void *filter, int map);
+bool ENVOY(http_get_headers)(void *filter, int map, struct header *all);
+void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value);
+bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value);
 
+// TEXT is the name of a header, or one that Gatepost has too; a test of package xds compares them.
 #define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
 #define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
-#define KEEP(filter, key, value) (void)envoy_dynamic_module_callback_http_set_filter_state_bytes(filter, TEXT("gatepost." key), value)
-#define SET(filter, name, value) envoy_dynamic_module_callback_http_set_header(filter, HTTP_REQUEST_HEADERS, name, value)
-#define HOOK __attribute__((visibility("default")))
 
 // The listener's limits of a request's headers (xds/listener.go).
 #define MOST_HEADERS 64
@@ -55,8 +53,9 @@ bool envoy_dynamic_module_callback_http_get_headers(void *filter, int map, struc
 #define LONGEST_PATH 1024 // of a line of the access log (xds/accesslog.go)
 
 typedef const _Atomic uint64_t *words;
-static const struct buffer inputs[GP_INPUTS] = {
-    {"authorization", 13}, {"origin", 6}, {"cookie", 6}, {"sec-websocket-protocol", 22}};
+enum { AUTHORIZATION, ORIGIN, COOKIE, SUBPROTOCOL };
+static const struct buffer inputs[GP_INPUTS] = {[AUTHORIZATION] = {"authorization", 13}, [ORIGIN] = {"origin", 6},
+    [COOKIE] = {"cookie", 6}, [SUBPROTOCOL] = {"sec-websocket-protocol", 22}};
 
 // ---- SipHash-2-4-128 (Aumasson and Bernstein, 2012) ----
 
@@ -115,16 +114,16 @@ static bool parse_route(struct buffer config, struct route *r) {
   if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
   memcpy(text, config.ptr, config.length);
   text[config.length] = 0;
-  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focsl-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5) return false;
-  if (strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
+  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focsl-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5 ||
+      strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
   if (snprintf(again, sizeof again, "1 %s %llu %s %s %016llx", rule, longest, flags, r->user_header, service) < 0 ||
       strcmp(again, text) != 0) return false;
   for (size_t i = 0; i < GP_RULE_BYTES; i++)
     if (sscanf(rule + 2 * i, "%2hhx", &r->rule[i]) != 1) return false;
   r->longest = longest * 1000000;
-  r->forward_token = strchr(flags, 'f'), r->log = strchr(flags, 'l');
-  r->uses[0] = true, r->uses[1] = strchr(flags, 'o'), r->uses[2] = strchr(flags, 'c'), r->uses[3] = strchr(flags, 's');
-  r->service = service;
+  r->service = service, r->forward_token = strchr(flags, 'f'), r->log = strchr(flags, 'l');
+  r->uses[AUTHORIZATION] = true, r->uses[ORIGIN] = strchr(flags, 'o');
+  r->uses[COOKIE] = strchr(flags, 'c'), r->uses[SUBPROTOCOL] = strchr(flags, 's');
   return true;
 }
 
@@ -137,14 +136,14 @@ static _Thread_local struct view {
   _Atomic uint64_t *hits; // NULL only if there is no table
   size_t bytes;
   uint64_t buckets, dev, ino;
-  int64_t looked; // time of the last search for a new table
+  uint64_t looked; // time of the last search for a new table; 0 before the first
 } view;
 
-// now is a clock in nanoseconds, or -1.
-static int64_t now(clockid_t clock) {
+// now is a clock in nanoseconds, at most INT64_MAX, or 0 if it cannot be read.
+static uint64_t now(clockid_t clock) {
   struct timespec t;
-  if (GP_CLOCK(clock, &t) != 0 || t.tv_sec < 0 || t.tv_sec > INT64_MAX / 1000000000 - 1) return -1;
-  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+  if (GP_CLOCK(clock, &t) != 0 || t.tv_sec < 0 || t.tv_sec > INT64_MAX / 1000000000 - 1) return 0;
+  return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
 static uint64_t load(words w) { return atomic_load_explicit(w, memory_order_relaxed); }
@@ -204,8 +203,8 @@ static bool map(int fd, const struct statx *s) {
 
 // refresh checks for a new table, at most every 20 ms, and returns whether there is one.
 static bool refresh(void) {
-  int64_t t = now(CLOCK_BOOTTIME);
-  if (t < 0 || (view.looked && t - view.looked < 20000000)) return false;
+  uint64_t t = now(CLOCK_BOOTTIME);
+  if (t == 0 || (view.looked && t - view.looked < 20000000)) return false;
   view.looked = t;
   struct statx s;
   int fd = open_file(view.path, O_RDONLY, &s);
@@ -215,18 +214,17 @@ static bool refresh(void) {
 }
 
 struct decision {
-  int64_t left; // nanoseconds until the token expires
+  uint64_t expires, until; // as in the slot: the ends of the token and of the decision
+  uint64_t left;           // nanoseconds until the token expires
   uint64_t text[GP_SLOT_WORDS - GP_SLOT_USER]; // the user and the session, as in the slot
 };
 
-enum answer { MISS, HIT, STALE };
-// read_slot copies a slot's decision if its tag is the wanted one. The times in it are not compared with the clocks
-// yet.
-static bool read_slot(words slot, const uint64_t tag[2], uint64_t *expires, uint64_t *until, struct decision *d) {
+// read_slot copies a slot's decision if its tag is the wanted one. It compares no time with a clock.
+static bool read_slot(words slot, const uint64_t tag[2], struct decision *d) {
   uint64_t before = begin(slot + GP_SLOT_SEQ);
   if (load(slot + GP_SLOT_TAG0) != tag[0] || load(slot + GP_SLOT_TAG1) != tag[1]) return false;
-  *expires = load(slot + GP_SLOT_EXPIRES);
-  *until = load(slot + GP_SLOT_UNTIL);
+  d->expires = load(slot + GP_SLOT_EXPIRES);
+  d->until = load(slot + GP_SLOT_UNTIL);
   for (size_t i = 0; i < GP_SLOT_WORDS - GP_SLOT_USER; i++) d->text[i] = load(slot + GP_SLOT_USER + i);
   return unchanged(slot + GP_SLOT_SEQ, before);
 }
@@ -243,6 +241,7 @@ static struct buffer user_of(const struct decision *d) {
 // look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between,
 // the decision has ended. The lease is compared once more at the end, so the decision was in force after its slot was
 // read.
+enum answer { MISS, HIT, STALE };
 static enum answer look_up(const uint8_t *message, size_t length, struct decision *d) {
   words t = view.table;
   uint64_t lease = begin(t + GP_HEADER_SEQ), tag[2];
@@ -251,15 +250,14 @@ static enum answer look_up(const uint8_t *message, size_t length, struct decisio
   if (!unchanged(t + GP_HEADER_SEQ, lease)) return MISS;
   gp_siphash(key, message, length, tag);
   words bucket = t + GP_HEADER_WORDS + ((tag[0] >> 32) * view.buckets >> 32) * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
-  uint64_t expires = 0, until = 0;
   bool found = false;
-  for (size_t i = 0; i < GP_BUCKET_SLOTS && !found; i++) found = read_slot(bucket + i * GP_SLOT_WORDS, tag, &expires, &until, d);
-  int64_t boot = now(CLOCK_BOOTTIME), wall = now(CLOCK_REALTIME);
-  if (boot < 0 || wall < 0) return MISS;
-  if (lease_boot <= (uint64_t)boot || lease_boot - (uint64_t)boot > GP_MAX_LEASE || lease_wall <= (uint64_t)wall) return STALE;
-  if (!found || until <= (uint64_t)boot || until - (uint64_t)boot > GP_MAX_DECISION) return MISS;
-  if (expires > INT64_MAX || expires <= (uint64_t)wall || user_of(d).length == 0) return MISS;
-  d->left = (int64_t)expires - wall;
+  for (size_t i = 0; i < GP_BUCKET_SLOTS && !found; i++) found = read_slot(bucket + i * GP_SLOT_WORDS, tag, d);
+  uint64_t boot = now(CLOCK_BOOTTIME), wall = now(CLOCK_REALTIME);
+  if (boot == 0 || wall == 0) return MISS;
+  if (lease_boot <= boot || lease_boot - boot > GP_MAX_LEASE || lease_wall <= wall) return STALE;
+  if (!found || d->until <= boot || d->until - boot > GP_MAX_DECISION) return MISS;
+  if (d->expires > INT64_MAX || d->expires <= wall || user_of(d).length == 0) return MISS;
+  d->left = d->expires - wall;
   return unchanged(t + GP_HEADER_SEQ, lease) ? HIT : MISS;
 }
 
@@ -280,9 +278,9 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
   for (size_t i = 0; i < GP_INPUTS; i++) {
     struct buffer value = {NULL, 0};
     size_t count = 0;
-    if (r->uses[i] && !envoy_dynamic_module_callback_http_get_header(filter, HTTP_REQUEST_HEADERS, inputs[i], &value, 0, &count))
-      value.length = 0;
-    if (count > 1 || (i == 0 && value.length == 0) || value.length > GP_MAX_MESSAGE - 2 * GP_INPUTS - length) return 0;
+    if (r->uses[i] && !ENVOY(http_get_header)(filter, REQUEST, inputs[i], &value, 0, &count)) value.length = 0;
+    if (count > 1 || (i == AUTHORIZATION && value.length == 0)) return 0;
+    if (value.length > GP_MAX_MESSAGE - 2 * GP_INPUTS - length) return 0;
     message[length++] = (uint8_t)value.length;
     message[length++] = (uint8_t)(value.length >> 8);
     if (value.length > 0) memcpy(message + length, value.ptr, value.length);
@@ -295,38 +293,39 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
 // checks the limits again, so requests near the limits are left to it.
 static bool fits(void *filter, struct buffer name, struct buffer value) {
   struct header all[MOST_HEADERS];
-  size_t count = envoy_dynamic_module_callback_http_get_headers_size(filter, HTTP_REQUEST_HEADERS);
-  if (count + 2 > MOST_HEADERS || !envoy_dynamic_module_callback_http_get_headers(filter, HTTP_REQUEST_HEADERS, all)) return false;
+  size_t count = ENVOY(http_get_headers_size)(filter, REQUEST);
+  if (count + 2 > MOST_HEADERS || !ENVOY(http_get_headers)(filter, REQUEST, all)) return false;
   size_t bytes = name.length + value.length + STREAM_DURATION.length + sizeof "9223372036854775807";
   for (size_t i = 0; i < count; i++) bytes += all[i].name.length + all[i].value.length;
   return bytes <= MOST_HEADER_BYTES;
 }
+
 // describe keeps what the access log shows. The session's id is a UUID.
 static void describe(void *filter, const struct decision *d, struct buffer user) {
   uint64_t high = d->text[GP_SLOT_SESSION - GP_SLOT_USER], low = d->text[GP_SLOT_SESSION - GP_SLOT_USER + 1];
   char text[36], *end = text; // snprintf would take a thousand instructions
-  KEEP(filter, "user", user);
+  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.user"), user);
   if ((high | low) == 0 || user.length > GP_USER_WITH_SESSION) return;
   for (int i = 0; i < 32; i++) {
     if (i >= 8 && i <= 20 && i % 4 == 0) *end++ = '-';
     *end++ = "0123456789abcdef"[(i < 16 ? high >> (60 - 4 * i) : low >> (124 - 4 * i)) & 15];
   }
-  KEEP(filter, "session", ((struct buffer){text, sizeof text}));
+  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.session"), (struct buffer){text, sizeof text});
 }
 
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
 // step fails, Envoy asks Gatepost.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
-  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d);
-  if (!fits(filter, header, user) || !SET(filter, header, user)) return false;
-  if (r->longest == 0 || (uint64_t)d->left < r->longest) {
+  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d), none = {NULL, 0};
+  if (!fits(filter, header, user) || !ENVOY(http_set_header)(filter, REQUEST, header, user)) return false;
+  if (r->longest == 0 || d->left < r->longest) {
     char text[24];
-    int n = snprintf(text, sizeof text, "%" PRId64, (d->left - 1) / 1000000 + 1);
-    if (!SET(filter, STREAM_DURATION, ((struct buffer){text, (size_t)n}))) return false;
+    int n = snprintf(text, sizeof text, "%" PRIu64, (d->left - 1) / 1000000 + 1);
+    if (!ENVOY(http_set_header)(filter, REQUEST, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
   }
-  if (!r->forward_token && !SET(filter, inputs[0], ((struct buffer){NULL, 0}))) return false;
+  if (!r->forward_token && !ENVOY(http_set_header)(filter, REQUEST, inputs[AUTHORIZATION], none)) return false;
   if (r->log) describe(filter, d, user);
-  envoy_dynamic_module_callback_http_set_dynamic_metadata_string(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"), TEXT("module"));
+  ENVOY(http_set_dynamic_metadata_string)(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"), TEXT("module"));
   return true;
 }
 
@@ -334,9 +333,9 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
 static void keep_path(void *filter) {
   struct buffer path = {"", 0};
   size_t count = 0, n = 0;
-  (void)envoy_dynamic_module_callback_http_get_header(filter, HTTP_REQUEST_HEADERS, TEXT(":path"), &path, 0, &count);
+  (void)ENVOY(http_get_header)(filter, REQUEST, TEXT(":path"), &path, 0, &count);
   while (n < path.length && n < LONGEST_PATH && path.ptr[n] != '?') n++;
-  KEEP(filter, "path", ((struct buffer){path.ptr, n}));
+  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.path"), (struct buffer){path.ptr, n});
 }
 
 // count_hit adds a hit to the service's counter. A slot belongs to the first service that claims it.
@@ -351,8 +350,8 @@ static void count_hit(uint64_t service) {
   }
 }
 
-HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const void *config, bool end) {
-  const struct route *r = envoy_dynamic_module_callback_get_most_specific_route_config(filter);
+HOOK(int, http_filter_request_headers)(void *filter, const void *config, bool end) {
+  const struct route *r = ENVOY(get_most_specific_route_config)(filter);
   if (!r) return CONTINUE;
   if (r->log) keep_path(filter);
   uint8_t message[GP_MAX_MESSAGE];
@@ -364,35 +363,36 @@ HOOK int envoy_dynamic_module_on_http_filter_request_headers(void *filter, const
 
 // ---- The other hooks that Envoy requires ----
 
-HOOK const char *envoy_dynamic_module_on_program_init(void) { return "v0.2.0"; }
+HOOK(const char *, program_init)(void) { return "v0.2.0"; }
 
-HOOK const void *envoy_dynamic_module_on_http_filter_config_new(void *envoy, struct buffer name, struct buffer path) {
+HOOK(const void *, http_filter_config_new)(void *envoy, struct buffer name, struct buffer path) {
   struct config *c = NULL;
   if (path.length == 0 || path.length >= sizeof c->path || path.ptr[0] != '/' || memchr(path.ptr, 0, path.length)) return NULL;
   if ((c = calloc(1, sizeof *c))) memcpy(c->path, path.ptr, path.length);
   return c;
 }
-HOOK void envoy_dynamic_module_on_http_filter_config_destroy(const void *config) { free((void *)config); }
-HOOK const void *envoy_dynamic_module_on_http_filter_per_route_config_new(struct buffer name, struct buffer config) {
+HOOK(void, http_filter_config_destroy)(const void *config) { free((void *)config); }
+HOOK(const void *, http_filter_per_route_config_new)(struct buffer name, struct buffer config) {
   struct route *r = calloc(1, sizeof *r);
   if (r && parse_route(config, r)) return r;
   free(r);
   return NULL;
 }
-HOOK void envoy_dynamic_module_on_http_filter_per_route_config_destroy(const void *route) { free((void *)route); }
+HOOK(void, http_filter_per_route_config_destroy)(const void *route) { free((void *)route); }
 
 // A filter has no state: it is its configuration.
-HOOK const void *envoy_dynamic_module_on_http_filter_new(const void *config, void *filter) { return config; }
-HOOK void envoy_dynamic_module_on_http_filter_destroy(const void *filter) {}
+HOOK(const void *, http_filter_new)(const void *config, void *filter) { return config; }
+HOOK(void, http_filter_destroy)(const void *filter) {}
 
-#define PASS(hook, ...) \
-  HOOK int envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
-PASS(request_body, , bool end) PASS(request_trailers) PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
+#define PASS(hook, ...) HOOK(int, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
+PASS(request_body, , bool end) PASS(request_trailers)
+PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
 
 // Envoy resolves these symbols when it loads the module. It calls only stream_complete and the two for the buffer.
-#define IGNORE(hook, ...) HOOK void envoy_dynamic_module_on_http_filter_##hook(void *filter, const void *config __VA_ARGS__) {}
-IGNORE(stream_complete) IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
-IGNORE(scheduled, , uint64_t id) IGNORE(http_stream_complete, , uint64_t id) IGNORE(http_stream_reset, , uint64_t id, int reason)
+#define IGNORE(hook, ...) HOOK(void, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) {}
+IGNORE(stream_complete) IGNORE(scheduled, , uint64_t id)
+IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
+IGNORE(http_stream_complete, , uint64_t id) IGNORE(http_stream_reset, , uint64_t id, int reason)
 IGNORE(http_callout_done, , uint64_t id, int result, void *headers, size_t count, void *body, size_t chunks)
 IGNORE(http_stream_headers, , uint64_t id, void *headers, size_t count, bool end)
 IGNORE(http_stream_data, , uint64_t id, const void *data, size_t count, bool end)
