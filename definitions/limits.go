@@ -96,6 +96,17 @@ func (l RateLimit) Counts() string {
 	return "each " + l.By
 }
 
+// Period returns Per as definitions have it: 1h, not 1h0m0s.
+func (l RateLimit) Period() string {
+	text := l.Per.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(text, zero) {
+			text = text[:len(text)-2]
+		}
+	}
+	return text
+}
+
 // LimitWarnings returns the rate limits of less than one request for each of a number of gateways, except those that
 // all count together. Each gateway counts alone, and allows one request at least, so together they allow more than the
 // limit.
@@ -109,7 +120,7 @@ func (d *Definitions) LimitWarnings(gateways int) Problems {
 			if l.Requests < gateways && !l.Cluster {
 				f.add(fmt.Sprintf("%s[%d].requests", field, i), aboutNotes.faultf(fmt.Sprintf("write %d or more", gateways),
 					"%d in %s is less than one for each of %d gateways: each counts alone, so together they allow %d",
-					l.Requests, l.Per, gateways, l.Requests*gateways))
+					l.Requests, l.Period(), gateways, l.Requests*gateways))
 			}
 		}
 	}

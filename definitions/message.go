@@ -74,12 +74,14 @@ func (t *Tokens) message() *gatewayv1.Tokens {
 		RefreshGrace:    durationpb.New(t.RefreshGrace),
 		Format:          t.Format,
 		Revocation:      t.Revocation,
-		Lease:           durationpb.New(t.Lease),
 		MaxSessions:     uint32(t.MaxSessions),
 		Shield:          t.Shield.message(),
 		Cookie:          t.Cookie,
 		Subprotocol:     t.Subprotocol,
 		Hosts:           t.Hosts,
+	}
+	if t.Lease > 0 { // has no effect
+		m.Lease = durationpb.New(t.Lease)
 	}
 	if a := t.Authenticator; a != nil {
 		m.Authenticator = &gatewayv1.Authenticator{

@@ -26,7 +26,7 @@ func (d *Definitions) Warnings() Problems {
 			if !l.Cluster {
 				f.add(fmt.Sprintf("rate_limits[%d].requests", i), aboutNotes.faultf("write scope: cluster",
 					"%d in %s is counted apart in each of up to %d filter chains, so together they allow up to %d",
-					l.Requests, l.Per, chains, l.Requests*chains))
+					l.Requests, l.Period(), chains, l.Requests*chains))
 			}
 		}
 	}

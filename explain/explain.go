@@ -227,7 +227,11 @@ func (e *Explainer) undecided(ctx context.Context, r Request, live *exchange) (*
 // back through the filters.
 func (e *Explainer) walk(ctx context.Context, r Request, sessions authz.Sessions) (*exchange, error) {
 	x := &exchange{ctx: ctx, sessions: sessions, method: r.Method, target: r.Target, certificate: r.Certificate}
-	if r.Secure && e.served.TLS != nil {
+	switch {
+	case !r.Secure:
+	case e.served.TLS == nil:
+		x.handshake = "warning: tls is not set, so the gateway has no listener for HTTPS; this explains the request without TLS"
+	default:
 		if x.handshake, x.closed = e.handshake(r.ServerName); x.closed != "" {
 			x.reply = &reply{}
 			return x, nil

@@ -133,7 +133,7 @@ func (e *Explainer) limitSteps(x *exchange, add func(part, format string, args .
 	}
 	limits := func(to string, all []definitions.RateLimit) {
 		for _, l := range all {
-			add("limit", "429 above %d requests to the %s in %s of %s, %d at once%s (not counted here)", l.Requests, to, l.Per, l.Counts(), l.Burst, together(l))
+			add("limit", "429 above %d requests to the %s in %s of %s, %d at once%s (not counted here)", l.Requests, to, l.Period(), l.Counts(), l.Burst, together(l))
 		}
 	}
 	limits("gateway", e.served.RateLimits)

@@ -154,7 +154,7 @@ services:
 `, nil)
 	wants(t, "no service", explained(t, e, "GET /nobody"), "429 above 8 requests to the gateway in 1s of all clients together")
 	wants(t, "limits", explained(t, e, "GET /items"),
-		"429 above 5 requests to the service in 1m0s of each address, 5 at once (not counted here)", "429 above 7 requests to the service in 1s of each value of the header x-key, 9 at once",
+		"429 above 5 requests to the service in 1m of each address, 5 at once (not counted here)", "429 above 7 requests to the service in 1s of each value of the header x-key, 9 at once",
 		"429 above 1 requests to the service in 1s of all clients together, 1 at once (not", "429 above 2 requests to the service in 1s of all clients together, 2 at once, through all gateways; no limit without Redis (not",
 		"429 above 3 requests to the service in 1s of each address, 3 at once, through all gateways; 503 without Redis (not", "413 for a body of more than 1000 bytes", "is sent to the service")
 	wants(t, "a preflight", explained(t, e, "OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: GET]"), "!429")

@@ -1,5 +1,5 @@
-// Package yamlof decides how a protobuf message is written as YAML: as its JSON with the names of the schema, in the
-// style of YAML.
+// Package yamlof decides how JSON is written as YAML: in the style of YAML, with the same fields in the same order. A
+// protobuf message is written as its JSON with the names of the schema.
 package yamlof
 
 import (
@@ -19,9 +19,14 @@ func Message(m proto.Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing a message as JSON: %w", err)
 	}
+	return JSON(text)
+}
+
+// JSON returns JSON as YAML.
+func JSON(text []byte) ([]byte, error) {
 	var document yaml.Node
 	if err := yaml.Unmarshal(escaped(text), &document); err != nil { // the parser of YAML keeps the order of the fields
-		return nil, fmt.Errorf("reading a message as JSON: %w", err)
+		return nil, fmt.Errorf("reading JSON: %w", err)
 	}
 	clearStyle(&document)
 	var out bytes.Buffer

@@ -105,17 +105,21 @@ const statusPath = "/api/v1/status"
 // readStatus parses the response of the status API.
 func (s *settings) readStatus(body []byte) (*gatewayv1.Status, error) {
 	status := new(gatewayv1.Status)
-	if err := protojson.Unmarshal(body, status); err != nil {
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(body, status); err != nil { // of a newer gateway
 		return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
 	}
 	return status, nil
 }
 
 func printStatus(w io.Writer, status *gatewayv1.Status) error {
-	if status.GetActive() == status.GetVersion() {
-		fmt.Fprintf(w, "serving   %s\n", orNone(status.GetVersion()))
-	} else {
-		fmt.Fprintf(w, "published %s\nactive    %s\n", orNone(status.GetVersion()), orNone(status.GetActive()))
+	older := status.GetActive() == "" && len(status.GetListeners()) == 0 // it reports neither
+	switch version := orNone(status.GetVersion()); {
+	case status.GetActive() == status.GetVersion():
+		fmt.Fprintf(w, "serving   %s\n", version)
+	case older:
+		fmt.Fprintf(w, "published %s\n", version)
+	default:
+		fmt.Fprintf(w, "published %s\nactive    %s\n", version, orNone(status.GetActive()))
 	}
 	fmt.Fprintf(w, "source    %s\n", orNone(status.GetSource()))
 	if status.GetPublished() != nil {

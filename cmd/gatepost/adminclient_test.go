@@ -84,11 +84,20 @@ b?[2J  192.0.2.1:4321  -      not yet   -
 	}
 }
 
+// TestStatusOfANewerGatewayIsRead: the API only gets more fields.
+func TestStatusOfANewerGatewayIsRead(t *testing.T) {
+	status, err := new(settings).readStatus([]byte(`{"version": "v1", "later": {"added": [1]}}`))
+	if err != nil || status.GetVersion() != "v1" {
+		t.Errorf("%v, %v", status, err)
+	}
+}
+
 func TestStatusTellsAPublishedVersionFromTheActiveOne(t *testing.T) {
 	for want, status := range map[string]*gatewayv1.Status{
 		"serving   v1\nsource    -\n":               {Version: "v1", Active: "v1"},
 		"published v2\nactive    v1\nsource    -\n": {Version: "v2", Active: "v1"},
-		"published v2\nactive    -\nsource    -\n":  {Version: "v2"},
+		"published v2\nactive    -\nsource    -\n":  {Version: "v2", Listeners: []*gatewayv1.ListenerStatus{{Protocol: "http"}}},
+		"published v2\nsource    -\n":               {Version: "v2"}, // of an older gateway
 	} {
 		var out strings.Builder
 		if err := printStatus(&out, status); err != nil {

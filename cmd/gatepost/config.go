@@ -5,10 +5,10 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
-	"go.yaml.in/yaml/v3"
 
 	"gatepost/definitions"
 	"gatepost/xds"
+	"gatepost/yamlof"
 )
 
 func configCommand(s *settings) *cobra.Command {
@@ -23,7 +23,8 @@ func configDumpCommand(s *settings) *cobra.Command {
 		Use:   "dump FILE",
 		Short: "Print the Envoy configuration that is made from definitions",
 		Long: "Print the listener, the routes and the clusters that are made from a definitions file, as Envoy receives them. What a\n" +
-			"running gateway serves is at /api/v1/config of --admin, in the same form.",
+			"running gateway serves is at /api/v1/config of --admin, in the same form. Its version differs from this one if it uses\n" +
+			"the module in Envoy, certificates, or flags that change the configuration: the version covers them too.",
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := checkFormat(format, "yaml", "json"); err != nil {
@@ -58,20 +59,9 @@ func printDump(out io.Writer, dump *xds.Dump, format string) error {
 		_, err = out.Write(append(text, '\n'))
 		return err
 	}
-	var plain yaml.Node // JSON is YAML; a node keeps the order of the fields
-	if err := yaml.Unmarshal(text, &plain); err != nil {
+	if text, err = yamlof.JSON(text); err != nil {
 		return err
 	}
-	blockStyle(&plain)
-	encoder := yaml.NewEncoder(out)
-	encoder.SetIndent(2)
-	return encoder.Encode(&plain)
-}
-
-// blockStyle removes the marks of JSON: braces, brackets and quotation marks.
-func blockStyle(n *yaml.Node) {
-	n.Style = 0
-	for _, child := range n.Content {
-		blockStyle(child)
-	}
+	_, err = out.Write(text)
+	return err
 }
