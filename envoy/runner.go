@@ -57,6 +57,9 @@ type Runner struct {
 	Files []*os.File
 	// Concurrency is the number of Envoy's worker threads. If it is zero, Envoy starts one per CPU.
 	Concurrency int
+	// Unchecked skips the checks of Path and Bootstrap before the first start, each of which runs Envoy once. If Envoy
+	// rejects the bootstrap, it is then restarted endlessly.
+	Unchecked bool
 	// Drain is how long active requests may take at shutdown. The default is DefaultDrain.
 	Drain time.Duration
 	// ValidateTimeout limits the validation of the bootstrap before the first start. The default is
@@ -81,24 +84,32 @@ func (r *Runner) Run(ctx context.Context) error {
 	if r.Logger == nil {
 		r.Logger = slog.New(slog.DiscardHandler)
 	}
-	version, err := CheckVersion(ctx, r.Path)
-	if err != nil {
-		return err
-	}
-	if r.Dir == "" {
-		if r.Dir, err = PrivateDir(); err != nil {
+	version := "unchecked"
+	if !r.Unchecked {
+		checked, err := CheckVersion(ctx, r.Path)
+		if err != nil {
 			return err
 		}
+		version = checked.String()
+	}
+	if r.Dir == "" {
+		dir, err := PrivateDir()
+		if err != nil {
+			return err
+		}
+		r.Dir = dir
 		defer r.Dir.Remove()
 	}
 	file, err := r.writeBootstrap()
 	if err != nil {
 		return err
 	}
-	if err := r.validate(ctx, file); err != nil {
-		return err
+	if !r.Unchecked {
+		if err := r.validate(ctx, file); err != nil {
+			return err
+		}
 	}
-	r.Logger.Info("running Envoy", "path", r.Path, "envoy_version", version.String())
+	r.Logger.Info("running Envoy", "path", r.Path, "envoy_version", version)
 	r.keepRunning(ctx, file)
 	return nil
 }
