@@ -16,10 +16,10 @@ export PATH := $(TOOLS)/bin:$(PATH)
 export GORACE ?= atexit_sleep_ms=0
 RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
 # Tests wait more than they compute, so more of them, and of the packages, run at once than there are processors.
-TWICE := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
-PARALLEL := -p $(TWICE) -parallel $(TWICE)
+PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
+PARALLEL := -p $(shell echo $$((2 * $(PROCESSORS)))) -parallel $(shell echo $$((4 * $(PROCESSORS))))
 # go test starts packages in this order. The longest come first, so that none of them runs alone at the end.
-FIRST := ./tokens/cache ./xds ./tokens/redisstore ./definitions/revisions ./tokens/boltstore ./cmd/gatepost
+FIRST := ./xds ./tokens/cache ./explain ./cmd/gatepost ./gateway ./tokens/boltstore ./tokens/redisstore ./definitions/revisions ./envoy
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -43,6 +43,7 @@ func from(t *testing.T, n int) *http.Client {
 // TestACanaryGetsItsPart: a user, or an address on a public service, comes to the same version every time, through
 // every gateway, and only moves to the canary as its part grows. No header of a client changes that.
 func TestACanaryGetsItsPart(t *testing.T) {
+	long(t)
 	t.Parallel()
 	envoytest.Require(t)
 	stable, canary := says(t, "stable"), says(t, "canary")
@@ -172,6 +173,7 @@ func TestAffinityKeepsAClientAtAnUpstream(t *testing.T) {
 
 // TestChangesOfUpstreamsUnderLoadFailNoRequest: the part of the canary, the upstreams, and the health check change.
 func TestChangesOfUpstreamsUnderLoadFailNoRequest(t *testing.T) {
+	long(t)
 	t.Parallel()
 	opts := quick
 	opts.Lookup = func(context.Context, string) error { return nil }

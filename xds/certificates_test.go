@@ -20,6 +20,7 @@ const mostPerCertificate = 512
 // TestManyCertificates: each name gets its certificate, in little memory. A connection stays open while certificates
 // are added, and while its own changes.
 func TestManyCertificates(t *testing.T) {
+	long(t)
 	t.Parallel()
 	const few, many = 10, 300
 	ca, pairs := testcert.New(t), map[string]certs.Pair{}

@@ -264,6 +264,7 @@ func theAnswerOfAClusterLimit(t *testing.T, c cluster) { aboveTheLimit(t, c[0], 
 // TestClusterLimitsWithoutRedis: and without Gatepost, whose answer Envoy then does without. When Redis is back,
 // requests count again.
 func TestClusterLimitsWithoutRedis(t *testing.T) {
+	long(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	g := startCluster(t, server, clusterLimited, 1)[0]
@@ -290,6 +291,7 @@ func TestClusterLimitsWithoutRedis(t *testing.T) {
 
 // TestClusterLimitsSurviveARestartOfGateways: Redis has the counts.
 func TestClusterLimitsSurviveARestartOfGateways(t *testing.T) {
+	long(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	before, after := startCluster(t, server, clusterLimited, 1)[0], startCluster(t, server, clusterLimited, 1)[0]

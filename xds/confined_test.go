@@ -27,6 +27,7 @@ func confine(path string) {
 
 // TestEnvoyCompilesNothing: gatepost-run.service has MemoryDenyWriteExecute.
 func TestEnvoyCompilesNothing(t *testing.T) {
+	long(t)
 	if err := unix.Prctl(unix.PR_GET_MDWE, 0, 0, 0, 0); err != nil {
 		t.Skipf("this test needs Linux 6.3: %v", err)
 	}

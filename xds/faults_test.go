@@ -333,6 +333,7 @@ const unhealthyAfter = 2
 // TestWhatClientsSeeOfAFaultyUpstream sends ten requests to a service of which one of two upstreams fails, and ten more
 // when the gateway leaves that one alone. docs/reliability.md has the result as a table.
 func TestWhatClientsSeeOfAFaultyUpstream(t *testing.T) {
+	long(t)
 	t.Parallel()
 	envoytest.Require(t)
 	addr := envoytest.Addr(t)

@@ -132,6 +132,7 @@ services:
 // TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name or by address. The
 // first request to a new service with a health check finds its upstream.
 func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for by, hosts := range map[string][2]string{"name": {"hole.test", "good.test"}, "address": {"127.0.0.1", "127.0.0.1"}} {
 		t.Run("by "+by, func(t *testing.T) {

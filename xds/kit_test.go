@@ -21,6 +21,14 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// long skips a test with -short. It takes seconds on any machine: it waits for timers of Envoy, or makes load.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes seconds: run without -short")
+	}
+}
+
 // testOptions are the names of the bootstrap's clusters, as package envoy gives them.
 var testOptions = Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http"}
 

@@ -277,6 +277,7 @@ func TestClientCannotMarkItsRequest(t *testing.T) {
 
 // TestStreamEndsWithItsToken: also one that the module let pass.
 func TestStreamEndsWithItsToken(t *testing.T) {
+	long(t)
 	t.Parallel()
 	d := startDeciding(t, decidingShop, 1)
 	bearer := "authorization: " + d.login("ada", 10*time.Second)
@@ -296,6 +297,7 @@ func TestStreamEndsWithItsToken(t *testing.T) {
 // TestRequestThatItsResponseOvertakesEnds: an upstream begins its response, and the client never ends its request. Then
 // Envoy waits for neither with a timeout, and the token lives longer than any request.
 func TestRequestThatItsResponseOvertakesEnds(t *testing.T) {
+	long(t)
 	t.Parallel()
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c := http.NewResponseController(w)

@@ -55,6 +55,7 @@ var nameFaults = []nameFault{
 
 // TestWhatClientsSeeOfAFailingName: docs/reliability.md has the result as a table.
 func TestWhatClientsSeeOfAFailingName(t *testing.T) {
+	long(t)
 	t.Parallel()
 	f := &failingNames{namedLive: startNamed(t, patient)}
 	_, f.port, _ = net.SplitHostPort(f.upstream.Addr())

@@ -108,6 +108,7 @@ func TestASilentNameServerHoldsUpNoOtherService(t *testing.T) {
 }
 
 func TestASilentNameServerHoldsUpNoStart(t *testing.T) {
+	long(t)
 	t.Parallel()
 	opts := patient
 	opts.LookupTimeout, opts.Warmup = time.Second, 3*time.Second // the latter is enough for a name server that replies

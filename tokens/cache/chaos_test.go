@@ -121,6 +121,9 @@ func (h *history) revoke(t *testing.T, g *gateway, s *subject) {
 // Two gateways on one Redis, with all kinds of faults in random order. The recorded uses and
 // revokes show whether an accepted use began after a revoke returned.
 func TestRevokesHoldUnderFaults(t *testing.T) {
+	if testing.Short() {
+		t.Skip("random faults take seconds: run without -short")
+	}
 	t.Parallel()
 	server := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
 	var proxies []*faultproxy.Proxy

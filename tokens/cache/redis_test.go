@@ -476,7 +476,7 @@ func TestNoLeaseWithoutPublishPermission(t *testing.T) {
 
 func TestReplicaIsNotTracked(t *testing.T) {
 	t.Parallel()
-	server := redistest.Start(t)
+	server := redistest.Start(t, "--repl-diskless-sync-delay", "0")
 	host, port, _ := net.SplitHostPort(server.Addr)
 	replica := redistest.Start(t, "--replicaof", host, port)
 	g := open(t, server.Addr, replica.Addr, Config{})

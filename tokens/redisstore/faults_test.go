@@ -542,7 +542,7 @@ func TestDocumentedPermissionsAreSufficient(t *testing.T) {
 
 func TestSentinelFailoverMovesTracking(t *testing.T) {
 	t.Parallel()
-	master := redistest.Start(t)
+	master := redistest.Start(t, "--repl-diskless-sync-delay", "0")
 	replica := redistest.Start(t, "--replicaof", "127.0.0.1 "+master.Port())
 	redistest.Eventually(t, "a synchronized replica", func() bool {
 		return strings.Contains(replica.Do("INFO", "replication"), "master_link_status:up")

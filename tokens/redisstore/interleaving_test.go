@@ -191,12 +191,15 @@ func TestRandomOrdersOfRefreshesAndEndAreSafe(t *testing.T) {
 	if testing.Short() {
 		orders = 100
 	}
-	nodes := redistest.StartCluster(t, 3)
-	for name, url := range map[string]string{
-		"one server": "redis://" + redistest.Start(t).Addr,
-		"a Cluster":  "redis://" + nodes[0].Addr + "," + nodes[1].Addr + "/?cluster=true",
+	for name, start := range map[string]func(*testing.T) (address string){
+		"one server": func(t *testing.T) string { return redistest.Start(t).Addr },
+		"a Cluster": func(t *testing.T) string {
+			nodes := redistest.StartCluster(t, 3)
+			return nodes[0].Addr + "," + nodes[1].Addr + "/?cluster=true"
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			url := "redis://" + start(t)
 			direct := mustOpen(t, url)
 			defer direct.Close()
 			actors := []*actor{newActor(t, url), newActor(t, url), newActor(t, url)}

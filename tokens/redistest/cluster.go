@@ -22,6 +22,9 @@ const nodeTimeout = 5 * time.Second
 // StartCluster starts a Redis Cluster of n masters without replicas, the slots shared out among them in order.
 func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a Redis Cluster takes seconds: run without -short")
+	}
 	nodes := make([]*Server, n)
 	for i := range nodes {
 		nodes[i] = startNode(t, args...)
@@ -58,6 +61,9 @@ func startNode(t testing.TB, args ...string) *Server {
 // new master down and returned to the old one, which had missed writes.
 func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("fail-overs by a Sentinel take seconds: run without -short")
+	}
 	s := &Server{Dir: t.TempDir(), t: t, program: binary(t)}
 	t.Cleanup(s.Kill)
 	s.Addr = testport.Addr(t)
