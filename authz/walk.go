@@ -8,22 +8,22 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// shape is what the bytes of one message type look like, and which of its fields somebody wants. Bytes are
-// walked by it without building anything, and are refused wherever the generated type would refuse them: a
-// field that is skipped is checked too. Shapes are made from the generated descriptors, once.
+// shape is the wire form of one message type, with functions for the fields that are read. A message is read by it
+// without building the generated type, and is refused if that type would refuse it: skipped fields are checked too.
+// Shapes are made once, from the generated descriptors.
 type shape struct {
 	fields []shapeField // by field number; the zero shapeField is an unknown field
 }
 
 type shapeField struct {
 	kind fieldKind
-	wire protowire.Type // in which it comes; what comes in another is an unknown field
+	wire protowire.Type // a field of another wire type is an unknown field
 	sub  *shape         // of a message, or of the value of a map
-	// entered, where set, is called when a message begins.
+	// entered, if set, is called when a message begins.
 	entered func(*Request)
-	// found, where set, is called with a string.
+	// found, if set, is called with a string.
 	found func(*Request, string)
-	// foundPair, where set, is called with the key and the value of each entry of a map of strings.
+	// foundPair, if set, is called with the key and the value of each entry of a map of strings.
 	foundPair func(q *Request, key, value string)
 }
 
@@ -34,7 +34,7 @@ const (
 	plainField             // numbers, and octets
 	stringField
 	messageField
-	mapField // of string to string, or to messages where sub is set
+	mapField // of string to string, or to messages if sub is set
 )
 
 var (

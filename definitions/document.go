@@ -69,7 +69,7 @@ func decodeNext(decoder *yaml.Decoder) (*yaml.Node, error) {
 	var node yaml.Node
 	switch err := decoder.Decode(&node); {
 	case errors.Is(err, io.EOF):
-		return nil, nil //nolint:nilnil // the end of the file is neither a document nor an error
+		return nil, nil // the end of the file is neither a document nor an error
 	case err != nil:
 		return nil, err
 	}

@@ -81,7 +81,7 @@ func (p *publisher) CreateDeltaWatch(request *cachev3.DeltaRequest, subscription
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w.answersAtOnce() {
-		return nil, nil //nolint:nilnil // there is nothing to cancel
+		return nil, nil // there is nothing to cancel
 	}
 	p.open[w] = struct{}{}
 	return func() {

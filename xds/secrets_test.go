@@ -278,7 +278,7 @@ func TestARealEnvoyServesChangedSecretsBesideABadOne(t *testing.T) {
 		return len(got) == 1 && strings.HasPrefix(got[0], "bad.test: ") && strings.Contains(got[0], "KEY_VALUES_MISMATCH")
 	})
 
-	kept := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: "a.test", InsecureSkipVerify: true}, MaxConnsPerHost: 1}} //nolint:gosec // which certificate it got is compared
+	kept := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{ServerName: "a.test", InsecureSkipVerify: true}, MaxConnsPerHost: 1}} // which certificate it got is compared
 	defer kept.CloseIdleConnections()
 	keptServes := func(chain string) {
 		t.Helper()

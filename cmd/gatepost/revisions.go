@@ -164,13 +164,13 @@ func (a *change) conflict(err *revisions.Conflict) error {
 // valid any more; then everything counts as new.
 func load(ctx context.Context, store *revisions.Store, r revisions.Revision) (*definitions.Gateway, error) {
 	if r.Number == 0 {
-		return nil, nil //nolint:nilnil // no revision
+		return nil, nil // no revision
 	}
 	d, err := store.Load(ctx, r)
 	var problems definitions.Problems
 	switch {
 	case errors.As(err, &problems), errors.Is(err, revisions.ErrDamaged):
-		return nil, nil //nolint:nilnil // the new revision repairs it
+		return nil, nil // the new revision repairs it
 	case err != nil:
 		return nil, err
 	}

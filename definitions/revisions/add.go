@@ -22,7 +22,7 @@ var ErrConflict = errors.New("somebody else has applied definitions meanwhile")
 type Conflict struct {
 	// Base is the revision that it was based on; 0: none.
 	Base int64
-	// Newest is the revision in force; its Number is 0 where there is none.
+	// Newest is the revision in force; its Number is 0 if there is none.
 	Newest Revision
 }
 
@@ -39,9 +39,9 @@ func (c *Conflict) Is(target error) bool { return target == ErrConflict }
 
 const timeForm = "2006-01-02 15:04:05 MST"
 
-// addScript stores a revision where the newest is still the one that it is based on, forgets the oldest ones, and
-// tells the gateways. It returns the new number; or, with a minus, the number that is the newest instead, and 0 where
-// there is none. KEYS: newest, about, texts. ARGV: the base ("0": none), what is known about it, the file, how many
+// addScript stores a revision if the newest is still the one that it is based on, forgets the oldest ones, and notifies
+// the gateways. It returns the new number. If another is the newest, it returns that number with a minus, or 0 if there
+// is none. KEYS: newest, about, texts. ARGV: the base ("0": none), what is known about it, the file, how many
 // are kept, the channel. A revision is never as old as the one before it, whatever the clock does, and no number is
 // used a second time while one that is higher is known.
 var addScript = redis.NewScript(`
@@ -75,9 +75,9 @@ redis.call('PUBLISH', ARGV[5], field)
 return number
 `)
 
-// Add stores a file as the newest revision, where base is the newest until now (0: there is none yet). The error is
-// a *Conflict where it is not, ErrDamaged or ErrUnavailable; with the last it is not known whether it was stored. What
-// is stored was read by definitions.Parse before: Add looks at the text no more.
+// Add stores a file as the newest revision if base is the newest until now (0: there is none yet). The error is a
+// *Conflict if it is not, ErrDamaged or ErrUnavailable. After ErrUnavailable it is not known whether the revision was
+// stored. Add does not check the text: the caller has parsed it (definitions.Parse).
 func (s *Store) Add(ctx context.Context, base int64, text []byte, note Note) (Revision, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -108,8 +108,7 @@ func (s *Store) Add(ctx context.Context, base int64, text []byte, note Note) (Re
 	return Revision{}, fmt.Errorf("storing a revision: %w", conflict)
 }
 
-// notAdded finds out what became of a revision where the reply was an error: what is there that is no revision, or a
-// reply that was lost.
+// notAdded returns the result of an Add whose reply was an error: the newest revision is damaged, or a reply was lost.
 func (s *Store) notAdded(ctx context.Context, id string, cause error) (Revision, error) {
 	newest, err := s.Newest(ctx)
 	switch {
