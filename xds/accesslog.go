@@ -451,6 +451,8 @@ func logFilters(a definitions.AccessLog) (filters []*accesslogv3.AccessLogFilter
 				PercentSampled: &typev3.FractionalPercent{
 					Numerator: uint32(math.Round(a.Sample * million)), Denominator: typev3.FractionalPercent_MILLION,
 				},
+				// By default the request id decides, and the client of a trusted proxy may choose it.
+				UseIndependentRandomness: true,
 			},
 		}})
 	}

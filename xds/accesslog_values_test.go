@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -77,18 +76,20 @@ func TestLineHasItsTrace(t *testing.T) {
 	}
 }
 
-// TestSampleOfTheLog: some requests have a line, and some have none.
+// TestSampleOfTheLog: some requests have a line, and some have none. No client chooses which.
 func TestSampleOfTheLog(t *testing.T) {
 	t.Parallel()
-	d := startDeciding(t, "access_log: {format: ecs, sample: 0.5}\n"+decidingShop, 1)
+	g := startGateway(t, "access_log: {format: ecs, sample: 0.5}\n"+shop+proxies+"}")
 	const requests, few = 200, 50 // less or more has a probability of 1 in a million millions
-	for n := range requests {
-		d.do("GET", fmt.Sprintf("/items/%d", n))
+	send := func(n int, path string) {
+		for range n {
+			g.from(proxy, "", "GET", path, "x-request-id: 2f4b6c1e-9d3a-4e5f-8a7b-1c2d3e4f5a6b")
+		}
 	}
-	for n := range requests / 4 { // the lines come in turn, so that these are after all others
-		d.do("GET", fmt.Sprintf("/parts/%d", n))
-	}
-	logged := d.log.until(t, func(line string) bool { return at(t, line, "service", "name") == "parts" })
+	send(requests, "/items")
+	send(requests/4, "/nobody")
+	// The lines come in turn, so that those of /nobody are after all others.
+	logged := g.log.until(t, func(line string) bool { return at(t, line, "url", "path") == "/nobody" })
 	if n := len(logged); n < few || n > requests-few {
 		t.Errorf("%d of %d requests have a line, want half of them", n, requests)
 	}
