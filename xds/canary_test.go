@@ -115,6 +115,32 @@ func TestACanaryGetsItsPart(t *testing.T) {
 	}
 }
 
+// TestAProxysClientsAreApart: on a public service the address is the one that a trusted proxy names, for a canary and
+// for affinity. What a stranger names changes nothing.
+func TestAProxysClientsAreApart(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, "listen: LISTEN\n"+proxies+"}\n"+fmt.Sprintf(`services:
+  - {name: canary, path: /canary, authenticate: false, upstreams: ["PUBLIC"], canary: {upstreams: [%q], percent: 50}}
+  - {name: affine, path: /affine, authenticate: false, upstreams: ["PUBLIC", %[1]q], affinity: address}
+`, says(t, "other").URL()))
+	for _, path := range []string{"/canary", "/affine"} {
+		for source, want := range map[string]int{proxy: 2, stranger: 1} {
+			reached := map[string]bool{}
+			for n := range 40 {
+				named := fmt.Sprintf("x-forwarded-for: 192.0.2.%d", n)
+				first, again := g.from(source, "", "GET", path, named), g.from(source, "", "GET", path+"/again", named)
+				if first.Status != 200 || first.Header.Get("x-by") != again.Header.Get("x-by") {
+					t.Errorf("%s, client %d: %d by %q, then by %q", path, n, first.Status, first.Header.Get("x-by"), again.Header.Get("x-by"))
+				}
+				reached[first.Header.Get("x-by")] = true
+			}
+			if len(reached) != want {
+				t.Errorf("%s, from %s: %d upstreams are reached, want %d", path, source, len(reached), want)
+			}
+		}
+	}
+}
+
 // TestAffinityKeepsAClientAtAnUpstream: each kind of key, with another upstream for some other key.
 func TestAffinityKeepsAClientAtAnUpstream(t *testing.T) {
 	t.Parallel()

@@ -42,6 +42,11 @@ func (s *service) avoidUnhealthy(c *clusterv3.Cluster) {
 	}
 	if s.def.OutlierDetection {
 		c.OutlierDetection = outlierDetection()
+		if s.def.HealthCheck != nil {
+			// By default a health check that succeeds ends the rest. Then an upstream that passes its checks and fails requests
+			// would get some after each check.
+			c.OutlierDetection.SuccessfulActiveHealthCheckUnejectHost = wrapperspb.Bool(false)
+		}
 	}
 }
 

@@ -129,6 +129,34 @@ services:
 	}
 }
 
+// TestAnUpstreamThatPassesItsCheckRests: if it fails requests all the same. Else it would get some after each check.
+func TestAnUpstreamThatPassesItsCheckRests(t *testing.T) {
+	t.Parallel()
+	envoytest.Require(t)
+	var acted atomic.Int64
+	var failing bad
+	handle(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/healthz" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})(t, &failing)
+	addr := envoytest.Addr(t)
+	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(`
+listen: %q
+services:
+  - {name: a, path: /a, authenticate: false, upstreams: ["http://%s", "http://%s"], health_check: {path: /healthz, interval: 100ms}}
+`, addr, failing.addr, good(t, &acted))))})
+	o := observer{t, envoy, envoytest.Client(t), "http://" + addr + "/a", "cluster.service/a.", 2}
+	envoytest.Eventually(t, "both upstreams to be healthy", func() bool { return o.healthy() == 2 })
+	o.leftAlone()
+	seen, checks := failing.acted.Load(), failing.checks.Load()
+	envoytest.Eventually(t, "five more checks", func() bool { return failing.checks.Load() >= checks+5 })
+	o.ten()
+	if n := failing.acted.Load() - seen; n > 0 {
+		t.Errorf("the upstream that rests got %d requests after checks", n)
+	}
+}
+
 // TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name or by address. The
 // first request to a new service with a health check finds its upstream.
 func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
