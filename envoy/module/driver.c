@@ -8,7 +8,7 @@
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
 //     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...,
-//                                  (@session is that of the access log)                   @session=HEX if there is one
+//                                  (@session and @path are those of the access log)       @session=HEX, @path=HEX if there are any
 //     then WORD                    the next reading of a clock adds 2 to this word        ok
 //                                  of the table, as a writer would
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
@@ -27,8 +27,8 @@ static struct { char name[64]; char *value; size_t length; } headers[ROOM];
 static size_t count;
 static int64_t boot, wall;
 static bool marked;
-static char session[64]; // of the access log
-static size_t session_length;
+static struct { const char *key, *name; char value[2048]; size_t length; } logged[] = {
+    {.key = "gatepost.session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
 static const void *config, *route;
 
 static long word = -1; // of the table, that the next reading of a clock changes
@@ -97,9 +97,11 @@ void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, 
 }
 
 bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value) {
-  if (key.length != 16 || memcmp(key.ptr, "gatepost.session", 16) != 0) return true;
-  if (value.length > sizeof session) abort();
-  memcpy(session, value.ptr, session_length = value.length);
+  for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) {
+    if (key.length != strlen(logged[i].key) || memcmp(key.ptr, logged[i].key, key.length) != 0) continue;
+    if (value.length > sizeof logged->value) abort();
+    memcpy(logged[i].value, value.ptr, logged[i].length = value.length);
+  }
   return true;
 }
 
@@ -132,7 +134,8 @@ static void clear_headers(void) {
 
 static void request(char *fields) {
   clear_headers();
-  marked = false, session_length = 0;
+  marked = false;
+  for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) logged[i].length = 0;
   for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
     if (!value || (size_t)(value - field) >= sizeof headers->name) continue;
@@ -151,7 +154,8 @@ static void request(char *fields) {
     printf(" %s=", headers[i].name);
     print_hex(headers[i].value, headers[i].length);
   }
-  if (session_length > 0) printf(" @session="), print_hex(session, session_length);
+  for (size_t i = 0; i < sizeof logged / sizeof *logged; i++)
+    if (logged[i].length > 0) printf(" %s=", logged[i].name), print_hex(logged[i].value, logged[i].length);
   printf("\n");
 }
 

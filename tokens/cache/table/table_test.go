@@ -78,6 +78,32 @@ func TestHitHasSession(t *testing.T) {
 	}
 }
 
+// The access log has the path of each request, without the query and cut off, as it was before a route rewrites it.
+func TestPathIsKeptForTheAccessLog(t *testing.T) {
+	r := newFixture(t)
+	r.table.Put(0, r.entry())
+	long := "/orders/" + strings.Repeat("x", 2000)
+	for _, test := range []struct{ flags, path, want string }{
+		{"l", "/orders/5", "@path=/orders/5"},
+		{"l", "/orders/5?token=secret", "@path=/orders/5"},
+		{"l", long, "@path=" + long[:1024]},
+		{"-", "/orders/5", ""},
+	} {
+		r.Route(rule, 5*time.Minute, test.flags)
+		for _, token := range []string{alice, "authorization=bob-token"} { // a hit and a miss
+			kept := ""
+			for field := range strings.FieldsSeq(r.Request(token, ":path="+test.path)) {
+				if strings.HasPrefix(field, "@path") {
+					kept = field
+				}
+			}
+			if kept != test.want {
+				t.Errorf("%s, %.30s: kept %.40q, want %.40q", test.flags, test.path, kept, test.want)
+			}
+		}
+	}
+}
+
 func TestEveryInputCounts(t *testing.T) {
 	r := newFixture(t)
 	e := r.entry()
