@@ -8,7 +8,8 @@
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
 //     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...,
-//                                  (@session and @path are those of the access log)       @session=HEX, @path=HEX if there are any
+//                                  (@session and @path are those of the access log)       @session=HEX, @path=HEX
+//                                                                                         if there are any
 //     then WORD                    the next reading of a clock adds 2 to this word        ok
 //                                  of the table, as a writer would
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
@@ -100,7 +101,8 @@ bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct 
   for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) {
     if (key.length != strlen(logged[i].key) || memcmp(key.ptr, logged[i].key, key.length) != 0) continue;
     if (value.length > sizeof logged->value) abort();
-    memcpy(logged[i].value, value.ptr, logged[i].length = value.length);
+    logged[i].length = value.length;
+    if (value.length > 0) memcpy(logged[i].value, value.ptr, value.length); // of a request without a path it is NULL
   }
   return true;
 }
