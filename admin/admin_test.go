@@ -36,7 +36,7 @@ func newKit(t *testing.T) *kit { return newKitWith(t, Config{Local: true}) }
 // newKitWith is newKit with the access of a configuration.
 func newKitWith(t *testing.T, config Config) *kit {
 	t.Helper()
-	store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
+	store, err := boltstore.Open(t.TempDir(), boltstore.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if w.control, err = xds.New(xds.ServerOptions{Grace: 100 * time.Millisecond}); err != nil {
+	if w.control, err = xds.New(xds.Config{Grace: 100 * time.Millisecond}); err != nil {
 		t.Fatal(err)
 	}
 	w.delivered = make(chan string, 1)

@@ -32,7 +32,7 @@ type acmeRunner struct {
 	storage acme.Storage // nil: errNoSecretsKey
 	conn    *redisconn.Conn
 	set     *certs.Set
-	options func(acme.Settings) acme.Options
+	options func(acme.Settings) acme.Config
 
 	mu       sync.Mutex
 	managers []*acme.Manager // of the versions since the one that is published
@@ -45,8 +45,8 @@ type acmeRunner struct {
 
 func newACMERunner(config Config, set *certs.Set) (*acmeRunner, error) {
 	a := &acmeRunner{set: set, placeholders: map[string]bool{}, changed: make(chan struct{}, 1)}
-	a.options = func(s acme.Settings) acme.Options {
-		return acme.Options{Settings: s, Storage: a.storage, OnPair: a.obtained, Logger: config.Logger}
+	a.options = func(s acme.Settings) acme.Config {
+		return acme.Config{Settings: s, Storage: a.storage, OnPair: a.obtained, Logger: config.Logger}
 	}
 	if config.Redis == nil {
 		a.storage = acme.NewFiles(filepath.Join(config.Data, "acme"))

@@ -212,7 +212,7 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
 	g.openHistory()
 	var err error
-	if g.control, err = xds.New(xds.ServerOptions{Logger: g.logger, Registerer: g.registry}); err != nil {
+	if g.control, err = xds.New(xds.Config{Logger: g.logger, Registerer: g.registry}); err != nil {
 		return err
 	}
 	options := g.config.XDSOptions()

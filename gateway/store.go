@@ -39,7 +39,7 @@ func openStore(ctx context.Context, c Config, decisions *table.Table, registry p
 }
 
 func openEmbedded(c Config, decisions *table.Table, registry prometheus.Registerer) (*tokenStore, error) {
-	store, err := boltstore.Open(c.Data, boltstore.Options{Logger: c.Logger, Registerer: registry})
+	store, err := boltstore.Open(c.Data, boltstore.Config{Logger: c.Logger, Registerer: registry})
 	if err != nil {
 		return nil, fmt.Errorf("opening the embedded token store: %w", err)
 	}

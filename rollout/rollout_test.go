@@ -73,7 +73,7 @@ func (k *kit) startEnvoy() {
 	envoytest.Start(k.t, envoytest.Options{GRPC: k.grpc, NotReady: true})
 }
 
-func newControl(t *testing.T, o xds.ServerOptions) *xds.Server {
+func newControl(t *testing.T, o xds.Config) *xds.Server {
 	t.Helper()
 	control, err := xds.New(o)
 	if err != nil {
@@ -87,7 +87,7 @@ func newKitWithoutEnvoy(t *testing.T, addr, dir string, change ...func(*Config))
 	envoytest.Require(t)
 	log, registry := slog.New(slog.NewTextHandler(t.Output(), nil)), prometheus.NewRegistry()
 	k := &kit{t: t, addr: addr, lastGood: &disk{LastGood: definitions.LastGood{Dir: dir}}, registry: registry}
-	control := newControl(t, xds.ServerOptions{Grace: 100 * time.Millisecond, Warmup: time.Millisecond, Logger: log, Registerer: registry})
+	control := newControl(t, xds.Config{Grace: 100 * time.Millisecond, Warmup: time.Millisecond, Logger: log, Registerer: registry})
 	socket := filepath.Join(t.TempDir(), "grpc.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
@@ -325,7 +325,7 @@ func TestDefinitionsThatCouldNotBeBuiltAreTriedAgain(t *testing.T) {
 // against.
 func TestAnUpstreamAtTheAddressOfListenIsRefused(t *testing.T) {
 	r, err := New(Config{Options: xds.Options{GRPCCluster: envoy.ClusterGRPC, HTTPCluster: envoy.ClusterHTTP, Listen: netip.MustParseAddrPort("127.0.0.1:5501")},
-		Control: newControl(t, xds.ServerOptions{}), Registerer: prometheus.NewRegistry()})
+		Control: newControl(t, xds.Config{}), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		t.Fatal(err)
 	}

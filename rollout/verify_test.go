@@ -99,7 +99,7 @@ func verifying(t *testing.T, test func(t *testing.T, c *control, e *envoys, log 
 	synctest.Test(t, func(t *testing.T) {
 		e, log := &envoys{}, &strings.Builder{}
 		logger := slog.New(slog.NewTextHandler(log, nil))
-		server := newControl(t, xds.ServerOptions{Logger: logger})
+		server := newControl(t, xds.Config{Logger: logger})
 		defer server.Close()
 		r, err := New(Config{
 			Control: server, Ask: e.ask, LastGood: definitions.LastGood{Dir: t.TempDir()}, Logger: logger, Registerer: prometheus.NewRegistry(),

@@ -46,7 +46,7 @@ func ExampleStore() {
 	}
 	defer os.RemoveAll(dir)
 	var store tokens.Store
-	if store, err = boltstore.Open(dir, boltstore.Options{}); err != nil {
+	if store, err = boltstore.Open(dir, boltstore.Config{}); err != nil {
 		fmt.Println(err)
 		return
 	}

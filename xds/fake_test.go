@@ -30,11 +30,11 @@ import (
 )
 
 // quick are times that a test need not wait for.
-var quick = ServerOptions{Grace: time.Second, Patience: time.Minute, Warmup: time.Millisecond}
+var quick = Config{Grace: time.Second, Patience: time.Minute, Warmup: time.Millisecond}
 
 // withLookup fills in that every name is found at once. The resolver of this process goes on with a question after its
 // context has ended, and after the test.
-func (o ServerOptions) withLookup() ServerOptions {
+func (o Config) withLookup() Config {
 	if o.Lookup == nil {
 		o.Lookup = func(context.Context, string) error { return nil }
 	}
@@ -54,7 +54,7 @@ type control struct {
 	events   []Event
 }
 
-func startControl(t testing.TB, opts ServerOptions) *control {
+func startControl(t testing.TB, opts Config) *control {
 	t.Helper()
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
 	opts = opts.withLookup()

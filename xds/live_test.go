@@ -30,13 +30,13 @@ func startLive(t *testing.T, first func(listen, upstream string) *Snapshot) *liv
 	return startLiveWith(t, quick, first)
 }
 
-func startLiveWith(t *testing.T, opts ServerOptions, first func(listen, upstream string) *Snapshot) *live {
+func startLiveWith(t *testing.T, opts Config, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
 	return startLiveOn(t, opts, envoytest.Options{}, first)
 }
 
 // startLiveOn starts one with an Envoy with options, which need no addresses.
-func startLiveOn(t *testing.T, opts ServerOptions, of envoytest.Options, first func(listen, upstream string) *Snapshot) *live {
+func startLiveOn(t *testing.T, opts Config, of envoytest.Options, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")

@@ -24,7 +24,7 @@ type namedLive struct {
 }
 
 // startNamed starts one that serves the services a, by address, and good, by name.
-func startNamed(t *testing.T, opts ServerOptions) *namedLive {
+func startNamed(t *testing.T, opts Config) *namedLive {
 	t.Helper()
 	n := &namedLive{names: envoytest.StartNameServer(t)}
 	n.names.Resolve("good.test", "127.0.0.1")
@@ -92,7 +92,7 @@ func (n *namedLive) stillAsks(service, host string) {
 }
 
 // patient are options by which nothing comes because it was waited for long enough.
-var patient = ServerOptions{Grace: time.Second, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: 100 * time.Millisecond}
+var patient = Config{Grace: time.Second, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: 100 * time.Millisecond}
 
 func TestASilentNameServerHoldsUpNoOtherService(t *testing.T) {
 	t.Parallel()
@@ -187,7 +187,7 @@ func TestTheFirstRequestToANewServiceFindsItsUpstream(t *testing.T) {
 func TestSilentNamesOfAServiceTakeNoSlotOfAnother(t *testing.T) {
 	t.Parallel()
 	found := make(chan struct{})
-	opts := ServerOptions{Grace: time.Hour, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: time.Millisecond}
+	opts := Config{Grace: time.Hour, Patience: time.Hour, LookupTimeout: time.Hour, Warmup: time.Millisecond}
 	opts.Lookup = func(ctx context.Context, host string) error {
 		if host == "good.test" {
 			close(found)

@@ -18,8 +18,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ServerOptions configures a Server. The zero value of each field is its default.
-type ServerOptions struct {
+// Config configures a Server. The zero value of each field is its default.
+type Config struct {
 	// Grace is for how long clusters that no route names any more are kept, so that requests which Envoy has
 	// matched by older routes still come through. Default: 5 s.
 	Grace time.Duration
@@ -37,7 +37,7 @@ type ServerOptions struct {
 	Registerer prometheus.Registerer
 }
 
-func (o ServerOptions) withDefaults() ServerOptions {
+func (o Config) withDefaults() Config {
 	orElse := func(d, def time.Duration) time.Duration {
 		if d <= 0 {
 			return def
@@ -50,7 +50,7 @@ func (o ServerOptions) withDefaults() ServerOptions {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return ServerOptions{
+	return Config{
 		Grace:         orElse(o.Grace, 5*time.Second),
 		Patience:      orElse(o.Patience, 5*time.Second),
 		Warmup:        orElse(o.Warmup, 250*time.Millisecond),
@@ -67,7 +67,7 @@ var ErrEmpty = errors.New("the configuration is empty")
 // Server is the control plane: it delivers one configuration at a time, the same to every Envoy, over delta ADS, and
 // reports each ACK and NACK. The caller decides what follows, such as a rollback. It is safe for concurrent use.
 type Server struct {
-	opts    ServerOptions
+	opts    Config
 	log     *slog.Logger
 	metrics *metrics
 	delta   deltav3.Server
@@ -94,7 +94,7 @@ type Server struct {
 
 // New makes a Server that serves nothing yet: an Envoy that connects waits until the first Publish. Close it. It
 // fails if a metric of one of its names is already registered.
-func New(opts ServerOptions) (*Server, error) {
+func New(opts Config) (*Server, error) {
 	opts = opts.withDefaults()
 	metrics, err := newMetrics(opts.Registerer)
 	if err != nil {

@@ -597,7 +597,7 @@ func TestAnEnvoyHasWhatIsServed(t *testing.T) {
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(0, uint64(seed)))
-	c := startControl(t, ServerOptions{Grace: time.Millisecond, Patience: time.Minute, Warmup: time.Millisecond})
+	c := startControl(t, Config{Grace: time.Millisecond, Patience: time.Minute, Warmup: time.Millisecond})
 	envoys := []*fakeEnvoy{c.connect("first", acceptAll), c.connect("second", acceptAll)}
 	var b Builder
 	d, opts := noServices(t), testOptions

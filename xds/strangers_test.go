@@ -70,7 +70,7 @@ func TestTheRejectionOfAStrangerDoesNotStopTheFirstDelivery(t *testing.T) {
 
 func TestASilentStrangerHoldsUpNothing(t *testing.T) {
 	t.Parallel()
-	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	c := startControl(t, Config{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	held, release := hold()
 	e := c.connect("envoy", acceptAll)
 	c.serves(withServices(t, "a"))
@@ -102,7 +102,7 @@ func TestTheClustersOfAStrangerReachNobodyElse(t *testing.T) {
 // added meanwhile is sent to all.
 func TestAClusterThatWasKeptIsSentWhenItIsAdded(t *testing.T) {
 	t.Parallel()
-	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Minute, Warmup: time.Millisecond})
+	c := startControl(t, Config{Grace: time.Hour, Patience: time.Minute, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	next := withServices(t, "a", "b")
 	stranger := clustersOf(map[string]string{"service/b": next.clusters.get("service/b").version})
@@ -129,7 +129,7 @@ func TestATrustedEnvoyIsNotOverruled(t *testing.T) {
 			if name == "by silence" {
 				judge = func(*discoveryv3.DeltaDiscoveryResponse) string { <-held; return "" }
 			}
-			c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+			c := startControl(t, Config{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 			peer := c.connect("peer", acceptAll)
 			c.serves(withServices(t, "a")) // alone, the peer counts
 			e := c.connectTrusted("envoy", acceptAll)
@@ -183,7 +183,7 @@ func (c *control) isKept(name string) bool {
 
 func TestOnlyTheFirstRequestOfAStreamNamesClustersToKeep(t *testing.T) {
 	t.Parallel()
-	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	c := startControl(t, Config{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	stream := c.stream(t)
 	for _, name := range []string{"service/one", "service/two"} {
@@ -216,7 +216,7 @@ func TestOnlyTheFirstRequestOfAStreamNamesClustersToKeep(t *testing.T) {
 // However many streams name clusters, the view has so many of them and no more.
 func TestKeptClustersAreBounded(t *testing.T) {
 	t.Parallel()
-	c := startControl(t, ServerOptions{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
+	c := startControl(t, Config{Grace: time.Hour, Patience: time.Hour, Warmup: time.Millisecond})
 	c.publish(withServices(t, "a"))
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -48,8 +48,8 @@ type Settings struct {
 	Challenges []string
 }
 
-// Options configure a Manager.
-type Options struct {
+// Config configures a Manager.
+type Config struct {
 	Settings
 	// Storage keeps account, certificates and challenges. Required.
 	Storage Storage
@@ -71,7 +71,7 @@ type Status struct {
 
 // Manager obtains and renews the certificates of its settings while it runs. It is safe for concurrent use.
 type Manager struct {
-	Options
+	Config
 	domains     []*domain
 	started     chan struct{} // closed when Run has begun
 	validations chan struct{} // has a value for each connection of TLS-ALPN-01
@@ -100,9 +100,9 @@ type domain struct {
 const checkEvery = certmagic.DefaultRenewCheckInterval
 
 // New returns a Manager that does nothing until it runs.
-func New(options Options) *Manager {
-	m := &Manager{Options: options, started: make(chan struct{}), validations: make(chan struct{}, maxValidations)}
-	for _, name := range options.Domains {
+func New(config Config) *Manager {
+	m := &Manager{Config: config, started: make(chan struct{}), validations: make(chan struct{}, maxValidations)}
+	for _, name := range config.Domains {
 		m.domains = append(m.domains, &domain{name: name, retry: make(chan struct{}, 1)})
 	}
 	return m

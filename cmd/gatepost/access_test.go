@@ -27,7 +27,7 @@ func TestCommandsSendTheirTokenAlsoToAUnixSocket(t *testing.T) {
 		return path
 	}
 	read, operate := "read bob "+strings.Repeat("r", 32)+"\n", "operate alice "+strings.Repeat("o", 32)+"\n"
-	store, err := boltstore.Open(dir, boltstore.Options{})
+	store, err := boltstore.Open(dir, boltstore.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

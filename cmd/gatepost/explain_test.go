@@ -44,7 +44,7 @@ func runGateway(t *testing.T) *running {
 	t.Helper()
 	r := &running{file: filepath.Join(t.TempDir(), "gateway.yaml"), status: &gatewayv1.Status{Source: "gateway.yaml"}}
 	var err error
-	if r.store, err = boltstore.Open(t.TempDir(), boltstore.Options{}); err != nil {
+	if r.store, err = boltstore.Open(t.TempDir(), boltstore.Config{}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = r.store.Close() })

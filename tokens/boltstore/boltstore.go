@@ -44,8 +44,8 @@ var (
 	seenBucket = []byte("seen") // public id -> time and address of its last use
 )
 
-// Options configures a store. The zero Options are valid.
-type Options struct {
+// Config configures a store. The zero Config is valid.
+type Config struct {
 	// Logger logs errors outside of calls. Default: no log.
 	Logger *slog.Logger
 	// SweepEvery is the interval at which expired sessions are deleted. Default: a minute.
@@ -78,12 +78,12 @@ var (
 // Open opens the store in the folder dir. It creates the folder and the file if they are missing,
 // with access for this user only. If another process holds the file, Open fails after a few
 // seconds.
-func Open(dir string, options Options) (*Store, error) {
+func Open(dir string, config Config) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating the data folder: %w", err)
 	}
 	s := &Store{
-		log: options.Logger,
+		log: config.Logger,
 		damage: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_store_damage_total", Help: "Reads of a damaged page or record in the embedded store.",
 		}),
@@ -94,8 +94,8 @@ func Open(dir string, options Options) (*Store, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if options.Registerer != nil {
-		if err := options.Registerer.Register(s.damage); err != nil {
+	if config.Registerer != nil {
+		if err := config.Registerer.Register(s.damage); err != nil {
 			return nil, fmt.Errorf("registering the metrics of the token database: %w", err)
 		}
 	}
@@ -109,7 +109,7 @@ func Open(dir string, options Options) (*Store, error) {
 		return nil, fmt.Errorf("preparing %s: %v", path, err)
 	}
 	s.db = db
-	go s.sweepEvery(cmp.Or(options.SweepEvery, time.Minute))
+	go s.sweepEvery(cmp.Or(config.SweepEvery, time.Minute))
 	return s, nil
 }
 

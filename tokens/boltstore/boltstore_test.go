@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 
 func mustOpen(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Open(dir, Options{})
+	s, err := Open(dir, Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,7 @@ func newDamagedStore(t *testing.T) *damagedStore {
 func (d *damagedStore) open() *Store {
 	d.t.Helper()
 	d.log.Reset()
-	s, err := Open(d.dir, Options{Logger: slog.New(slog.NewTextHandler(&d.log, nil))})
+	s, err := Open(d.dir, Config{Logger: slog.New(slog.NewTextHandler(&d.log, nil))})
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -211,7 +211,7 @@ func TestUnreadableFileIsAnErrorWithRemedy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // the first attempt must release its lock
-		_, err = Open(d.dir, Options{})
+		_, err = Open(d.dir, Config{})
 		if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), d.path) || !strings.Contains(err.Error(), "move it away, and users log in again") {
 			t.Errorf("Open = %v, want one line with the remedy", err)
 		}
@@ -230,7 +230,7 @@ func TestFileWithoutFreelistIsAnErrorWithRemedy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Open(d.dir, Options{})
+	_, err = Open(d.dir, Config{})
 	if err == nil || strings.Contains(err.Error(), "\n") || !strings.Contains(err.Error(), "the list of free pages") || !strings.Contains(err.Error(), "move it away, and users log in again") {
 		t.Errorf("Open = %v, want one line with the remedy", err)
 	}
@@ -318,7 +318,7 @@ func (d *damagedStore) useDamaged(s *Store) {
 
 func TestDamagedRecordDoesNotPreventLogin(t *testing.T) {
 	var log bytes.Buffer
-	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.TempDir(), Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func TestFileAndFolderPermissions(t *testing.T) {
 func TestLockedFileIsAnErrorWithRemedy(t *testing.T) {
 	dir := t.TempDir()
 	mustOpen(t, dir)
-	_, err := Open(dir, Options{})
+	_, err := Open(dir, Config{})
 	if err == nil || !strings.Contains(err.Error(), "another process") || !strings.Contains(err.Error(), "--data") {
 		t.Errorf("opened twice: %v", err)
 	}
@@ -67,7 +67,7 @@ func TestFileThatIsNotADatabaseIsKept(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(dir, Options{}); err == nil || !strings.Contains(err.Error(), "no token database") {
+	if _, err := Open(dir, Config{}); err == nil || !strings.Contains(err.Error(), "no token database") {
 		t.Errorf("opened a text file: %v", err)
 	}
 	if data, err := os.ReadFile(path); err != nil || string(data) != text {
@@ -123,7 +123,7 @@ func TestClosedStoreIsUnavailable(t *testing.T) {
 
 func TestCorruptRecordIsAnError(t *testing.T) {
 	var log bytes.Buffer
-	s, err := Open(t.TempDir(), Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s, err := Open(t.TempDir(), Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestSlowWriteRespectsDeadline(t *testing.T) {
 
 func TestExpiredSessionsAreDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, err := Open(t.TempDir(), Options{SweepEvery: time.Minute})
+		s, err := Open(t.TempDir(), Config{SweepEvery: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +295,7 @@ func entries(s *Store) (n [4]int) {
 
 // After its grace a token is kept to detect reuse, without its sealed successor.
 func TestSealedSuccessorIsDeletedAfterGrace(t *testing.T) {
-	s, err := Open(t.TempDir(), Options{SweepEvery: time.Millisecond})
+	s, err := Open(t.TempDir(), Config{SweepEvery: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

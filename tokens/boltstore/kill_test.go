@@ -25,7 +25,7 @@ func childFolder() string { return os.Getenv(childEnv) }
 
 // runChild uses the store in dir until it is killed.
 func runChild(dir string) {
-	s, err := Open(dir, Options{SweepEvery: time.Millisecond})
+	s, err := Open(dir, Config{SweepEvery: time.Millisecond})
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
@@ -107,7 +107,7 @@ func TestKillLosesNoAcknowledgedChange(t *testing.T) {
 	}
 	for round := range rounds {
 		runAndKillChild(t, dir, 20+round*37, states)
-		s, err := Open(dir, Options{})
+		s, err := Open(dir, Config{})
 		if err != nil {
 			t.Fatalf("opening after the kill: %v", err)
 		}

@@ -72,7 +72,7 @@ func TestPredecessorIsCachedOnlyUntilItsGraceEnds(t *testing.T) {
 // A cached token in its grace is refused at the deadline, without an invalidation.
 func TestGraceEndsInMemoryAtDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, err := boltstore.Open(t.TempDir(), boltstore.Options{SweepEvery: time.Hour})
+		store, err := boltstore.Open(t.TempDir(), boltstore.Config{SweepEvery: time.Hour})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -201,7 +201,7 @@ func TestGrantAfterInvalidationIsRefused(t *testing.T) {
 // With the embedded store, every way to end a token removes it from the module's table before the
 // call returns.
 func TestModuleWithEmbeddedStore(t *testing.T) {
-	store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
+	store, err := boltstore.Open(t.TempDir(), boltstore.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

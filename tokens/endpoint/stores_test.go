@@ -17,7 +17,7 @@ import (
 func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 	for name, open := range map[string]func(*testing.T) tokens.Store{
 		"embedded": func(t *testing.T) tokens.Store {
-			store, err := boltstore.Open(t.TempDir(), boltstore.Options{})
+			store, err := boltstore.Open(t.TempDir(), boltstore.Config{})
 			if err != nil {
 				t.Fatal(err)
 			}
