@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ type calls struct {
 	mu       sync.Mutex
 	all      []string
 	follower *Follower
+	newest   atomic.Pointer[definitions.Definitions]
 }
 
 func (h *calls) add(text string) {
@@ -54,6 +56,7 @@ func follow(t *testing.T, config FollowerConfig) *calls {
 		if name := Name(r.Number); d.Name != name {
 			t.Errorf("revision %d comes with the definitions of %s", r.Number, d.Name)
 		}
+		h.newest.Store(d)
 		h.add(Mark{r.Number, r.Sum}.String())
 	}
 	config.OnError = func(r Revision, err error) { h.add("error " + r.Mark().String() + ": " + err.Error()) }
@@ -88,6 +91,21 @@ func TestANewRevisionIsNotified(t *testing.T) {
 	h.wants(t, "revision 1")
 	add(t, s, 1, file("items"))
 	h.wants(t, "revision 1", "revision 2")
+}
+
+func TestAnUnchangedServiceKeepsItsPointer(t *testing.T) {
+	t.Parallel()
+	s, _ := start(t)
+	h := follow(t, FollowerConfig{Store: s})
+	text := string(file("orders"))
+	add(t, s, 0, []byte(text))
+	h.wants(t, "revision 1")
+	before := h.newest.Load().Gateway.Services[0]
+	add(t, s, 1, []byte(text+"  - {name: items, path: /items, upstreams: [\"http://items\"]}\n"))
+	h.wants(t, "revision 1", "revision 2")
+	if now := h.newest.Load().Gateway.Services; len(now) != 2 || now[0] != before {
+		t.Errorf("%d services, and the first has another pointer", len(now))
+	}
 }
 
 func TestALostNotificationIsMadeUpForByThePoll(t *testing.T) {
