@@ -118,6 +118,54 @@ func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	}
 }
 
+// TestAChangeOfTheTimeoutEndsNoRequestOfItsService: the timeout is in the cluster too. Envoy makes another one of an
+// upstream with an IP address, and Gatepost another one of an upstream with a health check, whose old one is removed.
+func TestAChangeOfTheTimeoutEndsNoRequestOfItsService(t *testing.T) {
+	t.Parallel()
+	held, release := hold()
+	snapshot := func(listen, upstream, timeout string) *Snapshot {
+		return build(t, openServices(listen, upstream, fmt.Sprintf(`
+  - {name: plain, path: /plain, authenticate: false, timeout: %[2]s, upstreams: [%[1]q]}
+  - {name: checked, path: /checked, authenticate: false, timeout: %[2]s, upstreams: [%[1]q], health_check: {path: /healthz, timeout: 100ms}}
+`, upstream, timeout)))
+	}
+	l := startLiveWith(t, patient, func(listen, upstream string) *Snapshot { return snapshot(listen, upstream, "100s") })
+	reached := make(chan struct{}, 2)
+	l.upstream.SetHandler(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			reached <- struct{}{}
+			<-held
+		}
+	})
+	t.Cleanup(release)
+	envoytest.Eventually(t, "a healthy upstream", func() bool { return l.envoy.Stat("cluster.service/checked.membership_healthy") == 1 })
+	client := envoytest.Client(t)
+	answers := make(chan string, 2)
+	for _, service := range []string{"plain", "checked"} {
+		go func() {
+			status, _, err := l.get(client, "/"+service+"/slow")
+			answers <- fmt.Sprint(status, " ", err)
+		}()
+		<-reached
+	}
+	l.serves(snapshot(l.addr, l.upstream.URL(), "200s"))
+	l.eventually("the old cluster to be removed", func(progress) bool { return l.envoy.Stat("cluster_manager.cluster_removed") >= 1 })
+	if n := l.envoy.Stat("cluster_manager.cluster_modified"); n != 1 {
+		t.Errorf("%d clusters have been changed in place, want 1", n)
+	}
+	for _, path := range []string{"/plain", "/checked"} {
+		if status, _, err := l.get(client, path); err != nil || status != http.StatusOK {
+			t.Errorf("a new request to %s: %d %v", path, status, err)
+		}
+	}
+	release()
+	for range 2 {
+		if got := <-answers; got != "200 <nil>" {
+			t.Errorf("a request under way: %s", got)
+		}
+	}
+}
+
 // TestEverySettingOfAServiceIsChanged holds the table to the schema.
 func TestEverySettingOfAServiceIsChanged(t *testing.T) {
 	elsewhere := []string{
