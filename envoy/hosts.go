@@ -80,6 +80,16 @@ func Hosts(ctx context.Context, admin string) ([]Host, error) {
 	return hosts, nil
 }
 
+// Ready returns the clusters of hosts of which none fails its health check. A host fails until its first check is over.
+func Ready(hosts []Host) map[string]bool {
+	ready := map[string]bool{}
+	for _, h := range hosts {
+		so, known := ready[h.Cluster]
+		ready[h.Cluster] = (so || !known) && !h.FailedCheck
+	}
+	return ready
+}
+
 // openBreakers matches the gauges of limits that are reached.
 const openBreakers = `%5Ecluster%5C..*%5C.circuit_breakers%5C.default%5C..*_open$`
 

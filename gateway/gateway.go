@@ -212,7 +212,11 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood definitions.LastGood) error {
 	g.openHistory()
 	var err error
-	if g.control, err = xds.New(xds.Config{Logger: g.logger, Registerer: g.registry}); err != nil {
+	serving := xds.Config{Logger: g.logger, Registerer: g.registry}
+	if g.envoyAdmin() != "" {
+		serving.Ready = g.readyClusters
+	}
+	if g.control, err = xds.New(serving); err != nil {
 		return err
 	}
 	options := g.config.XDSOptions()

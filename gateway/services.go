@@ -63,6 +63,12 @@ func (g *Gateway) envoyAdmin() string {
 	return g.config.EnvoyAdmin
 }
 
+// readyClusters asks Envoy for the clusters that have hosts, of which none fails its health check.
+func (g *Gateway) readyClusters(ctx context.Context) (map[string]bool, error) {
+	hosts, err := envoy.Hosts(ctx, g.envoyAdmin())
+	return envoy.Ready(hosts), err
+}
+
 // upstreams asks Envoy. :: service → its hosts, and its limits that are reached
 func (g *Gateway) upstreams(ctx context.Context) (hosts map[string][]envoy.Host, reached map[string][]string, err error) {
 	address := g.envoyAdmin()

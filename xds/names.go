@@ -15,11 +15,11 @@ import (
 	"gatepost/definitions"
 )
 
-// Until Envoy has looked up the names of a new cluster, it answers 503 for it, and it does not tell when it has. So
-// the names are looked up here at the same time, and the routes to a cluster wait until its names were found here, and
-// Warmup longer. If the cluster has a health check, they also wait for as long as one may take, since an upstream gets
-// no request before its first one. A name server that does not reply is waited for by the scopes that lead there, and
-// by no others.
+// Until Envoy has looked up the names of a new cluster, it answers 503 for it, and its acknowledgement does not wait
+// for that. So the names are looked up here at the same time, and the routes to a cluster wait until its names were
+// found here, and Warmup longer. If the cluster has a health check, they also wait for as long as one may take, since
+// an upstream gets no request before its first one. Both waits end earlier if Envoy can be asked for its hosts. A name
+// server that does not reply is waited for by the scopes that lead there, and by no others.
 
 func lookUp(ctx context.Context, host string) error {
 	_, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
@@ -60,7 +60,7 @@ func (s *Server) resolve(clusters []named) {
 				<-free
 			case <-ctx.Done():
 			}
-			s.pause(s.opts.Warmup + c.check)
+			s.awaitHosts(c)
 			s.resolved(c.name)
 		})
 	}
@@ -68,6 +68,57 @@ func (s *Server) resolve(clusters []named) {
 		all.Wait()
 		cancel()
 	})
+}
+
+const (
+	// askInterval is how often Envoy is asked for its hosts, at most.
+	askInterval = 25 * time.Millisecond
+	// maxAsked bounds the clusters of an Envoy that is asked. It can only list the hosts of all of them: 1 KiB for each.
+	maxAsked = 500
+)
+
+// awaitHosts returns when Envoy can send requests to the hosts of a cluster, or when it should.
+func (s *Server) awaitHosts(c named) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.opts.Warmup+c.check)
+	defer cancel()
+	for ctx.Err() == nil {
+		if !s.canAsk() {
+			<-ctx.Done()
+		} else if s.isReady(ctx, c.name) {
+			return
+		} else {
+			s.pause(askInterval)
+		}
+	}
+}
+
+// canAsk reports whether Envoy can be asked for its hosts. Of several Envoys only one could.
+func (s *Server) canAsk() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opts.Ready != nil && len(s.awaited()) == 1 && len(s.delivery.view.clusters.all) <= maxAsked
+}
+
+// readiness is what Envoy was last asked.
+type readiness struct {
+	mu       sync.Mutex
+	clusters map[string]bool
+	until    time.Time // when it is asked again
+}
+
+// isReady reports whether Envoy has hosts for a cluster. It asks for all who wait, and most of the time it does not.
+func (s *Server) isReady(ctx context.Context, cluster string) bool {
+	r := &s.readiness
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if asked := time.Now(); !asked.Before(r.until) {
+		var err error
+		if r.clusters, err = s.opts.Ready(ctx); err != nil {
+			r.clusters = nil // it is waited for by time
+		}
+		r.until = time.Now().Add(max(askInterval, 4*time.Since(asked)))
+	}
+	return r.clusters[cluster]
 }
 
 // lookUpAll returns when each name of a cluster is found or not to be found.

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,11 +10,13 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	envoyadmin "gatepost/envoy"
 	"gatepost/envoy/envoytest"
 )
 
@@ -223,6 +226,78 @@ func TestANameThatIsNotFoundEndsTheWait(t *testing.T) {
 	client := envoytest.Client(t)
 	if code, _, err := n.get(client, "/gone"); err != nil || code != http.StatusServiceUnavailable {
 		t.Fatalf("the service whose upstream is not found: %d %v, want 503", code, err)
+	}
+}
+
+// The routes of a service wait for its hosts, and for their checks, for no longer than Envoy does. By time they would
+// wait for an hour here.
+func TestRoutesFollowWhenEnvoyHasTheHosts(t *testing.T) {
+	t.Parallel()
+	var admin atomic.Pointer[string]
+	var asked atomic.Int64
+	opts := patient
+	opts.Warmup = time.Hour
+	opts.Ready = func(ctx context.Context) (map[string]bool, error) {
+		defer asked.Add(1)
+		hosts, err := envoyadmin.Hosts(ctx, *admin.Load())
+		return envoyadmin.Ready(hosts), err
+	}
+	checked := func(upstream, timeout string) string {
+		const service = "  - {name: checked, path: /checked, authenticate: false, timeout: %s, upstreams: [%q], " +
+			"health_check: {path: /healthz, timeout: 10s, interval: 10s}}\n"
+		return fmt.Sprintf(service, timeout, upstream)
+	}
+	l := startLiveWith(t, opts, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	address := l.envoy.AdminAddress()
+	admin.Store(&address)
+	healthy, pass := hold()
+	t.Cleanup(pass)
+	l.upstream.SetHandler(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			<-healthy
+		}
+	})
+	first := l.open(checked(l.upstream.URL(), "7s"), "a")
+	l.publish(first)
+	envoytest.Eventually(t, "a check", func() bool { return l.envoy.Stat("cluster.service/checked.health_check.attempt") > 0 })
+	before := asked.Load()
+	client := envoytest.Client(t)
+	envoytest.Eventually(t, "Envoy to be asked during the check", func() bool {
+		code, _, err := l.get(client, "/checked")
+		return asked.Load() >= before+3 || err != nil || code != http.StatusNotFound
+	})
+	if code, _, err := l.get(client, "/checked"); err != nil || code != http.StatusNotFound {
+		t.Errorf("before the check is over: %d %v, want 404", code, err)
+	}
+	pass()
+	l.delivered(first)
+	sent := l.underLoad(t, http.StatusOK, []string{"/checked"}, func() {
+		for _, timeout := range []string{"8s", "9s"} {
+			l.serves(l.open(checked(l.upstream.URL(), timeout), "a"))
+		}
+	})
+	t.Logf("%d requests", sent)
+}
+
+// Envoys that are not asked, because there are several, or whose hosts are not ready, get the time that they may take.
+func TestRoutesFollowAfterATimeToo(t *testing.T) {
+	t.Parallel()
+	for _, envoys := range []int{1, 2} {
+		var asked atomic.Int64
+		opts := quick
+		opts.Ready = func(context.Context) (map[string]bool, error) {
+			asked.Add(1)
+			return nil, errors.New("no admin interface")
+		}
+		c := startControl(t, opts)
+		for i := range envoys {
+			c.connect(fmt.Sprint("envoy", i), acceptAll)
+		}
+		c.serves(withServices(t, "a"))
+		c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://good.test"]}]`))
+		if n := asked.Load(); (n > 0) != (envoys == 1) {
+			t.Errorf("%d Envoys: %d questions", envoys, n)
+		}
 	}
 }
 

@@ -31,6 +31,9 @@ type Config struct {
 	LookupTimeout time.Duration
 	// Lookup looks up a host name. Default: the resolver of this process.
 	Lookup func(ctx context.Context, host string) error
+	// Ready asks Envoy for which clusters it has hosts, of which none fails its health check. It is called if one Envoy is
+	// connected. Default: that cannot be asked, and Envoy gets the time that it may take. :: cluster → true
+	Ready func(ctx context.Context) (map[string]bool, error)
 	// Logger gets one line for each event. Default: none.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Default: they are counted but not exported.
@@ -56,6 +59,7 @@ func (o Config) withDefaults() Config {
 		Warmup:        orElse(o.Warmup, 250*time.Millisecond),
 		LookupTimeout: orElse(o.LookupTimeout, time.Second),
 		Lookup:        o.Lookup,
+		Ready:         o.Ready,
 		Logger:        o.Logger,
 		Registerer:    o.Registerer,
 	}
@@ -74,6 +78,8 @@ type Server struct {
 	ctx     context.Context // ends with Close
 	end     context.CancelFunc
 	lookups sync.WaitGroup
+	// readiness is that of the only Envoy.
+	readiness readiness
 	// publisher serves every Envoy the same, whatever its node id: otherwise an Envoy with an unknown id would be served
 	// nothing, without an error.
 	publisher *publisher

@@ -219,6 +219,9 @@ func (e *Envoy) Admin(path string) string {
 	return body
 }
 
+// AdminAddress returns the address of the admin interface.
+func (e *Envoy) AdminAddress() string { return e.dir.Admin() }
+
 func (e *Envoy) admin(method, path string) (status int, body string, err error) {
 	socket := strings.TrimPrefix(e.dir.Admin(), "unix:")
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
