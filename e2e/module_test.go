@@ -459,6 +459,39 @@ func TestModuleThatEnvoyRejects(t *testing.T) {
 	}
 }
 
+// TestProgramWithoutTheModule: built without a C compiler, or beside a module of other sources, the gateway works, and
+// reports it once. --module on is an error.
+func TestProgramWithoutTheModule(t *testing.T) {
+	t.Parallel()
+	other := filepath.Join(t.TempDir(), "other.so")
+	if err := os.WriteFile(other, []byte("\x7fELF of other sources"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]struct{ library, reason string }{
+		"not built":        {"", "built without the module"},
+		"of other sources": {other, "built with a module of other sources"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			program := withModule(t, s.library)
+			c := startChecking(t, setup{Program: program})
+			g := c.gateways[0]
+			want(t, "a request", g.Do("GET", "/orders/5", "", "Authorization: "+g.Login("alice")), http.StatusOK, "")
+			if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, s.reason) {
+				t.Errorf("the status is %q", reason)
+			}
+			if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {
+				t.Errorf("logged %d times:\n%s", n, g.Log())
+			}
+			on := prepare(t, c.definitions(""), setup{Program: program, Args: []string{"--module", "on"}})
+			on.Run()
+			if code := on.ExitCode(); code != 1 || !strings.Contains(on.Log(), s.reason) {
+				t.Errorf("--module on: exit %d:\n%s", code, on.Log())
+			}
+		})
+	}
+}
+
 // TestModuleThatCrashes: `run` restarts Envoy, and counts it.
 func TestModuleThatCrashes(t *testing.T) {
 	t.Parallel()
