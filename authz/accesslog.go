@@ -3,7 +3,8 @@ package authz
 import "google.golang.org/protobuf/types/known/structpb"
 
 // The names under [MetadataNamespace] by which the access log of Envoy finds a decision of Gatepost, beside
-// MetadataReason. The module sets none of them: the user and the session of a hit are in the filter state.
+// MetadataReason. The module sets none of them: the user of a hit is in the identity header, and its session in the
+// filter state.
 const (
 	MetadataDecision = "decision"
 	MetadataUser     = "user"

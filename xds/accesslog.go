@@ -30,16 +30,16 @@ import (
 
 // The access log is part of the listener, and its format is the same for every definition: what differs between
 // requests comes from the route (its name and the name of the service), and from the decision. That is dynamic metadata
-// of ext_authz, or the filter state of a hit of the module. So a change of a service never changes the listener, which
-// would drain connections. For the same reason a line has no version of all definitions, but that of the service and
-// the settings: a route keeps its resource when other services change, and the resource does not know later versions.
+// of ext_authz. For a hit of the module it is the identity header that the module has set, and the filter state. So a
+// change of a service never changes the listener, which would drain connections. For the same reason a line has no
+// version of all definitions, but that of the service and the settings: a route keeps its resource when other services
+// change, and the resource does not know later versions.
 
 // The filter state for the access log. The module in Envoy sets the same names (module.c).
 const (
 	// keptPath is the path of a request, before a route rewrites it. The filter that keeps it has the same name.
 	keptPath = "gatepost.path"
-	// keptUser and keptSession are of requests that the module lets pass.
-	keptUser    = "gatepost.user"
+	// keptSession is the session of a request that the module lets pass.
 	keptSession = "gatepost.session"
 )
 
@@ -84,20 +84,22 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	case b.exportsLog():
 		name := serviceName(b.opts.Logs)
 		return []*accesslogv3.AccessLog{
-			b.logOf(otlpLog(text, lineOf(passed, plainText), name), statusUpTo(399)),
-			b.logOf(otlpLog(text, lineOf(refused, plainText), name), statusFrom(400)),
+			b.logOf(otlpLog(text, b.hitLine(plainText), name), hit.is, statusUpTo(399)),
+			b.logOf(otlpLog(text, passedLine(plainText), name), hit.isNot, statusUpTo(399)),
+			b.logOf(otlpLog(text, b.refusedLine(plainText), name), statusFrom(400)),
 		}
 	case text:
 		return []*accesslogv3.AccessLog{
-			b.logOf(stdoutLog(textFormat(lineOf(passed, anyText))), statusUpTo(399)),
-			b.logOf(stdoutLog(textFormat(lineOf(refused, anyText))), statusFrom(400)),
+			b.logOf(stdoutLog(textFormat(b.hitLine(anyText))), hit.is, statusUpTo(399)),
+			b.logOf(stdoutLog(textFormat(passedLine(anyText))), hit.isNot, statusUpTo(399)),
+			b.logOf(stdoutLog(textFormat(b.refusedLine(anyText))), statusFrom(400)),
 		}
 	}
 	return []*accesslogv3.AccessLog{
-		b.logOf(stdoutLog(ecsFormat(b.quick(hitLine), false)), hit.is, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(b.quick(b.hitLine(anyText)), false)), hit.is, statusUpTo(399)),
 		b.logOf(stdoutLog(ecsFormat(b.quick(routeLine), false)), decidedByRoute.is, statusUpTo(399)),
-		b.logOf(stdoutLog(ecsFormat(lineOf(passed, anyText), true)), hit.isNot, decidedByRoute.isNot, statusUpTo(399)),
-		b.logOf(stdoutLog(ecsFormat(lineOf(refused, anyText), true)), statusFrom(400)),
+		b.logOf(stdoutLog(ecsFormat(passedLine(anyText), true)), hit.isNot, decidedByRoute.isNot, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(b.refusedLine(anyText), true)), statusFrom(400)),
 	}
 }
 
@@ -204,7 +206,6 @@ var (
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
 	formatVersion  = one(ofRoute(logVersion))
-	formatUser     = first(kept(keptUser), ofDecision(authz.MetadataUser))
 	formatSession  = first(kept(keptSession), ofDecision(authz.MetadataSession))
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
@@ -287,17 +288,19 @@ type verdict struct{ decision, reason string }
 // Envoy can refuse a request after it was allowed, and names that end. A route without a decision of Gatepost has one
 // itself. A look-up of the end takes several microseconds, so it is left out if there cannot be one.
 var (
-	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
+	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
 	refused = verdict{
-		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit),
+		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'")),
 		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
 	}
 )
 
-// ofHit is the decision of a request that the module has let pass, whose route has none. If there is no such request,
-// the expression is an error, and there is no value.
-var ofHit = operator{Command: "CEL", Param: fmt.Sprintf("{'%s':'%s'}[metadata.filter_metadata['%s']['%s']]",
-	authz.ReasonModule, authz.Allowed, authz.MetadataNamespace, authz.MetadataReason)}
+// ofHit is the value of an expression for a request that the module has let pass. For another one the expression is an
+// error, and there is no value.
+func ofHit(value string) operator {
+	return operator{Command: "CEL", Param: fmt.Sprintf("{'%s':%s}[metadata.filter_metadata['%s']['%s']]",
+		authz.ReasonModule, value, authz.MetadataNamespace, authz.MetadataReason)}
+}
 
 // ofEnd is a part of the entry of envoysEnds for the request. If there is none, the expression is an error, and there
 // is no value.
@@ -324,9 +327,23 @@ type line struct {
 	user, session, service, version, trace string
 }
 
-// lineOf is a line of any request.
-func lineOf(v verdict, t texts) line {
-	return line{v, t, formatUser, formatSession, formatService, formatVersion, formatTrace}
+// passedLine is a line of a request that was not refused, and is no hit.
+func passedLine(t texts) line {
+	return line{passed, t, one(ofDecision(authz.MetadataUser)), formatSession, formatService, formatVersion, formatTrace}
+}
+
+// refusedLine is a line of a request that was refused. An upstream can have refused it after a hit. Of no other request
+// the identity header is read: a client may have sent it.
+func (b *builder) refusedLine(t texts) line {
+	user := first(ofDecision(authz.MetadataUser), ofHit("request.headers['"+b.gw.Identity.UserHeader+"']"))
+	return line{refused, t, user, formatSession, formatService, formatVersion, formatTrace}
+}
+
+// hitLine is a line of a request that the module has let pass. It has the identity header of the module, and its route
+// has the name of its service.
+func (b *builder) hitLine(t texts) line {
+	allowed := verdict{string(authz.Allowed), authz.ReasonModule}
+	return line{allowed, t, "%REQ(" + b.gw.Identity.UserHeader + ")%", one(kept(keptSession)), formatRoute, formatVersion, formatTrace}
 }
 
 // asText, after an operator, has Envoy make a text of both. It adds nothing, because nothing sets custom flags.
@@ -334,23 +351,16 @@ func lineOf(v verdict, t texts) line {
 // "-".
 const asText = "%CUSTOM_FLAGS%"
 
-// The lines of most requests. All of their metadata must be there.
-var (
-	hitLine = line{
-		verdict: verdict{string(authz.Allowed), authz.ReasonModule},
-		user:    one(kept(keptUser)), session: one(kept(keptSession)),
-		service: formatRoute, // a route on which the module is enabled has the name of its service
-	}
-	routeLine = line{
-		verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText},
-		service: formatService + asText,
-	}
-)
+// routeLine is a line of a request that its route decides. All of its metadata must be there.
+var routeLine = line{
+	verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText},
+	service: formatService + asText,
+}
 
-// quick completes a line of requests that a service has. Their path is kept.
+// quick makes a line of requests that a service has quicker. Their path is kept, and their route has a version.
 func (b *builder) quick(l line) line {
 	l.texts = texts{ofHeader, one(kept(keptPath))}
-	l.version = formatVersion + asText
+	l.version, l.trace = formatVersion+asText, ""
 	if b.traces() {
 		l.trace = formatTrace
 	}

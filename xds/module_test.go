@@ -619,7 +619,7 @@ func TestTheModuleAgreesWithTheListener(t *testing.T) {
 		}
 	}
 	want := []string{
-		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataReason, authz.ReasonModule, keptPath, keptSession, keptUser,
+		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataReason, authz.ReasonModule, keptPath, keptSession,
 	}
 	var got []string
 	for _, match := range regexp.MustCompile(`\bTEXT\("([^"]*)"\)`).FindAllSubmatch(code, -1) {

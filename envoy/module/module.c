@@ -300,12 +300,11 @@ static bool fits(void *filter, struct buffer name, struct buffer value) {
   return bytes <= MOST_HEADER_BYTES;
 }
 
-// describe keeps what the access log shows. The session's id is a UUID.
-static void describe(void *filter, const struct decision *d, struct buffer user) {
+// keep_session keeps the id of the session, a UUID, for the access log, which finds the user in the user's header.
+static void keep_session(void *filter, const struct decision *d, size_t user_length) {
   uint64_t high = d->text[GP_SLOT_SESSION - GP_SLOT_USER], low = d->text[GP_SLOT_SESSION - GP_SLOT_USER + 1];
   char text[36], *end = text; // snprintf would take a thousand instructions
-  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.user"), user);
-  if ((high | low) == 0 || user.length > GP_USER_WITH_SESSION) return;
+  if ((high | low) == 0 || user_length > GP_USER_WITH_SESSION) return;
   for (int i = 0; i < 32; i++) {
     if (i >= 8 && i <= 20 && i % 4 == 0) *end++ = '-';
     *end++ = "0123456789abcdef"[(i < 16 ? high >> (60 - 4 * i) : low >> (124 - 4 * i)) & 15];
@@ -324,7 +323,7 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
     if (!ENVOY(http_set_header)(filter, REQUEST, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
   }
   if (!r->forward_token && !ENVOY(http_set_header)(filter, REQUEST, inputs[AUTHORIZATION], none)) return false;
-  if (r->log) describe(filter, d, user);
+  if (r->log) keep_session(filter, d, user.length);
   ENVOY(http_set_dynamic_metadata_string)(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"), TEXT("module"));
   return true;
 }
