@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"gatepost/envoy/envoytest"
@@ -86,7 +87,7 @@ func TestLoadBalancersOfTheDocumentation(t *testing.T) {
 			balancer.Stdout, balancer.Stderr = log, log
 			must(t, balancer.Start())
 			t.Cleanup(func() {
-				_ = balancer.Process.Signal(os.Interrupt) // nginx ends its workers too
+				_ = balancer.Process.Signal(syscall.SIGTERM) // nginx ends its workers too; SIGINT is ignored if a shell started this in the background
 				_ = balancer.Wait()
 				if t.Failed() {
 					t.Logf("the log of %s:\n%s", name, log)

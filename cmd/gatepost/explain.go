@@ -137,7 +137,7 @@ func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (
 	if err == nil {
 		status, err = s.readStatus(body)
 	}
-	if err == nil && status.GetVersion() == "" {
+	if err == nil && (status.GetVersion() == "" || status.GetSource() == "") { // an API of another program can have a version
 		err = fmt.Errorf("calling the gateway on %s: it serves no definitions yet", s.admin)
 	}
 	if err != nil {

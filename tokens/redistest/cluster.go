@@ -20,6 +20,7 @@ const slots = 16384
 const nodeTimeout = 5 * time.Second
 
 // StartCluster starts a Redis Cluster of n masters without replicas, the slots shared out among them in order.
+// With -short the test is skipped.
 func StartCluster(t testing.TB, n int, args ...string) []*Server {
 	t.Helper()
 	if testing.Short() {
@@ -58,7 +59,7 @@ func startNode(t testing.TB, args ...string) *Server {
 // StartSentinel starts a Sentinel that watches master under the name "mymaster" and considers it
 // down after three seconds. A much shorter time fails: Sentinel sends its first PING to a new
 // master after up to a second, but counts from before it. With half a second, it considered each
-// new master down and returned to the old one, which had missed writes.
+// new master down and returned to the old one, which had missed writes. With -short the test is skipped.
 func StartSentinel(t testing.TB, master *Server) *Server {
 	t.Helper()
 	if testing.Short() {
