@@ -10,8 +10,17 @@ import (
 // Contour's CVE-2021-32783) lets no client list or end sessions.
 func TestServiceThatPointsToTheAdminAddressIsRejected(t *testing.T) {
 	t.Parallel()
+	for name, more := range map[string]string{"directly": "", "through a trusted proxy": "client_addresses: {trusted_proxies: [127.0.0.0/8]}"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			noServiceReachesTheAdminAddress(t, more)
+		})
+	}
+}
+
+func noServiceReachesTheAdminAddress(t *testing.T, more string) {
 	g := prepare(t, "services: []", setup{})
-	g.Define(fmt.Sprintf(`
+	g.Define(more + fmt.Sprintf(`
 tokens: {authenticator: {url: "%s/users/authenticate"}}
 services:
   - {name: inside, path: /inside, authenticate: false, upstreams: ["http://%s"]}

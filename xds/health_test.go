@@ -157,6 +157,34 @@ services:
 	}
 }
 
+// TestTheOtherVersionOfACanaryTakesOver: if no upstream of a version is healthy.
+func TestTheOtherVersionOfACanaryTakesOver(t *testing.T) {
+	t.Parallel()
+	envoytest.Require(t)
+	addr, well, dead := envoytest.Addr(t), good(t, new(atomic.Int64)), envoytest.Addr(t)
+	var text strings.Builder
+	fmt.Fprintf(&text, "listen: %q\nservices:\n", addr)
+	for name, c := range map[string]struct{ stable, canary, by string }{
+		"user-canary": {well, dead, "user"}, "user-stable": {dead, well, "user"},
+		"request-canary": {well, dead, "request"}, "request-stable": {dead, well, "request"},
+	} {
+		fmt.Fprintf(&text, "  - {name: %s, path: /%[1]s, authenticate: false, retries: 0, outlier_detection: false, health_check: {path: /healthz, interval: 100ms}, "+
+			"upstreams: [\"http://%s\"], canary: {upstreams: [\"http://%s\"], percent: 50, by: %s}}\n", name, c.stable, c.canary, c.by)
+	}
+	envoy := envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, text.String()))})
+	for _, name := range []string{"user-canary", "user-stable", "request-canary", "request-stable"} {
+		o := observer{t, envoy, envoytest.Client(t), "http://" + addr + "/" + name, "cluster.service/" + name + ".", 2}
+		envoytest.Eventually(t, "one of two upstreams of "+name+" to be healthy", func() bool { return o.healthy() == 1 && o.stat("health_check.failure") > 0 })
+		o.leftAlone()
+		const clients = 40
+		for n := range clients {
+			if got := statuses(t, from(t, n+1), http.MethodGet, o.url, "", 1); got[200] != 1 {
+				t.Errorf("%s, client %d: %v", name, n, got)
+			}
+		}
+	}
+}
+
 // TestNoUpstreamDelaysTheStartOrAnotherService: one that does not answer its health check, by name or by address. The
 // first request to a new service with a health check finds its upstream.
 func TestNoUpstreamDelaysTheStartOrAnotherService(t *testing.T) {
