@@ -233,7 +233,7 @@ func serviceOf(m *gatewayv1.Service) *Service {
 		HealthCheck:  healthCheckOf(m.GetHealthCheck()),
 		Retries:      retriesOf(m.GetRetries()),
 		Limits:       limitsOf(m.GetLimits()),
-		Affinity:     Affinity{By: m.GetAffinity().GetBy(), Header: strings.ToLower(m.GetAffinity().GetHeader())},
+		Affinity:     affinityOf(m.GetAffinity()),
 		Compression:  m.GetCompression(),
 
 		ClientCertificate: m.GetClientCertificate(),

@@ -121,6 +121,15 @@ func (s *Service) RetriedMethods() []string {
 	return slices.DeleteFunc(slices.Clone(s.Methods), func(m string) bool { return !slices.Contains(idempotentMethods, m) })
 }
 
+// affinityOf is the affinity of a service. The name of a header is enough, as in a rate limit.
+func affinityOf(m *gatewayv1.Affinity) Affinity {
+	a := Affinity{By: m.GetBy(), Header: strings.ToLower(m.GetHeader())}
+	if a.By == "" && a.Header != "" {
+		a.By = AffinityHeader
+	}
+	return a
+}
+
 func healthCheckOf(m *gatewayv1.HealthCheck) *HealthCheck {
 	if m == nil {
 		return nil

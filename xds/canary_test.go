@@ -160,7 +160,7 @@ func TestAffinityKeepsAClientAtAnUpstream(t *testing.T) {
 	fmt.Fprintf(&text, "listen: %q\nservices:\n", addr)
 	for name, more := range map[string]string{
 		"cookie": "affinity: cookie, authenticate: false", "address": "affinity: address, authenticate: false", "user": "affinity: user",
-		"header": "affinity: {by: header, header: X-Tenant}, authenticate: false",
+		"header": "affinity: {header: X-Tenant}, authenticate: false",
 	} {
 		fmt.Fprintf(&text, "  - {name: %s, path: /%[1]s, upstreams: [%s], %s}\n", name, strings.Join(ups, ", "), more)
 	}

@@ -2217,7 +2217,8 @@ func (x *Canary) GetBy() string {
 type Affinity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `cookie`: a cookie of the session that the gateway sets, named `gatepost-` and the service. `address`: the client's
-	// address. `user`: the user, or the address on a public service. `header`: the request header in `header`. Required.
+	// address. `user`: the user, or the address on a public service. `header`: the request header in `header`, whose name is
+	// enough. Required otherwise.
 	By string `protobuf:"bytes,1,opt,name=by,proto3" json:"by,omitempty"`
 	// The request header. A request without it goes to each upstream in turn.
 	Header        string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
