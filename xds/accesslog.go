@@ -277,6 +277,7 @@ var envoysEnds = []struct {
 	{"request_rate_limited", authz.Denied, "rate_limited"},
 	{"request_payload_too_large", authz.Denied, "body_too_large"},
 	{"upgrade_failed", authz.Denied, "upgrade_refused"},
+	{"rbac_access_denied_matched_policy[none]", authz.Denied, "upgrade_refused"}, // of allowUpgrades
 	{"path_normalization_failed", authz.Denied, "malformed"},
 	{"ext_authz_error", authz.CannotTell, "check_failed"},
 	{"rate_limiter_error", authz.CannotTell, "not_counted"},

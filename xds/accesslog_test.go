@@ -428,6 +428,7 @@ func TestEachEndOfADecisionHasALine(t *testing.T) {
 		"GET /down":             "503 down deny maintenance",
 		"GET /partner":          "403 partner deny certificate_missing",
 		"GET /orders/chat":      "403 orders deny upgrade_refused",
+		"GET /ORDERS/chat":      "403 orders deny upgrade_refused",
 		"GET /admin/unanswered": "503 admin error check_failed",
 	})
 }
