@@ -167,7 +167,9 @@ func (b *builder) limiter() *localratelimitv3.LocalRateLimit {
 // filterGatewayLimits is the filter of the gateway's own limits. It is in the listener only if there are some.
 const filterGatewayLimits = "gateway_limits"
 
-// gatewayLimits is the filter of the gateway's own limits, whose buckets all scopes share.
+// gatewayLimits is the filter of the gateway's own limits, whose buckets all scopes share. Each filter chain has its
+// own buckets. Filter chains share those of a scope, but a request is in that of its path: to count it in another one,
+// Envoy would have to find its route three times. (share_key in Envoy 1.40 is for connections, not for requests.)
 func (b *builder) gatewayLimits() *anypb.Any {
 	config := b.limiter()
 	for i, l := range b.gw.RateLimits {

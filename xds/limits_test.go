@@ -289,6 +289,30 @@ services: []`)
 	}
 }
 
+// TestALimitOfAServiceIsSharedByTheFilterChains, unlike those of the gateway: its buckets are in the scope.
+func TestALimitOfAServiceIsSharedByTheFilterChains(t *testing.T) {
+	t.Parallel()
+	l := startLive(t, func(listen, upstream string) *Snapshot {
+		return build(t, fmt.Sprintf("listen: %q\n"+proxies+"}\nservices: [{name: a, path: /a, authenticate: false, upstreams: [%q], "+
+			"rate_limits: [{requests: 3, per: 24h, by: service}]}]", listen, upstream))
+	})
+	by := map[string]*http.Client{}
+	for _, address := range []string{stranger, proxy} {
+		transport := &http.Transport{DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}).DialContext}
+		t.Cleanup(transport.CloseIdleConnections)
+		by[address] = &http.Client{Transport: transport}
+	}
+	var got []int
+	for _, address := range []string{stranger, proxy, stranger, proxy, stranger} {
+		status, _, err := l.get(by[address], "/a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, status)
+	}
+	want(t, "requests of both filter chains", fmt.Sprint(got), "[200 200 200 429 429]")
+}
+
 // TestTheFilterChainsOfDefinitionsAreThoseOfTheListeners: the bound of a gateway's own limits depends on their number.
 func TestTheFilterChainsOfDefinitionsAreThoseOfTheListeners(t *testing.T) {
 	t.Parallel()
