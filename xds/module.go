@@ -105,8 +105,8 @@ func (b *builder) identify(rule authz.Rule) authz.Rule {
 }
 
 // moduleOn is what enables the module on a route whose rule has an ID; nil if the module cannot take it. Its form is
-// that of parse_route in module.c.
-func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
+// that of parse_route in module.c. If strips is true, the module does the work of the strip filter.
+func (b *builder) moduleOn(rule authz.Rule, strips bool) *anypb.Any {
 	flags := ""
 	if rule.ForwardToken {
 		flags = "f"
@@ -116,6 +116,9 @@ func (b *builder) moduleOn(rule authz.Rule) *anypb.Any {
 	}
 	if b.describes() {
 		flags += "l"
+	}
+	if strips {
+		flags += "v"
 	}
 	if flags == "" {
 		flags = "-"
@@ -147,7 +150,7 @@ func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
 	gw := &definitions.Gateway{Identity: definitions.Identity{UserHeader: "x-user-id"}}
 	b := &builder{gw: gw, opts: Options{Module: m}, about: "module"}
 	route := answer("module", prefix("/"), 200, b.pack(authz.Unchecked()))
-	route.TypedPerFilterConfig = map[string]*anypb.Any{filterModule: b.moduleOn(b.identify(authz.Rule{Service: "probe", Authenticate: true}))}
+	route.TypedPerFilterConfig = map[string]*anypb.Any{filterModule: b.moduleOn(b.identify(authz.Rule{Service: "probe", Authenticate: true}), true)}
 	manager := b.pack(&hcmv3.HttpConnectionManager{
 		StatPrefix: "gatepost",
 		HttpFilters: []*hcmv3.HttpFilter{b.module(), {

@@ -165,7 +165,7 @@ func TestUpstreamReceivesTheSameForAHitAndForAMiss(t *testing.T) {
 			if !d.get(path, append(slices.Clone(headers), bearer)...) {
 				t.Fatalf("%s %s: the next request is no hit", name, path)
 			}
-			if hit := wire(d.secured); hit != miss || !strings.Contains(hit, "x-user-id: ada\r") {
+			if hit := wire(d.secured); hit != miss || !strings.Contains(hit, "x-user-id: ada\r") || strings.Contains(hit, scopeHeader) {
 				t.Errorf("%s %s: the upstream gets of a hit\n%s\nand of a miss\n%s", name, path, hit, miss)
 			}
 		}
@@ -191,6 +191,37 @@ func TestAnswerIsTheSameForAHitAndForAMiss(t *testing.T) {
 	}
 	if fmt.Sprint(hit.Header) != fmt.Sprint(miss.Header) || hit.Status != miss.Status {
 		t.Errorf("of a hit %d %v\nof a miss %d %v", hit.Status, hit.Header, miss.Status, miss.Header)
+	}
+}
+
+// TestTheModuleStripsInPlaceOfTheFilter: each response varies by the origin once, and no upstream receives the header
+// of scopes, if the module is on the route, and if the strip filter is: at other letters of a path, with response
+// headers of a service, and for a denial.
+func TestTheModuleStripsInPlaceOfTheFilter(t *testing.T) {
+	t.Parallel()
+	d := startDeciding(t, decidingShop+`  - {name: marked, path: /marked, response_headers: {set: {x-shop: one}}, upstreams: ["SECURED"]}`+"\n", 1)
+	bearer := "authorization: Bearer " + d.login("ada", time.Hour)
+	options := testOptions
+	options.Module = Module{Library: "/l.so", Table: "/t"}
+	shop := strings.NewReplacer("LISTEN", "127.0.0.1:1", "SECURED", "http://a", "PUBLIC", "http://b").Replace(decidingShop)
+	if !slices.ContainsFunc(allRoutes(buildWith(t, shop, options)), func(r *routev3.Route) bool {
+		return r.GetTypedPerFilterConfig()[filterStrip].MessageIs((*routev3.FilterConfig)(nil))
+	}) {
+		t.Error("no route disables the strip filter")
+	}
+	for path, headers := range map[string][]string{
+		"/orders/5": {bearer}, "/ORDERS/5": {bearer}, "/marked/5": {bearer}, "/items/5": nil, "/orders/6": nil, "/live/5": {bearer},
+	} {
+		for range 2 {
+			d.secured.Reset()
+			got := d.do("GET", path, headers...)
+			if vary := append(got.Header["Vary"], got.Header["vary"]...); fmt.Sprint(vary) != "[origin]" {
+				t.Errorf("%s: %d, Vary is %q", path, got.Status, vary)
+			}
+			if strings.Contains(d.secured.Raw(), scopeHeader) {
+				t.Errorf("%s: the upstream receives %s", path, scopeHeader)
+			}
+		}
 	}
 }
 
@@ -555,14 +586,14 @@ func TestRouteThatTheModuleCannotTake(t *testing.T) {
 	options.Module = Module{Library: "/l.so", Table: "/t"}
 	b := &builder{gw: parse(t, "services: []"), opts: options}
 	rule := authz.Rule{Service: "orders", Authenticate: true}
-	if b.moduleOn(b.identify(rule)) == nil {
+	if b.moduleOn(b.identify(rule), false) == nil {
 		t.Error("the module is not enabled on an ordinary route")
 	}
-	if b.moduleOn(rule) != nil {
+	if b.moduleOn(rule, false) != nil {
 		t.Error("the module is enabled without the rule's id")
 	}
 	b.gw.Identity.UserHeader = "x-" + strings.Repeat("u", 200)
-	if b.moduleOn(b.identify(authz.Rule{Service: "orders", Authenticate: true})) != nil {
+	if b.moduleOn(b.identify(authz.Rule{Service: "orders", Authenticate: true}), false) != nil {
 		t.Error("the module is enabled with a longer header than it takes")
 	}
 }
@@ -620,6 +651,7 @@ func TestTheModuleAgreesWithTheListener(t *testing.T) {
 	}
 	want := []string{
 		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataReason, authz.ReasonModule, keptPath, keptSession,
+		scopeHeader, "vary", "origin",
 	}
 	var got []string
 	for _, match := range regexp.MustCompile(`\bTEXT\("([^"]*)"\)`).FindAllSubmatch(code, -1) {

@@ -75,14 +75,19 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	}
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	maps.Copy(perFilter, s.limits)
-	if on := b.moduleOn(s.rule); on != nil {
+	stripOn := b.stripOn(s, s.trailers)
+	if stripOn != nil {
+		perFilter[filterStrip] = stripOn
+	}
+	strips := stripOn == nil && b.stripsAlike()
+	if on := b.moduleOn(s.rule, strips); on != nil {
 		perFilter[filterModule] = on
+		if strips {
+			perFilter[filterStrip] = b.disabled()
+		}
 		if b.describes() {
 			perFilter[keptPath] = b.disabled() // the module keeps the path
 		}
-	}
-	if on := b.stripOn(s, s.trailers); on != nil {
-		perFilter[filterStrip] = on
 	}
 	switch {
 	case s.keepsToken:

@@ -28,6 +28,7 @@ static struct { char name[64]; char *value; size_t length; } headers[ROOM];
 static size_t count;
 static int64_t boot, wall;
 static bool marked;
+static int varies; // the lines of Vary that the response got
 static struct { const char *key, *name; char value[2048]; size_t length; } logged[] = {
     {.key = "gatepost.session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
 static const void *config, *route;
@@ -80,6 +81,11 @@ bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct bu
   if (!headers[count].value) abort();
   memcpy(headers[count].value, value.ptr, value.length);
   headers[count++].length = value.length;
+  return true;
+}
+
+bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value) {
+  varies += map == RESPONSE && name.length == 4 && memcmp(name.ptr, "vary", 4) == 0;
   return true;
 }
 
@@ -136,7 +142,7 @@ static void clear_headers(void) {
 
 static void request(char *fields) {
   clear_headers();
-  marked = false;
+  marked = false, varies = 0;
   for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) logged[i].length = 0;
   for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
@@ -149,6 +155,8 @@ static void request(char *fields) {
   }
   const void *filter = envoy_dynamic_module_on_http_filter_new(config, NULL);
   envoy_dynamic_module_on_http_filter_request_headers(NULL, filter, true);
+  envoy_dynamic_module_on_http_filter_response_headers(NULL, filter, true);
+  if (varies != (route && ((const struct route *)route)->strips)) abort();
   envoy_dynamic_module_on_http_filter_stream_complete(NULL, filter);
   envoy_dynamic_module_on_http_filter_destroy(filter);
   printf(marked ? "hit" : "miss");

@@ -2,7 +2,8 @@
 
 // The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
 // hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it.
-// On a miss it changes nothing, and ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss.
+// On a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On routes without the strip
+// filter (xds/strip.go) it removes the header of scopes and adds Vary, for hits and misses.
 //
 // Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
 // checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
@@ -29,15 +30,16 @@
 #define GP_CLOCK clock_gettime
 #endif
 // The functions of Envoy 1.40 that this module calls, and the hooks that Envoy calls (docs: "Dynamic modules"). An enum
-// is an int. REQUEST is the map of the request's headers; CONTINUE lets the stream go on.
+// is an int. REQUEST and RESPONSE are the maps of headers; CONTINUE lets the stream go on.
 #define ENVOY(name) envoy_dynamic_module_callback_##name
 #define HOOK(type, name) __attribute__((visibility("default"))) type envoy_dynamic_module_on_##name
-enum { REQUEST = 0, CONTINUE = 0 };
+enum { REQUEST = 0, RESPONSE = 2, CONTINUE = 0 };
 struct buffer { const char *ptr; size_t length; };
 struct header { struct buffer name, value; };
 const void *ENVOY(get_most_specific_route_config)(void *filter);
 bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t i, size_t *count);
 bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value);
+bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value);
 size_t ENVOY(http_get_headers_size)(void *filter, int map);
 bool ENVOY(http_get_headers)(void *filter, int map, struct header *all);
 void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value);
@@ -67,35 +69,27 @@ static void sip_round(uint64_t v[4]) {
   v[2] += v[1]; v[1] = rotate(v[1], 17) ^ v[2]; v[2] = rotate(v[2], 32);
 }
 
-static uint64_t little_endian(const uint8_t *bytes, size_t n) {
-  uint64_t x = 0;
-  for (size_t i = 0; i < n; i++) x |= (uint64_t)bytes[i] << (8 * i);
-  return x;
-}
-
 void gp_siphash(const uint64_t key[2], const uint8_t *message, size_t length, uint64_t tag[2]) {
   uint64_t v[4] = {0x736f6d6570736575 ^ key[0], 0x646f72616e646f6d ^ key[1] ^ 0xee, 0x6c7967656e657261 ^ key[0],
                    0x7465646279746573 ^ key[1]};
   for (size_t at = 0;; at += 8) {
     bool last = length - at < 8;
-    uint64_t m = last ? little_endian(message + at, length - at) | (uint64_t)length << 56 : little_endian(message + at, 8);
-    v[3] ^= m;
-    sip_round(v); sip_round(v);
-    v[0] ^= m;
+    uint64_t m = (uint64_t)length << 56; // amd64 and arm64 are little-endian, as SipHash is
+    if (last) memcpy(&m, message + at, length - at);
+    else memcpy(&m, message + at, sizeof m);
+    v[3] ^= m; sip_round(v); sip_round(v); v[0] ^= m;
     if (last) break;
   }
   v[2] ^= 0xee;
   for (int half = 0; half < 2; half++) {
     for (int i = 0; i < 4; i++) sip_round(v);
-    tag[half] = v[0] ^ v[1] ^ v[2] ^ v[3];
-    v[1] ^= 0xdd;
+    tag[half] = v[0] ^ v[1] ^ v[2] ^ v[3]; v[1] ^= 0xdd;
   }
 }
 
 // ---- Configuration ----
 
 struct config { char path[PATH_MAX]; };
-
 struct route {
   uint64_t service; // id for counting hits
   uint64_t longest; // the longest duration of a request of the route, in nanoseconds; 0 means no limit
@@ -103,25 +97,26 @@ struct route {
   bool uses[GP_INPUTS];
   bool forward_token, log;
   char user_header[128];
+  bool strips; // last: while a gateway is upgraded, Envoy can give this to the module before
 };
 
 // parse_route parses the text that package xds generates: "1 RULE LONGEST FLAGS HEADER SERVICE". RULE and SERVICE are
 // in hex, LONGEST is in milliseconds; FLAGS are "-" or of f (the token is forwarded), o, c and s (Origin, Cookie and
-// Sec-WebSocket-Protocol are inputs), l (access log).
+// Sec-WebSocket-Protocol are inputs), l (access log), v (the module does the work of the strip filter).
 static bool parse_route(struct buffer config, struct route *r) {
   char text[256], again[256], rule[2 * GP_RULE_BYTES + 1], flags[8];
   unsigned long long longest, service;
   if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
   memcpy(text, config.ptr, config.length);
   text[config.length] = 0;
-  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focsl-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5 ||
+  if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focslv-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5 ||
       strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
   if (snprintf(again, sizeof again, "1 %s %llu %s %s %016llx", rule, longest, flags, r->user_header, service) < 0 ||
       strcmp(again, text) != 0) return false;
   for (size_t i = 0; i < GP_RULE_BYTES; i++)
     if (sscanf(rule + 2 * i, "%2hhx", &r->rule[i]) != 1) return false;
-  r->longest = longest * 1000000;
-  r->service = service, r->forward_token = strchr(flags, 'f'), r->log = strchr(flags, 'l');
+  r->longest = longest * 1000000, r->service = service;
+  r->forward_token = strchr(flags, 'f'), r->log = strchr(flags, 'l'), r->strips = strchr(flags, 'v');
   r->uses[AUTHORIZATION] = true, r->uses[ORIGIN] = strchr(flags, 'o');
   r->uses[COOKIE] = strchr(flags, 'c'), r->uses[SUBPROTOCOL] = strchr(flags, 's');
   return true;
@@ -178,8 +173,7 @@ static bool map_hits(void) {
   if (fd < 0) return false;
   void *hits = s.stx_size == HITS_BYTES ? mmap(NULL, HITS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
   close(fd);
-  view.hits = hits == MAP_FAILED ? NULL : hits;
-  return view.hits;
+  return (view.hits = hits == MAP_FAILED ? NULL : hits);
 }
 
 // map maps the file at the table's path if it is not the mapped one. It returns whether it did.
@@ -353,10 +347,17 @@ HOOK(int, http_filter_request_headers)(void *filter, const void *config, bool en
   const struct route *r = ENVOY(get_most_specific_route_config)(filter);
   if (!r) return CONTINUE;
   if (r->log) keep_path(filter);
+  if (r->strips) (void)ENVOY(http_set_header)(filter, REQUEST, TEXT("x-gatepost-scope"), (struct buffer){NULL, 0});
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;
   size_t length = write_message(filter, r, message);
   if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, &d)) count_hit(r->service);
+  return CONTINUE;
+}
+
+HOOK(int, http_filter_response_headers)(void *filter, const void *config, bool end) {
+  const struct route *r = ENVOY(get_most_specific_route_config)(filter);
+  if (r && r->strips) (void)ENVOY(http_add_header)(filter, RESPONSE, TEXT("vary"), TEXT("origin"));
   return CONTINUE;
 }
 
@@ -384,8 +385,7 @@ HOOK(const void *, http_filter_new)(const void *config, void *filter) { return c
 HOOK(void, http_filter_destroy)(const void *filter) {}
 
 #define PASS(hook, ...) HOOK(int, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
-PASS(request_body, , bool end) PASS(request_trailers)
-PASS(response_headers, , bool end) PASS(response_body, , bool end) PASS(response_trailers)
+PASS(request_body, , bool end) PASS(request_trailers) PASS(response_body, , bool end) PASS(response_trailers)
 
 // Envoy resolves these symbols when it loads the module. It calls only stream_complete and the two for the buffer.
 #define IGNORE(hook, ...) HOOK(void, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) {}
