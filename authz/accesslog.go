@@ -18,7 +18,7 @@ const (
 	AttributeReason   = "gatepost.reason"
 )
 
-// metadata returns what the access log says about a decision. It holds no token. Envoy keeps it with the request, and
+// metadata returns what the access log has about a decision. It holds no token. Envoy keeps it with the request, and
 // no upstream receives it. Its reason is never [ReasonModule], see [validateResponse]. It is nil for [ReasonPublic],
 // because the route has the reason: public, or why Envoy answers by itself.
 func (d *Decision) metadata() *structpb.Struct {

@@ -150,7 +150,7 @@ func (d *Decision) resolve(h tokens.Principal, err error, now time.Time) {
 	switch {
 	case errors.Is(err, tokens.ErrUnknown):
 		d.Reason = ReasonTokenUnknown
-	case err != nil: // says nothing about the token: never 401
+	case err != nil: // the token may be valid: never 401
 		d.Reason, d.Err = ReasonStoreUnavailable, err
 	case !h.Has(d.Token): // never another user's identity
 		d.Reason, d.Err = ReasonStoreUnavailable, errWrongSession

@@ -238,11 +238,11 @@ func TestNoTokenIsTold(t *testing.T) {
 	}
 	told := g.log.String() + string(recent) + fmt.Sprint(families)
 	if !strings.Contains(told, "store_unavailable") || !strings.Contains(told, "a value of type string") {
-		t.Fatal("nothing was told at all")
+		t.Fatal("nothing was reported at all")
 	}
 	for _, secret := range append(secrets, "in-the-query") {
 		if strings.Contains(told, secret) {
-			t.Errorf("told: %s", secret)
+			t.Errorf("reported: %s", secret)
 		}
 	}
 }
@@ -255,7 +255,7 @@ func TestADenialIsToldInOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if g.log.Len() != 0 || len(g.Recent()) != 0 {
-		t.Errorf("an allowed request was told: %s", g.log)
+		t.Errorf("an allowed request was logged: %s", g.log)
 	}
 	delete(g.store.live, token.Hash())
 	if _, err := g.Check(t.Context(), ask); err != nil {

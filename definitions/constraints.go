@@ -114,41 +114,23 @@ func (c *constraints) checkKind(field string, kind protoreflect.Name, rules prot
 	var bounds []string // the rules of a range
 	outside := false
 	rules.Range(func(fd protoreflect.FieldDescriptor, limit protoreflect.Value) bool {
-		var broken bool
 		switch fd.Name() {
 		case "gte":
 			bounds, outside = append(bounds, "greater than or equal to "+boundText(limit)), outside || compare(value, limit) < 0
-			return true
 		case "lte":
 			bounds, outside = append(bounds, "less than or equal to "+boundText(limit)), outside || compare(value, limit) > 0
-			return true
-		case "min_len":
-			broken = uint64(utf8.RuneCountInString(value.String())) < limit.Uint()
-		case "max_len":
-			broken = uint64(utf8.RuneCountInString(value.String())) > limit.Uint()
-		case "pattern":
-			broken = !c.pattern(limit.String()).MatchString(value.String())
-		case "in":
-			broken = !contains(limit.List(), value)
-		case "not_in":
-			broken = contains(limit.List(), value)
-		case "min_items":
-			broken = uint64(value.List().Len()) < limit.Uint()
-		case "max_items":
-			broken = uint64(value.List().Len()) > limit.Uint()
-		case "max_pairs":
-			broken = uint64(value.Map().Len()) > limit.Uint()
-		case "unique":
-			broken = limit.Bool() && repeats(value.List())
 		case "items":
 			for i := range value.List().Len() {
 				c.check(indexed(field, i), limit.Message().Interface().(*validate.FieldRules), value.List().Get(i))
 			}
 		default:
-			c.unknown = append(c.unknown, fmt.Errorf("%s: the rule %s.%s", field, kind, fd.Name()))
-		}
-		if broken {
-			c.found = append(c.found, violation{field: field, rule: string(kind + "." + fd.Name()), limit: limit})
+			broken, known := c.isBroken(fd.Name(), limit, value)
+			if !known {
+				c.unknown = append(c.unknown, fmt.Errorf("%s: the rule %s.%s", field, kind, fd.Name()))
+			}
+			if broken {
+				c.found = append(c.found, violation{field: field, rule: string(kind + "." + fd.Name()), limit: limit})
+			}
 		}
 		return true
 	})
@@ -156,6 +138,31 @@ func (c *constraints) checkKind(field string, kind protoreflect.Name, rules prot
 		slices.Sort(bounds) // the lower one first
 		c.found = append(c.found, violation{field: field, rule: string(kind) + ".range", bounds: strings.Join(bounds, " and ")})
 	}
+}
+
+// isBroken reports whether a value breaks a rule that is no range and no rule of items, and whether the rule is known.
+func (c *constraints) isBroken(rule protoreflect.Name, limit, value protoreflect.Value) (broken, known bool) {
+	switch rule {
+	case "min_len":
+		return uint64(utf8.RuneCountInString(value.String())) < limit.Uint(), true
+	case "max_len":
+		return uint64(utf8.RuneCountInString(value.String())) > limit.Uint(), true
+	case "pattern":
+		return !c.pattern(limit.String()).MatchString(value.String()), true
+	case "in":
+		return !contains(limit.List(), value), true
+	case "not_in":
+		return contains(limit.List(), value), true
+	case "min_items":
+		return uint64(value.List().Len()) < limit.Uint(), true
+	case "max_items":
+		return uint64(value.List().Len()) > limit.Uint(), true
+	case "max_pairs":
+		return uint64(value.Map().Len()) > limit.Uint(), true
+	case "unique":
+		return limit.Bool() && repeats(value.List()), true
+	}
+	return false, false
 }
 
 func (c *constraints) pattern(text string) *regexp.Regexp {

@@ -19,7 +19,7 @@ func (v Validation) writeGitHub(w io.Writer, reports []Report) error {
 	return nil
 }
 
-// annotations are the workflow commands of a report and, if the file is good, the line that says so. If strict is
+// annotations are the workflow commands of a report and, if the file is good, a line that confirms it. If strict is
 // true, its warnings are errors.
 func (r Report) annotations(strict bool) (lines []string) {
 	add := func(command string, problems Problems) {

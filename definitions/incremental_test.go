@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// checkNext holds Next to its promise: what Parse says, and what has not changed is the same message.
+// checkNext holds Next to its promise: it returns what Parse does, and unchanged services keep their pointer.
 func checkNext(t *testing.T, before *Definitions, text string) (next *Definitions, err error) {
 	t.Helper()
 	next, err = before.Next("after.yaml", []byte(text))

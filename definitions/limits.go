@@ -52,7 +52,6 @@ func parseMaxRequestBytes(f *findings, m *gatewayv1.Service, s *Service, field s
 
 // parseRateLimits parses the limits of a service s of g or, if s is nil, those of g.
 func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *Gateway, field string) (out []RateLimit) {
-	rule := requestHeader(g)
 	for i, m := range limits {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		l := RateLimit{
@@ -64,25 +63,38 @@ func parseRateLimits(f *findings, limits []*gatewayv1.RateLimit, s *Service, g *
 		if m.GetWithoutRedis() != "" && !l.Cluster {
 			f.add(at+".without_redis", aboutFields.faultf("remove it, or write scope: cluster", "has no effect: each gateway counts by itself"))
 		}
-		switch {
-		case l.By == "" && l.Header == "":
-			f.add(at+".by", aboutFields.faultf("write by: address or one of the others, or header: and its name", "is missing"))
-		case l.By != "" && l.Header != "":
-			f.add(at+".header", aboutFields.faultf("write two limits", "is set beside by (%s)", f.where(at+".by")))
-		case strings.Contains(l.Header, "_"):
-			f.add(at+".header", aboutFields.faultf("write hyphens; Envoy rejects requests with an underscore", "%s is not a header name", shown(l.Header)))
-		case l.Header != "":
-			f.add(at+".header", rule(l.Header))
-		case s == nil && (l.By == LimitByService || l.By == LimitByUser):
-			f.add(at+".by", aboutFields.faultf("write gateway or address, or make it a limit of a service", "is %s, and the limit is that of the gateway", shown(l.By)))
-		case s != nil && l.By == LimitByGateway:
-			f.add(at+".by", aboutFields.faultf("write service, or make it a limit of the gateway", "is %s, and the limit is that of a service", shown(l.By)))
-		case s != nil && l.By == LimitByUser && !s.Authenticate:
-			f.add(at+".by", aboutOrigins.faultf("write address", "counts the requests of users, and the service %q is public", s.Name))
-		}
+		checkCounted(f, l, s, g, at)
 		out = append(out, l)
 	}
 	return out
+}
+
+// checkCounted checks what a limit of a service s of g or, if s is nil, of g counts.
+func checkCounted(f *findings, l RateLimit, s *Service, g *Gateway, at string) {
+	switch {
+	case l.By == "" && l.Header == "":
+		f.add(at+".by", aboutFields.faultf("write by: address or one of the others, or header: and its name", "is missing"))
+	case l.By != "" && l.Header != "":
+		f.add(at+".header", aboutFields.faultf("write two limits", "is set beside by (%s)", f.where(at+".by")))
+	case strings.Contains(l.Header, "_"):
+		f.add(at+".header", aboutFields.faultf("write hyphens; Envoy rejects requests with an underscore", "%s is not a header name", shown(l.Header)))
+	case l.Header != "":
+		f.add(at+".header", requestHeader(g)(l.Header))
+	default:
+		checkLimitBy(f, l, s, at)
+	}
+}
+
+// checkLimitBy checks that there is what a limit counts.
+func checkLimitBy(f *findings, l RateLimit, s *Service, at string) {
+	switch {
+	case s == nil && (l.By == LimitByService || l.By == LimitByUser):
+		f.add(at+".by", aboutFields.faultf("write gateway or address, or make it a limit of a service", "is %s, and the limit is that of the gateway", shown(l.By)))
+	case s != nil && l.By == LimitByGateway:
+		f.add(at+".by", aboutFields.faultf("write service, or make it a limit of the gateway", "is %s, and the limit is that of a service", shown(l.By)))
+	case s != nil && l.By == LimitByUser && !s.Authenticate:
+		f.add(at+".by", aboutOrigins.faultf("write address", "counts the requests of users, and the service %q is public", s.Name))
+	}
 }
 
 // Counts returns what the limit counts, for a sentence.
@@ -167,7 +179,7 @@ func HasLimits(limits []RateLimit, cluster bool) bool {
 	return slices.ContainsFunc(limits, func(l RateLimit) bool { return l.Cluster == cluster })
 }
 
-// counterNotes says how much memory the rate limits can take, if that is much.
+// counterNotes reports how much memory the rate limits can take, if that is much.
 func (d *Definitions) counterNotes() Problems {
 	const much = 256 << 20
 	last, counters := 0, 0

@@ -182,7 +182,7 @@ type TLS struct {
 	Redirect bool
 	// ACME is how further certificates are obtained. If nil, none are.
 	ACME *ACME
-	// HSTS is for how long browsers must use HTTPS, in whole seconds. If 0, they are not told.
+	// HSTS is for how long browsers must use HTTPS, in whole seconds. If 0, no header is sent.
 	HSTS time.Duration
 	// HTTP3 is whether HTTP/3 is served on the same port of UDP.
 	HTTP3 bool

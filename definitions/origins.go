@@ -1,6 +1,7 @@
 package definitions
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"net/url"
@@ -64,24 +65,28 @@ func browserForm(address string) (string, bool) {
 	if err != nil || u.User != nil || u.Opaque != "" || !browserScheme.MatchString(u.Scheme) {
 		return "", false
 	}
-	scheme := u.Scheme
-	if transport, opaque := opaqueSchemes[scheme]; opaque {
-		scheme = transport
-	} else if meant := nearest(scheme, []string{"http", "https"}); meant != "" {
-		scheme = meant
-	}
+	scheme := originScheme(u.Scheme)
 	host, ok := browserHost(u.Hostname())
 	if scheme == "" || !ok {
 		return "", false
 	}
-	switch port := u.Port(); {
-	case port == "" || scheme == "http" && port == "80" || scheme == "https" && port == "443":
-	case isPort(port):
-		host += ":" + port
-	default:
+	port := u.Port()
+	if port == "" || scheme == "http" && port == "80" || scheme == "https" && port == "443" {
+		return scheme + "://" + host, true
+	}
+	if !isPort(port) {
 		return "", false
 	}
-	return scheme + "://" + host, true
+	return scheme + "://" + host + ":" + port, true
+}
+
+// originScheme returns the scheme of the origin of pages with a scheme, or with one that is meant to be http or https.
+// If they have no origin, it is empty.
+func originScheme(scheme string) string {
+	if of, opaque := opaqueSchemes[scheme]; opaque {
+		return of
+	}
+	return cmp.Or(nearest(scheme, []string{"http", "https"}), scheme)
 }
 
 // browserHost returns a host in the form of browsers: names in lower case and ASCII, addresses in their shortest form.

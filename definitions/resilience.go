@@ -192,23 +192,30 @@ func parseResilience(f *findings, s *Service, m *gatewayv1.Service, g *Gateway, 
 }
 
 func checkHealthCheck(f *findings, s *Service, m *gatewayv1.Service, field string) {
-	h := s.HealthCheck
-	field += ".health_check"
-	switch {
+	switch h := s.HealthCheck; {
 	case h == nil:
-	case h.GRPC && h.Path != "":
-		f.add(field+".path", aboutFailures.faultf("remove the one or the other", "has no effect beside grpc (%s)", f.where(field+".grpc")))
-	case h.GRPC && len(m.GetHealthCheck().GetExpect()) > 0:
-		f.add(field+".expect", aboutFailures.faultf("remove it", "has no effect on a gRPC health check (%s)", f.where(field+".grpc")))
-	case h.GRPC && len(s.Upstreams) > 0 && s.Upstreams[0].Scheme == SchemeHTTP:
-		f.add(field+".grpc", aboutFailures.faultf("write h2c or https there, or check a path", "needs HTTP/2, and the upstreams are http"))
-	case h.GRPC && s.WebSocket:
-		f.add(field+".grpc", aboutFailures.faultf("check a path", "needs HTTP/2, and a service with WebSockets has HTTP/1.1 (%s)",
-			f.where(strings.TrimSuffix(field, "health_check")+"websocket")))
-	case !h.GRPC && h.Path == "":
-		f.add(field+".path", aboutFields.faultf("write the path that tells whether an upstream is well, such as /healthz", "is missing"))
-	case !h.GRPC && (!strings.HasPrefix(h.Path, "/") || strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' })):
-		f.add(field+".path", aboutFailures.faultf("write a path such as /healthz, in plain ASCII", "%s is not a path", shown(h.Path)))
+	case h.GRPC:
+		checkGRPCHealthCheck(f, s, len(m.GetHealthCheck().GetExpect()) > 0, field)
+	case h.Path == "":
+		f.add(field+".health_check.path", aboutFields.faultf("write the path that tells whether an upstream is well, such as /healthz", "is missing"))
+	case !strings.HasPrefix(h.Path, "/") || strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' }):
+		f.add(field+".health_check.path", aboutFailures.faultf("write a path such as /healthz, in plain ASCII", "%s is not a path", shown(h.Path)))
+	}
+}
+
+// checkGRPCHealthCheck finds what does not go with a gRPC health check. expects: the file lists HTTP statuses.
+func checkGRPCHealthCheck(f *findings, s *Service, expects bool, field string) {
+	check := field + ".health_check"
+	switch {
+	case s.HealthCheck.Path != "":
+		f.add(check+".path", aboutFailures.faultf("remove the one or the other", "has no effect beside grpc (%s)", f.where(check+".grpc")))
+	case expects:
+		f.add(check+".expect", aboutFailures.faultf("remove it", "has no effect on a gRPC health check (%s)", f.where(check+".grpc")))
+	case len(s.Upstreams) > 0 && s.Upstreams[0].Scheme == SchemeHTTP:
+		f.add(check+".grpc", aboutFailures.faultf("write h2c or https there, or check a path", "needs HTTP/2, and the upstreams are http"))
+	case s.WebSocket:
+		f.add(check+".grpc", aboutFailures.faultf("check a path", "needs HTTP/2, and a service with WebSockets has HTTP/1.1 (%s)",
+			f.where(field+".websocket")))
 	}
 }
 

@@ -158,18 +158,7 @@ func wholeSeconds(d time.Duration) *fault {
 func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *Service {
 	s := serviceOf(m)
 	s.Hosts = parseHosts(f, m.GetHosts(), field+".hosts")
-	if name := strings.ToLower(s.Name); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
-		f.add(field+".name", aboutPaths.faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
-	}
-	switch fault := pathFault(s.Path); {
-	case fault != nil:
-		f.add(field+".path", fault)
-	case within(s.Path, g.Tokens.Path):
-		f.add(field+".path", aboutPaths.faultf("choose another, or another tokens.path",
-			"%s is a path that the gateway keeps for its tokens (%s, %s)", shown(s.Path), g.Tokens.Path, f.where("tokens.path")))
-	case within(s.Path, OwnPath):
-		f.add(field+".path", aboutPaths.faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
-	}
+	checkPlace(f, s, g, field)
 	s.RequestHeaders = parseHeaders(f, m.GetRequestHeaders(), field+".request_headers", requestHeader(g))
 	s.ResponseHeaders = parseHeaders(f, m.GetResponseHeaders(), field+".response_headers", responseHeader(g))
 	s.MaxRequestBytes = parseMaxRequestBytes(f, m, s, field)
@@ -188,6 +177,29 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 	if u := m.GetUpstreamTls(); u != nil {
 		s.UpstreamTLS = parseUpstreamTLS(f, u, s, field)
 	}
+	checkAccess(f, s, g, field)
+	checkProtocols(f, s, m, field)
+	return s
+}
+
+// checkPlace checks that the name and the path of a service are its to have.
+func checkPlace(f *findings, s *Service, g *Gateway, field string) {
+	if name := strings.ToLower(s.Name); name == "gatepost" || strings.HasPrefix(name, "gatepost-") {
+		f.add(field+".name", aboutPaths.faultf("choose another", "%s is a name that the gateway keeps for itself", shown(s.Name)))
+	}
+	switch fault := pathFault(s.Path); {
+	case fault != nil:
+		f.add(field+".path", fault)
+	case within(s.Path, g.Tokens.Path):
+		f.add(field+".path", aboutPaths.faultf("choose another, or another tokens.path",
+			"%s is a path that the gateway keeps for its tokens (%s, %s)", shown(s.Path), g.Tokens.Path, f.where("tokens.path")))
+	case within(s.Path, OwnPath):
+		f.add(field+".path", aboutPaths.faultf("choose another", "%s is a path that the gateway keeps for itself", shown(s.Path)))
+	}
+}
+
+// checkAccess checks what a service requires of its clients.
+func checkAccess(f *findings, s *Service, g *Gateway, field string) {
 	if !s.Authenticate && len(s.Scopes) > 0 {
 		f.add(field+".scopes", aboutOrigins.faultf("remove the one or the other",
 			"are asked of a service that is public (%s)", f.where(field+".authenticate")))
@@ -200,8 +212,6 @@ func parseService(f *findings, m *gatewayv1.Service, g *Gateway, field string) *
 		f.add(field+".websocket", aboutOrigins.faultf("allow GET too",
 			"begins with a GET, which is none of the methods (%s)", f.where(field+".allowed_methods")))
 	}
-	checkProtocols(f, s, m, field)
-	return s
 }
 
 // checkProtocols finds services whose upstreams cannot take what clients send.

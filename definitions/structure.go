@@ -256,20 +256,9 @@ func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protore
 		}
 		return protoreflect.ValueOfBool(node.Value == "true"), nil
 	case protoreflect.Uint32Kind:
-		n, err := strconv.ParseUint(node.Value, 10, 32)
-		if err != nil {
-			return value, aboutFields.faultf("write a whole number", "is %s", shown(node.Value))
-		}
-		if n == 0 && defaultOf(fd) != "" {
-			return value, aboutFields.faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
-		}
-		return protoreflect.ValueOfUint32(uint32(n)), nil
+		return readWholeNumber(node, fd)
 	case protoreflect.DoubleKind:
-		n, err := strconv.ParseFloat(node.Value, 64)
-		if err != nil || node.Style != 0 || math.IsNaN(n) {
-			return value, aboutFields.faultf("write a number, such as 0.1", "is %s", shown(node.Value))
-		}
-		return protoreflect.ValueOfFloat64(n), nil
+		return readNumber(node)
 	case protoreflect.MessageKind:
 		d, ok := parseDuration(node.Value)
 		if !ok {
@@ -284,6 +273,25 @@ func readScalar(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protore
 	default:
 		return value, aboutFields.faultf("", "is of the kind %s, which is not read from files", fmt.Sprint(fd.Kind()))
 	}
+}
+
+func readWholeNumber(node *yaml.Node, fd protoreflect.FieldDescriptor) (value protoreflect.Value, wrong *fault) {
+	n, err := strconv.ParseUint(node.Value, 10, 32)
+	if err != nil {
+		return value, aboutFields.faultf("write a whole number", "is %s", shown(node.Value))
+	}
+	if n == 0 && defaultOf(fd) != "" {
+		return value, aboutFields.faultf("write at least 1, or remove the line for the default, "+defaultOf(fd), "is 0")
+	}
+	return protoreflect.ValueOfUint32(uint32(n)), nil
+}
+
+func readNumber(node *yaml.Node) (value protoreflect.Value, wrong *fault) {
+	n, err := strconv.ParseFloat(node.Value, 64)
+	if err != nil || node.Style != 0 || math.IsNaN(n) {
+		return value, aboutFields.faultf("write a number, such as 0.1", "is %s", shown(node.Value))
+	}
+	return protoreflect.ValueOfFloat64(n), nil
 }
 
 // duration matches what [time.ParseDuration] reads, however long.

@@ -42,6 +42,13 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 	if len(t.Certificates) == 0 && t.ACME == nil {
 		f.add("tls.certificates", aboutFields.faultf("name a certificate and its key: `- {cert_file: shop.pem, key_file: shop.key}`", "is missing"))
 	}
+	checkCertificateNames(f, t, m)
+	return t
+}
+
+// checkCertificateNames checks that each certificate is named once, by a file or a domain, and that the default one is
+// among them.
+func checkCertificateNames(f *findings, t *TLS, m *gatewayv1.Tls) {
 	first := map[string]string{} // :: file → field
 	for i, c := range t.Certificates {
 		field := fmt.Sprintf("tls.certificates[%d].cert_file", i)
@@ -51,20 +58,17 @@ func parseTLS(f *findings, m *gatewayv1.Tls, plain netip.AddrPort) *TLS {
 		}
 		first[c.CertFile] = field
 	}
-	if t.ACME != nil {
-		for i, text := range m.GetAcme().GetDomains() {
-			domain, field := strings.ToLower(text), fmt.Sprintf("tls.acme.domains[%d]", i)
-			if earlier, twice := first[domain]; twice {
-				f.add(field, twinFault(f, domain, earlier))
-			}
-			first[domain] = field
+	for i, text := range m.GetAcme().GetDomains() {
+		domain, field := strings.ToLower(text), fmt.Sprintf("tls.acme.domains[%d]", i)
+		if earlier, twice := first[domain]; twice {
+			f.add(field, twinFault(f, domain, earlier))
 		}
+		first[domain] = field
 	}
 	if d := t.DefaultCertificate; d != "" && first[d] == "" {
 		f.add("tls.default_certificate", aboutTLS.faultf("write the cert_file of one of them, or a domain of acme", "%s is none of the certificates (%s)",
 			shown(d), f.where("tls.certificates")))
 	}
-	return t
 }
 
 // parseUpstreamTLS parses how the upstreams of a service are verified.

@@ -21,7 +21,7 @@ type followed struct {
 	reports chan string
 }
 
-// follow follows path in the directory dir. With poll as long as an hour it hears of a change from the system alone.
+// follow follows path in the directory dir. With a poll of an hour, only the system reports a change.
 func follow(t *testing.T, path string, poll time.Duration, current *Definitions) *followed {
 	t.Helper()
 	return followWith(t, WatcherConfig{

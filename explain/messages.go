@@ -172,16 +172,30 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 	case x.reason != "":
 		why, change = e.denialReason(x, service)
 		return x.reason, why, e.orFix(service, change)
-	case x.forward != nil && strings.HasPrefix(x.path, convention.ACMEChallengePath):
-		return "forwarded", "Gatepost answers the challenge of a CA (tls.acme)", ""
-	case x.forward != nil && service == nil:
-		return "forwarded", "Gatepost's token handler responds", ""
 	case x.forward != nil:
-		subject := "its upstream responds"
-		if len(service.Upstreams) > 1 {
-			subject = "its upstreams respond"
-		}
-		return "forwarded", fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, subject), ""
+		return "forwarded", forwardReason(x, service), ""
+	}
+	return e.replyReason(x, service)
+}
+
+// forwardReason returns which part a forwarded request reaches.
+func forwardReason(x *exchange, service *definitions.Service) string {
+	switch {
+	case strings.HasPrefix(x.path, convention.ACMEChallengePath):
+		return "Gatepost answers the challenge of a CA (tls.acme)"
+	case service == nil:
+		return "Gatepost's token handler responds"
+	}
+	subject := "its upstream responds"
+	if len(service.Upstreams) > 1 {
+		subject = "its upstreams respond"
+	}
+	return fmt.Sprintf("the request is sent to the service %q; whether %s is not checked", service.Name, subject)
+}
+
+// replyReason returns why Envoy responds by itself: as the route of a service has it, or because there is none.
+func (e *Explainer) replyReason(x *exchange, service *definitions.Service) (reason, why, change string) {
+	switch {
 	case x.route.GetRedirect() != nil:
 		return "redirected", fmt.Sprintf("the service %q redirects to %s", service.Name, x.reply.header.value("location")), ""
 	case x.route.GetDirectResponse().GetStatus() == xds.StatusNoCertificate:

@@ -108,18 +108,27 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	if err := g.makeServers(); err != nil {
 		return nil, err
 	}
-	if g.runner != nil && first != nil {
-		addresses := []netip.AddrPort{config.XDSOptions().ListenAddress(first.Gateway)}
-		if first.Gateway.TLS != nil {
-			addresses = append(addresses, first.Gateway.TLS.Listen)
-		}
-		for _, address := range addresses {
-			if err := awaitFree(ctx, address.String()); err != nil {
-				return nil, err
-			}
-		}
+	if err := g.awaitPorts(ctx, first); err != nil {
+		return nil, err
 	}
 	return g, nil
+}
+
+// awaitPorts waits until our own Envoy can have the ports of the first definitions.
+func (g *Gateway) awaitPorts(ctx context.Context, first *definitions.Definitions) error {
+	if g.runner == nil || first == nil {
+		return nil
+	}
+	addresses := []netip.AddrPort{g.config.XDSOptions().ListenAddress(first.Gateway)}
+	if first.Gateway.TLS != nil {
+		addresses = append(addresses, first.Gateway.TLS.Listen)
+	}
+	for _, address := range addresses {
+		if err := awaitFree(ctx, address.String()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // prepareEnvoy makes the runner of our own Envoy, which reaches Gatepost over Unix sockets in a

@@ -67,7 +67,7 @@ const freeWithin = 3 * time.Second
 // awaitFree returns an error where another process shares the address on which Envoy is to take
 // requests. Envoy itself would not notice: it opens its ports for sharing (SO_REUSEPORT), so two
 // gateways of one user would both get a part of the requests, and each refuse the tokens that the
-// other has issued. A port that is taken and not shared Envoy rejects, and that is told as every
+// other has issued. A port that is taken and not shared Envoy rejects, and that is logged as every
 // rejection is.
 func awaitFree(ctx context.Context, address string) error {
 	for deadline := time.Now().Add(freeWithin); isShared(ctx, address); {

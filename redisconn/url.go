@@ -127,62 +127,76 @@ func (o *Options) readUser(info string) error {
 	return nil
 }
 
-// readParams reads all parameters. An unknown, empty or repeated one is an error.
-func (o *Options) readParams(params url.Values, secured bool) error {
-	var passwordFile, sentinelPasswordFile, caFile, certFile, keyFile, serverName, cluster string
+// params are the parameters of a URL, as in [ParseURL]. An empty one is not given.
+type params struct {
+	cluster, sentinel, sentinelUser, sentinelPasswordFile, passwordFile string
+	caFile, certFile, keyFile, serverName                               string
+}
+
+// parseParams parses all parameters. An unknown, empty or repeated one is an error.
+func parseParams(given url.Values) (p params, err error) {
 	known := map[string]*string{
-		"cluster":                &cluster,
-		"sentinel":               &o.master,
-		"sentinel_user":          &o.sentinelUser,
-		"sentinel_password_file": &sentinelPasswordFile,
-		"password_file":          &passwordFile,
-		"ca_file":                &caFile,
-		"cert_file":              &certFile,
-		"key_file":               &keyFile,
-		"server_name":            &serverName,
+		"cluster":                &p.cluster,
+		"sentinel":               &p.sentinel,
+		"sentinel_user":          &p.sentinelUser,
+		"sentinel_password_file": &p.sentinelPasswordFile,
+		"password_file":          &p.passwordFile,
+		"ca_file":                &p.caFile,
+		"cert_file":              &p.certFile,
+		"key_file":               &p.keyFile,
+		"server_name":            &p.serverName,
 	}
-	for name, values := range params {
+	for name, values := range given {
 		value, ok := known[name]
 		switch {
 		case !ok && strings.Contains(name, "password"):
-			return fmt.Errorf("unknown parameter %q: give passwords by password_file or sentinel_password_file", name)
+			return p, fmt.Errorf("unknown parameter %q: give passwords by password_file or sentinel_password_file", name)
 		case !ok:
-			return fmt.Errorf("unknown parameter %q", name)
+			return p, fmt.Errorf("unknown parameter %q", name)
 		case len(values) != 1 || values[0] == "":
-			return fmt.Errorf("parameter %s must be given once, with a value", name)
+			return p, fmt.Errorf("parameter %s must be given once, with a value", name)
 		}
 		*value = values[0]
 	}
-	switch cluster {
-	case "", "false":
-	case "true":
-		o.cluster = true
-	default:
+	return p, nil
+}
+
+// check finds parameters that do not go together, or with the rest of the URL.
+func (p *params) check(secured, hasPassword bool) error {
+	switch {
+	case p.cluster != "" && p.cluster != "true" && p.cluster != "false":
 		return errors.New("parameter cluster must be true or false")
-	}
-	if o.cluster && o.master != "" {
+	case p.cluster == "true" && p.sentinel != "":
 		return errors.New("parameters cluster and sentinel exclude each other")
-	}
-	if o.master == "" && (o.sentinelUser != "" || sentinelPasswordFile != "") {
+	case p.sentinel == "" && p.sentinelUser+p.sentinelPasswordFile != "":
 		return errors.New("sentinel_user and sentinel_password_file need sentinel=NAME")
-	}
-	if passwordFile != "" && o.password.reveal() != "" {
+	case p.passwordFile != "" && hasPassword:
 		return errors.New("it has a password and a password_file: give one of them")
+	case !secured && p.caFile+p.certFile+p.keyFile+p.serverName != "":
+		return errors.New("ca_file, cert_file, key_file and server_name need rediss://")
 	}
-	if err := readSecret(passwordFile, &o.password); err != nil {
+	return nil
+}
+
+// readParams sets what the parameters give, and reads the files that they name.
+func (o *Options) readParams(given url.Values, secured bool) error {
+	p, err := parseParams(given)
+	if err != nil {
 		return err
 	}
-	if err := readSecret(sentinelPasswordFile, &o.sentinelPassword); err != nil {
+	if err := p.check(secured, o.password.reveal() != ""); err != nil {
 		return err
 	}
-	if !secured {
-		if caFile+certFile+keyFile+serverName != "" {
-			return errors.New("ca_file, cert_file, key_file and server_name need rediss://")
-		}
-		return nil
+	o.cluster, o.master, o.sentinelUser = p.cluster == "true", p.sentinel, p.sentinelUser
+	if err := readSecret(p.passwordFile, &o.password); err != nil {
+		return err
 	}
-	var err error
-	o.tls, err = readTLS(caFile, certFile, keyFile, serverName)
+	if err := readSecret(p.sentinelPasswordFile, &o.sentinelPassword); err != nil {
+		return err
+	}
+	if secured {
+		o.tls, err = readTLS(p.caFile, p.certFile, p.keyFile, p.serverName)
+	}
 	return err
 }
 

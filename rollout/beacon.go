@@ -51,7 +51,7 @@ func askVersion(ctx context.Context, address string) (string, error) {
 	return version, nil
 }
 
-// errElsewhere says that an Envoy listens where only its own machine comes.
+// errElsewhere: an Envoy listens on an address that only its own machine can reach.
 var errElsewhere = errors.New("it listens on the loopback of another machine")
 
 // beacon returns the address at which an Envoy whose listener is on listen can be asked. If the Envoy names no

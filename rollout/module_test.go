@@ -33,7 +33,7 @@ func TestModuleThatEnvoyTakesIsReported(t *testing.T) {
 	})
 	k.serves(define(t, addr, "60s", service("orders", taken)))
 	if m := k.Message().GetModule(); m.GetLibrary() != library || m.GetReason() != "" {
-		t.Errorf("the status says %v", m)
+		t.Errorf("the status is %v", m)
 	}
 }
 
@@ -50,7 +50,7 @@ func TestModuleThatEnvoyRejects(t *testing.T) {
 			k.serves(define(t, addr, "60s", service("orders", taken)))
 			k.isCurrent()
 			if m := k.Message().GetModule(); m.GetLibrary() != "" || !strings.Contains(m.GetReason(), "Envoy refuses it") {
-				t.Errorf("the status says %v", m)
+				t.Errorf("the status is %v", m)
 			}
 			k.serves(define(t, addr, "61s", service("orders", taken), service("items", taken)))
 			k.isCurrent()

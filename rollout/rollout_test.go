@@ -174,8 +174,8 @@ func (k *kit) serves(d *definitions.Definitions) {
 	k.keeps(d)
 }
 
-// obeys fails the test where the token handler does not do what definitions with this lifetime of a token say.
-func (k *kit) obeys(lifetime time.Duration) {
+// hasLifetime fails the test if the token handler does not use definitions with this lifetime of a token.
+func (k *kit) hasLifetime(lifetime time.Duration) {
 	k.t.Helper()
 	if got := k.used.Load().Lifetime; got != lifetime {
 		k.t.Errorf("a token lives %v, want %v", got, lifetime)
@@ -236,9 +236,9 @@ func TestWhatEnvoyServesIsObeyedAndKept(t *testing.T) {
 		t.Errorf("kept before anything was verified: %v", err)
 	}
 	k.serves(define(t, k.addr, "100s", service("a", taken)))
-	k.obeys(100 * time.Second)
+	k.hasLifetime(100 * time.Second)
 	k.serves(define(t, k.addr, "200s", service("a", taken), service("b", taken)))
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 	if err := errors.Join(k.Status().Loaded(), k.Status().Missing()); err != nil {
 		t.Error(err)
 	}
@@ -281,7 +281,7 @@ func TestDefinitionsThatCannotBeBuiltChangeNothing(t *testing.T) {
 	if now := k.Message(); now.GetVersion() != before.GetVersion() || !strings.Contains(now.GetRejected(), "building Envoy's configuration") {
 		t.Errorf("version %s, rejected %q; want %s, and why", now.GetVersion(), now.GetRejected(), before.GetVersion())
 	}
-	k.obeys(100 * time.Second)
+	k.hasLifetime(100 * time.Second)
 	k.keeps(first)
 	k.isDegraded("serving the previous version: gateway.yaml: building Envoy's configuration", 0)
 	k.serves(first)
@@ -311,14 +311,14 @@ func TestDefinitionsThatCouldNotBeBuiltAreTriedAgain(t *testing.T) {
 	if got := k.Message().GetRejected(); got != "" {
 		t.Errorf("rejected %q", got)
 	}
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 	// What is wrong in itself is not tried again, and neither is what was before it.
 	wrong = missing
 	k.Changed(t.Context(), define(t, k.addr, "300s", service("a", taken)))
 	k.Failed(errors.New("a syntax error"))
 	wrong = nil
 	k.RetryRejected()
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 }
 
 // TestAnUpstreamAtTheAddressOfListenIsRefused: --listen overrides the address that the definitions were checked
@@ -358,7 +358,7 @@ func TestWhatEnvoyRefusesAsAWholeIsTakenBackUntilItIsTriedAgain(t *testing.T) {
 	}
 	k.RetryRejected()
 	k.awaits("what was refused", func(s *gatewayv1.Status) bool { return s.GetVersion() != before && s.GetRejected() == "" })
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 	k.keeps(moved)
 	k.isCurrent()
 }
@@ -383,7 +383,7 @@ func TestOnlyTheServicesThatEnvoyRefusesAreServedOtherwise(t *testing.T) {
 		t.Errorf("rejected: %q, want all three by name", told)
 	}
 	k.isDegraded("serving some services not as defined: closes, fresh, moves", 2)
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 	if got := k.Status().Definitions.Gateway.Services[2].Timeout; got != 7*time.Second {
 		t.Errorf("the service that Envoy takes has a timeout of %v, want what is defined now", got)
 	}
@@ -412,7 +412,7 @@ func TestAGatewayThatBeginsWithWhatEnvoyRefusesServesWhatWasVerifiedOfTheSameFil
 	k := newKit(t, addr, dir)
 	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
 	k.awaits("what was verified", func(s *gatewayv1.Status) bool { return s.GetRejected() != "" })
-	k.obeys(100 * time.Second)
+	k.hasLifetime(100 * time.Second)
 	k.keeps(before)
 }
 
@@ -426,7 +426,7 @@ func TestAServiceThatEnvoyRefusesFromTheStartHasTheFormerFormThatWasVerified(t *
 	k.awaits("the others", func(s *gatewayv1.Status) bool {
 		return slices.Equal(s.GetWithheld(), []string{"fresh"}) && slices.Equal(names(s.GetFormer()), []string{"moves"})
 	})
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 }
 
 func TestWhatWasVerifiedOfAnotherFileIsNotServed(t *testing.T) {
@@ -445,9 +445,9 @@ func TestWhatWasVerifiedOfAnotherFileIsNotServed(t *testing.T) {
 	k.apply(define(t, inTheWay.Addr().String(), "200s", service("a", taken)))
 	envoytest.Eventually(t, "the rejection", func() bool { return k.Message().GetRejected() != "" })
 	k.isIdle()
-	k.obeys(200 * time.Second)
+	k.hasLifetime(200 * time.Second)
 	if envoytest.Accepts(addr) {
-		t.Error("Envoy listens as the other file says")
+		t.Error("Envoy listens on the address of the other file")
 	}
 }
 

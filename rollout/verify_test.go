@@ -152,7 +152,7 @@ func TestAnAcknowledgementAloneIsNotEnough(t *testing.T) {
 			t.Fatalf("an Envoy that serves another version: %+v", got)
 		}
 		if told := strings.Count(log.String(), "does not serve the version"); told != 1 {
-			t.Errorf("the log tells of it %d times, want once:\n%s", told, log)
+			t.Errorf("the log has it %d times, want once:\n%s", told, log)
 		}
 		if e.count() > 30 {
 			t.Errorf("asked %d times in a minute", e.count())
@@ -191,7 +191,7 @@ func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 		}
 		wait(time.Hour)
 		if told := strings.Count(log.String(), "cannot be asked"); told != 1 {
-			t.Errorf("the log tells of it %d times, want once:\n%s", told, log)
+			t.Errorf("the log has it %d times, want once:\n%s", told, log)
 		}
 		e.say("v2", nil)
 		wait(lastAgain)

@@ -61,7 +61,7 @@ func (r *Reporter) Run(ctx context.Context, isReady, isAlive func(context.Contex
 	}
 }
 
-// awaitReady returns false if ctx ends first. The status says what is missing.
+// awaitReady returns false if ctx ends first. The status names what is missing.
 func (r *Reporter) awaitReady(ctx context.Context, isReady func(context.Context) error) bool {
 	poll := time.NewTicker(pollReady)
 	defer poll.Stop()

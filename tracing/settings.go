@@ -102,7 +102,7 @@ func (s *Settings) setEndpoint(text string) error {
 }
 
 // sample returns the share of requests that a sampler chooses. That a sampler is based on the parent has no effect:
-// tracing.trust_incoming of the definitions says whose parent counts.
+// tracing.trust_incoming of the definitions decides whose parent counts.
 func sample(sampler, arg string) (float64, error) {
 	switch strings.TrimPrefix(sampler, "parentbased_") {
 	case "", "always_on":

@@ -36,21 +36,21 @@ type envoy struct {
 	secrets secrets
 }
 
-// active reports whether an Envoy has ever acknowledged a whole version on this stream. Whoever can connect can send
-// a NACK or nothing at all, so what such a stream does concerns the others only if it has served something.
+// active reports whether an Envoy has ever acknowledged a whole version on this stream. Anybody who can connect can
+// send a NACK or nothing at all, so only an active stream counts for the others.
 func (e *envoy) active() bool { return e.acked != "" }
 
 // subscription is what one Envoy has of one type.
 type subscription struct {
 	began   bool            // its first request has come
-	acked   string          // the version of the set that it has; "" where that is not known
-	pending map[string]sent // :: nonce → what it was sent and has not answered yet
+	acked   string          // the version of the set that it has; "" if that is not known
+	pending map[string]sent // :: nonce → a response that it has not answered yet
 }
 
 // sent is a response that waits for its answer.
 type sent struct {
-	version string    // of the set; "" where it is not the whole of it
-	target  *Snapshot // what it was a step to; nil where that was over when it was sent
+	version string    // of the set; "" if it is only a part of the set
+	target  *Snapshot // the snapshot that it was a step to; nil if another one was published before it was sent
 }
 
 func (e *envoy) has(typeURL string, v view) bool {
@@ -76,8 +76,8 @@ func (e *envoy) of(typeURL string) *subscription {
 	return sub
 }
 
-// callbacks is how go-control-plane tells what goes over the streams. It calls these from each stream's own
-// goroutine, never while it holds the cache's lock.
+// callbacks are called by go-control-plane for each message of a stream, from the stream's own goroutine, and never
+// while it holds the cache's lock.
 type callbacks struct{ s *Server }
 
 func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) error {
@@ -96,7 +96,7 @@ func (c callbacks) OnDeltaStreamOpen(ctx context.Context, id int64, _ string) er
 	return nil
 }
 
-// OnDeltaStreamClosed: those who are left may be all that were waited for.
+// OnDeltaStreamClosed forgets an Envoy. A change may have waited for that one alone.
 func (c callbacks) OnDeltaStreamClosed(id int64, _ *corev3.Node) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
@@ -114,7 +114,7 @@ func (c callbacks) OnDeltaStreamClosed(id int64, _ *corev3.Node) {
 // maxPending bounds the responses of one type that a peer has not answered.
 const maxPending = 64
 
-// OnStreamDeltaResponse notes what is about to be sent, under the nonce by which it will be answered.
+// OnStreamDeltaResponse records a response before it is sent, under the nonce that its answer will have.
 func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscoveryRequest, resp *discoveryv3.DeltaDiscoveryResponse) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
@@ -128,15 +128,15 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	}
 	version, half := strings.CutSuffix(resp.GetSystemVersionInfo(), lessWhatGoes)
 	out := sent{version: version}
-	of := resp.GetTypeUrl() == resourcev3.ClusterType || r.phase == routesOut // else it is still the old one's
-	if of && version == r.view.of(resp.GetTypeUrl()).version {
+	isStep := resp.GetTypeUrl() == resourcev3.ClusterType || r.phase == routesOut // else it is of the snapshot before
+	if isStep && version == r.view.of(resp.GetTypeUrl()).version {
 		out.target = r.target
 	}
 	if half {
 		out.version = ""
 	}
 	pending := e.of(resp.GetTypeUrl()).pending
-	if len(pending) >= maxPending { // no Envoy leaves so many unanswered; what it says of these later is ignored
+	if len(pending) >= maxPending { // no Envoy leaves so many unanswered; later answers to them are ignored
 		clear(pending)
 	}
 	pending[resp.GetNonce()] = out
@@ -161,7 +161,7 @@ func (s *Server) logPush(e *envoy, typeName, version string, resp *discoveryv3.D
 		"count", len(changed)+len(removed), "changed", names, "removed", removed[:min(len(removed), mostNamed)])
 }
 
-// OnStreamDeltaRequest hears a subscription, an ACK or a NACK. (xDS protocol, "ACK/NACK and resource type
+// OnStreamDeltaRequest handles a subscription, an ACK or a NACK. (xDS protocol, "ACK/NACK and resource type
 // instance version": a request with the nonce of a response answers it, and with an error it rejects it.)
 func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscoveryRequest) error {
 	if c.s.startsWithNames(req.GetTypeUrl(), req.GetResponseNonce(), req.GetInitialResourceVersions()) {
@@ -213,8 +213,8 @@ func (c callbacks) OnStreamDeltaRequest(id int64, req *discoveryv3.DeltaDiscover
 	return nil
 }
 
-// subscribed hears what an Envoy that comes back still has. Where that is what is being served, nothing is sent,
-// and so nothing will be acknowledged.
+// subscribed handles the first request of a type, with the resources that an Envoy has from an earlier stream. If these
+// are the current ones, nothing is sent, so nothing will be acknowledged.
 func (s *Server) subscribed(e *envoy, req *discoveryv3.DeltaDiscoveryRequest) {
 	has, sub := req.GetInitialResourceVersions(), e.of(req.GetTypeUrl())
 	first := !sub.began
@@ -234,15 +234,15 @@ func (s *Server) mayKeep(e *envoy) bool {
 	return e.Trusted || len(s.activeEnvoys()) == 0 && slices.Contains(Voters(s.envoys), e)
 }
 
-// lowPort matches Envoy's words if it may not listen on a port below 1024.
+// lowPort matches Envoy's error if it may not listen on a port below 1024.
 var lowPort = regexp.MustCompile(`cannot bind '[^']*:\d{1,4}': Permission denied`)
 
-// withRemedy returns Envoy's words, with a remedy after them if Envoy may not listen on its port.
-func withRemedy(words string) string {
-	if !lowPort.MatchString(words) {
-		return words
+// withRemedy returns Envoy's error, with a remedy after it if Envoy may not listen on its port.
+func withRemedy(reason string) string {
+	if !lowPort.MatchString(reason) {
+		return reason
 	}
-	return strings.TrimSpace(words) + " (allow ports below 1024: setcap cap_net_bind_service=+ep on gatepost, for gatepost run;" +
+	return strings.TrimSpace(reason) + " (allow ports below 1024: setcap cap_net_bind_service=+ep on gatepost, for gatepost run;" +
 		" AmbientCapabilities=CAP_NET_BIND_SERVICE in a systemd unit; sysctl net.ipv4.ip_unprivileged_port_start=80;" +
 		" or listen on a higher port, and publish it with compose: ports: [\"80:5500\"])"
 }
@@ -250,7 +250,7 @@ func withRemedy(words string) string {
 // nacked reports a rejection.
 func (s *Server) nacked(e *envoy, req *discoveryv3.DeltaDiscoveryRequest, answered sent) {
 	name, r := typeNames[req.GetTypeUrl()], &s.delivery
-	e.of(req.GetTypeUrl()).acked = "" // some of what was sent may have been taken
+	e.of(req.GetTypeUrl()).acked = "" // Envoy may have accepted a part of it
 	rejection := &Rejection{Type: name, Node: e.Node, Reason: bounded(withRemedy(req.GetErrorDetail().GetMessage()), maxReason), At: time.Now()}
 	if answered.target != nil {
 		rejection.Version = answered.target.Version
@@ -279,8 +279,8 @@ func (s *Server) awaited() []*envoy {
 	return slices.DeleteFunc(Voters(s.envoys), func(e *envoy) bool { return e.lagging })
 }
 
-// logged runs a log call about an Envoy. Streams that never were active are many if a stranger makes them, so only some
-// of theirs are logged.
+// logged runs a log call about an Envoy. A stranger can open any number of streams that never become active, so only
+// some of their calls are run.
 func (s *Server) logged(e *envoy, log func()) {
 	if e.active() {
 		log()
@@ -299,7 +299,7 @@ func (s *Server) streamsOf(peer string) int {
 	return count
 }
 
-// versionOf returns the version that an Envoy says it has, as 1.40.0; empty if it says none.
+// versionOf returns the version that an Envoy reports, such as 1.40.0; empty if it reports none.
 func versionOf(node *corev3.Node) string {
 	v := node.GetUserAgentBuildVersion().GetVersion()
 	if v == nil {

@@ -31,9 +31,21 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 		_, err := fmt.Fprintf(w, "upstreams  not known: %s\n", read.Unknown)
 		return err
 	}
-	total, unhealthy := 0, 0
-	var rows []string
-	for _, service := range read.Services {
+	total, unhealthy, rows := summarize(read.Services, all)
+	if _, err := fmt.Fprintf(w, "%d of %d upstreams are healthy\n", total-unhealthy, total); err != nil || len(rows) == 0 {
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVICE\tUPSTREAM\tHEALTH\tREQUESTS\tERRORS\tNOTE")
+	for _, row := range rows {
+		fmt.Fprintln(table, row)
+	}
+	return table.Flush()
+}
+
+// summarize counts upstreams, and returns the rows of services that need a look, or of all.
+func summarize(services []admin.Service, all bool) (total, unhealthy int, rows []string) {
+	for _, service := range services {
 		bad := 0
 		for _, u := range service.Upstreams {
 			if u.Health != admin.HealthHealthy {
@@ -45,15 +57,7 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 			rows = append(rows, upstreamRows(service)...)
 		}
 	}
-	if _, err := fmt.Fprintf(w, "%d of %d upstreams are healthy\n", total-unhealthy, total); err != nil || len(rows) == 0 {
-		return err
-	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SERVICE\tUPSTREAM\tHEALTH\tREQUESTS\tERRORS\tNOTE")
-	for _, row := range rows {
-		fmt.Fprintln(table, row)
-	}
-	return table.Flush()
+	return total, unhealthy, rows
 }
 
 // upstreamRows are the rows of a service, one for each upstream.

@@ -36,7 +36,7 @@ func Diff(oldName string, old *definitions.Gateway, newName string, now *definit
 	return out.String(), nil
 }
 
-// Change says in a line what differs: "+orders -items ~users ~tokens".
+// Change lists the differences in a line: "+orders -items ~users ~tokens".
 func Change(old, now *definitions.Gateway) string {
 	const most = 12 // a line is not longer than can be read
 	var changes []string
