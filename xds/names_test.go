@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -293,7 +294,11 @@ func TestRoutesFollowAfterATimeToo(t *testing.T) {
 		for i := range envoys {
 			c.connect(fmt.Sprint("envoy", i), acceptAll)
 		}
-		c.serves(withServices(t, "a"))
+		first := withServices(t, "a")
+		c.serves(first)
+		c.eventually("all Envoys have the first version", func(now progress) bool {
+			return len(now.Envoys) == envoys && !slices.ContainsFunc(now.Envoys, func(e envoyProgress) bool { return e.Acked != first.Version })
+		})
 		c.serves(build(t, `services: [{name: a, path: /a, upstreams: ["http://good.test"]}]`))
 		if n := asked.Load(); (n > 0) != (envoys == 1) {
 			t.Errorf("%d Envoys: %d questions", envoys, n)
