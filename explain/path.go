@@ -91,29 +91,30 @@ func canonicalPath(path string) (string, bool) {
 			}
 		}
 		c, n, escaped := charAt(path, i)
-		switch {
-		case dotAt(path, i) > 0:
-			out = append(out, '.')
-		case escaped && isUnreserved(c):
-			out = append(out, c)
-		case escaped:
-			ok = ok && c != 0
-			out = append(out, path[i:i+n]...)
-		case c == '\\':
-			out = append(out, '/')
-		case c == '%':
+		if c == '%' && !escaped {
 			stray = append(stray, len(out))
-			out = append(out, '%')
-		case c == 0:
-			return "", false
-		case isUnreserved(c) || strings.IndexByte("!$&'()*+,:;=@[]/", c) >= 0:
-			out = append(out, c)
-		default:
-			out = fmt.Appendf(out, "%%%02X", c)
 		}
+		ok = ok && c != 0
+		out = appendCanonical(out, c, path[i:i+n])
 		i += n
 	}
 	return string(escapeStray(out, stray)), ok
+}
+
+// appendCanonical appends the canonical form of the character c, which is spelled as raw in the path.
+func appendCanonical(out []byte, c byte, raw string) []byte {
+	escaped := len(raw) > 1
+	switch {
+	case c == '.':
+		return append(out, c)
+	case escaped && !isUnreserved(c):
+		return append(out, raw...)
+	case c == '\\':
+		return append(out, '/')
+	case isUnreserved(c) || strings.IndexByte("%!$&'()*+,:;=@[]/", c) >= 0:
+		return append(out, c)
+	}
+	return fmt.Appendf(out, "%%%02X", c)
 }
 
 // charAt returns the character at i, its length in bytes, and whether it is escaped.

@@ -76,16 +76,7 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		x.refused = why
 		return nil
 	}
-	if limit := int(e.manager.GetMaxRequestHeadersKb().GetValue()) << 10; limit > 0 && r.size() > limit {
-		return refuse(431, fmt.Sprintf("its head has more than %d bytes", limit))
-	}
-	if !definitions.TakenOverHTTP1(r.Method) {
-		return refuse(400, fmt.Sprintf("Envoy's HTTP/1.1 parser does not accept the method %q", r.Method))
-	}
-	if !plainTarget(r.Target) {
-		return refuse(400, "the request target is malformed")
-	}
-	if status, why := e.readHeader(x, r); status != 0 {
+	if status, why := e.readHead(x, r); status != 0 {
 		return refuse(status, why)
 	}
 	path, host, ok := splitTarget(r.Method, r.Target)
@@ -108,21 +99,8 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 		x.header.remove(name)
 	}
 	x.path, x.sent = path, path
-	if !x.header.has("host") {
-		return refuse(400, "the request has no Host")
-	}
-	x.host = x.header.value("host")
-	if !plainHost(x.host) {
-		x.known = false
-		return refuse(400, "the Host is malformed")
-	}
-	if e.manager.GetStripAnyHostPort() {
-		x.host = withoutNumber(x.host)
-		x.header.set("host", x.host)
-	}
-	if e.manager.GetStripTrailingHostDot() {
-		x.host = withoutTrailingDot(x.host)
-		x.header.set("host", x.host)
+	if status, why := e.readHost(x); status != 0 {
+		return refuse(status, why)
 	}
 	if !strings.HasPrefix(x.path, "/") {
 		return refuse(404, "the target * (the whole server) is not supported")
@@ -143,6 +121,41 @@ func (e *Explainer) mutateEarly(x *exchange) error {
 		x.mutate(&x.header, config.GetMutations())
 	}
 	return nil
+}
+
+// readHead parses the request line and the headers. If Envoy rejects them, it returns a status and the reason.
+func (e *Explainer) readHead(x *exchange, r Request) (status int, why string) {
+	if limit := int(e.manager.GetMaxRequestHeadersKb().GetValue()) << 10; limit > 0 && r.size() > limit {
+		return 431, fmt.Sprintf("its head has more than %d bytes", limit)
+	}
+	if !definitions.TakenOverHTTP1(r.Method) {
+		return 400, fmt.Sprintf("Envoy's HTTP/1.1 parser does not accept the method %q", r.Method)
+	}
+	if !plainTarget(r.Target) {
+		return 400, "the request target is malformed"
+	}
+	return e.readHeader(x, r)
+}
+
+// readHost reads the host in the form in which it is matched. If Envoy rejects it, it returns a status and the reason.
+func (e *Explainer) readHost(x *exchange) (status int, why string) {
+	if !x.header.has("host") {
+		return 400, "the request has no Host"
+	}
+	x.host = x.header.value("host")
+	if !plainHost(x.host) {
+		x.known = false
+		return 400, "the Host is malformed"
+	}
+	if e.manager.GetStripAnyHostPort() {
+		x.host = withoutNumber(x.host)
+		x.header.set("host", x.host)
+	}
+	if e.manager.GetStripTrailingHostDot() {
+		x.host = withoutTrailingDot(x.host)
+		x.header.set("host", x.host)
+	}
+	return 0, ""
 }
 
 // readHeader parses the headers. If Envoy rejects one, it returns a status and the reason.
