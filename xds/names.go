@@ -106,10 +106,13 @@ type readiness struct {
 	until    time.Time // when it is asked again
 }
 
-// isReady reports whether Envoy has hosts for a cluster. It asks for all who wait, and most of the time it does not.
+// isReady reports whether Envoy is known to have hosts for a cluster. One call asks for all clusters. The others do not
+// wait for its answer, because that can take longer than their clusters may wait.
 func (s *Server) isReady(ctx context.Context, cluster string) bool {
 	r := &s.readiness
-	r.mu.Lock()
+	if !r.mu.TryLock() {
+		return false
+	}
 	defer r.mu.Unlock()
 	if asked := time.Now(); !asked.Before(r.until) {
 		var err error

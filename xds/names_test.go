@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -303,6 +304,45 @@ func TestRoutesFollowAfterATimeToo(t *testing.T) {
 		if n := asked.Load(); (n > 0) != (envoys == 1) {
 			t.Errorf("%d Envoys: %d questions", envoys, n)
 		}
+	}
+}
+
+// If Envoy does not answer for its hosts, the cluster for which it was asked delays no other one.
+func TestNoAnswerOfEnvoyDelaysAnotherCluster(t *testing.T) {
+	t.Parallel()
+	held, release := hold()
+	asked := make(chan struct{})
+	ask := sync.OnceFunc(func() { close(asked) })
+	opts := quick
+	opts.LookupTimeout = time.Hour
+	opts.Ready = func(context.Context) (map[string]bool, error) {
+		ask()
+		<-held
+		return nil, nil
+	}
+	opts.Lookup = func(_ context.Context, host string) error {
+		if host == "second.test" {
+			<-asked
+		}
+		return nil
+	}
+	c := startControl(t, opts)
+	t.Cleanup(release)
+	e := c.connect("envoy", acceptAll)
+	c.servesAll(withServices(t, "a"))
+	e.transcript()
+	c.publish(build(t, `services:
+  - {name: a, path: /a, upstreams: ["http://127.0.0.1:8080"]}
+  - {name: first, path: /first, upstreams: ["http://first.test"]}
+  - {name: second, path: /second, upstreams: ["http://second.test"]}
+`))
+	routes := ""
+	envoytest.Eventually(t, "the routes to the second cluster", func() bool {
+		routes += e.transcript()
+		return strings.Contains(routes, "+/second")
+	})
+	if strings.Contains(routes, "+/first") {
+		t.Errorf("the routes to the first cluster came before Envoy has answered:\n%s", routes)
 	}
 }
 
