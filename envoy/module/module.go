@@ -34,11 +34,11 @@ var (
 	tableH []byte
 )
 
-// ErrNotBuilt: the program was built without a module for this machine.
+// ErrNotBuilt means that the program was built without a module for this machine.
 var ErrNotBuilt = errors.New("this program was built without the module for " + runtime.GOOS + "/" + runtime.GOARCH +
 	" (make build needs a C compiler)")
 
-// ErrStale: the program was built with a module that was compiled from other sources. Its table may have
+// ErrStale means that the program was built with a module that was compiled from other sources. Its table may have
 // another layout, so it is not used.
 var ErrStale = errors.New("this program was built with a module of other sources (run make build, which compiles it)")
 
