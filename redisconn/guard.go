@@ -17,7 +17,7 @@ const (
 )
 
 // ErrPaused is the error of a call that an open Guard has not made.
-var ErrPaused = errors.New("Redis is not called for a second after failures")
+var ErrPaused = errors.New("no call of Redis for a second after failures")
 
 // Guard is a circuit breaker for calls whose callers can do without Redis, so that an outage does not delay all of
 // them. A call that fails opens it at once; of calls without a reply in time, the third in a row does. Late calls that
