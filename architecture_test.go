@@ -62,15 +62,7 @@ func TestTheProgramHasNoPackageOfTests(t *testing.T) {
 // tell which of them it may reach. Envoy makes them itself.
 func TestTheProgramHasNoGeneratedChecks(t *testing.T) {
 	t.Parallel()
-	for _, file := range filesOfTheProgram(t) {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if call := generatedCheck.Find(text); call != nil {
-			t.Errorf("%s: %s", file, call)
-		}
-	}
+	onlyIn(t, filesOfTheProgram(t), nil, "it is a generated check", matchesOf(t, generatedCheck))
 }
 
 var generatedCheck = regexp.MustCompile(`\bValidate(All)?\(\) error\b|\.ValidateAll\(\)`)
@@ -87,20 +79,36 @@ var readOtherwise = map[string]string{
 
 func TestFilesAreReadByOneReader(t *testing.T) {
 	t.Parallel()
-	reads, found := regexp.MustCompile(`\b(os\.ReadFile|tls\.LoadX509KeyPair)\(`), map[string]bool{}
-	for _, file := range filesOfTheProgram(t) {
+	reads := regexp.MustCompile(`\b(os\.ReadFile|tls\.LoadX509KeyPair)\(`)
+	onlyIn(t, filesOfTheProgram(t), readOtherwise, "it reads a file without the package regularfile", matchesOf(t, reads))
+}
+
+// onlyIn reports what find finds in a file that is none of the exceptions, and exceptions in which it finds nothing.
+func onlyIn(t *testing.T, files []string, exceptions map[string]string, fault string, find func(file string) []string) {
+	t.Helper()
+	needed := map[string]bool{}
+	for _, file := range files {
+		for _, text := range find(file) {
+			if needed[file] = true; exceptions[file] == "" {
+				t.Errorf("%s: %s: %s", file, text, fault)
+			}
+		}
+	}
+	for file := range exceptions {
+		if !needed[file] {
+			t.Errorf("%s is no exception any more: remove it here", file)
+		}
+	}
+}
+
+// matchesOf returns a function that finds a pattern in a file.
+func matchesOf(t *testing.T, pattern *regexp.Regexp) func(file string) []string {
+	return func(file string) []string {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if found[file] = reads.Match(text); found[file] && readOtherwise[file] == "" {
-			t.Errorf("%s reads a file without the package regularfile", file)
-		}
-	}
-	for file := range readOtherwise {
-		if !found[file] {
-			t.Errorf("%s reads no file any more: remove it here", file)
-		}
+		return pattern.FindAllString(string(text), -1)
 	}
 }
 
@@ -123,25 +131,8 @@ func TestDefinitionsAreParsedByOnePackage(t *testing.T) {
 	t.Parallel()
 	readers := regexp.MustCompile(`^(admin|authz|explain|rollout|tokens/endpoint|xds)/[^/]+$`)
 	parses := regexp.MustCompile(`\b(url\.Parse(RequestURI)?|net\.SplitHostPort|netip\.(Must)?Parse\w+|time\.ParseDuration|strconv\.(Atoi|Parse\w+))\(`)
-	found := map[string]bool{}
-	for _, file := range filesOfTheProgram(t) {
-		if !readers.MatchString(file) {
-			continue
-		}
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		call := parses.Find(text)
-		if found[file] = call != nil; found[file] && parseOtherwise[file] == "" {
-			t.Errorf("%s calls %s): if that is a value of definitions, package definitions parses it", file, call)
-		}
-	}
-	for file := range parseOtherwise {
-		if !found[file] {
-			t.Errorf("%s parses nothing any more: remove it here", file)
-		}
-	}
+	read := slices.DeleteFunc(filesOfTheProgram(t), func(file string) bool { return !readers.MatchString(file) })
+	onlyIn(t, read, parseOtherwise, "if that is a value of definitions, package definitions parses it", matchesOf(t, parses))
 }
 
 // What two parts agree on is a constant of package convention, and these files alone have the same text:
@@ -156,7 +147,7 @@ var writtenAgain = map[string]string{
 
 func TestConventionsAreWrittenOnce(t *testing.T) {
 	t.Parallel()
-	conventions, found := map[string]bool{}, map[string]bool{}
+	conventions := map[string]bool{}
 	files := filesOfTheProgram(t)
 	isConvention := func(file string) bool { return strings.HasPrefix(file, "convention/") }
 	for _, file := range slices.DeleteFunc(slices.Clone(files), func(file string) bool { return !isConvention(file) }) {
@@ -164,21 +155,14 @@ func TestConventionsAreWrittenOnce(t *testing.T) {
 			conventions[text] = strings.ContainsAny(text, "/-_ ") // others are words that mean something else elsewhere
 		}
 	}
-	for _, file := range slices.DeleteFunc(files, isConvention) {
+	onlyIn(t, slices.DeleteFunc(files, isConvention), writtenAgain, "it is a constant of package convention", func(file string) (again []string) {
 		for text := range textsOf(t, file, token.IMPORT) {
-			if !conventions[text] {
-				continue
-			}
-			if found[file] = true; writtenAgain[file] == "" {
-				t.Errorf("%s has %q, which is a constant of package convention", file, text)
+			if conventions[text] {
+				again = append(again, text)
 			}
 		}
-	}
-	for file := range writtenAgain {
-		if !found[file] {
-			t.Errorf("%s repeats no convention any more: remove it here", file)
-		}
-	}
+		return again
+	})
 }
 
 // textsOf returns the string literals of a file in lower case: those of its constants, or (IMPORT) all but the imports.

@@ -92,6 +92,11 @@ func settings(from settingsHolder, filter string, m proto.Message) (bool, error)
 	return true, packed.UnmarshalTo(m)
 }
 
+// disables reports whether a filter is disabled at a level.
+func disables(level settingsHolder, filter string) bool {
+	return level.GetTypedPerFilterConfig()[filter].MessageIs((*routev3.FilterConfig)(nil))
+}
+
 // fields are headers in order, with names in lower case.
 type fields []Field
 

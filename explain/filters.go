@@ -157,7 +157,7 @@ type mutation struct {
 func (f mutation) all(x *exchange) []*headermutationv3.Mutations {
 	out := []*headermutationv3.Mutations{f.own}
 	for _, level := range []settingsHolder{x.vhost, x.route} {
-		if level.GetTypedPerFilterConfig()[f.name].MessageIs((*routev3.FilterConfig)(nil)) {
+		if disables(level, f.name) {
 			continue // the module does the same in its place
 		}
 		more := new(headermutationv3.HeaderMutationPerRoute)

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	xdsmatcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matchingv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/common/matching/v3"
 	skipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/matcher/action/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
@@ -31,7 +30,7 @@ func newMatched(name string, config *matchingv3.ExtensionWithMatcher) (filter, e
 func (f matched) request(x *exchange) {
 	matcher := f.matcher
 	for _, level := range []settingsHolder{x.vhost, x.route} {
-		if level.GetTypedPerFilterConfig()[f.name].MessageIs((*routev3.FilterConfig)(nil)) {
+		if disables(level, f.name) {
 			if x.rerouted {
 				continue // Envoy reads it of the route that it finds first
 			}
