@@ -13,13 +13,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"gatepost/envoy/envoytest"
 	"gatepost/testlog"
+	"gatepost/testport"
 )
 
 // gateway is a running `gatepost run`: the sidecar and its Envoy.
@@ -259,7 +259,7 @@ func (g *gateway) TryTraced(ctx context.Context, method, path, body string, head
 
 // client is shared, so that connections are kept alive as by real clients.
 var client = &http.Client{
-	Timeout:       30 * time.Second,
+	Timeout:       envoytest.Deadline,
 	Transport:     &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }
@@ -297,16 +297,12 @@ func users(t *testing.T) *envoytest.Recorder {
 	return service
 }
 
-// fixedPorts is held by the test that uses ports of fixed numbers.
-var fixedPorts sync.Mutex
-
-// needPorts reserves loopback ports for a test. It skips the test if one of them is in use; with
-// CI=true it fails.
+// needPorts reserves loopback ports for a test, and waits while a test uses one of them, also one of another process.
+// It skips the test if another program uses one; with CI=true it fails.
 func needPorts(t *testing.T, ports ...string) {
 	t.Helper()
-	fixedPorts.Lock()
-	t.Cleanup(fixedPorts.Unlock)
 	for _, port := range ports {
+		testport.Reserve(t, port)
 		switch taken := envoytest.Accepts("127.0.0.1:" + port); {
 		case taken && os.Getenv("CI") == "true":
 			t.Fatalf("port %s is taken on this machine", port)

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"google.golang.org/grpc"
@@ -75,7 +74,7 @@ func TestRemoteEnvoysNeedACertificate(t *testing.T) {
 		"without a certificate":            {RootCAs: server.Pool()},
 		"with a certificate of another CA": {RootCAs: server.Pool(), Certificates: []tls.Certificate{pair}},
 	} {
-		client := http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: time.Minute}
+		client := http.Client{Transport: &http.Transport{TLSClientConfig: config}, Timeout: envoytest.Deadline}
 		if answer, err := client.Get("https://" + g.HTTP + "/token"); err == nil {
 			answer.Body.Close()
 			t.Errorf("%s: --http returned %s", name, answer.Status)

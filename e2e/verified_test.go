@@ -391,9 +391,6 @@ func TestGatepostRestartsInTheMiddle(t *testing.T) {
 		}
 	}
 	l.End()
-	if l.dialled.Load() != 12 {
-		t.Errorf("12 clients needed %d connections", l.dialled.Load())
-	}
 }
 
 // TestSeveralEnvoysOfOneGatepost: a change is verified when all Envoys have it, whatever their names

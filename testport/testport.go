@@ -6,6 +6,7 @@ import (
 	"net"
 	"strconv"
 	"testing"
+	"time"
 )
 
 // Ports are allocated below the ephemeral port range of Linux (32768 and up), so that outgoing
@@ -18,8 +19,7 @@ func New(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
 		port := first + rand.IntN(last-first)
-		// An abstract Unix socket marks the port as reserved. It has no file, and ends with the process.
-		mark, err := net.Listen("unix", "@gatepost-testport-"+strconv.Itoa(port))
+		mark, err := reserve(strconv.Itoa(port))
 		if err != nil {
 			continue
 		}
@@ -32,6 +32,22 @@ func New(t testing.TB) int {
 	}
 	t.Fatal("no free port on loopback")
 	return 0
+}
+
+// Reserve waits until no other test uses a thing of this machine, such as a port of a fixed number,
+// and reserves it until this test ends. The tests of all processes wait for each other.
+func Reserve(t testing.TB, thing string) {
+	t.Helper()
+	mark, err := reserve(thing)
+	for ; err != nil; mark, err = reserve(thing) {
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Cleanup(func() { mark.Close() })
+}
+
+// reserve marks a thing as reserved by an abstract Unix socket. It has no file, and ends with the process.
+func reserve(thing string) (mark net.Listener, err error) {
+	return net.Listen("unix", "@gatepost-testport-"+thing)
 }
 
 // free reports whether nothing listens on a port.

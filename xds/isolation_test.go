@@ -2,7 +2,6 @@ package xds
 
 import (
 	"bufio"
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -61,21 +60,21 @@ func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 	const first = "authenticate: false, upstreams: [UP]"
 	l := startLive(t, func(listen, upstream string) *Snapshot { return snapshot(listen, upstream, first) })
 	l.upstream.SetHandler(echo)
-	connections := 0
-	client := &http.Client{
-		Transport:     &http.Transport{DialContext: counted(&connections), MaxIdleConns: 1},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	// All requests use one connection. Go's client opens another one if it is late for the first, on a busy machine.
+	conn, err := net.Dial("tcp", l.addr)
+	if err != nil {
+		t.Fatal(err)
 	}
-	defer client.CloseIdleConnections()
+	defer conn.Close()
+	reader := bufio.NewReader(conn)
 	get := func(path string) int {
 		t.Helper()
-		response, err := client.Get("http://" + l.addr + path)
+		_, _ = conn.Write(request("GET", path))
+		response, err := http.ReadResponse(reader, nil)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: the connection was closed: %v", path, err)
 		}
-		_, _ = io.Copy(io.Discard, response.Body)
-		response.Body.Close()
-		if response.Close {
+		if _, err := io.Copy(io.Discard, response.Body); err != nil || response.Close {
 			t.Errorf("%s: the connection is closed", path)
 		}
 		return response.StatusCode
@@ -99,9 +98,6 @@ func TestAChangeOfAServiceTouchesNoConnection(t *testing.T) {
 		if got := fmt.Sprint(get("/b"), get("/b")); change.statuses != "" && got != change.statuses {
 			t.Errorf("%s: %s, want %s", change.field, got, change.statuses)
 		}
-	}
-	if connections != 1 {
-		t.Errorf("%d connections, want 1", connections)
 	}
 	for _, name := range []string{"listener_modified", "listener_in_place_updated", "listener_removed"} {
 		if n := l.envoy.Stat("listener_manager." + name); n != 0 {
@@ -219,13 +215,5 @@ func (l *live) chats(path string) func(text string) {
 		if _, err := io.ReadFull(reader, back); err != nil || string(back) != text {
 			l.t.Fatalf("the WebSocket sends %q back for %q: %v", back, text, err)
 		}
-	}
-}
-
-// counted dials, and counts the connections.
-func counted(n *int) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		*n++
-		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 }

@@ -16,7 +16,9 @@ func TestPushesAreLoggedAtDebugLevel(t *testing.T) {
 		c := startControl(t, quick)
 		c.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: level}))
 		c.connect("edge", acceptAll)
-		c.servesAll(withServices(t, "a"))
+		first := withServices(t, "a")
+		c.servesAll(first)
+		c.eventually("the Envoy has it", func(now progress) bool { return len(now.Envoys) == 1 && now.Envoys[0].Acked == first.Version })
 		before := len(log.String())
 		c.servesAll(withServices(t, "b"))
 		pushes := log.String()[before:]
@@ -41,6 +43,7 @@ func TestAPushOfManyResourcesIsAShortLine(t *testing.T) {
 	c := startControl(t, quick)
 	c.log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	c.connect("edge", acceptAll)
+	c.eventually("the Envoy is there", func(now progress) bool { return len(now.Envoys) == 1 })
 	c.servesAll(withServices(t, names...))
 	for line := range strings.Lines(log.String()) {
 		if len(line) > 2<<10 {

@@ -16,11 +16,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/testport"
 )
 
 const alice = `{"username":"alice","password":"wonderland"}`
 
 func TestComposeFile(t *testing.T) {
+	testport.Reserve(t, "docker") // an engine changes this machine's packet filter, and the project has a fixed name
 	e := findEngine(t)
 	images := provideImages(t, e)
 	p := newProject(t, e)
@@ -112,7 +116,7 @@ func testTLS(t *testing.T, p *project, token string) {
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(root)
-	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}, Timeout: time.Minute}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}, Timeout: envoytest.Deadline}
 	defer client.CloseIdleConnections()
 	for header, want := range map[string]int{"": 401, "Bearer " + token: 200} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://localhost:"+p.tlsPort+"/orders", nil)
@@ -380,7 +384,7 @@ func (g gateway) try(t *testing.T, method, path, body string, header ...string) 
 		name, value, _ := strings.Cut(h, ": ")
 		req.Header.Set(name, value)
 	}
-	client := http.Client{Timeout: 30 * time.Second}
+	client := http.Client{Timeout: envoytest.Deadline}
 	res, err := client.Do(req)
 	if err != nil {
 		return answer{}, err
@@ -423,7 +427,7 @@ func (g gateway) login(t *testing.T) string {
 // eventually polls a condition. After the timeout it calls lastWords and ends the test.
 func eventually(t *testing.T, what string, condition func() bool, lastWords ...func()) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(envoytest.Deadline); !condition(); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			for _, say := range lastWords {
 				say()

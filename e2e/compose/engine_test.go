@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"gatepost/envoy/envoytest"
 )
 
 // engine is a Docker engine and its client program.
@@ -84,14 +86,14 @@ func startEngine(t *testing.T, docker string) *engine {
 		_ = daemon.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-ended:
-		case <-time.After(time.Minute):
+		case <-time.After(envoytest.Deadline):
 			t.Error("dockerd did not end on SIGTERM")
 			_ = daemon.Process.Kill()
 			<-ended
 		}
 	})
 
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(envoytest.Deadline)
 	for !e.answers(t.Context()) {
 		select {
 		case <-ended:

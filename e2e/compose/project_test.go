@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gatepost/envoy"
+	"gatepost/envoy/envoytest"
 )
 
 // root is the project's root, relative to this folder.
@@ -70,7 +71,7 @@ func (p *project) run(t *testing.T, args ...string) string {
 func (p *project) up(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), envoytest.Deadline)
 		defer cancel()
 		if t.Failed() {
 			logs, _ := p.command(ctx, "logs", "--no-color", "--tail", "60").CombinedOutput()

@@ -85,9 +85,10 @@ func TestRevokesHoldDuringClusterFailover(t *testing.T) {
 	}
 	h.await(t, "accepted uses at the end", &h.accepted)
 	h.await(t, "refused uses at the end", &h.refused)
+	redistest.Eventually(t, "revokes", h.covered)
 	end()
 	wait()
-	h.requireCoverage(t)
+	h.log(t)
 }
 
 // await waits until count has grown.

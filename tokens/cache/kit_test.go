@@ -156,7 +156,7 @@ func openStore(t testing.TB, store tokens.Store, tracking redis.UniversalClient,
 
 func client(t testing.TB, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{
-		Addr: addr, DialTimeout: time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 20 * time.Second,
+		Addr: addr, DialTimeout: 20 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: 20 * time.Second,
 		ContextTimeoutEnabled: true, MaxRetries: -1,
 	})
 	t.Cleanup(func() { _ = c.Close() })
@@ -224,13 +224,25 @@ func awaitPeers(t testing.TB, all ...*gateway) {
 	})
 }
 
-func (g *gateway) create(user string) *tokens.Session {
+func (g *gateway) create(user string) (s *tokens.Session) {
 	g.t.Helper()
-	s := session(user)
-	if err := g.Create(g.t.Context(), s, 0); err != nil {
-		g.t.Fatalf("creating a session: %v", err)
-	}
+	g.do("creating a session", func() error {
+		s = session(user)
+		return g.Create(g.t.Context(), s, 0)
+	})
 	return s
+}
+
+// do calls the store, again while it is unavailable: Redis can be late on a busy machine.
+func (g *gateway) do(what string, call func() error) {
+	g.t.Helper()
+	redistest.Eventually(g.t, what, func() bool {
+		err := call()
+		if err != nil && !errors.Is(err, tokens.ErrUnavailable) {
+			g.t.Fatalf("%s: %v", what, err)
+		}
+		return err == nil
+	})
 }
 
 // settle waits until all gateways have received the invalidations of earlier changes, such as that
@@ -287,9 +299,7 @@ func (g *gateway) caches(s *tokens.Session) bool {
 
 func (g *gateway) revoke(s *tokens.Session) {
 	g.t.Helper()
-	if err := g.Revoke(g.t.Context(), s.Hash); err != nil {
-		g.t.Fatalf("revoking: %v", err)
-	}
+	g.do("revoking", func() error { return g.Revoke(g.t.Context(), s.Hash) })
 }
 
 // fullStore is a store that has a session for every hash.

@@ -171,7 +171,7 @@ func (p *Proxy) accept() {
 
 // connect forwards one connection until either side has ended.
 func (p *Proxy) connect(client net.Conn) {
-	server, err := net.DialTimeout("tcp", p.target, 5*time.Second)
+	server, err := net.DialTimeout("tcp", p.target, time.Minute)
 	if err != nil {
 		reset(client)
 		return

@@ -77,7 +77,7 @@ func TestRunServesAServiceUntilTheContextIsDone(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx, []string{"-items", address}) }()
 
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(5 * time.Minute)
 	for run(t.Context(), []string{"-check", "http://" + address}) != nil {
 		if time.Now().After(deadline) {
 			t.Fatal("the items service is not healthy")
