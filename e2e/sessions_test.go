@@ -151,6 +151,9 @@ func TestCommandLineEndsSessionsInRedisWithoutAGateway(t *testing.T) {
 		if said, code := gatepost(t, nil, list...); code != 0 || !strings.Contains(said, `user "al" has no session`) || !strings.Contains(said, "header `userid`") {
 			t.Errorf("tokens list of a user that there is not, %v: %d %s", args, code, said)
 		}
+		if said, code := gatepost(t, nil, append([]string{"tokens", "revoke", "bob"}, args...)...); code != 1 || !strings.Contains(said, "no such session") || !strings.Contains(said, "`gatepost tokens revoke --user ID` ends them all") {
+			t.Errorf("tokens revoke of a user without --user, %v: %d %s", args, code, said)
+		}
 	}
 	var listed []admin.Session
 	said, code = gatepost(t, nil, "tokens", "list", "--user", "bob", "--redis", redis.URL(), "--format", "json")

@@ -43,7 +43,7 @@ func Find(explicit string) (string, error) {
 	if explicit != "" {
 		path, err := exec.LookPath(explicit)
 		if err != nil {
-			return "", fmt.Errorf("finding the given Envoy: %w", err)
+			return "", fmt.Errorf("finding the Envoy of --envoy: %w", err)
 		}
 		return filepath.Abs(path)
 	}

@@ -88,6 +88,8 @@ type Running struct {
 	Serves bool `json:"serves"`
 	// Rejected is why it does not serve the newest definitions unchanged, or empty.
 	Rejected string `json:"rejected,omitempty"`
+	// partly is true if it serves services otherwise than they are defined. Else Rejected is about newer definitions.
+	partly bool
 }
 
 // running describes the gateway, or returns nil if there is none.
@@ -96,7 +98,7 @@ func (e *Explainer) running() *Running {
 		return nil
 	}
 	s := e.gateway.Status
-	return &Running{e.gateway.Address, s.GetVersion(), s.GetSource(), e.isServed, s.GetRejected()}
+	return &Running{e.gateway.Address, s.GetVersion(), s.GetSource(), e.isServed, s.GetRejected(), len(s.GetWithheld())+len(s.GetFormer()) > 0}
 }
 
 // rejected returns why the gateway does not serve the newest definitions unchanged, or "".
@@ -109,17 +111,17 @@ func (e *Explainer) rejected() string {
 
 // line describes the gateway in one line.
 func (r *Running) line() string {
+	text := r.Address + " serves this version"
+	if !r.Serves {
+		text = fmt.Sprintf("%s serves other definitions, version %s of %s: it may answer otherwise", r.Address, r.Version, r.Source)
+	}
 	switch {
-	case r.Serves && r.Rejected != "":
-		return fmt.Sprintf("%s serves this version, in which some services are not as they are defined: %s", r.Address, r.Rejected)
-	case r.Serves:
-		return r.Address + " serves this version"
+	case r.Rejected == "":
+		return text
+	case r.Serves && r.partly:
+		return text + " with services " + r.Rejected
 	}
-	text := fmt.Sprintf("%s serves other definitions, version %s of %s: it may answer otherwise", r.Address, r.Version, r.Source)
-	if r.Rejected != "" {
-		text += "; it does not serve the newest: " + r.Rejected
-	}
-	return text
+	return text + "; it does not serve the newest: " + r.Rejected
 }
 
 // servedStep adds a step if the gateway does not serve a service as it is defined.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 
 	"golang.org/x/sync/errgroup"
 
@@ -86,6 +87,9 @@ func (g *Gateway) listenAll() (all [3]net.Listener, err error) {
 		if all[i], err = listen(one.address); err != nil {
 			for _, open := range all[:i] {
 				open.Close()
+			}
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return all, fmt.Errorf("listening for %s on %s: another process does already; stop it, or choose another address", one.what, one.address)
 			}
 			return all, fmt.Errorf("listening for %s: %w", one.what, err)
 		}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -129,5 +130,20 @@ gatepost_log_lines_dropped_total 3
 `
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "gatepost_log_lines_dropped_total"); err != nil {
 		t.Error(err)
+	}
+}
+
+// Beginners start a second gateway on the default address.
+func TestATakenAddressIsAnErrorWithItsFlagAndARemedy(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	g := &Gateway{config: Config{GRPC: "127.0.0.1:0", HTTP: "127.0.0.1:0", Admin: taken.Addr().String()}}
+	_, err = g.listenAll()
+	want := "listening for operators (--admin) on " + taken.Addr().String() + ": another process does already; stop it, or choose another address"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -38,7 +38,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			_, err := fmt.Fprintf(c.OutOrStdout(), "gatepost %s\n", version)
 			return err
@@ -51,7 +51,7 @@ func healthCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "health",
 		Short: "Exit 0 if the gateway on --admin is ready, for health checks of containers",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			path := "/readyz"
 			if live {
@@ -72,7 +72,7 @@ func statusCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "status",
 		Short: "Show the version that is served, its listeners and certificates, and the state of each Envoy and of upstreams",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkFormat(format, "text", "json"); err != nil {
 				return err

@@ -19,7 +19,7 @@ func bootstrapCommand(s *settings) *cobra.Command {
 		Long: "Print the bootstrap of an Envoy for `gatepost serve`. --grpc and --http are the addresses at which\n" +
 			"that Envoy reaches Gatepost, such as unix:/run/gatepost/grpc.sock and unix:/run/gatepost/http.sock in a compose file.\n" +
 			"--grpc-tls is a folder as that Envoy sees it, with a certificate of its own.",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := checkFormat(format, "yaml", "json"); err != nil {
 				return err

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"time"
 
@@ -15,7 +16,7 @@ func certsCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "certs",
 		Short: "Make certificates for development",
-		Args:  usage(cobra.NoArgs),
+		Args:  onlySubcommands,
 		RunE:  showHelp,
 	}
 	command.AddCommand(certsDevCommand())
@@ -29,7 +30,7 @@ func certsDevCommand() *cobra.Command {
 		Short: "Make a certificate for host names or IP addresses, signed by a local CA",
 		Long: "Make a certificate for host names or IP addresses, signed by a local CA, for development. The first run makes the CA,\n" +
 			"and later ones reuse it. The output explains how to trust it. Files that are not of this CA are never overwritten.",
-		Args: usage(cobra.MinimumNArgs(1)),
+		Args: arguments(1, math.MaxInt),
 		RunE: func(c *cobra.Command, names []string) error {
 			issued, err := devcert.Issue(out, names, time.Now())
 			if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 func configCommand(s *settings) *cobra.Command {
-	command := &cobra.Command{Use: "config", Short: "Show the Envoy configuration", Args: usage(cobra.NoArgs)}
+	command := &cobra.Command{Use: "config", Short: "Show the Envoy configuration", Args: onlySubcommands, RunE: showHelp}
 	command.AddCommand(configDumpCommand(s))
 	return command
 }
@@ -25,7 +25,7 @@ func configDumpCommand(s *settings) *cobra.Command {
 		Long: "Print the listener, the routes and the clusters that are made from a definitions file, as Envoy receives them. What a\n" +
 			"running gateway serves is at /api/v1/config of --admin, in the same form. Its version differs from this one if it uses\n" +
 			"the module in Envoy, certificates, or flags that change the configuration: the version covers them too.",
-		Args: usage(cobra.ExactArgs(1)),
+		Args: arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := checkFormat(format, "yaml", "json"); err != nil {
 				return err

@@ -37,7 +37,7 @@ func explainCommand(s *settings) *cobra.Command {
 			"The gateway on --admin is asked for the session of the token, by the token's hash, and for what it serves. Without\n" +
 			"--admin on the command line, that is done only if a gateway answers there and serves these definitions. With --redis,\n" +
 			"Redis is asked for the session. If neither is asked, the explanation lists every case.",
-		Args: usage(cobra.ExactArgs(1)),
+		Args: arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := checkFormat(format, "text", "json"); err != nil {
 				return err

@@ -226,7 +226,7 @@ func TestServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	r.status.Rejected = "not as defined: orders: Envoy says no"
 	_, out := r.explains(t, token, "--admin", r.address())
 	contains(t, "withheld", out, "without its upstreams by the gateway on "+r.address(), "response   503", "because Envoy rejects them: not as defined: orders: Envoy says no",
-		r.address()+" serves this version, in which some services are not as they are defined")
+		r.address()+" serves this version with services not as defined: orders: Envoy says no")
 
 	before := strings.Replace(explained, "[GET]", "[GET, PUT]", 1)
 	before = strings.Replace(before, "http://orders:8080", "http://former:8080", 1)
@@ -240,4 +240,13 @@ func TestServiceIsExplainedAsTheGatewayServesIt(t *testing.T) {
 	contains(t, "in its former form", out, "in its former form by the gateway on "+r.address()+", whose Envoy refuses the one at "+r.file+":3", "to http://former:8080")
 	_, out = r.explains(t, token, "--admin", r.address(), "-X", "DELETE")
 	contains(t, "in its former form", out, "response   405", "fix what Envoy rejects about "+r.file+":3")
+}
+
+// If the newest definitions are refused, or cannot be read, those that are served are as they are defined.
+func TestServedDefinitionsAreNotBlamedForNewerOnes(t *testing.T) {
+	r := runGateway(t)
+	r.serves(t, explained)
+	r.status.Rejected = "gateway.yaml:3:5: services[0].upstream: unknown field"
+	_, out := r.explains(t, r.login(t, "read"), "--admin", r.address())
+	contains(t, "a newer file with a mistake", out, r.address()+" serves this version; it does not serve the newest: gateway.yaml:3:5")
 }

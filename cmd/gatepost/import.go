@@ -20,7 +20,7 @@ func importCommand() *cobra.Command {
 		Long: "Translate the settings of the old Node.js gateway, as JSON, into definitions. Each change of meaning is a comment in\n" +
 			"the result. A setting that cannot be translated is an error with its place, and nothing is written. Check the result\n" +
 			"with `gatepost validate`.",
-		Args: usage(cobra.ExactArgs(1)),
+		Args: arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			settings, err := os.ReadFile(args[0])
 			if err != nil {

@@ -40,7 +40,7 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
 	var usage usageError
 	switch {
 	case err == nil:
@@ -48,7 +48,7 @@ func gatepost(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	case errors.Is(err, errReported):
 		return exitFailed
 	case errors.As(err, &usage):
-		printError(stderr, "gatepost: %v\nSee 'gatepost --help'.\n", err)
+		printError(stderr, "gatepost: %v\nSee '%s --help'.\n", err, command.CommandPath())
 		return exitUsage
 	default:
 		printError(stderr, "gatepost: %v\n", err)
@@ -82,7 +82,7 @@ func newRoot() *cobra.Command {
 		Short:         "An Envoy gateway for HTTP services: routes, CORS, tokens, one binary beside Envoy",
 		SilenceUsage:  true, // do not print two screens of flags after every error
 		SilenceErrors: true,
-		Args:          usage(cobra.NoArgs),
+		Args:          onlySubcommands,
 		RunE:          showHelp,
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			s.adminNamed = c.Flags().Changed("admin")
@@ -102,12 +102,28 @@ func newRoot() *cobra.Command {
 	return root
 }
 
-// usage turns errors in the arguments into usage errors.
-func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+// arguments checks that a command gets from least to most arguments. Its errors have the usage line.
+func arguments(least, most int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usageError{err}
+		switch {
+		case len(args) < least:
+			return usageError{fmt.Errorf("an argument is missing: write `%s`", c.UseLine())}
+		case len(args) > most:
+			return usageError{fmt.Errorf("unexpected argument %q: write `%s`", args[most], c.UseLine())}
 		}
 		return nil
 	}
+}
+
+// onlySubcommands is for commands that only have subcommands. Its error names one with a similar name.
+func onlySubcommands(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q for %q", args[0], c.CommandPath())
+	c.SuggestionsMinimumDistance = 2 // at most so many letters differ
+	if similar := c.SuggestionsFor(args[0]); len(similar) > 0 {
+		text += fmt.Sprintf(" (did you mean %s?)", similar[0])
+	}
+	return usageError{errors.New(text)}
 }

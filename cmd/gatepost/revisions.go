@@ -61,7 +61,7 @@ func applyCommand(s *settings) *cobra.Command {
 		Long: "Store definitions in Redis as a new revision, and wait until every gateway and its Envoys serve it.\n" +
 			"Exit 0 if all do, else report which do not, and why. Nothing is stored if the file has a mistake, if the newest\n" +
 			"revision has the same content, or if somebody else applies at the same time.",
-		Args: usage(cobra.ExactArgs(1)),
+		Args: arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := loadOrReport(c, args[0])
 			if err != nil {
@@ -79,7 +79,7 @@ func rollbackCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "rollback REVISION",
 		Short: "Store the content of an earlier revision as a new one, and wait as apply does",
-		Args:  usage(cobra.ExactArgs(1)),
+		Args:  arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			number, err := readRevision(args[0])
 			if err != nil {
@@ -226,7 +226,7 @@ func diffCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff FILE",
 		Short: "Show differences from the newest revision (exit 0 if none, 1 otherwise)",
-		Args:  usage(cobra.ExactArgs(1)),
+		Args:  arguments(1, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			d, err := loadOrReport(c, args[0])
 			if err != nil {
@@ -271,7 +271,7 @@ func showCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show [REVISION]",
 		Short: "Print the file of a revision in Redis as it was applied (none: the newest)",
-		Args:  usage(cobra.MaximumNArgs(1)),
+		Args:  arguments(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var number int64 // 0: the newest
 			if len(args) == 1 {
@@ -307,7 +307,7 @@ func historyCommand(s *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "history",
 		Short: "List the revisions in Redis, the newest first: when, who, what changed and why",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			store, closeStore, err := s.openRevisions()
 			if err != nil {

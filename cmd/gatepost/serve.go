@@ -22,7 +22,7 @@ func serveCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Run the sidecar alone, for an Envoy that something else starts",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c, func(config *gateway.Config) error {
 				config.EnvoyAdmin = envoyAdmin
@@ -39,7 +39,7 @@ func runCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "run --config FILE",
 		Short: "Run the sidecar and an Envoy as its child: a whole gateway",
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return s.run(c, func(config *gateway.Config) (err error) {
 				if config.Envoy, err = envoy.Find(s.envoy); err != nil {

@@ -25,7 +25,7 @@ func tokensCommand(s *settings) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "tokens",
 		Short: "List and revoke sessions of the gateway on --admin, or with --redis those in that Redis",
-		Args:  usage(cobra.NoArgs),
+		Args:  onlySubcommands,
 		RunE:  showHelp,
 	}
 	command.AddCommand(listCommand(s), revokeCommand(s))
@@ -38,7 +38,7 @@ func listCommand(s *settings) *cobra.Command {
 		Use:   "list --user ID",
 		Short: "List a user's sessions, the newest first",
 		Long:  "List a user's sessions, the newest first. " + whatIsUserID,
-		Args:  usage(cobra.NoArgs),
+		Args:  arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if user == "" {
 				return usageError{errors.New("give the user whose sessions to list: --user ID")}
@@ -93,7 +93,7 @@ func revokeCommand(s *settings) *cobra.Command {
 		Long: "End one session by its public id, which `gatepost tokens list` shows, or all sessions of a user. Returns when no\n" +
 			"gateway accepts them any more. Exit 1 if there was nothing to revoke. With --redis the gateways log the author.\n" +
 			whatIsUserID,
-		Args: usage(cobra.MaximumNArgs(1)),
+		Args: arguments(0, 1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if (len(args) == 1) == (user != "") {
 				return usageError{fmt.Errorf("give a session's ID, or --user ID for all of a user's")}
@@ -142,6 +142,10 @@ func formatTime(t time.Time) string {
 	}
 	return t.Format(time.RFC3339)
 }
+
+// errNoSession also helps somebody who gave the ID of a user.
+var errNoSession = errors.New("revoking a session: there is no such session (`gatepost tokens list --user ID` shows the IDs of a user's sessions; " +
+	"`gatepost tokens revoke --user ID` ends them all)")
 
 // sessionAPI lists and ends sessions. Its revoke methods return when no gateway accepts the
 // sessions any more.
@@ -195,7 +199,7 @@ func (r sessionsInRedis) list(ctx context.Context, user string) ([]admin.Session
 func (r sessionsInRedis) revoke(ctx context.Context, id string) error {
 	switch err := r.store.RevokeSession(ctx, "", id); {
 	case errors.Is(err, tokens.ErrUnknown) && !errors.Is(err, tokens.ErrUnavailable):
-		return errors.New("revoking a session: there is no such session")
+		return errNoSession
 	case err != nil:
 		return fmt.Errorf("revoking a session: %w", err)
 	}
@@ -223,7 +227,11 @@ func (g sessionsOfGateway) list(ctx context.Context, user string) (sessions []ad
 }
 
 func (g sessionsOfGateway) revoke(ctx context.Context, id string) error {
-	return g.call(ctx, http.MethodDelete, "/api/v1/sessions/"+url.PathEscape(id), new(struct{ Revoked int }))
+	err := g.call(ctx, http.MethodDelete, "/api/v1/sessions/"+url.PathEscape(id), new(struct{ Revoked int }))
+	if refused := (*refusal)(nil); errors.As(err, &refused) && refused.code == http.StatusNotFound {
+		return errNoSession
+	}
+	return err
 }
 
 func (g sessionsOfGateway) revokeUser(ctx context.Context, user string) (int, error) {

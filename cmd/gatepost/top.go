@@ -26,7 +26,7 @@ import (
 const (
 	topEvery   = 2 * time.Second
 	topDenials = 8
-	topLines   = 10
+	topLines   = 11
 )
 
 func topCommand(s *settings) *cobra.Command {
@@ -36,7 +36,7 @@ func topCommand(s *settings) *cobra.Command {
 		Long: "Show services, rates, denials and Envoys of the gateway on --admin, refreshed every 2 s until Ctrl-C.\n" +
 			"If there are more services than fit on the terminal, those with the most requests are shown.\n" +
 			"If standard output is no terminal, it is shown once, with the counts since the start.",
-		Args: usage(cobra.NoArgs),
+		Args: arguments(0, 0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if isTerminal(c.OutOrStdout()) {
 				return s.liveTop(c.Context(), c.OutOrStdout())
@@ -165,8 +165,13 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 	for _, d := range []string{"allow", "deny", "error"} {
 		rates = append(rates, d+" "+count(o.Decisions[d], then.overview.Decisions[d]))
 	}
-	rates = append(rates, "logins "+count(sumOf(o.Logins), sumOf(then.overview.Logins)))
-	fmt.Fprintf(w, "%s\n\n", strings.Join(rates, ", "))
+	fmt.Fprintf(w, "%s\nlogins", strings.Join(rates, ", "))
+	for _, outcome := range slices.Sorted(maps.Keys(o.Logins)) {
+		if now, before := o.Logins[outcome], then.overview.Logins[outcome]; now > before {
+			fmt.Fprintf(w, " %s %s", outcome, count(now, before))
+		}
+	}
+	fmt.Fprint(w, "\n\n")
 
 	type row struct {
 		admin.Service
@@ -216,11 +221,4 @@ func upstreamCounts(s admin.Service) (requests, errors float64, healthy int) {
 		}
 	}
 	return requests, errors, healthy
-}
-
-func sumOf(counts map[string]float64) (sum float64) {
-	for _, n := range counts {
-		sum += n
-	}
-	return sum
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 
@@ -25,7 +26,7 @@ func validateCommand(s *settings) *cobra.Command {
 			"(--envoy, or as `gatepost run` finds it) it checks the configuration too. With --public the output for a valid file is\n" +
 			"what can be reached without a token, one line for each path: keep it in a repository and compare it in CI. With\n" +
 			"--strict a warning, such as for a method that HTTP does not know, is a mistake too.",
-		Args: usage(cobra.MinimumNArgs(1)),
+		Args: arguments(1, math.MaxInt),
 		RunE: func(c *cobra.Command, args []string) error {
 			if !slices.Contains([]string{"text", "json", "github"}, validation.Format) {
 				return usageError{errors.New("reading --format: want text, json or github")}

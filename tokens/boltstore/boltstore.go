@@ -80,7 +80,7 @@ var (
 // seconds.
 func Open(dir string, config Config) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("creating the data folder: %w", err)
+		return nil, fmt.Errorf("creating the folder of --data: %w", err)
 	}
 	s := &Store{
 		log: config.Logger,
