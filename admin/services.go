@@ -26,6 +26,9 @@ type Service struct {
 	Version string `json:"version"`
 	// Upstreams are the addresses that get requests, or would. Without the state of an Envoy there are none.
 	Upstreams []Upstream `json:"upstreams"`
+	// NoAddress are the names among its upstreams for which there is no address: the name is wrong, or the name server
+	// does not have it at the moment.
+	NoAddress []string `json:"no_address,omitempty"`
 	// LastRequest is when Envoy was last seen to have sent a request to an upstream of the service since Gatepost started:
 	// at most 15 s after the request. Denied requests are in the denials instead.
 	LastRequest time.Time `json:"last_request,omitzero"`

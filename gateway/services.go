@@ -49,6 +49,9 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 		for _, h := range hosts[s.Name] {
 			one.Upstreams = append(one.Upstreams, upstreamOf(h, s))
 		}
+		if err == nil && one.State == admin.StateServed {
+			one.NoAddress = namesWithout(hosts[s.Name], s)
+		}
 		one.LimitsReached = reached[s.Name]
 		out.Services = append(out.Services, one)
 	}
@@ -100,6 +103,17 @@ func (g *Gateway) upstreams(ctx context.Context) (hosts map[string][]envoy.Host,
 		reached[service] = limits
 	}
 	return hosts, reached, nil
+}
+
+// namesWithout returns the names among the upstreams of a service for which Envoy has no address.
+func namesWithout(hosts []envoy.Host, s *definitions.Service) (names []string) {
+	for u := range s.AllUpstreams() {
+		known := slices.ContainsFunc(hosts, func(h envoy.Host) bool { return strings.EqualFold(h.Name, u.Host) })
+		if !u.IsIP && !known && !slices.Contains(names, u.Host) {
+			names = append(names, u.Host)
+		}
+	}
+	return names
 }
 
 func upstreamOf(h envoy.Host, s *definitions.Service) admin.Upstream {

@@ -29,6 +29,7 @@ services:
   - {name: checked, path: /checked, authenticate: false, upstreams: ["%[1]s/base", "%[2]s/base"], health_check: {path: /healthz, interval: 100ms}}
   - {name: resting, path: /resting, authenticate: false, upstreams: ["%[1]s", "http://%[3]s"]}
   - {name: canary, path: /canary, authenticate: false, upstreams: ["http://localhost:%[4]s"], canary: {upstreams: ["%[2]s"], percent: 10}}
+  - {name: misspelt, path: /misspelt, authenticate: false, upstreams: ["http://no-such-name.invalid:80"]}
   - {name: full, path: /full, authenticate: false, upstreams: ["%[2]s"], limits: {requests: 1}}
 `, well.URL(), sick.URL(), dead, well.Addr()[strings.LastIndex(well.Addr(), ":")+1:]), slog.NewTextHandler(t.Output(), nil))
 	done := make(chan struct{})
@@ -39,7 +40,7 @@ services:
 	defer func() { close(held); <-done }()
 	want := []string{
 		"canary 127.0.0.1 healthy localhost, 10 %", "canary 127.0.0.1 healthy of the canary, 10 %", "checked 127.0.0.1 healthy", "checked 127.0.0.1 unhealthy",
-		"full 127.0.0.1 healthy, at [requests]", "resting 127.0.0.1 healthy", "resting 127.0.0.1 resting",
+		"full 127.0.0.1 healthy, at [requests]", "misspelt no-such-name.invalid has no address", "resting 127.0.0.1 healthy", "resting 127.0.0.1 resting",
 	}
 	var got []string
 	envoytest.Eventually(t, fmt.Sprintf("the states %q", want), func() bool {
@@ -52,6 +53,9 @@ services:
 		for _, s := range read.Services {
 			if asked := s.Name == "resting" || s.Name == "full"; s.Name != "canary" && s.LastRequest.IsZero() == asked {
 				return false // health checks are no requests
+			}
+			for _, name := range s.NoAddress {
+				got = append(got, s.Name+" "+name+" has no address")
 			}
 			for _, u := range s.Upstreams {
 				line := s.Name + " " + u.Address[:strings.LastIndex(u.Address, ":")] + " " + u.Health

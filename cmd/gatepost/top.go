@@ -199,7 +199,7 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tPATH\tSTATE\tUPSTREAMS\tREQUESTS\tERRORS")
 	for _, r := range rows {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", r.Name, r.Path, r.State, r.healthy, len(r.Upstreams), count(r.requests, r.thenRequests), count(r.errors, r.thenErrors))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", r.Name, r.Path, r.State, r.healthy, len(r.Upstreams)+len(r.NoAddress), count(r.requests, r.thenRequests), count(r.errors, r.thenErrors))
 	}
 	if more > 0 {
 		fmt.Fprintf(table, "and %d more\n", more)

@@ -46,13 +46,13 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 // summarize counts upstreams, and returns the rows of services that need a look, or of all.
 func summarize(services []admin.Service, all bool) (total, unhealthy int, rows []string) {
 	for _, service := range services {
-		bad := 0
+		bad := len(service.NoAddress)
 		for _, u := range service.Upstreams {
 			if u.Health != admin.HealthHealthy {
 				bad++
 			}
 		}
-		total, unhealthy = total+len(service.Upstreams), unhealthy+bad
+		total, unhealthy = total+len(service.Upstreams)+len(service.NoAddress), unhealthy+bad
 		if all || bad > 0 || service.CanaryPercent != nil || len(service.LimitsReached) > 0 {
 			rows = append(rows, upstreamRows(service)...)
 		}
@@ -60,10 +60,13 @@ func summarize(services []admin.Service, all bool) (total, unhealthy int, rows [
 	return total, unhealthy, rows
 }
 
-// upstreamRows are the rows of a service, one for each upstream.
+// upstreamRows are the rows of a service, one for each address and each name without one.
 func upstreamRows(s admin.Service) (rows []string) {
 	for _, u := range s.Upstreams {
 		rows = append(rows, fmt.Sprintf("%s\t%s\t%s\t%d\t%d\t%s", s.Name, strings.TrimSpace(u.Address+" "+u.Name), u.Health, u.Requests, u.Errors, orNone(note(s, u))))
+	}
+	for _, name := range s.NoAddress {
+		rows = append(rows, fmt.Sprintf("%s\t%s\tno address\t-\t-\t-", s.Name, name))
 	}
 	return rows
 }

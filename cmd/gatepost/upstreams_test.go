@@ -16,16 +16,17 @@ func TestStatusListsUpstreamsThatNeedALook(t *testing.T) {
 		{"name":"a","path":"/a","upstreams":[{"address":"10.0.0.1:80","health":"healthy","requests":7,"errors":0}]},
 		{"name":"b","path":"/b","upstreams":[{"address":"10.0.0.2:80","name":"b","health":"healthy"},{"address":"10.0.0.3:80","health":"resting","requests":9,"errors":5}]},
 		{"name":"c","path":"/c","canary_percent":10,"upstreams":[{"address":"10.0.0.4:80","health":"healthy","canary":true}]},
-		{"name":"d","path":"/d","limits_reached":["requests"],"upstreams":[{"address":"10.0.0.5:80","health":"unhealthy"}]}]}`
+		{"name":"d","path":"/d","limits_reached":["requests"],"upstreams":[{"address":"10.0.0.5:80","health":"unhealthy"}]},
+		{"name":"e","path":"/e","no_address":["ordres"],"upstreams":[]}]}`
 	for _, c := range []struct {
 		args, services string
 		code           int
 		want, not      []string
 	}{
 		{"status", services, 200, []string{
-			"3 of 5 upstreams are healthy", "b        10.0.0.2:80 b  healthy", "resting    9         5", "canary, 10 %", "at its limit of requests",
+			"3 of 6 upstreams are healthy", "b        10.0.0.2:80 b  healthy", "resting     9         5", "canary, 10 %", "at its limit of requests", "e        ordres         no address",
 		}, []string{"10.0.0.1"}},
-		{"status --upstreams", services, 200, []string{"a        10.0.0.1:80    healthy    7         0       -"}, nil},
+		{"status --upstreams", services, 200, []string{"a        10.0.0.1:80    healthy     7         0       -"}, nil},
 		{"status", `{"services":[],"unknown":"no address"}`, 200, []string{"upstreams  not known: no address"}, []string{"healthy"}},
 		{"status", `404 page not found`, 404, nil, []string{"upstreams"}},
 	} {

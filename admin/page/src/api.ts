@@ -27,7 +27,7 @@ export interface Upstream {
 }
 export interface Service {
   name: string; path: string; hosts?: string[]; methods: string[]; public: boolean; scopes?: string[]; upstreams: Upstream[]
-  file: string; line: number; state: "served" | "former" | "withheld"; last_request?: string; canary_percent?: number; limits_reached?: string[]
+  file: string; line: number; state: "served" | "former" | "withheld"; last_request?: string; canary_percent?: number; limits_reached?: string[]; no_address?: string[]
 }
 export interface Services { services: Service[]; unknown?: string }
 export interface Denial {

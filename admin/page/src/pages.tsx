@@ -104,7 +104,7 @@ export function Services() {
         <td>{s.methods.join(" ")}</td>
         <td>{s.upstreams.map(u => <div key={u.address} class="upstream">
           <Badge kind={healths[u.health]}>{u.health}</Badge> {u.address}{u.name && ` of ${u.name}`}{u.canary && ` (canary, ${s.canary_percent ?? 0} %)`}
-        </div>)}{s.limits_reached && <Badge kind="bad">{"limit reached: " + s.limits_reached.join(", ")}</Badge>}</td>
+        </div>)}{s.no_address?.map(name => <div key={name} class="upstream"><Badge kind="bad">no address</Badge> {name}</div>)}{s.limits_reached && <Badge kind="bad">{"limit reached: " + s.limits_reached.join(", ")}</Badge>}</td>
         <td class="number">{value.unknown ? "–" : `${sum(s.upstreams, "requests")} (${sum(s.upstreams, "errors")} failed)`}</td>
         <td>{value.unknown ? "–" : <Time of={s.last_request} />}</td>
         <td><Badge kind={states[s.state]}>{s.state}</Badge></td>
