@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"maps"
 	"os"
 	"os/exec"
@@ -135,6 +136,83 @@ func TestDefinitionsAreParsedByOnePackage(t *testing.T) {
 	onlyIn(t, read, parseOtherwise, "if that is a value of definitions, package definitions parses it", matchesOf(t, parses))
 }
 
+// Parts are made in one way: New or Open takes a Config and returns an error. In these files they are made otherwise:
+var madeOtherwise = map[string]string{
+	"authz/request.go":               "a request is read from a message",
+	"certs/acme/files.go":            "it is one folder",
+	"certs/acme/redis.go":            "it is one connection with a key",
+	"certs/set.go":                   "it is an empty set",
+	"definitions/history/history.go": "it is one folder",
+	"logqueue/logqueue.go":           "it is one writer",
+	"redisconn/redisconn.go":         "its Options are read from a URL",
+	"systemd/systemd.go":             "nothing about systemd stops the gateway, so there is no error",
+	"tokens/session.go":              "a session is a value",
+}
+
+func TestPartsAreMadeFromAConfig(t *testing.T) {
+	t.Parallel()
+	constructor := regexp.MustCompile(`^(New|Open|Track)([A-Z]|$)`)
+	onlyIn(t, filesOfTheProgram(t), madeOtherwise, "it takes no Config, or returns no error", func(file string) (otherwise []string) {
+		for _, declaration := range parsed(t, file).Decls {
+			made, isFunc := declaration.(*ast.FuncDecl)
+			if !isFunc || made.Recv != nil || !constructor.MatchString(made.Name.Name) || made.Type.Results == nil {
+				continue
+			}
+			takes, returns := typesOf(made.Type.Params), typesOf(made.Type.Results)
+			ofThisPackage := regexp.MustCompile(`^\*[A-Z]\w*$`).MatchString(returns[0])
+			if ofThisPackage && (len(takes) == 0 || !strings.HasSuffix(takes[len(takes)-1], "Config") || returns[len(returns)-1] != "error") {
+				otherwise = append(otherwise, made.Name.Name)
+			}
+		}
+		return otherwise
+	})
+}
+
+// A logger, metrics and a clock have one name each, and nil means the same everywhere.
+var meanings = map[string]struct{ name, withoutOne string }{
+	"*slog.Logger":          {"Logger", "Nil: nothing is logged."},
+	"prometheus.Registerer": {"Registerer", "Nil: they are not exported."},
+	"func() time.Time":      {"Now", "Nil: [time.Now]."},
+}
+
+func TestLoggersMetricsAndClocksMeanTheSameEverywhere(t *testing.T) {
+	t.Parallel()
+	files := filesOfTheProgram(t)
+	onlyIn(t, files, nil, "without a logger nothing is logged", matchesOf(t, regexp.MustCompile(`slog\.Default\(`)))
+	onlyIn(t, files, nil, "it has another name, or its comment does not end with what nil means", func(file string) (otherwise []string) {
+		ast.Inspect(parsed(t, file), func(n ast.Node) bool {
+			field, isField := n.(*ast.Field)
+			if !isField || len(field.Names) != 1 || !field.Names[0].IsExported() {
+				return true
+			}
+			want, known := meanings[types.ExprString(field.Type)]
+			comment := strings.Join(strings.Fields(field.Doc.Text()), " ")
+			if known && (field.Names[0].Name != want.name || !strings.HasSuffix(comment, want.withoutOne)) {
+				otherwise = append(otherwise, field.Names[0].Name)
+			}
+			return true
+		})
+		return otherwise
+	})
+}
+
+// typesOf returns the types of parameters or results, as they are written.
+func typesOf(fields *ast.FieldList) (all []string) {
+	for _, field := range fields.List {
+		all = append(all, types.ExprString(field.Type))
+	}
+	return all
+}
+
+func parsed(t *testing.T, file string) *ast.File {
+	t.Helper()
+	out, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
 // What two parts agree on is a constant of package convention, and these files alone have the same text:
 var writtenAgain = map[string]string{
 	"cmd/gatepost/tokens.go": "a path of the admin API",
@@ -168,12 +246,8 @@ func TestConventionsAreWrittenOnce(t *testing.T) {
 // textsOf returns the string literals of a file in lower case: those of its constants, or (IMPORT) all but the imports.
 func textsOf(t *testing.T, file string, which token.Token) map[string]bool {
 	t.Helper()
-	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	texts := map[string]bool{}
-	for _, declaration := range parsed.Decls {
+	for _, declaration := range parsed(t, file).Decls {
 		if general, isGeneral := declaration.(*ast.GenDecl); (isGeneral && general.Tok == which) != (which == token.CONST) {
 			continue
 		}

@@ -8,6 +8,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -94,7 +95,7 @@ type Config struct {
 	// EnvoyMetrics returns the essential metrics of Envoy in the text format of Prometheus. Nil: Envoy's metrics are read
 	// from Envoy.
 	EnvoyMetrics func(context.Context) (io.ReadCloser, error)
-	// Logger logs each change made through the API. Required.
+	// Logger logs each change made through the API. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -110,12 +111,17 @@ type Server struct {
 
 // New returns a server for the configuration. The error is that of the token file.
 func New(config Config) (*Server, error) {
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
+	guessing, err := shield.New(shield.Config{Logger: config.Logger, Entries: 1024})
+	if err != nil {
+		return nil, err
+	}
 	file, err := openTokenFile(config.TokenFile, config.Logger)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{config: config, draining: make(chan struct{}), streams: make(chan struct{}, maxStreams), access: &access{
-		local: config.Local, file: file, link: link{now: time.Now}, logger: config.Logger, shield: shield.New(shield.Config{Logger: config.Logger, Entries: 1024}),
+		local: config.Local, file: file, link: link{now: time.Now}, logger: config.Logger, shield: guessing,
 	}}
 	s.drain = sync.OnceFunc(func() { close(s.draining) })
 	mux := http.NewServeMux()

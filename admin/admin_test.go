@@ -42,6 +42,10 @@ func newKitWith(t *testing.T, config Config) *kit {
 	}
 	t.Cleanup(func() { _ = store.Close() })
 	k := &kit{store: store}
+	guessing, err := shield.New(shield.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	k.Server, err = New(Config{
 		Local: config.Local, TokenFile: config.TokenFile, Profiles: config.Profiles,
 		Hosts: []string{"GW-1.prod.example"},
@@ -53,7 +57,7 @@ func newKitWith(t *testing.T, config Config) *kit {
 			return &gatewayv1.Status{Version: "v1", Envoys: []*gatewayv1.EnvoyStatus{{Node: "n"}}}
 		},
 		Definitions: func() *definitions.Definitions { return nil },
-		Shield:      shield.New(shield.Config{}),
+		Shield:      guessing,
 		Denials:     func() []authz.Denial { return []authz.Denial{{Service: "orders", Reason: "token_missing"}} },
 		Sessions:    store,
 		Metrics:     prometheus.NewRegistry(),

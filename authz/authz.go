@@ -7,6 +7,7 @@
 package authz
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -43,13 +44,14 @@ type Config struct {
 	Seen func(principal tokens.Principal, address string)
 	// Decisions takes the decisions that Envoy may repeat by itself from then on. Nil: Envoy repeats none.
 	Decisions Decisions
-	// Logger gets at most one line for each denied request, and a bounded number of lines per second. Nil: none.
+	// Logger gets at most one line for each denied request, and a bounded number of lines per second. Nil:
+	// nothing is logged.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not exported.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 	// Tracer makes the spans of checks. Nil: there are none.
 	Tracer *tracing.Tracer
-	// Now is the clock by which sessions expire. Nil: time.Now.
+	// Now is the clock by which sessions expire. Nil: [time.Now].
 	Now func() time.Time
 }
 
@@ -74,9 +76,7 @@ func New(c Config) (*Server, error) {
 	if c.Sessions == nil {
 		return nil, errors.New("authz: no Sessions")
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
 	}

@@ -175,7 +175,7 @@ func follow(t *testing.T) *folder {
 	f.cert, f.key = filepath.Join(f.dir, "shop.pem"), filepath.Join(f.dir, "shop.key")
 	f.ca.IssueAs(f.cert, f.key, shop())
 	f.set = certs.NewSet(func() { f.changes++ })
-	f.files = certs.NewFiles(slog.New(slog.NewTextHandler(&f.log, nil)))
+	f.files = &certs.Files{Logger: slog.New(slog.NewTextHandler(&f.log, nil))}
 	files := []certs.File{certs.ServerPair(f.set, "shop", f.cert, f.key)}
 	f.files.Load(files)
 	f.files.Follow(files)

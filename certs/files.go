@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -95,9 +96,10 @@ func CAs(set *Set, name, path string) File {
 	}}
 }
 
-// Files follows files. It is safe for concurrent use.
+// Files follows files. The zero Files follows none. It is safe for concurrent use.
 type Files struct {
-	logger *slog.Logger
+	// Logger receives which files were read again or cannot be used. Nil: nothing is logged.
+	Logger *slog.Logger
 
 	mu       sync.Mutex
 	followed []File
@@ -109,11 +111,6 @@ type state struct {
 	content string
 	err     error  // why it cannot be used
 	logged  string // the last error that was logged since it could be used
-}
-
-// NewFiles returns Files that follow nothing yet.
-func NewFiles(logger *slog.Logger) *Files {
-	return &Files{logger: logger, states: map[string]*state{}}
 }
 
 // Load reads files now, and has them used. The errors are logged, and returned by Problems if the files are followed.
@@ -174,6 +171,9 @@ func (f *Files) Problems() map[string]error {
 // look reads a File. A problem is reported when it is seen for the second time, because a certificate and its key are
 // seldom replaced in one step.
 func (f *Files) look(one File, atOnce bool) {
+	if f.states == nil {
+		f.states = map[string]*state{}
+	}
 	s := f.states[one.Name]
 	isNew := s == nil
 	if isNew {
@@ -190,15 +190,16 @@ func (f *Files) look(one File, atOnce bool) {
 		err = one.Use(texts) // a bad one again, because it may not have been valid yet
 	}
 	s.content, s.err = content, err
+	logger := cmp.Or(f.Logger, slog.New(slog.DiscardHandler))
 	switch {
 	case err == nil:
 		if !isNew {
-			f.logger.Info("a certificate was read again", "certificate", one.Name)
+			logger.Info("a certificate was read again", "certificate", one.Name)
 		}
 		s.logged = ""
 	case (atOnce || same) && s.logged != err.Error():
 		s.logged = err.Error()
-		f.logger.Error("a certificate cannot be used, and what was served before stays", "certificate", one.Name, "error", err)
+		logger.Error("a certificate cannot be used, and what was served before stays", "certificate", one.Name, "error", err)
 	}
 }
 

@@ -59,7 +59,7 @@ func TestAHangingFileSystemDoesNotOutliveTheContext(t *testing.T) {
 
 // docs/operations.md names both times: 0.1 s and 5 s.
 func TestTheDebounceIsBoundedByDefault(t *testing.T) {
-	c := NewWatcher(WatcherConfig{}).config
+	c := newWatcher(t, WatcherConfig{Path: "shop.yaml"}).config
 	if c.Settle != 100*time.Millisecond || c.MaxWait != 5*time.Second {
 		t.Errorf("a file counts as changed after %v, and after %v at most", c.Settle, c.MaxWait)
 	}

@@ -207,7 +207,7 @@ func TestWatcherStartsFromTheFolderThatWasLoaded(t *testing.T) {
 		folder := writeFolder(t, map[string]string{"a.yaml": teamA, "b.yaml": teamB})
 		var reports []*Definitions
 		current := mustLoad(t, folder)
-		w := NewWatcher(WatcherConfig{
+		w := newWatcher(t, WatcherConfig{
 			Path: folder, Current: current,
 			OnChange: func(_ context.Context, d *Definitions) { reports = append(reports, d) },
 			OnError:  func(err error) { t.Error(err) },

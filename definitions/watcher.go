@@ -1,7 +1,9 @@
 package definitions
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -32,7 +34,7 @@ type WatcherConfig struct {
 	MaxWait time.Duration
 	// Missing is how long the file can be missing or unreadable before that is an error. Default: 1s.
 	Missing time.Duration
-	// Log receives a warning if the system reports no changes, so that the file is only polled. Default: none.
+	// Logger receives a warning if the system reports no changes, so that the file is only polled. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -54,7 +56,10 @@ type Watcher struct {
 }
 
 // NewWatcher returns a watcher. It does nothing until Run.
-func NewWatcher(config WatcherConfig) *Watcher {
+func NewWatcher(config WatcherConfig) (*Watcher, error) {
+	if config.Path == "" || config.OnChange == nil || config.OnError == nil {
+		return nil, errors.New("definitions: a Watcher needs Path, OnChange and OnError")
+	}
 	if config.Poll <= 0 {
 		config.Poll = 2 * time.Second
 	}
@@ -67,14 +72,12 @@ func NewWatcher(config WatcherConfig) *Watcher {
 	if config.Missing <= 0 {
 		config.Missing = time.Second
 	}
-	if config.Logger == nil {
-		config.Logger = slog.New(slog.DiscardHandler)
-	}
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	w := &Watcher{Reloads: make(Reloads), config: config}
 	if config.Current != nil {
 		w.last, w.seen = config.Current, stateOf(source{text: config.Current.Text, files: config.Current.files}, nil)
 	}
-	return w
+	return w, nil
 }
 
 // Run follows the file until ctx ends. It returns when its goroutines have ended, except for a call of the file

@@ -29,12 +29,23 @@ func follow(t *testing.T, path string, poll time.Duration, current *Definitions)
 	})
 }
 
+// newWatcher returns a watcher. If config has no functions, nothing is reported.
+func newWatcher(t *testing.T, config WatcherConfig) *Watcher {
+	t.Helper()
+	if config.OnChange == nil {
+		config.OnChange, config.OnError = func(context.Context, *Definitions) {}, func(error) {}
+	}
+	w, err := NewWatcher(config)
+	must(t, err)
+	return w
+}
+
 func followWith(t *testing.T, config WatcherConfig) *followed {
 	t.Helper()
 	f := &followed{t: t, path: config.Path, reports: make(chan string, 1000)}
 	config.OnChange = func(_ context.Context, d *Definitions) { f.reports <- good(d) }
 	config.OnError = func(err error) { f.reports <- "bad " + err.Error() }
-	f.watcher = NewWatcher(config)
+	f.watcher = newWatcher(t, config)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -309,7 +320,7 @@ func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "shop.yaml")
 		var reports []string
-		w := NewWatcher(WatcherConfig{
+		w := newWatcher(t, WatcherConfig{
 			Path: path, MaxWait: time.Hour,
 			OnChange: func(_ context.Context, d *Definitions) { reports = append(reports, good(d)) },
 			OnError:  func(err error) { reports = append(reports, "bad "+err.Error()) },
@@ -373,7 +384,7 @@ func TestAnUnchangedFileIsNotReadIntoMemory(t *testing.T) {
 	text := shop("orders") + "#" + strings.Repeat("x", 4<<20)
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, text)
-	w := NewWatcher(WatcherConfig{
+	w := newWatcher(t, WatcherConfig{
 		Path: path, Current: mustParse(t, text),
 		OnChange: func(context.Context, *Definitions) { t.Error("the file has not changed") }, OnError: func(err error) { t.Error(err) },
 	})

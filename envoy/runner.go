@@ -5,6 +5,7 @@
 package envoy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ type Runner struct {
 	// ValidateTimeout limits the validation of the bootstrap before the first start. The default is
 	// DefaultValidateTimeout.
 	ValidateTimeout time.Duration
-	// Log receives starts, exits and every line that Envoy writes. If it is nil, nothing is logged.
+	// Logger receives starts, exits and every line that Envoy writes. Nil: nothing is logged.
 	Logger *slog.Logger
 	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It
 	// must not block. Nil: these lines are logged too.
@@ -81,9 +82,7 @@ type Runner struct {
 // earlier, it is restarted with backoff. Run returns an error if the first start is impossible:
 // Envoy is missing, too old, or rejects its bootstrap.
 func (r *Runner) Run(ctx context.Context) error {
-	if r.Logger == nil {
-		r.Logger = slog.New(slog.DiscardHandler)
-	}
+	r.Logger = cmp.Or(r.Logger, slog.New(slog.DiscardHandler))
 	version := "unchecked"
 	if !r.Unchecked {
 		checked, err := CheckVersion(ctx, r.Path)

@@ -74,15 +74,24 @@ type Explainer struct {
 	certificates []xds.Certificate
 }
 
+// Config is what an [Explainer] needs.
+type Config struct {
+	// Definitions are explained. Required.
+	Definitions *definitions.Definitions
+	// Options must be those of Gateway; otherwise the versions differ.
+	Options xds.Options
+	// Sessions looks up the session of a token. Nil: Gateway does, and without a Gateway an explanation lists the outcome
+	// of each case.
+	Sessions authz.Sessions
+	// Gateway is the running gateway. If it serves these definitions, its withheld and rolled-back services are explained
+	// as they are served. Nil: there is none.
+	Gateway *Gateway
+}
+
 // New builds the configuration that Envoy would be served for the definitions.
-//
-// sessions is the token store for session lookups. If it is nil, New uses the gateway's sessions;
-// if there is no gateway either, an explanation lists the outcome of each case. gateway is the
-// running gateway, or nil. If it serves these definitions, its withheld and rolled-back services
-// are explained as they are served. opts must be the options of that gateway; otherwise the
-// versions differ.
-func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, gateway *Gateway) (*Explainer, error) {
-	e, err := build(d, opts, gateway)
+func New(config Config) (*Explainer, error) {
+	gateway := config.Gateway
+	e, err := build(config.Definitions, config.Options, gateway)
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +100,8 @@ func New(d *definitions.Definitions, opts xds.Options, sessions authz.Sessions, 
 		e.plain.gateway, e.plain.isServed = gateway, e.isServed
 	}
 	switch {
-	case sessions != nil:
-		e.sessions, e.store = sessions, "the token store"
+	case config.Sessions != nil:
+		e.sessions, e.store = config.Sessions, "the token store"
 	case gateway != nil && (gateway.Named || e.isServed):
 		e.sessions, e.store = gateway.Sessions, "the gateway on "+gateway.Address
 	}

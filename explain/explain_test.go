@@ -326,7 +326,7 @@ func testWatchedIsExplained(t *testing.T, traces *tracing.Settings, text string)
 		t.Fatal(err)
 	}
 	options := xds.Options{GRPCCluster: "gatepost-grpc", HTTPCluster: "gatepost-http", CAFile: "/roots.pem", Tracing: traces}
-	e, err := New(d, options, nil, nil)
+	e, err := New(Config{Definitions: d, Options: options})
 	if err != nil {
 		t.Fatal(err)
 	}

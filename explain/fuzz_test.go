@@ -67,7 +67,7 @@ func resources(t testing.TB, text string) *xds.Snapshot {
 			}
 		}
 	}
-	e, err := New(d, options, nil, nil)
+	e, err := New(Config{Definitions: d, Options: options})
 	if err != nil {
 		t.Fatalf("cannot be explained: %v\n%s", err, text)
 	}
@@ -158,7 +158,7 @@ func FuzzExplain(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	e, err := New(d, options, nil, nil)
+	e, err := New(Config{Definitions: d, Options: options})
 	if err != nil {
 		f.Fatal(err)
 	}

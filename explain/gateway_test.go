@@ -22,10 +22,10 @@ func at(t *testing.T, w *world, text string, withheld ...string) (with, without 
 		t.Fatal(err)
 	}
 	g := &Gateway{Address: "gate:1", Status: &gatewayv1.Status{Version: snapshot.Version, Withheld: withheld}}
-	if with, err = New(d, w.options(), w.sessions, g); err != nil {
+	if with, err = New(Config{Definitions: d, Options: w.options(), Sessions: w.sessions, Gateway: g}); err != nil {
 		t.Fatal(err)
 	}
-	if without, err = New(d, w.options(), nil, g); err != nil {
+	if without, err = New(Config{Definitions: d, Options: w.options(), Gateway: g}); err != nil {
 		t.Fatal(err)
 	}
 	without.sessions = nil // no session lookups
@@ -72,7 +72,7 @@ func TestTheVersionOfAGatewayIsKnownWithRedisAndWithout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := New(d, options, nil, &Gateway{Status: &gatewayv1.Status{Version: snapshot.Version}})
+		e, err := New(Config{Definitions: d, Options: options, Gateway: &Gateway{Status: &gatewayv1.Status{Version: snapshot.Version}}})
 		if err != nil || !e.isServed {
 			t.Errorf("with Redis: %v: the definitions are not served, %v", withRedis, err)
 		}

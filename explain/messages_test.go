@@ -189,7 +189,7 @@ services: [{name: items, path: /items, authenticate: false, upstreams: ["http://
 			if o.Certificates = slices.Clone(certificates); isDefault {
 				o.Certificates[1].Default, want = true, c.withDefault
 			}
-			e, err := New(d, o, nil, &Gateway{Address: "gate:1", Status: &gatewayv1.Status{Version: "other"}})
+			e, err := New(Config{Definitions: d, Options: o, Gateway: &Gateway{Address: "gate:1", Status: &gatewayv1.Status{Version: "other"}}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -477,7 +477,7 @@ func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 // explainer returns an explainer for the configuration of the world's Envoy, which has the module.
 func (w *world) explainer(d *definitions.Definitions, sessions authz.Sessions) *Explainer {
 	w.t.Helper()
-	e, err := New(d, w.options(), sessions, nil)
+	e, err := New(Config{Definitions: d, Options: w.options(), Sessions: sessions})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -493,7 +493,7 @@ func (w *world) options() xds.Options {
 
 func explainer(t *testing.T, d *definitions.Definitions, sessions authz.Sessions) *Explainer {
 	t.Helper()
-	e, err := New(d, options, sessions, nil)
+	e, err := New(Config{Definitions: d, Options: options, Sessions: sessions})
 	if err != nil {
 		t.Fatal(err)
 	}

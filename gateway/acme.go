@@ -98,14 +98,18 @@ func (a *acmeRunner) obtained(name string, p certs.Pair) {
 
 // load has the set contain a certificate for each domain of definitions: the one that is stored, or else a placeholder,
 // since Envoy waits for a certificate that is missing. The CA is not asked.
-func (a *acmeRunner) load(d *definitions.Definitions) {
+func (a *acmeRunner) load(d *definitions.Definitions) error {
 	settings := settingsOf(d)
 	if settings == nil {
-		return
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), storedWithin)
 	defer cancel()
-	_ = a.manager(settings).Stored(ctx) // it is read again when the manager runs, and then an error is logged
+	m, err := a.manager(settings)
+	if err != nil {
+		return err
+	}
+	_ = m.Stored(ctx) // it is read again when the manager runs, and then an error is logged
 	for _, name := range settings.Domains {
 		if _, there := a.set.Pair(name); there {
 			continue
@@ -117,30 +121,33 @@ func (a *acmeRunner) load(d *definitions.Definitions) {
 			a.set.Put(name, p)
 		}
 	}
+	return nil
 }
 
 // manager returns the manager with these settings, or nil without settings.
-func (a *acmeRunner) manager(settings *acme.Settings) *acme.Manager {
+func (a *acmeRunner) manager(settings *acme.Settings) (*acme.Manager, error) {
 	if settings == nil {
-		return nil
+		return nil, nil
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, m := range a.managers {
 		if reflect.DeepEqual(m.Settings, *settings) {
-			return m
+			return m, nil
 		}
 	}
-	m := acme.New(a.options(*settings))
-	a.managers = append(a.managers, m)
-	return m
+	m, err := acme.New(a.options(*settings))
+	if err == nil {
+		a.managers = append(a.managers, m)
+	}
+	return m, err
 }
 
 // follow has the manager of the published definitions answer challenges, and no other. If it is another one than
 // before, the CA is asked nothing until the definitions are active: an Envoy that has no route for a challenge yet
 // would fail it, and the next attempt is a minute later.
 func (a *acmeRunner) follow(d *definitions.Definitions) {
-	m := a.manager(settingsOf(d))
+	m, _ := a.manager(settingsOf(d)) // load has made it
 	a.mu.Lock()
 	a.managers, a.published = nil, m
 	if m != nil {

@@ -40,7 +40,7 @@ type certificates struct {
 }
 
 func newCertificates(g *Gateway) (_ *certificates, err error) {
-	c := &certificates{g: g, logger: g.logger, files: certs.NewFiles(g.logger), reminded: map[string]int{}}
+	c := &certificates{g: g, logger: g.logger, files: &certs.Files{Logger: g.logger}, reminded: map[string]int{}}
 	c.set = certs.NewSet(c.changed)
 	if c.acme, err = newACMERunner(g.config, c.set); err != nil {
 		return nil, err
@@ -57,7 +57,9 @@ func (c *certificates) load(d *definitions.Definitions) ([]xds.Certificate, erro
 		return nil, err
 	}
 	c.files.Load(c.filesOf(d))
-	c.acme.load(d)
+	if err := c.acme.load(d); err != nil {
+		return nil, err
+	}
 	c.mu.Lock()
 	former := c.current
 	c.mu.Unlock()

@@ -64,7 +64,7 @@ func TestAChangeDoesNotEndWhatIsServed(t *testing.T) {
 		"one of two":            {good, with("tls: {certificates: [{cert_file: bad.pem, key_file: good.key}, {cert_file: good.pem, key_file: good.key}]}"), false},
 		"no TLS any more":       {good, with(""), false},
 	} {
-		one := &certificates{g: &Gateway{}, set: certs.NewSet(func() {}), files: certs.NewFiles(slog.New(slog.DiscardHandler))}
+		one := &certificates{g: &Gateway{}, set: certs.NewSet(func() {}), files: new(certs.Files)}
 		if c.former != nil {
 			one.files.Load(one.filesOf(c.former))
 			one.current = c.former
@@ -79,7 +79,7 @@ func TestWarningsOfExpiryAreLoggedOnceEach(t *testing.T) {
 	t.Parallel()
 	var log bytes.Buffer
 	c := &certificates{set: certs.NewSet(func() {}), logger: slog.New(slog.NewTextHandler(&log, nil)), reminded: map[string]int{}}
-	c.files = certs.NewFiles(c.logger)
+	c.files = &certs.Files{Logger: c.logger}
 	now := time.Now()
 	renew := func() {
 		cert, key := testcert.New(t).Sign(&x509.Certificate{DNSNames: []string{"a"}, NotAfter: now.AddDate(0, 0, 90)})

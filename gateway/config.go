@@ -59,7 +59,7 @@ type Config struct {
 	Concurrency int
 	// Version is the version of this program, for metrics and logs.
 	Version string
-	// Logger receives all log lines, those of Envoy included. Required.
+	// Logger receives all log lines, those of Envoy included. Nil: nothing is logged.
 	Logger *slog.Logger
 	// AccessLog receives the access log of the Envoy that Run runs, one Write for each line. It must not block. Nil: these
 	// lines go to Logger.
@@ -97,8 +97,8 @@ func (c Config) check() error {
 		return errors.New("no definitions: neither a file nor Redis is named")
 	case c.Envoy == "" && (c.GRPC == "" || c.HTTP == ""):
 		return errors.New("no address for Envoy to reach Gatepost (GRPC, HTTP)")
-	case c.Data == "" || c.Admin == "" || c.Logger == nil:
-		return fmt.Errorf("the configuration of the gateway is not complete: Data %q, Admin %q, Logger %v", c.Data, c.Admin, c.Logger)
+	case c.Data == "" || c.Admin == "":
+		return fmt.Errorf("the configuration of the gateway is not complete: Data %q, Admin %q", c.Data, c.Admin)
 	case c.AdminTokenFile == "" && !admin.IsLocal(c.Admin):
 		return fmt.Errorf("listening for operators on --admin %s: others than this machine may reach it, so its calls need tokens; "+
 			"give --admin-token-file FILE, or use loopback or a Unix socket", c.Admin)

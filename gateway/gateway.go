@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -80,6 +81,7 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	if err := config.check(); err != nil {
 		return nil, err
 	}
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	g := &Gateway{config: config, logger: config.Logger, registry: newRegistry(config.Version)}
 	g.metrics = newProcessMetrics(g.registry, config.DroppedLogLines)
 	defer func() {
@@ -87,7 +89,7 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 			g.close()
 		}
 	}()
-	if g.tracer, err = tracing.New(ctx, config.Tracing, config.Version, config.Logger); err != nil {
+	if g.tracer, err = tracing.New(ctx, tracing.Config{Settings: config.Tracing, Version: config.Version, Logger: config.Logger}); err != nil {
 		return nil, err
 	}
 	if err := g.prepareEnvoy(); err != nil {
@@ -173,7 +175,9 @@ func (g *Gateway) firstDefinitions(ctx context.Context, lastGood definitions.Las
 	if g.config.Definitions != "" {
 		return rollout.First(g.config.Definitions, lastGood)
 	}
-	g.redis = openRedisSource(g)
+	if g.redis, err = openRedisSource(g); err != nil {
+		return nil, nil, err
+	}
 	first, wrong = g.redis.Definitions(ctx, lastGood)
 	return first, wrong, nil
 }
@@ -208,7 +212,9 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.limits, err = openClusterLimits(g.config, g.registry); err != nil {
 		return err
 	}
-	g.shield = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger})
+	if g.shield, err = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger}); err != nil {
+		return err
+	}
 	g.endpoint, err = endpoint.New(endpoint.Config{
 		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
 		Shield: g.shield,
@@ -256,14 +262,13 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 		current = nil // the source then reports whatever it reads, even if it is served already
 	}
 	if g.redis != nil {
-		g.redis.Follow()
 		g.source = g.redis
-		return nil
+		return g.redis.Follow()
 	}
-	g.source = definitions.NewWatcher(definitions.WatcherConfig{
+	g.source, err = definitions.NewWatcher(definitions.WatcherConfig{
 		Path: g.config.Definitions, Current: current, OnChange: g.rollout.Changed, OnError: g.rollout.Failed, Logger: g.logger,
 	})
-	return nil
+	return err
 }
 
 // useSettings gives the token handler and the store the settings of the definitions that are

@@ -13,7 +13,6 @@ import (
 	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
-	"gatepost/redisconn"
 )
 
 // leaveTimeout bounds the farewell of a gateway that ends.
@@ -37,16 +36,14 @@ type redisSource struct {
 }
 
 // openRedisSource opens the definitions in Redis, which need not be there yet.
-func openRedisSource(g *Gateway) *redisSource {
+func openRedisSource(g *Gateway) (*redisSource, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown host"
 	}
-	client := redisconn.Open(g.config.Redis).Client()
-	return &redisSource{
-		gateway: g, store: revisions.New(client), close: client.Close, news: make(chan struct{}, 1),
-		id: rand.Text(), name: fmt.Sprintf("%s (%s)", host, g.config.Admin),
-	}
+	s := &redisSource{gateway: g, news: make(chan struct{}, 1), id: rand.Text(), name: fmt.Sprintf("%s (%s)", host, g.config.Admin)}
+	s.store, s.close, err = OpenRevisions(g.config.Redis)
+	return s, err
 }
 
 // Definitions returns the definitions to start with: the newest revision, or, if it cannot be read,
@@ -74,10 +71,11 @@ func (s *redisSource) Definitions(ctx context.Context, lastGood definitions.Last
 }
 
 // Follow makes the follower, once there is a rollout that it reports to.
-func (s *redisSource) Follow() {
-	s.follower = revisions.NewFollower(revisions.FollowerConfig{
+func (s *redisSource) Follow() (err error) {
+	s.follower, err = revisions.NewFollower(revisions.FollowerConfig{
 		Store: s.store, Current: s.first, Read: s.read, OnChange: s.changed, OnError: s.failed, Logger: s.gateway.logger,
 	})
+	return err
 }
 
 // Reload has the newest revision read now, and waits until it is.

@@ -30,7 +30,7 @@ func (g *Gateway) explain(ctx context.Context, r explain.Request, lookup bool) (
 		sessions = tokens.LookupFunc(g.store.Lookup)
 	}
 	running := &explain.Gateway{Address: g.config.Admin, Status: g.message(), Named: true}
-	explainer, err := explain.New(status.Definitions, options, sessions, running)
+	explainer, err := explain.New(explain.Config{Definitions: status.Definitions, Options: options, Sessions: sessions, Gateway: running})
 	if err != nil {
 		return nil, err
 	}

@@ -47,9 +47,12 @@ func openEmbedded(c Config, decisions *table.Table, registry prometheus.Register
 	return withCache(store, "embedded", &cache.LocalTracker{Store: store}, decisions, nil, c.Logger, registry)
 }
 
-func openRedis(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (_ *tokenStore, err error) {
+func openRedis(ctx context.Context, c Config, decisions *table.Table, registry prometheus.Registerer) (*tokenStore, error) {
 	conn := redisconn.Open(c.Redis)
-	store := redisstore.New(conn)
+	store, err := redisstore.New(redisstore.Config{Conn: conn})
+	if err != nil {
+		return nil, err
+	}
 	c.Logger.Info("tokens are kept in Redis", "redis", c.Redis, "cache", onOff(!c.NoCache))
 	// Without a cache this gateway does not know which others run with one, so a strict revoke
 	// waits for the longest that any of them may accept a token from memory.

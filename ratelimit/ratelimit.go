@@ -10,6 +10,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -37,9 +38,9 @@ type Config struct {
 	Client redis.Scripter
 	// Timeout is how long a request waits for Redis. Zero: 50 ms.
 	Timeout time.Duration
-	// Logger gets a line if Redis goes away, and one if it is back. Nil: [slog.Default].
+	// Logger gets a line if Redis goes away, and one if it is back. Nil: nothing is logged.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Nil: they are counted but not exported.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 	// Now is the clock of the pause after a failure. Requests are counted by that of Redis. Nil: [time.Now].
 	Now func() time.Time
@@ -62,9 +63,7 @@ func New(c Config) (*Server, error) {
 	if c.Timeout <= 0 {
 		c.Timeout = defaultTimeout
 	}
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
 	}

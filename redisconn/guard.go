@@ -26,10 +26,10 @@ var ErrPaused = errors.New("no call of Redis for a second after failures")
 type Guard struct {
 	// Timeout limits each call.
 	Timeout time.Duration
-	// Logger gets the text Lost if the Guard opens, and Back if it closes. Required.
+	// Logger gets the text Lost if the Guard opens, and Back if it closes. Nil: nothing is logged.
 	Logger     *slog.Logger
 	Lost, Back string
-	// Now is the clock of the pause. Required.
+	// Now is the clock of the pause. Nil: [time.Now].
 	Now func() time.Time
 
 	mu sync.Mutex
@@ -42,7 +42,7 @@ type Guard struct {
 
 // Call makes a call, or returns ErrPaused. The call goes on if the caller goes away: that is no failure of Redis.
 func (g *Guard) Call(ctx context.Context, call func(context.Context) error) error {
-	start := g.Now()
+	start := g.now()
 	g.mu.Lock()
 	paused := start.Before(g.until)
 	g.mu.Unlock()
@@ -53,12 +53,20 @@ func (g *Guard) Call(ctx context.Context, call func(context.Context) error) erro
 	defer cancel()
 	err := call(ctx)
 	switch opened, closed := g.record(start, err, ctx.Err() != nil); {
+	case g.Logger == nil:
 	case opened:
 		g.Logger.LogAttrs(ctx, slog.LevelWarn, g.Lost, slog.Any("error", err))
 	case closed:
 		g.Logger.LogAttrs(ctx, slog.LevelInfo, g.Back)
 	}
 	return err
+}
+
+func (g *Guard) now() time.Time {
+	if g.Now == nil {
+		return time.Now()
+	}
+	return g.Now()
 }
 
 // record records the outcome of a call, and reports whether that has opened or closed the Guard.
@@ -73,7 +81,7 @@ func (g *Guard) record(start time.Time, err error, late bool) (opened, closed bo
 		return false, isOpen
 	case late && !isOpen && g.isEarly(start):
 	default:
-		g.late, g.until = 0, g.Now().Add(guardPause)
+		g.late, g.until = 0, g.now().Add(guardPause)
 		return !isOpen, false
 	}
 	return false, false
@@ -83,7 +91,7 @@ func (g *Guard) record(start time.Time, err error, late bool) (opened, closed bo
 func (g *Guard) isEarly(start time.Time) bool {
 	if !start.Before(g.lastLate) {
 		g.late++
-		g.lastLate = g.Now()
+		g.lastLate = g.now()
 	}
 	return g.late < lateInARow
 }

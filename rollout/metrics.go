@@ -29,6 +29,9 @@ func (r *Rollout) register(registry prometheus.Registerer) error {
 	withheld := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "gatepost_services_withheld", Help: "Services that answer 503 because Envoy rejects their definition.",
 	}, func() float64 { return float64(len(r.Status().Withheld)) })
+	if registry == nil {
+		return nil
+	}
 	for _, c := range []prometheus.Collector{r.metrics.failed, r.metrics.applied, current, withheld} {
 		if err := registry.Register(c); err != nil {
 			return err

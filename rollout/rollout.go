@@ -42,6 +42,7 @@
 package rollout
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -83,9 +84,9 @@ type Config struct {
 	OnActive func()
 	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at xds.VersionPath.
 	Ask func(ctx context.Context, address string) (string, error)
-	// Logger receives each change of state. Required.
+	// Logger receives each change of state. Nil: nothing is logged.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Required.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 }
 
@@ -119,6 +120,7 @@ type Rollout struct {
 
 // New returns a rollout with nothing published. It subscribes to the control plane, which must not have a stream yet.
 func New(config Config) (*Rollout, error) {
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	r := &Rollout{
 		config: config, wake: make(chan struct{}, 1), changed: make(chan struct{}),
 		saver: newSaver(config.LastGood, config.Logger), machine: newMachine(config),

@@ -3,6 +3,7 @@
 package systemd
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -38,8 +39,15 @@ const (
 	stopping
 )
 
+// Config is what a [Reporter] needs.
+type Config struct {
+	// Logger receives what cannot be reported, which stops nothing. Nil: nothing is logged.
+	Logger *slog.Logger
+}
+
 // New returns a Reporter, or nil if NOTIFY_SOCKET is not set.
-func New(logger *slog.Logger) *Reporter {
+func New(config Config) *Reporter {
+	logger := cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if os.Getenv("NOTIFY_SOCKET") == "" {
 		return nil
 	}

@@ -77,7 +77,7 @@ func (v *verdict) set(err error) { v.reason.Store(&err) }
 func (v *verdict) check(context.Context) error { return *v.reason.Load() }
 
 func newReporter(t *testing.T) *Reporter {
-	return New(slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return New(Config{Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 }
 
 func TestReadyIsReportedOnceTheProcessIsReady(t *testing.T) {
@@ -216,7 +216,7 @@ func TestFailuresAreLogged(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "none"))
 	t.Setenv("WATCHDOG_USEC", "soon")
 	var log strings.Builder
-	r := New(slog.New(slog.NewTextHandler(&log, nil)))
+	r := New(Config{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	r.Run(t.Context(), yes, yes)
 	for _, want := range []string{"reading WATCHDOG_USEC failed", "reporting to systemd failed", `message="READY=1"`} {
 		if !strings.Contains(log.String(), want) {

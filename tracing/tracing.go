@@ -5,6 +5,7 @@
 package tracing
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -40,9 +41,20 @@ type Tracer struct {
 	tracer   trace.Tracer
 }
 
-// New returns a Tracer that sends spans to the collector of the settings, or nil if s is nil. A collector that cannot
-// be reached is logged once a minute, and delays nothing.
-func New(ctx context.Context, s *Settings, version string, logger *slog.Logger) (*Tracer, error) {
+// Config is what a [Tracer] needs.
+type Config struct {
+	// Settings name the collector. Nil: requests are not traced.
+	Settings *Settings
+	// Version is the version of this program, which each span has.
+	Version string
+	// Logger gets a warning, at most once a minute, if spans cannot be sent. Nil: nothing is logged.
+	Logger *slog.Logger
+}
+
+// New returns a Tracer that sends spans to the collector of the settings, or nil without settings. A collector that
+// cannot be reached delays nothing.
+func New(ctx context.Context, config Config) (*Tracer, error) {
+	s, logger := config.Settings, cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if s == nil {
 		return nil, nil
 	}
@@ -59,7 +71,7 @@ func New(ctx context.Context, s *Settings, version string, logger *slog.Logger) 
 		return nil, fmt.Errorf("making the exporter of spans: %w", err)
 	}
 	about, err := resource.New(ctx, resource.WithFromEnv(), resource.WithHost(), resource.WithAttributes(
-		attribute.String("service.name", s.Service), attribute.String("service.version", version)))
+		attribute.String("service.name", s.Service), attribute.String("service.version", config.Version)))
 	if err != nil {
 		return nil, fmt.Errorf("describing the source of spans: %w", err)
 	}

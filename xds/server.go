@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,9 +35,9 @@ type Config struct {
 	// Ready asks Envoy for which clusters it has hosts, of which none fails its health check. It is called if one Envoy is
 	// connected. Default: that cannot be asked, and Envoy gets the time that it may take. :: cluster → true
 	Ready func(ctx context.Context) (map[string]bool, error)
-	// Logger gets one line for each event. Default: none.
+	// Logger gets one line for each event. Nil: nothing is logged.
 	Logger *slog.Logger
-	// Registerer takes the metrics. Default: they are counted but not exported.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 }
 
@@ -50,9 +51,6 @@ func (o Config) withDefaults() Config {
 	if o.Lookup == nil {
 		o.Lookup = lookUp
 	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
 	return Config{
 		Grace:         orElse(o.Grace, 5*time.Second),
 		Patience:      orElse(o.Patience, 5*time.Second),
@@ -60,7 +58,7 @@ func (o Config) withDefaults() Config {
 		LookupTimeout: orElse(o.LookupTimeout, time.Second),
 		Lookup:        o.Lookup,
 		Ready:         o.Ready,
-		Logger:        o.Logger,
+		Logger:        cmp.Or(o.Logger, slog.New(slog.DiscardHandler)),
 		Registerer:    o.Registerer,
 	}
 }

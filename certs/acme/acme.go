@@ -7,6 +7,7 @@
 package acme
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -56,7 +57,7 @@ type Config struct {
 	// OnPair receives the certificate of a name, at first and after each change. Required. It is called concurrently, and
 	// must neither block nor call the Manager.
 	OnPair func(name string, p certs.Pair)
-	// Logger receives what happens to a certificate. Required.
+	// Logger receives what happens to a certificate. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -100,12 +101,16 @@ type domain struct {
 const checkEvery = certmagic.DefaultRenewCheckInterval
 
 // New returns a Manager that does nothing until it runs.
-func New(config Config) *Manager {
+func New(config Config) (*Manager, error) {
+	if config.Storage == nil || config.OnPair == nil {
+		return nil, errors.New("acme: a Manager needs Storage and OnPair")
+	}
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	m := &Manager{Config: config, started: make(chan struct{}), validations: make(chan struct{}, maxValidations)}
 	for _, name := range config.Domains {
 		m.domains = append(m.domains, &domain{name: name, retry: make(chan struct{}, 1)})
 	}
-	return m
+	return m, nil
 }
 
 // Stored passes the certificates that are stored to OnPair. It waits for the storage, not for the CA.

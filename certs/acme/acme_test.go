@@ -104,8 +104,12 @@ type running struct {
 func (s *site) run(t *testing.T, storage acme.Storage, settings acme.Settings) *running {
 	t.Helper()
 	r := &running{pairs: make(chan certs.Pair, 10)}
-	r.Manager = acme.New(acme.Config{Settings: settings, Storage: storage,
+	var err error
+	r.Manager, err = acme.New(acme.Config{Settings: settings, Storage: storage,
 		OnPair: func(_ string, p certs.Pair) { r.pairs <- p }, Logger: slog.New(slog.NewTextHandler(&r.log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
 	s.manager.Store(r.Manager)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
@@ -376,7 +380,10 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 // TestAChallengeWaitsForTheStart: it may be of another gateway that has been running for long.
 func TestAChallengeWaitsForTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := acme.New(acme.Config{Settings: acme.Settings{Domains: []string{"starting.test"}}, Logger: slog.New(slog.DiscardHandler)})
+		m, err := acme.New(acme.Config{Settings: acme.Settings{Domains: []string{"starting.test"}}, Storage: acme.NewFiles(t.TempDir()), OnPair: func(string, certs.Pair) {}})
+		if err != nil {
+			t.Fatal(err)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		answered := make(chan int, 1)
 		go func() {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,10 +18,7 @@ import (
 	"gatepost/explain"
 	"gatepost/gateway"
 	gatewayv1 "gatepost/proto/gatepost/v1"
-	"gatepost/redisconn"
 	"gatepost/tokens"
-	"gatepost/tokens/redisstore"
-	"gatepost/xds"
 )
 
 func explainCommand(s *settings) *cobra.Command {
@@ -79,7 +75,10 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		if err != nil {
 			return nil, err
 		}
-		store := redisstore.New(redisconn.Open(options))
+		store, err := gateway.OpenSessions(gateway.SessionsConfig{Redis: options})
+		if err != nil {
+			return nil, err
+		}
 		defer store.Close()
 		sessions = tokens.LookupFunc(store.Lookup)
 	}
@@ -88,12 +87,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	if err != nil {
 		return nil, err
 	}
-	options := s.xdsOptions(d)
-	options.Certificates = certificatesOf(d, running)
-	if running != nil { // otherwise the version would differ, because it covers the paths of the module's files
-		options.Module = xds.Module{Library: running.Status.GetModule().GetLibrary(), Table: running.Status.GetModule().GetTable()}
-	}
-	explainer, err := explain.New(d, options, sessions, running)
+	explainer, err := gateway.NewExplainer(explain.Config{Definitions: d, Options: s.xdsOptions(d), Sessions: sessions, Gateway: running})
 	if err != nil {
 		return nil, err
 	}
@@ -102,23 +96,6 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 		return nil, fmt.Errorf("explaining %s %s: %w", request.Method, request.Target, err)
 	}
 	return answer, nil
-}
-
-// certificatesOf returns the certificates that a gateway has or, without one, those in the files.
-func certificatesOf(d *definitions.Definitions, running *explain.Gateway) (all []xds.Certificate) {
-	switch {
-	case d.Gateway.TLS == nil:
-		return nil
-	case running == nil:
-		return gateway.Certificates(d)
-	}
-	for _, c := range running.Status.GetCertificates() {
-		isDomain := d.Gateway.TLS.ACME != nil && slices.Contains(d.Gateway.TLS.ACME.Domains, c.GetName()) // which has a placeholder at least
-		if len(c.GetServices()) == 0 && (isDomain || c.GetNotAfter() != nil && len(c.GetNames()) > 0 || c.GetName() == d.Gateway.TLS.DefaultCertificate) {
-			all = append(all, xds.Certificate{Name: c.GetName(), ServerNames: c.GetNames(), Default: c.GetName() == d.Gateway.TLS.DefaultCertificate})
-		}
-	}
-	return all
 }
 
 // findTimeout limits the search for a gateway if --admin is not on the command line.

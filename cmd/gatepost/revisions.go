@@ -17,7 +17,7 @@ import (
 	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/definitions/revisions"
-	"gatepost/redisconn"
+	"gatepost/gateway"
 )
 
 // The commands of this file read and change the definitions in Redis.
@@ -34,8 +34,7 @@ func (s *settings) openRevisions() (store *revisions.Store, closeStore func() er
 	if err != nil {
 		return nil, nil, err
 	}
-	client := redisconn.Open(options).Client()
-	return revisions.New(client), client.Close, nil
+	return gateway.OpenRevisions(options)
 }
 
 // change is a command that stores a revision.

@@ -77,7 +77,7 @@ func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) erro
 	config.Logs, config.LogsError = tracing.FromEnvironment(os.Getenv, tracing.Logs)
 	access := logqueue.New(c.OutOrStdout()) // a reader that is slow delays no request
 	defer access.Close()
-	config.Logger, config.AccessLog, config.Systemd = logger, access, systemd.New(logger)
+	config.Logger, config.AccessLog, config.Systemd = logger, access, systemd.New(systemd.Config{Logger: logger})
 	config.DroppedLogLines = func() uint64 { return logs.Dropped() + access.Dropped() }
 	if isTerminal(c.ErrOrStderr()) { // logs are collected, and have no secrets
 		config.ShowPage = func(url string) { fmt.Fprintf(c.ErrOrStderr(), "The page for operators: %s\n", url) }

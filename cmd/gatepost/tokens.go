@@ -15,10 +15,8 @@ import (
 
 	"gatepost/admin"
 	"gatepost/convention"
-	"gatepost/redisconn"
+	"gatepost/gateway"
 	"gatepost/tokens"
-	"gatepost/tokens/cache"
-	"gatepost/tokens/redisstore"
 )
 
 func tokensCommand(s *settings) *cobra.Command {
@@ -167,26 +165,17 @@ func (s *settings) withSessions(c *cobra.Command, do func(context.Context, sessi
 	if err != nil {
 		return err
 	}
-	redis := redisstore.New(redisconn.Open(options))
-	store, err := cache.New(redis, cache.OfflineTracker{}, cache.Config{})
+	store, err := gateway.OpenSessions(gateway.SessionsConfig{Redis: options, Author: author(), OnUnannounced: func(err error) {
+		fmt.Fprintf(c.ErrOrStderr(), "gatepost: the gateways' logs will not show this revoke: %v\n", err)
+	}})
 	if err != nil {
-		return fmt.Errorf("opening the token store: %w", err)
+		return err
 	}
-	notify := func(notice redisstore.Revoke) {
-		notice.Who, notice.When = author(), time.Now().UTC().Truncate(time.Second)
-		if err := redis.PublishRevoke(ctx, notice); err != nil {
-			fmt.Fprintf(c.ErrOrStderr(), "gatepost: the gateways' logs will not show this revoke: %v\n", err)
-		}
-	}
-	return errors.Join(do(ctx, sessionsInRedis{store, notify}), store.Close())
+	return errors.Join(do(ctx, sessionsInRedis{store}), store.Close())
 }
 
-// sessionsInRedis needs no gateway: running gateways receive the invalidations from Redis, and a
-// notice for their logs.
-type sessionsInRedis struct {
-	store  tokens.Store
-	notify func(redisstore.Revoke)
-}
+// sessionsInRedis needs no gateway.
+type sessionsInRedis struct{ store *gateway.Sessions }
 
 func (r sessionsInRedis) list(ctx context.Context, user string) ([]admin.Session, error) {
 	found, err := r.store.Sessions(ctx, user)
@@ -203,7 +192,6 @@ func (r sessionsInRedis) revoke(ctx context.Context, id string) error {
 	case err != nil:
 		return fmt.Errorf("revoking a session: %w", err)
 	}
-	r.notify(redisstore.Revoke{Session: id, Ended: 1})
 	return nil
 }
 
@@ -211,9 +199,6 @@ func (r sessionsInRedis) revokeUser(ctx context.Context, user string) (int, erro
 	n, err := r.store.RevokeUser(ctx, user)
 	if err != nil {
 		err = fmt.Errorf("revoking a user's sessions: %w", err)
-	}
-	if n > 0 {
-		r.notify(redisstore.Revoke{User: user, Ended: n})
 	}
 	return n, err
 }

@@ -1,6 +1,7 @@
 package revisions
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ type FollowerConfig struct {
 	Poll time.Duration
 	// Missing is how long Redis may be unreachable or empty before that is an error. Default: 1s.
 	Missing time.Duration
-	// Logger receives events that are no errors. Default: none.
+	// Logger receives events that are no errors. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -46,17 +47,18 @@ type Follower struct {
 }
 
 // NewFollower returns a follower, which does nothing until it runs.
-func NewFollower(config FollowerConfig) *Follower {
+func NewFollower(config FollowerConfig) (*Follower, error) {
+	if config.Store == nil || config.OnChange == nil || config.OnError == nil {
+		return nil, errors.New("revisions: a Follower needs Store, OnChange and OnError")
+	}
 	if config.Poll <= 0 {
 		config.Poll = 2 * time.Second
 	}
 	if config.Missing <= 0 {
 		config.Missing = time.Second
 	}
-	if config.Logger == nil {
-		config.Logger = slog.New(slog.DiscardHandler)
-	}
-	return &Follower{Reloads: make(definitions.Reloads), config: config, current: config.Current, last: config.Read}
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
+	return &Follower{Reloads: make(definitions.Reloads), config: config, current: config.Current, last: config.Read}, nil
 }
 
 // Run follows the store until ctx ends. It returns when all that it started has ended.

@@ -66,7 +66,10 @@ func follow(t *testing.T, config FollowerConfig) *calls {
 	if config.Missing == 0 {
 		config.Missing = time.Hour
 	}
-	h.follower = NewFollower(config)
+	var err error
+	if h.follower, err = NewFollower(config); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { h.follower.Run(ctx) })

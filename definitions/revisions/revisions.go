@@ -93,8 +93,19 @@ type about struct {
 // for concurrent use.
 type Store struct{ client redis.UniversalClient }
 
-// New returns the store in the Redis of a client. The caller closes the client.
-func New(client redis.UniversalClient) *Store { return &Store{client: client} }
+// Config is what a [Store] needs.
+type Config struct {
+	// Client is the Redis with the revisions. The caller closes it. Required.
+	Client redis.UniversalClient
+}
+
+// New returns the store in a Redis, to which it does not connect yet.
+func New(config Config) (*Store, error) {
+	if config.Client == nil {
+		return nil, errors.New("revisions: no Client")
+	}
+	return &Store{client: config.Client}, nil
+}
 
 // Newest returns the revision in force. The error is ErrNone, ErrDamaged or ErrUnavailable.
 func (s *Store) Newest(ctx context.Context) (Revision, error) {

@@ -18,7 +18,11 @@ func open(t *testing.T, options *redis.UniversalOptions) *Store {
 	t.Helper()
 	client := redis.NewUniversalClient(options)
 	t.Cleanup(func() { _ = client.Close() })
-	return New(client)
+	store, err := New(Config{Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 // start returns the store in a Redis of its own.

@@ -46,11 +46,11 @@ var (
 
 // Config configures a store. The zero Config is valid.
 type Config struct {
-	// Logger logs errors outside of calls. Default: no log.
+	// Logger logs errors outside of calls. Nil: nothing is logged.
 	Logger *slog.Logger
 	// SweepEvery is the interval at which expired sessions are deleted. Default: a minute.
 	SweepEvery time.Duration
-	// Registerer registers the metrics. Default: none.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 }
 
@@ -83,16 +83,13 @@ func Open(dir string, config Config) (*Store, error) {
 		return nil, fmt.Errorf("creating the folder of --data: %w", err)
 	}
 	s := &Store{
-		log: config.Logger,
+		log: cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		damage: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "gatepost_store_damage_total", Help: "Reads of a damaged page or record in the embedded store.",
 		}),
 		done:    make(chan struct{}),
 		writing: make(chan struct{}, 1),
 		swept:   make(chan struct{}),
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
 	}
 	if config.Registerer != nil {
 		if err := config.Registerer.Register(s.damage); err != nil {

@@ -113,9 +113,9 @@ type Config struct {
 	// Table holds the decisions for the module in Envoy. The caller closes it after the cache. Nil:
 	// there is no module.
 	Table *table.Table
-	// Registerer registers the metrics. Nil: none.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
-	// Logger logs panics of the store. Nil: slog.Default.
+	// Logger logs panics of the store. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -183,7 +183,7 @@ func New(store tokens.Store, tracker Tracker, config Config) (*Cache, error) {
 	c := &Cache{
 		store:      store,
 		tracker:    tracker,
-		logger:     cmp.Or(config.Logger, slog.Default()),
+		logger:     cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		timeout:    orDefault(config.LookupTimeout, time.Second),
 		maxEntries: min(max(1, orDefault(config.MaxEntries, 100_000)/shards), maxSlots-1),
 		maxBytes:   orDefault(config.MaxBytes, 32<<20) / shards,

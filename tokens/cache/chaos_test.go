@@ -13,7 +13,6 @@ import (
 
 	"gatepost/tokens"
 	"gatepost/tokens/faultproxy"
-	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 )
 
@@ -132,7 +131,7 @@ func TestRevokesHoldUnderFaults(t *testing.T) {
 		data, tracking := faultproxy.Start(t, server.Addr), faultproxy.Start(t, server.Addr)
 		proxies = append(proxies, data, tracking)
 		module := startModule(t)
-		g := openStore(t, redisstore.New(realConn(t, "redis://"+data.Addr)), client(t, tracking.Addr), Config{Table: module.table}, RedisConfig{})
+		g := openStore(t, storeOn(t, realConn(t, "redis://"+data.Addr)), client(t, tracking.Addr), Config{Table: module.table}, RedisConfig{})
 		g.module = module
 		g.awaitHeld()
 		gateways = append(gateways, g)

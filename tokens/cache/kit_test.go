@@ -182,11 +182,20 @@ func openConn(t testing.TB, url string, timeout time.Duration) *redisconn.Conn {
 	return redisconn.Open(options)
 }
 
+func storeOn(t testing.TB, conn *redisconn.Conn) tokens.Store {
+	t.Helper()
+	store, err := redisstore.New(redisstore.Config{Conn: conn})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
+}
+
 // openReal starts a gateway as the product does.
 func openReal(t testing.TB, url string) *gateway {
 	t.Helper()
 	conn := realConn(t, url)
-	return openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: conn})
+	return openStore(t, storeOn(t, conn), conn.Client(), Config{}, RedisConfig{Sentinels: conn})
 }
 
 // start starts a gateway and waits until it holds the lease.

@@ -1,12 +1,12 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	cryptorand "crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -28,7 +28,7 @@ type RedisConfig struct {
 	// Sentinels are queried for the master with each heartbeat; required behind Sentinel. While
 	// none of them answers, there is no lease.
 	Sentinels Sentinels
-	// Logger logs when the tracking begins and why it ended. Nil: no log.
+	// Logger logs when the tracking begins and why it ended. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 
@@ -80,11 +80,8 @@ func Track(client redis.UniversalClient, config RedisConfig) (*Redis, error) {
 		masters:   masters,
 		sentinels: config.Sentinels,
 		lease:     orDefault(config.Lease, time.Second),
-		log:       config.Logger,
+		log:       cmp.Or(config.Logger, slog.New(slog.DiscardHandler)),
 		stopped:   make(chan struct{}),
-	}
-	if r.log == nil {
-		r.log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
 	return r, nil
 }

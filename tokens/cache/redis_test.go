@@ -16,7 +16,6 @@ import (
 	"gatepost/tokens"
 	"gatepost/tokens/cache/table"
 	"gatepost/tokens/faultproxy"
-	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 	"gatepost/tokens/storetest"
 
@@ -30,7 +29,7 @@ func TestCacheOnRedisIsATokenStore(t *testing.T) {
 		server.Do("FLUSHALL")
 		// a busy machine may need longer than the default
 		conn := openConn(t, server.URL(), time.Minute)
-		g := openStore(t, redisstore.New(conn), conn.Client(), Config{LookupTimeout: time.Minute}, RedisConfig{Lease: 200 * time.Millisecond})
+		g := openStore(t, storeOn(t, conn), conn.Client(), Config{LookupTimeout: time.Minute}, RedisConfig{Lease: 200 * time.Millisecond})
 		g.awaitHeld()
 		return waitingLogins{g}
 	})

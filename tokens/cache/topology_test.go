@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"gatepost/tokens"
-	"gatepost/tokens/redisstore"
 	"gatepost/tokens/redistest"
 )
 
@@ -158,7 +157,7 @@ func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 	master, _, sentinel := startReplicated(t)
 	conn := realConn(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
 	sentinels := &fakeSentinels{Sentinels: conn}
-	g := openStore(t, redisstore.New(conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
+	g := openStore(t, storeOn(t, conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
 	g.awaitHeld()
 	s := g.create("ann")
 	for _, names := range [][]string{{master.Addr, "127.0.0.1:1"}, {"127.0.0.1:1"}, {}} {

@@ -8,6 +8,7 @@
 package endpoint
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -33,13 +34,13 @@ type Config struct {
 	Settings func() *definitions.Tokens
 	// Shield decides which logins reach the user service; nil: one that counts in memory only.
 	Shield *shield.Shield
-	// Logger logs one line per login; nil: [slog.Default].
+	// Logger logs one line per login. Nil: nothing is logged.
 	Logger *slog.Logger
-	// Registerer registers the counters; nil: none.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 	// Tracer makes the spans of logins and calls; nil: there are none.
 	Tracer *tracing.Tracer
-	// Now is the clock; nil: [time.Now].
+	// Now is the clock. Nil: [time.Now].
 	Now func() time.Time
 	// StoreTimeout bounds each call of the store; 0: 5s. A revoke may wait for a lease of 1s.
 	StoreTimeout time.Duration
@@ -55,17 +56,18 @@ type Handler struct {
 
 // New returns the handler. It fails if a metric of one of its names is already registered.
 func New(c Config) (*Handler, error) {
-	if c.Logger == nil {
-		c.Logger = slog.Default()
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	if c.StoreTimeout <= 0 {
 		c.StoreTimeout = 5 * time.Second
 	}
+	var err error
 	if c.Shield == nil {
-		c.Shield = shield.New(shield.Config{Logger: c.Logger, Now: c.Now})
+		if c.Shield, err = shield.New(shield.Config{Logger: c.Logger, Now: c.Now}); err != nil {
+			return nil, err
+		}
 	}
 	metrics, err := newMetrics(c.Registerer)
 	if err != nil {

@@ -31,7 +31,11 @@ func cached(t *testing.T, data, tracking string) *cache.Cache {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := cache.New(redisstore.New(redisconn.Open(options)), tracker, cache.Config{LookupTimeout: time.Minute})
+	store, err := redisstore.New(redisstore.Config{Conn: redisconn.Open(options)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.New(store, tracker, cache.Config{LookupTimeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

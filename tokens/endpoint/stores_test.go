@@ -29,7 +29,11 @@ func onRealStores(t *testing.T, test func(t *testing.T, store tokens.Store)) {
 				t.Fatal(err)
 			}
 			options.Timeout = time.Minute // a busy machine may need longer than the default
-			return redisstore.New(redisconn.Open(options))
+			store, err := redisstore.New(redisstore.Config{Conn: redisconn.Open(options)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return store
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

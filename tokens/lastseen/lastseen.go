@@ -22,7 +22,7 @@ type Config struct {
 	Store tokens.Toucher
 	// Every is the shortest time between two samples of one token; 0: a minute.
 	Every time.Duration
-	// Registerer registers the metrics; nil: none.
+	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
 }
 

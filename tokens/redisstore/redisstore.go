@@ -80,9 +80,18 @@ var (
 	_ tokens.Toucher = (*Store)(nil)
 )
 
-// New returns a store in the Redis of conn. [Store.Close] closes conn.
-func New(conn *redisconn.Conn) *Store {
-	return &Store{conn: conn, client: conn.Client(), logins: newBatcher(conn)}
+// Config is what a [Store] needs.
+type Config struct {
+	// Conn is the Redis with the sessions. [Store.Close] closes it. Required.
+	Conn *redisconn.Conn
+}
+
+// New returns a store in a Redis, to which it does not connect yet.
+func New(config Config) (*Store, error) {
+	if config.Conn == nil {
+		return nil, errors.New("redisstore: no Conn")
+	}
+	return &Store{conn: config.Conn, client: config.Conn.Client(), logins: newBatcher(config.Conn)}, nil
 }
 
 func tokenKey(h tokens.Hash) string { return tokens.RedisPrefix + h.Hex() }

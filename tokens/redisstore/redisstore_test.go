@@ -36,7 +36,11 @@ func mustOpenWith(t testing.TB, url string, timeout time.Duration) *Store {
 	if timeout > 0 {
 		options.Timeout = timeout
 	}
-	return New(redisconn.Open(options))
+	store, err := New(Config{Conn: redisconn.Open(options)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store
 }
 
 // permissions are those of the package comment. Reading them here tests the comment.

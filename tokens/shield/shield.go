@@ -13,6 +13,7 @@
 package shield
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -53,9 +54,9 @@ type Limit struct {
 type Config struct {
 	// Shared stores the failures of all gateways; nil: there is only this gateway.
 	Shared Shared
-	// Logger logs when Shared becomes unavailable and available; nil: [slog.Default].
+	// Logger logs when Shared becomes unavailable and available. Nil: nothing is logged.
 	Logger *slog.Logger
-	// Now is the clock; nil: [time.Now].
+	// Now is the clock. Nil: [time.Now].
 	Now func() time.Time
 	// Entries is the maximum number of addresses, and of user names; 0: 32768 of each, about 5 MB.
 	Entries int
@@ -117,14 +118,15 @@ type Shield struct {
 }
 
 // New returns a shield without any failures.
-func New(c Config) *Shield {
-	if c.Logger == nil {
-		c.Logger = slog.Default()
+func New(c Config) (*Shield, error) {
+	if c.Entries < 0 {
+		return nil, fmt.Errorf("shield: Entries is %d", c.Entries)
 	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	if c.Entries <= 0 {
+	if c.Entries == 0 {
 		c.Entries = 32768
 	}
 	return &Shield{
@@ -134,7 +136,7 @@ func New(c Config) *Shield {
 			Lost: "failed logins cannot be shared with other gateways; this one goes on counting by itself",
 			Back: "failed logins are shared with other gateways again",
 		},
-	}
+	}, nil
 }
 
 // Admit admits a login, or returns a *[Refusal]. The caller must call Done of the returned Pass.

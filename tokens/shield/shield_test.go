@@ -45,14 +45,19 @@ type testShield struct {
 }
 
 func newTestShield(t *testing.T, shared Shared) *testShield {
+	t.Helper()
 	c := &clock{now: time.Unix(1_700_000_000, 0)}
+	s, err := New(Config{Shared: shared, Now: c.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &testShield{t: t, clock: c, set: Settings{
 		Address:    Limit{Failures: 100, Forgive: 36 * time.Second, Base: time.Second, Cap: 15 * time.Minute},
 		User:       Limit{Failures: 5, Forgive: 30 * time.Minute, Base: time.Second, Cap: 15 * time.Minute},
 		Concurrent: 256,
 		Breaker:    BreakerSettings{Failures: 10, Pause: time.Second, Cap: 30 * time.Second},
 	},
-		Shield: New(Config{Shared: shared, Now: c.Now, Logger: slog.New(slog.DiscardHandler)})}
+		Shield: s}
 }
 
 func (g *testShield) try(a netip.Addr, user string, o Outcome) error {
