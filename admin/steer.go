@@ -226,24 +226,27 @@ type ForgiveRequest struct {
 	Key     string `json:"key"`
 }
 
+// key returns the key of the address or the user, of which there must be one.
+func (q ForgiveRequest) key() (shield.Key, error) {
+	switch q {
+	case ForgiveRequest{Address: q.Address}:
+		address, err := netip.ParseAddr(q.Address)
+		return shield.AddressKey(address), err
+	case ForgiveRequest{User: q.User}:
+		return shield.UserKey(q.User), nil
+	case ForgiveRequest{Key: q.Key}:
+		return shield.ParseKey(q.Key)
+	}
+	return shield.Key{}, errors.New("it names several")
+}
+
 func (s *Server) forgive(w http.ResponseWriter, r *http.Request) {
 	var q ForgiveRequest
 	if !readBody(w, r, maxBody, &q) {
 		return
 	}
-	var key shield.Key
-	address, err := netip.ParseAddr(q.Address)
-	switch {
-	case q.Address != "" && q.User == "" && q.Key == "" && err == nil:
-		key = shield.AddressKey(address)
-	case q.User != "" && q.Address == "" && q.Key == "":
-		key = shield.UserKey(q.User)
-	case q.Key != "" && q.Address == "" && q.User == "":
-		if key, err = shield.ParseKey(q.Key); err == nil {
-			break
-		}
-		fallthrough
-	default:
+	key, err := q.key()
+	if err != nil {
 		writeError(w, http.StatusBadRequest, "want one of address (an IP address), user and key (as GET /api/v1/shield shows it)")
 		return
 	}

@@ -173,19 +173,12 @@ func (c *rawRule) parse() (rule, error) {
 	default: // fail closed
 		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyAuthenticate, c.authenticate)
 	}
-	switch c.forwardToken {
-	case "true":
-		r.forwardToken = true
-	case "":
-	default:
-		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyForwardToken, c.forwardToken)
+	var err error
+	if r.forwardToken, err = isSet(keyForwardToken, c.forwardToken); err != nil {
+		return rule{}, err
 	}
-	switch c.log {
-	case "true":
-		r.log = true
-	case "":
-	default:
-		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyLog, c.log)
+	if r.log, err = isSet(keyLog, c.log); err != nil {
+		return rule{}, err
 	}
 	if c.longest != "" {
 		ms, err := strconv.ParseInt(c.longest, 10, 64)
@@ -195,6 +188,14 @@ func (c *rawRule) parse() (rule, error) {
 		r.longest = time.Duration(ms) * time.Millisecond
 	}
 	return r, nil
+}
+
+// isSet parses a value that is "true" or omitted.
+func isSet(key, value string) (bool, error) {
+	if value != "" && value != "true" {
+		return false, fmt.Errorf("%w: %s is %q", ErrNoRule, key, value)
+	}
+	return value != "", nil
 }
 
 // maxMilliseconds is the longest time.Duration.

@@ -1,6 +1,7 @@
 package definitions
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -111,21 +112,30 @@ func (f *findings) locate(field string) (node *yaml.Node, ok bool) {
 		if indexes == "" {
 			continue
 		}
-		if fd.IsMap() {
-			key, err := strconv.Unquote(strings.TrimSuffix(indexes, "]"))
-			at := slices.IndexFunc(node.Content, func(n *yaml.Node) bool { return n.Value == key })
-			if err != nil || at < 0 || at+1 >= len(node.Content) {
-				return node, false
-			}
-			return node.Content[at], true
+		element := elementOf(node, strings.TrimSuffix(indexes, "]"), fd.IsMap())
+		if element == nil || fd.IsMap() {
+			return cmp.Or(element, node), element != nil
 		}
-		i, err := strconv.Atoi(strings.TrimSuffix(indexes, "]"))
-		if err != nil || node.Kind != yaml.SequenceNode || i >= len(node.Content) {
-			return node, false
-		}
-		node = node.Content[i]
+		node = element
 	}
 	return node, true
+}
+
+// elementOf returns an element of a list, or the key of one of a map, or nil if there is none.
+func elementOf(node *yaml.Node, index string, isMap bool) *yaml.Node {
+	if isMap {
+		key, err := strconv.Unquote(index)
+		at := slices.IndexFunc(node.Content, func(n *yaml.Node) bool { return n.Value == key })
+		if err != nil || at < 0 || at+1 >= len(node.Content) {
+			return nil
+		}
+		return node.Content[at]
+	}
+	i, err := strconv.Atoi(index)
+	if err != nil || node.Kind != yaml.SequenceNode || i >= len(node.Content) {
+		return nil
+	}
+	return node.Content[i]
 }
 
 // valueOf returns the node of a field's value in a mapping, or nil.

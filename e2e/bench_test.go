@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
-	"gatepost/xds"
 )
 
 // The time from saving the definitions until Envoy responds with their version. It includes the
@@ -51,7 +51,7 @@ func BenchmarkSaveToVerified(b *testing.B) {
 // versionOf returns the version with which the gateway's Envoy responds.
 func versionOf(tb testing.TB, g *gateway) (version string) {
 	tb.Helper()
-	if err := json.Unmarshal([]byte(g.Do("GET", xds.VersionPath, "").Body), &version); err != nil || version == "" {
+	if err := json.Unmarshal([]byte(g.Do("GET", definitions.VersionPath, "").Body), &version); err != nil || version == "" {
 		tb.Fatalf("the gateway returns no version: %v", err)
 	}
 	return version

@@ -105,31 +105,21 @@ func (h *history) minted(m minted) *minted {
 	return &m
 }
 
-func (h *history) used(u use) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.uses = append(h.uses, u)
-}
-
-func (h *history) ended(e ending) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.ends = append(h.ends, e)
-}
+func (h *history) used(u use)     { record(h, &h.uses, u) }
+func (h *history) ended(e ending) { record(h, &h.ends, e) }
 
 // wasCalm records a time span without faults or their consequences.
-func (h *history) wasCalm(s span) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.calm = append(h.calm, s)
-}
+func (h *history) wasCalm(s span) { record(h, &h.calm, s) }
 
 // wasApart records a time span in which a replaced master of a Cluster may not have noticed. It may
 // reject a token that the new master minted; it must not accept a revoked one.
-func (h *history) wasApart(s span) {
+func (h *history) wasApart(s span) { record(h, &h.apart, s) }
+
+// record appends to a list of a history.
+func record[E any](h *history, list *[]E, one E) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.apart = append(h.apart, s)
+	*list = append(*list, one)
 }
 
 func (h *history) wasApartDuring(s span) bool {

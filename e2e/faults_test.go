@@ -98,35 +98,29 @@ func TestGatepostFrozen(t *testing.T) {
 	well(t, shop, token)
 }
 
-func TestRedisKilled(t *testing.T) {
+func TestRedisAway(t *testing.T) {
 	t.Parallel()
-	for name, cache := range map[string]string{"with the cache": "on", "without it": "off"} {
+	for name, c := range map[string]struct {
+		cache     string
+		away, end func(*redistest.Server)
+	}{
+		"killed, with the cache":    {"on", (*redistest.Server).Kill, (*redistest.Server).Restart},
+		"killed, without the cache": {"off", (*redistest.Server).Kill, (*redistest.Server).Restart},
+		"frozen":                    {"on", (*redistest.Server).Freeze, (*redistest.Server).Thaw},
+	} {
 		t.Run(name, func(t *testing.T) {
 			redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-			shop := startShop(t, setup{Redis: redis.URL(), Args: []string{"--cache", cache}})
+			shop := startShop(t, setup{Redis: redis.URL(), Args: []string{"--cache", c.cache}})
 			token := shop.Login("alice")
 			want(t, "the token", shop.Do("GET", "/orders/1", "", "Authorization: "+token), http.StatusOK, "")
-			redis.Kill()
+			c.away(redis)
 			away(t, shop, token)
 			notReady(t, shop.gateway)
-			redis.Restart()
+			c.end(redis)
 			well(t, shop, token)
 			shop.AwaitReady()
 		})
 	}
-}
-
-func TestRedisFrozen(t *testing.T) {
-	t.Parallel()
-	redis := redistest.Start(t, "--appendonly", "yes", "--appendfsync", "always")
-	shop := startShop(t, setup{Redis: redis.URL()})
-	token := shop.Login("alice")
-	redis.Freeze()
-	away(t, shop, token)
-	notReady(t, shop.gateway)
-	redis.Thaw()
-	well(t, shop, token)
-	shop.AwaitReady()
 }
 
 // A gateway that starts while Redis is unreachable allows no secured request, and recovers without

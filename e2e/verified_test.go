@@ -20,18 +20,18 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"gatepost/convention"
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/tokens/redistest"
-	"gatepost/xds"
 )
 
 // beacon returns the version with which the gateway responds to a client.
 func (g *gateway) beacon(headers ...string) string {
 	g.t.Helper()
-	got := g.Do("GET", xds.VersionPath, "", headers...)
+	got := g.Do("GET", definitions.VersionPath, "", headers...)
 	var version string
 	if err := json.Unmarshal([]byte(got.Body), &version); err != nil || got.Status != http.StatusOK {
-		g.t.Fatalf("%s returned %d %s", xds.VersionPath, got.Status, got.Body)
+		g.t.Fatalf("%s returned %d %s", definitions.VersionPath, got.Status, got.Body)
 	}
 	return version
 }

@@ -217,4 +217,6 @@ func (e *Explainer) location(s *definitions.Service) string {
 func isMalformedHost(route *routev3.Route) bool { return route.GetName() == xds.RouteMalformedHost }
 
 // isVersion reports whether the route returns the version.
-func isVersion(route *routev3.Route) bool { return route.GetMatch().GetPath() == xds.VersionPath }
+func isVersion(route *routev3.Route) bool {
+	return route.GetMatch().GetPath() == definitions.VersionPath
+}

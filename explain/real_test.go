@@ -388,7 +388,7 @@ func (w *world) compareHosts(t *testing.T, served *definitions.Definitions, seen
 		"eu.shop.example", "x.eu.shop.example", "shop.example", "xshop.example", "admin.example", "ADMIN.example:1", "x.admin.example", "other.example", "10.0.0.7:80", "[::1]:80", "[::1]",
 		"user@api.shop.example", "api.shop.example:x@other.example", "a:1:2", ".shop.example", "x..shop.example", "x.shop.example,y", "api.shop.example..", "x%2e.shop.example", "*.shop.example", "",
 	} {
-		for _, path := range []string{"/", "/orders", "/ORDERS/5", "/orders/deep", "/status", "/STATUS", "/auth/token", "/auth/x", "/Auth", "/nobody", xds.VersionPath} {
+		for _, path := range []string{"/", "/orders", "/ORDERS/5", "/orders/deep", "/status", "/STATUS", "/auth/token", "/auth/x", "/Auth", "/nobody", definitions.VersionPath} {
 			for _, method := range []string{"GET", "POST", "OPTIONS"} {
 				r := Request{Method: method, Target: path, Header: []Field{{"Host", host}, {"Origin", "https://a.example"}, {"Access-Control-Request-Method", "GET"}, {"Connection", "close"}}}
 				seen[w.compare(t, with, without, r)]++
@@ -448,7 +448,7 @@ func (w *world) awaitServedBy(t *testing.T, e *Explainer) {
 	t.Helper()
 	var probes []Request
 	for _, origin := range append(slices.Clone(someOrigins), "https://evil.example") {
-		for _, target := range []string{xds.VersionPath, "/%2f"} {
+		for _, target := range []string{definitions.VersionPath, "/%2f"} {
 			probes = append(probes, Request{Method: "GET", Target: target, Header: []Field{{"Host", "h"}, {"Origin", origin}, {"Connection", "close"}}})
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -67,6 +68,8 @@ type Gateway struct {
 	http     *http.Server   // the token handler
 	adminSrv *http.Server
 	admin    *admin.Server // health, metrics and the admin API
+
+	closers []func() // close the parts, in the order in which they were made
 }
 
 // source is where definitions come from. It reports each change to the rollout.
@@ -92,6 +95,7 @@ func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	if g.tracer, err = tracing.New(ctx, tracing.Config{Settings: config.Tracing, Version: config.Version, Logger: config.Logger}); err != nil {
 		return nil, err
 	}
+	g.atClose("the exporter of spans", g.tracer.Close)
 	if err := g.prepareEnvoy(); err != nil {
 		return nil, err
 	}
@@ -143,6 +147,7 @@ func (g *Gateway) prepareEnvoy() (err error) {
 	if g.dir, err = envoy.PrivateDir(); err != nil {
 		return err
 	}
+	g.atClose("the private folder", g.dir.Remove)
 	if c.GRPC == "" {
 		c.GRPC = g.dir.GRPC()
 	}
@@ -178,6 +183,7 @@ func (g *Gateway) firstDefinitions(ctx context.Context, lastGood definitions.Las
 	if g.redis, err = openRedisSource(g); err != nil {
 		return nil, nil, err
 	}
+	g.atClose("the definitions in Redis", g.redis.close)
 	first, wrong = g.redis.Definitions(ctx, lastGood)
 	return first, wrong, nil
 }
@@ -187,15 +193,20 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.lock, err = lockData(ctx, g.config.Data, g.logger); err != nil {
 		return err
 	}
+	if g.lock != nil {
+		g.atClose("the lock of the data folder", g.lock.Close) // after the store, which the next gateway opens with the lock
+	}
 	if g.module, err = openModule(ctx, g.config); err != nil {
 		return err
 	}
+	g.atClose("the table of decisions", g.module.close)
 	if g.runner != nil {
 		g.runner.Files = g.module.folders
 	}
 	if g.store, err = openStore(ctx, g.config, g.module.table, g.registry); err != nil {
 		return err
 	}
+	g.atClose("the token store", g.store.Close)
 	sampling := lastseen.Config{Store: g.store, Registerer: g.registry}
 	if g.module.table != nil {
 		sampling.Every = sampleEvery
@@ -203,6 +214,7 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.seen, err = lastseen.New(sampling); err != nil {
 		return err
 	}
+	g.atClose("the sampler of uses", func() error { g.seen.Close(); return nil })
 	g.checker, err = authz.New(authz.Config{
 		Sessions: g.store, Seen: g.seen.Record, Decisions: g.decisions(), Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
 	})
@@ -212,6 +224,9 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 	if g.limits, err = openClusterLimits(g.config, g.registry); err != nil {
 		return err
 	}
+	if g.limits != nil {
+		g.atClose("the limits of the cluster", g.limits.conn.Close)
+	}
 	if g.shield, err = shield.New(shield.Config{Shared: g.store.shared, Logger: g.logger}); err != nil {
 		return err
 	}
@@ -219,7 +234,11 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 		Store: g.store, Settings: g.login.Load, Logger: g.logger, Registerer: g.registry, Tracer: g.tracer,
 		Shield: g.shield,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	g.atClose("the token handler", func() error { g.endpoint.Close(); return nil })
+	return nil
 }
 
 // publish makes the rollout, publishes the first ones, if there are any, and makes what follows
@@ -234,12 +253,14 @@ func (g *Gateway) publish(first *definitions.Definitions, wrong error, lastGood 
 	if g.control, err = xds.New(serving); err != nil {
 		return err
 	}
+	g.atClose("the control plane", func() error { g.control.Close(); return nil })
 	options := g.config.XDSOptions()
 	options.Module = g.module.Module
 	g.lastRequests = newLastRequests(g.config.Envoy != "")
 	if g.certificates, err = newCertificates(g); err != nil {
 		return err
 	}
+	g.atClose("the storage of ACME", g.certificates.acme.close)
 	if err := g.certificates.acme.refuse(first); err != nil {
 		return err
 	}
@@ -335,45 +356,18 @@ func adminHosts(address string) []string {
 	return hosts
 }
 
-// close gives up every part that New has made.
-func (g *Gateway) close() {
-	if g.control != nil {
-		g.control.Close()
-	}
-	if g.endpoint != nil {
-		g.endpoint.Close()
-	}
-	if g.seen != nil {
-		g.seen.Close()
-	}
-	logged := func(what string, err error) {
-		if err != nil {
+// atClose has a part closed with the gateway, before the parts that were made earlier.
+func (g *Gateway) atClose(what string, end func() error) {
+	g.closers = append(g.closers, func() {
+		if err := end(); err != nil {
 			g.logger.Error(fmt.Sprintf("closing %s failed", what), "error", err)
 		}
-	}
-	if g.store != nil {
-		logged("the token store", g.store.Close())
-	}
-	if g.limits != nil {
-		logged("the limits of the cluster", g.limits.conn.Close())
-	}
-	if g.certificates != nil {
-		logged("the storage of ACME", g.certificates.acme.close())
-	}
-	if g.module != nil {
-		logged("the table of decisions", g.module.close())
-	}
-	if g.redis != nil {
-		logged("the definitions in Redis", g.redis.close())
-	}
-	if g.history != nil {
-		logged("the history of the definitions", g.history.Close())
-	}
-	logged("the exporter of spans", g.tracer.Close())
-	if g.dir != "" {
-		logged("the private folder", g.dir.Remove())
-	}
-	if g.lock != nil {
-		_ = g.lock.Close() // last: the next gateway opens the store when it has the lock
+	})
+}
+
+// close gives up every part that New has made, the last one first.
+func (g *Gateway) close() {
+	for _, end := range slices.Backward(g.closers) {
+		end()
 	}
 }

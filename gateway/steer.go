@@ -47,7 +47,9 @@ func (g *Gateway) openHistory() {
 	var err error
 	if g.history, err = history.Open(g.config.Data); err != nil {
 		g.logger.Error("definitions have no history", "error", err)
+		return
 	}
+	g.atClose("the history of the definitions", g.history.Close)
 }
 
 // keeper saves definitions for the next start, and as a revision.

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"gatepost/definitions"
 	"gatepost/xds"
 )
 
@@ -31,7 +32,7 @@ var asker = &http.Client{
 
 // askVersion returns the version that the Envoy at an address (host:port) serves.
 func askVersion(ctx context.Context, address string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+xds.VersionPath, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+definitions.VersionPath, nil)
 	if err != nil {
 		return "", fmt.Errorf("asking %s for its version: %w", address, err)
 	}

@@ -23,7 +23,7 @@ type envoyState struct {
 	silent  bool   // it was asked for long enough without an answer. One answer ends that.
 }
 
-// active reports whether an Envoy has ever acknowledged a whole version on this stream. Whoever can connect can send
+// active reports whether an Envoy has ever acknowledged a whole version on this stream. Every client of --grpc can send
 // a NACK or nothing at all, so what such a stream does concerns the others only if it has served something.
 func (e *envoyState) active() bool { return e.acked != "" }
 

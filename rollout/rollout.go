@@ -17,8 +17,8 @@
 //     rejected one is tried again. Gatepost's own parts use its settings from now on (Config.OnPublish).
 //   - acked: [xds.Delivered], every Envoy that a change waits for has acknowledged every type. From now on a rejection
 //     of a later version falls back to this one. A rejected version can still be acked, if its cause is gone.
-//   - verified: each Envoy that counts answered with the version at [xds.VersionPath]. An ACK comes from Envoy's main
-//     thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
+//   - verified: each Envoy that counts answered with the version at [definitions.VersionPath]. An ACK comes from
+//     Envoy's main thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
 //   - active: verified. Its definitions are saved for the next start (and Config.OnActive is called).
 //   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or
 //     none is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
@@ -82,7 +82,7 @@ type Config struct {
 	// OnActive is called each time that the published version becomes active. It must not block. Nil: nothing waits for
 	// that.
 	OnActive func()
-	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at xds.VersionPath.
+	// Ask returns the version that an Envoy answers with at an address. Nil: by HTTP, at definitions.VersionPath.
 	Ask func(ctx context.Context, address string) (string, error)
 	// Logger receives each change of state. Nil: nothing is logged.
 	Logger *slog.Logger

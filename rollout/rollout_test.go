@@ -494,7 +494,7 @@ func (k *kit) rejectAll() (leave func()) {
 	return leave
 }
 
-// Whoever connects before any Envoy does can reject what the gateway starts with, but only for as long as he stays.
+// A client that connects before any Envoy does can reject what the gateway starts with, but only while it stays.
 func TestWhatAStrangerHasRejectedIsServedWhenHeIsGone(t *testing.T) {
 	addr, dir := envoytest.Addr(t), t.TempDir()
 	if err := (definitions.LastGood{Dir: dir}).Save(define(t, addr, "100s", service("a", taken))); err != nil {

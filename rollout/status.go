@@ -71,7 +71,7 @@ type Envoy struct {
 	// Doubt is why an acknowledged version is not verified; empty if it is, or if the question is still open.
 	Doubt string
 	// Counts: it has acknowledged a version, and it is trusted, or no trusted Envoy is connected and it has answered.
-	// Anybody who can connect can send an acknowledgement, and can answer at their own address.
+	// Every client of --grpc can send an acknowledgement, and can answer at their own address.
 	Counts bool
 
 	waitedFor bool // it has yet to answer

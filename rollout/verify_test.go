@@ -201,7 +201,7 @@ func TestATrustedEnvoyThatCannotBeAskedHoldsUpNobodyForLong(t *testing.T) {
 	})
 }
 
-// Whoever can connect to --grpc can send an acknowledgement.
+// Every client of --grpc can send an acknowledgement.
 func TestAnAcknowledgementOfAStrangerIsNone(t *testing.T) {
 	verifying(t, func(t *testing.T, c *control, e *envoys, _ *strings.Builder) {
 		e.say("", errors.New("connection refused"))
@@ -356,7 +356,7 @@ func TestWhatAnswersAsk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.URL.Path != xds.VersionPath {
+				if r.URL.Path != definitions.VersionPath {
 					t.Errorf("asked for %s", r.URL.Path)
 				}
 				w.Header().Set("Location", "/elsewhere")

@@ -58,7 +58,7 @@ func TestEachRequestHasALine(t *testing.T) {
 		{"GET", "/items/7?token=" + token, mallory},
 		{"GET", "/items/8", bearer},
 		{"GET", "/nobody?token=" + token, mallory},
-		{"PUT", VersionPath, mallory},
+		{"PUT", definitions.VersionPath, mallory},
 		{"GET", "/a%2fb?token=" + token, bearer},
 	} {
 		got := d.do(r.method, r.path, r.header, "user-agent: test", "cookie: s="+token, "referer: http://x/?"+token)
@@ -99,7 +99,7 @@ func TestEachRequestHasALine(t *testing.T) {
 		"200|/items/7|items|items|allow|public||test",
 		"200|/items/8|items|items|allow|public||test",
 		"404|/nobody|unknown 404||deny|not_found||test",
-		"200|" + VersionPath + "|version|||||test",
+		"200|" + definitions.VersionPath + "|version|||||test",
 		"400|/a/b|||deny|malformed||test",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -37,9 +37,6 @@ const (
 	blackhole = "nowhere"
 )
 
-// VersionPath is [definitions.VersionPath].
-const VersionPath = definitions.VersionPath
-
 // Options is the input of a configuration apart from the definitions.
 type Options struct {
 	// GRPCCluster is the static cluster, from Envoy's bootstrap, of Gatepost's gRPC server. Required.
@@ -182,7 +179,7 @@ func (b *builder) snapshot(last built) (*Snapshot, error) {
 // withBeacon returns the routes with the version in the beacon's response. The version is a hash without it.
 func (b *builder) withBeacon(version string, routes set, scopes *scopes) set {
 	b.version = version
-	out := routes.with(scopes.of(scopeOf(VersionPath), nil))
+	out := routes.with(scopes.of(scopeOf(definitions.VersionPath), nil))
 	out.version = hashed(routes.version, version).short()
 	return out
 }

@@ -202,7 +202,7 @@ func TestGatewaysOwnClusterLimits(t *testing.T) {
 	limits := "rate_limits: [{requests: 4, per: 24h, by: address, scope: cluster}, {requests: 6, per: 24h, by: gateway, scope: cluster}]\n"
 	c := startCluster(t, redistest.Start(t), limits+shop+proxies+"}", 2)
 	for i := range 8 {
-		if got := c.of(i).do("GET", VersionPath); got.Status != 200 {
+		if got := c.of(i).do("GET", definitions.VersionPath); got.Status != 200 {
 			t.Errorf("the version: %d", got.Status)
 		}
 		if got := c.of(i).do("OPTIONS", "/items", fromShop, "access-control-request-method: GET"); got.Status != 200 {

@@ -87,7 +87,7 @@ func domainOf(pattern string) string {
 func (s *scopes) patterns(scope string, hasTokens bool, services []*service) map[string][]*service {
 	here := map[string][]*service{}
 	switch { // the patterns of the gateway's own routes, with or without services
-	case scope == scopeOf(VersionPath):
+	case scope == scopeOf(definitions.VersionPath):
 		return map[string][]*service{definitions.EveryHost: nil} // the version has no services beside it
 	case scope == scopeOf("/"):
 		here[definitions.EveryHost] = nil

@@ -12,6 +12,7 @@ import (
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	resourcev3 "github.com/envoyproxy/go-control-plane/pkg/resource/v3"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -94,8 +95,8 @@ func TestHostFirstThenPath(t *testing.T) {
 		{"other.example", "/auth/token", "tokens"},
 		{"10.0.0.7", "/auth/token", "tokens"},
 		{"admin.shop.example", "/auth/token/x", "404"},
-		{"x.shop.example", VersionPath, "version"},
-		{"admin.shop.example", VersionPath, "version"},
+		{"x.shop.example", definitions.VersionPath, "version"},
+		{"admin.shop.example", definitions.VersionPath, "version"},
 	} {
 		method := "GET"
 		if c.want == "tokens" {

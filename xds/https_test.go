@@ -204,7 +204,7 @@ func (g *httpsGateway) redirects(t *testing.T) {
 			}
 		}
 	}
-	if got := g.do("GET", VersionPath); got.Status != 200 || !strings.HasPrefix(got.Body, `"`) {
+	if got := g.do("GET", definitions.VersionPath); got.Status != 200 || !strings.HasPrefix(got.Body, `"`) {
 		t.Errorf("the version is %d %s", got.Status, got.Body)
 	}
 	if got := g.do("GET", "/a%2Fb"); got.Status != 400 {

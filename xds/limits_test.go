@@ -14,6 +14,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -246,7 +247,7 @@ func TestGatewaysOwnLimits(t *testing.T) {
 		return func(i int) envoytest.Response { return g.from(address, "", "GET", paths[i%3]) }
 	}
 	for range 5 {
-		if got := g.do("GET", VersionPath); got.Status != 200 {
+		if got := g.do("GET", definitions.VersionPath); got.Status != 200 {
 			t.Errorf("the version: %d", got.Status)
 		}
 		if got := g.do("OPTIONS", "/items", fromShop, "access-control-request-method: GET"); got.Status != 200 {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -159,7 +160,7 @@ func TestARealEnvoyRejectsAndRecovers(t *testing.T) {
 			if code, _, err := l.get(client, "/after"+c.kind); err != nil || code != 200 {
 				t.Fatalf("the next good one: %d %v", code, err)
 			}
-			if _, version, err := l.get(client, VersionPath); err != nil || version != jsonString(better.Version) {
+			if _, version, err := l.get(client, definitions.VersionPath); err != nil || version != jsonString(better.Version) {
 				t.Fatalf("the version served is %s, want %s (%v)", version, better.Version, err)
 			}
 			l.publish(good)

@@ -94,7 +94,7 @@ func (b *builder) beacon() []*routev3.Route {
 	return []*routev3.Route{{
 		Name:    "version",
 		Tracing: b.untraced(),
-		Match:   &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: VersionPath}},
+		Match:   &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Path{Path: definitions.VersionPath}},
 		Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 			Status: 200,
 			Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jsonString(b.version)}},

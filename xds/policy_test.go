@@ -8,6 +8,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -107,7 +108,7 @@ func theRuleTravelsWithTheRoute(t *testing.T, g *gateway) {
 		t.Errorf("a Check is told %v", told)
 	}
 	g.answers(allow)
-	for _, path := range []string{"/items/5", "/nobody", "/token", VersionPath} {
+	for _, path := range []string{"/items/5", "/nobody", "/token", definitions.VersionPath} {
 		g.do("GET", path)
 	}
 	g.do("PUT", "/orders/5")
@@ -286,7 +287,7 @@ func TestListedOrigins(t *testing.T) {
 	if got := g.do("GET", "/nobody", fromShop); got.Status != 503 || got.Header.Get("access-control-allow-origin") != "https://shop.example" {
 		t.Errorf("a listed origin may not read: %d %v", got.Status, got.Header)
 	}
-	if got := g.do("GET", VersionPath); got.Status != 200 {
+	if got := g.do("GET", definitions.VersionPath); got.Status != 200 {
 		t.Errorf("the version: %d", got.Status)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"gatepost/authz"
 	"gatepost/convention"
+	"gatepost/definitions"
 )
 
 // A connection from a trusted proxy has a filter chain of its own, because trust is a setting of the connection
@@ -82,7 +83,7 @@ func (b *builder) versionManager() *hcmv3.HttpConnectionManager {
 	manager.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{{
 		Name: filterStrip,
 		TypedConfig: b.pack(&earlymutationv3.HeaderMutation{Mutations: []*mutationrulesv3.HeaderMutation{
-			overwrite(scopeHeader, VersionPath),
+			overwrite(scopeHeader, definitions.VersionPath),
 		}}),
 	}}
 	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(filterRouter, b.pack(&routerv3.Router{SuppressEnvoyHeaders: true}))}

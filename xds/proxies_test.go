@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 )
 
@@ -256,7 +257,7 @@ func TestPROXYHeaderOfAStrangerIsRefused(t *testing.T) {
 				t.Errorf("%s: %s is %d %s", name, path, got.Status, got.Body)
 			}
 		}
-		if got := g.from(stranger, before, "GET", VersionPath); got.Status != 200 || !strings.HasPrefix(got.Body, `"`) {
+		if got := g.from(stranger, before, "GET", definitions.VersionPath); got.Status != 200 || !strings.HasPrefix(got.Body, `"`) {
 			t.Errorf("%s: the version is %d %s", name, got.Status, got.Body)
 		}
 	}

@@ -73,6 +73,29 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	if s.maintenance != nil {
 		return strip(append(out, b.maintenance(s, open)...), b.stripOn(s, false))
 	}
+	if s.certificate {
+		for _, at := range s.at {
+			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s, decidedCertificate))
+		}
+	}
+	perFilter := b.filterSettings(s, cors, rule)
+	for _, f := range s.forward {
+		route := b.forwardRoute(s, f, perFilter)
+		if b.mayOfferToken(s) && takesUpgrades(f.to) {
+			out = append(out, b.logged(b.offersToken(route, s.rule), s, decides(s.rule)))
+		}
+		out = append(out, b.logged(route, s, decides(s.rule)))
+	}
+	for _, r := range s.redirect {
+		out = append(out, b.logged(&routev3.Route{
+			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
+		}, s, decides(s.rule)))
+	}
+	return strip(out, b.stripOn(s, false))
+}
+
+// filterSettings returns the settings of the filters on the routes to the upstreams of s. :: filter → setting
+func (b *builder) filterSettings(s endpointGroup, cors, rule *anypb.Any) map[string]*anypb.Any {
 	perFilter := map[string]*anypb.Any{filterCORS: cors, filterAuthz: rule}
 	maps.Copy(perFilter, s.limits)
 	stripOn := b.stripOn(s, s.trailers)
@@ -95,36 +118,25 @@ func (b *builder) groupRoutes(s endpointGroup) []*routev3.Route {
 	case s.rule.Authenticate:
 		perFilter[filterOwnToken] = b.disabled() // the decision has removed the token
 	}
-	if s.certificate {
-		for _, at := range s.at {
-			out = append(out, b.logged(answer(s.name+" certificate", withoutCertificate(at), StatusNoCertificate, open), s, decidedCertificate))
-		}
+	return perFilter
+}
+
+// forwardRoute is a route to an upstream of s.
+func (b *builder) forwardRoute(s endpointGroup, f forward, perFilter map[string]*anypb.Any) *routev3.Route {
+	route := &routev3.Route{
+		Name:                    s.name,
+		Match:                   f.at,
+		Action:                  &routev3.Route_Route{Route: f.to},
+		TypedPerFilterConfig:    perFilter,
+		RequestHeadersToAdd:     append(connection(f.to), setHeaders(s.requestHeaders)...),
+		RequestHeadersToRemove:  b.requestHeadersToRemove(s, f.to),
+		ResponseHeadersToRemove: s.hide,
+		Metadata:                metadataOf(s, f.to),
 	}
-	for _, f := range s.forward {
-		route := &routev3.Route{
-			Name:                    s.name,
-			Match:                   f.at,
-			Action:                  &routev3.Route_Route{Route: f.to},
-			TypedPerFilterConfig:    perFilter,
-			RequestHeadersToAdd:     append(connection(f.to), setHeaders(s.requestHeaders)...),
-			RequestHeadersToRemove:  b.requestHeadersToRemove(s, f.to),
-			ResponseHeadersToRemove: s.hide,
-			Metadata:                metadataOf(s, f.to),
-		}
-		if f.to.GetRetryPolicy() != nil {
-			route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
-		}
-		if b.mayOfferToken(s) && takesUpgrades(f.to) {
-			out = append(out, b.logged(b.offersToken(route, s.rule), s, decides(s.rule)))
-		}
-		out = append(out, b.logged(route, s, decides(s.rule)))
+	if f.to.GetRetryPolicy() != nil {
+		route.RequestBodyBufferLimit = wrapperspb.UInt64(retryBody)
 	}
-	for _, r := range s.redirect {
-		out = append(out, b.logged(&routev3.Route{
-			Name: s.name, Match: r.at, Action: &routev3.Route_Redirect{Redirect: r.to}, TypedPerFilterConfig: perFilter,
-		}, s, decides(s.rule)))
-	}
-	return strip(out, b.stripOn(s, false))
+	return route
 }
 
 // mayOfferToken reports whether requests for s reach an upstream unchecked, and can contain a token in a subprotocol

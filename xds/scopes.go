@@ -73,7 +73,7 @@ func scopeOf(path string) string { return strings.ToLower(firstSegment(path)) }
 // changed builds the scopes of removed and added services, and the other scopes in which their hosts count. Resources
 // that were removed are nil. It includes the beacon's scope, without the version. :: name → scope
 func (s *scopes) changed(removed, added []*definitions.Service) map[string]*resource {
-	out := s.of(scopeOf(VersionPath), nil)
+	out := s.of(scopeOf(definitions.VersionPath), nil)
 	services := map[string][]*service{} // :: scope → all services in it
 	changed := slices.Concat(removed, added)
 	for _, def := range changed {
@@ -104,8 +104,8 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 			routes = append(routes, more()...)
 		}
 	}
-	add(VersionPath, true, b.beacon)
-	add(VersionPath, true, b.challengeRoutes)
+	add(definitions.VersionPath, true, b.beacon)
+	add(definitions.VersionPath, true, b.challengeRoutes)
 	add(b.gw.Tokens.Path, host.tokens, b.tokenRoutes)
 	for _, one := range host.services {
 		add(one.path, true, func() []*routev3.Route { return b.serviceRoutes(one) })
@@ -116,7 +116,7 @@ func (s *scopes) routes(scope string, host *hostRoutes) (routes []*routev3.Route
 
 // spellings returns the spellings of a scope's segment: those of the definitions, and the one in lower case.
 func (s *scopes) spellings(scope string, services []*service) (all []string) {
-	paths := []string{VersionPath, s.b.gw.Tokens.Path, "/"}
+	paths := []string{definitions.VersionPath, s.b.gw.Tokens.Path, "/"}
 	for _, one := range services {
 		paths = append(paths, one.path)
 	}

@@ -138,19 +138,23 @@ func printStatus(w io.Writer, status *gatewayv1.Status) error {
 	if err := errors.Join(printListeners(w, status.GetListeners()), printCertificates(w, status.GetCertificates())); err != nil {
 		return err
 	}
-	if len(status.GetEnvoys()) == 0 {
+	return printEnvoys(w, status.GetEnvoys())
+}
+
+func printEnvoys(w io.Writer, envoys []*gatewayv1.EnvoyStatus) error {
+	if len(envoys) == 0 {
 		_, err := fmt.Fprintln(w, "no Envoy is connected")
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "ENVOY\tADDRESS\tACKED\tVERIFIED\tLAST NACK")
-	for _, e := range status.GetEnvoys() {
+	for _, e := range envoys {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", oneLine(e.GetNode()), peerAddress(e), orNone(e.GetAcked()), verifiedOr(e), lastNack(e))
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	for _, e := range status.GetEnvoys() {
+	for _, e := range envoys {
 		for _, secret := range e.GetRejectedSecrets() {
 			if _, err := fmt.Fprintf(w, "%s has rejected the certificate or CA %s\n", e.GetNode(), secret); err != nil {
 				return err

@@ -151,15 +151,12 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 			fmt.Fprintf(w, "%s: %s\n", name, oneLine(o.Checks[name]))
 		}
 	}
-	count := func(now, then float64) string {
-		if before == nil {
-			return fmt.Sprintf("%.0f", now)
-		}
-		return fmt.Sprintf("%.1f/s", max(0, now-then)/max(o.Now.Sub(before.overview.Now).Seconds(), 0.001))
-	}
 	var then topState
+	count := func(now, _ float64) string { return fmt.Sprintf("%.0f", now) }
 	if before != nil {
 		then = *before
+		seconds := max(o.Now.Sub(then.overview.Now).Seconds(), 0.001)
+		count = func(now, then float64) string { return fmt.Sprintf("%.1f/s", max(0, now-then)/seconds) }
 	}
 	rates := make([]string, 0, 4)
 	for _, d := range []string{"allow", "deny", "error"} {
@@ -173,26 +170,11 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 	}
 	fmt.Fprint(w, "\n\n")
 
-	type row struct {
-		admin.Service
-		requests, errors, thenRequests, thenErrors float64
-		healthy                                    int
-	}
-	were := map[string]admin.Service{}
-	for _, s := range then.services.Services {
-		were[s.Name] = s
-	}
-	rows := make([]row, 0, len(t.services.Services))
-	for _, s := range t.services.Services {
-		r := row{Service: s}
-		r.requests, r.errors, r.healthy = upstreamCounts(s)
-		r.thenRequests, r.thenErrors, _ = upstreamCounts(were[s.Name])
-		rows = append(rows, r)
-	}
+	rows := t.rows(then)
 	denials := t.denials[:min(len(t.denials), topDenials)]
 	more := 0
 	if fits := height - topLines - notOK - bytes.Count(t.envoys, []byte("\n")) - len(denials); height > 0 && fits < len(rows) {
-		slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(b.requests-b.thenRequests, a.requests-a.thenRequests) })
+		slices.SortStableFunc(rows, func(a, b topRow) int { return cmp.Compare(b.requests-b.thenRequests, a.requests-a.thenRequests) })
 		fits = max(fits, 1)
 		more, rows = len(rows)-fits, rows[:fits]
 	}
@@ -211,6 +193,28 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s %s\t%s\n", d.Time.Format(time.TimeOnly), orNone(d.Service), d.Reason, oneLine(d.Method), oneLine(d.Path), d.Client)
 	}
 	_ = table.Flush()
+}
+
+// topRow is a service with its counts now and then.
+type topRow struct {
+	admin.Service
+	requests, errors, thenRequests, thenErrors float64
+	healthy                                    int
+}
+
+func (t *topState) rows(then topState) []topRow {
+	were := map[string]admin.Service{}
+	for _, s := range then.services.Services {
+		were[s.Name] = s
+	}
+	rows := make([]topRow, 0, len(t.services.Services))
+	for _, s := range t.services.Services {
+		r := topRow{Service: s}
+		r.requests, r.errors, r.healthy = upstreamCounts(s)
+		r.thenRequests, r.thenErrors, _ = upstreamCounts(were[s.Name])
+		rows = append(rows, r)
+	}
+	return rows
 }
 
 func upstreamCounts(s admin.Service) (requests, errors float64, healthy int) {

@@ -5,7 +5,7 @@
 // that a revision is stored atomically, and only if the one that it is based on is still the newest:
 //
 //	gatepost:{definitions}:newest     the number of the revision in force
-//	gatepost:{definitions}:about      number → when, who, why and what changed (a hash)
+//	gatepost:{definitions}:about      number → when, by whom, why and what changed (a hash)
 //	gatepost:{definitions}:texts      number → the file (a hash)
 //	gatepost:{definitions}:gateways   the gateways, scored by the time of their last report (a sorted set)
 //	gatepost:{definitions}:reports    gateway → what it serves (a hash)

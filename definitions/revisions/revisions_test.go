@@ -94,7 +94,7 @@ func TestARevisionBasedOnAnotherThanTheNewestIsRefused(t *testing.T) {
 	}
 }
 
-// Of many who apply at once on the same base one is stored, whole.
+// Of many that apply at once on the same base one is stored, whole.
 func TestOneOfManyAtOnceIsStored(t *testing.T) {
 	t.Parallel()
 	s, _ := start(t)

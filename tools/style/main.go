@@ -7,11 +7,13 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
-	"sort"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -19,9 +21,10 @@ import (
 const (
 	maxColumns       = 120 // of a line of prose
 	maxSentenceWords = 40
+	enough           = 1000 // words, for a file or a folder to be measured by itself
 )
 
-// limits are the highest accepted frequencies, per 1,000 words, over all prose of one kind.
+// limits are the highest accepted frequencies, per 1,000 words.
 var limits = []struct {
 	name  string
 	words *regexp.Regexp
@@ -77,50 +80,99 @@ func main() {
 	}
 }
 
-// frequencies prints how often the limited words occur in ps, and returns the number of limits that are exceeded.
-// For an exceeded limit it names the files with the most occurrences.
+// A tally counts words of prose, and among them those of each limit.
+type tally struct {
+	words  int
+	counts []int // as limits
+}
+
+// frequencies reports where the limited words occur too often, and returns how often that is so. Each file with enough
+// words is measured by itself, and the others by folder.
 func frequencies(kind string, ps []passage) (exceeded int) {
-	total := 0
-	counts := make([]map[string]int, len(limits))
-	sums := make([]int, len(limits))
-	for i := range counts {
-		counts[i] = map[string]int{}
-	}
+	tallies := map[string]*tally{}
 	for _, p := range ps {
+		of := tallies[p.file]
+		if of == nil {
+			of = &tally{counts: make([]int, len(limits))}
+			tallies[p.file] = of
+		}
 		for _, w := range strings.FieldsFunc(p.text, func(r rune) bool { return !isWordRune(r) }) {
-			total++
+			of.words++
 			for i, l := range limits {
 				if l.words.MatchString(w) {
-					counts[i][p.file]++
-					sums[i]++
+					of.counts[i]++
 				}
 			}
 		}
 	}
-	for i, l := range limits {
-		per := 1000 * float64(sums[i]) / float64(max(total, 1))
-		if per < l.most {
-			continue
+	parts := partsOf(tallies)
+	for _, part := range slices.Sorted(maps.Keys(parts)) {
+		for i, l := range limits {
+			words, found := 0, 0
+			for _, file := range parts[part] {
+				words += tallies[file].words
+				found += tallies[file].counts[i]
+			}
+			per := 1000 * float64(found) / float64(words)
+			if per < l.most {
+				continue
+			}
+			exceeded++
+			fmt.Printf("%s (%s): %q %.1f times per 1,000 words, under %.0f are allowed%s\n", part, kind, l.name, per, l.most, worst(parts[part], tallies, i))
 		}
-		exceeded++
-		fmt.Printf("%s: %q %.1f times per 1,000 words, under %.0f are allowed; most in %s\n", kind, l.name, per, l.most, worst(counts[i]))
 	}
 	return exceeded
 }
 
-func worst(counts map[string]int) string {
-	var files []string
-	for f := range counts {
-		files = append(files, f)
+// partsOf returns what is measured by itself, with its files: a file with enough words, or a folder whose other files
+// have enough words together. The rest of a folder counts for the folder above.
+func partsOf(tallies map[string]*tally) map[string][]string {
+	parts, rest := map[string][]string{}, map[string][]string{}
+	for file, of := range tallies {
+		if of.words >= enough {
+			parts[file] = []string{file}
+		} else {
+			folder := filepath.Dir(file)
+			rest[folder] = append(rest[folder], file)
+		}
 	}
-	sort.Slice(files, func(i, j int) bool {
-		return counts[files[i]] > counts[files[j]] || counts[files[i]] == counts[files[j]] && files[i] < files[j]
-	})
+	for len(rest) > 0 {
+		folder := slices.MaxFunc(slices.Collect(maps.Keys(rest)), func(a, b string) int { return cmp.Compare(depth(a), depth(b)) })
+		files, words := rest[folder], 0
+		delete(rest, folder)
+		for _, file := range files {
+			words += tallies[file].words
+		}
+		if above := filepath.Dir(folder); words < enough && above != folder {
+			rest[above] = append(rest[above], files...)
+		} else {
+			parts[folder] = files
+		}
+	}
+	return parts
+}
+
+func depth(folder string) int {
+	if folder == "." {
+		return 0
+	}
+	return 1 + strings.Count(folder, "/")
+}
+
+// worst names the files of a folder with most of the words of a limit.
+func worst(files []string, tallies map[string]*tally, limit int) string {
+	if len(files) == 1 {
+		return ""
+	}
+	count := func(file string) int { return tallies[file].counts[limit] }
+	slices.SortFunc(files, func(a, b string) int { return cmp.Or(count(b)-count(a), strings.Compare(a, b)) })
 	var out []string
 	for _, f := range files[:min(5, len(files))] {
-		out = append(out, fmt.Sprintf("%s (%d)", f, counts[f]))
+		if count(f) > 0 {
+			out = append(out, fmt.Sprintf("%s (%d)", f, count(f)))
+		}
 	}
-	return strings.Join(out, ", ")
+	return "; most in " + strings.Join(out, ", ")
 }
 
 func isWordRune(r rune) bool {
