@@ -118,7 +118,7 @@ func (f *Files) Load(files []File) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, one := range files {
-		f.look(one, true)
+		f.read(one, true)
 	}
 }
 
@@ -151,7 +151,7 @@ func (f *Files) Poll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, one := range f.followed {
-		f.look(one, false)
+		f.read(one, false)
 	}
 }
 
@@ -168,9 +168,9 @@ func (f *Files) Problems() map[string]error {
 	return out
 }
 
-// look reads a File. A problem is reported when it is seen for the second time, because a certificate and its key are
+// read reads a File. A problem is reported when it is seen for the second time, because a certificate and its key are
 // seldom replaced in one step.
-func (f *Files) look(one File, atOnce bool) {
+func (f *Files) read(one File, atOnce bool) {
 	if f.states == nil {
 		f.states = map[string]*state{}
 	}

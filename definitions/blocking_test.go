@@ -60,8 +60,8 @@ func TestAHangingFileSystemDoesNotOutliveTheContext(t *testing.T) {
 // docs/operations.md names both times: 0.1 s and 5 s.
 func TestTheDebounceIsBoundedByDefault(t *testing.T) {
 	c := newWatcher(t, WatcherConfig{Path: "shop.yaml"}).config
-	if c.Settle != 100*time.Millisecond || c.MaxWait != 5*time.Second {
-		t.Errorf("a file counts as changed after %v, and after %v at most", c.Settle, c.MaxWait)
+	if c.Debounce != 100*time.Millisecond || c.MaxWait != 5*time.Second {
+		t.Errorf("a file counts as changed after %v, and after %v at most", c.Debounce, c.MaxWait)
 	}
 }
 
@@ -69,7 +69,7 @@ func TestAFileThatChangesAllTheTimeIsRead(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("orders"))
 	f := followWith(t, WatcherConfig{
-		Path: path, Current: mustParse(t, shop("orders")), Poll: byPoll, Settle: time.Hour, MaxWait: byPoll, // it never settles
+		Path: path, Current: mustParse(t, shop("orders")), Poll: byPoll, Debounce: time.Hour, MaxWait: byPoll, // it never settles
 	})
 	for i := 0; ; i++ {
 		writeFile(t, path+"~", shop(fmt.Sprintf("items-%d", i)))

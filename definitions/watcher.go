@@ -28,9 +28,9 @@ type WatcherConfig struct {
 	OnError func(error)
 	// Poll is the interval at which the file is read without an event. Default: 2s.
 	Poll time.Duration
-	// Settle is the debounce time: a file that changed is parsed when it was unchanged for so long. Default: 100ms.
-	Settle time.Duration
-	// MaxWait limits the debounce of a file that changes all the time. Default: 50 × Settle.
+	// Debounce is how long a changed file must be unchanged before it is parsed. Default: 100ms.
+	Debounce time.Duration
+	// MaxWait limits the debounce of a file that changes all the time. Default: 50 × Debounce.
 	MaxWait time.Duration
 	// Missing is how long the file can be missing or unreadable before that is an error. Default: 1s.
 	Missing time.Duration
@@ -63,11 +63,11 @@ func NewWatcher(config WatcherConfig) (*Watcher, error) {
 	if config.Poll <= 0 {
 		config.Poll = 2 * time.Second
 	}
-	if config.Settle <= 0 {
-		config.Settle = 100 * time.Millisecond
+	if config.Debounce <= 0 {
+		config.Debounce = 100 * time.Millisecond
 	}
 	if config.MaxWait <= 0 {
-		config.MaxWait = 50 * config.Settle
+		config.MaxWait = 50 * config.Debounce
 	}
 	if config.Missing <= 0 {
 		config.Missing = time.Second
@@ -107,7 +107,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			if w.pending == "" && w.touched(ctx) {
 				lookIn(w.look(ctx, false))
 			}
-			lookIn(w.config.Settle)
+			lookIn(w.config.Debounce)
 		case <-poll.C:
 			rewatch()
 			lookIn(w.look(ctx, false))
@@ -142,7 +142,7 @@ func (w *Watcher) look(ctx context.Context, force bool) (again time.Duration) {
 		return 0
 	}
 	if !force {
-		if left := w.unsettled(state, found.err != nil, time.Now()); left > 0 {
+		if left := w.untilDebounced(state, found.err != nil, time.Now()); left > 0 {
 			return left
 		}
 	}
@@ -171,8 +171,8 @@ type reading struct {
 	err    error
 }
 
-// unsettled returns the remaining debounce time of a state that was seen now.
-func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Duration {
+// untilDebounced returns the remaining debounce time of a state that was seen now.
+func (w *Watcher) untilDebounced(state string, missing bool, now time.Time) time.Duration {
 	if w.pending == "" {
 		w.waiting = now
 	}
@@ -182,7 +182,7 @@ func (w *Watcher) unsettled(state string, missing bool, now time.Time) time.Dura
 	if missing {
 		return w.config.Missing - now.Sub(w.since)
 	}
-	return min(w.config.Settle-now.Sub(w.since), w.config.MaxWait-now.Sub(w.waiting))
+	return min(w.config.Debounce-now.Sub(w.since), w.config.MaxWait-now.Sub(w.waiting))
 }
 
 // touched reports whether the file or the folder was replaced or written since it was last read, from its metadata.

@@ -25,7 +25,7 @@ type followed struct {
 func follow(t *testing.T, path string, poll time.Duration, current *Definitions) *followed {
 	t.Helper()
 	return followWith(t, WatcherConfig{
-		Path: path, Current: current, Poll: poll, Settle: 20 * time.Millisecond, Missing: 60 * time.Millisecond,
+		Path: path, Current: current, Poll: poll, Debounce: 20 * time.Millisecond, Missing: 60 * time.Millisecond,
 	})
 }
 
@@ -157,7 +157,7 @@ func TestWatcherSeesTheFileMovedAwayAndWrittenAnew(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "shop.yaml") // as vim does with backups
 	writeFile(t, path, shop("orders"))
-	f := followWith(t, WatcherConfig{Path: path, Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour})
+	f := followWith(t, WatcherConfig{Path: path, Poll: byEvent, Debounce: 20 * time.Millisecond, Missing: time.Hour})
 	f.wants("good orders")
 	must(t, os.Rename(f.path, f.path+".old"))
 	f.write(shop("items"))
@@ -308,7 +308,7 @@ func TestWatcherSeesAChangeBetweenLoadingAndFollowing(t *testing.T) {
 func TestWatcherSeesAMissingFileCome(t *testing.T) {
 	t.Parallel()
 	f := followWith(t, WatcherConfig{
-		Path: filepath.Join(t.TempDir(), "shop.yaml"), Poll: byEvent, Settle: 20 * time.Millisecond, Missing: time.Hour,
+		Path: filepath.Join(t.TempDir(), "shop.yaml"), Poll: byEvent, Debounce: 20 * time.Millisecond, Missing: time.Hour,
 	})
 	f.wantsNothing()
 	f.write(shop("orders"))
@@ -335,14 +335,14 @@ func TestWatcherWaitsForAWriterToFinish(t *testing.T) {
 			_, err := file.WriteString(line)
 			must(t, err)
 			w.look(t.Context(), false)
-			time.Sleep(w.config.Settle / 2)
+			time.Sleep(w.config.Debounce / 2)
 			w.look(t.Context(), false)
 		}
 		must(t, file.Close())
 		if len(reports) > 0 {
 			t.Fatalf("reported %q while the file was being written", reports)
 		}
-		time.Sleep(w.config.Settle / 2)
+		time.Sleep(w.config.Debounce / 2)
 		w.look(t.Context(), false)
 		if want := "good " + strings.Join(names, " "); len(reports) != 1 || reports[0] != want {
 			t.Fatalf("reported %q, want %q alone", reports, want)
@@ -368,7 +368,7 @@ func TestReloadReadsAtOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "shop.yaml")
 	writeFile(t, path, shop("orders"))
 	f := followWith(t, WatcherConfig{
-		Path: path, Current: mustParse(t, shop("orders")), Poll: time.Hour, Settle: time.Hour, Missing: time.Hour,
+		Path: path, Current: mustParse(t, shop("orders")), Poll: time.Hour, Debounce: time.Hour, Missing: time.Hour,
 	})
 	f.write(shop("items")) // which would settle in an hour
 	f.watcher.Reload(t.Context())

@@ -15,7 +15,7 @@ import (
 	"gatepost/definitions/revisions"
 )
 
-// leaveTimeout bounds the farewell of a gateway that ends.
+// leaveTimeout bounds the last call of a gateway that ends.
 const leaveTimeout = time.Second
 
 // redisSource follows the definitions in Redis, and reports to the other gateways what this one
@@ -86,7 +86,7 @@ func (s *redisSource) Reload(ctx context.Context) { s.follower.Reload(ctx) }
 func (s *redisSource) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	all.Go(func() { s.follower.Run(ctx) })
-	s.tell(ctx)
+	s.reportChanges(ctx)
 	all.Wait()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
@@ -137,8 +137,8 @@ func (s *redisSource) note(newest revisions.Mark, refused error) {
 	}
 }
 
-// tell reports what is served at each change of it, and again and again, until ctx ends.
-func (s *redisSource) tell(ctx context.Context) {
+// reportChanges reports what is served at each change of it and with each beat, until ctx ends.
+func (s *redisSource) reportChanges(ctx context.Context) {
 	beat := time.NewTicker(revisions.Beat)
 	defer beat.Stop()
 	for {

@@ -126,7 +126,7 @@ func (c callbacks) OnStreamDeltaResponse(id int64, _ *discoveryv3.DeltaDiscovery
 	if e == nil || !known {
 		return
 	}
-	version, half := strings.CutSuffix(resp.GetSystemVersionInfo(), lessWhatGoes)
+	version, half := strings.CutSuffix(resp.GetSystemVersionInfo(), pendingRemovals)
 	out := sent{version: version}
 	isStep := resp.GetTypeUrl() == resourcev3.ClusterType || r.phase == routesOut // else it is of the snapshot before
 	if isStep && version == r.view.of(resp.GetTypeUrl()).version {

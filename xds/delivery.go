@@ -132,8 +132,8 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 func (s *Server) retire(target *Snapshot) {
 	r := &s.delivery
 	retired := map[string]time.Time{}
-	_, gone := target.clusters.since(r.view.clusters)
-	for _, name := range gone {
+	_, removed := target.clusters.since(r.view.clusters)
+	for _, name := range removed {
 		since, known := r.retired[name]
 		if !known {
 			since = time.Now()
@@ -223,7 +223,7 @@ func (s *Server) advance() {
 	case r.phase == warming && !s.isResolving():
 		s.toRoutes()
 	case r.phase == routesOut:
-		s.settle()
+		s.reportProgress()
 	}
 }
 
@@ -255,17 +255,17 @@ func (s *Server) toRoutes() {
 	r.view.routes, r.held = r.resolvedRoutes()
 	r.phase = routesOut
 	s.serve()
-	s.settle()
+	s.reportProgress()
 	if !r.isDone {
 		s.after(s.opts.Patience, func() {
 			s.stopWaiting(func(e *envoy) bool { return e.hasAll(r.view) })
-			s.settle()
+			s.reportProgress()
 		})
 	}
 }
 
-// settle reports each Envoy that has the whole target, and the end of the delivery once all awaited Envoys have it.
-func (s *Server) settle() {
+// reportProgress reports each Envoy that has the whole target, and the end of the delivery once all awaited Envoys have it.
+func (s *Server) reportProgress() {
 	r := &s.delivery
 	if r.held {
 		return
@@ -314,7 +314,7 @@ func (s *Server) dropExpired() {
 	}
 	r.view.clusters = s.clustersFor(r.target)
 	s.serve()
-	s.settle()
+	s.reportProgress()
 }
 
 // serve sends each Envoy what is new to it in the view.

@@ -383,11 +383,11 @@ func TestChangesOfHostsAreBuiltAsAnew(t *testing.T) {
 
 // changedScopes returns the names of scopes that differ; removed ones with "no " before them.
 func changedScopes(before, after *Snapshot) (names []string) {
-	changed, gone := after.routes.since(before.routes)
+	changed, removed := after.routes.since(before.routes)
 	for _, one := range changed {
 		names = append(names, one.name)
 	}
-	for _, name := range gone {
+	for _, name := range removed {
 		names = append(names, "no "+name)
 	}
 	return names

@@ -201,7 +201,7 @@ const (
 // bucketsOf are the buckets of a limit, whose name may be empty. An entry without a value is a bucket for each value.
 func (b *builder) bucketsOf(name string, l definitions.RateLimit) (out []*ratelimitv3.LocalRateLimitDescriptor) {
 	type entry = ratelimitv3.RateLimitDescriptor_Entry
-	of := func(entries ...*entry) {
+	add := func(entries ...*entry) {
 		if name != "" {
 			entries = append([]*entry{{Key: limitKey, Value: name}}, entries...)
 		}
@@ -214,23 +214,23 @@ func (b *builder) bucketsOf(name string, l definitions.RateLimit) (out []*rateli
 	}
 	switch l.By {
 	case definitions.LimitByService, definitions.LimitByGateway:
-		of()
+		add()
 	case definitions.LimitByAddress:
 		if b.onlyIPv4() {
-			of(&entry{Key: addressKey})
+			add(&entry{Key: addressKey})
 			break
 		}
 		if !b.believesProxies() {
-			of(&entry{Key: maskedKey})
+			add(&entry{Key: maskedKey})
 			break
 		}
-		of(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: maskedKey})
-		of(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: valueKey})
+		add(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: maskedKey})
+		add(&entry{Key: noValueKey, Value: mapped4}, &entry{Key: valueKey})
 	case definitions.LimitByUser:
-		of(&entry{Key: valueKey})
+		add(&entry{Key: valueKey})
 	default:
-		of(&entry{Key: valueKey})
-		of(&entry{Key: noValueKey, Value: noValueKey})
+		add(&entry{Key: valueKey})
+		add(&entry{Key: noValueKey, Value: noValueKey})
 	}
 	return out
 }
@@ -258,7 +258,7 @@ func namedByRoute(filter, place string) *action {
 
 // countedBy names the bucket of a limit that counts a request. The limit may have no name.
 func (b *builder) countedBy(limit *action, l definitions.RateLimit) (out []*routev3.RateLimit) {
-	of := func(actions ...*action) {
+	add := func(actions ...*action) {
 		if limit != nil {
 			actions = append([]*action{limit}, actions...)
 		}
@@ -266,23 +266,23 @@ func (b *builder) countedBy(limit *action, l definitions.RateLimit) (out []*rout
 	}
 	switch l.By {
 	case definitions.LimitByService, definitions.LimitByGateway:
-		of()
+		add()
 	case definitions.LimitByAddress:
 		if b.onlyIPv4() {
-			of(wholeAddress())
+			add(wholeAddress())
 			break
 		}
 		if !b.believesProxies() {
-			of(countAddress())
+			add(countAddress())
 			break
 		}
-		of(countMapped(false), countAddress())
-		of(countMapped(true), countHeader(convention.HeaderClientAddress))
+		add(countMapped(false), countAddress())
+		add(countMapped(true), countHeader(convention.HeaderClientAddress))
 	case definitions.LimitByUser:
-		of(countHeader(b.gw.Identity.UserHeader))
+		add(countHeader(b.gw.Identity.UserHeader))
 	default:
-		of(b.countValue(l.Header))
-		of(countMissing(l.Header))
+		add(b.countValue(l.Header))
+		add(countMissing(l.Header))
 	}
 	return out
 }

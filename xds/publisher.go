@@ -119,19 +119,19 @@ func (w *watch) answer() bool {
 		return false
 	}
 	had := w.subscription.ReturnedResources()[asWhole]
-	if had == part.version+lessWhatGoes && w.request.GetErrorDetail() != nil {
+	if had == part.version+pendingRemovals && w.request.GetErrorDetail() != nil {
 		return false // the rest of a response that was rejected
 	}
 	changed, removed := w.news(part)
 	// The first response is sent even if it is empty: Envoy waits for it. (xDS protocol, "Wildcard".) So is the one after
 	// the first half of a change: Envoy has not acknowledged the version of the whole set yet.
-	awaited := w.subscription.IsWildcard() && w.request.GetResponseNonce() == "" || strings.HasSuffix(had, lessWhatGoes)
+	awaited := w.subscription.IsWildcard() && w.request.GetResponseNonce() == "" || strings.HasSuffix(had, pendingRemovals)
 	if len(changed)+len(removed) == 0 && !awaited {
 		return false
 	}
 	r := &response{watch: w, version: part.version, changed: changed, removed: removed}
 	if w.request.GetTypeUrl() == resourcev3.ScopedRouteType && len(changed) > 0 && len(removed) > 0 {
-		r.version, r.removed = part.version+lessWhatGoes, nil
+		r.version, r.removed = part.version+pendingRemovals, nil
 	}
 	w.out <- r
 	return true
@@ -140,8 +140,8 @@ func (w *watch) answer() bool {
 // asWhole is the key of the version of the whole set among the versions that an Envoy has. No resource has this name.
 const asWhole = ""
 
-// lessWhatGoes is the suffix of the version of a set whose removals are not sent yet.
-const lessWhatGoes = " and more"
+// pendingRemovals is the suffix of the version of a set whose removals are not sent yet.
+const pendingRemovals = " and more"
 
 // news returns the resources that are new to the Envoy, and the names of removed ones, sorted.
 func (w *watch) news(part *set) (changed []named, removed []string) {
@@ -177,7 +177,7 @@ func (w *watch) wants(name string) bool {
 // response is one response to an Envoy.
 type response struct {
 	*watch
-	version string // of the whole set, with lessWhatGoes if the removals are not in it
+	version string // of the whole set, with pendingRemovals if the removals are not in it
 	changed []named
 	removed []string
 }
@@ -212,7 +212,7 @@ func (r *response) GetReturnedResources() map[string]string {
 		delete(has, name)
 	}
 	delete(has, asWhole)
-	if r.subscription.IsWildcard() || strings.HasSuffix(r.version, lessWhatGoes) {
+	if r.subscription.IsWildcard() || strings.HasSuffix(r.version, pendingRemovals) {
 		has[asWhole] = r.version
 	}
 	return has

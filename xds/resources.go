@@ -151,11 +151,11 @@ func (s *set) seal() {
 
 // since returns the difference to a former set: the resources that are new or have another version, and the names of
 // removed ones, both sorted.
-func (s set) since(former set) (changed []named, gone []string) {
+func (s set) since(former set) (changed []named, removed []string) {
 	old := former.all
 	for _, one := range s.all {
 		for len(old) > 0 && old[0].name < one.name {
-			gone, old = append(gone, old[0].name), old[1:]
+			removed, old = append(removed, old[0].name), old[1:]
 		}
 		if len(old) == 0 || old[0].name != one.name {
 			changed = append(changed, one)
@@ -167,9 +167,9 @@ func (s set) since(former set) (changed []named, gone []string) {
 		old = old[1:]
 	}
 	for _, one := range old {
-		gone = append(gone, one.name)
+		removed = append(removed, one.name)
 	}
-	return changed, gone
+	return changed, removed
 }
 
 // equals reports whether these are the names and versions of the set.
