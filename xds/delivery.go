@@ -264,7 +264,8 @@ func (s *Server) toRoutes() {
 	}
 }
 
-// reportProgress reports each Envoy that has the whole target, and the end of the delivery once all awaited Envoys have it.
+// reportProgress reports each Envoy that has the whole target, and the end of the delivery once all awaited Envoys have
+// it.
 func (s *Server) reportProgress() {
 	r := &s.delivery
 	if r.held {
