@@ -43,7 +43,9 @@ type Overview struct {
 	// Decisions are by decision: allow, deny, error. Logins are by outcome.
 	Decisions map[string]float64 `json:"decisions"`
 	Logins    map[string]float64 `json:"logins"`
-	// FromMemory reports whether tokens are answered from memory.
+	// InEnvoy reports whether Envoy checks tokens by itself. FromMemory reports whether Gatepost, which checks the others,
+	// answers from memory.
+	InEnvoy    bool `json:"in_envoy"`
 	FromMemory bool `json:"from_memory"`
 	// Caller is the name of the caller's token; empty without one.
 	Caller string `json:"caller,omitempty"`
@@ -58,6 +60,7 @@ func (s *Server) overview(w http.ResponseWriter, r *http.Request) {
 		GatepostVersion: s.config.Version, Now: time.Now().UTC(), Ready: notReady == nil, Checks: checks,
 		Version: status.GetVersion(), Source: status.GetSource(), Envoys: len(status.GetEnvoys()),
 		Decisions: map[string]float64{}, Logins: map[string]float64{}, May: s.access.may(r), Caller: callerOf(r).Name,
+		InEnvoy: status.GetModule().GetLibrary() != "",
 	}
 	for _, e := range status.GetEnvoys() {
 		if e.GetProven() && e.GetAcked() == status.GetVersion() {

@@ -65,6 +65,22 @@ func TestTheOverviewHasTheCountsOfTheMetrics(t *testing.T) {
 	}
 }
 
+// TestTheOverviewShowsWhoChecksTokens: it has what /api/v1/status has.
+func TestTheOverviewShowsWhoChecksTokens(t *testing.T) {
+	t.Parallel()
+	for _, m := range []*gatewayv1.ModuleStatus{nil, {Reason: "--module off"}, {Library: "/m.so", Table: "/t"}} {
+		k := newKit(t)
+		k.config.Status = func() *gatewayv1.Status { return &gatewayv1.Status{Module: m} }
+		var got Overview
+		if err := json.Unmarshal(k.ask("GET", "/api/v1/overview").Body.Bytes(), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.InEnvoy != (m.GetLibrary() != "") {
+			t.Errorf("the overview has in_envoy %v, and the module is %v", got.InEnvoy, m)
+		}
+	}
+}
+
 // TestThePageIsSmall: its files are compressed by nobody on loopback, and over a slow tunnel they count.
 func TestThePageIsSmall(t *testing.T) {
 	t.Parallel()

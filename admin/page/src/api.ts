@@ -3,7 +3,7 @@
 export interface Overview {
   gatepost_version: string; now: string; ready: boolean; checks: Record<string, string>; version: string; source: string
   services: number; envoys: number; verified: number; decisions: Record<string, number>; logins: Record<string, number>
-  from_memory: boolean; caller?: string; may: "read" | "end" | "operate"
+  in_envoy: boolean; from_memory: boolean; caller?: string; may: "read" | "end" | "operate"
 }
 export interface EnvoyStatus {
   node: string; address: string; acked: string; acked_at: string | null; nack: string; nacked_at: string | null

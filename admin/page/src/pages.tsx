@@ -41,7 +41,8 @@ export function Home({ overview, error }: { overview: Overview | undefined; erro
           <div><dt>Gatepost</dt><dd>{overview.gatepost_version}</dd></div>
           <div><dt>services</dt><dd><a href="#/services" aria-label={overview.services + " services"}>{overview.services}</a></dd></div>
           <div><dt>Envoys</dt><dd><a href="#/envoys" aria-label={overview.envoys + " Envoys"}>{overview.envoys}</a>{overview.envoys > 0 && (overview.verified === overview.envoys ? ", all verified" : `, ${overview.verified} verified`)}</dd></div>
-          <div><dt>tokens</dt><dd>{overview.from_memory ? "answered from memory" : "looked up in the store"}</dd></div>
+          <div><dt>tokens</dt><dd>{overview.in_envoy ? "checked inside Envoy" : "checked by Gatepost"}</dd></div>
+          <div><dt>look-ups by Gatepost</dt><dd>{overview.from_memory ? "in memory" : "in the store"}</dd></div>
         </dl>
       </section>
       <section class="card">
@@ -154,7 +155,7 @@ export function Denials() {
   }).slice(0, shownDenials)
   return <>
     <div class="row">
-      <label>Filter <input type="search" value={filter} onInput={e => setFilter(e.currentTarget.value)} placeholder="service, reason, client, request id" /></label>
+      <label class="wide">Filter <input type="search" value={filter} onInput={e => setFilter(e.currentTarget.value)} placeholder="service, reason, client, request id" /></label>
       <button aria-pressed={paused} onClick={() => { setPaused(!paused); setState(paused ? "connecting" : "paused") }}>{paused ? "Continue" : "Pause"}</button>
       <span role="status">{state}, {shown.length} shown</span>
     </div>
