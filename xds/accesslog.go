@@ -279,6 +279,12 @@ var envoysEnds = []struct {
 	{"upgrade_failed", authz.Denied, "upgrade_refused"},
 	{"rbac_access_denied_matched_policy[none]", authz.Denied, "upgrade_refused"}, // of allowUpgrades
 	{"path_normalization_failed", authz.Denied, "malformed"},
+	{"low_version", authz.Denied, "malformed"}, // HTTP/1.0
+	{"missing_host_header", authz.Denied, "malformed"},
+	{"absolute_path_rejected", authz.Denied, "malformed"}, // the target *
+	{"route_not_found", authz.Denied, "not_found"},        // CONNECT
+	{"request_header_timeout", authz.Denied, "timed_out"},
+	{"ext_authz_invalid", authz.Denied, "too_many_headers"},
 	{"ext_authz_error", authz.CannotTell, "check_failed"},
 	{"rate_limiter_error", authz.CannotTell, "not_counted"},
 }
@@ -289,10 +295,13 @@ type verdict struct{ decision, reason string }
 // Envoy can refuse a request after it was allowed, and names that end. A route without a decision of Gatepost has one
 // itself. A look-up of the end takes several microseconds, so it is left out if there cannot be one.
 var (
-	passed  = verdict{first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision)), first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason))}
+	passed = verdict{
+		first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofUnparsed(string(authz.Denied))),
+		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofUnparsed("malformed")),
+	}
 	refused = verdict{
-		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'")),
-		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
+		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'"), ofUnparsed(string(authz.Denied))),
+		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofUnparsed("malformed")),
 	}
 )
 
@@ -311,6 +320,12 @@ func ofEnd(part func(i int) string) operator {
 		entries[i] = fmt.Sprintf("'%s':'%s'", end.details, part(i))
 	}
 	return operator{Command: "CEL", Param: "{" + strings.Join(entries, ",") + "}[response.code_details]"}
+}
+
+// ofUnparsed is a value for a request that Envoy's parser refuses, by the names of such ends (http1.codec_error,
+// http2.unexpected_underscore). For another one the expression is an error, and there is no value.
+func ofUnparsed(value string) operator {
+	return operator{Command: "CEL", Param: fmt.Sprintf("{true:'%s'}[response.code_details.startsWith('http')]", value)}
 }
 
 func one(o operator) string { return "%" + o.Command + "(" + o.Param + ")%" }
