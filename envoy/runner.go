@@ -68,7 +68,7 @@ type Runner struct {
 	ValidateTimeout time.Duration
 	// Logger receives starts, exits and every line that Envoy writes. Nil: nothing is logged.
 	Logger *slog.Logger
-	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It
+	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: whole lines in each Write. It
 	// must not block. Nil: these lines are logged too.
 	AccessLog io.Writer
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
@@ -154,7 +154,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	cmd := exec.Command(r.Path, r.arguments(file)...)
 	cmd.Stdout, cmd.Stderr = logs, logs
 	if r.AccessLog != nil {
-		cmd.Stdout = newAccessLogWriter(r.AccessLog) // not closed: a line without its end is no line
+		cmd.Stdout = &accessLogWriter{out: r.AccessLog} // not closed: a line without its end is no line
 	}
 	cmd.ExtraFiles = r.Files
 	cmd.SysProcAttr = ownGroup()
@@ -219,14 +219,19 @@ func (r *Runner) end(child *os.Process, ended <-chan error) {
 	r.Logger.Info("Envoy ended", "reason", how, "seconds", time.Since(began).Round(time.Millisecond).Seconds())
 }
 
-// accessLogFlush is how long a line of the access log may wait in Envoy, in milliseconds. (By default ten seconds.)
-const accessLogFlush = "1000"
+// Lines of the access log wait in Envoy for so many milliseconds, or until there are so many KiB of them. By default
+// that is ten seconds and 64 KiB. The more are written at once, the less often they wake the process that reads them.
+// They must fit into the queue of package logqueue.
+const (
+	accessLogFlush     = "1000"
+	accessLogFlushSize = "256"
+)
 
 // arguments returns the child's arguments. Hot restart is disabled, because it would share memory
 // with every other Envoy on the machine.
 func (r *Runner) arguments(file string) []string {
 	args := []string{"-c", file, "--disable-hot-restart", "--log-format", logFormat, "--log-format-escaped", "--log-level", envoyLevel(r.Logger),
-		"--file-flush-interval-msec", accessLogFlush}
+		"--file-flush-interval-msec", accessLogFlush, "--file-flush-min-size-kb", accessLogFlushSize}
 	if r.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(r.Concurrency))
 	}
