@@ -156,7 +156,8 @@ func environmentPage(root *cobra.Command) string {
 		"has the details.\n\n" +
 		"The `OTEL_*` variables of [traces](../howto/traces.md#variables) turn traces on, and name the collector of an access log\n" +
 		"with `to: otlp`.\n\n" +
-		"`GOGC`, `GOMEMLIMIT` and the other variables of the Go runtime work as in every Go program.\n")
+		"`GOGC`, `GOMEMLIMIT` and the other variables of the Go runtime work as in every Go program. Without the two, a\n" +
+		"[large heap](../design/memory.md) grows less than by Go's default.\n")
 	return b.String()
 }
 

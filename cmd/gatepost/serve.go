@@ -62,6 +62,7 @@ func runCommand(s *settings) *cobra.Command {
 
 // run runs a gateway with these settings, modified by adapt, until the command's context is done.
 func (s *settings) run(c *cobra.Command, adapt func(*gateway.Config) error) error {
+	limitHeap()
 	logger, logs, err := s.startLog(c.ErrOrStderr())
 	if err != nil {
 		return err
