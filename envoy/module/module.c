@@ -265,7 +265,7 @@ static bool find(const struct config *c, const uint8_t *message, size_t length, 
 // ---- The request ----
 
 // write_message writes what the tag is computed from, and returns its length, or 0 if the request is not one to look
-// up: it has no Authorization, a header more than once, or too much.
+// up: it has no Authorization, a header more than once, or too much. There is always room for the lengths to come.
 static size_t write_message(void *filter, const struct route *r, uint8_t message[GP_MAX_MESSAGE]) {
   size_t length = GP_RULE_BYTES;
   memcpy(message, r->rule, GP_RULE_BYTES);
@@ -274,7 +274,7 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
     size_t count = 0;
     if (r->uses[i] && !ENVOY(http_get_header)(filter, REQUEST, inputs[i], &value, 0, &count)) value.length = 0;
     if (count > 1 || (i == AUTHORIZATION && value.length == 0)) return 0;
-    if (value.length > GP_MAX_MESSAGE - 2 * GP_INPUTS - length) return 0;
+    if (value.length > GP_MAX_MESSAGE - 2 * (GP_INPUTS - i) - length) return 0;
     message[length++] = (uint8_t)value.length;
     message[length++] = (uint8_t)(value.length >> 8);
     if (value.length > 0) memcpy(message + length, value.ptr, value.length);

@@ -43,6 +43,7 @@ func FuzzModule(f *testing.F) {
 	f.Add(good[:130], uint64(1), plain, "x", "y")
 	f.Add(good, uint64(1), strings.TrimPrefix(route(5*time.Minute, "l"), "route "), "Bearer alice-token", "")
 	f.Add([]byte{}, uint64(1), strings.TrimPrefix(route(0, "focslv"), "route "), strings.Repeat("t", 5000), "\xff\x00")
+	f.Add(good, uint64(1), strings.TrimPrefix(route(0, "c"), "route "), strings.Repeat("t", 4096-16-8), strings.Repeat("c", 5000))
 	n := 0
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, bytes []byte, buckets uint64, route, authorization, cookie string) {

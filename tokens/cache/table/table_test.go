@@ -416,6 +416,41 @@ func TestSipHashOfTheModule(t *testing.T) {
 	}
 }
 
+// A message of the longest length is found, whichever two headers make it long. One byte more, or far more in the
+// second header, is a miss.
+func TestLongestMessage(t *testing.T) {
+	const room = 4096 - 16 - 4*2 // beside the rule and the lengths
+	r := newFixture(t)
+	r.Route(rule, time.Minute, "ocs")
+	names := [4]string{"authorization", "origin", "cookie", "sec-websocket-protocol"}
+	for first := range names {
+		for second := first + 1; second < len(names); second++ {
+			for _, short := range []int{0, 1, 100} { // of the second header
+				e := r.entry()
+				e.Inputs = [4]string{"t"}
+				e.Inputs[second] = strings.Repeat("y", short)
+				e.Inputs[first] = strings.Repeat("x", room-short-min(first, 1)) // the token has a byte
+				for _, test := range []struct {
+					more int // in the second header
+					want string
+				}{{0, "hit"}, {1, "miss"}, {8000, "miss"}} {
+					e.Inputs[second] = strings.Repeat("y", short+test.more)
+					r.table.Put(0, e)
+					var headers []string
+					for i, name := range names {
+						if e.Inputs[i] != "" {
+							headers = append(headers, name+"="+e.Inputs[i])
+						}
+					}
+					if got, _, _ := strings.Cut(r.Request(headers...), " "); got != test.want {
+						t.Errorf("%d bytes of %s and %d of %s: %s, want %s", len(e.Inputs[first]), names[first], short+test.more, names[second], got, test.want)
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestBadConfigurationIsRefused(t *testing.T) {
 	d := tabletest.Start(t)
 	for _, line := range []string{
