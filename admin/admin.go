@@ -56,8 +56,8 @@ type Sessions interface {
 
 // Config configures a Server.
 type Config struct {
-	// Hosts are the names, without a port, that are accepted in Host in addition to IP addresses,
-	// localhost and single-label names.
+	// Hosts are the names, without a port, that are accepted in Host in addition to IP addresses, localhost and, if the
+	// address is not loopback, single-label names.
 	Hosts []string
 	// Local reports whether only processes of this machine reach the address: loopback, or a Unix socket.
 	Local bool
@@ -139,7 +139,7 @@ func New(config Config) (*Server, error) {
 	if config.Profiles { // a profile shows the command line, which may have the password of Redis
 		mux.Handle("/debug/pprof/", s.access.require(ends, profiles().ServeHTTP))
 	}
-	s.handler = newGuard(config.Hosts, notThroughEnvoy(mux))
+	s.handler = newGuard(config.Hosts, config.Local, notThroughEnvoy(mux))
 	return s, nil
 }
 

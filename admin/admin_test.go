@@ -29,6 +29,8 @@ type kit struct {
 	// degraded is the result of the check's Degraded.
 	degraded string
 	log      strings.Builder
+	// remote is the client's address; empty: that of a test.
+	remote string
 }
 
 func newKit(t *testing.T) *kit { return newKitWith(t, Config{Local: true}) }
@@ -95,6 +97,9 @@ func (k *kit) ask(method, path string, headers ...string) *httptest.ResponseReco
 			continue
 		}
 		request.Header.Set(name, value)
+	}
+	if k.remote != "" {
+		request.RemoteAddr = k.remote
 	}
 	answer := httptest.NewRecorder()
 	k.ServeHTTP(answer, request)

@@ -19,13 +19,14 @@ import (
 //     HTTP the browser sends no Sec-Fetch-Site for such a name, so the name in Host decides.
 type guard struct {
 	hosts     []string // lower case
+	local     bool     // the address is loopback or a Unix socket
 	crossSite *http.CrossOriginProtection
 	next      http.Handler
 }
 
-func newGuard(hosts []string, next http.Handler) *guard {
-	g := &guard{crossSite: http.NewCrossOriginProtection(), next: next}
-	for _, host := range hosts {
+func newGuard(hosts []string, local bool, next http.Handler) *guard {
+	g := &guard{local: local, crossSite: http.NewCrossOriginProtection(), next: next}
+	for _, host := range append([]string{"localhost", ""}, hosts...) {
 		g.hosts = append(g.hosts, strings.ToLower(host))
 	}
 	return g
@@ -33,9 +34,9 @@ func newGuard(hosts []string, next http.Handler) *guard {
 
 // ServeHTTP implements http.Handler.
 func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !g.hostAllowed(r.Host) {
+	if !g.hostAllowed(r) {
 		writeError(w, http.StatusMisdirectedRequest, "the host name in this request is not allowed on the admin address; "+
-			"use an IP address, localhost, a single-label name, or the host name that Gatepost was given in --admin")
+			"use an IP address, localhost, the host name that Gatepost was given in --admin or, if that is not loopback, a single-label name")
 		return
 	}
 	asWrite := *r // the check exempts GET, HEAD and OPTIONS
@@ -47,18 +48,22 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.next.ServeHTTP(w, r)
 }
 
-// hostAllowed reports whether no page can have the host as its own name: it is an IP address,
-// localhost, a single label, which the public DNS does not resolve, or one of the configured names.
-func (g *guard) hostAllowed(hostPort string) bool {
-	host, _, err := net.SplitHostPort(hostPort)
+// hostAllowed reports whether no page can have the host as its own name: it is an IP address, or one of the configured
+// names. Elsewhere than on loopback it can be any single label: the public DNS resolves none, and reads need a token.
+// On loopback they need none, and the network of a laptop can resolve single labels, by its search domains.
+func (g *guard) hostAllowed(r *http.Request) bool {
+	host, _, err := net.SplitHostPort(r.Host)
 	if err != nil {
-		host = hostPort
+		host = r.Host
 	}
-	if !strings.Contains(host, ".") || slices.Contains(g.hosts, strings.ToLower(host)) {
+	if slices.Contains(g.hosts, strings.ToLower(host)) {
 		return true
 	}
-	_, err = netip.ParseAddr(strings.Trim(host, "[]"))
-	return err == nil
+	if _, err = netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	_, notTCP := netip.ParseAddrPort(r.RemoteAddr) // a browser reaches no Unix socket
+	return !strings.Contains(host, ".") && (!g.local || notTCP != nil)
 }
 
 // notThroughEnvoy rejects requests that came through the gateway. Otherwise, if the upstream of a

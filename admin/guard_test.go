@@ -63,11 +63,23 @@ func TestPublicDNSNamesAreRejectedOnEveryPath(t *testing.T) {
 	k := newKit(t)
 	for host, code := range map[string]int{
 		"rebound.evil.example": 421, "rebound.evil.example:18002": 421, "127.0.0.1.evil.example": 421, "metrics.of.the.team": 421,
-		"127.0.0.1:18002": 200, "[::1]:18002": 200, "[::1]": 200, "localhost:18002": 200, "gatepost:18002": 200,
+		"127.0.0.1:18002": 200, "[::1]:18002": 200, "[::1]": 200, "localhost:18002": 200, "LocalHost": 200, "gatepost:18002": 421,
 		"gw-1.prod.example:18002": 200, "Gw-1.Prod.Example": 200, "gw-2.prod.example": 421, "": 200,
 	} {
 		for _, path := range everyPath {
 			k.want(t, "GET", path, code, "", "Host: "+host)
 		}
 	}
+}
+
+// A single label is a name of Docker or Kubernetes, and on a Unix socket any name. On loopback a browser may have
+// resolved it in a network that is not the operator's.
+func TestSingleLabelsAreRejectedOnLoopbackAlone(t *testing.T) {
+	elsewhere := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	elsewhere.want(t, "GET", "/readyz", http.StatusOK, "", "Host: gatepost:18002")
+	local := newKit(t)
+	local.want(t, "GET", "/readyz", http.StatusMisdirectedRequest, "not allowed on the admin address", "Host: gatepost:18002")
+	local.remote = "@" // as net/http has it of a Unix socket
+	local.want(t, "GET", "/readyz", http.StatusOK, "", "Host: gatepost")
+	local.want(t, "GET", "/readyz", http.StatusMisdirectedRequest, "", "Host: rebound.evil.example")
 }
