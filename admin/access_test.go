@@ -2,6 +2,7 @@ package admin
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -184,6 +185,44 @@ func TestBigBodiesAreRefused(t *testing.T) {
 			answer := httptest.NewRecorder()
 			if k.ServeHTTP(answer, request); answer.Code != want {
 				t.Errorf("%s with %d bytes: %d %s, want %d", path, len(body), answer.Code, answer.Body, want)
+			}
+		}
+	}
+}
+
+// withDeadline is a recorder with the deadline for reading.
+type withDeadline struct {
+	*httptest.ResponseRecorder
+	at time.Time
+}
+
+func (w *withDeadline) SetReadDeadline(at time.Time) error {
+	w.at = at
+	return nil
+}
+
+// emptyBody is a body that is at its end, and calls a function first.
+type emptyBody func()
+
+func (b emptyBody) Read([]byte) (int, error) {
+	b()
+	return 0, io.EOF
+}
+
+// A body that never ends would hold a connection, also for a caller without a token. The deadline is for the body
+// alone: it would also end the call.
+func TestBodiesHaveADeadline(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	for _, path := range []string{"/api/v1/exchange", "/api/v1/explain", "/api/v1/lookup", "/api/v1/shield/forgive", "/api/v1/revisions/1/rollback"} {
+		for _, token := range []string{operateToken, wrongToken} {
+			w, during := &withDeadline{ResponseRecorder: httptest.NewRecorder()}, time.Time{}
+			request := httptest.NewRequest("POST", "http://127.0.0.1:18002"+path, emptyBody(func() { during = w.at }))
+			request.Header.Set("Authorization", "Bearer "+token)
+			k.ServeHTTP(w, request)
+			read := w.Code == http.StatusBadRequest
+			if read && (during.IsZero() || !w.at.IsZero()) || !read && w.at.IsZero() {
+				t.Errorf("%s, %d: the deadline is %v while the body is read, and %v afterwards", path, w.Code, during, w.at)
 			}
 		}
 	}

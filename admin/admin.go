@@ -177,8 +177,21 @@ func (s *Server) calls() map[string]call {
 	}
 }
 
+// bodyTimeout limits how long a body may take to arrive, because net/http waits even for one that nothing reads.
+const bodyTimeout = 10 * time.Second
+
 // ServeHTTP implements http.Handler.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // recorders of tests have none
+	}
+	s.handler.ServeHTTP(w, r)
+}
+
+// bodyRead ends the time limit of the body, which would end the call too.
+func bodyRead(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+}
 
 // Drain makes /readyz respond with 503, because Gatepost is about to exit, and ends live streams.
 func (s *Server) Drain() { s.drain() }

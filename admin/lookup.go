@@ -33,6 +33,7 @@ type LookupResponse struct {
 // is unavailable, it responds with 503.
 func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	hash, err := readLookup(http.MaxBytesReader(w, r.Body, maxLookup))
+	bodyRead(w)
 	if err != nil {
 		writeError(w, http.StatusBadRequest, "want token_hash: the SHA-256 of a token in hex")
 		return
