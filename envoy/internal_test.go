@@ -3,6 +3,7 @@ package envoy
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -56,6 +57,30 @@ func TestEnvoyLogLinesAreLogged(t *testing.T) {
 	}, "\n") + "\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A crash of Envoy 1.40, cut short. What it shows of the request has the token of a client.
+func TestACrashIsLoggedWithoutTheRequest(t *testing.T) {
+	var out bytes.Buffer
+	w := newLogWriter(slog.New(slog.NewTextHandler(&out, nil)))
+	if _, err := io.WriteString(w, `*** stack smashing detected ***: terminated
+[critical][backtrace] Caught Aborted, suspect faulting address 0x62a4
+[critical][backtrace] #0: [0x7fc104580050]
+ActiveStream 0x50d77f609500, stream_id_: 2132869892358805874&filter_manager_:
+  filter_manager_callbacks_.requestHeaders():
+    ':path', '/orders?token=secret'
+    'authorization', 'Bearer secret'
+Http1::ConnectionImpl 0x50d77f608010, dispatching_: 1, current_header_field_: , current_header_value_: secret
+current_dispatching_buffer_ front_slice length: 12131 contents: "GET /orders HTTP/1.1\r\nauthorization: Bearer secret
+`); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := out.String(); strings.Count(got, "\n") != 3 || !strings.Contains(got, "stack smashing") || !strings.Contains(got, "#0: [0x7fc104580050]") {
+		t.Errorf("the log has\n%s\nwant what the crash is, and no request", got)
 	}
 }
 

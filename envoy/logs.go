@@ -47,11 +47,17 @@ type lineWriter struct {
 	rest []byte // the incomplete last line
 }
 
-// newLogWriter returns a writer that forwards lines to a logger.
+// crashLogger is Envoy's logger of crashes. Lines without a logger after its own show the request at hand: its headers,
+// and the bytes that its connection has received.
+const crashLogger = "backtrace"
+
+// newLogWriter returns a writer that forwards lines to a logger. Of a crash it leaves out what has clients' tokens.
 func newLogWriter(log *slog.Logger) *lineWriter {
+	crashed := false
 	return &lineWriter{line: func(line []byte) {
 		level, logger, message := parseLine(string(line))
-		if message != "" {
+		crashed = crashed || logger == crashLogger
+		if message != "" && !(crashed && logger == "") {
 			log.Log(context.Background(), level, message, "from", "envoy", "logger", logger)
 		}
 	}}
