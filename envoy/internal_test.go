@@ -36,6 +36,8 @@ func TestEnvoyLogLinesAreLogged(t *testing.T) {
 	w := newLogWriter(log)
 	for _, part := range []string{
 		"[info][main] starting", " main dispatch loop\n[warn", "ing][config] odd\n",
+		"[error][http] request size exceeds maximum (1536 > 1024), client: 192.0.2.1:4321, target: 192.0.2.2:80/\n",
+		"[error][http] content length exceeds maximum (1025 > 1024), client: 192.0.2.1:4321, target: 192.0.2.2:80/\n",
 		"[error][grpc] bad [thing] here\n[critical][assert] gone\n\n",
 		"error while loading shared libraries: libx.so\n",
 		"[debug][http] no end",
@@ -50,6 +52,8 @@ func TestEnvoyLogLinesAreLogged(t *testing.T) {
 	want := strings.Join([]string{
 		`level=DEBUG msg="starting main dispatch loop" from=envoy logger=main`,
 		`level=WARN msg=odd from=envoy logger=config`,
+		`level=DEBUG msg="request size exceeds maximum (1536 > 1024), client: 192.0.2.1:4321, target: 192.0.2.2:80/" from=envoy logger=http`,
+		`level=DEBUG msg="content length exceeds maximum (1025 > 1024), client: 192.0.2.1:4321, target: 192.0.2.2:80/" from=envoy logger=http`,
 		`level=ERROR msg="bad [thing] here" from=envoy logger=grpc`,
 		`level=ERROR msg=gone from=envoy logger=assert`,
 		`level=WARN msg="error while loading shared libraries: libx.so" from=envoy logger=""`,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -26,9 +27,12 @@ var logLevels = map[string]slog.Level{
 	"critical": slog.LevelError,
 }
 
-// byDesign is part of a warning about configuration that Gatepost makes on purpose: the buckets of rate limits are in
-// the routes (package xds). It would come with each change of a service with rate limits, and nobody could act on it.
-const byDesign = "is set but only used by route configuration"
+// byDesign are parts of lines that nobody could act on, so they are logged at the level debug:
+//   - A warning about configuration that Gatepost makes on purpose: the buckets of rate limits are in the routes
+//     (package xds). It would come with each change of a service with rate limits.
+//   - An error for each body above max_request_bytes, with or without a length. Clients could fill the log with
+//     them, and the access log has these requests.
+var byDesign = []string{"is set but only used by route configuration", "content length exceeds maximum (", "request size exceeds maximum ("}
 
 // envoyLevel returns the log level for the child, so that it does not write lines that would be
 // dropped.
@@ -120,7 +124,7 @@ func parseLine(line string) (level slog.Level, logger, message string) {
 	if name, rest, ok := strings.Cut(strings.TrimPrefix(line, "["), "]["); ok {
 		if level, known := logLevels[name]; known {
 			logger, message, _ = strings.Cut(rest, "] ")
-			if strings.Contains(message, byDesign) {
+			if slices.ContainsFunc(byDesign, func(part string) bool { return strings.Contains(message, part) }) {
 				level = slog.LevelDebug
 			}
 			return level, logger, strings.TrimSpace(message)
