@@ -52,6 +52,12 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 		c := clientOf(r)
 		attributes := append(o.attributes(),
 			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
+		if level > slog.LevelDebug {
+			var admitted bool
+			if attributes, admitted = h.lines.admit(h.config.Now(), attributes); !admitted {
+				return
+			}
+		}
 		if err != nil {
 			attributes = append(attributes, slog.Any("error", err))
 		}

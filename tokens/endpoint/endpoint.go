@@ -22,6 +22,7 @@ import (
 	"gatepost/tracing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 )
 
 // Config configures a Handler.
@@ -34,7 +35,8 @@ type Config struct {
 	Settings func() *definitions.Tokens
 	// Shield decides which logins reach the user service; nil: one that counts in memory only.
 	Shield *shield.Shield
-	// Logger logs one line per login. Nil: nothing is logged.
+	// Logger logs one line per login that the user service was asked about, and a bounded number of others. Nil: nothing
+	// is logged.
 	Logger *slog.Logger
 	// Registerer takes the metrics. Nil: they are not exported.
 	Registerer prometheus.Registerer
@@ -52,6 +54,7 @@ type Handler struct {
 	mux       http.ServeMux
 	transport *http.Transport
 	metrics   *metrics
+	lines     lines
 }
 
 // New returns the handler. It fails if a metric of one of its names is already registered.
@@ -73,7 +76,7 @@ func New(c Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{config: c, transport: newTransport(), metrics: metrics}
+	h := &Handler{config: c, transport: newTransport(), metrics: metrics, lines: lines{limiter: rate.NewLimiter(linesPerSecond, linesAtOnce)}}
 	h.handle(convention.PathLogin, methods{{http.MethodPost, h.login}})
 	h.handle(convention.PathRevoke, methods{{http.MethodPost, h.call("revoke", h.revoke)}})
 	h.handle(convention.PathRefresh, methods{{http.MethodPost, h.call("refresh", h.refresh)}})

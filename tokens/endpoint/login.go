@@ -31,6 +31,7 @@ type login struct {
 	w        http.ResponseWriter
 	r        *http.Request
 
+	asked   bool            // whether the user service was asked
 	session *tokens.Session // nil until it is stored
 	reason  string          // the reason to log with the outcome
 }
@@ -47,6 +48,12 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	attributes := append(o.attributes(),
 		slog.String("request_id", l.requestID),
 		slog.String("client", l.client.String()))
+	if !l.asked {
+		var admitted bool
+		if attributes, admitted = h.lines.admit(h.config.Now(), attributes); !admitted {
+			return
+		}
+	}
 	if l.reason != "" {
 		attributes = append(attributes, slog.String("reason", l.reason))
 	}
@@ -77,6 +84,7 @@ func (l *login) run() outcome {
 	}
 	defer pass.Done(l.r.Context(), shield.Unjudged)
 
+	l.asked = true
 	answer, err := l.forward(l.r, a, b)
 	if err != nil {
 		return l.forwardFailed(pass, b, err)

@@ -486,3 +486,32 @@ func TestClientAddress(t *testing.T) {
 		})
 	}
 }
+
+// A client can send any number of logins that do not reach the user service. Each is counted, and few are logged.
+func TestLinesOfLoginsThatAreNotForwardedAreLimited(t *testing.T) {
+	g := newGateway(t, users(t, ann))
+	now := time.Now()
+	g.handler.config.Now = func() time.Time { return now }
+	g.settings.Authenticator.UserField = "username"
+	flood := func(n int) {
+		for range n {
+			g.call("POST", "/token", "x", "Content-Type", "text/plain").is(t, 400)
+		}
+	}
+	flood(linesAtOnce + 30)
+	if logged := strings.Count(g.log.String(), `"outcome":"unreadable"`); logged != linesAtOnce {
+		t.Errorf("%d lines, want %d", logged, linesAtOnce)
+	}
+	if counted := g.counter("gatepost_logins_total", "unreadable"); counted != linesAtOnce+30 {
+		t.Errorf("%v are counted, want %d", counted, linesAtOnce+30)
+	}
+	g.login()
+	if !strings.Contains(g.log.String(), `"outcome":"opened"`) {
+		t.Error("a login that the user service was asked about has no line")
+	}
+	now = now.Add(time.Second)
+	flood(1)
+	if !strings.Contains(g.log.String(), `"lines_left_out":30`) {
+		t.Error("the next line does not have the number of those that were left out")
+	}
+}
