@@ -121,13 +121,13 @@ func (p *parts) Write(b []byte) (int, error) {
 
 func TestTheAccessLogIsPassedOnByWholeLines(t *testing.T) {
 	var got parts
-	w := &accessLogWriter{out: &got}
+	w := newAccessLogWriter(&got)
 	for _, chunk := range []string{"{\"a\":", "1}\n{\"b\":2}\n{\"c\"", ":3}\n", "half a li"} {
 		if n, err := fmt.Fprint(w, chunk); n != len(chunk) || err != nil {
 			t.Fatalf("Write = %d, %v", n, err)
 		}
 	}
-	if diff := cmp.Diff(parts{"{\"a\":1}\n{\"b\":2}\n", "{\"c\":3}\n"}, got); diff != "" {
+	if diff := cmp.Diff(parts{"{\"a\":1}\n", "{\"b\":2}\n", "{\"c\":3}\n"}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -67,26 +67,10 @@ func newLogWriter(log *slog.Logger) *lineWriter {
 	}}
 }
 
-// accessLogWriter forwards whole lines to out, as many as there are by one Write. So a queue that is full drops lines,
-// never parts of lines, and its writer is not woken for each line.
-type accessLogWriter struct {
-	out  io.Writer
-	rest []byte // the incomplete last line
-}
-
-// Write never returns an error, so that logging cannot stop the child.
-func (w *accessLogWriter) Write(p []byte) (int, error) {
-	whole := bytes.LastIndexByte(p, '\n') + 1
-	lines, rest := p[:whole], p[whole:]
-	if whole > 0 {
-		if len(w.rest) > 0 {
-			lines = append(w.rest, lines...)
-		}
-		_, _ = w.out.Write(lines)
-		w.rest = w.rest[:0]
-	}
-	w.rest = append(w.rest, rest[:min(len(rest), maxLogLine-len(w.rest))]...)
-	return len(p), nil
+// newAccessLogWriter returns a writer that forwards whole lines to out, each by one Write: a queue that is full then
+// drops lines, never parts of lines.
+func newAccessLogWriter(out io.Writer) *lineWriter {
+	return &lineWriter{line: func(line []byte) { _, _ = out.Write(append(line, '\n')) }}
 }
 
 // Write never returns an error, so that logging cannot stop the child.

@@ -68,7 +68,7 @@ type Runner struct {
 	ValidateTimeout time.Duration
 	// Logger receives starts, exits and every line that Envoy writes. Nil: nothing is logged.
 	Logger *slog.Logger
-	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: whole lines in each Write. It
+	// AccessLog, if set, receives what Envoy writes to its standard output, the access log: one Write for each line. It
 	// must not block. Nil: these lines are logged too.
 	AccessLog io.Writer
 	// OnStart, if set, is called after each start with the child's process id. It must not block.
@@ -154,7 +154,7 @@ func (r *Runner) runOnce(ctx context.Context, file string) error {
 	cmd := exec.Command(r.Path, r.arguments(file)...)
 	cmd.Stdout, cmd.Stderr = logs, logs
 	if r.AccessLog != nil {
-		cmd.Stdout = &accessLogWriter{out: r.AccessLog} // not closed: a line without its end is no line
+		cmd.Stdout = newAccessLogWriter(r.AccessLog) // not closed: a line without its end is no line
 	}
 	cmd.ExtraFiles = r.Files
 	cmd.SysProcAttr = ownGroup()

@@ -61,8 +61,8 @@ type Config struct {
 	Version string
 	// Logger receives all log lines, those of Envoy included. Nil: nothing is logged.
 	Logger *slog.Logger
-	// AccessLog receives the access log of the Envoy that Run runs, whole lines in each Write. It must not block. Nil:
-	// these lines go to Logger.
+	// AccessLog receives the access log of the Envoy that Run runs, one Write for each line. It must not block. Nil: these
+	// lines go to Logger.
 	AccessLog io.Writer
 	// Tracing is where spans go. Nil: requests are not traced.
 	Tracing *tracing.Settings

@@ -41,20 +41,18 @@ func New(out io.Writer) *Queue {
 // Dropped returns how many lines were not written.
 func (q *Queue) Dropped() uint64 { return q.dropped.Load() }
 
-// Write queues lines, or drops all of them. It always succeeds.
-func (q *Queue) Write(lines []byte) (int, error) {
+// Write queues one line. It always succeeds.
+func (q *Queue) Write(line []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed || len(q.lines) > 0 && len(q.lines)+len(lines) > maxBytes {
-		q.drop(lines)
-		return len(lines), nil
+	if q.closed || len(q.lines) > 0 && len(q.lines)+len(line) > maxBytes {
+		q.dropped.Add(1)
+		return len(line), nil
 	}
-	q.lines = append(q.lines, lines...)
+	q.lines = append(q.lines, line...)
 	q.signal()
-	return len(lines), nil
+	return len(line), nil
 }
-
-func (q *Queue) drop(lines []byte) { q.dropped.Add(uint64(bytes.Count(lines, []byte("\n")))) }
 
 // Close writes the queued lines and ends the queue. If they cannot be written within flushTimeout,
 // it returns anyway.
@@ -86,7 +84,7 @@ func (q *Queue) run() {
 		closed := q.closed
 		q.mu.Unlock()
 		if n, err := q.out.Write(lines); err != nil {
-			q.drop(lines[n:])
+			q.dropped.Add(uint64(bytes.Count(lines[n:], []byte("\n"))))
 		}
 		if closed {
 			return

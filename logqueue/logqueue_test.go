@@ -46,15 +46,6 @@ func TestUnreadLogDoesNotBlockAndIsBounded(t *testing.T) {
 	})
 }
 
-func TestEachLineOfADroppedWriteIsCounted(t *testing.T) {
-	q := New(io.Discard)
-	_ = q.Close()
-	_, _ = io.WriteString(q, "a\nb\n")
-	if got := q.Dropped(); got != 2 {
-		t.Errorf("%d lines dropped, want 2", got)
-	}
-}
-
 func TestUnreadLogDoesNotDelayExit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader, writer := io.Pipe()

@@ -111,11 +111,11 @@ type lines struct {
 	all []string
 }
 
-func (l *lines) Write(whole []byte) (int, error) {
+func (l *lines) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.all = slices.AppendSeq(l.all, strings.Lines(string(whole)))
-	return len(whole), nil
+	l.all = append(l.all, string(line))
+	return len(line), nil
 }
 
 // await returns the lines when there are n.
