@@ -1,7 +1,7 @@
 # Everything a developer does here. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build tools run unit test lint generate fuzz soak bench release
+.PHONY: help build tools run unit test test-racing test-plain lint generate fuzz soak bench release
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -X main.version=$(VERSION)
@@ -15,8 +15,7 @@ export PATH := $(TOOLS)/bin:$(PATH)
 # a second before it exits, by default, and the tests start hundreds.
 export GORACE ?= atexit_sleep_ms=0
 RACE := $(shell command -v gcc >/dev/null 2>&1 && echo -race)
-# Tests wait more than they compute, so more of them, and of the packages, run at once than there are processors. Those
-# of make test compute more: with the race detector, eight at once on two processors are late for what they test.
+# Tests wait more than they compute, so more of them, and of the packages, run at once than there are processors.
 PROCESSORS := $(shell getconf _NPROCESSORS_ONLN)
 TWICE := $(shell echo $$((2 * $(PROCESSORS))))
 # go test starts packages in this order. The longest come first, so that none of them runs alone at the end.
@@ -38,9 +37,13 @@ run: build ## the demo shop behind a gateway on port 5500, without Docker
 
 # What is tested is the program as it is released. With other tags than those of the programs that the tests start, all
 # packages would be compiled twice.
-unit test lint: export GOFLAGS := $(GOFLAGS) -tags=grpcnotrace,vtprotobuf
-# As make build, so that both compile the packages once. The race detector needs cgo.
-unit lint: export CGO_ENABLED := 0
+unit test test-racing test-plain lint: export GOFLAGS := $(GOFLAGS) -tags=grpcnotrace,vtprotobuf
+# As make build, so that all compile the packages once. The race detector needs cgo.
+unit test-plain lint: export CGO_ENABLED := 0
+# The tests of these packages run without the race detector, which makes them take four times the processor time: they
+# compute, or look at programs from outside. e2e builds a program with the race detector for what happens at once.
+PLAIN := ./e2e ./e2e/compose ./explain
+test-plain: export GATEPOST_RACE := $(RACE)
 
 # Both without vet, which is a part of make lint and takes longer than the tests if all is new.
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
@@ -52,8 +55,14 @@ test: lint ## everything: lint, unit and end-to-end tests, a real browser, the c
 	@tools/page tests
 	@tools/module build
 	@test -n "$(RACE)" || echo 'no C compiler: the tests run without the race detector (install gcc)'
-	go test $(RACE) -vet=off -shuffle=on -p $(TWICE) -parallel $(TWICE) -timeout 60m ./e2e/... $(FIRST) ./...
+	@$(MAKE) --no-print-directory -j 2 test-racing test-plain
+
+test-racing:
+	go test $(RACE) -vet=off -shuffle=on -p $(PROCESSORS) -parallel $(TWICE) -timeout 60m $$(go list $(FIRST) ./... | grep -vxFf <(go list $(PLAIN)))
 	go test -C bench $(RACE) ./...
+
+test-plain:
+	go test -vet=off -shuffle=on -p $(PROCESSORS) -parallel $(TWICE) -timeout 60m $(PLAIN)
 	go test -C examples/kubernetes ./...
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities

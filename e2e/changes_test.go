@@ -197,7 +197,7 @@ func TestChangesUnderLoad(t *testing.T) {
 		changes = more
 	}
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
-	g := start(t, c.definitions(0), setup{})
+	g := start(t, c.definitions(0), setup{Program: racing(t)})
 	auth := "Authorization: " + g.Login("alice")
 	l := startLoad(t, g.URL, 24, []call{
 		{"/steady/1", []string{auth}, from("a")},
@@ -238,9 +238,7 @@ func TestChangesUnderLoad(t *testing.T) {
 			t.Errorf("%s is %v, want %v", metric, got, want)
 		}
 	}
-	if told := lines(g.Log(), `"msg":"applied"`, `"seconds":`); len(told) != changes {
-		t.Errorf("the log has %d applied changes, want %d", len(told), changes)
-	}
+	g.Logged(changes, `"msg":"applied"`, `"seconds":`)
 	t.Logf("from a save to verified: %.0f ms on average", 1000*g.Metric("gatepost_definitions_apply_duration_seconds_sum")/float64(changes))
 }
 
@@ -248,7 +246,7 @@ func TestChangesUnderLoad(t *testing.T) {
 func TestRapidChanges(t *testing.T) {
 	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
-	g := start(t, c.definitions(0), setup{})
+	g := start(t, c.definitions(0), setup{Program: racing(t)})
 	auth := "Authorization: " + g.Login("alice")
 	l := startLoad(t, g.URL, 12, []call{
 		{"/steady/1", []string{auth}, from("a")},

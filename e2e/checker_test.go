@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -30,7 +31,7 @@ func TestRevokedMeansRefused(t *testing.T) {
 	t.Parallel()
 	lasts, seed := soak(t), seed(t)
 	t.Run("checked inside Envoy, with clocks that are set", func(t *testing.T) {
-		program := withClocks(t)
+		program := withClocks(t, race)
 		twoGateways(t, []*clock{newClock(t, program), newClock(t, program)}, lasts/2, seed)
 	})
 	t.Run("without the module", func(t *testing.T) { twoGateways(t, nil, lasts/2, seed+1, "--module", "off") })
@@ -118,6 +119,7 @@ services:
 `, int(lifetime.Seconds()), int(refreshGrace.Seconds()), knownUsers(t).URL, orders(t).URL)
 	var gateways []*gateway
 	for _, s := range c.setups {
+		s.Program = cmp.Or(s.Program, racing(t))
 		gateways = append(gateways, start(t, definitions, s))
 	}
 	h := newHistory(lifetime, refreshGrace)

@@ -51,7 +51,7 @@ func (c *clock) step(by time.Duration) {
 
 // withClocks builds a gatepost that has a [clock] wherever a lease is decided: in the packages cache and table, and in
 // the module. The expiry of sessions in the store stays that of the machine's clock.
-func withClocks(t *testing.T) (program string) {
+func withClocks(t *testing.T, race string) (program string) {
 	t.Helper()
 	header := filepath.Join(root(t), "e2e/testdata/stepped_clock.h")
 	replaced := map[string]string{
@@ -93,14 +93,17 @@ func withClocks(t *testing.T) (program string) {
 		}
 		write(filepath.Join(folder, "stepped_clock.go"), strings.Replace(stepped, "PACKAGE", name, 1))
 	}
-	return withOverlay(t, replaced)
+	if race == "" {
+		return withOverlay(t, replaced)
+	}
+	return withOverlay(t, replaced, race)
 }
 
 // A Gatepost is stopped, and the wall clock is set back or forward at the same time. Its Envoy decides by itself, and
 // must not accept a token after a revoke at another gateway has returned.
 func TestSteppedClockExtendsNoLease(t *testing.T) {
 	t.Parallel()
-	program := withClocks(t)
+	program := withClocks(t, "")
 	for _, by := range []time.Duration{-30 * time.Minute, 30 * time.Minute} {
 		t.Run(by.String(), func(t *testing.T) {
 			redis := redistest.Start(t).URL()

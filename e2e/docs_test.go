@@ -96,6 +96,9 @@ func runPage(t *testing.T, text string) {
 			t.Fatal(err)
 		}
 	}
+	if !strings.Contains(files["gatepost.yaml"]+arguments, "listen") {
+		arguments += " --listen 127.0.0.1:5500" // the default is 0.0.0.0:5500, which another program may use
+	}
 	startDemoShop(t, ports)
 	g := &gateway{t: t, Admin: "127.0.0.1:" + ports["18002"], log: new(testlog.Buffer), dir: dir}
 	g.args = append(strings.Fields(here.Replace(arguments)),
@@ -166,7 +169,7 @@ func replacers(ports map[string]string) (here, back *strings.Replacer) {
 // shopBinary builds the shop once for all pages.
 var shopBinary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(filepath.Dir(binary), "shop")
-	return path, exec.Command("go", "build", "-o", path, "gatepost/examples/demo/shop").Run()
+	return path, build(path, "gatepost/examples/demo/shop")
 })
 
 func startDemoShop(t *testing.T, ports map[string]string) {

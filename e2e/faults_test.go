@@ -380,7 +380,7 @@ func (g *gateway) wantHealth(t *testing.T, definitions string, current, withheld
 func (g *gateway) wantLoud(t *testing.T, mistakes int) {
 	t.Helper()
 	envoytest.Eventually(t, "one failure to be counted", func() bool { return g.Metric("gatepost_definitions_failed_total") == 1 })
-	if told := lines(g.Log(), `"level":"ERROR"`, g.File+":"); len(told) != 1 || strings.Count(told[0], g.File+":") != mistakes {
+	if told := g.Logged(1, `"level":"ERROR"`, g.File+":"); strings.Count(told[0], g.File+":") != mistakes {
 		t.Errorf("the log has %q, want one line with %d mistakes", told, mistakes)
 	}
 	out, code := gatepost(t, os.Environ(), "status", "--admin", g.Admin)

@@ -206,8 +206,21 @@ func (g *gateway) Freeze() {
 	})
 }
 
-// Log returns the gateway's log so far.
+// Log returns the gateway's log so far. An event may be logged a moment after it has taken effect.
 func (g *gateway) Log() string { return g.log.String() }
+
+// Logged waits for the lines of the log that contain each word, and returns them. There must be n.
+func (g *gateway) Logged(n int, words ...string) (found []string) {
+	g.t.Helper()
+	envoytest.Eventually(g.t, fmt.Sprintf("%d lines in the log with %q", n, words), func() bool {
+		found = lines(g.Log(), words...)
+		return len(found) >= n
+	})
+	if len(found) > n {
+		g.t.Errorf("%d lines of the log have %q, want %d:\n%s", len(found), words, n, strings.Join(found, "\n"))
+	}
+	return found
+}
 
 // Metric returns the sum of the samples whose line starts with prefix.
 func (g *gateway) Metric(prefix string) float64 {

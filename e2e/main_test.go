@@ -29,31 +29,45 @@ func run(m *testing.M) int {
 		return 1
 	}
 	binary = filepath.Join(dir, "gatepost")
-	if err := buildGatepost(binary); err != nil {
+	if err := build(binary, "gatepost/cmd/gatepost"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return m.Run()
 }
 
-// unraced is gatepost without the race detector, which takes several times the memory and, for ten thousand services,
-// most of a minute.
-var unraced = sync.OnceValues(func() (path string, err error) {
-	if !raceEnabled {
+// race is -race if there is a race detector, which needs a C compiler. These tests themselves need none: each looks at
+// a program from outside.
+var race = os.Getenv("GATEPOST_RACE")
+
+// racing returns a gatepost with the race detector, for tests of what happens at the same time. It takes four times the
+// processor time, so the others use one without.
+func racing(t *testing.T) (program string) {
+	t.Helper()
+	program, err := buildRacing()
+	must(t, err)
+	return program
+}
+
+var buildRacing = sync.OnceValues(func() (program string, err error) {
+	if race == "" {
 		return binary, nil
 	}
-	path = binary + "-unraced"
-	return path, buildGatepost(path, "-race=false")
+	program = binary + "-racing"
+	return program, build(program, "gatepost/cmd/gatepost", race)
 })
 
-// buildGatepost builds the program with the tags of a release, and with more arguments of go build.
-func buildGatepost(path string, more ...string) error {
-	args := []string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", path}
-	if raceEnabled {
-		args = append(args, "-race") // detect races in the process under test too
+// build builds a program with the tags of a release and more arguments of go build. Without the race detector it shares
+// the compiled packages of make build.
+func build(path, program string, more ...string) error {
+	args := slices.Concat([]string{"build", "-tags", "grpcnotrace,vtprotobuf", "-o", path}, more, []string{program})
+	command := exec.Command("go", args...)
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if race != "" && slices.Contains(more, race) {
+		command.Env = append(os.Environ(), "CGO_ENABLED=1")
 	}
-	if out, err := exec.Command("go", slices.Concat(args, more, []string{"gatepost/cmd/gatepost"})...).CombinedOutput(); err != nil {
-		return fmt.Errorf("building gatepost: %w\n%s", err, out)
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", program, err, out)
 	}
 	return nil
 }

@@ -92,14 +92,12 @@ const mostOfMany = 56 << 20
 // What reading, building, sending and saving 10,000 services took is given back once they are served.
 func TestTenThousandServicesFitIntoMemory(t *testing.T) {
 	t.Parallel()
-	program, err := unraced()
-	must(t, err)
 	var services strings.Builder
 	services.WriteString("services:\n")
 	for i := range 10_000 {
 		fmt.Fprintf(&services, "  - {name: svc%d, path: /svc%[1]d, authenticate: false, upstreams: [\"http://127.0.0.1:9\"]}\n", i)
 	}
-	g := start(t, services.String(), setup{Program: program})
+	g := start(t, services.String(), setup{})
 	var bytes int64
 	defer func() { t.Logf("%.1f MiB", float64(bytes)/(1<<20)) }()
 	envoytest.Eventually(t, "the memory of an idle gateway", func() bool {

@@ -174,17 +174,19 @@ func (c *checking) trials(t *testing.T, number, atOnce int) {
 // and HTTP/2.
 func TestRevokedTokensAreRejectedByTheModule(t *testing.T) {
 	t.Parallel()
-	two := []string{"--concurrency", "2"}
+	two := setup{Program: racing(t), Args: []string{"--concurrency", "2"}}
 	t.Run("two gateways at one Redis", func(t *testing.T) {
-		redis := redistest.Start(t).URL()
-		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: two}).trials(t, 60, 8)
+		shared := two
+		shared.Redis = redistest.Start(t).URL()
+		startChecking(t, shared, shared).trials(t, 60, 8)
 	})
 	t.Run("one of them without the module", func(t *testing.T) {
-		redis := redistest.Start(t).URL()
-		startChecking(t, setup{Redis: redis, Args: two}, setup{Redis: redis, Args: []string{"--module", "off"}}).trials(t, 30, 8)
+		shared := two
+		shared.Redis = redistest.Start(t).URL()
+		startChecking(t, shared, setup{Program: two.Program, Redis: shared.Redis, Args: []string{"--module", "off"}}).trials(t, 30, 8)
 	})
 	t.Run("the embedded store", func(t *testing.T) {
-		startChecking(t, setup{Args: two}).trials(t, 30, 8)
+		startChecking(t, two).trials(t, 30, 8)
 	})
 }
 
@@ -258,7 +260,7 @@ func TestFrozenGatepostEndsDecisionsOfTheModule(t *testing.T) {
 // ones are not used.
 func TestChangeOfDefinitionsLeavesNoDecision(t *testing.T) {
 	t.Parallel()
-	c := startChecking(t, setup{Args: []string{"--concurrency", "1"}})
+	c := startChecking(t, setup{Program: racing(t), Args: []string{"--concurrency", "1"}})
 	g := c.gateways[0]
 	token := g.Login("alice")
 	from := func(origin string) answer {
@@ -416,8 +418,9 @@ func moduleFile(t *testing.T) string {
 	return filepath.Join(root(t), "envoy/module/build/libgatepost_"+runtime.GOARCH+".so")
 }
 
-// withOverlay builds a gatepost in which files are replaced by others, and returns its path.
-func withOverlay(t *testing.T, replaced map[string]string) string {
+// withOverlay builds a gatepost in which files are replaced by others, with more arguments of go build, and returns its
+// path.
+func withOverlay(t *testing.T, replaced map[string]string, more ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	overlay, err := json.Marshal(map[string]any{"Replace": replaced})
@@ -428,9 +431,7 @@ func withOverlay(t *testing.T, replaced map[string]string) string {
 	if err := os.WriteFile(file, overlay, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := buildGatepost(program, "-overlay", file); err != nil {
-		t.Fatal(err)
-	}
+	must(t, build(program, "gatepost/cmd/gatepost", append(more, "-overlay", file)...))
 	return program
 }
 
@@ -454,9 +455,7 @@ func TestModuleThatEnvoyRejects(t *testing.T) {
 	if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, "the module is refused by Envoy") {
 		t.Errorf("the status is %q", reason)
 	}
-	if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {
-		t.Errorf("logged %d times:\n%s", n, g.Log())
-	}
+	g.Logged(1, "Envoy does not check tokens by itself")
 }
 
 // TestProgramWithoutTheModule: built without a C compiler, or beside a module of other sources, the gateway works, and
@@ -480,9 +479,7 @@ func TestProgramWithoutTheModule(t *testing.T) {
 			if reason := g.Status().GetModule().GetReason(); !strings.Contains(reason, s.reason) {
 				t.Errorf("the status is %q", reason)
 			}
-			if n := strings.Count(g.Log(), "Envoy does not check tokens by itself"); n != 1 {
-				t.Errorf("logged %d times:\n%s", n, g.Log())
-			}
+			g.Logged(1, "Envoy does not check tokens by itself")
 			on := prepare(t, c.definitions(""), setup{Program: program, Args: []string{"--module", "on"}})
 			on.Run()
 			if code := on.ExitCode(); code != 1 || !strings.Contains(on.Log(), s.reason) {

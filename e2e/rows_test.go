@@ -64,15 +64,13 @@ func TestRowsHoldAmongTenThousandServices(t *testing.T) {
 		t.Skip("the gateway takes some seconds to start: run without -short")
 	}
 	t.Parallel()
-	program, err := unraced()
-	must(t, err)
 	var services []string
 	for i := range 10_000 {
 		services = append(services, fmt.Sprintf(`  - {name: crowd-%d, path: /crowd-%d, upstreams: ["http://127.0.0.1:1"]}`, i, i))
 	}
 	deep, kept, based := envoytest.Upstream(t), envoytest.Upstream(t), envoytest.Upstream(t)
 	services = append(services, deepService(deep), keptService(kept), basedService(based), deadService(t))
-	shop := startShop(t, setup{Program: program}, services...)
+	shop := startShop(t, setup{}, services...)
 	row := func(what string, test func(t *testing.T)) {
 		for _, upstream := range []*envoytest.Recorder{shop.users, shop.orders, shop.items} {
 			upstream.Reset()

@@ -83,9 +83,7 @@ func TestAppliedMeansVerified(t *testing.T) {
 				t.Errorf("version %s is reported as verified, but %s is served; status %v", second, g.beacon(page), status)
 			}
 			envoytest.Eventually(t, "the verified definitions to be kept", func() bool { return strings.Contains(g.kept(), "name: a") })
-			if told := lines(g.Log(), `"msg":"applied"`, second, `"answered":true`, `"seconds":`); len(told) != 1 {
-				t.Errorf("the log reports %d times that %s was applied:\n%s", len(told), second, g.Log())
-			}
+			g.Logged(1, `"msg":"applied"`, second, `"answered":true`, `"seconds":`)
 			if n := g.Metric("gatepost_definitions_apply_duration_seconds_count"); n != 1 {
 				t.Errorf("the metric counts %v changes, want 1", n)
 			}
@@ -218,9 +216,7 @@ func (g *gateway) rejectedOnce(t *testing.T, kind, words, before string) {
 	if n, of := g.Metric("gatepost_xds_nacks_total"), g.Metric(`gatepost_xds_nacks_total{type="`+kind+`"}`); n != 1 || of != 1 {
 		t.Errorf("the metric counts %v rejections, %v of them of a %s, want 1", n, of, kind)
 	}
-	if told := lines(g.Log(), `"level":"ERROR"`, "has rejected the configuration", words, `"type":"`+kind+`"`, withEvent(convention.EventDefinitionsRejected)); len(told) != 1 {
-		t.Errorf("the log reports it %d times, want once:\n%s", len(told), strings.Join(told, "\n"))
-	}
+	g.Logged(1, `"level":"ERROR"`, "has rejected the configuration", words, `"type":"`+kind+`"`, withEvent(convention.EventDefinitionsRejected))
 	if now := g.beacon(); now != before {
 		t.Errorf("version %s is served, want still %s", now, before)
 	}
@@ -347,7 +343,7 @@ func TestEnvoyRejectsTheFirst(t *testing.T) {
 func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
-	g := serve(t, c.definitions(0), setup{})
+	g := serve(t, c.definitions(0), setup{Program: racing(t)})
 	auth := "Authorization: " + g.Login("alice")
 	envoytest.Eventually(t, "the definitions to be verified", g.Settled)
 	version := g.Status().GetVersion()
@@ -368,7 +364,7 @@ func TestEnvoyRestartsInTheMiddle(t *testing.T) {
 func TestGatepostRestartsInTheMiddle(t *testing.T) {
 	t.Parallel()
 	c := &changing{users: users(t), upstream: [3]*envoytest.Recorder{named(t, "a"), named(t, "b"), named(t, "c")}}
-	g := serve(t, c.definitions(0), setup{})
+	g := serve(t, c.definitions(0), setup{Program: racing(t)})
 	auth := "Authorization: " + g.Login("alice")
 	envoytest.Eventually(t, "the definitions to be verified", g.Settled)
 	l := startLoad(t, g.URL, 12, []call{
