@@ -52,6 +52,10 @@ type settingsHolder interface {
 func (f extAuthz) extensions(x *exchange) (all map[string]string, asked bool) {
 	all, asked = map[string]string{}, true
 	for _, level := range []settingsHolder{x.vhost, x.route} {
+		if disables(level, f.name) {
+			asked = false
+			continue
+		}
 		perRoute := new(extauthzv3.ExtAuthzPerRoute)
 		there, err := settings(level, f.name, perRoute)
 		switch {

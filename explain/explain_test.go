@@ -298,6 +298,9 @@ func TestPublicListMatchesRoutes(t *testing.T) {
 
 func needsToken(t *testing.T, scope *routev3.VirtualHost, route *routev3.Route) bool {
 	t.Helper()
+	if disables(scope, "authz") || disables(route, "authz") {
+		return false
+	}
 	rule := new(extauthzv3.ExtAuthzPerRoute)
 	there, err := settings(route, "authz", rule)
 	if err == nil && !there {

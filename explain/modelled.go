@@ -68,7 +68,7 @@ var modelled = map[string]string{
 	"envoy.config.core.v3.Metadata":                      "*", // lists the routes that accept WebSockets, for the scope filter
 	"envoy.config.route.v3.FilterConfig":                 "*",
 	"envoy.config.route.v3.RouteConfiguration":           "name virtual_hosts validate_clusters ignore_port_in_host_matching typed_per_filter_config",
-	"envoy.config.route.v3.VirtualHost":                  "name domains routes retry_policy request_headers_to_remove response_headers_to_remove typed_per_filter_config",
+	"envoy.config.route.v3.VirtualHost":                  "name domains routes retry_policy request_body_buffer_limit request_headers_to_remove response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.Route": "name match route tracing redirect metadata request_body_buffer_limit direct_response request_headers_to_add request_headers_to_remove response_headers_to_add " +
 		"response_headers_to_remove typed_per_filter_config",
 	"envoy.config.route.v3.RouteMatch":             "path prefix path_separated_prefix safe_regex case_sensitive headers tls_context",

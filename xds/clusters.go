@@ -79,7 +79,7 @@ func (b *builder) upstreamsOf(s *service) *clusterv3.Cluster {
 	}
 	if c.Name = name; discovers {
 		c.AltStatName = name
-		c.Name += clusterHash + hashed(b.content(c)).short()
+		c.Name += clusterHash + hashed(string(b.content(c))).short()
 	}
 	return c
 }

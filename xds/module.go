@@ -98,7 +98,7 @@ const maxModuleHeader = 127
 // that it was made by, and no other change ends one.
 func (b *builder) identify(rule authz.Rule) authz.Rule {
 	if b.hasModule() && rule.Authenticate {
-		sum := sha256.Sum256([]byte(b.content(rule.With(b.shared()))))
+		sum := sha256.Sum256(b.content(rule.With(b.shared())))
 		rule.ID = hex.EncodeToString(sum[:16])
 	}
 	return rule

@@ -704,7 +704,7 @@ func TestProbe(t *testing.T) {
 func ruleOf(t testing.TB, r *routev3.Route) map[string]string {
 	t.Helper()
 	rule := new(extauthzv3.ExtAuthzPerRoute)
-	if packed := r.GetTypedPerFilterConfig()[filterAuthz]; packed != nil {
+	if packed := r.GetTypedPerFilterConfig()[filterAuthz]; packed != nil && !packed.MessageIs(new(routev3.FilterConfig)) {
 		if err := packed.UnmarshalTo(rule); err != nil {
 			t.Fatal(err)
 		}

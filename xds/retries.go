@@ -21,8 +21,8 @@ const (
 	retrySafe = "connect-failure,refused-stream,reset-before-request"
 	// retryBody is how much of a body is kept for another try. If the first try fails when more has come, there is none.
 	retryBody = 256 << 10
-	// retriesAlways is how many concurrent retries the budget always allows.
-	retriesAlways = 3
+	// envoysBudget is the default of a budget. It always allows three concurrent retries.
+	envoysBudget = 20
 	// picks is how often Envoy picks an upstream for another try, until it is one that was not tried. With affinity or a
 	// canary the picks are independent: of two upstreams, three picks in a row are the same one in one of eight cases.
 	picks = 32
@@ -40,10 +40,10 @@ func circuitBreakers(s *definitions.Service) *clusterv3.CircuitBreakers {
 	thresholds := &clusterv3.CircuitBreakers_Thresholds{
 		MaxConnections: limit(s.Limits.Connections), MaxPendingRequests: limit(s.Limits.Pending), MaxRequests: limit(s.Limits.Requests),
 	}
-	if s.Retries.Count > 0 { // by default Envoy retries three requests at a time
-		thresholds.RetryBudget = &clusterv3.CircuitBreakers_Thresholds_RetryBudget{
-			BudgetPercent:       &typev3.Percent{Value: float64(s.Retries.Budget)},
-			MinRetryConcurrency: wrapperspb.UInt32(retriesAlways),
+	if s.Retries.Count > 0 { // without a budget Envoy retries three requests at a time
+		thresholds.RetryBudget = new(clusterv3.CircuitBreakers_Thresholds_RetryBudget)
+		if s.Retries.Budget != envoysBudget {
+			thresholds.RetryBudget.BudgetPercent = &typev3.Percent{Value: float64(s.Retries.Budget)}
 		}
 	}
 	return &clusterv3.CircuitBreakers{Thresholds: []*clusterv3.CircuitBreakers_Thresholds{thresholds}}

@@ -231,10 +231,11 @@ func lift(vhost *routev3.VirtualHost, routes []*routev3.Route, identity string) 
 	for i, r := range alike {
 		to := proto.CloneOf(r.GetRoute()) // other virtual hosts share it
 		if i == 0 {
-			vhost.RetryPolicy, vhost.RequestHeadersToRemove = to.GetRetryPolicy(), r.GetRequestHeadersToRemove()
+			vhost.RetryPolicy, vhost.RequestBodyBufferLimit = to.GetRetryPolicy(), r.GetRequestBodyBufferLimit()
+			vhost.RequestHeadersToRemove = r.GetRequestHeadersToRemove()
 			vhost.ResponseHeadersToRemove = append(vhost.GetResponseHeadersToRemove(), identity)
 		}
-		to.RetryPolicy, r.RequestHeadersToRemove, r.ResponseHeadersToRemove = nil, nil, nil
+		to.RetryPolicy, r.RequestBodyBufferLimit, r.RequestHeadersToRemove, r.ResponseHeadersToRemove = nil, nil, nil, nil
 		r.Action = &routev3.Route_Route{Route: to}
 	}
 }
