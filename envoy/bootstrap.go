@@ -11,6 +11,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
+	caresv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/network/dns_resolver/cares/v3"
 	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	heapv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/fixed_heap/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -47,6 +48,9 @@ type BootstrapOptions struct {
 	// Admin is the address of Envoy's admin interface: a loopback ip:port or unix:/path, which the
 	// group of the socket may use too. If it is empty, there is no admin interface.
 	Admin string
+	// NameServer is the ip:port of a name server that Envoy asks over TCP about all names. If it is empty, Envoy asks
+	// those of the system.
+	NameServer string
 	// NodeID identifies this Envoy to Gatepost. The default is DefaultNodeID.
 	NodeID string
 	// Metadata is sent to Gatepost with the node id.
@@ -76,13 +80,18 @@ func Bootstrap(opts BootstrapOptions) (*bootstrapv3.Bootstrap, error) {
 	if err != nil {
 		return nil, err
 	}
+	resolver, err := resolver(opts.NameServer)
+	if err != nil {
+		return nil, err
+	}
 	b := &bootstrapv3.Bootstrap{
-		Node:             node(opts),
-		Admin:            admin,
-		StaticResources:  &bootstrapv3.Bootstrap_StaticResources{Clusters: static},
-		DynamicResources: fromGatepost(),
-		OverloadManager:  overload,
-		StatsConfig:      keptStats(),
+		Node:                   node(opts),
+		Admin:                  admin,
+		StaticResources:        &bootstrapv3.Bootstrap_StaticResources{Clusters: static},
+		DynamicResources:       fromGatepost(),
+		OverloadManager:        overload,
+		TypedDnsResolverConfig: resolver,
+		StatsConfig:            keptStats(),
 		// Services without traffic then use almost no memory.
 		DeferredStatOptions: &bootstrapv3.Bootstrap_DeferredStatOptions{EnableDeferredCreationStats: true},
 	}
@@ -98,6 +107,25 @@ func node(opts BootstrapOptions) *corev3.Node {
 		}
 	}
 	return out
+}
+
+// resolver makes Envoy ask one name server. It still searches the domains of resolv.conf, and reads /etc/hosts first.
+func resolver(nameServer string) (*corev3.TypedExtensionConfig, error) {
+	if nameServer == "" {
+		return nil, nil
+	}
+	addr, err := parseAddress(nameServer)
+	if err != nil {
+		return nil, fmt.Errorf("the address of the name server: %w", err)
+	}
+	config, err := anypb.New(&caresv3.CaresDnsResolverConfig{
+		Resolvers:          []*corev3.Address{addr.envoy(0)},
+		DnsResolverOptions: &corev3.DnsResolverOptions{UseTcpForDnsLookups: true},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &corev3.TypedExtensionConfig{Name: "envoy.network.dns_resolver.cares", TypedConfig: config}, nil
 }
 
 func staticClusters(opts BootstrapOptions) ([]*clusterv3.Cluster, error) {

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 var bootstraps = map[string]envoy.BootstrapOptions{
 	"sidecar-by-name": {GRPC: "gatepost:18000", HTTP: "gatepost:18001", NodeID: "edge-1"},
 	"sidecar-by-ip":   {GRPC: "127.0.0.1:18000", HTTP: "[::1]:18001", Admin: "127.0.0.1:9901", MaxConnections: 1000, MaxHeap: 256 << 20},
-	"managed":         {GRPC: "unix:/run/gatepost/grpc.sock", HTTP: "unix:/run/gatepost/http.sock", Admin: "unix:/run/gatepost/admin.sock"},
+	"managed":         {GRPC: "unix:/run/gatepost/grpc.sock", HTTP: "unix:/run/gatepost/http.sock", Admin: "unix:/run/gatepost/admin.sock", NameServer: "127.0.0.1:5353"},
 }
 
 func TestBootstrapMatchesGoldenFileAndIsValid(t *testing.T) {

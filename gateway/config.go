@@ -52,6 +52,8 @@ type Config struct {
 	// Envoy is the path of the Envoy that Run starts as a child. If it is empty, Envoy is started
 	// by something else.
 	Envoy string
+	// NameServers returns the name servers of the Envoy that Run starts. Nil: those of the system.
+	NameServers func() []netip.AddrPort
 	// EnvoyAdmin is the address of the admin interface of an Envoy that something else starts. If it is empty, the
 	// state of upstreams is not known.
 	EnvoyAdmin string

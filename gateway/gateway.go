@@ -25,6 +25,7 @@ import (
 	"gatepost/definitions/history"
 	"gatepost/envoy"
 	"gatepost/envoy/module"
+	"gatepost/nameserver"
 	"gatepost/rollout"
 	"gatepost/tokens/cache"
 	"gatepost/tokens/endpoint"
@@ -42,6 +43,7 @@ type Gateway struct {
 	metrics  *processMetrics
 	dir      envoy.Dir       // the private folder of the managed Envoy; empty if there is none
 	runner   *envoy.Runner   // runs the managed Envoy; nil if there is none
+	names    net.Listener    // where the managed Envoy asks for names; nil: it asks the system's name servers
 	tracer   *tracing.Tracer // makes the spans; nil if requests are not traced
 	lock     *os.File        // holds the data folder; nil: it cannot be locked
 
@@ -79,7 +81,7 @@ type source interface {
 }
 
 // New makes every part, reads the definitions and publishes them to the Envoys that will connect.
-// Nothing listens yet. ctx bounds the making alone. The caller must call Run once.
+// Nothing is served yet. ctx bounds the making alone. The caller must call Run once.
 func New(ctx context.Context, config Config) (_ *Gateway, err error) {
 	if err := config.check(); err != nil {
 		return nil, err
@@ -154,7 +156,15 @@ func (g *Gateway) prepareEnvoy() (err error) {
 	if c.HTTP == "" {
 		c.HTTP = g.dir.HTTP()
 	}
-	bootstrap, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: c.GRPC, HTTP: c.HTTP, TLS: c.GRPCTLS, NodeID: nodeID()})
+	options := envoy.BootstrapOptions{GRPC: c.GRPC, HTTP: c.HTTP, TLS: c.GRPCTLS, NodeID: nodeID()}
+	if c.NameServers != nil || nameserver.Useful() {
+		if g.names, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+			return fmt.Errorf("listening for names: %w", err)
+		}
+		g.atClose("the port for names", func() error { _ = g.names.Close(); return nil }) // if it was served, it is closed
+		options.NameServer = g.names.Addr().String()
+	}
+	bootstrap, err := envoy.Bootstrap(options)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -112,6 +113,32 @@ services:
 	if got := request(t, http.MethodGet, url+"/orders", token, ""); got.Status != http.StatusUnauthorized {
 		t.Errorf("after the revoke: %d %s", got.Status, got.Body)
 	}
+}
+
+// Envoy finds upstreams by name through Gatepost, which keeps their addresses for a moment.
+func TestEnvoyAsksGatepostForNames(t *testing.T) {
+	names, orders := envoytest.StartNameServer(t), envoytest.Upstream(t)
+	names.Resolve("orders.test", "127.0.0.1")
+	_, port, err := net.SplitHostPort(orders.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	url, _ := startWith(t, fmt.Sprintf(`services: [{name: orders, path: /orders, authenticate: false, upstreams: ["http://orders.test:%s"]}]`, port),
+		slog.NewTextHandler(t.Output(), nil), func(c *gateway.Config) {
+			c.NameServers = func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(names.Addr())} }
+		})
+	wants := func() {
+		t.Helper()
+		if got := request(t, http.MethodGet, url+"/orders", "", ""); got.Status != http.StatusOK {
+			t.Errorf("%d %s", got.Status, got.Body)
+		}
+	}
+	envoytest.Eventually(t, "a look-up", func() bool { return names.Asked("orders.test") > 1 })
+	wants()
+	names.Remove("orders.test")
+	asked := names.Asked("orders.test")
+	envoytest.Eventually(t, "two more look-ups", func() bool { return names.Asked("orders.test") > asked+1 })
+	wants()
 }
 
 // faultyLog panics at messages that begin with one of these, and passes on the others. A program

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gatepost/convention"
+	"gatepost/nameserver"
 	"gatepost/tokens/redisstore"
 )
 
@@ -62,6 +63,11 @@ func (g *Gateway) serve(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { return serveGRPC(ctx, g.grpc, listeners[0]) })
 	group.Go(func() error { return serveHTTP(ctx, g.http, g.tls.secured(listeners[1], "http/1.1")) })
 	group.Go(func() error { return serveHTTP(ctx, g.adminSrv, listeners[2]) })
+	if g.names != nil {
+		group.Go(func() error {
+			return nameserver.Serve(ctx, g.names, nameserver.Config{Servers: g.config.NameServers})
+		})
+	}
 	if g.store.redis != nil {
 		group.Go(func() error { g.store.redis.FollowRevokes(ctx, g.logRevoke); return nil })
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -20,26 +21,67 @@ import (
 
 	envoyadmin "gatepost/envoy"
 	"gatepost/envoy/envoytest"
+	"gatepost/nameserver"
 )
 
 // named is a live Envoy that asks one name server, and so does the Server.
 type namedLive struct {
 	*live
 	names *envoytest.NameServer
+	clock atomic.Pointer[time.Time] // of Gatepost's name server, if Envoy asks that
 }
 
 // startNamed starts one that serves the services a, by address, and good, by name.
 func startNamed(t *testing.T, opts Config) *namedLive {
+	t.Helper()
+	return startNamedBy(t, opts, func(n *namedLive) envoytest.Options { return envoytest.Options{NameServer: n.names.Addr()} })
+}
+
+// startNamedThroughGatepost starts one whose Envoy asks Gatepost, as with gatepost run. It is the same time until clock
+// is changed.
+func startNamedThroughGatepost(t *testing.T, now time.Time) *namedLive {
+	t.Helper()
+	return startNamedBy(t, patient, func(n *namedLive) envoytest.Options {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.clock.Store(&now)
+		config := nameserver.Config{
+			Servers: func() []netip.AddrPort { return []netip.AddrPort{netip.MustParseAddrPort(n.names.Addr())} },
+			Now:     func() time.Time { return *n.clock.Load() },
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- nameserver.Serve(ctx, listener, config) }()
+		t.Cleanup(func() {
+			stop()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+		return envoytest.Options{NameServerTCP: listener.Addr().String()}
+	})
+}
+
+func startNamedBy(t *testing.T, opts Config, resolver func(*namedLive) envoytest.Options) *namedLive {
 	t.Helper()
 	n := &namedLive{names: envoytest.StartNameServer(t)}
 	n.names.Resolve("good.test", "127.0.0.1")
 	if opts.Lookup == nil {
 		opts.Lookup = lookUpBy(t, n.names.Addr())
 	}
-	n.live = startLiveOn(t, opts, envoytest.Options{NameServer: n.names.Addr()}, func(listen, upstream string) *Snapshot {
+	n.live = startLiveOn(t, opts, resolver(n), func(listen, upstream string) *Snapshot {
 		return build(t, openServices(listen, upstream, byName(upstream, "good", "good.test"), "a"))
 	})
 	return n
+}
+
+// awaitLookups waits until a name was asked for this many times more.
+func (n *namedLive) awaitLookups(name string, more int) {
+	n.t.Helper()
+	asked := n.names.Asked(name)
+	envoytest.Eventually(n.t, "look-ups of "+name, func() bool { return n.names.Asked(name) >= asked+more })
 }
 
 // lookUpBy looks names up by a name server. Go's resolver goes on with a question when the context ends; here it ends

@@ -31,7 +31,7 @@ const unusedAddress = "127.0.0.1:1"
 // replace ADS, and scoped routes are inlined into the listeners that subscribe to them (SRDS).
 func Bootstrap(t testing.TB, opts Options) *bootstrapv3.Bootstrap {
 	t.Helper()
-	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, unusedAddress), HTTP: or(opts.HTTP, unusedAddress), NodeID: opts.NodeID})
+	b, err := envoy.Bootstrap(envoy.BootstrapOptions{GRPC: or(opts.GRPC, unusedAddress), HTTP: or(opts.HTTP, unusedAddress), NodeID: opts.NodeID, NameServer: opts.NameServerTCP})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,6 +44,8 @@ type Options struct {
 	// NameServer is the address (ip:port) of the only name server. The default is this machine's
 	// name servers.
 	NameServer string
+	// NameServerTCP is the same for a name server that is asked over TCP, as the project's own bootstrap does.
+	NameServerTCP string
 	// Listen are addresses (host:port), in addition to those of Resources, that must accept
 	// connections before Start returns.
 	Listen []string
