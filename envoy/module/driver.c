@@ -7,9 +7,12 @@
 //                                  (before that they are the machine's)
 //     config PATH                  the listener's configuration                           ok | refused
 //     route TEXT                   the route's configuration                              ok | refused
-//     request NAME=HEX...          a request with these headers, values in hex            hit | miss, then NAME=HEX...,
+//     request NAME=HEX...          a request with these headers, values in hex            hit | miss | the status of
+//                                                                                         a refusal, then NAME=HEX...,
 //                                  (@session and @path are those of the access log)       @session=HEX, @path=HEX
 //                                                                                         if there are any
+//     fail NAME                    from now on no header of this name can be removed         ok
+//                                  (a request with the header of scopes is then refused)
 //     then WORD                    the next reading of a clock adds 2 to this word        ok
 //                                  of the table, as a writer would
 //     siphash HEX                  the tag of a message, under the key 00 01 … 0f         HEX
@@ -29,6 +32,8 @@ static size_t count;
 static int64_t boot, wall;
 static bool marked;
 static int varies; // the lines of Vary that the response got
+static char kept[64]; // the name of the header that cannot be removed
+static int responded; // the status of the module's own response
 static struct { const char *key, *name; char value[2048]; size_t length; } logged[] = {
     {.key = "gatepost.session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
 static const void *config, *route;
@@ -67,13 +72,21 @@ bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct bu
 }
 
 bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value) {
-  size_t kept = 0;
+  size_t left = 0;
+  if (!value.ptr && strlen(kept) == name.length && memcmp(kept, name.ptr, name.length) == 0) return false;
   for (size_t i = 0; i < count; i++) {
     if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0) free(headers[i].value);
-    else headers[kept++] = headers[i];
+    else headers[left++] = headers[i];
   }
-  count = kept;
-  if (!value.ptr) return true;
+  count = left;
+  return !value.ptr || ENVOY(http_add_header)(filter, map, name, value);
+}
+
+bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value) {
+  if (map == RESPONSE) {
+    varies += name.length == 4 && memcmp(name.ptr, "vary", 4) == 0;
+    return true;
+  }
   if (count == ROOM || name.length >= sizeof headers->name) abort();
   memcpy(headers[count].name, name.ptr, name.length);
   headers[count].name[name.length] = 0;
@@ -84,9 +97,8 @@ bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct bu
   return true;
 }
 
-bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value) {
-  varies += map == RESPONSE && name.length == 4 && memcmp(name.ptr, "vary", 4) == 0;
-  return true;
+void ENVOY(http_send_response)(void *filter, uint32_t status, struct header *all, size_t n, struct buffer body, struct buffer details) {
+  responded = (int)status;
 }
 
 size_t ENVOY(http_get_headers_size)(void *filter, int map) { return count; }
@@ -142,7 +154,7 @@ static void clear_headers(void) {
 
 static void request(char *fields) {
   clear_headers();
-  marked = false, varies = 0;
+  marked = false, varies = 0, responded = 0;
   for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) logged[i].length = 0;
   for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
@@ -154,12 +166,14 @@ static void request(char *fields) {
     count++;
   }
   const void *filter = envoy_dynamic_module_on_http_filter_new(config, NULL);
-  envoy_dynamic_module_on_http_filter_request_headers(NULL, filter, true);
+  int status = envoy_dynamic_module_on_http_filter_request_headers(NULL, filter, true);
+  if ((status == STOP) != (responded != 0)) abort();
   envoy_dynamic_module_on_http_filter_response_headers(NULL, filter, true);
   if (varies != (route && ((const struct route *)route)->strips)) abort();
   envoy_dynamic_module_on_http_filter_stream_complete(NULL, filter);
   envoy_dynamic_module_on_http_filter_destroy(filter);
-  printf(marked ? "hit" : "miss");
+  if (responded) printf("%d", responded);
+  else printf(marked ? "hit" : "miss");
   for (size_t i = 0; i < count; i++) {
     printf(" %s=", headers[i].name);
     print_hex(headers[i].value, headers[i].length);
@@ -206,6 +220,7 @@ int main(void) {
     else if (strncmp(line, "config ", 7) == 0) configure(rest);
     else if (strncmp(line, "route ", 6) == 0) set_route(rest);
     else if (strncmp(line, "request", 7) == 0 && config) request(rest);
+    else if (strncmp(line, "fail ", 5) == 0) printf(snprintf(kept, sizeof kept, "%s", rest) < (int)sizeof kept ? "ok\n" : "refused\n");
     else if (strncmp(line, "then ", 5) == 0 && config) word = atol(rest), printf("ok\n");
     else if (strncmp(line, "siphash", 7) == 0) print_siphash(rest);
     else printf("refused\n");

@@ -1,9 +1,8 @@
 //go:build ignore
 
 // The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
-// hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it.
-// On a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On routes without the strip
-// filter (xds/strip.go) it removes the header of scopes and adds Vary, for hits and misses.
+// hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it. On a
+// miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On some routes it strips (xds/strip.go).
 //
 // Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
 // checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
@@ -30,12 +29,13 @@
 #define GP_CLOCK clock_gettime
 #endif
 // The functions of Envoy 1.40 that this module calls, and the hooks that Envoy calls (docs: "Dynamic modules"). An enum
-// is an int. REQUEST and RESPONSE are the maps of headers; CONTINUE lets the stream go on.
+// is an int. REQUEST and RESPONSE are the maps of headers; CONTINUE lets the stream go on, STOP ends it with a response.
 #define ENVOY(name) envoy_dynamic_module_callback_##name
 #define HOOK(type, name) __attribute__((visibility("default"))) type envoy_dynamic_module_on_##name
-enum { REQUEST = 0, RESPONSE = 2, CONTINUE = 0 };
+enum { REQUEST = 0, RESPONSE = 2, CONTINUE = 0, STOP = 1 };
 struct buffer { const char *ptr; size_t length; };
 struct header { struct buffer name, value; };
+static const struct buffer none;
 const void *ENVOY(get_most_specific_route_config)(void *filter);
 bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t i, size_t *count);
 bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value);
@@ -44,6 +44,7 @@ size_t ENVOY(http_get_headers_size)(void *filter, int map);
 bool ENVOY(http_get_headers)(void *filter, int map, struct header *all);
 void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value);
 bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value);
+void ENVOY(http_send_response)(void *filter, uint32_t status, struct header *all, size_t count, struct buffer body, struct buffer details);
 
 // TEXT is the name of a header, or one that Gatepost has too; a test of package xds compares them.
 #define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
@@ -60,7 +61,6 @@ static const struct buffer inputs[GP_INPUTS] = {[AUTHORIZATION] = {"authorizatio
     [COOKIE] = {"cookie", 6}, [SUBPROTOCOL] = {"sec-websocket-protocol", 22}};
 
 // ---- SipHash-2-4-128 (Aumasson and Bernstein, 2012) ----
-
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
 static void sip_round(uint64_t v[4]) {
   v[0] += v[1]; v[1] = rotate(v[1], 13) ^ v[0]; v[0] = rotate(v[0], 32);
@@ -88,7 +88,6 @@ void gp_siphash(const uint64_t key[2], const uint8_t *message, size_t length, ui
 }
 
 // ---- Configuration ----
-
 struct config { char path[PATH_MAX]; };
 struct route {
   uint64_t service; // id for counting hits
@@ -123,7 +122,6 @@ static bool parse_route(struct buffer config, struct route *r) {
 }
 
 // ---- The table ----
-
 #define HITS_BYTES (sizeof(uint64_t) * GP_HITS_SLOTS * GP_HITS_WORDS)
 static _Thread_local struct view {
   char path[PATH_MAX];
@@ -190,9 +188,8 @@ static bool map(int fd, const struct statx *s) {
     return munmap(table, bytes), false;
   unmap();
   view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s->stx_ino;
-  if (map_hits()) return true;
-  unmap();
-  return false;
+  if (!map_hits()) unmap();
+  return view.table;
 }
 
 // refresh checks for a new table, at most every 20 ms, and returns whether there is one.
@@ -263,7 +260,6 @@ static bool find(const struct config *c, const uint8_t *message, size_t length, 
 }
 
 // ---- The request ----
-
 // write_message writes what the tag is computed from, and returns its length, or 0 if the request is not one to look
 // up: it has no Authorization, a header more than once, or too much. There is always room for the lengths to come.
 static size_t write_message(void *filter, const struct route *r, uint8_t message[GP_MAX_MESSAGE]) {
@@ -309,7 +305,7 @@ static void keep_session(void *filter, const struct decision *d, size_t user_len
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
 // step fails, Envoy asks Gatepost.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
-  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d), none = {NULL, 0};
+  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d);
   if (!fits(filter, header, user) || !ENVOY(http_set_header)(filter, REQUEST, header, user)) return false;
   if (r->longest == 0 || d->left < r->longest) {
     char text[24];
@@ -347,7 +343,8 @@ HOOK(int, http_filter_request_headers)(void *filter, const void *config, bool en
   const struct route *r = ENVOY(get_most_specific_route_config)(filter);
   if (!r) return CONTINUE;
   if (r->log) keep_path(filter);
-  if (r->strips) (void)ENVOY(http_set_header)(filter, REQUEST, TEXT("x-gatepost-scope"), (struct buffer){NULL, 0});
+  if (r->strips && !ENVOY(http_set_header)(filter, REQUEST, TEXT("x-gatepost-scope"), none))
+    return ENVOY(http_send_response)(filter, 503, NULL, 0, none, none), STOP; // no upstream may receive it
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;
   size_t length = write_message(filter, r, message);
@@ -362,7 +359,6 @@ HOOK(int, http_filter_response_headers)(void *filter, const void *config, bool e
 }
 
 // ---- The other hooks that Envoy requires ----
-
 HOOK(const char *, program_init)(void) { return "v0.2.0"; }
 
 HOOK(const void *, http_filter_config_new)(void *envoy, struct buffer name, struct buffer path) {
@@ -374,9 +370,8 @@ HOOK(const void *, http_filter_config_new)(void *envoy, struct buffer name, stru
 HOOK(void, http_filter_config_destroy)(const void *config) { free((void *)config); }
 HOOK(const void *, http_filter_per_route_config_new)(struct buffer name, struct buffer config) {
   struct route *r = calloc(1, sizeof *r);
-  if (r && parse_route(config, r)) return r;
-  free(r);
-  return NULL;
+  if (r && !parse_route(config, r)) free(r), r = NULL;
+  return r;
 }
 HOOK(void, http_filter_per_route_config_destroy)(const void *route) { free((void *)route); }
 

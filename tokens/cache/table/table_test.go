@@ -384,6 +384,22 @@ func TestTableWithoutHitsFile(t *testing.T) {
 	}
 }
 
+// A request whose header of scopes cannot be removed is refused: neither the upstream nor Gatepost may receive it.
+func TestHeaderOfScopesThatStays(t *testing.T) {
+	r := newFixture(t)
+	r.table.Put(0, r.entry())
+	for _, test := range []struct{ flags, cannot, want string }{
+		{"v", "x-other", "hit x-user-id=alice"}, {"v", scopeHeader, "503 " + alice + " " + scopeHeader + "=/orders"},
+		{"-", scopeHeader, "hit " + scopeHeader + "=/orders x-user-id=alice"}, // the strip filter removes it
+	} {
+		r.Route(rule, 5*time.Minute, test.flags)
+		r.Must("fail %s", test.cannot)
+		if got := r.Request(alice, scopeHeader+"=/orders"); got != test.want {
+			t.Errorf("with %s, %s stays: %q, want %q", test.flags, test.cannot, got, test.want)
+		}
+	}
+}
+
 // A hit respects the listener's header limits, as ext_authz does.
 func TestHitRespectsListenerLimits(t *testing.T) {
 	r := newFixture(t)
