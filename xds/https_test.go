@@ -198,7 +198,7 @@ func (g *httpsGateway) redirects(t *testing.T) {
 		"/.gatepost/other": "/.gatepost/other",
 	} {
 		for _, method := range []string{"GET", "POST", "OPTIONS"} {
-			got := g.do(method, path, "x-gatepost-scope: /items", "authorization: Bearer x")
+			got := g.do(method, path, scopeHeader+": /items", "authorization: Bearer x")
 			if location := "https://gate.example:" + port + want; got.Status != 308 || got.Header.Get("location") != location || got.Body != `"Use HTTPS."` {
 				t.Errorf("%s %s: %d %q, want %q", method, path, got.Status, got.Header.Get("location"), location)
 			}

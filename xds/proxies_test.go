@@ -140,7 +140,7 @@ func TestOnlyAProxysWordAboutARequestCounts(t *testing.T) {
 	const id = "5f0c7a2e-0000-4000-8000-000000000001"
 	headers := []string{"x-forwarded-proto: https", "x-request-id: " + id, "x-forwarded-for: 1.2.3.4",
 		"x-user-id: mallory", "x-forwarded-host: evil.example", "x-envoy-internal: true", "x-envoy-upstream-rq-timeout-ms: 1",
-		"x-envoy-original-path: /admin", "x-forwarded-client-cert: By=x", "x-envoy-peer-metadata: x", "x-gatepost-scope: /orders"}
+		"x-envoy-original-path: /admin", "x-forwarded-client-cert: By=x", "x-envoy-peer-metadata: x"}
 	for source, want := range map[string]struct{ proto, id, chain string }{
 		proxy:    {"https", id, "1.2.3.4"},
 		stranger: {"http", "", "1.2.3.4"},
@@ -160,7 +160,7 @@ func TestOnlyAProxysWordAboutARequestCounts(t *testing.T) {
 			t.Errorf("%s: x-forwarded-for is %q, want the client's and the peer's", source, got.Get("x-forwarded-for"))
 		}
 		for _, name := range []string{"x-user-id", "x-forwarded-host", "x-envoy-internal", "x-envoy-upstream-rq-timeout-ms",
-			"x-envoy-original-path", "x-forwarded-client-cert", "x-envoy-peer-metadata", "x-gatepost-scope"} {
+			"x-envoy-original-path", "x-forwarded-client-cert", "x-envoy-peer-metadata"} {
 			if value := got.Get(name); value != "" {
 				t.Errorf("%s: %s is %q", source, name, value)
 			}
@@ -183,7 +183,7 @@ func TestProxyPassesNoClaimOn(t *testing.T) {
 		x-envoy-upstream-alt-stat-name x-envoy-upstream-rq-per-try-timeout-ms x-envoy-upstream-rq-timeout-alt-response
 		x-envoy-upstream-rq-timeout-ms x-envoy-upstream-stream-duration-ms x-envoy-attempt-count x-envoy-is-timeout-retry
 		x-envoy-degraded x-envoy-downstream-service-cluster x-envoy-downstream-service-node x-envoy-peer-metadata
-		x-envoy-original-method x-envoy-original-scheme x-gatepost-scope`) {
+		x-envoy-original-method x-envoy-original-scheme`) {
 		headers = append(headers, name+": "+claim)
 	}
 	for _, source := range []string{proxy, stranger} {
@@ -252,7 +252,7 @@ func TestPROXYHeaderOfAStrangerIsRefused(t *testing.T) {
 		"version 1 of a proxy": proxyV1(proxy), "version 2 of a proxy": proxyV2(proxy), "unknown": "PROXY UNKNOWN\r\n",
 	} {
 		for _, path := range []string{"/orders", "/items", "/ITEMS", "/Token", "/nobody", "/"} {
-			got := g.from(stranger, before, "GET", path, "x-forwarded-for: 1.2.3.4", "x-gatepost-scope: /items")
+			got := g.from(stranger, before, "GET", path, "x-forwarded-for: 1.2.3.4", scopeHeader+": /items")
 			if got.Status != 403 || got.Body != `"Connect to the load balancer."` || got.Header.Get("content-type") != "application/json" {
 				t.Errorf("%s: %s is %d %s", name, path, got.Status, got.Body)
 			}

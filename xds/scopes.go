@@ -36,8 +36,10 @@ import (
 // hosts are virtual hosts (hosts.go).
 
 // scopeHeader is the request header by which Envoy finds the scope: the path without its query. The gateway sets it
-// before routes are matched, over the client's value, and the strip filter removes it.
-const scopeHeader = "x-gatepost-scope"
+// before routes are matched, over the client's value, and the strip filter removes it. No upstream receives one of a
+// client, and Envoy has a place for this header. To find or remove a header without one, it would first index all
+// headers of the request.
+const scopeHeader = "x-forwarded-host"
 
 // filterScope is the scope filter (findScope).
 const filterScope = "scope"

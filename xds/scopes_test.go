@@ -76,7 +76,7 @@ func TestNoClientNamesItsScope(t *testing.T) {
 	g.answers(deny(typev3.StatusCode_Unauthorized, ""))
 	for _, headers := range [][]string{
 		{scopeHeader + ": /shop"}, {scopeHeader + ": /"}, {scopeHeader + ": "}, {scopeHeader + ": /shop", scopeHeader + ": /shop"},
-		{"X-Gatepost-Scope: /shop"}, {"connection: " + scopeHeader}, {"connection: " + scopeHeader, scopeHeader + ": /shop"},
+		{"X-Forwarded-Host: /shop"}, {scopeHeader + ": x, /shop"},
 	} {
 		for _, path := range []string{"/auth/x", "/AUTH/x", "/shop/orders", "/SHOP/Orders"} {
 			if got := g.do("GET", path, headers...); got.Status != http.StatusUnauthorized {
@@ -97,6 +97,16 @@ func TestNoClientNamesItsScope(t *testing.T) {
 			}
 		}
 		g.public.Reset()
+	}
+	for _, headers := range [][]string{{"connection: " + scopeHeader}, {"connection: " + scopeHeader, scopeHeader + ": /shop"}} {
+		for _, path := range []string{"/auth/x", "/SHOP/Orders", "/shop/x"} {
+			if got := g.do("GET", path, headers...); got.Status != http.StatusBadRequest { // Envoy's own, before it looks for a route
+				t.Errorf("%s %q: %d", path, headers, got.Status)
+			}
+		}
+	}
+	if got := reached(g.public) + reached(g.secured); got != "" {
+		t.Errorf("a request came through that has %s dropped: %s", scopeHeader, got)
 	}
 }
 

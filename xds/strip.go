@@ -39,16 +39,30 @@ var strippedPrefixes = []string{"x-auth-request-", "x-original-", "x-envoy-", "x
 // takes from trusted proxies. They name the user, the original request, or its protocol once more.
 const forwardedClaims = `x-forwarded-(?:[!-eg-oq-~]|f(?:[!-np-~]|o(?:[!-qs-~]|r[!-~]))|p(?:[!-qs-~]|r(?:[!-np-~]|o(?:[!-su-~]|t(?:[!-np-~]|o[!-~])))))`
 
-// strippedPattern matches the names of all of these but the strippedHeaders. It is one pass over the headers of a
-// request, which costs as much as the removal of eleven by name. The anchor has RE2 compare the first two letters
-// before it runs the pattern, and few headers have them. Envoy refuses a pattern of more than 100 steps; this one has
-// about 95.
-var strippedPattern = `^x-(?:` + strings.ReplaceAll(strings.Join(append(strippedPrefixes, forwardedClaims), "|"), "x-", "") + `)[!-~]*`
+// matchesStripped match the names of all of these. Each matcher is one pass over the headers of a request, of 500
+// instructions. To remove a header by its name, Envoy would first index all headers, and nothing else of a request to a
+// secured service needs the index. The anchor has RE2 compare the first letters before it runs a pattern, and few
+// headers have them. Envoy refuses a pattern of more than 100 steps; the second one has about 95.
+func matchesStripped() []*matcherv3.StringMatcher {
+	all := []*matcherv3.StringMatcher{matching(`^` + forwardedClaims + `[!-~]*`)}
+	var names []string // that begin as the prefixes do
+	for _, name := range strippedHeaders {
+		if rest, ok := strings.CutPrefix(name, "x-"); ok {
+			names = append(names, rest)
+		} else {
+			all = append(all, exact(name))
+		}
+	}
+	prefixes := strings.ReplaceAll(strings.Join(strippedPrefixes, "|"), "x-", "")
+	return append(all, matching(`^x-(?:`+strings.Join(names, "|")+`|(?:`+prefixes+`)[!-~]*)`))
+}
 
-// stripEarly removes these headers before a route is looked for and before Envoy adds its own. The pattern comes first:
-// its pass over all headers drops Envoy's index of them, which the names then build once.
+// stripEarly removes these headers before a route is looked for and before Envoy adds its own.
 func (b *builder) stripEarly() []*corev3.TypedExtensionConfig {
-	mutations := append([]*mutationrulesv3.HeaderMutation{removeMatching(strippedPattern)}, remove(strippedHeaders...)...)
+	var mutations []*mutationrulesv3.HeaderMutation
+	for _, name := range matchesStripped() {
+		mutations = append(mutations, removeMatching(name))
+	}
 	if b.traces() && !b.gw.Tracing.TrustIncoming {
 		mutations = append(mutations, remove("traceparent", "tracestate")...)
 	}
@@ -107,7 +121,7 @@ func (b *builder) stripOn(s endpointGroup, trailers bool) *anypb.Any {
 		mutations.ResponseMutations = append(mutations.ResponseMutations, firstLimit()...)
 	}
 	if trailers {
-		mutations.RequestTrailersMutations = []*mutationrulesv3.HeaderMutation{removeMatching(".*")}
+		mutations.RequestTrailersMutations = []*mutationrulesv3.HeaderMutation{removeMatching(matching(".*"))}
 	}
 	if proto.Size(mutations) == 0 {
 		return nil
@@ -157,9 +171,13 @@ func remove(names ...string) []*mutationrulesv3.HeaderMutation {
 	return out
 }
 
-// removeMatching removes the headers whose names match a regular expression.
-func removeMatching(regex string) *mutationrulesv3.HeaderMutation {
-	name := &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: regex}}}
+// matching matches a text, all of it, by a regular expression.
+func matching(regex string) *matcherv3.StringMatcher {
+	return &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{SafeRegex: &matcherv3.RegexMatcher{Regex: regex}}}
+}
+
+// removeMatching removes the headers whose names match.
+func removeMatching(name *matcherv3.StringMatcher) *mutationrulesv3.HeaderMutation {
 	return &mutationrulesv3.HeaderMutation{Action: &mutationrulesv3.HeaderMutation_RemoveOnMatch_{
 		RemoveOnMatch: &mutationrulesv3.HeaderMutation_RemoveOnMatch{KeyMatcher: name},
 	}}

@@ -279,15 +279,19 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
   return length;
 }
 
-// fits returns whether the request stays within the listener's header limits after the headers are set. ext_authz
-// checks the limits again, so requests near the limits are left to it.
-static bool fits(void *filter, struct buffer name, struct buffer value) {
+// has returns how many headers of a name the request has, or -1 if it is beyond the listener's header limits after the
+// headers are set. ext_authz checks the limits again, so requests near the limits are left to it.
+static int has(void *filter, struct buffer name, struct buffer value) {
+  int found = 0;
   struct header all[MOST_HEADERS];
   size_t count = ENVOY(http_get_headers_size)(filter, REQUEST);
-  if (count + 2 > MOST_HEADERS || !ENVOY(http_get_headers)(filter, REQUEST, all)) return false;
+  if (count + 2 > MOST_HEADERS || !ENVOY(http_get_headers)(filter, REQUEST, all)) return -1;
   size_t bytes = name.length + value.length + STREAM_DURATION.length + sizeof "9223372036854775807";
-  for (size_t i = 0; i < count; i++) bytes += all[i].name.length + all[i].value.length;
-  return bytes <= MOST_HEADER_BYTES;
+  for (size_t i = 0; i < count; i++) {
+    bytes += all[i].name.length + all[i].value.length;
+    found += all[i].name.length == name.length && strncasecmp(all[i].name.ptr, name.ptr, name.length) == 0;
+  }
+  return bytes <= MOST_HEADER_BYTES ? found : -1;
 }
 
 // keep_session keeps the id of the session, a UUID, for the access log, which finds the user in the user's header.
@@ -303,10 +307,11 @@ static void keep_session(void *filter, const struct decision *d, size_t user_len
 }
 
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
-// step fails, Envoy asks Gatepost.
+// step fails, Envoy asks Gatepost. To replace a header by name, Envoy indexes all of them; to add one, it does not.
 static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
   struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d);
-  if (!fits(filter, header, user) || !ENVOY(http_set_header)(filter, REQUEST, header, user)) return false;
+  int own = has(filter, header, user); // the client's own
+  if (own < 0 || !(own ? ENVOY(http_set_header) : ENVOY(http_add_header))(filter, REQUEST, header, user)) return false;
   if (r->longest == 0 || d->left < r->longest) {
     char text[24];
     int n = snprintf(text, sizeof text, "%" PRIu64, (d->left - 1) / 1000000 + 1);
@@ -343,7 +348,7 @@ HOOK(int, http_filter_request_headers)(void *filter, const void *config, bool en
   const struct route *r = ENVOY(get_most_specific_route_config)(filter);
   if (!r) return CONTINUE;
   if (r->log) keep_path(filter);
-  if (r->strips && !ENVOY(http_set_header)(filter, REQUEST, TEXT("x-gatepost-scope"), none))
+  if (r->strips && !ENVOY(http_set_header)(filter, REQUEST, TEXT("x-forwarded-host"), none))
     return ENVOY(http_send_response)(filter, 503, NULL, 0, none, none), STOP; // no upstream may receive it
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;

@@ -83,4 +83,4 @@ func (r *fixture) entry() *table.Entry {
 const alice = "authorization=Bearer alice-token"
 
 // scopeHeader is the header of scopes, which the module removes from a request (package xds).
-const scopeHeader = "x-gatepost-scope"
+const scopeHeader = "x-forwarded-host"
