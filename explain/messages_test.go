@@ -157,7 +157,7 @@ services:
 		"429 above 5 requests to the service in 1m of each address, 5 at once (not counted here)", "429 above 7 requests to the service in 1s of each value of the header x-key, 9 at once",
 		"429 above 1 requests to the service in 1s of all clients together, 1 at once (not", "429 above 2 requests to the service in 1s of all clients together, 2 at once, through all gateways; no limit without Redis (not",
 		"429 above 3 requests to the service in 1s of each address, 3 at once, through all gateways; 503 without Redis (not", "413 for a body of more than 1000 bytes", "is sent to the service")
-	wants(t, "a preflight", explained(t, e, "OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: GET]"), "!429")
+	wants(t, "a preflight", explained(t, e, "OPTIONS /items [Origin: https://a.example] [Access-Control-Request-Method: GET]"), "!429 above")
 	wants(t, "a redirect", explained(t, e, "GET /moved/5?x=1"), "308", `the service "moved" redirects to https://new.example/shop/5?x=1`, "location: https://new.example/shop/5?x=1")
 	wants(t, "maintenance", explained(t, e, "GET /down/5"), "503", `the service "down" is in maintenance`, "Back at noon", "remove maintenance at gateway.yaml:7", "retry-after: 60")
 }
