@@ -1,8 +1,9 @@
 //go:build ignore
 
 // The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
-// hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it. On a
-// miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On some routes it strips (xds/strip.go).
+// hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it. On
+// a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On some routes it strips headers
+// (xds/strip.go).
 //
 // Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
 // checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
@@ -29,7 +30,7 @@
 #define GP_CLOCK clock_gettime
 #endif
 // The functions of Envoy 1.40 that this module calls, and the hooks that Envoy calls (docs: "Dynamic modules"). An enum
-// is an int. REQUEST and RESPONSE are the maps of headers; CONTINUE lets the stream go on, STOP ends it with a response.
+// is an int. REQUEST and RESPONSE are the maps of headers; CONTINUE lets the stream go on, STOP does not.
 #define ENVOY(name) envoy_dynamic_module_callback_##name
 #define HOOK(type, name) __attribute__((visibility("default"))) type envoy_dynamic_module_on_##name
 enum { REQUEST = 0, RESPONSE = 2, CONTINUE = 0, STOP = 1 };
