@@ -20,9 +20,10 @@ import (
 
 const (
 	connectTimeout = 2 * time.Second
-	// upstreamIdle is how long an unused connection to an upstream is kept. Node.js, for example, closes its side after
-	// 5 s. A request that Envoy sends on such a connection at that moment is lost.
-	upstreamIdle = 4 * time.Second
+	// upstreamIdle is how long an unused connection to an upstream is kept. Servers close their side after some time:
+	// gunicorn after 2 s, and Node.js, uvicorn and Apache after 5 s. A request that Envoy sends at that moment is lost,
+	// and is not tried again, because the upstream may have acted on it.
+	upstreamIdle = 1500 * time.Millisecond
 )
 
 // clusters builds the clusters of the added services. Those of the removed services are nil. :: name → cluster
