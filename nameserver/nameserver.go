@@ -30,6 +30,8 @@ const (
 	idle = 30 * time.Second
 	// replyTimeout is how long a client may take to read a reply.
 	replyTimeout = 5 * time.Second
+	// acceptPause is how long no connection is accepted if that has failed, since the process has too many open files.
+	acceptPause = 100 * time.Millisecond
 )
 
 // Config is what a Server needs. The zero value is ready to use.
@@ -68,21 +70,37 @@ func Serve(ctx context.Context, listener net.Listener, config Config) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accepting a connection for names: %w", err)
+		case err != nil:
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		all.Go(func() { s.serve(ctx, conn) })
 	}
 }
 
-// serve answers the questions of a connection as replies to them come.
+// serve answers the questions of a connection as replies to them come. A question takes one of the lookups until its
+// reply is written. Without one, nothing more is read before that: a client that reads no replies gets no further.
 func (s *server) serve(ctx context.Context, conn net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	var pending sync.WaitGroup
 	defer pending.Wait()
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	var writing sync.Mutex
+	writing := make(chan struct{}, 1) // has the one that writes
+	write := func(reply []byte) {
+		writing <- struct{}{}
+		defer func() { <-writing }()
+		_ = conn.SetWriteDeadline(time.Now().Add(replyTimeout))
+		if writeMessage(conn, reply) != nil {
+			cancel() // a part of the reply may have been sent
+		}
+	}
 	for {
 		_ = conn.SetReadDeadline(time.Now().Add(idle))
 		message, err := readMessage(conn)
@@ -93,18 +111,17 @@ func (s *server) serve(ctx context.Context, conn net.Conn) {
 		if err != nil {
 			return
 		}
-		pending.Go(func() {
-			reply := s.answer(ctx, query)
-			if reply == nil {
-				return
-			}
-			writing.Lock()
-			defer writing.Unlock()
-			_ = conn.SetWriteDeadline(time.Now().Add(replyTimeout))
-			if writeMessage(conn, reply) != nil {
-				cancel() // a part of the reply may have been sent
-			}
-		})
+		select {
+		case s.lookups <- struct{}{}:
+			pending.Go(func() {
+				defer func() { <-s.lookups }()
+				if reply := s.answer(ctx, query); reply != nil {
+					write(reply)
+				}
+			})
+		default:
+			write(failure(query, dnsmessage.RCodeServerFailure))
+		}
 	}
 }
 
@@ -136,12 +153,6 @@ func parseQuery(message []byte) (query, error) {
 func (s *server) answer(ctx context.Context, q query) []byte {
 	if t := q.question.Type; t != dnsmessage.TypeA && t != dnsmessage.TypeAAAA || q.question.Class != dnsmessage.ClassINET {
 		return failure(q, dnsmessage.RCodeNotImplemented)
-	}
-	select {
-	case s.lookups <- struct{}{}:
-		defer func() { <-s.lookups }()
-	default:
-		return failure(q, dnsmessage.RCodeServerFailure)
 	}
 	reply, err := forward(ctx, s.servers(), q.question)
 	var timeout net.Error

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -29,13 +32,23 @@ type client struct {
 // serveNames has Serve ask these name servers, and connects to it.
 func serveNames(t *testing.T, now func() time.Time, servers ...string) *client {
 	t.Helper()
-	var addresses []netip.AddrPort
-	for _, s := range servers {
-		addresses = append(addresses, netip.MustParseAddrPort(s))
-	}
+	return serveNamesAt(t, listen(t), now, servers...)
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	return listener
+}
+
+func serveNamesAt(t *testing.T, listener net.Listener, now func() time.Time, servers ...string) *client {
+	t.Helper()
+	var addresses []netip.AddrPort
+	for _, s := range servers {
+		addresses = append(addresses, netip.MustParseAddrPort(s))
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -235,6 +248,52 @@ func TestOnlyQuestionsForAddressesAreForwarded(t *testing.T) {
 	if n := asked.Load(); n != 0 {
 		t.Errorf("the name server was asked %d times", n)
 	}
+}
+
+// A client that reads no replies takes a bounded number of goroutines, and its connection ends.
+func TestQuestionsOfAClientThatReadsNoReplyAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		query, err := newQuery(1, questionFor("a.test.", dnsmessage.TypeTXT))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &server{lookups: make(chan struct{}, 2)}
+		here, there := net.Pipe()
+		go s.serve(t.Context(), there)
+		sent := 0
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for sent < 100 && writeMessage(here, query) == nil {
+				sent++
+			}
+		}()
+		synctest.Wait()
+		if want := cap(s.lookups) + 1; sent != want {
+			t.Errorf("%d questions were taken, want %d", sent, want)
+		}
+		<-ended
+	})
+}
+
+// tooMany is a listener that fails once, as if the process had too many open files.
+type tooMany struct {
+	net.Listener
+	failed atomic.Bool
+}
+
+func (l *tooMany) Accept() (net.Conn, error) {
+	if l.failed.CompareAndSwap(false, true) {
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+func TestTooManyOpenFilesEndNothing(t *testing.T) {
+	t.Parallel()
+	names := envoytest.StartNameServer(t)
+	names.Resolve("a.test", "192.0.2.1")
+	serveNamesAt(t, &tooMany{Listener: listen(t)}, nil, names.Addr()).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
 }
 
 func TestTheMemoryIsBounded(t *testing.T) {
