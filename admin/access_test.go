@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -223,6 +224,25 @@ func TestBodiesHaveADeadline(t *testing.T) {
 			read := w.Code == http.StatusBadRequest
 			if read && (during.IsZero() || !w.at.IsZero()) || !read && w.at.IsZero() {
 				t.Errorf("%s, %d: the deadline is %v while the body is read, and %v afterwards", path, w.Code, during, w.at)
+			}
+		}
+	}
+}
+
+// The limit stays for a body that has not ended, although its JSON has, or it is too large: net/http waits for the rest
+// of it after the response.
+func TestTheDeadlineStaysForABodyThatHasNotEnded(t *testing.T) {
+	t.Parallel()
+	k := newKitWith(t, Config{TokenFile: tokensIn(t, twoTokens)})
+	for _, path := range []string{"/api/v1/exchange", "/api/v1/explain", "/api/v1/lookup", "/api/v1/shield/forgive", "/api/v1/revisions/1/rollback"} {
+		for _, begin := range []string{`{}`, strings.Repeat("a", maxExplain+1)} {
+			w := &withDeadline{ResponseRecorder: httptest.NewRecorder()}
+			body := io.MultiReader(strings.NewReader(begin), iotest.ErrReader(os.ErrDeadlineExceeded))
+			request := httptest.NewRequest("POST", "http://127.0.0.1:18002"+path, body)
+			request.Header.Set("Authorization", "Bearer "+operateToken)
+			k.ServeHTTP(w, request)
+			if w.Code < 400 || w.at.IsZero() {
+				t.Errorf("%s with %d bytes: %d, the deadline is %v", path, len(begin), w.Code, w.at)
 			}
 		}
 	}

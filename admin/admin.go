@@ -188,9 +188,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handler.ServeHTTP(w, r)
 }
 
-// bodyRead ends the time limit of the body, which would end the call too.
-func bodyRead(w http.ResponseWriter) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+// wholeBody returns a body of at most limit bytes, and ends its time limit, which would end the call too. The limit
+// stays for a body that has not ended: net/http waits for the rest of it after the response.
+func wholeBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err == nil {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	}
+	return body, err
 }
 
 // Drain makes /readyz respond with 503, because Gatepost is about to exit, and ends live streams.

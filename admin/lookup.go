@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 
 	"gatepost/convention"
@@ -32,8 +31,11 @@ type LookupResponse struct {
 // lookup finds the session of a token in the store that requests are checked against. If the store
 // is unavailable, it responds with 503.
 func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
-	hash, err := readLookup(http.MaxBytesReader(w, r.Body, maxLookup))
-	bodyRead(w)
+	body, err := wholeBody(w, r, maxLookup)
+	var hash tokens.Hash
+	if err == nil {
+		hash, err = parseLookup(body)
+	}
 	if err != nil {
 		writeError(w, http.StatusBadRequest, "want token_hash: the SHA-256 of a token in hex")
 		return
@@ -51,11 +53,11 @@ func (s *Server) lookup(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// readLookup returns the hash in a LookupRequest. Errors do not quote the input, because it could
+// parseLookup returns the hash in a LookupRequest. Errors do not quote the input, because it could
 // be a token.
-func readLookup(body io.Reader) (hash tokens.Hash, err error) {
+func parseLookup(body []byte) (hash tokens.Hash, err error) {
 	var q LookupRequest
-	if err := json.NewDecoder(body).Decode(&q); err != nil {
+	if err := json.Unmarshal(body, &q); err != nil {
 		return hash, err
 	}
 	decoded, err := hex.DecodeString(q.TokenHash)

@@ -212,8 +212,10 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 
 // readBody reads a JSON body of at most limit bytes, or responds with an error. Errors do not quote the body.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) bool {
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit)).Decode(into)
-	bodyRead(w)
+	body, err := wholeBody(w, r, limit)
+	if err == nil {
+		err = json.Unmarshal(body, into)
+	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
