@@ -54,7 +54,7 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
 		if level > slog.LevelDebug {
 			var admitted bool
-			if attributes, admitted = h.lines.admit(h.config.Now(), attributes); !admitted {
+			if attributes, admitted = h.callLines.admit(h.config.Now(), attributes); !admitted {
 				return
 			}
 		}

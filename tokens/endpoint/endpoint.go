@@ -22,7 +22,6 @@ import (
 	"gatepost/tracing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 )
 
 // Config configures a Handler.
@@ -54,7 +53,8 @@ type Handler struct {
 	mux       http.ServeMux
 	transport *http.Transport
 	metrics   *metrics
-	lines     lines
+	// Each has a limit of its own, or a flood of the one would hide the other, such as a token that is reused.
+	loginLines, callLines lines
 }
 
 // New returns the handler. It fails if a metric of one of its names is already registered.
@@ -76,7 +76,7 @@ func New(c Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{config: c, transport: newTransport(), metrics: metrics, lines: lines{limiter: rate.NewLimiter(linesPerSecond, linesAtOnce)}}
+	h := &Handler{config: c, transport: newTransport(), metrics: metrics, loginLines: newLines(), callLines: newLines()}
 	h.handle(convention.PathLogin, methods{{http.MethodPost, h.login}})
 	h.handle(convention.PathRevoke, methods{{http.MethodPost, h.call("revoke", h.revoke)}})
 	h.handle(convention.PathRefresh, methods{{http.MethodPost, h.call("refresh", h.refresh)}})

@@ -22,6 +22,8 @@ type lines struct {
 	leftOut int
 }
 
+func newLines() lines { return lines{limiter: rate.NewLimiter(linesPerSecond, linesAtOnce)} }
+
 // admit reports whether a line may be logged. It adds to its attributes how many may not since the last one.
 func (l *lines) admit(now time.Time, attributes []slog.Attr) ([]slog.Attr, bool) {
 	l.mu.Lock()

@@ -50,7 +50,7 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 		slog.String("client", l.client.String()))
 	if !l.asked {
 		var admitted bool
-		if attributes, admitted = h.lines.admit(h.config.Now(), attributes); !admitted {
+		if attributes, admitted = h.loginLines.admit(h.config.Now(), attributes); !admitted {
 			return
 		}
 	}

@@ -505,9 +505,15 @@ func TestLinesOfLoginsThatAreNotForwardedAreLimited(t *testing.T) {
 	if counted := g.counter("gatepost_logins_total", "unreadable"); counted != linesAtOnce+30 {
 		t.Errorf("%v are counted, want %d", counted, linesAtOnce+30)
 	}
-	g.login()
+	token := g.login()
 	if !strings.Contains(g.log.String(), `"outcome":"opened"`) {
 		t.Error("a login that the user service was asked about has no line")
+	}
+	for range 2 {
+		g.call("POST", "/token/refresh", "", "Authorization", token)
+	}
+	if !strings.Contains(g.log.String(), `"outcome":"reused"`) {
+		t.Error("a token that is reused has no line")
 	}
 	now = now.Add(time.Second)
 	flood(1)
