@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -211,4 +212,83 @@ func (f *fortress) ownServers(t *testing.T) {
 		}
 	}
 	want(t, "alice's token afterwards", f.Do("GET", "/orders", "", "Authorization: "+f.token), http.StatusOK, "")
+}
+
+// TestHeadersNearTheLimitsLeaveEnvoyRunning sends requests whose lengths are close to the limits of the module in
+// Envoy: of the message that it computes from four headers, of their number, and of all headers. The same process of
+// Envoy must serve all of them.
+//
+// GATEPOST_SEED repeats a run; GATEPOST_CASES is the number of requests.
+func TestHeadersNearTheLimitsLeaveEnvoyRunning(t *testing.T) {
+	t.Parallel()
+	const message, number, bytes = 4096 - 16 - 4*2, 64, 16 << 10
+	seed, cases := uint64(envoytest.Number(t, "GATEPOST_SEED", time.Now().UnixNano())), int(envoytest.Number(t, "GATEPOST_CASES", 1000))
+	t.Logf("to repeat this run: GATEPOST_SEED=%d GATEPOST_CASES=%d", seed, cases)
+	c := &checking{users: usersWithScopes(t), orders: envoytest.Upstream(t)}
+	text := strings.Replace(c.definitions("", `origins: ["https://shop.example"]`), "tokens: {", "tokens: {cookie: __Host-s, subprotocol: gatepost.bearer, ", 1)
+	g := start(t, text, setup{})
+	c.gateways = []*gateway{g}
+	login := g.Do("POST", "/token", `{"username":"alice","password":"right"}`, "Origin: https://shop.example")
+	token, envoy := login.Header.Get("token"), envoyOf(g.command.Process.Pid)
+	if token == "" {
+		t.Fatalf("logging in: %d %v %s", login.Status, login.Header, login.Body)
+	}
+	random := rand.New(rand.NewPCG(seed, 0))
+	near := func(limit int) int { return max(0, limit+random.IntN(25)-12) }
+	statuses := map[int]int{}
+	for n := range cases {
+		var fields [][2]string
+		size := len(":method:scheme:authority:path:GEThttph/orders/5")
+		add := func(name, value string) {
+			fields, size = append(fields, [2]string{name, value}), size+len(name)+len(value)
+		}
+		left := message
+		for i, name := range []string{"authorization", "origin", "cookie", "sec-websocket-protocol"} {
+			value := ""
+			switch kind := random.IntN(6); {
+			case i == 0 && kind < 3:
+				value = token
+			case i == 1 && kind < 3:
+				value = "https://shop.example"
+			case kind < 2: // absent
+			case kind == 2:
+				value = strings.Repeat("x", random.IntN(8<<10))
+			default:
+				value = strings.Repeat("x", near(left))
+			}
+			left = max(0, left-len(value))
+			if value != "" {
+				add(name, value)
+			}
+		}
+		for many := near(number - 8); n%4 == 0 && len(fields) < many; { // Envoy adds its own
+			add(fmt.Sprint("x-", len(fields)), "")
+		}
+		if n%4 == 1 {
+			add("x-long", strings.Repeat("x", near(max(0, bytes-200-size))+random.IntN(200)))
+		}
+		var lines []string
+		for _, field := range fields {
+			lines = append(lines, field[0]+": "+field[1])
+		}
+		send := func() (answer, error) { return g.TryRaw(rawGet("/orders/5", lines...)) }
+		if random.IntN(2) == 0 {
+			send = func() (answer, error) { return g.TryH2("GET", "/orders/5", "", fields...) }
+		}
+		got, err := send()
+		if err != nil {
+			t.Fatalf("request %d: %v", n, err)
+		}
+		statuses[got.Status]++
+		if now := envoyOf(g.command.Process.Pid); now != envoy {
+			t.Fatalf("request %d, with headers of %d bytes, ended Envoy:\n%.300q", n, size, lines)
+		}
+	}
+	if starts, deaths := g.Metric("gatepost_envoy_starts_total"), g.Metric("gatepost_envoy_deaths_total"); starts != 1 || deaths != 0 {
+		t.Errorf("%v starts and %v deaths of Envoy", starts, deaths)
+	}
+	if hits := c.hits(); hits == 0 || statuses[http.StatusUnauthorized] < cases/4 {
+		t.Errorf("%v requests were let pass by the module, answers %v: little was tried", hits, statuses)
+	}
+	t.Logf("answers: %v, %v hits", statuses, c.hits())
 }

@@ -22,8 +22,21 @@
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <time.h>
+#include <sys/mman.h>
 static int driver_clock(clockid_t clock, struct timespec *t);
+static void *driver_mmap(void *at, size_t bytes, int protection, int flags, int fd, off_t offset);
+static int driver_munmap(void *at, size_t bytes);
+#define mmap driver_mmap
+#define munmap driver_munmap
 #include "module.c"
+#undef mmap
+#undef munmap
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(at, bytes)
+#define ASAN_UNPOISON_MEMORY_REGION(at, bytes)
+#endif
 
 #define ROOM 80
 
@@ -56,6 +69,23 @@ static int driver_clock(clockid_t clock, struct timespec *t) {
   int64_t ns = clock == CLOCK_BOOTTIME ? boot : wall;
   t->tv_sec = ns / 1000000000, t->tv_nsec = ns % 1000000000;
   return 0;
+}
+
+// driver_mmap maps a file so that a read beyond its end is detected: the sanitizer reports one in the rest of the last
+// page, and after that is a page without access.
+static void *driver_mmap(void *at, size_t bytes, int protection, int flags, int fd, off_t offset) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), rest = -bytes % page;
+  char *room = mmap(NULL, bytes + rest + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (room == MAP_FAILED) return room;
+  if (mmap(room, bytes, protection, flags | MAP_FIXED, fd, offset) == MAP_FAILED) abort();
+  ASAN_POISON_MEMORY_REGION(room + bytes, rest);
+  return room;
+}
+
+static int driver_munmap(void *at, size_t bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), rest = -bytes % page;
+  ASAN_UNPOISON_MEMORY_REGION((char *)at + bytes, rest);
+  return munmap(at, bytes + rest + page);
 }
 
 // ---- Envoy's half ----
@@ -127,11 +157,13 @@ bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct 
 
 // ---- Commands ----
 
-// unhex decodes a hex text in place and returns its length.
+static int digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
+
+// unhex decodes a hex text in place and returns its length. sscanf would measure the rest of the text for each byte.
 static size_t unhex(char *text) {
   size_t n = 0;
-  unsigned byte;
-  for (; sscanf(text + 2 * n, "%2x", &byte) == 1; n++) text[n] = (char)byte;
+  for (; digit(text[2 * n]) >= 0 && digit(text[2 * n + 1]) >= 0; n++)
+    text[n] = (char)(digit(text[2 * n]) << 4 | digit(text[2 * n + 1]));
   return n;
 }
 
