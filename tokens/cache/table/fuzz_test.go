@@ -265,10 +265,12 @@ func FuzzModule(f *testing.F) {
 			t.Errorf("%s, %d headers of %d bytes, %+v: %s, want %s", next.route, len(next.headers), next.bytes(), next.entry, got, want)
 		}
 		checkAnswer(t, answer, next)
-		if words := len(file) / 8; words > 0 { // the table is mapped, and changes while it is read
+		if words := len(file) / 8; words > 0 { // the table is mapped, changes while it is read, and is read again
 			c := (*choices)(&request)
 			r.Must("then %d", c.below([]int{min(16, words), words}[c.below(2)]))
-			checkAnswer(t, r.Do("%s", line), next)
+			for range 2 {
+				checkAnswer(t, r.Do("%s", line), next)
+			}
 			r.Must("then -1") // if it was not read
 		}
 	})
