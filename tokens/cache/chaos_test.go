@@ -18,6 +18,9 @@ import (
 
 var chaos = flag.Duration("chaos", 8*time.Second, "the duration of the test under faults")
 
+// patience is how much longer a busy machine may need until enough has happened.
+const patience = 5 * time.Minute
+
 // subject is one token of the test under faults.
 type subject struct {
 	session *tokens.Session
@@ -141,7 +144,7 @@ func TestRevokesHoldUnderFaults(t *testing.T) {
 	over, end := context.WithCancel(t.Context())
 	defer end()
 	wait := h.traffic(t, over, gateways)
-	for time.Since(h.start) < *chaos || !h.covered() || h.hits.Load() < 100 { // a busy machine may need longer
+	for h.goesOn(t, func() bool { return h.covered() && h.hits.Load() >= 100 }) {
 		fault(over, server, proxies[rand.N(len(proxies))])
 	}
 	end()
@@ -186,6 +189,21 @@ func (h *history) traffic(t *testing.T, over context.Context, gateways []*gatewa
 		time.Sleep(rand.N(50 * time.Millisecond))
 	})
 	return all.Wait
+}
+
+// goesOn reports whether there must be more faults. A busy machine may need longer than chaos until there are enough.
+func (h *history) goesOn(t *testing.T, enough func() bool) bool {
+	t.Helper()
+	switch lasted := time.Since(h.start); {
+	case lasted < *chaos:
+		return true
+	case enough():
+		return false
+	case lasted < *chaos+patience:
+		return true
+	}
+	t.Error("too little has happened for a result")
+	return false
 }
 
 // covered reports whether there was enough for a result.

@@ -38,7 +38,7 @@ func TestRevokesHoldWhileSlotsMove(t *testing.T) {
 	defer end()
 	wait := h.traffic(t, over, gateways)
 	moved := 0
-	for time.Since(h.start) < *chaos || moved < 20 || !h.covered() { // a busy machine may need longer
+	for h.goesOn(t, func() bool { return moved >= 20 && h.covered() }) {
 		// Choose the slot of a key in use: a token, a user's index, a session's id.
 		name := nodes[rand.N(len(nodes))].Do("RANDOMKEY")
 		if name == "" {
