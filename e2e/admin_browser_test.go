@@ -23,11 +23,12 @@ func TestOperatorsBrowserCannotBeUsedAgainstTheAdminAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := func() string {
-		got, err := chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body.innerText"))
-		if err != nil {
-			t.Fatal(err)
-		}
+	text := func() (got string) {
+		envoytest.Eventually(t, "the text of the page", func() bool { // its target can still replace that of the page before
+			var err error
+			got, err = chromedp.Run(b.ctx, chromedp.Evaluate[string]("document.body.innerText"))
+			return err == nil
+		})
 		return got
 	}
 	// Cross-site reads and changes: on loopback sessions may be ended without a token.

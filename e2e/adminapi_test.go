@@ -89,7 +89,8 @@ func (o *operator) call(method, path, body string, status int) []byte {
 	if err := openapi3filter.ValidateRequest(o.t.Context(), input); err != nil && status < 400 {
 		o.t.Errorf("%s %s does not fit openapi.yaml: %v", method, path, err)
 	}
-	request.Body = io.NopCloser(strings.NewReader(body))
+	// The validation has added defaults to the body.
+	request.Body, request.ContentLength, request.GetBody = io.NopCloser(strings.NewReader(body)), int64(len(body)), nil
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
 		o.t.Fatal(err)
