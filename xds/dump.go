@@ -70,7 +70,8 @@ func concerns(resource proto.Message, name, service string) bool {
 	}
 }
 
-// stableJSON is protojson without its spaces, which differ from build to build on purpose.
+// stableJSON is protojson without its spaces, which differ from build to build on purpose. The URLs of types have the
+// prefix that other tools expect, instead of the short one of pack.
 func stableJSON(m proto.Message) (json.RawMessage, error) {
 	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 	if err != nil {
@@ -78,5 +79,5 @@ func stableJSON(m proto.Message) (json.RawMessage, error) {
 	}
 	var compact bytes.Buffer
 	err = json.Compact(&compact, text)
-	return compact.Bytes(), err
+	return bytes.ReplaceAll(compact.Bytes(), []byte(`"@type":"-/`), []byte(`"@type":"type.googleapis.com/`)), err
 }

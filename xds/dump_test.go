@@ -27,5 +27,9 @@ func TestADumpOfAServiceHasItsRoutesAndItsCluster(t *testing.T) {
 		if len(dump.Scopes) != 1 || !strings.Contains(string(dump.Scopes[0]), `"name":"`+service+`"`) {
 			t.Errorf("%s: the routes are %s", service, dump.Scopes)
 		}
+		const url = `"@type":"type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"`
+		if !strings.Contains(string(dump.Clusters[0]), url) || strings.Contains(string(dump.Scopes[0]), `"@type":"-/`) {
+			t.Errorf("%s: types have another URL than tools expect: %s %s", service, dump.Clusters, dump.Scopes)
+		}
 	}
 }
