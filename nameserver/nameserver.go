@@ -63,7 +63,7 @@ func Serve(ctx context.Context, listener net.Listener, config Config) error {
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 	var all sync.WaitGroup
 	defer all.Wait()
-	ctx, cancel := context.WithCancel(ctx)
+	connections, cancel := context.WithCancel(ctx) // it may end after the listener is closed
 	defer cancel()
 	for {
 		conn, err := listener.Accept()
@@ -80,7 +80,7 @@ func Serve(ctx context.Context, listener net.Listener, config Config) error {
 			}
 			continue
 		}
-		all.Go(func() { s.serve(ctx, conn) })
+		all.Go(func() { s.serve(connections, conn) })
 	}
 }
 

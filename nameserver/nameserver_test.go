@@ -432,3 +432,29 @@ func withAddresses(t testing.TB, query []byte, n int) []byte {
 	}
 	return packed
 }
+
+// TestServeEndsWithoutAnError: the listener is closed for the end of the context, and that is no error. Other contexts
+// that end with it give the closing time to come first.
+func TestServeEndsWithoutAnError(t *testing.T) {
+	for range 100 {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- Serve(ctx, listener, Config{}) }()
+		conn, err := net.Dial("tcp", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 {
+			context.AfterFunc(ctx, func() {})
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+}
