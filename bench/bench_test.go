@@ -254,3 +254,16 @@ func TestDocumentationOfPartOfTheGoalsIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestGatepostIsBuiltWithoutTraces: the last row of a run needs that, and package tracing changes.
+func TestGatepostIsBuiltWithoutTraces(t *testing.T) {
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	l := &lab{root: root, dir: dir, bin: dir, progress: t.Output()}
+	if _, err := l.buildUntraced(t.Context()); err != nil {
+		t.Error(err)
+	}
+}

@@ -14,7 +14,13 @@ import (
 
 type Tracer struct{}
 
-func New(context.Context, *Settings, string, *slog.Logger) (*Tracer, error) { return nil, nil }
+type Config struct {
+	Settings *Settings
+	Version  string
+	Logger   *slog.Logger
+}
+
+func New(context.Context, Config) (*Tracer, error) { return nil, nil }
 
 func (*Tracer) Close() error { return nil }
 
