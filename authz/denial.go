@@ -8,19 +8,15 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"gatepost/convention"
+	"gatepost/logqueue"
 	"gatepost/tokens"
 )
 
-// The number of denials kept for [Server.Recent], and the rate of log lines. A client may be denied a million times,
-// and must not fill a disk with that.
 const (
-	keptDenials    = 200
-	linesPerSecond = 10
-	linesAtOnce    = 100
-	longestField   = 256 // bytes of a string from the client that are kept
+	keptDenials  = 200 // for [Server.Recent]
+	longestField = 256 // bytes of a string from the client that are kept
 )
 
 // Denial describes a request that did not pass. It holds no token and no query.
@@ -78,12 +74,12 @@ type denials struct {
 	logger       *slog.Logger
 	leftOutTotal prometheus.Counter
 
-	mu      sync.Mutex
-	lines   *rate.Limiter
-	leftOut int
-	ring    [keptDenials]Denial
-	next    int // the place of the next one
-	full    bool
+	lines logqueue.Limit
+
+	mu   sync.Mutex
+	ring [keptDenials]Denial
+	next int // the place of the next one
+	full bool
 	// followers get each denial.
 	followers map[chan Denial]bool
 }
@@ -110,14 +106,14 @@ func newDenials(logger *slog.Logger) *denials {
 			Name: "gatepost_denial_lines_left_out_total",
 			Help: "Denied requests that got no line in the log because there were too many.",
 		}),
-		lines:     rate.NewLimiter(linesPerSecond, linesAtOnce),
 		followers: map[chan Denial]bool{},
 	}
 }
 
 func (d *denials) add(ctx context.Context, one Denial, cause error) {
-	leftOut, line := d.keep(one)
-	if !line {
+	d.keep(one)
+	leftOut, ok := d.lines.Admit(one.Time)
+	if !ok {
 		d.leftOutTotal.Inc()
 		return
 	}
@@ -135,9 +131,7 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 	if cause != nil {
 		attrs = append(attrs, slog.Any("error", cause))
 	}
-	if leftOut > 0 {
-		attrs = append(attrs, slog.Int("lines_left_out", leftOut))
-	}
+	attrs = append(attrs, leftOut...)
 	if one.Decision == string(CannotTell) { // an outage, not a fault of the client
 		attrs = append(attrs, slog.String("see", convention.SectionOfReason(one.Reason).String()), convention.EventRequestUndecided.Attr())
 		d.logger.LogAttrs(ctx, slog.LevelWarn, "request could not be decided", attrs...)
@@ -146,8 +140,8 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 	d.logger.LogAttrs(ctx, slog.LevelInfo, "request denied", append(attrs, convention.EventRequestDenied.Attr())...)
 }
 
-// keep keeps a denial and reports whether it gets a line, and how many got none since the last line.
-func (d *denials) keep(one Denial) (leftOut int, line bool) {
+// keep keeps a denial, and passes it on to the followers.
+func (d *denials) keep(one Denial) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ring[d.next] = one
@@ -160,12 +154,6 @@ func (d *denials) keep(one Denial) (leftOut int, line bool) {
 		default:
 		}
 	}
-	if !d.lines.AllowN(one.Time, 1) {
-		d.leftOut++
-		return 0, false
-	}
-	leftOut, d.leftOut = d.leftOut, 0
-	return leftOut, true
 }
 
 func (d *denials) recent() []Denial {

@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"gatepost/convention"
+	"gatepost/logqueue"
 	"gatepost/tokens"
 )
 
@@ -206,7 +207,7 @@ func TestNoAnswerButAnAllowOrADenialGoesOut(t *testing.T) {
 
 func TestNoTokenIsTold(t *testing.T) {
 	g := newTestServer(t)
-	g.denials.lines.SetLimit(1 << 30)
+	g.denials.lines.PerSecond = 1 << 30
 	var secrets []string
 	for _, format := range []tokens.Format{tokens.FormatUUID, tokens.FormatSecret} {
 		known := g.store.open(t, format, "ann")
@@ -314,8 +315,8 @@ func TestAFloodFillsNeitherTheLogNorTheMemory(t *testing.T) {
 			}
 		}
 		flood(10_000)
-		if got := strings.Count(g.log.String(), "\n"); got != linesAtOnce {
-			t.Errorf("%d lines, want %d", got, linesAtOnce)
+		if got := strings.Count(g.log.String(), "\n"); got != logqueue.LinesAtOnce {
+			t.Errorf("%d lines, want %d", got, logqueue.LinesAtOnce)
 		}
 		if got := len(g.Recent()); got != keptDenials {
 			t.Errorf("%d kept, want %d", got, keptDenials)
@@ -323,7 +324,7 @@ func TestAFloodFillsNeitherTheLogNorTheMemory(t *testing.T) {
 		if got := len(g.Recent()[0].Path); got > longestField+3 {
 			t.Errorf("a path of %d bytes is kept", got)
 		}
-		if got := testutil.ToFloat64(g.denials.leftOutTotal); got != 10_000-linesAtOnce {
+		if got := testutil.ToFloat64(g.denials.leftOutTotal); got != 10_000-logqueue.LinesAtOnce {
 			t.Errorf("lines left out: %v", got)
 		}
 		g.log.Reset()

@@ -1,5 +1,5 @@
 // Package logqueue decides whether a log line waits to be written or is dropped: a log that nobody
-// reads must not delay a request.
+// reads must not delay a request, and a client must not fill a disk.
 package logqueue
 
 import (

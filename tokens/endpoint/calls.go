@@ -49,15 +49,17 @@ func (h *Handler) call(name string, f func(http.ResponseWriter, *http.Request) (
 		if !h.config.Logger.Enabled(r.Context(), level) {
 			return
 		}
-		c := clientOf(r)
-		attributes := append(o.attributes(),
-			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
+		var leftOut []slog.Attr
 		if level > slog.LevelDebug {
-			var admitted bool
-			if attributes, admitted = h.callLines.admit(h.config.Now(), attributes); !admitted {
+			var ok bool
+			if leftOut, ok = h.callLines.Admit(h.config.Now()); !ok {
 				return
 			}
 		}
+		c := clientOf(r)
+		attributes := append(o.attributes(),
+			slog.String("call", name), slog.String("request_id", c.requestID), slog.String("client", c.String()))
+		attributes = append(attributes, leftOut...)
 		if err != nil {
 			attributes = append(attributes, slog.Any("error", err))
 		}

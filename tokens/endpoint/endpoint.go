@@ -17,6 +17,7 @@ import (
 
 	"gatepost/convention"
 	"gatepost/definitions"
+	"gatepost/logqueue"
 	"gatepost/tokens"
 	"gatepost/tokens/shield"
 	"gatepost/tracing"
@@ -54,7 +55,7 @@ type Handler struct {
 	transport *http.Transport
 	metrics   *metrics
 	// Each has a limit of its own, or a flood of the one would hide the other, such as a token that is reused.
-	loginLines, callLines lines
+	loginLines, callLines logqueue.Limit
 }
 
 // New returns the handler. It fails if a metric of one of its names is already registered.
@@ -76,7 +77,7 @@ func New(c Config) (*Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Handler{config: c, transport: newTransport(), metrics: metrics, loginLines: newLines(), callLines: newLines()}
+	h := &Handler{config: c, transport: newTransport(), metrics: metrics}
 	h.handle(convention.PathLogin, methods{{http.MethodPost, h.login}})
 	h.handle(convention.PathRevoke, methods{{http.MethodPost, h.call("revoke", h.revoke)}})
 	h.handle(convention.PathRefresh, methods{{http.MethodPost, h.call("refresh", h.refresh)}})

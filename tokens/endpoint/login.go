@@ -45,15 +45,17 @@ func (h *Handler) login(w http.ResponseWriter, r *http.Request) {
 	o := l.run()
 	span.SetAttributes(o.attribute())
 	h.metrics.countLogin(o)
-	attributes := append(o.attributes(),
-		slog.String("request_id", l.requestID),
-		slog.String("client", l.client.String()))
-	if !l.asked {
-		var admitted bool
-		if attributes, admitted = h.loginLines.admit(h.config.Now(), attributes); !admitted {
+	var leftOut []slog.Attr
+	if !l.asked { // the shield limits the others
+		var ok bool
+		if leftOut, ok = h.loginLines.Admit(h.config.Now()); !ok {
 			return
 		}
 	}
+	attributes := append(o.attributes(),
+		slog.String("request_id", l.requestID),
+		slog.String("client", l.client.String()))
+	attributes = append(attributes, leftOut...)
 	if l.reason != "" {
 		attributes = append(attributes, slog.String("reason", l.reason))
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gatepost/convention"
+	"gatepost/logqueue"
 	"gatepost/tokens"
 )
 
@@ -498,12 +499,12 @@ func TestLinesOfLoginsThatAreNotForwardedAreLimited(t *testing.T) {
 			g.call("POST", "/token", "x", "Content-Type", "text/plain").is(t, 400)
 		}
 	}
-	flood(linesAtOnce + 30)
-	if logged := strings.Count(g.log.String(), `"outcome":"unreadable"`); logged != linesAtOnce {
-		t.Errorf("%d lines, want %d", logged, linesAtOnce)
+	flood(logqueue.LinesAtOnce + 30)
+	if logged := strings.Count(g.log.String(), `"outcome":"unreadable"`); logged != logqueue.LinesAtOnce {
+		t.Errorf("%d lines, want %d", logged, logqueue.LinesAtOnce)
 	}
-	if counted := g.counter("gatepost_logins_total", "unreadable"); counted != linesAtOnce+30 {
-		t.Errorf("%v are counted, want %d", counted, linesAtOnce+30)
+	if counted := g.counter("gatepost_logins_total", "unreadable"); counted != logqueue.LinesAtOnce+30 {
+		t.Errorf("%v are counted, want %d", counted, logqueue.LinesAtOnce+30)
 	}
 	token := g.login()
 	if !strings.Contains(g.log.String(), `"outcome":"opened"`) {
