@@ -86,8 +86,9 @@ func OpenRevisions(options *redisconn.Options) (store *revisions.Store, closeSto
 // NewExplainer returns an explainer of definitions as the running gateway of the Config serves them or, if it has none,
 // as one would that reads the same files of certificates.
 func NewExplainer(config explain.Config) (*explain.Explainer, error) {
-	config.Options.Certificates = Certificates(config.Definitions)
-	if running := config.Gateway; running != nil {
+	if running := config.Gateway; running == nil {
+		config.Options.Certificates = Certificates(config.Definitions)
+	} else {
 		config.Options.Certificates = served(config.Definitions.Gateway.TLS, running.Status.GetCertificates())
 		// the version covers the paths of the module's files
 		config.Options.Module = xds.Module{Library: running.Status.GetModule().GetLibrary(), Table: running.Status.GetModule().GetTable()}

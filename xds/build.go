@@ -250,11 +250,16 @@ func (b *builder) fail(err error) {
 	b.errs = append(b.errs, fmt.Errorf("%s: %w", b.about, err))
 }
 
-// pack wraps a message in an Any. Readers of an Any use the part of its type's URL after the last slash (Any's
-// documentation). Before it is one character instead of type.googleapis.com: Envoy receives, and keeps, seven such URLs
-// for each service.
+// What is before the name of a type in the URL of an Any. Readers use the part after the last slash (Any's
+// documentation), so it is one character: Envoy receives, and keeps, seven such URLs for each service.
+const (
+	shortTypeURL = "-/"
+	wholeTypeURL = "type.googleapis.com/" // for the few readers that compare all of it
+)
+
+// pack wraps a message in an Any.
 func (b *builder) pack(m proto.Message) *anypb.Any {
-	return &anypb.Any{TypeUrl: "-/" + string(m.ProtoReflect().Descriptor().FullName()), Value: b.content(m)}
+	return &anypb.Any{TypeUrl: shortTypeURL + string(m.ProtoReflect().Descriptor().FullName()), Value: b.content(m)}
 }
 
 // extAuthzPerRoute is the ext_authz configuration of a route. A route that needs neither a token nor an origin is not

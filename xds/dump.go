@@ -79,5 +79,6 @@ func stableJSON(m proto.Message) (json.RawMessage, error) {
 	}
 	var compact bytes.Buffer
 	err = json.Compact(&compact, text)
-	return bytes.ReplaceAll(compact.Bytes(), []byte(`"@type":"-/`), []byte(`"@type":"type.googleapis.com/`)), err
+	const before = `"@type":"`
+	return bytes.ReplaceAll(compact.Bytes(), []byte(before+shortTypeURL), []byte(before+wholeTypeURL)), err
 }

@@ -64,7 +64,7 @@ func newListener(name string, addr netip.AddrPort) *listenerv3.Listener {
 // chain is a filter chain that serves HTTP. For QUIC, Envoy compares the whole URL of the type of its last filter.
 func (b *builder) chain(manager *hcmv3.HttpConnectionManager) *listenerv3.FilterChain {
 	packed := b.pack(manager)
-	packed.TypeUrl = "type.googleapis.com/" + string(packed.MessageName())
+	packed.TypeUrl = wholeTypeURL + string(packed.MessageName())
 	return &listenerv3.FilterChain{Filters: []*listenerv3.Filter{{
 		Name:       "envoy.filters.network.http_connection_manager",
 		ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: packed},
