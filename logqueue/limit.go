@@ -14,8 +14,8 @@ const linesPerSecond = 10
 // LinesAtOnce is how many lines a [Limit] admits at once.
 const LinesAtOnce = 100
 
-// Limit limits log lines of one kind. A client can cause any number of them, and must not fill a disk. The zero Limit is
-// ready to use, and safe for concurrent use.
+// Limit limits log lines of one kind. A client can cause any number of them, and must not fill a disk. The zero Limit
+// is ready to use, and safe for concurrent use.
 type Limit struct {
 	// PerSecond is how many lines there may be in a second, on average. Zero: 10.
 	PerSecond rate.Limit
