@@ -106,14 +106,9 @@ var errNoReply = errors.New("the name server failed")
 
 // ask returns a name server's reply, with the addresses and aliases alone.
 func ask(ctx context.Context, server string, q dnsmessage.Question) (*dnsmessage.Message, error) {
-	id := uint16(rand.Uint32())
-	packed, err := newQuery(id, q)
-	if err != nil {
-		return nil, err
-	}
-	reply, err := exchange(ctx, "udp", server, id, q, packed)
-	if err == nil && reply.Truncated {
-		reply, err = exchange(ctx, "tcp", server, id, q, packed)
+	reply, err := askOnce(ctx, server, q, true)
+	if err == nil && refusesEDNS(reply.RCode) {
+		reply, err = askOnce(ctx, server, q, false)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking the name server %s: %w", server, err)
@@ -124,15 +119,35 @@ func ask(ctx context.Context, server string, q dnsmessage.Question) (*dnsmessage
 	return reply, nil
 }
 
-func newQuery(id uint16, q dnsmessage.Question) ([]byte, error) {
-	var edns dnsmessage.ResourceHeader
-	if err := edns.SetEDNS0(maxUDP, dnsmessage.RCodeSuccess, false); err != nil {
+// refusesEDNS reports whether a reply can be that of a name server that does not know EDNS (RFC 6891 §7).
+func refusesEDNS(code dnsmessage.RCode) bool {
+	return code == dnsmessage.RCodeFormatError || code == dnsmessage.RCodeNotImplemented
+}
+
+func askOnce(ctx context.Context, server string, q dnsmessage.Question, edns bool) (*dnsmessage.Message, error) {
+	id := uint16(rand.Uint32())
+	packed, err := newQuery(id, q, edns)
+	if err != nil {
 		return nil, err
 	}
+	reply, err := exchange(ctx, "udp", server, id, q, packed)
+	if err == nil && reply.Truncated {
+		reply, err = exchange(ctx, "tcp", server, id, q, packed)
+	}
+	return reply, err
+}
+
+func newQuery(id uint16, q dnsmessage.Question, edns bool) ([]byte, error) {
 	query := dnsmessage.Message{
-		Header:      dnsmessage.Header{ID: id, RecursionDesired: true},
-		Questions:   []dnsmessage.Question{q},
-		Additionals: []dnsmessage.Resource{{Header: edns, Body: &dnsmessage.OPTResource{}}},
+		Header:    dnsmessage.Header{ID: id, RecursionDesired: true},
+		Questions: []dnsmessage.Question{q},
+	}
+	if edns {
+		var header dnsmessage.ResourceHeader
+		if err := header.SetEDNS0(maxUDP, dnsmessage.RCodeSuccess, false); err != nil {
+			return nil, err
+		}
+		query.Additionals = []dnsmessage.Resource{{Header: header, Body: &dnsmessage.OPTResource{}}}
 	}
 	return query.Pack()
 }
@@ -182,11 +197,14 @@ func parseReply(message []byte, id uint16, q dnsmessage.Question) *dnsmessage.Me
 	if err != nil || header.ID != id || !header.Response {
 		return nil
 	}
+	reply := &dnsmessage.Message{Header: header, Questions: []dnsmessage.Question{q}}
 	questions, err := p.AllQuestions()
+	if err == nil && len(questions) == 0 && refusesEDNS(header.RCode) {
+		return reply // of a server that has not read the question
+	}
 	if err != nil || len(questions) != 1 || !same(questions[0], q) {
 		return nil
 	}
-	reply := &dnsmessage.Message{Header: header, Questions: []dnsmessage.Question{q}}
 	if header.Truncated {
 		return reply
 	}

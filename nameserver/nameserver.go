@@ -91,6 +91,7 @@ func (s *server) serve(ctx context.Context, conn net.Conn) {
 	var pending sync.WaitGroup
 	defer pending.Wait()
 	defer cancel()
+	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	writing := make(chan struct{}, 1) // has the one that writes
 	write := func(reply []byte) {

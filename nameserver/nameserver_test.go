@@ -96,7 +96,7 @@ func questionFor(name string, kind dnsmessage.Type) dnsmessage.Question {
 func (c *client) question(name string, kind dnsmessage.Type) uint16 {
 	c.t.Helper()
 	c.id++
-	query, err := newQuery(c.id, questionFor(name, kind))
+	query, err := newQuery(c.id, questionFor(name, kind), true)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -169,6 +169,20 @@ func TestWhichNameServerReplies(t *testing.T) {
 		return [][]byte{nil, query, query[:12], coded(id, dnsmessage.RCodeNameError), coded(question, dnsmessage.RCodeNameError)}
 	})
 	refusing := envoytest.Addr(t)
+	old := func(reply func(query []byte) []byte) string { // knows no EDNS
+		return startUDP(t, func(query []byte) [][]byte {
+			if additional := query[11]; additional > 0 {
+				return [][]byte{reply(query)}
+			}
+			return [][]byte{withAddresses(t, query, 1)}
+		})
+	}
+	withoutEDNS := old(func(query []byte) []byte { return coded(query, dnsmessage.RCodeFormatError) })
+	withoutQuestion := old(func(query []byte) []byte {
+		return append(coded(query, dnsmessage.RCodeFormatError)[:4], make([]byte, 8)...)
+	})
+	notImplemented := old(func(query []byte) []byte { return coded(query, dnsmessage.RCodeNotImplemented) })
+	broken := startUDP(t, func(query []byte) [][]byte { return [][]byte{coded(query, dnsmessage.RCodeFormatError)} })
 	for _, c := range []struct {
 		what    string
 		servers []string
@@ -179,6 +193,10 @@ func TestWhichNameServerReplies(t *testing.T) {
 		{"the second of one that fails", []string{failing, names.Addr()}, "[192.0.2.1]"},
 		{"the third of some that are not there", []string{refusing, refusing, names.Addr()}, "[192.0.2.1]"},
 		{"one after messages that are no reply", []string{forging, names.Addr()}, "[192.0.2.1]"},
+		{"one that refuses EDNS", []string{withoutEDNS}, "[192.0.2.1]"},
+		{"one that refuses EDNS, without the question", []string{withoutQuestion}, "[192.0.2.1]"},
+		{"one that has not implemented EDNS", []string{notImplemented}, "[192.0.2.1]"},
+		{"the second of one that refuses every query", []string{broken, names.Addr()}, "[192.0.2.1]"},
 		{"none: all fail", []string{failing, failing}, failed},
 		{"none: none is there", []string{refusing}, failed},
 	} {
@@ -253,7 +271,7 @@ func TestOnlyQuestionsForAddressesAreForwarded(t *testing.T) {
 // A client that reads no replies takes a bounded number of goroutines, and its connection ends.
 func TestQuestionsOfAClientThatReadsNoReplyAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		query, err := newQuery(1, questionFor("a.test.", dnsmessage.TypeTXT))
+		query, err := newQuery(1, questionFor("a.test.", dnsmessage.TypeTXT), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -337,16 +355,17 @@ func TestNameServersOfResolvConf(t *testing.T) {
 // FuzzMessages has a name server send any reply, and a client any query.
 func FuzzMessages(f *testing.F) {
 	q := questionFor("a.test.", dnsmessage.TypeA)
-	query, err := newQuery(1, q)
+	query, err := newQuery(1, q, true)
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(query)
 	f.Add(coded(query, dnsmessage.RCodeNameError))
+	f.Add(append(coded(query, dnsmessage.RCodeFormatError)[:4], make([]byte, 8)...))
 	f.Add(withAddresses(f, query, 2))
 	f.Fuzz(func(t *testing.T, message []byte) {
 		if got, err := parseQuery(message); err == nil {
-			if _, err := newQuery(got.id, got.question); err != nil {
+			if _, err := newQuery(got.id, got.question, true); err != nil {
 				t.Errorf("a question that cannot be forwarded: %v", err)
 			}
 		}
@@ -431,6 +450,22 @@ func withAddresses(t testing.TB, query []byte, n int) []byte {
 		t.Fatal(err)
 	}
 	return packed
+}
+
+// TestConnectionsThatEndMakeRoom: Envoy opens one for its questions, and closes it when it has all replies.
+func TestConnectionsThatEndMakeRoom(t *testing.T) {
+	t.Parallel()
+	names := envoytest.StartNameServer(t)
+	names.Resolve("a.test", "192.0.2.1")
+	c := serveNames(t, nil, names.Addr())
+	for range 2 * maxConnections {
+		conn, err := net.Dial("tcp", c.conn.RemoteAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		(&client{t: t, conn: conn}).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
+		conn.Close()
+	}
 }
 
 // TestServeEndsWithoutAnError: the listener is closed for the end of the context, and that is no error. Other contexts
