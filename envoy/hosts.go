@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -19,8 +20,9 @@ type Host struct {
 	Address, Name string
 	// Zone is the zone of its locality.
 	Zone string
-	// FailedCheck is whether it fails its health check, Ejected whether it rests because it failed requests.
-	FailedCheck, Ejected bool
+	// FailedCheck is whether it fails its health check, Ejected whether it rests because it failed requests. Pending is
+	// whether it fails only because its first check is not over.
+	FailedCheck, Ejected, Pending bool
 	// Requests and Errors are how many requests it got, and how many of them failed or were answered 5xx.
 	Requests, Errors uint64
 }
@@ -48,6 +50,7 @@ func Hosts(ctx context.Context, admin string) ([]Host, error) {
 				Health struct {
 					FailedCheck bool `json:"failed_active_health_check"`
 					Ejected     bool `json:"failed_outlier_check"`
+					Pending     bool `json:"pending_active_hc"`
 				} `json:"health_status"`
 				Hostname string `json:"hostname"`
 				Locality struct {
@@ -65,6 +68,7 @@ func Hosts(ctx context.Context, admin string) ([]Host, error) {
 			one := Host{
 				Cluster: c.Name, Address: net.JoinHostPort(h.Address.Socket.Address, strconv.Itoa(int(h.Address.Socket.Port))),
 				Name: h.Hostname, Zone: h.Locality.Zone, FailedCheck: h.Health.FailedCheck, Ejected: h.Health.Ejected,
+				Pending: h.Health.Pending,
 			}
 			for _, stat := range h.Stats {
 				switch stat.Name {
@@ -80,13 +84,14 @@ func Hosts(ctx context.Context, admin string) ([]Host, error) {
 	return hosts, nil
 }
 
-// Ready returns the clusters of hosts of which none fails its health check. A host fails until its first check is over.
+// Ready returns the clusters of hosts of which one passes its health check at least, and none waits for its first one.
 func Ready(hosts []Host) map[string]bool {
-	ready := map[string]bool{}
+	ready, pending := map[string]bool{}, map[string]bool{}
 	for _, h := range hosts {
-		so, known := ready[h.Cluster]
-		ready[h.Cluster] = (so || !known) && !h.FailedCheck
+		ready[h.Cluster] = ready[h.Cluster] || !h.FailedCheck
+		pending[h.Cluster] = pending[h.Cluster] || h.Pending
 	}
+	maps.DeleteFunc(ready, func(cluster string, _ bool) bool { return pending[cluster] })
 	return ready
 }
 

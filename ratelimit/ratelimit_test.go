@@ -2,11 +2,15 @@ package ratelimit
 
 import (
 	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
 	"log/slog"
 	"maps"
 	"net"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -20,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"gatepost/codec"
+	"gatepost/redisconn"
 	"gatepost/tokens/redistest"
 )
 
@@ -213,6 +218,98 @@ func TestOneLateReplyUncountsOneRequest(t *testing.T) {
 	if got := k.asks(t, q); got != "OK" {
 		t.Errorf("a second later: %s", got)
 	}
+}
+
+// TestARedisThatRefusesToCountIsLeftAlone for a second, as one that is away: whatever its reason is, it would refuse the
+// next request too.
+func TestARedisThatRefusesToCountIsLeftAlone(t *testing.T) {
+	refusing := ten
+	refusing.Refuse = true
+	for _, c := range []struct {
+		name       string
+		fail, heal func(*kit, *testing.T)
+	}{
+		{"OOM", func(k *kit, _ *testing.T) { k.redis.Do("CONFIG", "SET", "maxmemory", "1") },
+			func(k *kit, _ *testing.T) { k.redis.Do("CONFIG", "SET", "maxmemory", "0") }},
+		{"BUSY", startSlowScript, func(k *kit, t *testing.T) {
+			k.redis.Do("SCRIPT", "KILL")
+			redistest.Eventually(t, "the end of the script", func() bool { return set(t, k) == nil })
+		}},
+		{"LOADING", func(k *kit, _ *testing.T) {
+			for i := range 8 { // Redis answers once for each KiB that it has loaded
+				var value strings.Builder
+				for value.Len() < 1<<10 {
+					value.WriteString(rand.Text())
+				}
+				k.redis.Do("SET", strconv.Itoa(i), value.String())
+			}
+			k.redis.Do("SAVE")
+			k.redis.RestartLoading()
+		}, func(k *kit, _ *testing.T) { k.redis.Restart() }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			k := start(t, time.Minute)
+			q := read(t, asking("a", refusing))
+			c.fail(k, t)
+			if got := k.asks(t, q); got != "Unavailable" || !strings.Contains(k.log.String(), c.name) {
+				t.Errorf("%s, and the log is\n%s", got, &k.log)
+			}
+			c.heal(k, t)
+			if got := k.asks(t, q); got != "Unavailable" {
+				t.Errorf("before a second is over: %s", got)
+			}
+			k.now.Add(1)
+			if got := k.asks(t, q); got != "OK" {
+				t.Errorf("after it: %s", got)
+			}
+		})
+	}
+}
+
+// startSlowScript has a script of somebody else run until it is killed, and waits until Redis replies BUSY.
+func startSlowScript(k *kit, t *testing.T) {
+	k.redis.Do("CONFIG", "SET", "lua-time-limit", "1")
+	client := redis.NewClient(&redis.Options{Addr: k.redis.Addr, ReadTimeout: -1})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = client.Eval(context.Background(), "while true do end", nil).Err() // it is killed
+	}()
+	t.Cleanup(func() { <-ended; client.Close() })
+	redistest.Eventually(t, "a slow script", func() bool {
+		err := set(t, k)
+		return err != nil && strings.HasPrefix(err.Error(), "BUSY")
+	})
+}
+
+func set(t *testing.T, k *kit) error {
+	return k.config.Client.(redis.UniversalClient).Set(t.Context(), "a", "b", 0).Err()
+}
+
+// TestAHungRedisIsLeftAlone: requests that come all the time, whose waits overlap, do not each wait for one that accepts
+// connections and replies nothing.
+func TestAHungRedisIsLeftAlone(t *testing.T) {
+	k := start(t, time.Minute)
+	q := read(t, asking("a", ten))
+	k.guard.Timeout = 5 * time.Millisecond
+	k.redis.Freeze()
+	defer k.redis.Thaw()
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			time.Sleep(time.Duration(i) * time.Millisecond)
+			redistest.Eventually(t, "a request that does not wait", func() bool {
+				made := false
+				err := k.guard.Call(t.Context(), func(ctx context.Context) error {
+					made = true
+					_, err := count(ctx, k.config.Client, q.counters)
+					return err
+				})
+				return errors.Is(err, redisconn.ErrPaused) && !made
+			})
+		})
+	}
+	all.Wait()
 }
 
 func TestNewWithoutRedisIsAnError(t *testing.T) {

@@ -21,8 +21,9 @@ var ErrPaused = errors.New("no call of Redis for a second after failures")
 
 // Guard is a circuit breaker for calls whose callers can do without Redis, so that an outage does not delay all of
 // them. A call that fails opens it at once; of calls without a reply in time, the third in a row does. Late calls that
-// overlap count as one, because one delay makes all of them late. An open Guard makes no call for a second. Then the
-// first failure of any kind opens it again, and a success closes it. Its methods are safe for concurrent use.
+// overlap count as one, because one delay makes all of them late. An open Guard makes no call for a second. Then it
+// makes one: a failure of any kind opens the Guard again, and a success closes it. Its methods are safe for concurrent
+// use.
 type Guard struct {
 	// Timeout limits each call.
 	Timeout time.Duration
@@ -38,16 +39,20 @@ type Guard struct {
 	lastLate time.Time
 	// until is the end of the pause; zero if the Guard is closed.
 	until time.Time
+	// probing is whether a call is made that closes the Guard or opens it again. The others do not wait for Redis
+	// meanwhile: if it does not answer, they would all wait for the whole Timeout.
+	probing bool
 }
 
 // Call makes a call, or returns ErrPaused. The call goes on if the caller goes away: that is no failure of Redis.
 func (g *Guard) Call(ctx context.Context, call func(context.Context) error) error {
 	start := g.now()
-	g.mu.Lock()
-	paused := start.Before(g.until)
-	g.mu.Unlock()
+	probe, paused := g.begin(start)
 	if paused {
 		return ErrPaused
+	}
+	if probe {
+		defer g.endProbe()
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.Timeout)
 	defer cancel()
@@ -60,6 +65,23 @@ func (g *Guard) Call(ctx context.Context, call func(context.Context) error) erro
 		g.Logger.LogAttrs(ctx, slog.LevelInfo, g.Back)
 	}
 	return err
+}
+
+// begin reports whether a call is the one that an open Guard makes after its pause, or whether it is not made.
+func (g *Guard) begin(start time.Time) (probe, paused bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.probing || start.Before(g.until) {
+		return false, true
+	}
+	g.probing = !g.until.IsZero()
+	return g.probing, false
+}
+
+func (g *Guard) endProbe() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.probing = false
 }
 
 func (g *Guard) now() time.Time {

@@ -121,6 +121,34 @@ func TestLateCallsThatOverlapCountAsOne(t *testing.T) {
 	g.logged("")
 }
 
+// TestAnOpenGuardMakesOneCallAtATime: the others do not wait for a Redis that may not answer.
+func TestAnOpenGuardMakesOneCallAtATime(t *testing.T) {
+	for _, outcome := range []error{nil, errRefused} {
+		g := newGuarded(t)
+		g.calls(true, failing)
+		g.now = g.now.Add(guardPause)
+		g.calls(true, call{time.Hour, func(context.Context) error {
+			g.now = g.now.Add(guardPause)
+			g.calls(false, answered)
+			return outcome
+		}})
+		g.calls(outcome == nil, answered)
+		g.now = g.now.Add(guardPause)
+		g.calls(true, answered, answered)
+	}
+}
+
+func TestAPanicOfTheOneCallLeavesTheGuardUsable(t *testing.T) {
+	g := newGuarded(t)
+	g.calls(true, failing)
+	g.now = g.now.Add(guardPause)
+	func() {
+		defer func() { _ = recover() }()
+		g.calls(true, call{time.Hour, func(context.Context) error { panic("a mistake") }})
+	}()
+	g.calls(true, answered, answered)
+}
+
 // TestACallFromBeforeTheGuardOpened neither closes it nor makes the pause longer.
 func TestACallFromBeforeTheGuardOpened(t *testing.T) {
 	for _, outcome := range []error{nil, errRefused} {

@@ -323,6 +323,26 @@ func TestRoutesFollowWhenEnvoyHasTheHosts(t *testing.T) {
 	t.Logf("%d requests", sent)
 }
 
+// One upstream that fails its first check does not make the routes wait for as long as a check may take.
+func TestRoutesDoNotWaitForAnUpstreamThatFailsItsCheck(t *testing.T) {
+	t.Parallel()
+	var admin atomic.Pointer[string]
+	opts := patient
+	opts.Warmup = time.Hour
+	opts.Ready = func(ctx context.Context) (map[string]bool, error) {
+		hosts, err := envoyadmin.Hosts(ctx, *admin.Load())
+		return envoyadmin.Ready(hosts), err
+	}
+	l := startLiveWith(t, opts, func(listen, upstream string) *Snapshot { return build(t, openServices(listen, upstream, "", "a")) })
+	address := l.envoy.AdminAddress()
+	admin.Store(&address)
+	const service = "  - {name: half, path: /half, authenticate: false, upstreams: [%q, %q], health_check: {path: /healthz, interval: 1h}}\n"
+	l.serves(l.open(fmt.Sprintf(service, "http://"+envoytest.Addr(t), l.upstream.URL()), "a"))
+	if code, _, err := l.get(envoytest.Client(t), "/half"); err != nil || code != http.StatusOK {
+		t.Errorf("the first request: %d %v, want 200", code, err)
+	}
+}
+
 // Envoys that are not asked, because there are several, or whose hosts are not ready, get the time that they may take.
 func TestRoutesFollowAfterATimeToo(t *testing.T) {
 	t.Parallel()
