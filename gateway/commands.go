@@ -79,7 +79,7 @@ func (s *Sessions) announce(ctx context.Context, notice redisstore.Revoke) {
 // OpenRevisions opens the definitions in a Redis, to which it does not connect yet.
 func OpenRevisions(options *redisconn.Options) (store *revisions.Store, closeStore func() error, err error) {
 	client := redisconn.Open(options).Client()
-	store, err = revisions.New(revisions.Config{Client: client})
+	store, err = revisions.New(revisions.Config{Client: client, Address: options.String()})
 	return store, client.Close, err
 }
 

@@ -251,10 +251,10 @@ func TestLimitsOfTheClusterNeedRedis(t *testing.T) {
 func TestAnIncompleteConfigurationIsAnError(t *testing.T) {
 	logger := slog.New(slog.DiscardHandler)
 	for want, config := range map[string]gateway.Config{
-		"no definitions":          {Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
-		"no address for Envoy":    {Definitions: "x", Data: t.TempDir(), Admin: "x", Logger: logger},
-		"not complete":            {Definitions: "x", GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
-		"reading the definitions": {Definitions: filepath.Join(t.TempDir(), "none.yaml"), Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "unix:x", Logger: logger},
+		"no definitions":       {Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
+		"no address for Envoy": {Definitions: "x", Data: t.TempDir(), Admin: "x", Logger: logger},
+		"not complete":         {Definitions: "x", GRPC: "x", HTTP: "x", Admin: "x", Logger: logger},
+		"there are no definitions to start with:\nreading definitions: open ": {Definitions: filepath.Join(t.TempDir(), "none.yaml"), Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: "unix:x", Logger: logger},
 		"--admin-token-file FILE": {Definitions: "x", Data: t.TempDir(), GRPC: "x", HTTP: "x", Admin: ":18002", Logger: logger},
 	} {
 		if g, err := gateway.New(t.Context(), config); g != nil || err == nil || !strings.Contains(err.Error(), want) {

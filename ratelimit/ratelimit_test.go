@@ -220,8 +220,7 @@ func TestOneLateReplyUncountsOneRequest(t *testing.T) {
 	}
 }
 
-// TestARedisThatRefusesToCountIsLeftAlone for a second, as one that is away: whatever its reason is, it would refuse the
-// next request too.
+// TestARedisThatRefusesToCountIsLeftAlone for a second, as one that is away: it would refuse the next request too.
 func TestARedisThatRefusesToCountIsLeftAlone(t *testing.T) {
 	refusing := ten
 	refusing.Refuse = true
@@ -286,8 +285,7 @@ func set(t *testing.T, k *kit) error {
 	return k.config.Client.(redis.UniversalClient).Set(t.Context(), "a", "b", 0).Err()
 }
 
-// TestAHungRedisIsLeftAlone: requests that come all the time, whose waits overlap, do not each wait for one that accepts
-// connections and replies nothing.
+// TestAHungRedisIsLeftAlone: it accepts connections and replies nothing. The waits of the requests overlap.
 func TestAHungRedisIsLeftAlone(t *testing.T) {
 	k := start(t, time.Minute)
 	q := read(t, asking("a", ten))

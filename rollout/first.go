@@ -22,5 +22,5 @@ func First(path string, lastGood definitions.LastGood) (first *definitions.Defin
 	if keptErr != nil && !errors.Is(keptErr, fs.ErrNotExist) {
 		wrong = errors.Join(wrong, keptErr)
 	}
-	return nil, nil, fmt.Errorf("reading the definitions:\n%w", wrong)
+	return nil, nil, fmt.Errorf("there are no definitions to start with:\n%w", wrong)
 }

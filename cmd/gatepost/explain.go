@@ -67,7 +67,7 @@ func (s *settings) explain(ctx context.Context, request explain.Request) (*expla
 	}
 	d, err := s.currentDefinitions(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("reading the definitions:\n%w", err)
+		return nil, fmt.Errorf("the definitions cannot be used:\n%w", err)
 	}
 	var sessions authz.Sessions
 	if s.redis != "" {

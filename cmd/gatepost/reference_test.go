@@ -180,6 +180,7 @@ func definitionsPage(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString(generated + "# Definitions\n\nA definitions file is YAML (JSON is YAML too). The top of the file is a [Gateway](#gateway). Unknown fields,\n" +
 		"aliases and `${VARIABLE}` are errors. A duration is a number with its unit: `15s`, `500ms`, `2h`.\n" +
+		"Names may also be written without underscores, as in `allowedMethods`.\n" +
 		"`gatepost validate FILE` reports every mistake at once, and `gatepost schema` prints the JSON Schema for editors.\n")
 	root := (*gatewayv1.Gateway)(nil).ProtoReflect().Descriptor()
 	for _, m := range messagesBelow(root, nil) {

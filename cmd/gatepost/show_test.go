@@ -39,7 +39,7 @@ func TestShowPrintsARevisionByteForByte(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", args, got, want)
 		}
 	}
-	if got := command(t, redis, 1, "show", "3"); !strings.Contains(got, "reading revision 3: there is no such revision") {
+	if got := command(t, redis, 1, "show", "3"); !strings.Contains(got, "reading revision 3 in "+redis+": there is no such revision") {
 		t.Errorf("show of a revision that there is not: %s", got)
 	}
 }

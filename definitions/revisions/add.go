@@ -117,7 +117,7 @@ func (s *Store) notAdded(ctx context.Context, id string, cause error) (Revision,
 	case errors.Is(err, ErrDamaged):
 		return Revision{}, fmt.Errorf("storing a revision: %w", err)
 	}
-	return Revision{}, wrapped("storing a revision", cause)
+	return Revision{}, s.wrapped("storing a revision", cause)
 }
 
 // History returns all revisions that are kept, the newest first. One that is damaged is left out, and is an error
@@ -127,7 +127,7 @@ func (s *Store) History(ctx context.Context) ([]Revision, error) {
 	defer cancel()
 	kept, err := s.client.HGetAll(ctx, aboutKey).Result()
 	if err != nil {
-		return nil, wrapped("reading the history", err)
+		return nil, s.wrapped("reading the history", err)
 	}
 	var all []Revision
 	var failed []error

@@ -156,7 +156,7 @@ func TestAnEmptyRedisIsTold(t *testing.T) {
 	first := add(t, s, 0, file("orders"))
 	h := follow(t, FollowerConfig{Store: s, Poll: often, Missing: often, Current: &first})
 	server.Do("FLUSHALL")
-	h.wants(t, "error no revision: reading the newest revision: there is no such revision in Redis")
+	h.wants(t, "error no revision: reading the newest revision in "+server.URL()+": there is no such revision in Redis")
 	add(t, s, 0, file("items")) // with a number that was served before
 	h.wants(t, "error", "revision 1")
 }

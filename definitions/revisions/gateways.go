@@ -114,14 +114,14 @@ func (s *Store) Report(ctx context.Context, r Report) error {
 	}
 	open := text[:len(text)-1]
 	err = reportScript.Run(ctx, s.client, registerKeys, r.ID, open, forgotten.Milliseconds()).Err()
-	return wrapped("reporting what is served", err)
+	return s.wrapped("reporting what is served", err)
 }
 
 // Leave removes a gateway that ends. [Store.Await] does not wait for its Envoys any more.
 func (s *Store) Leave(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return wrapped("removing the gateway", leaveScript.Run(ctx, s.client, registerKeys, id).Err())
+	return s.wrapped("removing the gateway", leaveScript.Run(ctx, s.client, registerKeys, id).Err())
 }
 
 // Gateways returns the gateways that have reported and not left, sorted by name. It leaves out a gateway that has not
@@ -131,7 +131,7 @@ func (s *Store) Gateways(ctx context.Context) ([]Gateway, error) {
 	defer cancel()
 	reply, err := listScript.Run(ctx, s.client, registerKeys).StringSlice()
 	if err != nil {
-		return nil, wrapped("listing the gateways", err)
+		return nil, s.wrapped("listing the gateways", err)
 	}
 	all, err := readGateways(reply)
 	if err != nil {

@@ -91,12 +91,17 @@ type about struct {
 
 // Store is the revisions in a Redis: one server, behind Sentinel, or a Cluster. It has no state of its own and is safe
 // for concurrent use.
-type Store struct{ client redis.UniversalClient }
+type Store struct {
+	client  redis.UniversalClient
+	address string
+}
 
 // Config is what a [Store] needs.
 type Config struct {
 	// Client is the Redis with the revisions. The caller closes it. Required.
 	Client redis.UniversalClient
+	// Address names it in errors. It may be empty.
+	Address string
 }
 
 // New returns the store in a Redis, to which it does not connect yet.
@@ -104,7 +109,7 @@ func New(config Config) (*Store, error) {
 	if config.Client == nil {
 		return nil, errors.New("revisions: no Client")
 	}
-	return &Store{client: config.Client}, nil
+	return &Store{config.Client, config.Address}, nil
 }
 
 // Newest returns the revision in force. The error is ErrNone, ErrDamaged or ErrUnavailable.
@@ -121,7 +126,7 @@ func (s *Store) newest(ctx context.Context) (Revision, error) {
 	defer cancel()
 	text, err := s.client.Get(ctx, newestKey).Result()
 	if err != nil {
-		return Revision{}, wrapped("reading the newest revision", err)
+		return Revision{}, s.wrapped("reading the newest revision", err)
 	}
 	number, err := readNumber(text)
 	if err != nil {
@@ -134,7 +139,7 @@ func (s *Store) newest(ctx context.Context) (Revision, error) {
 	// Another revision may be the newest since the number was read, or all may have been deleted.
 	switch again, err := s.client.Get(ctx, newestKey).Result(); {
 	case err != nil:
-		return Revision{}, wrapped("reading the newest revision", err)
+		return Revision{}, s.wrapped("reading the newest revision", err)
 	case again != text:
 		return s.newest(ctx)
 	}
@@ -151,7 +156,7 @@ func (s *Store) About(ctx context.Context, number int64) (Revision, error) {
 func (s *Store) about(ctx context.Context, number int64) (Revision, error) {
 	kept, err := s.client.HGet(ctx, aboutKey, strconv.FormatInt(number, 10)).Result()
 	if err != nil {
-		return Revision{}, wrapped(fmt.Sprintf("reading revision %d", number), err)
+		return Revision{}, s.wrapped(fmt.Sprintf("reading revision %d", number), err)
 	}
 	return readRevision(number, kept)
 }
@@ -161,7 +166,7 @@ func (s *Store) Text(ctx context.Context, r Revision) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	text, err := s.client.HGet(ctx, textsKey, strconv.FormatInt(r.Number, 10)).Bytes()
-	err = wrapped(fmt.Sprintf("reading revision %d", r.Number), err)
+	err = s.wrapped(fmt.Sprintf("reading revision %d", r.Number), err)
 	switch {
 	case errors.Is(err, ErrNone):
 		return nil, fmt.Errorf("reading revision %d: %w: its file is not there", r.Number, ErrDamaged)
@@ -231,8 +236,11 @@ func readRevision(number int64, kept string) (Revision, error) {
 }
 
 // wrapped returns an error of this package for an error of the driver, of which it keeps the text alone.
-func wrapped(doing string, err error) error {
+func (s *Store) wrapped(doing string, err error) error {
 	var fromServer redis.Error
+	if s.address != "" {
+		doing += " in " + s.address
+	}
 	switch {
 	case err == nil:
 		return nil

@@ -18,7 +18,7 @@ func open(t *testing.T, options *redis.UniversalOptions) *Store {
 	t.Helper()
 	client := redis.NewUniversalClient(options)
 	t.Cleanup(func() { _ = client.Close() })
-	store, err := New(Config{Client: client})
+	store, err := New(Config{Client: client, Address: "redis://" + options.Addrs[0] + "/0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,6 +195,8 @@ func TestRedisAwayIsNotAnEmptyOne(t *testing.T) {
 	} {
 		if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrNone) {
 			t.Errorf("%s: %v, want ErrUnavailable", name, err)
+		} else if !strings.Contains(err.Error(), " in "+server.URL()+": ") {
+			t.Errorf("%s: %v, without the address", name, err)
 		}
 	}
 }
