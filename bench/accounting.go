@@ -123,6 +123,9 @@ func used(processes []*process) (usage, error) {
 			if one.name == "envoy" && one.pid != p.pid() {
 				name = "envoy" // the one that gatepost keeps
 			}
+			if exact, err := cpuClock(one.pid); err == nil { // else it has just ended
+				one.cpu = exact
+			}
 			sum[name] += one.cpu + one.reaped
 		}
 	}

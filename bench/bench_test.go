@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -147,6 +148,18 @@ func TestGoalIsTheMedianOfPairedRatios(t *testing.T) {
 	}
 }
 
+// A turn counts by how many requests it had, because a slow one has fewer in the same time.
+func TestRoundIsTheSumOfItsTurns(t *testing.T) {
+	got := together([]sample{
+		{Rate: 300, Requests: 150, P50: 1, P99: 4, CPU: map[string]float64{"envoy": 10}, Foreign: 0.01},
+		{Rate: 100, Requests: 50, P50: 3, P99: 2, CPU: map[string]float64{"envoy": 30, "redis": 8}, Foreign: 0.02},
+	})
+	want := sample{Rate: 200, Requests: 200, P50: 2, P99: 3, CPU: map[string]float64{"envoy": 15, "redis": 2}, Foreign: 0.02}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
 func TestWrongResponseGivesNoFigure(t *testing.T) {
 	for _, c := range []struct {
 		name, out string
@@ -210,8 +223,8 @@ func TestWholeRunIsEstimatedToEndInTime(t *testing.T) {
 		t.Errorf("a whole run takes %v", got)
 	}
 	few, many := estimate(experiments[:1], 5, time.Second), estimate(experiments[:1], 5, 3*time.Second)
-	if want := time.Duration(5*experiments[0].perRound) * 2 * time.Second; many-few != want {
-		t.Errorf("two seconds more for each measurement take %v, want %v", many-few, want)
+	if many != 3*few-2*experiments[0].once {
+		t.Errorf("a second takes %v, three %v, of which %v do not depend on it", few, many, experiments[0].once)
 	}
 }
 

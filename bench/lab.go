@@ -21,7 +21,7 @@ import (
 // lab is one run of the bench: its settings, its folder, and the processes that it started.
 type lab struct {
 	count     int           // number of rounds
-	during    time.Duration // duration of one measurement
+	during    time.Duration // how long a design is measured in a round
 	patience  time.Duration // how long to wait until other load ends
 	tolerance float64       // the share of the machine that other processes may use
 	force     bool          // measure even under other load, and report that

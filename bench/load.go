@@ -43,7 +43,8 @@ type outcome struct {
 	cpu          usage // of wrk itself
 }
 
-// run runs wrk with the load. A response other than 2xx is an error.
+// run runs wrk with the load for a time, which ends up to a tenth of a second later. A response other than 2xx is an
+// error.
 func (l *lab) run(ctx context.Context, what load, during time.Duration) (outcome, error) {
 	dir, err := os.MkdirTemp(l.dir, "load-")
 	if err != nil {
@@ -57,15 +58,20 @@ func (l *lab) run(ctx context.Context, what load, during time.Duration) (outcome
 	if err := os.WriteFile(targets, what.lua(), 0o600); err != nil {
 		return outcome{}, fmt.Errorf("writing wrk's requests: %w", err)
 	}
-	seconds := max(1, int(during.Round(time.Second)/time.Second))
+	var out bytes.Buffer
 	command := exec.CommandContext(ctx, "wrk", "--threads", "1", "--connections", strconv.Itoa(cmp.Or(what.connections, connections)),
-		"--duration", strconv.Itoa(seconds)+"s", "--timeout", "10s", "--script", file, "http://"+what.address, targets)
-	command.WaitDelay = time.Second
-	out, err := command.CombinedOutput()
-	if err != nil {
-		return outcome{}, fmt.Errorf("running wrk: %w: %s", err, bytes.TrimSpace(out))
+		"--duration", "1h", "--timeout", "10s", "--script", file, "http://"+what.address, targets)
+	command.Stdout, command.Stderr, command.WaitDelay = &out, &out, time.Second
+	if err := command.Start(); err != nil {
+		return outcome{}, fmt.Errorf("starting wrk: %w", err)
 	}
-	got, err := parseOutcome(out)
+	// wrk itself measures whole seconds. Interrupted, it reports what it has done until then.
+	interrupt := time.AfterFunc(during, func() { _ = command.Process.Signal(os.Interrupt) })
+	defer interrupt.Stop()
+	if err := command.Wait(); err != nil {
+		return outcome{}, fmt.Errorf("running wrk: %w: %s", err, bytes.TrimSpace(out.Bytes()))
+	}
+	got, err := parseOutcome(out.Bytes())
 	if err != nil {
 		return outcome{}, err
 	}

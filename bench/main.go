@@ -2,7 +2,7 @@
 // goals whether it is reached: `make bench`, or `go run -C bench . -only G1,G3`. It builds and
 // starts everything on loopback.
 //
-// Designs are measured in turn, in at least five rounds that alternate their order. A goal is the
+// Designs are measured in turn, for half a second each, in at least five rounds of several turns. A goal is the
 // median of the rounds' ratios. CPU time comes from the processes' own accounts. The bench measures
 // only if no other processes use the machine. A single wrong response fails the run, and during the
 // load the bench checks that invalid tokens are rejected.
@@ -48,7 +48,7 @@ var experiments = []experiment{
 func estimate(some []experiment, rounds int, during time.Duration) time.Duration {
 	var sum time.Duration
 	for _, e := range some {
-		sum += e.once + time.Duration(rounds*e.perRound)*(warm+during+time.Second) // the last for the checks
+		sum += e.once + time.Duration(rounds*e.perRound*turns(during))*(warm+turn+200*time.Millisecond) // the last for the checks
 	}
 	return sum
 }
@@ -105,7 +105,7 @@ func parse(args []string, progress io.Writer) (settings, error) {
 	}
 	flags.StringVar(&s.only, "only", "", "the `GOALS` to measure, such as G1,G3 (none: all)")
 	flags.IntVar(&s.rounds, "rounds", leastRounds, "how many rounds; fewer than five are for trying out, and the result says so")
-	flags.IntVar(&s.seconds, "seconds", defaultSeconds, "how long each measurement takes; a second of load that is not counted comes before it")
+	flags.IntVar(&s.seconds, "seconds", defaultSeconds, "how long each design is measured in a round, in turns of half a second")
 	flags.DurationVar(&s.patience, "patience", 10*time.Minute, "for how long other load on the machine is waited out")
 	flags.Float64Var(&s.tolerance, "tolerance", 0.08, "the share of the machine's CPU time that others may use meanwhile")
 	flags.BoolVar(&s.force, "force", false, "measure under other load too; the result says so")
@@ -134,8 +134,8 @@ var errUsage = errors.New("wrong usage")
 const (
 	// leastRounds is the minimum number of rounds of a result.
 	leastRounds = 5
-	// defaultSeconds is the duration of a measurement. A whole run takes less than 25 minutes with it.
-	defaultSeconds = 4
+	// defaultSeconds is how long a design is measured in a round. A whole run takes less than 25 minutes with it.
+	defaultSeconds = 3
 )
 
 func (s settings) goals() []string {

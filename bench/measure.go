@@ -20,7 +20,7 @@ type subject struct {
 	processes []*process
 }
 
-// sample is one measurement of a subject.
+// sample is what was measured of a subject in a turn, or in a round.
 type sample struct {
 	Rate     float64            `json:"rate"`   // requests per second
 	P50      float64            `json:"p50_ms"` // of the latency
@@ -48,17 +48,35 @@ var (
 	errWrong = errors.New("wrong answers")
 )
 
-// rounds measures all subjects once per round and reverses the order in every second round, so that
-// drift of the machine affects all of them equally. Each measurement starts with a warm-up that is
-// not counted.
+// turn is the length of one measurement. The speed of a shared machine changes within seconds, so a round has many
+// short turns: it affects all subjects alike.
+const turn = 500 * time.Millisecond
+
+// warm is the duration of the load before each turn, which is not counted.
+const warm = 250 * time.Millisecond
+
+// turns returns the number of turns of each subject in a round.
+func turns(during time.Duration) int { return max(1, int(during/turn)) }
+
+// rounds measures all subjects in each round, turn by turn, and reverses their order after each turn.
 func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 	all := series{}
 	for round := range l.count {
-		for _, s := range inTurn(subjects, round) {
-			got, err := l.measure(ctx, s)
-			if err != nil {
-				return nil, fmt.Errorf("measuring %s: %w", s.name, err)
+		if err := l.awaitQuiet(ctx); err != nil {
+			return nil, err
+		}
+		measured := series{}
+		for n := range turns(l.during) {
+			for _, s := range inTurn(subjects, round+n) {
+				got, err := l.measure(ctx, s)
+				if err != nil {
+					return nil, fmt.Errorf("measuring %s: %w", s.name, err)
+				}
+				measured[s.name] = append(measured[s.name], got)
 			}
+		}
+		for _, s := range subjects {
+			got := together(measured[s.name])
 			all[s.name] = append(all[s.name], got)
 			l.say("round %d/%d  %-28s %8.0f/s  p50 %6.2f ms  p99 %6.2f ms  %6.1f µs CPU %s", round+1, l.count, s.name, got.Rate, got.P50, got.P99, got.cpu(), "= "+byProcess(got.CPU))
 		}
@@ -67,10 +85,31 @@ func (l *lab) rounds(ctx context.Context, subjects []subject) (series, error) {
 	return all, nil
 }
 
-// inTurn returns the order of a round.
-func inTurn[S any](subjects []S, round int) []S {
+// together makes one sample of the turns of a round. Its percentiles are the medians of theirs.
+func together(turns []sample) sample {
+	out := sample{CPU: map[string]float64{}}
+	seconds := 0.0
+	var p50s, p99s []float64
+	for _, t := range turns {
+		out.Requests += t.Requests
+		seconds += float64(t.Requests) / t.Rate
+		p50s, p99s = append(p50s, t.P50), append(p99s, t.P99)
+		out.Foreign = max(out.Foreign, t.Foreign)
+		for name, us := range t.CPU {
+			out.CPU[name] += us * float64(t.Requests)
+		}
+	}
+	for name := range out.CPU {
+		out.CPU[name] /= float64(out.Requests)
+	}
+	out.Rate, out.P50, out.P99 = float64(out.Requests)/seconds, median(p50s), median(p99s)
+	return out
+}
+
+// inTurn returns the order of a turn.
+func inTurn[S any](subjects []S, turn int) []S {
 	out := slices.Clone(subjects)
-	if round%2 == 1 {
+	if turn%2 == 1 {
 		slices.Reverse(out)
 	}
 	return out
@@ -79,24 +118,19 @@ func inTurn[S any](subjects []S, round int) []S {
 // tries is how often a measurement is repeated if other processes used the machine.
 const tries = 10
 
-// measure measures one subject once, on an idle machine.
-func (l *lab) measure(ctx context.Context, s subject) (sample, error) {
-	var err error
+// measure measures one subject for a turn, on an idle machine.
+func (l *lab) measure(ctx context.Context, s subject) (got sample, err error) {
 	for range tries {
-		if err = l.awaitQuiet(ctx); err != nil {
-			return sample{}, err
-		}
-		var got sample
 		if got, err = l.measureOnce(ctx, s); err == nil || !errors.Is(err, errBusy) {
 			return got, err
 		}
 		l.say("         %-28s again: %v", s.name, err)
+		if err := l.awaitQuiet(ctx); err != nil {
+			return sample{}, err
+		}
 	}
 	return sample{}, err
 }
-
-// warm is the duration of the warm-up.
-const warm = time.Second
 
 func (l *lab) measureOnce(ctx context.Context, s subject) (sample, error) {
 	if err := s.check(ctx); err != nil {
@@ -113,7 +147,7 @@ func (l *lab) measureOnce(ctx context.Context, s subject) (sample, error) {
 		return sample{}, err
 	}
 	go func() { checked <- checkOn(during, s.check) }()
-	got, err := s.run(ctx, l.during)
+	got, err := s.run(ctx, turn)
 	cancel()
 	err = errors.Join(err, <-checked)
 	if err != nil {

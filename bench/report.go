@@ -156,7 +156,7 @@ func (r *result) writeResults(path string) error {
 
 func (r *result) markdown() []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench` on %s: %d interleaved rounds, the order reversed each other round, %d s for each measurement\n"+
+	fmt.Fprintf(&b, "# Results\n\nWritten by `make bench` on %s: %d rounds, %d s for each design in a round, in turns of half a second\n"+
 		"(%d connections, all on one machine, load generator included). A ratio is the median of the rounds' paired ratios. Ratios hold better than absolute\n"+
 		"figures, and CPU per request better than rates.\n\n",
 		r.Date.Format("2006-01-02 15:04 UTC"), r.Rounds, r.Seconds, connections)
