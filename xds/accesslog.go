@@ -300,8 +300,8 @@ var (
 		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofUnparsed("malformed")),
 	}
 	refused = verdict{
-		first(ofEnd(func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'"), ofUnparsed(string(authz.Denied))),
-		first(ofEnd(func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofUnparsed("malformed")),
+		first(ofEnd(string(authz.Denied), func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'")),
+		first(ofEnd("malformed", func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
 	}
 )
 
@@ -312,20 +312,24 @@ func ofHit(value string) operator {
 		authz.ReasonModule, value, authz.MetadataNamespace, authz.MetadataReason)}
 }
 
-// ofEnd is a part of the entry of envoysEnds for the request. If there is none, the expression is an error, and there
-// is no value.
-func ofEnd(part func(i int) string) operator {
+// ofEnd is a part of the entry of envoysEnds for the request, or a value for one that Envoy's parser refuses: its body
+// comes after the decision. If it is neither, the expression is an error, and there is no value.
+func ofEnd(unparsed string, part func(i int) string) operator {
 	entries := make([]string, len(envoysEnds))
 	for i, end := range envoysEnds {
 		entries[i] = fmt.Sprintf("'%s':'%s'", end.details, part(i))
 	}
-	return operator{Command: "CEL", Param: "{" + strings.Join(entries, ",") + "}[response.code_details]"}
+	return operator{Command: "CEL", Param: unparsedDetails + "?'" + unparsed + "':{" + strings.Join(entries, ",") + "}[response.code_details]"}
 }
 
-// ofUnparsed is a value for a request that Envoy's parser refuses, by the names of such ends (http1.codec_error,
-// http2.unexpected_underscore). For another one the expression is an error, and there is no value.
+// unparsedDetails is a condition of CEL for a request that Envoy's parser refuses, by the names of such ends
+// (http1.codec_error, http2.unexpected_underscore).
+const unparsedDetails = "response.code_details.startsWith('http')"
+
+// ofUnparsed is a value for a request that Envoy's parser refuses. For another one the expression is an error, and there
+// is no value.
 func ofUnparsed(value string) operator {
-	return operator{Command: "CEL", Param: fmt.Sprintf("{true:'%s'}[response.code_details.startsWith('http')]", value)}
+	return operator{Command: "CEL", Param: fmt.Sprintf("{true:'%s'}[%s]", value, unparsedDetails)}
 }
 
 func one(o operator) string { return "%" + o.Command + "(" + o.Param + ")%" }

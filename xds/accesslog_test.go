@@ -396,6 +396,7 @@ tokens: {subprotocol: gatepost.bearer}
 tls: {redirect: false, certificates: [{cert_file: c, key_file: k}], client_certificates: {ca_file: c, mode: optional}}
 services:
   - {name: orders, path: /orders, allowed_methods: [GET, POST], upstreams: ["SECURED"], max_request_bytes: 10}
+  - {name: open, path: /open, upstreams: ["SECURED"]}
   - {name: admin, path: /admin, scopes: [admin], upstreams: ["SECURED"]}
   - {name: few, path: /few, upstreams: ["SECURED"], rate_limits: [{requests: 1, per: 24h, by: user}]}
   - {name: items, path: /items, authenticate: false, upstreams: ["PUBLIC"], rate_limits: [{requests: 1, per: 24h, by: service}]}
@@ -419,6 +420,8 @@ func TestEachEndOfADecisionHasALine(t *testing.T) {
 		"GET /few":              "200 few allow token_known ada",
 		"GET /few/again":        "429 few deny rate_limited ada",
 		"POST /orders/large":    "413 orders deny body_too_large ada",
+		"POST /orders/unparsed": "400 orders deny malformed ada", // after the decision of the module
+		"POST /open/unparsed":   "400 open deny malformed",       // before the decision
 		"DELETE /orders":        "405 orders deny method_not_allowed",
 		"GET /nobody":           "404 deny not_found",
 		"GET /items/%2e%2e;/x":  "400 deny malformed",
@@ -473,6 +476,8 @@ func testEnds(t *testing.T, text, origin string, want map[string]string) {
 			headers[1] = "origin: https://other.example"
 		case "/large":
 			headers, body = append(headers, "content-length: 11"), "01234567890"
+		case "/unparsed":
+			headers, body = append(headers, "transfer-encoding: chunked"), "x\r\n"
 		case "/chat":
 			headers[2] = "connection: upgrade"
 			headers = append(headers, "upgrade: websocket")
