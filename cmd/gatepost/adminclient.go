@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,7 +60,12 @@ func healthCommand(s *settings) *cobra.Command {
 				path = "/healthz"
 			}
 			body, err := s.get(c.Context(), path)
-			_, _ = c.OutOrStdout().Write(body)
+			if len(body) > 0 {
+				fmt.Fprintf(c.OutOrStdout(), "%s\n", body)
+			}
+			if refused := (*refusal)(nil); errors.As(err, &refused) && refused.code == http.StatusServiceUnavailable {
+				return fmt.Errorf("the gateway on %s is not ready", s.admin) // the body has the reasons
+			}
 			return err
 		},
 	}
@@ -82,7 +89,7 @@ func statusCommand(s *settings) *cobra.Command {
 				return err
 			}
 			if format == "json" {
-				_, err = c.OutOrStdout().Write(body)
+				_, err = fmt.Fprintf(c.OutOrStdout(), "%s\n", body)
 				return err
 			}
 			status, err := s.readStatus(body)
@@ -326,6 +333,7 @@ func (s *settings) do(ctx context.Context, method, path string, content []byte) 
 	if err != nil {
 		return nil, err
 	}
+	defer waiting(newProgress(os.Stderr), "waiting for the gateway on "+s.admin)()
 	response, err := s.adminClient().Do(request)
 	if err != nil {
 		return nil, fmt.Errorf("calling the gateway on %s (is it running, and is --admin right?): %w", s.admin, err)
@@ -336,7 +344,16 @@ func (s *settings) do(ctx context.Context, method, path string, content []byte) 
 		return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
 	}
 	if response.StatusCode != http.StatusOK {
-		return body, &refusal{response.StatusCode, fmt.Sprintf("requesting %s: %s: %s", s.admin, response.Status, strings.TrimSpace(string(body)))}
+		return body, &refusal{response.StatusCode, fmt.Sprintf("requesting %s: %s: %s", s.admin, response.Status, errorOf(body))}
 	}
 	return body, nil
+}
+
+// errorOf returns the error in a response of the admin API, or all of another response, in one line.
+func errorOf(body []byte) string {
+	var of struct{ Error string }
+	if err := json.Unmarshal(body, &of); err != nil || of.Error == "" {
+		of.Error = strings.TrimSpace(string(body))
+	}
+	return oneLine(of.Error)
 }

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"gatepost/convention"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 )
 
@@ -105,6 +108,33 @@ func TestStatusTellsAPublishedVersionFromTheActiveOne(t *testing.T) {
 		}
 		if !strings.HasPrefix(out.String(), want) {
 			t.Errorf("got\n%s\nwant at first\n%s", &out, want)
+		}
+	}
+}
+
+// TestAnErrorOfTheAPIIsPrintedOnceAndAsText: that the gateway is not ready has its reasons on standard output alone.
+func TestAnErrorOfTheAPIIsPrintedOnceAndAsText(t *testing.T) {
+	t.Parallel()
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/readyz" {
+			convention.WriteJSON(w, http.StatusServiceUnavailable, map[string]string{"envoy": "no Envoy\tis connected"})
+			return
+		}
+		convention.WriteJSON(w, http.StatusUnauthorized, map[string]string{"error": "this call needs a\x1btoken"})
+	}))
+	defer api.Close()
+	address := api.Listener.Addr().String()
+	for name, want := range map[string][2]string{
+		"health": {`{"envoy":"no Envoy\tis connected"}` + "\n", "the gateway on " + address + " is not ready"},
+		"status": {"", "requesting " + address + ": 401 Unauthorized: this call needs a?token"},
+	} {
+		root := newRoot()
+		var out strings.Builder
+		root.SetOut(&out)
+		root.SetArgs([]string{name, "--admin", address})
+		err := root.ExecuteContext(t.Context())
+		if err == nil || err.Error() != want[1] || out.String() != want[0] {
+			t.Errorf("%s: %v and %q, want %q", name, err, out.String(), want)
 		}
 	}
 }

@@ -60,3 +60,27 @@ func (p *progress) end() {
 		p.line = ""
 	}
 }
+
+// progressEvery is how often waiting shows how long it has taken.
+const progressEvery = 200 * time.Millisecond
+
+// waiting shows that a call is waited for, until stop is called.
+func waiting(p *progress, state string) (stop func()) {
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer p.end()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-time.After(progressEvery):
+				p.show(state)
+			}
+		}
+	}()
+	return func() {
+		close(stopped)
+		<-ended
+	}
+}

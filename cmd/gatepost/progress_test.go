@@ -4,6 +4,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/envoy/envoytest"
+	"gatepost/testlog"
 )
 
 func TestProgressIsOneLineOnATerminalAndFewLinesElsewhere(t *testing.T) {
@@ -35,5 +38,17 @@ func TestProgressIsOneLineOnATerminalAndFewLinesElsewhere(t *testing.T) {
 		if out.String() != c.want {
 			t.Errorf("on a %s: %q, want %q", name, out.String(), c.want)
 		}
+	}
+}
+
+func TestACallThatIsWaitedForShowsProgress(t *testing.T) {
+	t.Parallel()
+	var out testlog.Buffer
+	now := time.Unix(1000, 0)
+	stop := waiting(progressAt(&out, true, func() time.Time { now = now.Add(time.Second); return now }), "waiting for it")
+	envoytest.Eventually(t, "the progress", func() bool { return strings.Contains(out.String(), "waiting for it (") })
+	stop()
+	if !strings.HasSuffix(out.String(), "\r\x1b[K") {
+		t.Errorf("the line stays: %q", out.String())
 	}
 }
