@@ -53,7 +53,7 @@ func newCounts() (*counts, failures) {
 	c := &counts{
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: convention.MetricDecisions,
-			Help: "Requests decided about, by service, decision (allow, deny, error: could not tell) and reason.",
+			Help: "Requests decided about, by service, decision (allow, deny, error: no decision was possible) and reason.",
 		}, []string{"service", "decision", "reason"}),
 		limit:    maxServices,
 		services: map[string]*serviceCounts{},

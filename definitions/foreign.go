@@ -67,9 +67,9 @@ var foreignFields = map[protoreflect.Name]map[string]foreignField{
 		"origins":        {"", "origins stands at the top of the file"},
 		"alloworigins":   {"", "did you mean origins? it stands at the top of the file"},
 		"allowedorigins": {"", "did you mean origins? it stands at the top of the file"},
-		"methods":        {"", "browsers are told the allowed_methods of each service"},
-		"allowmethods":   {"", "browsers are told the allowed_methods of each service"},
-		"allowedmethods": {"", "browsers are told the allowed_methods of each service"},
+		"methods":        {"", "browsers receive the allowed_methods of each service"},
+		"allowmethods":   {"", "browsers receive the allowed_methods of each service"},
+		"allowedmethods": {"", "browsers receive the allowed_methods of each service"},
 		"headers":        meant("allow_headers"), "exposedheaders": meant("expose_headers"), "credentials": meant("allow_credentials"),
 	},
 	"Authenticator": {

@@ -197,7 +197,7 @@ func checkHealthCheck(f *findings, s *Service, m *gatewayv1.Service, field strin
 	case h.GRPC:
 		checkGRPCHealthCheck(f, s, len(m.GetHealthCheck().GetExpect()) > 0, field)
 	case h.Path == "":
-		f.add(field+".health_check.path", aboutFields.faultf("write the path that tells whether an upstream is well, such as /healthz", "is missing"))
+		f.add(field+".health_check.path", aboutFields.faultf("write a path that responds 200 while an upstream is healthy, such as /healthz", "is missing"))
 	case !strings.HasPrefix(h.Path, "/") || strings.ContainsFunc(h.Path, func(r rune) bool { return r <= ' ' || r >= 0x7f || r == '#' }):
 		f.add(field+".health_check.path", aboutFailures.faultf("write a path such as /healthz, in plain ASCII", "%s is not a path", shown(h.Path)))
 	}

@@ -151,7 +151,7 @@ func wholeSeconds(d time.Duration) *fault {
 	if d%time.Second == 0 {
 		return nil
 	}
-	return aboutFields.faultf("write whole seconds, such as 60s", "has a part of a second, which cannot be told to a client")
+	return aboutFields.faultf("write whole seconds, such as 60s", "has a part of a second, which cannot be sent to a client")
 }
 
 // parseService parses a service of g and checks it by itself.

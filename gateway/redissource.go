@@ -91,7 +91,7 @@ func (s *redisSource) Run(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
 	defer cancel()
 	if err := s.store.Leave(ctx, s.id); err != nil {
-		s.gateway.logger.Warn("the other gateways were not told that this one ends", "error", err)
+		s.gateway.logger.Warn("reporting the end of this gateway to the others failed", "error", err)
 	}
 }
 

@@ -72,7 +72,7 @@ const freeWithin = 3 * time.Second
 func awaitFree(ctx context.Context, address string) error {
 	for deadline := time.Now().Add(freeWithin); isShared(ctx, address); {
 		if time.Now().After(deadline) {
-			return fmt.Errorf("listening on %s, as the definitions say: another process does already; stop it, or choose another address", address)
+			return fmt.Errorf("listening on %s of the definitions: another process does already; stop it, or choose another address", address)
 		}
 		select {
 		case <-ctx.Done():

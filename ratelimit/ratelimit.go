@@ -71,7 +71,7 @@ func New(c Config) (*Server, error) {
 		config: c,
 		guard: redisconn.Guard{
 			Timeout: c.Timeout, Logger: c.Logger, Now: c.Now,
-			Lost: "requests cannot be counted for rate limits of the cluster; they are allowed or refused, as the limits say",
+			Lost: "requests cannot be counted for rate limits of the cluster; without_redis of each limit decides",
 			Back: "requests are counted for rate limits of the cluster again",
 		},
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
