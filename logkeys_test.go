@@ -16,7 +16,7 @@ import (
 // unit at the end of its name, if it has one; durations are in seconds.
 const logKeys = `
 acked address admin answered by cache call certificate change changed client count damaged_file damaged_pages days
-decision dir envoy_version envoys error event.action file former from gatepost_version grpc http left_out
+decision dir envoy_version envoys error event.action file former from gatepost_version grpc host http left_out
 lines_left_out masters message method module node origin outcome panic path pid poll_seconds reason redis refused
 remedy removed request_id revision route seconds see service services session sessions source stack token type user
 version wait_seconds withheld`

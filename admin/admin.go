@@ -105,7 +105,7 @@ type Server struct {
 	access   *access
 	draining chan struct{} // closed by Drain
 	drain    func()
-	streams  chan struct{} // holds one element for each live stream
+	streams  streams
 	handler  http.Handler
 }
 
@@ -120,7 +120,7 @@ func New(config Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{config: config, draining: make(chan struct{}), streams: make(chan struct{}, maxStreams), access: &access{
+	s := &Server{config: config, draining: make(chan struct{}), access: &access{
 		local: config.Local, file: file, link: link{now: time.Now}, logger: config.Logger, shield: guessing,
 	}}
 	s.drain = sync.OnceFunc(func() { close(s.draining) })

@@ -252,7 +252,7 @@ func (s *Server) forgive(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := s.config.Shield.Forgive(r.Context(), key); err != nil {
 		w.Header().Set("Retry-After", "1")
-		writeError(w, http.StatusServiceUnavailable, "forgiven here; the other gateways could not be told: "+err.Error())
+		writeError(w, http.StatusServiceUnavailable, "forgiven on this gateway; the others were not reached: "+err.Error())
 		return
 	}
 	s.config.Logger.Info("failed logins forgiven", "address", q.Address, "user", q.User, "by", by(r), "client", r.RemoteAddr,

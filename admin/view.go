@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
@@ -117,24 +118,56 @@ func (s *Server) definitions(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(d.Text)
 }
 
-// maxStreams limits live streams. streamWrite limits one write to them, and streamBeat is how often an empty line shows
-// that a stream is alive.
+// maxStreams limits live streams, and callerStreams those of one caller, so that one process cannot keep all others out.
+// All callers without a token are one. streamWrite limits one write to a stream, and streamBeat is how often an empty
+// line shows that it is alive.
 const (
-	maxStreams  = 32
-	streamWrite = 10 * time.Second
-	streamBeat  = 15 * time.Second
+	maxStreams    = 32
+	callerStreams = 8
+	streamWrite   = 10 * time.Second
+	streamBeat    = 15 * time.Second
 )
+
+// streams counts live streams, in all and by caller.
+type streams struct {
+	mu  sync.Mutex
+	all int
+	by  map[string]int
+}
+
+// begin counts a stream, unless there are too many.
+func (s *streams) begin(caller string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == maxStreams || s.by[caller] == callerStreams {
+		return false
+	}
+	if s.by == nil {
+		s.by = map[string]int{}
+	}
+	s.all++
+	s.by[caller]++
+	return true
+}
+
+func (s *streams) end(caller string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all--
+	if s.by[caller]--; s.by[caller] == 0 {
+		delete(s.by, caller) // names change with the token file
+	}
+}
 
 // follow sends each denial from now on as a line of JSON, and an empty line now and then.
 func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
-	select {
-	case s.streams <- struct{}{}:
-		defer func() { <-s.streams }()
-	default:
+	caller := callerOf(r).Name
+	if !s.streams.begin(caller) {
 		w.Header().Set("Retry-After", "10")
 		writeError(w, http.StatusServiceUnavailable, "too many live streams; close one")
 		return
 	}
+	defer s.streams.end(caller)
 	denied, stop := s.config.Follow()
 	defer stop()
 	to := http.NewResponseController(w)

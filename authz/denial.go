@@ -31,8 +31,10 @@ type Denial struct {
 	// RequestID is Envoy's, as in its access log.
 	RequestID string `json:"request_id"`
 	Method    string `json:"method"`
-	Path      string `json:"path"`
-	Origin    string `json:"origin,omitempty"`
+	// Host is the authority that the client asked for. Services can be of one host.
+	Host   string `json:"host"`
+	Path   string `json:"path"`
+	Origin string `json:"origin,omitempty"`
 	// Client is the client's address, as Envoy determined it.
 	Client string `json:"client"`
 	// Token is the fingerprint of the presented token, or empty if there is none or a malformed one.
@@ -48,6 +50,7 @@ func newDenial(now time.Time, q *Request, d *Decision) Denial {
 		Reason:    d.Reason.String(),
 		RequestID: kept(q.requestID),
 		Method:    kept(q.method),
+		Host:      kept(q.host),
 		Path:      kept(path),
 		Origin:    kept(q.origin),
 		Client:    kept(q.client()),
@@ -119,7 +122,7 @@ func (d *denials) add(ctx context.Context, one Denial, cause error) {
 	}
 	attrs := []slog.Attr{
 		slog.String("decision", one.Decision), slog.String("reason", one.Reason), slog.String("service", one.Service),
-		slog.String("request_id", one.RequestID), slog.String("method", one.Method), slog.String("path", one.Path),
+		slog.String("request_id", one.RequestID), slog.String("method", one.Method), slog.String("host", one.Host), slog.String("path", one.Path),
 		slog.String("client", one.Client),
 	}
 	if one.Origin != "" {

@@ -40,7 +40,7 @@ type Request struct {
 	cookie, subprotocols string
 	// The others are for people and decide nothing. path includes the query. source is the address of the connection, and
 	// address the client's according to Envoy, if they can differ.
-	requestID, streamID, method, path, source, address string
+	requestID, streamID, method, host, path, source, address string
 }
 
 // client returns the client's address.
@@ -57,7 +57,7 @@ func NewRequest(r *authv3.CheckRequest) *Request {
 	for name, value := range http.GetHeaders() {
 		q.setHeader(name, value)
 	}
-	q.streamID, q.method, q.path = http.GetId(), http.GetMethod(), http.GetPath()
+	q.streamID, q.method, q.host, q.path = http.GetId(), http.GetMethod(), http.GetHost(), http.GetPath()
 	q.source = attributes.GetSource().GetAddress().GetSocketAddress().GetAddress()
 	return q
 }

@@ -268,11 +268,11 @@ func TestADenialIsToldInOneLine(t *testing.T) {
 	}
 	want := Denial{
 		Service: "orders", Decision: "deny", Reason: "token_unknown", RequestID: "5f0c7a2e-0000-4000-8000-000000000001",
-		Method: "GET", Path: "/orders/5", Origin: "https://shop.example", Client: "192.0.2.7", Token: token.Hash().String(),
+		Method: "GET", Host: "shop.example", Path: "/orders/5", Origin: "https://shop.example", Client: "192.0.2.7", Token: token.Hash().String(),
 	}
 	for key, value := range map[string]string{
 		"level": "INFO", "service": want.Service, "decision": want.Decision, "reason": want.Reason, "request_id": want.RequestID,
-		"method": want.Method, "path": want.Path, "origin": want.Origin, "client": want.Client, "token": want.Token,
+		"method": want.Method, "host": want.Host, "path": want.Path, "origin": want.Origin, "client": want.Client, "token": want.Token,
 	} {
 		if line[key] != value {
 			t.Errorf("%s: %v, want %s", key, line[key], value)

@@ -23,12 +23,13 @@ func (q *Request) UnmarshalMessage(b []byte) error {
 // checkRequest is the shape of a CheckRequest. Only these fields are read:
 //
 //	attributes.context_extensions
-//	attributes.request.http.{id, method, path, headers}
+//	attributes.request.http.{id, method, host, path, headers}
 //	attributes.source.address.socket_address.address
 var checkRequest = func() *shape {
 	http := into(fields{
 		"id":      takeString(func(q *Request, s string) { q.streamID = s }),
 		"method":  takeString(func(q *Request, s string) { q.method = s }),
+		"host":    takeString(func(q *Request, s string) { q.host = s }),
 		"path":    takeString(func(q *Request, s string) { q.path = s }),
 		"headers": takePairs((*Request).setHeader),
 	})

@@ -118,6 +118,10 @@ func (b *tab) accessible(what, axe string) {
 	if wide := b.evaluate(`String(document.documentElement.scrollWidth)`); wide != "320" {
 		b.t.Errorf("%s is %s pixels wide, want 320", what, wide)
 	}
+	cut := b.evaluate(`[...document.querySelectorAll(".scroll")].filter(e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel).join(", ")`)
+	if cut != "" {
+		b.t.Errorf("of %s in 320 pixels a part is outside of the window: %s", what, cut)
+	}
 	if err := chromedp.Do(b.ctx, chromedp.EmulateViewport(1200, 800)); err != nil {
 		b.t.Fatal(err)
 	}
@@ -219,6 +223,7 @@ func TestThePageOfTheAdminAddress(t *testing.T) {
 tokens: {authenticator: {url: "%s/users/authenticate"}, shield: {address: {failures: 1, base: 900s}}}
 services:
   - {name: orders, path: /orders, upstreams: ["%s"], allowed_methods: [GET]}
+  - {name: api, path: /, hosts: [api.example], upstreams: ["%[2]s"]}
 %s`, users(t).URL(), upstream.URL(), more)
 	}
 	options.Args = append(options.Args, "--config", "gatepost.yaml")
@@ -257,6 +262,13 @@ services:
 	b.see("method_not_allowed", "405", "gatepost.yaml:5")
 	b.accessible("an explanation", axe)
 	b.screenshot("explain")
+
+	// A denial under another host, with a malformed token, is explained with both.
+	b.press("Denials")
+	g.under("api.example", "GET", "/reports", "", "Authorization: Bearer x")
+	b.see("token_malformed", "at api.example")
+	b.press("explain")
+	b.see("token_malformed", "401", "GET /reports", "gatepost.yaml:6")
 
 	// A session that is ended in the page gets 401 at once.
 	b.press("Sessions")
@@ -321,6 +333,23 @@ services:
 	b.screenshot("overview")
 	b.prefer("dark")
 	b.screenshot("overview-dark")
+
+	// Files that need the token are saved with it.
+	b.evaluate(`(() => {
+		window.saved = ""
+		const link = URL.createObjectURL
+		URL.createObjectURL = file => { file.text().then(text => window.saved = text); return link.call(URL, file) }
+		return ""
+	})()`)
+	for _, file := range [][2]string{
+		{"metrics", "gatepost_decisions_total"}, {"API", "openapi: 3.1"}, {"Download a support bundle", "\x1f"},
+		{"Download the definitions that are served", "name: orders"},
+	} {
+		b.press("Revisions")
+		b.press(map[bool]string{true: "Overview", false: "Revisions"}[strings.Contains(file[0], "support")])
+		b.press(file[0])
+		envoytest.Eventually(t, file[0]+" to be saved", func() bool { return strings.Contains(b.evaluate(`window.saved`), file[1]) })
+	}
 	if found := b.violations(); found != "" {
 		t.Errorf("the page violates its policy: %s", found)
 	}
@@ -507,9 +536,11 @@ services:
 	b.see("The newest definitions are not served as they are", "unverified", "/does/not/exist.crt")
 	b.screenshot("envoys")
 	b.press("Services")
-	b.see("withheld", "served")
+	b.see("withheld", "served", "/does/not/exist.crt")
 	b.accessible("a service that is withheld", axe)
 	if found := b.violations(); found != "" {
 		t.Errorf("the page violates its policy: %s", found)
 	}
+	g.Signal(syscall.SIGTERM)
+	b.see("The gateway does not respond.")
 }

@@ -31,7 +31,7 @@ export interface Service {
 }
 export interface Services { services: Service[]; unknown?: string }
 export interface Denial {
-  time: string; service: string; decision: string; reason: string; request_id: string; method: string; path: string
+  time: string; service: string; decision: string; reason: string; request_id: string; method: string; host: string; path: string
   origin?: string; client: string; token?: string
 }
 export interface Field { name: string; value: string }
@@ -69,9 +69,9 @@ async function send(method: string, path: string, body?: unknown, signal?: Abort
   const token = sessionStorage.getItem(key)
   if (token !== null) headers["Authorization"] = "Bearer " + token
   if (body !== undefined) headers["Content-Type"] = "application/json"
-  const response = await fetch("/api/v1/" + path, {
+  const response = await fetch(path.startsWith("/") ? path : "/api/v1/" + path, {
     method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal, cache: "no-store", redirect: "error",
-  })
+  }).catch(e => { throw signal?.aborted ? e : new Error("The gateway does not respond.") })
   if (!response.ok) {
     const text = await response.text()
     let message = text

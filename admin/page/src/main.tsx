@@ -1,8 +1,8 @@
 import { render } from "preact"
 import { useEffect, useRef, useState } from "preact/hooks"
-import { hasToken, setToken, signIn, type Overview } from "./api"
+import { download, hasToken, setToken, signIn, type Overview } from "./api"
 import { Certificates, Denials, Envoys, Explain, Home, Revisions, Services, Sessions, Shield } from "./pages"
-import { Failure, useCall } from "./ui"
+import { Failure, text, useCall } from "./ui"
 
 const pages = [
   ["", "Overview"], ["services", "Services"], ["denials", "Denials"], ["explain", "Explain"], ["sessions", "Sessions"],
@@ -57,8 +57,19 @@ function App({ problem }: { problem: string | undefined }) {
       {title === "Certificates" && <Certificates />}
       {title === "Held logins" && <Shield may={may} />}
     </main>
-    <footer>Gatepost {overview.value?.gatepost_version} · <a href="/api/v1/openapi.yaml">API</a> · <a href="/metrics">metrics</a></footer>
+    <footer>Gatepost {overview.value?.gatepost_version} · <File path="/api/v1/openapi.yaml">API</File> · <File path="/metrics">metrics</File></footer>
   </>
+}
+
+// File is a link to a file that may need the token, which a browser does not send for a link: then it is saved.
+function File({ path, children }: { path: string; children: string }) {
+  const [error, setError] = useState<string>()
+  const save = (e: Event) => {
+    if (!hasToken()) return
+    e.preventDefault()
+    download(path, "gatepost-" + path.split("/").at(-1)).then(() => setError(undefined), e => setError(text(e)))
+  }
+  return <><a href={path} onClick={save}>{children}</a><Failure of={error} /></>
 }
 
 // Token takes the token of an operator. It is kept until the tab is closed.

@@ -57,7 +57,7 @@ export function Home({ overview, error }: { overview: Overview | undefined; erro
       </section>
     </div>
     <Listeners />
-    <SupportBundle />
+    <Download path="support" name="gatepost-support.tar.gz" label="Download a support bundle" note="It has no secrets, but addresses of clients." />
   </>
 }
 
@@ -80,13 +80,16 @@ const settings = (l: Listener) => [
   l.redirect && "redirects to https", l.client_certificates && "client certificates " + l.client_certificates, l.proxy_protocol && "PROXY protocol",
 ].filter(Boolean).join(", ")
 
-function SupportBundle() {
+function Download({ path, name, label, note }: { path: string; name: string; label: string; note?: string }) {
   const [error, setError] = useState<string>()
   return <p>
-    <button onClick={() => download("support", "gatepost-support.tar.gz").then(() => setError(undefined), e => setError(text(e)))}>Download a support bundle</button>
-    {" "}It has no secrets, but addresses of clients.
+    <button onClick={() => download(path, name).then(() => setError(undefined), e => setError(text(e)))}>{label}</button> {note}
     <Failure of={error} />
   </p>
+}
+
+function Rejected({ of }: { of: Status | undefined }) {
+  return of?.rejected ? <p class="bad note" role="alert">The newest definitions are not served as they are: {of.rejected}</p> : null
 }
 
 const healths = { healthy: "good", unhealthy: "bad", resting: "warn" } as const
@@ -94,13 +97,15 @@ const states = { served: "good", former: "warn", withheld: "bad" } as const
 
 export function Services() {
   const { value, error } = useCall<All>("services", 3 * seconds)
+  const status = useCall<Status>("status", 3 * seconds)
   return <>
     <Failure of={error} />
+    <Rejected of={status.value} />
     {value?.unknown && <p class="note">The state of upstreams is not known: {value.unknown}</p>}
     {value && <Table caption="Services as they are served" empty="No service is served." heads={["Service", "Path", "Access", "Methods", "Upstreams", "Requests", "Last request", "State"]}>
       {value.services.map(s => <tr key={s.name}>
         <th scope="row">{s.name}<small class="path">{s.file}:{s.line}</small></th>
-        <td>{s.hosts?.join(", ")} <a href={explainLink({ method: s.methods[0] ?? "GET", url: (s.hosts?.[0] ? "http://" + s.hosts[0].replace("*", "www") : "") + s.path })}>{s.path}</a></td>
+        <td>{s.hosts?.join(", ")} <a href={explainLink(s.methods[0] ?? "GET", s.path, [s.hosts?.[0] && "Host: " + s.hosts[0].replace("*", "www")])}>{s.path}</a></td>
         <td>{s.public ? <Badge kind="warn">public</Badge> : s.scopes?.length ? "scopes " + s.scopes.join(", ") : "token"}</td>
         <td>{s.methods.join(" ")}</td>
         <td>{s.upstreams.map(u => <div key={u.address} class="upstream">
@@ -116,8 +121,13 @@ export function Services() {
 
 const sum = (all: { requests: number; errors: number }[], what: "requests" | "errors") => all.reduce((n, e) => n + e[what], 0)
 
-const explainLink = (r: { method: string; url: string; origin?: string; token?: boolean }) =>
-  "#/explain?" + new URLSearchParams({ method: r.method, url: r.url, origin: r.origin ?? "", token: r.token ? "1" : "" }).toString()
+const explainLink = (method: string, url: string, headers: (string | false | undefined)[], token = false) =>
+  "#/explain?" + new URLSearchParams({ method, url, headers: headers.filter(Boolean).join("\n"), token: token ? "1" : "" }).toString()
+
+// explainDenial explains the request of a denial. Its token is not known: there is an outcome for each state of one.
+const explainDenial = (d: Denial) => explainLink(d.method, d.path.replace(/…$/, ""), [
+  d.host && "Host: " + d.host, d.origin && "Origin: " + d.origin, d.reason === "token_malformed" && "Authorization: malformed",
+], !!d.token)
 
 const shownDenials = 200
 
@@ -136,7 +146,8 @@ export function Denials() {
           await follow(abort.signal, () => { setState("live"); before.reload() }, d => setLive(all => [d, ...all].slice(0, shownDenials)))
         } catch (e) {
           if (abort.signal.aborted) return
-          setState(text(e) + "; connecting again")
+          setState("not live: " + text(e))
+          before.reload()
           await new Promise(r => setTimeout(r, 2 * seconds))
         }
       }
@@ -150,7 +161,7 @@ export function Denials() {
   })
   const words = filter.toLowerCase().split(/\s+/)
   const shown = all.filter(d => {
-    const line = `${d.service} ${d.reason} ${d.client} ${d.request_id} ${d.method} ${d.path} ${d.origin ?? ""}`.toLowerCase()
+    const line = `${d.service} ${d.reason} ${d.client} ${d.request_id} ${d.method} ${d.host} ${d.path} ${d.origin ?? ""}`.toLowerCase()
     return words.every(w => line.includes(w))
   }).slice(0, shownDenials)
   return <>
@@ -165,9 +176,9 @@ export function Denials() {
         <td><Time of={d.time} /></td>
         <td>{d.service || "–"}</td>
         <td><Badge kind={d.decision === "error" ? "bad" : "warn"}>{d.reason}</Badge></td>
-        <td class="path">{d.method} {d.path}{d.origin && <small>from {d.origin}</small>}</td>
+        <td class="path">{d.method} {d.path}<small>{d.host && `at ${d.host}`} {d.origin && `from ${d.origin}`}</small></td>
         <td>{d.client}</td>
-        <td><a href={explainLink({ method: d.method, url: d.path, origin: d.origin, token: !!d.token })} aria-label={`Explain ${d.method} ${d.path}`}>explain</a></td>
+        <td><a href={explainDenial(d)} aria-label={`Explain ${d.method} ${d.path}`}>explain</a></td>
       </tr>)}
     </Table>
   </>
@@ -176,7 +187,7 @@ export function Denials() {
 export function Explain({ query }: { query: URLSearchParams }) {
   const [method, setMethod] = useState(query.get("method") || "GET")
   const [url, setURL] = useState(query.get("url") || "")
-  const [headers, setHeaders] = useState(query.get("origin") ? "Origin: " + query.get("origin") : "")
+  const [headers, setHeaders] = useState(query.get("headers") || "")
   const [anyToken, setAnyToken] = useState(query.get("token") === "1")
   const [answer, setAnswer] = useState<Explanation>()
   const [error, setError] = useState<string>()
@@ -286,6 +297,7 @@ export function Revisions({ may }: { may: Overview["may"] }) {
     </Table>}
     {may !== "operate" && <p class="note">A rollback needs a token with the role operate.</p>}
     {shown !== undefined && <SideBySide number={shown} />}
+    <Download path="definitions" name="gatepost.yaml" label="Download the definitions that are served" />
   </>
 }
 
@@ -334,15 +346,15 @@ export function Envoys() {
   return <>
     <Failure of={error} />
     {value && <>
-      {value.rejected && <p class="bad note" role="alert">The newest definitions are not served as they are: {value.rejected}</p>}
+      <Rejected of={value} />
       <p>Version <code>{value.version || "none yet"}</code> of <span class="path">{value.source}</span> was sent <Time of={value.published} />.
-        {" "}{value.active !== value.version && <>Last active was <code>{value.active || "none yet"}</code>. </>}
+        {" "}{value.active !== value.version && (value.active ? <>Last active was <code>{value.active}</code>. </> : "No version has been active yet. ")}
         {value.envoys.filter(e => e.proven && e.acked === value.version).length} of {value.envoys.length} Envoys are verified to serve it. Tokens are
         checked {value.module?.library ? "inside Envoy" : "by Gatepost for each request" + (value.module?.reason ? ": " + value.module.reason : "")}.</p>
       <Table caption="Envoys that are connected" empty="No Envoy is connected." heads={["Envoy", "Acknowledged", "Verified", "Last rejection"]}>
         {value.envoys.map(e => <tr key={e.node + e.address}>
           <th scope="row">{e.node}<small>{e.address === "@" ? "by a Unix socket" : e.address}</small></th>
-          <td><code>{e.acked || "–"}</code><small><Time of={e.acked_at} /></small></td>
+          <td><code>{e.acked || "–"}</code>{e.acked_at && <small><Time of={e.acked_at} /></small>}</td>
           <td>{e.proven ? <Badge kind="good">yes</Badge> : <Badge kind="warn">{e.doubt || "not yet"}</Badge>}</td>
           <td>{e.last_nack ? <>
             {e.nack ? <Badge kind="bad">rejected</Badge> : <Badge kind="plain">overcome</Badge>} {e.last_nack.reason}
@@ -389,8 +401,8 @@ export function Shield({ may }: { may: Overview["may"] }) {
     </form>
     <Failure of={error} />
     {value && <>
-      <Table caption="Client addresses whose logins wait" empty="No address waits." heads={["Address", "Until", "All forgiven", "Action"]}>{rows(value.addresses, h => h.address ?? h.key)}</Table>
-      <Table caption="Users whose logins wait" empty={user ? `${user} does not wait here.` : "No user waits."} heads={["User", "Until", "All forgiven", "Action"]}>{rows(value.users, h => user || h.key.slice(0, 8) + "…")}</Table>
+      <Table caption="Client addresses whose logins wait" empty="No address waits." heads={["Address", "Waits until", "Failures count until", "Action"]}>{rows(value.addresses, h => h.address ?? h.key)}</Table>
+      <Table caption="Users whose logins wait" empty={user ? `${user} does not wait here.` : "No user waits."} heads={["User", "Waits until", "Failures count until", "Action"]}>{rows(value.users, h => user || h.key.slice(0, 8) + "…")}</Table>
     </>}
   </>
 }

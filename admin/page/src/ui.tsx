@@ -1,6 +1,6 @@
 // The parts that the pages share.
 import type { ComponentChildren } from "preact"
-import { useCallback, useEffect, useRef, useState } from "preact/hooks"
+import { useCallback, useEffect, useLayoutEffect, useRef, useState } from "preact/hooks"
 import { call, Refused } from "./api"
 
 export interface Loaded<T> { value?: T; error?: string; reload: () => void }
@@ -46,12 +46,23 @@ export function Badge({ kind, children }: { kind: "good" | "bad" | "warn" | "pla
 }
 
 export function Table({ caption, heads, children, empty }: { caption: string; heads: string[]; children: ComponentChildren[]; empty: string }) {
+  const body = useRef<HTMLTableSectionElement>(null)
+  // On a narrow screen each cell is a line with the name of its column (style.css), and still a part of a table.
+  useLayoutEffect(() => {
+    for (const row of body.current?.rows ?? []) {
+      row.setAttribute("role", "row")
+      for (const [i, cell] of [...row.cells].entries()) {
+        cell.setAttribute("role", cell.tagName === "TH" ? "rowheader" : "cell")
+        cell.dataset["head"] = heads[i]
+      }
+    }
+  })
   if (children.length === 0) return <p class="note">{empty}</p>
   return <div class="scroll" tabIndex={0} role="region" aria-label={caption}>
-    <table>
+    <table class="rows" role="table">
       <caption>{caption}</caption>
-      <thead><tr>{heads.map(h => <th scope="col" key={h}>{h}</th>)}</tr></thead>
-      <tbody>{children}</tbody>
+      <thead role="rowgroup"><tr role="row">{heads.map(h => <th scope="col" role="columnheader" key={h}>{h}</th>)}</tr></thead>
+      <tbody role="rowgroup" ref={body}>{children}</tbody>
     </table>
   </div>
 }
