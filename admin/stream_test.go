@@ -34,7 +34,7 @@ func openStream(t *testing.T, url, token string) (status int, lines *bufio.Reade
 	return answer.StatusCode, lines, func() { _ = answer.Body.Close() }
 }
 
-// TestOneCallerCannotHoldAllLiveStreams: who has another token gets one, and an end makes room. All end with the gateway.
+// TestOneCallerCannotHoldAllLiveStreams: another token gets one, and an end makes room. All end with the gateway.
 func TestOneCallerCannotHoldAllLiveStreams(t *testing.T) {
 	t.Parallel()
 	k := newKitWith(t, Config{Local: true, TokenFile: tokensIn(t, twoTokens)})

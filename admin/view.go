@@ -118,8 +118,8 @@ func (s *Server) definitions(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(d.Text)
 }
 
-// maxStreams limits live streams, and callerStreams those of one caller, so that one process cannot keep all others out.
-// All callers without a token are one. streamWrite limits one write to a stream, and streamBeat is how often an empty
+// maxStreams limits live streams, and callerStreams those of one caller: no process keeps all others out. All callers
+// without a token are one. streamWrite limits one write to a stream, and streamBeat is how often an empty
 // line shows that it is alive.
 const (
 	maxStreams    = 32

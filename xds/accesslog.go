@@ -326,8 +326,8 @@ func ofEnd(unparsed string, part func(i int) string) operator {
 // (http1.codec_error, http2.unexpected_underscore).
 const unparsedDetails = "response.code_details.startsWith('http')"
 
-// ofUnparsed is a value for a request that Envoy's parser refuses. For another one the expression is an error, and there
-// is no value.
+// ofUnparsed is a value for a request that Envoy's parser refuses. For another one the expression is an error, and
+// there is no value.
 func ofUnparsed(value string) operator {
 	return operator{Command: "CEL", Param: fmt.Sprintf("{true:'%s'}[%s]", value, unparsedDetails)}
 }
