@@ -133,6 +133,18 @@ func (o *observed) Revoke(ctx context.Context, h Hash) error {
 	return err
 }
 
+// End calls the inner store's End, and measures it as a revoke. It does nothing if the store is no [Ender].
+func (o *observed) End(ctx context.Context, of Principal) (bool, error) {
+	inner, ok := o.Store.(Ender)
+	if !ok {
+		return false, nil
+	}
+	ctx, call := o.revoke.begin(ctx)
+	ended, err := inner.End(ctx, of)
+	call.done(err)
+	return ended, err
+}
+
 func (o *observed) Sessions(ctx context.Context, user string) ([]*Session, error) {
 	ctx, call := o.sessions.begin(ctx)
 	list, err := o.Store.Sessions(ctx, user)

@@ -76,3 +76,10 @@ type Store interface {
 type Toucher interface {
 	Touch(ctx context.Context, of Principal, at time.Time, address string) error
 }
+
+// Ender is a [Store] that can end the session of a known principal in one step.
+type Ender interface {
+	// End ends the session of a token as [Store.Revoke] does, and reports whether it has. False means that Revoke must
+	// do it: the session has another token by now, or the store cannot end it in one step.
+	End(ctx context.Context, of Principal) (bool, error)
+}

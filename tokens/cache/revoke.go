@@ -15,11 +15,22 @@ import (
 // be revoked; Revoke can be repeated.
 func (c *Cache) Revoke(ctx context.Context, h tokens.Hash) error {
 	mode := c.mode()
+	known, _ := c.shard(h).get(h)
 	defer c.refuse(h)()
-	if err := c.store.Revoke(ctx, h); err != nil {
+	if err := c.end(ctx, h, known); err != nil {
 		return err
 	}
 	return c.awaitInvalidation(ctx, mode)
+}
+
+// end ends the session of a token in the store. If the token was in memory, the store need not look up whose it is.
+func (c *Cache) end(ctx context.Context, h tokens.Hash, known tokens.Principal) error {
+	if ender, can := c.store.(tokens.Ender); can && !known.IsZero() {
+		if ended, err := ender.End(ctx, known); ended || err != nil {
+			return err
+		}
+	}
+	return c.store.Revoke(ctx, h)
 }
 
 // Rotate exchanges the token old for next and waits as Revoke does. After it returns, no gateway

@@ -63,6 +63,43 @@ func TestNoGatewayAcceptsAfterRevoke(t *testing.T) {
 	}
 }
 
+// A token in memory is revoked without a look-up of its session. One that is not, or that was exchanged, needs one.
+func TestRevokeOfAKnownTokenIsOneCommandOfTheStore(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	g := openReal(t, server.URL())
+	g.awaitHeld()
+	exchanged := g.create("ann")
+	next := tokens.Successor{Session: session("ann")}
+	next.Session.ID, next.Session.Ends = exchanged.ID, exchanged.Ends
+	for _, c := range []struct {
+		name    string
+		session *tokens.Session
+		before  func(s *tokens.Session)
+		gets    int
+	}{
+		{"known", g.create("bob"), func(s *tokens.Session) { g.warm(s) }, 0},
+		{"not known", g.create("eve"), func(*tokens.Session) {}, 1},
+		{"exchanged", exchanged, func(s *tokens.Session) {
+			if _, err := g.Rotate(t.Context(), s.Hash, next, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			g.warm(s) // in its grace
+		}, 1},
+	} {
+		c.before(c.session)
+		before := server.CommandStats()["get"]
+		if err := g.Revoke(t.Context(), c.session.Hash); err != nil {
+			t.Fatal(err)
+		}
+		if got := server.CommandStats()["get"] - before; got < c.gets || c.gets == 0 && got > 0 {
+			t.Errorf("a revoke of a token that is %s: %d look-ups, want %d", c.name, got, c.gets)
+		}
+		g.deny(c.session)
+	}
+	g.deny(next.Session)
+}
+
 func TestEveryRevokeIsStrict(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

@@ -78,6 +78,7 @@ type Store struct {
 var (
 	_ tokens.Store   = (*Store)(nil)
 	_ tokens.Toucher = (*Store)(nil)
+	_ tokens.Ender   = (*Store)(nil)
 )
 
 // Config is what a [Store] needs.
@@ -238,6 +239,16 @@ func (s *Store) Revoke(ctx context.Context, h tokens.Hash) error {
 		return unavailable(ctx, "revoking a token", err)
 	}
 	return nil
+}
+
+// End implements [tokens.Ender]. In a cluster, the keys of a session are on several servers.
+func (s *Store) End(ctx context.Context, of tokens.Principal) (bool, error) {
+	if s.conn.IsCluster() || of.ID() == "" {
+		return false, nil
+	}
+	ctx, cancel := s.conn.Bound(ctx)
+	defer cancel()
+	return s.endInOneStep(ctx, &tokens.Session{User: of.User(), ID: of.ID(), Hash: of.Hash()})
 }
 
 // Sessions implements [tokens.Store]. Records and index entries that cannot be read are left out: they open nothing,
