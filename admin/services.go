@@ -45,7 +45,8 @@ type Upstream struct {
 	Address string `json:"address"`
 	Name    string `json:"name,omitempty"`
 	Canary  bool   `json:"canary,omitempty"`
-	// Health is healthy, unhealthy (it fails its health check) or resting (it failed requests).
+	// Health is healthy, unhealthy (it fails its health check), resting (it failed requests) or unchecked (nothing would
+	// show that it is dead).
 	Health string `json:"health"`
 	// Requests and Errors are how many requests it got, and how many failed or were answered 5xx.
 	Requests uint64 `json:"requests"`
@@ -64,6 +65,7 @@ const (
 	HealthHealthy   = "healthy"
 	HealthUnhealthy = "unhealthy"
 	HealthResting   = "resting"
+	HealthUnchecked = "unchecked"
 )
 
 // Services is the response of /api/v1/services.

@@ -241,7 +241,7 @@ services:
 	b.accessible("the overview", axe)
 
 	b.press("Services")
-	b.see("orders", "/orders", "healthy", "gatepost.yaml:5")
+	b.see("orders", "/orders", "unchecked", "gatepost.yaml:5")
 	b.accessible("services", axe)
 	b.screenshot("services")
 

@@ -47,7 +47,7 @@ func (g *Gateway) services(ctx context.Context) (out admin.Services) {
 			one.CanaryPercent = new(s.Canary.Percent)
 		}
 		for _, h := range hosts[s.Name] {
-			one.Upstreams = append(one.Upstreams, upstreamOf(h, s))
+			one.Upstreams = append(one.Upstreams, upstreamOf(h, s, len(hosts[s.Name]) > 1))
 		}
 		if err == nil && one.State == admin.StateServed {
 			one.NoAddress = namesWithout(hosts[s.Name], s)
@@ -116,7 +116,8 @@ func namesWithout(hosts []envoy.Host, s *definitions.Service) (names []string) {
 	return names
 }
 
-func upstreamOf(h envoy.Host, s *definitions.Service) admin.Upstream {
+// upstreamOf describes a host. several is whether its service has others: a single one never rests.
+func upstreamOf(h envoy.Host, s *definitions.Service, several bool) admin.Upstream {
 	u := admin.Upstream{
 		Address: h.Address, Canary: h.Zone == xds.ZoneCanary, Health: admin.HealthHealthy, Requests: h.Requests, Errors: h.Errors,
 	}
@@ -129,6 +130,8 @@ func upstreamOf(h envoy.Host, s *definitions.Service) admin.Upstream {
 		u.Health = admin.HealthUnhealthy
 	case h.Ejected:
 		u.Health = admin.HealthResting
+	case s.HealthCheck == nil && !(s.OutlierDetection && several):
+		u.Health = admin.HealthUnchecked
 	}
 	return u
 }

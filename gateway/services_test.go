@@ -40,7 +40,7 @@ services:
 	defer func() { close(held); <-done }()
 	want := []string{
 		"canary 127.0.0.1 healthy localhost, 10 %", "canary 127.0.0.1 healthy of the canary, 10 %", "checked 127.0.0.1 healthy", "checked 127.0.0.1 unhealthy",
-		"full 127.0.0.1 healthy, at [requests]", "misspelt no-such-name.invalid has no address", "resting 127.0.0.1 healthy", "resting 127.0.0.1 resting",
+		"full 127.0.0.1 unchecked, at [requests]", "misspelt no-such-name.invalid has no address", "resting 127.0.0.1 healthy", "resting 127.0.0.1 resting",
 	}
 	var got []string
 	envoytest.Eventually(t, fmt.Sprintf("the states %q", want), func() bool {

@@ -181,7 +181,7 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tPATH\tSTATE\tUPSTREAMS\tREQUESTS\tERRORS")
 	for _, r := range rows {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d/%d healthy\t%s\t%s\n", r.Name, r.Path, r.State, r.healthy, len(r.Upstreams)+len(r.NoAddress), count(r.requests, r.thenRequests), count(r.errors, r.thenErrors))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Path, r.State, healthsOf(r.Service).short(), count(r.requests, r.thenRequests), count(r.errors, r.thenErrors))
 	}
 	if more > 0 {
 		fmt.Fprintf(table, "and %d more\n", more)
@@ -199,7 +199,6 @@ func (t *topState) print(w io.Writer, before *topState, height int) {
 type topRow struct {
 	admin.Service
 	requests, errors, thenRequests, thenErrors float64
-	healthy                                    int
 }
 
 func (t *topState) rows(then topState) []topRow {
@@ -210,19 +209,16 @@ func (t *topState) rows(then topState) []topRow {
 	rows := make([]topRow, 0, len(t.services.Services))
 	for _, s := range t.services.Services {
 		r := topRow{Service: s}
-		r.requests, r.errors, r.healthy = upstreamCounts(s)
-		r.thenRequests, r.thenErrors, _ = upstreamCounts(were[s.Name])
+		r.requests, r.errors = upstreamCounts(s)
+		r.thenRequests, r.thenErrors = upstreamCounts(were[s.Name])
 		rows = append(rows, r)
 	}
 	return rows
 }
 
-func upstreamCounts(s admin.Service) (requests, errors float64, healthy int) {
+func upstreamCounts(s admin.Service) (requests, errors float64) {
 	for _, u := range s.Upstreams {
 		requests, errors = requests+float64(u.Requests), errors+float64(u.Errors)
-		if u.Health == admin.HealthHealthy {
-			healthy++
-		}
 	}
-	return requests, errors, healthy
+	return requests, errors
 }

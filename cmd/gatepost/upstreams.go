@@ -31,8 +31,8 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 		_, err := fmt.Fprintf(w, "upstreams  not known: %s\n", read.Unknown)
 		return err
 	}
-	total, unhealthy, rows := summarize(read.Services, all)
-	if _, err := fmt.Fprintf(w, "%d of %d upstreams are healthy\n", total-unhealthy, total); err != nil || len(rows) == 0 {
+	n, rows := summarize(read.Services, all)
+	if _, err := fmt.Fprintln(w, n); err != nil || len(rows) == 0 {
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -43,21 +43,57 @@ func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
 	return table.Flush()
 }
 
-// summarize counts upstreams, and returns the rows of services that need a look, or of all.
-func summarize(services []admin.Service, all bool) (total, unhealthy int, rows []string) {
-	for _, service := range services {
-		bad := len(service.NoAddress)
-		for _, u := range service.Upstreams {
-			if u.Health != admin.HealthHealthy {
-				bad++
-			}
+// healths counts upstreams by their health. A name without an address is unhealthy.
+type healths struct{ healthy, unhealthy, unchecked int }
+
+func healthsOf(s admin.Service) (n healths) {
+	n.unhealthy = len(s.NoAddress)
+	for _, u := range s.Upstreams {
+		switch u.Health {
+		case admin.HealthHealthy:
+			n.healthy++
+		case admin.HealthUnchecked:
+			n.unchecked++
+		default:
+			n.unhealthy++
 		}
-		total, unhealthy = total+len(service.Upstreams)+len(service.NoAddress), unhealthy+bad
-		if all || bad > 0 || service.CanaryPercent != nil || len(service.LimitsReached) > 0 {
+	}
+	return n
+}
+
+func (n healths) String() string {
+	switch checked := n.healthy + n.unhealthy; {
+	case n.unchecked == 0:
+		return fmt.Sprintf("%d of %d upstreams are healthy", n.healthy, checked)
+	case checked == 0:
+		return fmt.Sprintf("%d upstreams are unchecked (no health_check)", n.unchecked)
+	default:
+		return fmt.Sprintf("%d of %d checked upstreams are healthy, %d unchecked (no health_check)", n.healthy, checked, n.unchecked)
+	}
+}
+
+// short is String for a table.
+func (n healths) short() string {
+	switch checked := n.healthy + n.unhealthy; {
+	case n.unchecked == 0:
+		return fmt.Sprintf("%d/%d healthy", n.healthy, checked)
+	case checked == 0:
+		return fmt.Sprintf("%d unchecked", n.unchecked)
+	default:
+		return fmt.Sprintf("%d/%d healthy, %d unchecked", n.healthy, checked, n.unchecked)
+	}
+}
+
+// summarize counts upstreams, and returns the rows of services that need a look, or of all.
+func summarize(services []admin.Service, all bool) (n healths, rows []string) {
+	for _, service := range services {
+		one := healthsOf(service)
+		n.healthy, n.unhealthy, n.unchecked = n.healthy+one.healthy, n.unhealthy+one.unhealthy, n.unchecked+one.unchecked
+		if all || one.unhealthy > 0 || service.CanaryPercent != nil || len(service.LimitsReached) > 0 {
 			rows = append(rows, upstreamRows(service)...)
 		}
 	}
-	return total, unhealthy, rows
+	return n, rows
 }
 
 // upstreamRows are the rows of a service, one for each address and each name without one.

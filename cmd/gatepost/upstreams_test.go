@@ -27,6 +27,12 @@ func TestStatusListsUpstreamsThatNeedALook(t *testing.T) {
 			"3 of 6 upstreams are healthy", "b        10.0.0.2:80 b  healthy", "resting     9         5", "canary, 10 %", "at its limit of requests", "e        ordres         no address",
 		}, []string{"10.0.0.1"}},
 		{"status --upstreams", services, 200, []string{"a        10.0.0.1:80    healthy     7         0       -"}, nil},
+		{"status", strings.Replace(services, `"healthy"`, `"unchecked"`, 1), 200, []string{
+			"2 of 5 checked upstreams are healthy, 1 unchecked (no health_check)",
+		}, []string{"10.0.0.1"}},
+		{"status", `{"services":[{"name":"a","path":"/a","upstreams":[{"address":"10.0.0.1:80","health":"unchecked"}]}]}`, 200, []string{
+			"1 upstreams are unchecked (no health_check)",
+		}, []string{"10.0.0.1"}},
 		{"status", `{"services":[],"unknown":"no address"}`, 200, []string{"upstreams  not known: no address"}, []string{"healthy"}},
 		{"status", `404 page not found`, 404, nil, []string{"upstreams"}},
 	} {

@@ -23,7 +23,7 @@ export interface Certificate {
   days_left: number; expires_soon: boolean; problem: string; services: string[]
 }
 export interface Upstream {
-  address: string; name?: string; canary?: boolean; health: "healthy" | "unhealthy" | "resting"; requests: number; errors: number
+  address: string; name?: string; canary?: boolean; health: "healthy" | "unhealthy" | "resting" | "unchecked"; requests: number; errors: number
 }
 export interface Service {
   name: string; path: string; hosts?: string[]; methods: string[]; public: boolean; scopes?: string[]; upstreams: Upstream[]

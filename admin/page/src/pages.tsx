@@ -92,7 +92,7 @@ function Rejected({ of }: { of: Status | undefined }) {
   return of?.rejected ? <p class="bad note" role="alert">The newest definitions are not served as they are: {of.rejected}</p> : null
 }
 
-const healths = { healthy: "good", unhealthy: "bad", resting: "warn" } as const
+const healths = { healthy: "good", unhealthy: "bad", resting: "warn", unchecked: "plain" } as const
 const states = { served: "good", former: "warn", withheld: "bad" } as const
 
 export function Services() {
