@@ -187,6 +187,8 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 		t.Run(challenge, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "acme")
 			storage := acme.NewFiles(dir)
+			authorizations := func() int { return strings.Count(ca.Log(), "authorizations in the db") }
+			before := authorizations()
 			m := s.run(t, storage, settings(ca, challenge, "kept.test"))
 			obtained := m.pair(t)
 			verify(t, ca, obtained, "kept.test")
@@ -203,8 +205,13 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 			for _, event := range regexp.MustCompile(`event\.action=certificate-(\w+)\n`).FindAllStringSubmatch(log, -1) {
 				events = append(events, event[1])
 			}
-			if strings.Join(events, " ") != "requested challenged renewed requested challenged renewed" || strings.Count(log, "there is none yet") != 1 ||
-				strings.Count(log, "the renewal is due") != 1 || strings.Count(log, "type="+challenge) != 2 || strings.Contains(log, "ERROR") {
+			want, challenges := "requested challenged renewed requested challenged renewed", 2
+			// With PEBBLE_AUTHZREUSE=0, Pebble still accepts a former authorization in one of a hundred orders.
+			if authorizations()-before == 1 {
+				want, challenges = "requested challenged renewed requested renewed", 1
+			}
+			if strings.Join(events, " ") != want || strings.Count(log, "there is none yet") != 1 ||
+				strings.Count(log, "the renewal is due") != 1 || strings.Count(log, "type="+challenge) != challenges || strings.Contains(log, "ERROR") {
 				t.Errorf("the log is %s", log)
 			}
 			again := s.run(t, storage, settings(ca, challenge, "kept.test"))
