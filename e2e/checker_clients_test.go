@@ -168,7 +168,7 @@ func (c *clients) introspect(gateway int, m *minted) (id string) {
 	from := c.history.now()
 	got, err := c.ask(gateway, "POST", "/token/introspect", "", "", m.Text)
 	u := use{span: c.history.since(from), Token: m, Gateway: gateway, How: "POST /token/introspect"}
-	u.Verdict, u.Answer = judged(got, err)
+	u.Verdict, u.Answer = judgedCall(got, err)
 	var about struct {
 		Active   bool
 		Sub, SID string
@@ -209,7 +209,7 @@ func (c *clients) handOver(gateway int, m *minted) verdict {
 	from := c.history.now()
 	got, err := c.ask(gateway, "POST", "/token/refresh", "", "", m.Text)
 	s := c.history.since(from)
-	verdict, answer := judged(got, err)
+	verdict, answer := judgedCall(got, err)
 	c.history.ended(ending{span: s, Token: m, Gateway: gateway, How: how, Handover: true, Acknowledged: verdict == accepted})
 	if verdict != unsure {
 		c.history.used(use{span: s, Token: m, Gateway: gateway, How: how, Verdict: verdict, Answer: answer, Identity: m.User})
@@ -279,7 +279,7 @@ func (c *clients) end(way, gateway int, m *minted) bool {
 		}
 	}
 	e.span = c.history.since(from)
-	verdict, answer := judged(got, err)
+	verdict, answer := judgedCall(got, err)
 	if verdict == refused { // a rejected request cannot end anything
 		c.history.used(use{span: e.span, Token: m, Gateway: gateway, How: e.How, Verdict: refused, Answer: answer})
 		return false
@@ -308,6 +308,15 @@ func judged(got answer, err error) (verdict, string) {
 	default:
 		return odd, fmt.Sprint(got.Status, " ", got.Body)
 	}
+}
+
+// judgedCall is judged for a call below /token. Gatepost itself answers it, and not in time if it is frozen for longer
+// than Envoy waits.
+func judgedCall(got answer, err error) (verdict, string) {
+	if err == nil && got.Status == http.StatusGatewayTimeout && strings.Contains(got.Body, "took too long to answer") {
+		return unsure, "504 " + got.Body
+	}
+	return judged(got, err)
 }
 
 func (c *clients) ask(gateway int, method, path, body, kind, token string) (answer, error) {

@@ -44,7 +44,7 @@ type verdict int
 const (
 	accepted verdict = iota
 	refused          // 401, or 504 if the token expired on the way
-	unsure           // 503 or no response
+	unsure           // 503, no response, or none in time of a call below /token
 	odd              // any other response
 )
 
