@@ -42,8 +42,12 @@ unit test test-racing test-plain lint: export GOFLAGS := $(GOFLAGS) -tags=grpcno
 unit test-plain lint: export CGO_ENABLED := 0
 # The tests of these packages run without the race detector, which makes them take four times the processor time: they
 # compute, or look at programs from outside. e2e builds a program with the race detector for what happens at once.
-PLAIN := ./e2e ./e2e/compose ./explain
+PLAIN := ./e2e ./e2e/compose ./explain .
 test-plain: export GATEPOST_RACE := $(RACE)
+# These have tests of both kinds. testrun decides in which of the two runs each is.
+BOTH := ./xds ./tokens/boltstore
+test-racing: export GATEPOST_TESTS := racing
+test-plain: export GATEPOST_TESTS := plain
 
 # Both without vet, which is a part of make lint and takes longer than the tests if all is new.
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
@@ -62,7 +66,7 @@ test-racing:
 	go test -C bench $(RACE) ./...
 
 test-plain:
-	go test -vet=off -shuffle=on -p $(PROCESSORS) -parallel $(TWICE) -timeout 60m $(PLAIN)
+	go test -vet=off -shuffle=on -p $(TWICE) -parallel $(TWICE) -timeout 60m $(PLAIN) $(BOTH)
 	go test -C examples/kubernetes ./...
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities

@@ -301,7 +301,7 @@ func ourImports(t *testing.T) map[string][]string {
 }
 
 // apart are the folders that the table leaves out.
-var apart = regexp.MustCompile(`test$|^test(cert|log|port)$|^examples/|^e2e|^tokens/faultproxy$`)
+var apart = regexp.MustCompile(`test$|^test(cert|log|port|run)$|^examples/|^e2e|^tokens/faultproxy$`)
 
 // filesOfTheProgram returns our files that are compiled into the program, relative to this folder.
 func filesOfTheProgram(t *testing.T) (files []string) {

@@ -23,6 +23,7 @@ import (
 	"gatepost/authz"
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 	"gatepost/tokens"
 	"gatepost/tokens/redistest"
 )
@@ -510,6 +511,7 @@ func endOf(t *testing.T, line string) string {
 
 // TestEachEndOfAClusterLimitHasALine: above it, and if Redis does not count.
 func TestEachEndOfAClusterLimitHasALine(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	g := startCluster(t, server, "access_log: {format: ecs}\n"+clusterLimited, 1)[0]

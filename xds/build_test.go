@@ -18,6 +18,7 @@ import (
 
 	"gatepost/definitions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/testrun"
 )
 
 // breakRoutes makes the scope of a name into one that Envoy refuses: two virtual hosts for every domain.
@@ -215,6 +216,7 @@ func BenchmarkBuild(b *testing.B) {
 
 // TestABuilderMakesWhatBuildMakes: byte for byte, whatever it built before, and although it reuses unchanged resources.
 func TestABuilderMakesWhatBuildMakes(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)

@@ -13,6 +13,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // says starts an upstream that answers its name.
@@ -44,6 +45,7 @@ func from(t *testing.T, n int) *http.Client {
 // every gateway, and only moves to the canary as its part grows. No header of a client changes that.
 func TestACanaryGetsItsPart(t *testing.T) {
 	long(t)
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	stable, canary := says(t, "stable"), says(t, "canary")
@@ -143,6 +145,7 @@ func TestAProxysClientsAreApart(t *testing.T) {
 
 // TestAffinityKeepsAClientAtAnUpstream: each kind of key, with another upstream for some other key.
 func TestAffinityKeepsAClientAtAnUpstream(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	c := startChecker(t)

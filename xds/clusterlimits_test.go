@@ -17,6 +17,7 @@ import (
 	"gatepost/envoy/envoytest"
 	"gatepost/ratelimit"
 	"gatepost/redisconn"
+	"gatepost/testrun"
 	"gatepost/tokens/redistest"
 )
 
@@ -70,6 +71,7 @@ func (c cluster) of(i int) *gateway { return c[i%len(c)] }
 
 // TestClusterLimits runs the tests of limits of the cluster on two gateways. Each has a service of its own.
 func TestClusterLimits(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	c := startCluster(t, server, clusterLimited, 2)
@@ -198,6 +200,7 @@ func bothKindsOfLimitsCount(t *testing.T, c cluster) {
 // TestGatewaysOwnClusterLimits hold over all services, gateways and filter chains: a client that comes directly is
 // the same one through a trusted proxy. Envoy counts no request that it answers by itself.
 func TestGatewaysOwnClusterLimits(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	limits := "rate_limits: [{requests: 4, per: 24h, by: address, scope: cluster}, {requests: 6, per: 24h, by: gateway, scope: cluster}]\n"
 	c := startCluster(t, redistest.Start(t), limits+shop+proxies+"}", 2)
@@ -223,6 +226,7 @@ func TestGatewaysOwnClusterLimits(t *testing.T) {
 
 // TestHeadersOfSeveralLimitsAreThoseOfOne: of the last one that counted the request, which is the one that refused it.
 func TestHeadersOfSeveralLimitsAreThoseOfOne(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	g := startCluster(t, redistest.Start(t), `
 listen: LISTEN
@@ -265,6 +269,7 @@ func theAnswerOfAClusterLimit(t *testing.T, c cluster) { aboveTheLimit(t, c[0], 
 // requests count again.
 func TestClusterLimitsWithoutRedis(t *testing.T) {
 	long(t)
+	testrun.Plain(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	g := startCluster(t, server, clusterLimited, 1)[0]
@@ -292,6 +297,7 @@ func TestClusterLimitsWithoutRedis(t *testing.T) {
 // TestClusterLimitsSurviveARestartOfGateways: Redis has the counts.
 func TestClusterLimitsSurviveARestartOfGateways(t *testing.T) {
 	long(t)
+	testrun.Plain(t)
 	t.Parallel()
 	server := redistest.Start(t)
 	before, after := startCluster(t, server, clusterLimited, 1)[0], startCluster(t, server, clusterLimited, 1)[0]

@@ -27,6 +27,7 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // quick are times that a test need not wait for.
@@ -56,6 +57,7 @@ type control struct {
 
 func startControl(t testing.TB, opts Config) *control {
 	t.Helper()
+	testrun.Racing(t)
 	c := &control{t: t, listener: bufconn.Listen(1 << 20), registry: prometheus.NewRegistry()}
 	opts = opts.withLookup()
 	opts.Logger, opts.Registerer = slog.New(slog.NewTextHandler(t.Output(), nil)), c.registry

@@ -23,6 +23,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/testcert"
+	"gatepost/testrun"
 )
 
 // A fault is one upstream of two that fails in its own way.
@@ -357,6 +358,7 @@ const unhealthyAfter = 2
 // when the gateway leaves that one alone. docs/reliability.md has the result as a table.
 func TestWhatClientsSeeOfAFaultyUpstream(t *testing.T) {
 	long(t)
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	addr := envoytest.Addr(t)
@@ -448,6 +450,7 @@ func checkTable(t *testing.T, run string, header []string, rows [][]string) {
 
 // TestNoUpstreamActsTwice: what an upstream may have acted on is not sent again, unless it is idempotent and asked for.
 func TestNoUpstreamActsTwice(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var one, other bad
@@ -482,6 +485,7 @@ services:
 
 // TestARetryGoesToAnotherUpstream: also if a key chose the first one, with which it is the likeliest again.
 func TestARetryGoesToAnotherUpstream(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var acted atomic.Int64
@@ -519,6 +523,7 @@ services:
 
 // TestABodyIsSentAgainUpToALimit: above it the answer is the 503 of a service without retries, and no 507.
 func TestABodyIsSentAgainUpToALimit(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var acted atomic.Int64
@@ -540,6 +545,7 @@ services:
 
 // TestLimitsRefuseWhatIsAbove: one service at its limit does not affect another. Requests wait for a connection.
 func TestLimitsRefuseWhatIsAbove(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	held, release := hold()

@@ -18,6 +18,7 @@ import (
 
 	"gatepost/codec"
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // checker stands in for the sidecar: it notes what it is asked and answers as it is told.
@@ -154,6 +155,7 @@ func startGateway(t testing.TB, text string) *gateway {
 
 func startGatewayWith(t testing.TB, text string, options Options, register ...func(*grpc.Server)) *gateway {
 	t.Helper()
+	testrun.Plain(t)
 	envoytest.Require(t)
 	g := &gateway{checker: startChecker(t, register...), t: t, addr: envoytest.Addr(t),
 		tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)}

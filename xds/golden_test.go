@@ -19,6 +19,7 @@ import (
 
 	"gatepost/envoy/envoytest"
 	"gatepost/envoy/module/moduletest"
+	"gatepost/testrun"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -29,6 +30,7 @@ const baseline = "no_services.txtar"
 // TestDefinitionsBecomeResources: one case is one file, with the definitions and the resources made from them.
 // Every output is shown to Envoy too.
 func TestDefinitionsBecomeResources(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	files, err := filepath.Glob("testdata/golden/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -92,6 +94,7 @@ func TestDefinitionsBecomeResources(t *testing.T) {
 
 // TestTheStaticFormIsTakenByEnvoy: what `gatepost validate` shows to Envoy.
 func TestTheStaticFormIsTakenByEnvoy(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	b, err := build(t, `services:
   - {name: a, path: /a, upstreams: ["https://a.example"]}

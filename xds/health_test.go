@@ -21,10 +21,12 @@ import (
 
 	"gatepost/envoy/envoytest"
 	"gatepost/testcert"
+	"gatepost/testrun"
 )
 
 // TestAnUpstreamComesAndGoesByItsHealth: it gets no requests while it is not well, and 503 is the answer if none is.
 func TestAnUpstreamComesAndGoesByItsHealth(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var well atomic.Bool
@@ -131,6 +133,7 @@ services:
 
 // TestAnUpstreamThatPassesItsCheckRests: if it fails requests all the same. Else it would get some after each check.
 func TestAnUpstreamThatPassesItsCheckRests(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var acted atomic.Int64
@@ -159,6 +162,7 @@ services:
 
 // TestTheOtherVersionOfACanaryTakesOver: if no upstream of a version is healthy.
 func TestTheOtherVersionOfACanaryTakesOver(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	addr, well, dead := envoytest.Addr(t), good(t, new(atomic.Int64)), envoytest.Addr(t)

@@ -14,6 +14,7 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // severalHosts has services of the same path under different hosts. The upstream's base is the name of the service.
@@ -349,6 +350,7 @@ func TestAHostTouchesFewScopes(t *testing.T) {
 
 // TestChangesOfHostsAreBuiltAsAnew: whatever was built before.
 func TestChangesOfHostsAreBuiltAsAnew(t *testing.T) {
+	testrun.Plain(t)
 	services := []string{
 		`- {name: a, path: /a, upstreams: ["http://a"]}`,
 		`- {name: b, path: /b, hosts: [b.example], upstreams: ["http://b"]}`,

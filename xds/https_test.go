@@ -21,6 +21,7 @@ import (
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
 	"gatepost/testcert"
+	"gatepost/testrun"
 )
 
 // httpsGateway is a gateway with a listener for TLS.
@@ -36,6 +37,7 @@ type httpsGateway struct {
 // those of tls.
 func startHTTPS(t *testing.T, top, more string, certificates ...string) *httpsGateway {
 	t.Helper()
+	testrun.Plain(t)
 	envoytest.Require(t)
 	g := &httpsGateway{
 		gateway: &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),

@@ -16,6 +16,7 @@ import (
 
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // live is a Server with a real Envoy connected to it.
@@ -39,6 +40,7 @@ func startLiveWith(t *testing.T, opts Config, first func(listen, upstream string
 // startLiveOn starts one with an Envoy with options, which need no addresses.
 func startLiveOn(t *testing.T, opts Config, of envoytest.Options, first func(listen, upstream string) *Snapshot) *live {
 	t.Helper()
+	testrun.Racing(t)
 	envoytest.Require(t)
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"gatepost/authz"
 	"gatepost/envoy/envoytest"
 	"gatepost/envoy/module/moduletest"
+	"gatepost/testrun"
 	"gatepost/tokens"
 )
 
@@ -44,6 +45,7 @@ type deciding struct {
 // startDeciding starts one. Its Envoy receives the resources as alter leaves them.
 func startDeciding(t testing.TB, text string, workers int, alter ...func([]proto.Message)) *deciding {
 	t.Helper()
+	testrun.Plain(t)
 	envoytest.Require(t)
 	g := &gateway{checker: startChecker(t), t: t, addr: envoytest.Addr(t),
 		tokens: envoytest.Upstream(t), secured: envoytest.Upstream(t), public: envoytest.Upstream(t)}
@@ -677,6 +679,7 @@ func TestTheModuleAgreesWithTheListener(t *testing.T) {
 
 // TestProbe: an Envoy takes the module, and refuses a file that is none, by words that Refused knows.
 func TestProbe(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	good := Module{Library: moduletest.Compile(t, "library"), Table: "/nowhere"}
 	for name, m := range map[string]Module{

@@ -7,10 +7,12 @@ import (
 	"testing"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 )
 
 // TestSettingsOfRetries: what each of them adds, on a service with upstreams of which not all are well.
 func TestSettingsOfRetries(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	envoytest.Require(t)
 	var acted atomic.Int64

@@ -4,11 +4,13 @@ import (
 	"testing"
 
 	"gatepost/envoy/envoytest"
+	"gatepost/testrun"
 	"gatepost/tracing"
 )
 
 // TestEnvoyAcceptsACollector: by address and by name, with and without TLS, and the listener traces.
 func TestEnvoyAcceptsACollector(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	for _, settings := range []*tracing.Settings{
 		{Host: "127.0.0.1", Port: 4317, Service: "gatepost", Sample: 0.1},

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"gatepost/testrun"
 	"gatepost/tokens"
 	"gatepost/tokens/storetest"
 
@@ -136,6 +137,7 @@ func (d *damagedStore) kept(s *Store) (live int) {
 }
 
 func TestDamagedFileIsRebuiltFromReadableRecords(t *testing.T) {
+	testrun.Plain(t)
 	wild := binary.NativeEndian.AppendUint32(nil, math.MaxUint32-100)
 	for name, c := range map[string]struct {
 		kind   string

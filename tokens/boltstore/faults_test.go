@@ -21,6 +21,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"gatepost/testrun"
 	"gatepost/tokens"
 	"gatepost/tokens/storetest"
 
@@ -366,6 +367,7 @@ func fill(t testing.TB, s *Store, n int) []tokens.Hash {
 }
 
 func TestMemoryOfManySessions(t *testing.T) {
+	testrun.Plain(t)
 	if testing.Short() {
 		t.Skip("100,000 sessions take seconds: run without -short")
 	}

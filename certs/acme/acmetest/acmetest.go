@@ -136,7 +136,9 @@ func program(t testing.TB) string {
 		t.Fatal(err)
 	}
 	tools := filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "tools", "go.mod")
-	path, err := exec.Command("go", "tool", "-modfile="+tools, "-n", "pebble").Output()
+	build := exec.Command("go", "tool", "-modfile="+tools, "-n", "pebble")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // once, for tests with the race detector and without it
+	path, err := build.Output()
 	if err != nil {
 		t.Fatalf("building pebble: %v", err)
 	}
