@@ -79,6 +79,7 @@ func TestOnlyOneBearerTokenIsAccepted(t *testing.T) {
 	for _, headers := range [][]string{
 		{"Authorization: Basic " + readToken}, {"Authorization: " + readToken}, {"Authorization: Bearer"}, {"Authorization: Bearer " + readToken + "0"},
 		{"Cookie: token=" + readToken}, {"X-Token: " + readToken},
+		{"Authorization: Bearer " + readToken, "Authorization: Bearer " + wrongToken}, {"Authorization: Bearer " + readToken, "Authorization: "},
 	} {
 		k.want(t, "GET", "/api/v1/status", http.StatusUnauthorized, "", headers...)
 	}

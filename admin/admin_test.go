@@ -96,7 +96,7 @@ func (k *kit) ask(method, path string, headers ...string) *httptest.ResponseReco
 			request.Host = value
 			continue
 		}
-		request.Header.Set(name, value)
+		request.Header.Add(name, value)
 	}
 	if k.remote != "" {
 		request.RemoteAddr = k.remote

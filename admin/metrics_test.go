@@ -63,3 +63,39 @@ func TestMetricsOfEnvoy(t *testing.T) {
 		})
 	}
 }
+
+// TestMetricsOfEnvoyAreStreamed: an Envoy with thousands of services has megabytes of them, which are not kept.
+func TestMetricsOfEnvoyAreStreamed(t *testing.T) {
+	t.Parallel()
+	read, write := io.Pipe()
+	server := httptest.NewServer(newMetrics(Config{Metrics: prometheus.NewRegistry(), EnvoyMetrics: func(context.Context) (io.ReadCloser, error) {
+		return read, nil
+	}}))
+	defer server.Close()
+	defer read.Close()
+	first, rest := strings.Repeat("a 1\n", 64<<10), "b 1\n"
+	received := make(chan bool)
+	go func() {
+		_, _ = io.WriteString(write, first)
+		<-received // no byte more comes before the client has some
+		_, _ = io.WriteString(write, rest)
+		_ = write.Close()
+	}()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"?envoy=essential", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := server.Client().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	begin := make([]byte, len(first)/2)
+	if _, err := io.ReadFull(answer.Body, begin); err != nil {
+		t.Fatal(err)
+	}
+	close(received)
+	if end, err := io.ReadAll(answer.Body); err != nil || string(begin)+string(end) != first+rest {
+		t.Errorf("%d bytes, %v", len(begin)+len(end), err)
+	}
+}

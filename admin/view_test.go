@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -77,6 +78,33 @@ func TestTheOverviewShowsWhoChecksTokens(t *testing.T) {
 		}
 		if got.InEnvoy != (m.GetLibrary() != "") {
 			t.Errorf("the overview has in_envoy %v, and the module is %v", got.InEnvoy, m)
+		}
+	}
+}
+
+// TestThePageHasItsPolicyOnEachFile: it loads nothing from elsewhere, makes no HTML of text, is in no frame, and its
+// address is sent to nobody.
+func TestThePageHasItsPolicyOnEachFile(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	for pattern := range pageFiles {
+		path := strings.TrimSuffix(pattern, "{$}")
+		got := k.ask("GET", path).Header()
+		policy := strings.Split(got.Get("Content-Security-Policy"), "; ")
+		for _, directive := range []string{
+			"default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src 'self' data:", "base-uri 'none'",
+			"form-action 'self'", "frame-ancestors 'none'", "require-trusted-types-for 'script'", "trusted-types 'none'",
+		} {
+			if !slices.Contains(policy, directive) {
+				t.Errorf("the policy of %s is %q, without %s", path, policy, directive)
+			}
+		}
+		for name, want := range map[string]string{
+			"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cross-Origin-Opener-Policy": "same-origin", "Cache-Control": "no-cache",
+		} {
+			if got.Get(name) != want {
+				t.Errorf("%s of %s is %q, want %s", name, path, got.Get(name), want)
+			}
 		}
 	}
 }
