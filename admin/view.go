@@ -1,9 +1,6 @@
 package admin
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -258,37 +255,3 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64, into any) boo
 	}
 	return err == nil
 }
-
-// support responds with a .tar.gz of all that helps to find a fault. It has no secret: definitions have none, and
-// denials have neither tokens nor queries. It has addresses of clients and names of services.
-func (s *Server) support(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/gzip")
-	w.Header().Set("Content-Disposition", `attachment; filename="gatepost-support.tar.gz"`)
-	packed := gzip.NewWriter(w)
-	archive := tar.NewWriter(packed)
-	for name, handler := range map[string]http.HandlerFunc{
-		"readyz.json": s.ready, "overview.json": s.overview, "status.json": s.status, "services.json": s.services,
-		"definitions.yaml": s.definitions, "envoy-config.json": s.dumpConfig, "denials.json": s.denials, "revisions.json": s.revisions,
-		"shield.json": s.shield, "metrics.txt": newMetrics(s.config).ServeHTTP,
-	} {
-		part := &bodyOf{}
-		request := r.Clone(r.Context())
-		request.Header, request.URL.RawQuery = http.Header{}, ""
-		handler(part, request)
-		header := &tar.Header{Name: "gatepost-support/" + name, Mode: 0o600, Size: int64(part.Len()), ModTime: time.Now()}
-		if err := archive.WriteHeader(header); err != nil {
-			return // the client has gone
-		}
-		_, _ = archive.Write(part.Bytes())
-	}
-	_, _ = archive.Close(), packed.Close()
-}
-
-// bodyOf keeps the body of a response.
-type bodyOf struct{ bytes.Buffer }
-
-// Header implements http.ResponseWriter.
-func (*bodyOf) Header() http.Header { return http.Header{} }
-
-// WriteHeader implements http.ResponseWriter.
-func (*bodyOf) WriteHeader(int) {}
