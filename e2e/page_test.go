@@ -247,7 +247,7 @@ services:
 
 	// A denial is seen live, and one click explains it.
 	b.press("Denials")
-	b.see("live, 0 shown")
+	b.see("live, 0 shown", "404, 405 and 429, is in the access log")
 	g.Do("GET", "/orders/7", "", "Origin: https://shop.example")
 	b.see("token_missing", "GET /orders/7")
 	b.accessible("denials", axe)

@@ -181,6 +181,7 @@ export function Denials() {
         <td><a href={explainDenial(d)} aria-label={`Explain ${d.method} ${d.path}`}>explain</a></td>
       </tr>)}
     </Table>
+    <p>What Envoy answers by itself, such as 404, 405 and 429, is in the access log alone.</p>
   </>
 }
 
