@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -592,4 +593,44 @@ services:
 	<-reached
 	release()
 	sent.Wait()
+}
+
+// TestAnUpstreamThatSwitchesProtocolsUnaskedGetsNoTunnel: Envoy passes the status on, and no bytes of either side. What
+// the client sends after it is a request.
+func TestAnUpstreamThatSwitchesProtocolsUnaskedGetsNoTunnel(t *testing.T) {
+	t.Parallel()
+	envoytest.Require(t)
+	received := make(chan string, 1)
+	var b bad
+	accept(t, &b, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		if _, err := http.ReadRequest(in); err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\nhello")
+		rest, _ := io.ReadAll(in)
+		received <- string(rest)
+	})
+	addr := envoytest.Addr(t)
+	envoytest.Start(t, envoytest.Options{Listen: []string{addr}, Resources: messages(build(t, fmt.Sprintf(
+		"listen: %q\nservices:\n  - {name: a, path: /a, authenticate: false, upstreams: [\"http://%s\"]}\n", addr, b.addr)))})
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	for _, c := range []struct {
+		path string
+		want int
+	}{{"/a", http.StatusSwitchingProtocols}, {"/nothing", http.StatusNotFound}} {
+		_, _ = io.WriteString(conn, "GET "+c.path+" HTTP/1.1\r\nhost: a\r\n\r\n")
+		response, err := http.ReadResponse(in, nil)
+		if err != nil || response.StatusCode != c.want {
+			t.Fatalf("%s: %v, %v, want %d", c.path, response, err, c.want)
+		}
+	}
+	if got := <-received; got != "" {
+		t.Errorf("the upstream has received %q", got)
+	}
 }
