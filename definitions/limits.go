@@ -182,7 +182,13 @@ func HasLimits(limits []RateLimit, cluster bool) bool {
 // counterNotes reports how much memory the rate limits can take, if that is much.
 func (d *Definitions) counterNotes() Problems {
 	const much = 256 << 20
-	last, counters := 0, 0
+	counters, last, gateways := 0, 0, ""
+	for i, l := range d.Gateway.RateLimits {
+		if l.By != LimitByGateway && !l.Cluster {
+			counters, gateways = counters+MaxCounters*d.Gateway.FilterChains(), fmt.Sprintf("rate_limits[%d]", i)
+		}
+	}
+	ofGateway := counters
 	for i, s := range d.Gateway.Services {
 		for _, l := range s.RateLimits {
 			if l.By != LimitByService && !l.Cluster {
@@ -193,6 +199,11 @@ func (d *Definitions) counterNotes() Problems {
 	if counters*counterBytes <= much {
 		return nil
 	}
-	return Problems{d.note(last, "rate_limits", aboutNotes.faultf("see that this is meant",
-		"with this one, rate limits can take %d MiB of memory in each Envoy", counters*counterBytes>>20))}
+	fault := aboutNotes.faultf("see that this is meant", "with this one, rate limits can take %d MiB of memory in each Envoy", counters*counterBytes>>20)
+	if counters > ofGateway {
+		return Problems{d.note(last, "rate_limits", fault)}
+	}
+	f := d.read()
+	f.add(gateways, fault)
+	return f.found
 }
