@@ -63,11 +63,11 @@ test: lint ## everything: lint, unit and end-to-end tests, a real browser, the c
 
 test-racing:
 	go test $(RACE) -vet=off -shuffle=on -p $(PROCESSORS) -parallel $(TWICE) -timeout 60m $$(go list $(FIRST) ./... | grep -vxFf <(go list $(PLAIN)))
-	go test -C bench $(RACE) ./...
+	go test -C bench $(RACE) -vet=off ./...
 
 test-plain:
 	go test -vet=off -shuffle=on -p $(TWICE) -parallel $(TWICE) -timeout 60m $(PLAIN) $(BOTH)
-	go test -C examples/kubernetes ./...
+	go test -C examples/kubernetes -vet=off ./...
 
 lint: tools ## gofmt, vet, staticcheck, generated code, known vulnerabilities
 	@tools/lint
