@@ -36,8 +36,8 @@ func TestEachRefusalBeforeARouteHasALine(t *testing.T) {
 		{"GET https://a/items HTTP/1.1\r\n" + rest, "403 deny malformed"},
 		{"OPTIONS * HTTP/1.1\r\n" + rest, "404 deny malformed"},
 		{"CONNECT a:80 HTTP/1.1\r\n" + rest, "404 deny not_found"},
-		// A part of the body that cannot be read comes after the decision.
-		{"POST /any HTTP/1.1\r\ntransfer-encoding: chunked\r\n" + rest + "x\r\n", "400 any allow public"},
+		// A part of the body that cannot be read comes after the decision, and counts.
+		{"POST /any HTTP/1.1\r\ntransfer-encoding: chunked\r\n" + rest + "x\r\n", "400 any deny malformed"},
 	}
 	var want, got []string
 	for _, c := range cases {
