@@ -2,11 +2,11 @@ package authz
 
 import "google.golang.org/protobuf/types/known/structpb"
 
-// The names under [MetadataNamespace] by which the access log of Envoy finds a decision of Gatepost, beside
-// MetadataReason. The module sets none of them: the user of a hit is in the identity header, and its session in the
-// filter state.
+// The names under [MetadataNamespace] by which the access log of Envoy finds a decision of Gatepost. The module sets
+// none of them.
 const (
 	MetadataDecision = "decision"
+	MetadataReason   = "reason"
 	MetadataUser     = "user"
 	MetadataSession  = "session"
 )
@@ -19,7 +19,7 @@ const (
 )
 
 // metadata returns what the access log has about a decision. It holds no token. Envoy keeps it with the request, and
-// no upstream receives it. Its reason is never [ReasonModule], see [validateResponse]. It is nil for [ReasonPublic],
+// no upstream receives it. It never has the mark of the module, see [validateResponse]. It is nil for [ReasonPublic],
 // because the route has the reason: public, or why Envoy answers by itself.
 func (d *Decision) metadata() *structpb.Struct {
 	if d.Reason == ReasonPublic {

@@ -49,7 +49,7 @@ func TestDecisionForTheAccessLog(t *testing.T) {
 
 // TestResponseWithTheMarkOfTheModuleIsNotSent: ext_authz passes by a request with that mark.
 func TestResponseWithTheMarkOfTheModuleIsNotSent(t *testing.T) {
-	mark, err := structpb.NewStruct(map[string]any{MetadataReason: ReasonModule})
+	mark, err := structpb.NewStruct(map[string]any{MetadataHit: "mallory"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,11 +8,13 @@ import (
 )
 
 // The module in Envoy (envoy/module) marks the requests that it lets pass in dynamic metadata: under
-// MetadataNamespace, which is that of ext_authz, MetadataReason is ReasonModule. No client can set any.
+// MetadataNamespace, which is that of ext_authz, MetadataHit is the user. No client can set any. With an access log,
+// MetadataHitSession is the session, if the slot has it. The reason of these requests is ReasonModule.
 const (
-	MetadataNamespace = "envoy.filters.http.ext_authz"
-	MetadataReason    = "reason"
-	ReasonModule      = "module"
+	MetadataNamespace  = "envoy.filters.http.ext_authz"
+	MetadataHit        = "hit"
+	MetadataHitSession = "hit_session"
+	ReasonModule       = "module"
 )
 
 // ServiceID identifies a service whose hits the module counts.

@@ -53,7 +53,7 @@ func validateResponse(r *authv3.CheckResponse) error {
 	if r == nil {
 		return fmt.Errorf("%w: nil", ErrBadResponse)
 	}
-	if r.GetDynamicMetadata().GetFields()[MetadataReason].GetStringValue() == ReasonModule { // only the module sets it
+	if _, marked := r.GetDynamicMetadata().GetFields()[MetadataHit]; marked { // only the module sets it
 		return fmt.Errorf("%w: metadata with the mark of the module", ErrBadResponse)
 	}
 	if r.GetStatus().GetCode() == int32(codes.OK) {

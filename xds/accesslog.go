@@ -29,19 +29,15 @@ import (
 )
 
 // The access log is part of the listener, and its format is the same for every definition: what differs between
-// requests comes from the route (its name and the name of the service), and from the decision. That is dynamic metadata
-// of ext_authz. For a hit of the module it is the identity header that the module has set, and the filter state. So a
-// change of a service never changes the listener, which would drain connections. For the same reason a line has no
-// version of all definitions, but that of the service and the settings: a route keeps its resource when other services
-// change, and the resource does not know later versions.
+// requests comes from the route (its name and the name of the service), and from the decision. That is dynamic
+// metadata of ext_authz, and of the module for a hit. So a change of a service never changes the listener, which
+// would drain connections. For the same reason a line has no version of all definitions, but that of the service and
+// the settings: a route keeps its resource when other services change, and the resource does not know later
+// versions.
 
-// The filter state for the access log. The module in Envoy sets the same names (module.c).
-const (
-	// keptPath is the path of a request, before a route rewrites it. The filter that keeps it has the same name.
-	keptPath = "gatepost.path"
-	// keptSession is the session of a request that the module lets pass.
-	keptSession = "gatepost.session"
-)
+// keptPath is the filter state with the path of a request, before a route rewrites it. The filter that keeps it has the
+// same name. On routes with the module, the module keeps it (module.c).
+const keptPath = "gatepost.path"
 
 // logMetadata is the namespace of a route's metadata for the access log. In it are the name of the service and the
 // version of its definitions.
@@ -84,22 +80,22 @@ func (b *builder) accessLog() []*accesslogv3.AccessLog {
 	case b.exportsLog():
 		name := serviceName(b.opts.Logs)
 		return []*accesslogv3.AccessLog{
-			b.logOf(otlpLog(text, b.hitLine(plainText), name), hit.is, statusUpTo(399)),
+			b.logOf(otlpLog(text, hitLine(plainText), name), hit.is, statusUpTo(399)),
 			b.logOf(otlpLog(text, passedLine(plainText), name), hit.isNot, statusUpTo(399)),
-			b.logOf(otlpLog(text, b.refusedLine(plainText), name), statusFrom(400)),
+			b.logOf(otlpLog(text, refusedLine(plainText), name), statusFrom(400)),
 		}
 	case text:
 		return []*accesslogv3.AccessLog{
-			b.logOf(stdoutLog(textFormat(b.hitLine(anyText))), hit.is, statusUpTo(399)),
+			b.logOf(stdoutLog(textFormat(hitLine(anyText))), hit.is, statusUpTo(399)),
 			b.logOf(stdoutLog(textFormat(passedLine(anyText))), hit.isNot, statusUpTo(399)),
-			b.logOf(stdoutLog(textFormat(b.refusedLine(anyText))), statusFrom(400)),
+			b.logOf(stdoutLog(textFormat(refusedLine(anyText))), statusFrom(400)),
 		}
 	}
 	return []*accesslogv3.AccessLog{
-		b.logOf(stdoutLog(ecsFormat(b.quick(b.hitLine(anyText)), false)), hit.is, statusUpTo(399)),
-		b.logOf(stdoutLog(ecsFormat(b.quick(routeLine), false)), decidedByRoute.is, statusUpTo(399)),
-		b.logOf(stdoutLog(ecsFormat(passedLine(anyText), true)), hit.isNot, decidedByRoute.isNot, statusUpTo(399)),
-		b.logOf(stdoutLog(ecsFormat(b.refusedLine(anyText), true)), statusFrom(400)),
+		b.logOf(stdoutLog(b.quickFormat(hitLine(anyText))), hit.is, statusUpTo(399)),
+		b.logOf(stdoutLog(b.quickFormat(routeLine)), decidedByRoute.is, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(ecsFields(passedLine(anyText)), true)), hit.isNot, decidedByRoute.isNot, statusUpTo(399)),
+		b.logOf(stdoutLog(ecsFormat(ecsFields(refusedLine(anyText)), true)), statusFrom(400)),
 	}
 }
 
@@ -162,12 +158,12 @@ func header(m *routev3.HeaderMatcher) condition {
 }
 
 var (
-	// hit: the module has let the request pass. Gatepost's own decisions have both.
-	hit = both(described(authz.MetadataReason), not(described(authz.MetadataDecision)))
+	// hit: the module has let the request pass, and the session is known.
+	hit = described(authz.MetadataHitSession)
 	// decidedByRoute: the metadata of the route has the service, its version, the decision and the reason. Without them
 	// are preflights of unknown paths and the gateway's own paths, which begin with a dot. A service below such a path
 	// is not distinguished from those.
-	decidedByRoute = both(not(described(authz.MetadataReason)), condition{statusFrom(200), statusUpTo(199)},
+	decidedByRoute = both(not(hit), not(described(authz.MetadataHit)), not(described(authz.MetadataReason)), condition{statusFrom(200), statusUpTo(199)},
 		not(header(&routev3.HeaderMatcher{Name: "access-control-request-method", HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}})),
 		not(header(&routev3.HeaderMatcher{Name: ":path", HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{
 			StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Prefix{Prefix: "/."}},
@@ -206,7 +202,8 @@ var (
 	formatClient   = "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"
 	formatService  = one(ofRoute(logService))
 	formatVersion  = one(ofRoute(logVersion))
-	formatSession  = first(kept(keptSession), ofDecision(authz.MetadataSession))
+	formatSession  = first(ofDecision(authz.MetadataSession), ofDecision(authz.MetadataHitSession))
+	formatUser     = first(ofDecision(authz.MetadataUser), ofDecision(authz.MetadataHit))
 	formatMethod   = "%REQ(:METHOD):32%"
 	formatPath     = pathOr(operator{Command: "PATH", Param: "NQ:PATH", MaxLength: longestPath})
 	formatRoute    = "%ROUTE_NAME%"
@@ -296,20 +293,20 @@ type verdict struct{ decision, reason string }
 // itself. A look-up of the end takes several microseconds, so it is left out if there cannot be one.
 var (
 	passed = verdict{
-		first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofUnparsed(string(authz.Denied))),
-		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofUnparsed("malformed")),
+		first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit(string(authz.Allowed)), ofUnparsed(string(authz.Denied))),
+		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule), ofUnparsed("malformed")),
 	}
 	refused = verdict{
-		first(ofEnd(string(authz.Denied), func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit("'"+string(authz.Allowed)+"'")),
-		first(ofEnd("malformed", func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason)),
+		first(ofEnd(string(authz.Denied), func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit(string(authz.Allowed))),
+		first(ofEnd("malformed", func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule)),
 	}
 )
 
-// ofHit is the value of an expression for a request that the module has let pass. For another one the expression is an
-// error, and there is no value.
+// ofHit is a value for a request that the module has let pass. For another one the expression is an error, and there is
+// no value.
 func ofHit(value string) operator {
-	return operator{Command: "CEL", Param: fmt.Sprintf("{'%s':%s}[metadata.filter_metadata['%s']['%s']]",
-		authz.ReasonModule, value, authz.MetadataNamespace, authz.MetadataReason)}
+	return operator{Command: "CEL", Param: fmt.Sprintf("{true:'%s'}[metadata.filter_metadata['%s']['%s'] != '']",
+		value, authz.MetadataNamespace, authz.MetadataHit)}
 }
 
 // ofEnd is a part of the entry of envoysEnds for the request, or a value for one that Envoy's parser refuses: its body
@@ -349,42 +346,28 @@ type line struct {
 
 // passedLine is a line of a request that was not refused, and is no hit.
 func passedLine(t texts) line {
-	return line{passed, t, one(ofDecision(authz.MetadataUser)), formatSession, formatService, formatVersion, formatTrace}
+	return line{passed, t, formatUser, formatSession, formatService, formatVersion, formatTrace}
 }
 
-// refusedLine is a line of a request that was refused. An upstream can have refused it after a hit. Of no other request
-// the identity header is read: a client may have sent it.
-func (b *builder) refusedLine(t texts) line {
-	user := first(ofDecision(authz.MetadataUser), ofHit("request.headers['"+b.gw.Identity.UserHeader+"']"))
-	return line{refused, t, user, formatSession, formatService, formatVersion, formatTrace}
+// refusedLine is a line of a request that was refused. An upstream can have refused it after a hit.
+func refusedLine(t texts) line {
+	return line{refused, t, formatUser, formatSession, formatService, formatVersion, formatTrace}
 }
 
-// hitLine is a line of a request that the module has let pass. It has the identity header of the module, and its route
-// has the name of its service.
-func (b *builder) hitLine(t texts) line {
+// hitLine is a line of a request that the module has let pass. Its route has the name of its service. The identity
+// header has the user too, but to find one by name Envoy indexes all headers.
+func hitLine(t texts) line {
 	allowed := verdict{string(authz.Allowed), authz.ReasonModule}
-	return line{allowed, t, "%REQ(" + b.gw.Identity.UserHeader + ")%", one(kept(keptSession)), formatRoute, formatVersion, formatTrace}
+	t.path = one(kept(keptPath))
+	user, session := one(ofDecision(authz.MetadataHit)), one(ofDecision(authz.MetadataHitSession))
+	return line{allowed, t, user, session, formatRoute, formatVersion, formatTrace}
 }
-
-// asText, after an operator, has Envoy make a text of both. It adds nothing, because nothing sets custom flags.
-// Metadata by itself would become a value of JSON first, which takes three times as long. Without metadata the text is
-// "-".
-const asText = "%CUSTOM_FLAGS%"
 
 // routeLine is a line of a request that its route decides. All of its metadata must be there.
 var routeLine = line{
-	verdict: verdict{one(ofRoute(authz.MetadataDecision)) + asText, one(ofRoute(authz.MetadataReason)) + asText},
-	service: formatService + asText,
-}
-
-// quick makes a line of requests that a service has quicker. Their path is kept, and their route has a version.
-func (b *builder) quick(l line) line {
-	l.texts = texts{ofHeader, one(kept(keptPath))}
-	l.version, l.trace = formatVersion+asText, ""
-	if b.traces() {
-		l.trace = formatTrace
-	}
-	return l
+	verdict: verdict{one(ofRoute(authz.MetadataDecision)), one(ofRoute(authz.MetadataReason))},
+	texts:   texts{ofHeader, one(kept(keptPath))},
+	service: formatService, version: formatVersion, trace: formatTrace,
 }
 
 // fieldTime is the field with the start of a request.
@@ -425,10 +408,28 @@ func ecsFields(l line) []field {
 	return slices.DeleteFunc(all, func(f field) bool { return f.value == "" })
 }
 
+// asText, after an operator, has Envoy make a text of both. It adds nothing, because nothing sets custom flags.
+const asText = "%CUSTOM_FLAGS%"
+
+// quickFormat is ecsFormat for requests of services, quicker. Metadata by itself would become a value of JSON first,
+// which takes three times as long. As a text, metadata that is not there would be "-".
+func (b *builder) quickFormat(l line) *corev3.SubstitutionFormatString {
+	if !b.traces() {
+		l.trace = ""
+	}
+	all := ecsFields(l)
+	for i, f := range all {
+		if strings.Contains(f.value, "METADATA(") {
+			all[i].value += asText
+		}
+	}
+	return ecsFormat(all, false)
+}
+
 // ecsFormat is a line in JSON. A value that is not known is omitted, or null, which costs Envoy a third less.
-func ecsFormat(l line, omit bool) *corev3.SubstitutionFormatString {
+func ecsFormat(all []field, omit bool) *corev3.SubstitutionFormatString {
 	root := map[string]any{}
-	for _, f := range ecsFields(l) {
+	for _, f := range all {
 		object, names := root, strings.Split(f.name, ".")
 		for _, name := range names[:len(names)-1] {
 			if object[name] == nil {

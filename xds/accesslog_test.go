@@ -203,7 +203,8 @@ type requestOfTheLog struct {
 func requestsOfTheLog() (all []requestOfTheLog) {
 	for _, status := range []uint32{0, 101, 199, 200, 399, 400, 503} {
 		for _, described := range []map[string]bool{
-			nil, {"reason": true}, {"reason": true, "decision": true}, {"decision": true},
+			nil, {"reason": true, "decision": true}, {"hit": true}, {"hit": true, "hit_session": true},
+			{"hit": true, "hit_session": true, "reason": true, "decision": true}, {"hit_session": true}, {"decision": true},
 		} {
 			for _, path := range []string{"/", "/.gatepost/version", "/.well-known/acme-challenge/x"} {
 				all = append(all,
@@ -304,7 +305,7 @@ func TestErrorsOnly(t *testing.T) {
 func TestMetadataOfACheckIsNoMark(t *testing.T) {
 	t.Parallel()
 	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
-	mark, err := structpb.NewStruct(map[string]any{authz.MetadataReason: authz.ReasonModule})
+	mark, err := structpb.NewStruct(map[string]any{authz.MetadataHit: "mallory", authz.MetadataHitSession: "s"})
 	if err != nil {
 		t.Fatal(err)
 	}

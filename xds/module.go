@@ -84,9 +84,9 @@ func unlessHit() *matcherv3.MetadataMatcher {
 	return &matcherv3.MetadataMatcher{
 		Filter: authz.MetadataNamespace,
 		Path: []*matcherv3.MetadataMatcher_PathSegment{{
-			Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: authz.MetadataReason},
+			Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: authz.MetadataHit},
 		}},
-		Value:  &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_StringMatch{StringMatch: exact(authz.ReasonModule)}},
+		Value:  &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_PresentMatch{PresentMatch: true}},
 		Invert: true,
 	}
 }

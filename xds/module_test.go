@@ -663,7 +663,7 @@ func TestTheModuleAgreesWithTheListener(t *testing.T) {
 		}
 	}
 	want := []string{
-		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataReason, authz.ReasonModule, keptPath, keptSession,
+		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataHit, authz.MetadataHitSession, keptPath,
 		scopeHeader, "vary", "origin",
 	}
 	var got []string

@@ -48,7 +48,7 @@ static int varies; // the lines of Vary that the response got
 static char kept[64]; // the name of the header that cannot be removed
 static int responded; // the status of the module's own response
 static struct { const char *key, *name; char value[2048]; size_t length; } logged[] = {
-    {.key = "gatepost.session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
+    {.key = "hit_session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
 static const void *config, *route;
 
 static long word = -1; // of the table, that the next reading of a clock changes
@@ -141,17 +141,29 @@ bool ENVOY(http_get_headers)(void *filter, int map, struct header *all) {
   return true;
 }
 
-void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value) {
-  marked |= key.length == 6 && memcmp(key.ptr, "reason", 6) == 0;
-}
-
-bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value) {
+static void keep(struct buffer key, struct buffer value) {
   for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) {
     if (key.length != strlen(logged[i].key) || memcmp(key.ptr, logged[i].key, key.length) != 0) continue;
     if (value.length > sizeof logged->value) abort();
     logged[i].length = value.length;
     if (value.length > 0) memcpy(logged[i].value, value.ptr, value.length); // of a request without a path it is NULL
   }
+}
+
+// The user in the mark must be that of the header.
+void ENVOY(http_set_dynamic_metadata_string_batch)(void *filter, struct buffer space, const struct header *all, size_t n) {
+  for (size_t i = 0; i < n; i++) {
+    keep(all[i].name, all[i].value);
+    if (all[i].name.length != 3 || memcmp(all[i].name.ptr, "hit", 3) != 0) continue;
+    struct buffer value = all[i].value;
+    for (size_t h = 0; h < count; h++)
+      marked |= headers[h].length == value.length && memcmp(headers[h].value, value.ptr, value.length) == 0;
+    if (!marked) abort();
+  }
+}
+
+bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value) {
+  keep(key, value);
   return true;
 }
 

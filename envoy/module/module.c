@@ -43,7 +43,7 @@ bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct bu
 bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value);
 size_t ENVOY(http_get_headers_size)(void *filter, int map);
 bool ENVOY(http_get_headers)(void *filter, int map, struct header *all);
-void ENVOY(http_set_dynamic_metadata_string)(void *filter, struct buffer space, struct buffer key, struct buffer value);
+void ENVOY(http_set_dynamic_metadata_string_batch)(void *filter, struct buffer space, const struct header *all, size_t count);
 bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value);
 void ENVOY(http_send_response)(void *filter, uint32_t status, struct header *all, size_t count, struct buffer body, struct buffer details);
 
@@ -295,16 +295,15 @@ static int has(void *filter, struct buffer name, struct buffer value) {
   return bytes <= MOST_HEADER_BYTES ? found : -1;
 }
 
-// keep_session keeps the id of the session, a UUID, for the access log, which finds the user in the user's header.
-static void keep_session(void *filter, const struct decision *d, size_t user_length) {
+// write_session writes the id of the session, a UUID, and returns whether there is one.
+static bool write_session(const struct decision *d, size_t user_length, char *end) {
   uint64_t high = d->text[GP_SLOT_SESSION - GP_SLOT_USER], low = d->text[GP_SLOT_SESSION - GP_SLOT_USER + 1];
-  char text[36], *end = text; // snprintf would take a thousand instructions
-  if ((high | low) == 0 || user_length > GP_USER_WITH_SESSION) return;
+  if ((high | low) == 0 || user_length > GP_USER_WITH_SESSION) return false;
   for (int i = 0; i < 32; i++) {
     if (i >= 8 && i <= 20 && i % 4 == 0) *end++ = '-';
     *end++ = "0123456789abcdef"[(i < 16 ? high >> (60 - 4 * i) : low >> (124 - 4 * i)) & 15];
-  }
-  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.session"), (struct buffer){text, sizeof text});
+  } // snprintf would take a thousand instructions
+  return true;
 }
 
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
@@ -319,9 +318,10 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
     if (!ENVOY(http_set_header)(filter, REQUEST, STREAM_DURATION, (struct buffer){text, (size_t)n})) return false;
   }
   if (!r->forward_token && !ENVOY(http_set_header)(filter, REQUEST, inputs[AUTHORIZATION], none)) return false;
-  if (r->log) keep_session(filter, d, user.length);
-  ENVOY(http_set_dynamic_metadata_string)(filter, TEXT("envoy.filters.http.ext_authz"), TEXT("reason"), TEXT("module"));
-  return true;
+  char id[36];
+  struct header mark[] = {{TEXT("hit"), user}, {TEXT("hit_session"), {id, sizeof id}}}; // the access log has both
+  bool session = r->log && write_session(d, user.length, id);
+  return ENVOY(http_set_dynamic_metadata_string_batch)(filter, TEXT("envoy.filters.http.ext_authz"), mark, 1 + session), true;
 }
 
 // keep_path keeps the path without its query for the access log, before a route rewrites it.
