@@ -90,6 +90,12 @@ func TestRevokedMeansRefusedByTheEmbeddedStore(t *testing.T) {
 	check(t, campaign{lasts: soak(t) / 3, seed: seed(t), setups: []setup{{Args: []string{"--log-level", "debug"}}}})
 }
 
+// If Envoy is not a child of Gatepost, it outlives it, and takes over the next one's table.
+func TestRevokedMeansRefusedByAnEnvoyOfItsOwn(t *testing.T) {
+	t.Parallel()
+	check(t, campaign{lasts: soak(t) / 3, seed: seed(t), setups: []setup{{}}, apart: true})
+}
+
 // campaign is one run of the checker.
 type campaign struct {
 	lasts  time.Duration
@@ -99,6 +105,20 @@ type campaign struct {
 	lines  []*line
 	shards *shards
 	clocks []*clock
+	apart  bool // Envoys are not children of the gateways
+}
+
+// start starts a gateway of the campaign.
+func (c *campaign) start(t *testing.T, definitions string, s setup) *gateway {
+	s.Program = cmp.Or(s.Program, racing(t))
+	if !c.apart {
+		return start(t, definitions, s)
+	}
+	g := prepareServed(t, definitions, s, overSockets)
+	g.Run()
+	g.StartEnvoy(envoytest.Options{})
+	g.AwaitReady()
+	return g.gateway
 }
 
 // The lifetime of tokens is short, so that some expire during the run, and long enough that tokens
@@ -119,8 +139,7 @@ services:
 `, int(lifetime.Seconds()), int(refreshGrace.Seconds()), knownUsers(t).URL, orders(t).URL)
 	var gateways []*gateway
 	for _, s := range c.setups {
-		s.Program = cmp.Or(s.Program, racing(t))
-		gateways = append(gateways, start(t, definitions, s))
+		gateways = append(gateways, c.start(t, definitions, s))
 	}
 	h := newHistory(lifetime, refreshGrace)
 	clients := newClients(t, h, c.seed, gateways...)

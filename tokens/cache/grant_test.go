@@ -242,6 +242,38 @@ func TestModuleWithEmbeddedStore(t *testing.T) {
 	}
 }
 
+// An Envoy that runs on its own may still use the table of a killed Gatepost. With the embedded store, only the clock
+// tells the next Gatepost when that ends, also if it has no table itself.
+func TestRevokeAfterAProcessWasKilled(t *testing.T) {
+	t.Parallel()
+	store, err := boltstore.Open(t.TempDir(), boltstore.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := session("ann")
+	if err := store.Create(t.Context(), s, 0); err != nil {
+		t.Fatal(err)
+	}
+	killed := startModule(t)
+	e := entryOf(s)
+	killed.table.Put(0, &e)
+	killed.table.Extend(table.Now().Add(localLease))
+	c, err := New(store, &LocalTracker{Store: store}, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if !killed.hits(s) {
+		t.Skip("the machine was too slow: the table has expired")
+	}
+	if err := c.Revoke(t.Context(), s.Hash); err != nil {
+		t.Fatal(err)
+	}
+	if killed.hits(s) {
+		t.Error("after the revoke, the token passes by the table of the killed process")
+	}
+}
+
 // extensions records the times passed to Extend.
 type extensions struct {
 	discard

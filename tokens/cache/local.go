@@ -15,8 +15,9 @@ type LocalTracker struct {
 	// Store reports each ended token. Required.
 	Store interface{ OnEnd(func(tokens.Hash)) }
 
-	stop    context.CancelFunc
-	stopped chan struct{}
+	predecessor time.Time // until then, Envoy may use the table of a killed process before this one
+	stop        context.CancelFunc
+	stopped     chan struct{}
 }
 
 var _ Tracker = (*LocalTracker)(nil)
@@ -30,6 +31,7 @@ const (
 
 // Start subscribes l to the store's reports and extends the table's validity until Close.
 func (a *LocalTracker) Start(l Listener) {
+	a.predecessor = time.Now().Add(withMargin(localLease))
 	a.Store.OnEnd(l.Invalidate)
 	ctx, cancel := context.WithCancel(context.Background())
 	a.stop, a.stopped = cancel, make(chan struct{})
@@ -45,8 +47,11 @@ func (a *LocalTracker) Start(l Listener) {
 // Held returns false.
 func (*LocalTracker) Held(time.Time) bool { return false }
 
-// WaitInvalidated returns at once, because the store reports an ended token before it answers.
-func (*LocalTracker) WaitInvalidated(ctx context.Context) error { return ctx.Err() }
+// WaitInvalidated waits until no Envoy can use the table of a process before this one. Later it returns at once,
+// because the store reports an ended token before it answers.
+func (a *LocalTracker) WaitInvalidated(ctx context.Context) error {
+	return sleep(ctx, time.Until(a.predecessor))
+}
 
 // Close stops to extend the table's validity.
 func (a *LocalTracker) Close() error {

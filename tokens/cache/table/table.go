@@ -77,13 +77,13 @@ func Create(path string, decisions int, now func() Instant) (*Table, error) {
 		now = Now
 	}
 	buckets := min(max(1, decisions/bucketSlots), maxBuckets)
-	words, publish, err := createFile(path, headerWords+buckets*bucketSlots*slotWords)
-	if err != nil {
-		return nil, fmt.Errorf("creating the table of decisions at %s: %w", path, err)
-	}
 	hits, err := createHits(path + ".hits") // first, because a reader of a new table opens it
 	if err != nil {
-		return nil, errors.Join(err, words.unmap())
+		return nil, err
+	}
+	words, publish, err := createFile(path, headerWords+buckets*bucketSlots*slotWords)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("creating the table of decisions at %s: %w", path, err), hits.Close())
 	}
 	t := &Table{words: words, hits: hits, now: now, byToken: newByToken(buckets * bucketSlots)}
 	t.store(headerMagic, magic)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -381,6 +382,25 @@ func TestTableWithoutHitsFile(t *testing.T) {
 				t.Error(got)
 			}
 		})
+	}
+}
+
+// A table that cannot be created leaves no file. Some starts would fill the shared memory with them.
+func TestTableThatCannotBeCreatedLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for _, taken := range []string{"table", "table.hits"} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "table")
+		if err := os.MkdirAll(filepath.Join(dir, taken, "a folder"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := table.Create(path, 1024, nil); err == nil {
+			t.Fatalf("created in place of the folder %s", taken)
+		}
+		left, err := filepath.Glob(filepath.Join(dir, "*.*[0-9]"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("%s cannot be replaced, and %q is left, %v", taken, left, err)
+		}
 	}
 }
 
