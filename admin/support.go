@@ -9,19 +9,20 @@ import (
 	"strings"
 	"time"
 
+	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/yamlof"
 )
 
 // support responds with a .tar.gz of all that helps to find a fault. It has no secret: denials have neither tokens nor
-// queries, and of the definitions it has neither comments nor the values of headers for upstreams, which can be keys.
-// It has addresses of clients and names of services.
+// queries, and of the definitions it has no comments, no values of headers for upstreams, which can be keys, and no
+// queries of health checks and of the user service. It has addresses of clients and names of services.
 func (s *Server) support(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/gzip")
 	w.Header().Set("Content-Disposition", `attachment; filename="gatepost-support.tar.gz"`)
 	packed := gzip.NewWriter(w)
 	archive := tar.NewWriter(packed)
 	for name, handler := range map[string]http.HandlerFunc{
-		"readyz.json": s.ready, "overview.json": s.overview, "status.json": s.status, "services.json": s.services,
+		"readyz.json": s.ready, "overview.json": s.overview, "status.json": s.redactedStatus, "services.json": s.services,
 		"definitions.yaml": s.redactedDefinitions, "envoy-config.json": s.redactedConfig, "denials.json": s.denials, "revisions.json": s.revisions,
 		"shield.json": s.shield, "metrics.txt": newMetrics(s.config).ServeHTTP,
 	} {
@@ -50,8 +51,7 @@ func (*bodyOf) WriteHeader(int) {}
 // redacted stands for a value that can be a secret.
 const redacted = "[redacted]"
 
-// redactedDefinitions returns the definitions that are served, with defaults and without the values of headers for
-// upstreams and the query of the user service.
+// redactedDefinitions returns the definitions that are served, with defaults and redacted.
 func (s *Server) redactedDefinitions(w http.ResponseWriter, r *http.Request) {
 	d := s.config.Definitions()
 	if d == nil {
@@ -59,15 +59,9 @@ func (s *Server) redactedDefinitions(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m := d.Gateway.Message()
-	for _, service := range m.GetServices() {
-		for name := range service.GetRequestHeaders().GetSet() {
-			service.RequestHeaders.Set[name] = redacted
-		}
-	}
+	redactServices(m.GetServices())
 	if a := m.GetTokens().GetAuthenticator(); a != nil {
-		if url, _, hasQuery := strings.Cut(a.GetUrl(), "?"); hasQuery {
-			a.Url = url + "?" + redacted
-		}
+		a.Url = withoutQuery(a.GetUrl())
 	}
 	text, err := yamlof.Message(m)
 	if err != nil {
@@ -77,7 +71,34 @@ func (s *Server) redactedDefinitions(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(text)
 }
 
-// redactedConfig returns the configuration of Envoy without the values of headers for upstreams.
+// redactedStatus returns the status. It has definitions too: those of services in a former form.
+func (s *Server) redactedStatus(w http.ResponseWriter, _ *http.Request) {
+	status := s.config.Status()
+	redactServices(status.GetFormer())
+	s.writeProto(w, status)
+}
+
+// redactServices redacts definitions of services, in place.
+func redactServices(services []*gatewayv1.Service) {
+	for _, service := range services {
+		for name := range service.GetRequestHeaders().GetSet() {
+			service.RequestHeaders.Set[name] = redacted
+		}
+		if h := service.GetHealthCheck(); h != nil {
+			h.Path = withoutQuery(h.GetPath())
+		}
+	}
+}
+
+// withoutQuery redacts the query of a URL.
+func withoutQuery(url string) string {
+	if before, _, hasQuery := strings.Cut(url, "?"); hasQuery {
+		return before + "?" + redacted
+	}
+	return url
+}
+
+// redactedConfig returns the configuration of Envoy, redacted.
 func (s *Server) redactedConfig(w http.ResponseWriter, r *http.Request) {
 	var whole bodyOf
 	s.dumpConfig(&whole, r)
@@ -88,7 +109,7 @@ func (s *Server) redactedConfig(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	redactHeaders(config)
+	redactConfig(config)
 	text, err := json.Marshal(config)
 	if err != nil {
 		s.fail(w, err)
@@ -97,12 +118,13 @@ func (s *Server) redactedConfig(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(text)
 }
 
-// redactHeaders replaces the values of request headers that Envoy adds, in place, wherever they are in JSON.
-func redactHeaders(value any) {
+// redactConfig replaces the values of request headers that Envoy adds and the queries of health checks, in place,
+// wherever they are in JSON.
+func redactConfig(value any) {
 	switch v := value.(type) {
 	case []any:
 		for _, one := range v {
-			redactHeaders(one)
+			redactConfig(one)
 		}
 	case map[string]any:
 		added, _ := v["request_headers_to_add"].([]any)
@@ -112,8 +134,13 @@ func redactHeaders(value any) {
 				header["value"] = redacted
 			}
 		}
+		if check, isCheck := v["http_health_check"].(map[string]any); isCheck {
+			if path, hasPath := check["path"].(string); hasPath {
+				check["path"] = withoutQuery(path)
+			}
+		}
 		for _, one := range v {
-			redactHeaders(one)
+			redactConfig(one)
 		}
 	}
 }

@@ -11,16 +11,18 @@ import (
 
 	"gatepost/authz"
 	"gatepost/definitions"
+	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/xds"
 )
 
-// TestTheSupportBundleHasNoValuesOfHeadersForUpstreams: they can be keys of upstreams, and comments can have anything.
-func TestTheSupportBundleHasNoValuesOfHeadersForUpstreams(t *testing.T) {
+// TestTheSupportBundleHasNoSecrets: values of headers for upstreams and queries can be keys, and comments can have
+// anything.
+func TestTheSupportBundleHasNoSecrets(t *testing.T) {
 	t.Parallel()
 	d, err := definitions.Parse("gatepost.yaml", []byte(`# the password is TOPSECRET
 tokens: {authenticator: {url: "http://users.example/login?code=TOPSECRET"}}
 services:
-  - {name: a, path: /a, upstreams: ["http://127.0.0.1:1"], request_headers: {set: {x-api-key: "100%TOPSECRET"}}, response_headers: {set: {x-shown: here}}}
+  - {name: a, path: /a, upstreams: ["http://127.0.0.1:1"], request_headers: {set: {x-api-key: "100%TOPSECRET"}}, response_headers: {set: {x-shown: here}}, health_check: {path: "/healthz?key=TOPSECRET"}}
 `))
 	if err != nil {
 		t.Fatal(err)
@@ -32,6 +34,9 @@ services:
 	k := newKit(t)
 	k.config.Definitions = func() *definitions.Definitions { return d }
 	k.config.Snapshot = func() *xds.Snapshot { return snapshot }
+	k.config.Status = func() *gatewayv1.Status {
+		return &gatewayv1.Status{Former: []*gatewayv1.Service{d.Gateway.Services[0].Message()}}
+	}
 	k.config.Services = func(context.Context) Services { return Services{} }
 	k.config.Denials = func() []authz.Denial { return nil }
 	unzipped, err := gzip.NewReader(bytes.NewReader(k.ask("GET", "/api/v1/support").Body.Bytes()))
@@ -62,8 +67,8 @@ services:
 			}
 		}
 	}
-	if seen != 2 {
-		t.Errorf("%d files name the header, want the definitions and the configuration of Envoy", seen)
+	if seen != 3 {
+		t.Errorf("%d files name the header, want the definitions, the status and the configuration of Envoy", seen)
 	}
 	if m := d.Gateway.Services[0].RequestHeaders; m.Set[0].Value != "100%TOPSECRET" {
 		t.Errorf("the definitions that are served have %+v", m)

@@ -119,7 +119,7 @@ func parseHeaders(f *findings, m *gatewayv1.Headers, field string, rule headerRu
 		h.Set = append(h.Set, Header{take(at, name), value})
 		if !headerValue.MatchString(value) {
 			f.add(at, aboutFields.faultf("write 1 to 1000 visible ASCII characters, without a space at the start or the end; remove removes a header",
-				"%s cannot be the value of a header", shown(value)))
+				"%s cannot be the value of a header", aboutValue(value)))
 		}
 	}
 	slices.SortFunc(h.Set, func(a, b Header) int { return cmp.Compare(a.Name, b.Name) })
@@ -127,4 +127,21 @@ func parseHeaders(f *findings, m *gatewayv1.Headers, field string, rule headerRu
 		h.Remove = append(h.Remove, take(fmt.Sprintf("%s.remove[%d]", field, i), name))
 	}
 	return h
+}
+
+// aboutValue describes a value that no header can have. It does not show the value, which can be a key: problems are
+// logged, and are in the status and the support bundle.
+func aboutValue(value string) string {
+	for _, c := range value {
+		if c < ' ' || c > '~' {
+			return fmt.Sprintf("a text with the character %q", c)
+		}
+	}
+	switch {
+	case value == "":
+		return "an empty text"
+	case strings.TrimSpace(value) != value:
+		return "a text with a space at its start or end"
+	}
+	return fmt.Sprintf("a text of %d bytes", len(value))
 }
