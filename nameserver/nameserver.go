@@ -10,11 +10,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
-	"golang.org/x/net/netutil"
 )
 
 // Moment is how long a name server's last addresses of a name are repeated at most if the server then replies that
@@ -46,6 +46,7 @@ type server struct {
 	servers func() []netip.AddrPort
 	memory  memory
 	lookups chan struct{}
+	open    open
 }
 
 // Serve answers DNS questions for addresses over TCP, by asking other name servers, until ctx ends, and closes the
@@ -58,7 +59,6 @@ func Serve(ctx context.Context, listener net.Listener, config Config) error {
 	if s.memory.now == nil {
 		s.memory.now = time.Now
 	}
-	listener = netutil.LimitListener(listener, maxConnections)
 	defer listener.Close()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 	var all sync.WaitGroup
@@ -80,8 +80,36 @@ func Serve(ctx context.Context, listener net.Listener, config Config) error {
 			}
 			continue
 		}
-		all.Go(func() { s.serve(connections, conn) })
+		s.open.add(conn)
+		all.Go(func() {
+			defer s.open.remove(conn)
+			s.serve(connections, conn)
+		})
 	}
+}
+
+// open are the open connections, the oldest first.
+type open struct {
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+// add adds a connection. One more than maxConnections closes the oldest: otherwise a program that holds so many would
+// keep Envoy out.
+func (o *open) add(conn net.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.conns) == maxConnections {
+		o.conns[0].Close()
+		o.conns = slices.Delete(o.conns, 0, 1)
+	}
+	o.conns = append(o.conns, conn)
+}
+
+func (o *open) remove(conn net.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.conns = slices.DeleteFunc(o.conns, func(c net.Conn) bool { return c == conn })
 }
 
 // serve answers the questions of a connection as replies to them come. A question takes one of the lookups until its

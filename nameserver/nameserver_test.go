@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -452,8 +453,8 @@ func withAddresses(t testing.TB, query []byte, n int) []byte {
 	return packed
 }
 
-// TestConnectionsThatEndMakeRoom: Envoy opens one for its questions, and closes it when it has all replies.
-func TestConnectionsThatEndMakeRoom(t *testing.T) {
+// TestConnectionsThatEndAreClosed: Envoy opens one for its questions, and closes it when it has all replies.
+func TestConnectionsThatEndAreClosed(t *testing.T) {
 	t.Parallel()
 	names := envoytest.StartNameServer(t)
 	names.Resolve("a.test", "192.0.2.1")
@@ -464,7 +465,29 @@ func TestConnectionsThatEndMakeRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 		(&client{t: t, conn: conn}).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
+		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if rest, err := io.ReadAll(conn); len(rest) > 0 || err != nil {
+			t.Fatalf("after the last reply: %q, %v", rest, err)
+		}
 		conn.Close()
+	}
+}
+
+// TestConnectionsThatStayOpenKeepNobodyOut: every program of this machine can open them.
+func TestConnectionsThatStayOpenKeepNobodyOut(t *testing.T) {
+	t.Parallel()
+	names := envoytest.StartNameServer(t)
+	names.Resolve("a.test", "192.0.2.1")
+	c := serveNames(t, nil, names.Addr())
+	for range 2 * maxConnections {
+		conn, err := net.Dial("tcp", c.conn.RemoteAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		(&client{t: t, conn: conn}).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
 	}
 }
 
