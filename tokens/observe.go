@@ -133,7 +133,8 @@ func (o *observed) Revoke(ctx context.Context, h Hash) error {
 	return err
 }
 
-// End calls the inner store's End, and measures it as a revoke. It does nothing if the store is no [Ender].
+// End calls the inner store's End, and measures it as a revoke unless Revoke must do it. It does
+// nothing if the store is no [Ender].
 func (o *observed) End(ctx context.Context, of Principal) (bool, error) {
 	inner, ok := o.Store.(Ender)
 	if !ok {
@@ -141,7 +142,11 @@ func (o *observed) End(ctx context.Context, of Principal) (bool, error) {
 	}
 	ctx, call := o.revoke.begin(ctx)
 	ended, err := inner.End(ctx, of)
-	call.done(err)
+	if ended || err != nil {
+		call.done(err)
+	} else {
+		call.span.End()
+	}
 	return ended, err
 }
 

@@ -70,6 +70,47 @@ func TestObservedCountsFailures(t *testing.T) {
 	}
 }
 
+// endingStore is a store that ends a session in one step, or cannot.
+type endingStore struct {
+	failingStore
+	can bool
+}
+
+func (a endingStore) End(context.Context, Principal) (bool, error) { return a.can, a.err }
+
+// A call of End that leaves the work to Revoke is not counted beside it.
+func TestObservedCountsARevokeOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		store Store
+		calls int
+	}{
+		"no Ender":          {failingStore{}, 0},
+		"ended":             {endingStore{can: true}, 1},
+		"not ended":         {endingStore{}, 0},
+		"an unknown result": {endingStore{failingStore: failingStore{ErrUnavailable}}, 1},
+	} {
+		registry := prometheus.NewRegistry()
+		store, err := Observed(c.store, registry, "a store")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = store.(Ender).End(t.Context(), Principal{})
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls := uint64(0)
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				calls += m.GetHistogram().GetSampleCount()
+			}
+		}
+		if calls != uint64(c.calls) {
+			t.Errorf("%s: %d calls are counted, want %d", name, calls, c.calls)
+		}
+	}
+}
+
 func TestObservedFailsOnMetricConflict(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "gatepost_store_duration_seconds", Help: "another metric"}))
