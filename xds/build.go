@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -283,4 +284,12 @@ func (b *builder) asking(rule authz.Rule) *anypb.Any {
 // checks reports whether Gatepost checks each request for a route with the rule.
 func (b *builder) checks(rule authz.Rule) bool {
 	return rule.Authenticate || len(b.gw.Origins) > 0
+}
+
+// fromADS has Envoy get resources on its stream to Gatepost.
+func fromADS() *corev3.ConfigSource {
+	return &corev3.ConfigSource{
+		ResourceApiVersion:    corev3.ApiVersion_V3,
+		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
+	}
 }

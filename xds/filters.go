@@ -5,6 +5,7 @@ import (
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	corsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/cors/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
@@ -71,6 +72,10 @@ func (b *builder) httpFilters(https bool) []*hcmv3.HttpFilter {
 func httpFilter(name string, config *anypb.Any) *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: config}}
 }
+
+// disabled is the setting by which a route, or a scope, disables a filter. Envoy reads it of the route that it finds
+// first, so a request whose route the scope filter has found passes the filter.
+func (b *builder) disabled() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }
 
 // extAuthz asks the sidecar about each request, unless its route says that there is nothing to ask.
 // It fails closed: no answer is 503, and an answer that Envoy cannot carry out is an error, not a pass.

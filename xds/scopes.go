@@ -1,24 +1,14 @@
 package xds
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
 
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	rbacconfigv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
-	headermutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
-	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
-	setfilterstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
-	celv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/formatter/cel/v3"
-	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -40,9 +30,6 @@ import (
 // client, and Envoy has a place for this header. To find or remove a header without one, it would first index all
 // headers of the request.
 const scopeHeader = "x-forwarded-host"
-
-// filterScope is the scope filter (findScope).
-const filterScope = "scope"
 
 // scopes builds scopes.
 type scopes struct {
@@ -175,73 +162,6 @@ func (s *scopes) of(scope string, services []*service) map[string]*resource {
 	return out
 }
 
-// share moves filter settings that all routes of a scope have in common to the scope. CORS settings only count on
-// routes that forward.
-func share(scope *routev3.VirtualHost, routes []*routev3.Route, unchecked *anypb.Any) {
-	alike := func(filter string, asked []*routev3.Route) *anypb.Any {
-		if len(asked) == 0 {
-			return nil
-		}
-		first := asked[0].GetTypedPerFilterConfig()[filter]
-		for _, r := range asked[1:] {
-			if !proto.Equal(first, r.GetTypedPerFilterConfig()[filter]) {
-				return nil
-			}
-		}
-		return first
-	}
-	var forwarding []*routev3.Route
-	for _, r := range routes {
-		if r.GetRoute() != nil {
-			forwarding = append(forwarding, r)
-		}
-	}
-	shared := map[string]*anypb.Any{}
-	if cors := alike(filterCORS, forwarding); cors != nil {
-		shared[filterCORS] = cors
-	}
-	// Envoy merges a rule with that of the scope, so only the setting that disables the check can be shared.
-	if rule := alike(filterAuthz, routes); rule != nil && proto.Equal(rule, unchecked) {
-		shared[filterAuthz] = rule
-	}
-	for _, r := range routes {
-		for filter := range shared {
-			delete(r.GetTypedPerFilterConfig(), filter)
-		}
-	}
-	maps.Copy(shared, scope.GetTypedPerFilterConfig())
-	scope.TypedPerFilterConfig = shared
-}
-
-// lift moves what all routes to upstreams do alike to their virtual host: the headers that they remove, and their
-// retries. With ten thousand services, each copy in a route takes megabytes of Envoy. Envoy applies the changes of a
-// route before those of its virtual host, so routes that add headers, or remove others than identity, keep theirs.
-func lift(vhost *routev3.VirtualHost, routes []*routev3.Route, identity string) {
-	var alike []*routev3.Route
-	for _, r := range routes {
-		if to := r.GetRoute(); to == nil || to.GetCluster() == blackhole {
-			continue
-		}
-		alike = append(alike, r)
-		if len(r.GetRequestHeadersToAdd())+len(r.GetResponseHeadersToAdd()) > 0 ||
-			!slices.Equal(r.GetRequestHeadersToRemove(), alike[0].GetRequestHeadersToRemove()) ||
-			!slices.Equal(r.GetResponseHeadersToRemove(), []string{identity}) ||
-			!proto.Equal(r.GetRoute().GetRetryPolicy(), alike[0].GetRoute().GetRetryPolicy()) {
-			return
-		}
-	}
-	for i, r := range alike {
-		to := proto.CloneOf(r.GetRoute()) // other virtual hosts share it
-		if i == 0 {
-			vhost.RetryPolicy, vhost.RequestBodyBufferLimit = to.GetRetryPolicy(), r.GetRequestBodyBufferLimit()
-			vhost.RequestHeadersToRemove = r.GetRequestHeadersToRemove()
-			vhost.ResponseHeadersToRemove = append(vhost.GetResponseHeadersToRemove(), identity)
-		}
-		to.RetryPolicy, r.RequestBodyBufferLimit, r.RequestHeadersToRemove, r.ResponseHeadersToRemove = nil, nil, nil, nil
-		r.Action = &routev3.Route_Route{Route: to}
-	}
-}
-
 // scopedRoutes is the configuration by which the listener gets its routes.
 func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 	source := fromADS()
@@ -263,80 +183,7 @@ func scopedRoutes() *hcmv3.HttpConnectionManager_ScopedRoutes {
 	}}
 }
 
-// fromADS has Envoy get resources on its stream to Gatepost.
-func fromADS() *corev3.ConfigSource {
-	return &corev3.ConfigSource{
-		ResourceApiVersion:    corev3.ApiVersion_V3,
-		ConfigSourceSpecifier: &corev3.ConfigSource_Ads{Ads: &corev3.AggregatedConfigSource{}},
-	}
-}
-
 // nameScope sets scopeHeader to the path without its query.
 func nameScope() *mutationrulesv3.HeaderMutation {
 	return overwrite(scopeHeader, "%PATH(NQ:PATH)%")
 }
-
-// findScope is the filter that looks for a route again: in the scope of the path in lower case, and if it has none, in
-// the scope of all other paths. Every scope except the beacon's disables it, so a request with a route skips it. It is
-// the first filter, so that all filters use the final route.
-//
-// Its parts are one chain, so that a request with a route skips them in one step. None of them is a script: Envoy has
-// 90 KiB of Lua for each script, filter chain and worker thread.
-func (b *builder) findScope() *anypb.Any {
-	lowerCase := fmt.Sprintf("%%CEL(request.headers['%s'].lowerAscii())%%", scopeHeader)
-	otherPaths := fmt.Sprintf("%%CEL(has(xds.route_name) ? request.headers['%s'] : '/')%%", scopeHeader)
-	part := func(name string, config proto.Message) *corev3.TypedExtensionConfig {
-		return &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.pack(config)}
-	}
-	forgetRoute := part("forget route", &setfilterstatev3.Config{ClearRouteCache: true})
-	return b.pack(&filterchainv3.FilterChainConfig{DefaultFilterChain: &filterchainv3.FilterChain{Filters: []*corev3.TypedExtensionConfig{
-		part("lower case", b.renameScope(lowerCase)),
-		forgetRoute,
-		part("find route", &setfilterstatev3.Config{}), // route_name is that of the route that was last asked for
-		part("other paths", b.renameScope(otherPaths)),
-		forgetRoute,
-		part("upgrades", allowUpgrades()),
-	}}})
-}
-
-// renameScope sets scopeHeader to the value of a format with CEL.
-func (b *builder) renameScope(format string) *headermutationv3.HeaderMutation {
-	return &headermutationv3.HeaderMutation{Mutations: &headermutationv3.Mutations{
-		RequestMutations: []*mutationrulesv3.HeaderMutation{overwrite(scopeHeader, format)},
-		Formatters: []*corev3.TypedExtensionConfig{{
-			Name:        "envoy.formatter.cel",
-			TypedConfig: b.pack(&celv3.Cel{CelConfig: &corev3.CelExpressionConfig{EnableStringFunctions: true}}),
-		}},
-	}}
-}
-
-// allowUpgrades refuses each upgrade except one to a WebSocket on a route that has them. Envoy itself refuses upgrades
-// by the route that it finds first. If it found none, it has refused nothing.
-func allowUpgrades() *rbacv3.RBAC {
-	type permission = rbacconfigv3.Permission
-	upgrade := func(header *routev3.HeaderMatcher) *permission {
-		header.Name = "upgrade"
-		return &permission{Rule: &rbacconfigv3.Permission_Header{Header: header}}
-	}
-	none := upgrade(&routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: false}})
-	webSocket := exact("websocket")
-	webSocket.IgnoreCase = true
-	toWebSocket := upgrade(&routev3.HeaderMatcher{HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: webSocket}})
-	served := &permission{Rule: &rbacconfigv3.Permission_SourcedMetadata{SourcedMetadata: &rbacconfigv3.SourcedMetadata{
-		MetadataSource: rbacconfigv3.MetadataSource_ROUTE,
-		MetadataMatcher: &matcherv3.MetadataMatcher{
-			Filter: filterScope,
-			Path:   []*matcherv3.MetadataMatcher_PathSegment{{Segment: &matcherv3.MetadataMatcher_PathSegment_Key{Key: metadataWebSocket}}},
-			Value:  &matcherv3.ValueMatcher{MatchPattern: &matcherv3.ValueMatcher_BoolMatch{BoolMatch: true}},
-		},
-	}}}
-	both := &permission{Rule: &rbacconfigv3.Permission_AndRules{AndRules: &rbacconfigv3.Permission_Set{Rules: []*permission{toWebSocket, served}}}}
-	return &rbacv3.RBAC{Rules: &rbacconfigv3.RBAC{Policies: map[string]*rbacconfigv3.Policy{"upgrade": {
-		Permissions: []*permission{none, both},
-		Principals:  []*rbacconfigv3.Principal{{Identifier: &rbacconfigv3.Principal_Any{Any: true}}},
-	}}}}
-}
-
-// disabled is the setting by which a route, or a scope, disables a filter. Envoy reads it of the route that it finds
-// first, so a request whose route the scope filter has found passes the filter.
-func (b *builder) disabled() *anypb.Any { return b.pack(&routev3.FilterConfig{Disabled: true}) }
