@@ -63,8 +63,18 @@ func TestReasonsAndOutcomesAreExplained(t *testing.T) {
 // Each reason of gatepost explain and of the access log is explained, and nothing else is.
 func TestReasonsOfExplainAndOfTheAccessLogAreExplained(t *testing.T) {
 	var reasons []string
+	shared := map[string]*ast.BasicLit{} // :: name of a constant of package convention → reason
+	inspectFolder(t, "convention", func(n ast.Node) {
+		if spec, _ := n.(*ast.ValueSpec); spec != nil && strings.HasPrefix(spec.Names[0].Name, "Reason") {
+			shared[spec.Names[0].Name] = spec.Values[0].(*ast.BasicLit)
+		}
+	})
 	add := func(e ast.Expr) {
-		if reason, _ := e.(*ast.BasicLit); reason != nil && reason.Value != `""` && !slices.Contains(reasons, unquoted(reason)) {
+		reason, _ := e.(*ast.BasicLit)
+		if selector, _ := e.(*ast.SelectorExpr); selector != nil {
+			reason = shared[selector.Sel.Name]
+		}
+		if reason != nil && reason.Value != `""` && !slices.Contains(reasons, unquoted(reason)) {
 			reasons = append(reasons, unquoted(reason))
 		}
 	}

@@ -150,7 +150,7 @@ func (f extAuthz) apply(x *exchange, response *authv3.CheckResponse) {
 	}
 	if f.exceedsLimits(x) {
 		x.localReply(500, "").flag = flagUnauthorized
-		x.set, x.adds, x.reason = nil, nil, "too_many_headers"
+		x.set, x.adds, x.reason = nil, nil, convention.ReasonTooManyHeaders
 	}
 	for _, name := range response.GetOkResponse().GetHeadersToRemove() {
 		x.header.remove(strings.ToLower(name))

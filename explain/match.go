@@ -8,6 +8,8 @@ import (
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+
+	"gatepost/convention"
 )
 
 // match finds the route for the request. If that route does not allow the requested upgrade, Envoy
@@ -28,7 +30,7 @@ func (x *exchange) refuseUpgrade() {
 	})
 	if !taken {
 		x.localReply(403, "")
-		x.reason = "upgrade_refused"
+		x.reason = convention.ReasonUpgradeRefused
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 
+	"gatepost/authz"
 	"gatepost/convention"
 	"gatepost/definitions"
 	"gatepost/xds"
@@ -79,9 +80,9 @@ func (e *Explainer) originStep(x *exchange, add func(part, format string, args .
 	case len(listed) == 0 && there && origin != "":
 		add("origin", "%s may read the response: no origins are listed, so every page may call", origin)
 	case len(listed) == 0:
-	case x.reason == "origin_refused" && origin == "":
+	case x.reason == authz.ReasonOriginRefused.String() && origin == "":
 		add("origin", "the request has no Origin, and only listed origins may call")
-	case x.reason == "origin_refused":
+	case x.reason == authz.ReasonOriginRefused.String():
 		add("origin", "%s is not on the list", origin)
 	case x.checked:
 		add("origin", "%s is on the list", origin)
@@ -95,7 +96,7 @@ func (e *Explainer) originStep(x *exchange, add func(part, format string, args .
 func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ...any)) {
 	if unread := e.unreadTokenOf(x); unread != nil {
 		add("token", "%s", unread.step(e, x))
-		if x.reason == "token_missing" {
+		if x.reason == authz.ReasonTokenMissing.String() {
 			return
 		}
 	}
@@ -104,15 +105,15 @@ func (e *Explainer) tokenStep(x *exchange, add func(part, format string, args ..
 		return
 	}
 	switch x.reason {
-	case "token_missing":
+	case authz.ReasonTokenMissing.String():
 		add("token", "the request has none")
-	case "token_malformed":
+	case authz.ReasonTokenMalformed.String():
 		add("token", "the value of Authorization is not a token of this gateway, raw or after Bearer; no store lookup")
-	case "token_unknown":
+	case authz.ReasonTokenUnknown.String():
 		add("token", "%s is unknown, expired or revoked, according to %s", x.token, e.store)
-	case "scope_missing":
+	case authz.ReasonScopeMissing.String():
 		add("token", "%s is live, according to %s, but lacks some of the scopes %s", x.token, e.store, strings.Join(service.Scopes, ", "))
-	case "store_unavailable":
+	case authz.ReasonStoreUnavailable.String():
 		add("token", "%s has the right form; the lookup by %s failed", x.token, e.store)
 	case "", "withheld":
 		if !x.lookedUp { // the request was denied before the lookup
@@ -165,10 +166,10 @@ func (e *Explainer) reason(x *exchange) (reason, why, change string) {
 	case x.closed != "":
 		return "handshake_refused", "Envoy closes the connection: " + x.closed, "use a name of a certificate, or set tls.default_certificate"
 	case x.refused != "":
-		return "malformed", "Envoy rejects the request: " + x.refused, "send it in the plain form"
+		return convention.ReasonMalformed, "Envoy rejects the request: " + x.refused, "send it in the plain form"
 	case x.preflight:
 		why, change = e.preflightReason(x, service)
-		return "preflight", why, change
+		return convention.ReasonPreflight, why, change
 	case x.reason != "":
 		why, change = e.denialReason(x, service)
 		return x.reason, why, e.orFix(service, change)
@@ -199,24 +200,24 @@ func (e *Explainer) replyReason(x *exchange, service *definitions.Service) (reas
 	case x.route.GetRedirect() != nil:
 		return "redirected", fmt.Sprintf("the service %q redirects to %s", service.Name, x.reply.header.value("location")), ""
 	case x.route.GetDirectResponse().GetStatus() == xds.StatusNoCertificate:
-		return "certificate_missing", fmt.Sprintf("the service %q needs a client certificate", service.Name),
+		return convention.ReasonNoCertificate, fmt.Sprintf("the service %q needs a client certificate", service.Name),
 			"present one in the handshake, or remove client_certificate at " + e.location(service)
 	case x.route.GetDirectResponse().GetStatus() == xds.StatusMaintenance:
-		return "maintenance", fmt.Sprintf("the service %q is in maintenance", service.Name), fmt.Sprintf("remove maintenance at %s when it is over", e.location(service))
+		return convention.ReasonMaintenance, fmt.Sprintf("the service %q is in maintenance", service.Name), fmt.Sprintf("remove maintenance at %s when it is over", e.location(service))
 	case x.reply.status == http.StatusPermanentRedirect:
 		return "redirected", "a request without TLS is redirected to the listener for TLS", "use the https URL, or set tls.redirect: false"
 	case isVersion(x.route):
 		return "version", "this path returns the version that Envoy serves", ""
 	case x.reply.status == 405:
-		return "method_not_allowed", fmt.Sprintf("%s is not allowed here", x.method), e.orFix(service, e.allowMethod(x, service))
+		return convention.ReasonMethodNotAllowed, fmt.Sprintf("%s is not allowed here", x.method), e.orFix(service, e.allowMethod(x, service))
 	case x.reply.status == 404:
-		return "not_found", "no service has this path", e.definePath(x)
+		return convention.ReasonNotFound, "no service has this path", e.definePath(x)
 	case isMalformedHost(x.route):
-		return "malformed", "services differ by the host, and the host is not a name or an address", "send the host as a name, with or without a port"
+		return convention.ReasonMalformed, "services differ by the host, and the host is not a name or an address", "send the host as a name, with or without a port"
 	case x.reply.status == 400:
-		return "malformed", "a dot segment of the path has a parameter (/..;), which some servers resolve to a path outside the service", "send the path without it"
+		return convention.ReasonMalformed, "a dot segment of the path has a parameter (/..;), which some servers resolve to a path outside the service", "send the path without it"
 	case x.checked:
-		return "store_unavailable", "Gatepost could not decide", "see the log of Gatepost"
+		return authz.ReasonStoreUnavailable.String(), "Gatepost could not decide", "see the log of Gatepost"
 	}
 	return "answered", "Envoy responds by itself", ""
 }
@@ -227,32 +228,32 @@ func (e *Explainer) denialReason(x *exchange, service *definitions.Service) (why
 	case "withheld":
 		return fmt.Sprintf("the service %q is served without its upstreams, because Envoy rejects them: %s", service.Name, e.rejected()),
 			fmt.Sprintf("fix the upstreams that Envoy rejects at %s", e.location(service))
-	case "origin_refused":
+	case authz.ReasonOriginRefused.String():
 		return "only listed origins may call, whatever the path", e.listOrigin(x)
-	case "upgrade_refused":
+	case convention.ReasonUpgradeRefused:
 		if service == nil {
 			return "no service at this path accepts WebSockets", "use the path of a service that does"
 		}
 		return fmt.Sprintf("the service %q does not accept WebSockets", service.Name), fmt.Sprintf("set websocket: true at %s", e.location(service))
-	case "token_missing":
+	case authz.ReasonTokenMissing.String():
 		why = fmt.Sprintf("the service %q needs a token", service.Name)
 		if unread := e.unreadTokenOf(x); unread != nil {
 			return why, unread.change(e)
 		}
 		return why, fmt.Sprintf("send Authorization: Bearer TOKEN with a token of POST %s, or set authenticate: false at %s", path, e.location(service))
-	case "token_malformed":
+	case authz.ReasonTokenMalformed.String():
 		return "the value of Authorization is not a token of this gateway",
 			fmt.Sprintf("send the token by itself or after Bearer, exactly as POST %s returned it", path)
-	case "token_unknown":
+	case authz.ReasonTokenUnknown.String():
 		return "the token is unknown, expired or revoked", fmt.Sprintf("log in again: POST %s", path)
-	case "scope_missing":
+	case authz.ReasonScopeMissing.String():
 		return fmt.Sprintf("the token's session lacks scopes that %q requires: %s", service.Name, strings.Join(service.Scopes, ", ")),
 			fmt.Sprintf("have the user service grant them at login, or change scopes at %s", e.location(service))
-	case "store_unavailable":
+	case authz.ReasonStoreUnavailable.String():
 		return "the token store is unavailable, so the token could not be checked", "check that the store is running"
-	case "too_many_headers":
+	case convention.ReasonTooManyHeaders:
 		return "with what the gateway adds, the request exceeds Envoy's header limit", "send fewer headers"
-	case "bad_user":
+	case authz.ReasonBadUser.String():
 		return "the user's id cannot be put into a header", "have the user service return a different id"
 	}
 	return "Gatepost could not decide: " + x.reason, ""

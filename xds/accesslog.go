@@ -273,15 +273,15 @@ var envoysEnds = []struct {
 	{"local_rate_limited", authz.Denied, "rate_limited"},
 	{"request_rate_limited", authz.Denied, "rate_limited"},
 	{"request_payload_too_large", authz.Denied, "body_too_large"},
-	{"upgrade_failed", authz.Denied, "upgrade_refused"},
-	{"rbac_access_denied_matched_policy[none]", authz.Denied, "upgrade_refused"}, // of allowUpgrades
-	{"path_normalization_failed", authz.Denied, "malformed"},
-	{"low_version", authz.Denied, "malformed"}, // HTTP/1.0
-	{"missing_host_header", authz.Denied, "malformed"},
-	{"absolute_path_rejected", authz.Denied, "malformed"}, // the target *
-	{"route_not_found", authz.Denied, "not_found"},        // CONNECT
+	{"upgrade_failed", authz.Denied, convention.ReasonUpgradeRefused},
+	{"rbac_access_denied_matched_policy[none]", authz.Denied, convention.ReasonUpgradeRefused}, // of allowUpgrades
+	{"path_normalization_failed", authz.Denied, convention.ReasonMalformed},
+	{"low_version", authz.Denied, convention.ReasonMalformed}, // HTTP/1.0
+	{"missing_host_header", authz.Denied, convention.ReasonMalformed},
+	{"absolute_path_rejected", authz.Denied, convention.ReasonMalformed}, // the target *
+	{"route_not_found", authz.Denied, convention.ReasonNotFound},         // CONNECT
 	{"request_header_timeout", authz.Denied, "timed_out"},
-	{"ext_authz_invalid", authz.Denied, "too_many_headers"},
+	{"ext_authz_invalid", authz.Denied, convention.ReasonTooManyHeaders},
 	{"ext_authz_error", authz.CannotTell, "check_failed"},
 	{"rate_limiter_error", authz.CannotTell, "not_counted"},
 }
@@ -294,11 +294,11 @@ type verdict struct{ decision, reason string }
 var (
 	passed = verdict{
 		first(ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit(string(authz.Allowed)), ofUnparsed(string(authz.Denied))),
-		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule), ofUnparsed("malformed")),
+		first(ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule), ofUnparsed(convention.ReasonMalformed)),
 	}
 	refused = verdict{
 		first(ofEnd(string(authz.Denied), func(i int) string { return string(envoysEnds[i].decision) }), ofDecision(authz.MetadataDecision), ofRoute(authz.MetadataDecision), ofHit(string(authz.Allowed))),
-		first(ofEnd("malformed", func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule)),
+		first(ofEnd(convention.ReasonMalformed, func(i int) string { return envoysEnds[i].reason }), ofDecision(authz.MetadataReason), ofRoute(authz.MetadataReason), ofHit(authz.ReasonModule)),
 	}
 )
 
@@ -511,62 +511,4 @@ func (b *builder) keepPath() *hcmv3.HttpFilter {
 			}},
 		}},
 	})}}
-}
-
-// The decisions of routes that do not lead to an upstream. Their reasons are those of package explain.
-var (
-	decidedPublic      = decided{authz.Allowed, authz.ReasonPublic.String()}
-	decidedPreflight   = decided{authz.Allowed, "preflight"}
-	decidedMethod      = decided{authz.Denied, "method_not_allowed"}
-	decidedNotFound    = decided{authz.Denied, "not_found"}
-	decidedCertificate = decided{authz.Denied, "certificate_missing"}
-	decidedMalformed   = decided{authz.Denied, "malformed"}
-	decidedMaintenance = decided{authz.Denied, "maintenance"}
-)
-
-// decided is the decision of a route, if Gatepost does not deny the request. The zero value is none: it is Gatepost's.
-type decided struct {
-	decision authz.Outcome
-	reason   string
-}
-
-// decides is the decision of a route to upstreams.
-func decides(rule authz.Rule) decided {
-	if rule.Authenticate {
-		return decided{}
-	}
-	return decidedPublic
-}
-
-// logged adds to a route what the access log and spans say about it: the service, the version of its definitions and
-// the decision.
-func (b *builder) logged(r *routev3.Route, of endpointGroup, d decided) *routev3.Route {
-	if !b.describes() {
-		return r
-	}
-	fields := map[string]*structpb.Value{}
-	for name, value := range map[string]string{
-		logService: of.rule.Service, logVersion: of.version, authz.MetadataDecision: string(d.decision), authz.MetadataReason: d.reason,
-	} {
-		if value != "" {
-			fields[name] = structpb.NewStringValue(value)
-		}
-	}
-	if r.Metadata == nil {
-		r.Metadata = &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{}}
-	}
-	r.Metadata.FilterMetadata[logMetadata] = &structpb.Struct{Fields: fields}
-	return r
-}
-
-// versionOf returns the version of the definitions of a service, or of the settings if it is nil. If nothing shows it,
-// it is empty.
-func (b *builder) versionOf(s *definitions.Service) string {
-	if !b.describes() {
-		return ""
-	}
-	if b.versions == nil {
-		b.versions = b.gw.Versions()
-	}
-	return b.versions(s)
 }
