@@ -60,8 +60,8 @@ const (
 	keyLog          = "log"
 )
 
-// ErrNoRule reports a Check without a valid rule. It is denied: a request without a rule must not pass.
-var ErrNoRule = errors.New("the route has no rule")
+// errNoRule reports a Check without a valid rule. It is denied: a request without a rule must not pass.
+var errNoRule = errors.New("the route has no rule")
 
 // Extensions returns the rule in the form that a route carries.
 func (r Rule) Extensions() *extauthzv3.ExtAuthzPerRoute {
@@ -155,23 +155,23 @@ func (c *rawRule) set(key, value string) {
 	}
 }
 
-// parse is the inverse of the Extensions methods. Anything that they do not write is [ErrNoRule].
+// parse is the inverse of the Extensions methods. Anything that they do not write is [errNoRule].
 func (c *rawRule) parse() (rule, error) {
 	if c.service == "" || c.userHeader == "" {
-		return rule{}, ErrNoRule
+		return rule{}, errNoRule
 	}
 	r := rule{
 		service: c.service, scopes: c.scopes, origins: c.origins, cookie: c.cookie, subprotocol: c.subprotocol, userHeader: c.userHeader,
 	}
 	if r.cookie != "" && r.origins == "" { // else any page on the web could act for its visitor
-		return rule{}, fmt.Errorf("%w: %s without %s", ErrNoRule, keyCookie, keyOrigins)
+		return rule{}, fmt.Errorf("%w: %s without %s", errNoRule, keyCookie, keyOrigins)
 	}
 	switch c.authenticate {
 	case "true":
 		r.authenticate = true
 	case "false":
 	default: // fail closed
-		return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyAuthenticate, c.authenticate)
+		return rule{}, fmt.Errorf("%w: %s is %q", errNoRule, keyAuthenticate, c.authenticate)
 	}
 	var err error
 	if r.forwardToken, err = isSet(keyForwardToken, c.forwardToken); err != nil {
@@ -183,7 +183,7 @@ func (c *rawRule) parse() (rule, error) {
 	if c.longest != "" {
 		ms, err := strconv.ParseInt(c.longest, 10, 64)
 		if err != nil || ms <= 0 || ms > maxMilliseconds {
-			return rule{}, fmt.Errorf("%w: %s is %q", ErrNoRule, keyLongest, c.longest)
+			return rule{}, fmt.Errorf("%w: %s is %q", errNoRule, keyLongest, c.longest)
 		}
 		r.longest = time.Duration(ms) * time.Millisecond
 	}
@@ -193,7 +193,7 @@ func (c *rawRule) parse() (rule, error) {
 // isSet parses a value that is "true" or omitted.
 func isSet(key, value string) (bool, error) {
 	if value != "" && value != "true" {
-		return false, fmt.Errorf("%w: %s is %q", ErrNoRule, key, value)
+		return false, fmt.Errorf("%w: %s is %q", errNoRule, key, value)
 	}
 	return value != "", nil
 }

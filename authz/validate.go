@@ -14,9 +14,9 @@ import (
 	"gatepost/panics"
 )
 
-// ErrBadResponse reports a CheckResponse that is neither an allow nor a denial of this package. Envoy lets a request
+// errBadResponse reports a CheckResponse that is neither an allow nor a denial of this package. Envoy lets a request
 // pass if the status is 0, whatever else the response holds, and an empty response has status 0.
-var ErrBadResponse = errors.New("bad response to a check")
+var errBadResponse = errors.New("bad response to a check")
 
 // Interceptor turns a panic into an error, and also a response to a Check that is neither an allow nor a denial. Envoy
 // then answers 503. It guards the other methods of a server, and Check against interceptors after it.
@@ -48,26 +48,26 @@ func (s *Server) recovered(method string, err *error) {
 	*err = status.Error(codes.Internal, "internal error")
 }
 
-// validateResponse returns nil for a response that may be sent, and [ErrBadResponse] for every other.
+// validateResponse returns nil for a response that may be sent, and [errBadResponse] for every other.
 func validateResponse(r *authv3.CheckResponse) error {
 	if r == nil {
-		return fmt.Errorf("%w: nil", ErrBadResponse)
+		return fmt.Errorf("%w: nil", errBadResponse)
 	}
 	if _, marked := r.GetDynamicMetadata().GetFields()[MetadataHit]; marked { // only the module sets it
-		return fmt.Errorf("%w: metadata with the mark of the module", ErrBadResponse)
+		return fmt.Errorf("%w: metadata with the mark of the module", errBadResponse)
 	}
 	if r.GetStatus().GetCode() == int32(codes.OK) {
 		if r.GetOkResponse() == nil {
-			return fmt.Errorf("%w: status 0 without an OkResponse", ErrBadResponse)
+			return fmt.Errorf("%w: status 0 without an OkResponse", errBadResponse)
 		}
 		return nil
 	}
 	refused := r.GetDeniedResponse()
 	if refused == nil {
-		return fmt.Errorf("%w: status %d without a DeniedResponse", ErrBadResponse, r.GetStatus().GetCode())
+		return fmt.Errorf("%w: status %d without a DeniedResponse", errBadResponse, r.GetStatus().GetCode())
 	}
 	if code := refused.GetStatus().GetCode(); code < 400 || code > 599 {
-		return fmt.Errorf("%w: denied with HTTP status %d", ErrBadResponse, code)
+		return fmt.Errorf("%w: denied with HTTP status %d", errBadResponse, code)
 	}
 	return nil
 }

@@ -22,8 +22,8 @@ type Place struct {
 	Host, Path string
 }
 
-// Places returns the places of a service.
-func (s *Service) Places() iter.Seq[Place] {
+// places returns the places of a service.
+func (s *Service) places() iter.Seq[Place] {
 	path := strings.ToLower(s.Path)
 	return func(yield func(Place) bool) {
 		for _, host := range s.Patterns() {

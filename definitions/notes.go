@@ -16,7 +16,7 @@ func (d *Definitions) Notes() Problems {
 	doors := d.openDoors()
 	var notes Problems
 	for i, s := range d.Gateway.Services {
-		for place := range s.Places() {
+		for place := range s.places() {
 			around, ok := enclosing(byPlace, place)
 			if outer := byPlace[around]; ok && !s.Authenticate && d.Gateway.Services[outer].Authenticate {
 				notes = append(notes, d.note(i, "authenticate", aboutNotes.faultf("see that this is meant",
@@ -153,7 +153,7 @@ func (d *Definitions) CheckListen(listen netip.AddrPort) error {
 func (d *Definitions) byPlace() map[Place]int {
 	out := make(map[Place]int, len(d.Gateway.Services))
 	for i, s := range d.Gateway.Services {
-		for place := range s.Places() {
+		for place := range s.places() {
 			out[place] = i
 		}
 	}
@@ -171,7 +171,7 @@ func (d *Definitions) securedPlaces() map[string][]securedPlace {
 	out := map[string][]securedPlace{}
 	for i, s := range d.Gateway.Services {
 		if s.Authenticate {
-			for place := range s.Places() {
+			for place := range s.places() {
 				out[place.Host] = append(out[place.Host], securedPlace{place.Path, i})
 			}
 		}
@@ -188,7 +188,7 @@ func taken(byPlace map[Place]int, secured map[string][]securedPlace, s *Service)
 	if s.Authenticate {
 		return Place{}, 0, false
 	}
-	for place := range s.Places() {
+	for place := range s.places() {
 		below := strings.TrimSuffix(place.Path, "/") + "/"
 		for host := range Wider(place.Host) {
 			places := secured[host]

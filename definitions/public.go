@@ -45,7 +45,7 @@ func (d *Definitions) Public() []PublicPath {
 		if s.Authenticate {
 			continue
 		}
-		for place := range s.Places() {
+		for place := range s.places() {
 			secured := slices.Compact(slices.Sorted(slices.Values(except[place])))
 			public = append(public, PublicPath{
 				Host: place.Host, Path: s.Path, Methods: slices.Sorted(slices.Values(s.Methods)), Service: s.Name, Except: secured,

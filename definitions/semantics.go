@@ -298,7 +298,7 @@ func checkAmongServices(f *findings, services []*Service) {
 		} else {
 			names[s.Name] = i
 		}
-		for place := range s.Places() {
+		for place := range s.places() {
 			if earlier, taken := places[place]; taken {
 				f.add(fmt.Sprintf("services[%d].path", i), samePlaceFault(f, s, place, services[earlier], earlier))
 				break

@@ -23,10 +23,10 @@ const (
 	ClusterHTTP = "gatepost-http"
 )
 
-// UpstreamIdle is the idle timeout of Envoy's connections to Gatepost's token handler. The
+// upstreamIdle is the idle timeout of Envoy's connections to Gatepost's token handler. The
 // handler's own idle timeout must be longer; otherwise Envoy could send a login on a connection
 // that is being closed.
-const UpstreamIdle = 30 * time.Second
+const upstreamIdle = 30 * time.Second
 
 // connectTimeout is short, because Gatepost runs on the same machine or network.
 const connectTimeout = time.Second
@@ -53,7 +53,7 @@ func grpcCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 // rejected here and does not affect the checks or the user service.
 func httpCluster(address, tlsDir string) (*clusterv3.Cluster, error) {
 	options := &upstreamhttpv3.HttpProtocolOptions{
-		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(UpstreamIdle)},
+		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{IdleTimeout: durationpb.New(upstreamIdle)},
 		UpstreamProtocolOptions: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{HttpProtocolOptions: &corev3.Http1ProtocolOptions{}},

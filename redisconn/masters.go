@@ -62,7 +62,7 @@ func (c *Conn) sentinelClients() []*redis.SentinelClient {
 	c.sentinelsOnce.Do(func() {
 		quiet()
 		for _, addr := range c.options.hosts {
-			options := c.NodeOptions(addr)
+			options := c.nodeOptions(addr)
 			options.DB, options.PoolSize, options.MaxRetries = 0, 2, 1
 			options.Username, options.Password = c.options.sentinelUser, c.options.sentinelPassword.reveal()
 			options.Dialer = dialer(c.options)

@@ -51,9 +51,9 @@ func (c *Conn) Client() redis.UniversalClient { return c.client }
 // IsCluster reports whether the keys are spread over the masters of a Redis Cluster.
 func (c *Conn) IsCluster() bool { return c.options.cluster }
 
-// NodeOptions returns the options for a client of the single node at addr. User, password,
+// nodeOptions returns the options for a client of the single node at addr. User, password,
 // database, TLS and time limits are set; the caller sets everything else.
-func (c *Conn) NodeOptions(addr string) *redis.Options {
+func (c *Conn) nodeOptions(addr string) *redis.Options {
 	o := c.options
 	return &redis.Options{
 		Addr:                     addr,

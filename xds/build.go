@@ -29,7 +29,7 @@ import (
 const (
 	ListenerName      = "gatepost"
 	TLSListenerName   = "gatepost-tls"
-	HTTP3ListenerName = "gatepost-http3"
+	http3ListenerName = "gatepost-http3"
 )
 
 const (
@@ -60,7 +60,7 @@ type Options struct {
 	// LogsError is why Logs could not be read. Only definitions that send the access log to a collector fail with it.
 	LogsError error
 	// ClusterLimits is whether Gatepost counts requests for all gateways together. Otherwise, rate limits with
-	// scope: cluster are an error, [ErrNoClusterLimits].
+	// scope: cluster are an error, [errNoClusterLimits].
 	ClusterLimits bool
 	// ClusterTimeout is how long Envoy waits for Gatepost to count a request. If it is zero: 250 ms.
 	ClusterTimeout time.Duration
@@ -72,8 +72,8 @@ type Options struct {
 	Certificates []Certificate
 }
 
-// ErrNoClusterLimits is the error for rate limits of the cluster if Gatepost does not count them.
-var ErrNoClusterLimits = errors.New("rate_limits with scope: cluster need Redis, where gateways count together: " +
+// errNoClusterLimits is the error for rate limits of the cluster if Gatepost does not count them.
+var errNoClusterLimits = errors.New("rate_limits with scope: cluster need Redis, where gateways count together: " +
 	"give --redis, or remove scope")
 
 // ListenAddress returns the address on which an Envoy with these options accepts requests.

@@ -74,7 +74,7 @@ func (b *builder) run(name string, config *anypb.Any) *xdsmatcherv3.Matcher {
 // what has the limits.
 func (b *builder) clusterLimiter(domain string, limits []definitions.RateLimit) *anypb.Any {
 	if !b.opts.ClusterLimits {
-		b.fail(ErrNoClusterLimits)
+		b.fail(errNoClusterLimits)
 	}
 	config := &ratelimitv3.RateLimit{
 		Domain:  domain,

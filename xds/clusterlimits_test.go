@@ -311,7 +311,7 @@ func TestClusterLimitsNeedRedis(t *testing.T) {
 		"rate_limits: [{requests: 1, by: gateway, scope: cluster}]\nservices: []",
 		`services: [{name: a, path: /a, authenticate: false, upstreams: ["http://a"], rate_limits: [{requests: 1, by: service, scope: cluster}]}]`,
 	} {
-		if _, err := Build(parse(t, text), testOptions); !errors.Is(err, ErrNoClusterLimits) {
+		if _, err := Build(parse(t, text), testOptions); !errors.Is(err, errNoClusterLimits) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 // http3Listener has the filter chains of the listener for TLS, for QUIC: the same certificates, routes and rules.
 func (b *builder) http3Listener() *listenerv3.Listener {
-	l := newListener(HTTP3ListenerName, b.gw.TLS.Listen)
+	l := newListener(http3ListenerName, b.gw.TLS.Listen)
 	l.GetAddress().GetSocketAddress().Protocol = corev3.SocketAddress_UDP
 	http2 := http2Options()
 	l.UdpListenerConfig = &listenerv3.UdpListenerConfig{

@@ -63,8 +63,8 @@ func (o Config) withDefaults() Config {
 	}
 }
 
-// ErrEmpty reports that a snapshot is empty. Envoy would close its port.
-var ErrEmpty = errors.New("the configuration is empty")
+// errEmpty reports that a snapshot is empty. Envoy would close its port.
+var errEmpty = errors.New("the configuration is empty")
 
 // Server is the control plane: it delivers one configuration at a time, the same to every Envoy, over delta ADS, and
 // reports each ACK and NACK. The caller decides what follows, such as a rollback. It is safe for concurrent use.
@@ -156,10 +156,10 @@ func (s *Server) Subscribe(report func(Event)) { s.report = report }
 
 // Publish has every Envoy served this snapshot. It returns at once; the outcome is reported as events. A version that
 // is being served already is sent again only if an Envoy has rejected it: for a cause outside of the configuration,
-// such as a port that was taken. ErrEmpty leaves everything as it is.
+// such as a port that was taken. errEmpty leaves everything as it is.
 func (s *Server) Publish(snapshot *Snapshot) error {
 	if snapshot.empty() {
-		return fmt.Errorf("publishing: %w", ErrEmpty)
+		return fmt.Errorf("publishing: %w", errEmpty)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

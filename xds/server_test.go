@@ -529,7 +529,7 @@ func TestAnEmptySnapshotIsNeverPublished(t *testing.T) {
 	c.serves(withServices(t, "a"))
 	e.transcript()
 	for _, s := range []*Snapshot{nil, {}, {Version: "x"}} {
-		if err := c.Publish(s); !errors.Is(err, ErrEmpty) {
+		if err := c.Publish(s); !errors.Is(err, errEmpty) {
 			t.Fatalf("publishing %v: %v", s, err)
 		}
 	}

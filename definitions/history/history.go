@@ -21,8 +21,8 @@ import (
 	"gatepost/definitions/revisions"
 )
 
-// FileName is the name of the file in the data folder.
-const FileName = "definitions.db"
+// fileName is the name of the file in the data folder.
+const fileName = "definitions.db"
 
 // openTimeout is how long Open waits for another process to release the file.
 const openTimeout = 3 * time.Second
@@ -47,7 +47,7 @@ func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the history of the definitions: %w", err)
 	}
-	db, err := bbolt.Open(filepath.Join(dir, FileName), 0o600, &bbolt.Options{Timeout: openTimeout})
+	db, err := bbolt.Open(filepath.Join(dir, fileName), 0o600, &bbolt.Options{Timeout: openTimeout})
 	if err != nil {
 		return nil, fmt.Errorf("opening the history of the definitions: %v", err)
 	}

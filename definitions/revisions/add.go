@@ -15,8 +15,8 @@ import (
 	"gatepost/definitions"
 )
 
-// ErrConflict says that the newest revision is not the one that a new one was based on. The error is a *Conflict.
-var ErrConflict = errors.New("somebody else has applied definitions meanwhile")
+// errConflict says that the newest revision is not the one that a new one was based on. The error is a *Conflict.
+var errConflict = errors.New("somebody else has applied definitions meanwhile")
 
 // Conflict is a revision that was not stored because another was stored before it.
 type Conflict struct {
@@ -34,8 +34,8 @@ func (c *Conflict) Error() string {
 		c.Base, c.Newest.Number, c.Newest.Who, c.Newest.Stored.Format(timeForm))
 }
 
-// Is makes a Conflict an ErrConflict.
-func (c *Conflict) Is(target error) bool { return target == ErrConflict }
+// Is makes a Conflict an errConflict.
+func (c *Conflict) Is(target error) bool { return target == errConflict }
 
 const timeForm = "2006-01-02 15:04:05 MST"
 

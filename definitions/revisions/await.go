@@ -72,7 +72,7 @@ func standingsOf(gateways []Gateway, r, newest Revision) []Standing {
 func standingOf(g Gateway, r Revision) Standing {
 	s := Standing{Gateway: g}
 	switch mark := r.Mark(); {
-	case g.Quiet >= Silent:
+	case g.Quiet >= silent:
 		s.Why = fmt.Sprintf("no report for %v, the last one with %v", g.Quiet.Round(time.Second), g.Serving)
 	case g.Serving == mark && g.Verified:
 		s.Verified, s.Final = true, true

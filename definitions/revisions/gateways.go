@@ -14,8 +14,8 @@ import (
 const (
 	// Beat is the interval of a gateway's reports.
 	Beat = time.Second
-	// Silent is the time without a report after which a gateway counts as frozen, disconnected or dead.
-	Silent = 5 * time.Second
+	// silent is the time without a report after which a gateway counts as frozen, disconnected or dead.
+	silent = 5 * time.Second
 	// forgotten is the time without a report after which a gateway is removed. Until then its Envoy may outlive it and
 	// serve the revision of its last report.
 	forgotten = time.Minute

@@ -103,7 +103,7 @@ func TestStandings(t *testing.T) {
 		"not seen":                   {gateway: Gateway{Report: Report{Newest: before, Serving: before, Verified: true}}, why: "serves revision 7"},
 		"not seen after a rejection": {gateway: Gateway{Report: Report{Newest: before, Refused: "cannot bind"}}, why: "serves no revision: cannot bind"},
 		"the number of another":      {gateway: Gateway{Report: Report{Newest: Mark{8, "lost"}, Serving: Mark{8, "lost"}, Verified: true}}, why: "not seen"},
-		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}, Quiet: Silent}, why: "no report for 5s"},
+		"silent":                     {gateway: Gateway{Report: Report{Newest: now, Serving: now, Verified: true}, Quiet: silent}, why: "no report for 5s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := standingsOf([]Gateway{c.gateway}, r, r)[0]

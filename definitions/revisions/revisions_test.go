@@ -85,7 +85,7 @@ func TestARevisionBasedOnAnotherThanTheNewestIsRefused(t *testing.T) {
 	for _, base := range []int64{0, 1, 3} {
 		_, err := s.Add(t.Context(), base, file("news"), Note{})
 		var conflict *Conflict
-		if !errors.Is(err, ErrConflict) || !errors.As(err, &conflict) || conflict.Newest.Number != 2 {
+		if !errors.Is(err, errConflict) || !errors.As(err, &conflict) || conflict.Newest.Number != 2 {
 			t.Errorf("based on %d: %v, want a conflict with revision 2", base, err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestOneOfManyAtOnceIsStored(t *testing.T) {
 				r, err := s.Add(context.Background(), base, file(fmt.Sprintf("s%d", i)), Note{Who: fmt.Sprint(i)})
 				if err == nil {
 					stored <- r
-				} else if !errors.Is(err, ErrConflict) {
+				} else if !errors.Is(err, errConflict) {
 					t.Error(err)
 				}
 			})

@@ -34,19 +34,19 @@ var (
 	tableH []byte
 )
 
-// ErrNotBuilt means that the program was built without a module for this machine.
-var ErrNotBuilt = errors.New("this program was built without the module for " + runtime.GOOS + "/" + runtime.GOARCH +
+// errNotBuilt means that the program was built without a module for this machine.
+var errNotBuilt = errors.New("this program was built without the module for " + runtime.GOOS + "/" + runtime.GOARCH +
 	" (make build needs a C compiler)")
 
-// ErrStale means that the program was built with a module that was compiled from other sources. Its table may have
+// errStale means that the program was built with a module that was compiled from other sources. Its table may have
 // another layout, so it is not used.
-var ErrStale = errors.New("this program was built with a module of other sources (run make build, which compiles it)")
+var errStale = errors.New("this program was built with a module of other sources (run make build, which compiles it)")
 
 // library returns the module for this machine.
 func library() ([]byte, error) {
 	raw, err := built.ReadFile("build/libgatepost_" + runtime.GOARCH + ".so")
 	if runtime.GOOS != "linux" || errors.Is(err, fs.ErrNotExist) {
-		return nil, ErrNotBuilt
+		return nil, errNotBuilt
 	}
 	if err != nil {
 		return nil, err
@@ -54,10 +54,10 @@ func library() ([]byte, error) {
 	return raw, checkSource(raw)
 }
 
-// checkSource returns ErrStale unless raw was compiled from the sources that are embedded.
+// checkSource returns errStale unless raw was compiled from the sources that are embedded.
 func checkSource(raw []byte) error {
 	if !bytes.Contains(raw, sourceHash()) {
-		return ErrStale
+		return errStale
 	}
 	return nil
 }
@@ -68,15 +68,15 @@ func sourceHash() []byte {
 	return sum[:]
 }
 
-// Tested is the Envoy series that the module is tested with. Envoy's ABI promises that it also
+// tested is the Envoy series that the module is tested with. Envoy's ABI promises that it also
 // works with the next series, which is not tested.
-var Tested = [2]int{1, 40}
+var tested = [2]int{1, 40}
 
 // CheckVersion returns the reason that an Envoy of this version must not use the module, or "".
 func CheckVersion(version string) string {
 	var major, minor int
-	if _, err := fmt.Sscanf(version, "%d.%d.", &major, &minor); err != nil || [2]int{major, minor} != Tested {
-		return fmt.Sprintf("the module is tested with Envoy %d.%d, and this one is %s", Tested[0], Tested[1], version)
+	if _, err := fmt.Sscanf(version, "%d.%d.", &major, &minor); err != nil || [2]int{major, minor} != tested {
+		return fmt.Sprintf("the module is tested with Envoy %d.%d, and this one is %s", tested[0], tested[1], version)
 	}
 	return ""
 }

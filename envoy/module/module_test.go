@@ -50,16 +50,16 @@ func TestInstall(t *testing.T) {
 // TestLibrary covers both kinds of build: with the module, and without it (an error).
 func TestLibrary(t *testing.T) {
 	raw, err := library()
-	if errors.Is(err, ErrNotBuilt) {
+	if errors.Is(err, errNotBuilt) {
 		t.Skip(err)
 	}
-	if errors.Is(err, ErrStale) {
+	if errors.Is(err, errStale) {
 		t.Skip(err)
 	}
 	if err != nil || string(raw[:4]) != "\x7fELF" {
 		t.Errorf("%d bytes: %v", len(raw), err)
 	}
-	if other := bytes.Replace(raw, sourceHash(), make([]byte, sha256.Size), 1); !errors.Is(checkSource(other), ErrStale) {
+	if other := bytes.Replace(raw, sourceHash(), make([]byte, sha256.Size), 1); !errors.Is(checkSource(other), errStale) {
 		t.Error("a module of other sources is accepted")
 	}
 }

@@ -29,8 +29,8 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// FileName is the name of the database in the data folder.
-const FileName = "tokens.db"
+// fileName is the name of the database in the data folder.
+const fileName = "tokens.db"
 
 // lockTimeout is how long Open waits for another process to release the file: enough for a restart.
 const lockTimeout = 3 * time.Second
@@ -96,7 +96,7 @@ func Open(dir string, config Config) (*Store, error) {
 			return nil, fmt.Errorf("registering the metrics of the token database: %w", err)
 		}
 	}
-	path := filepath.Join(dir, FileName)
+	path := filepath.Join(dir, fileName)
 	db, err := s.open(path)
 	if err != nil {
 		return nil, err

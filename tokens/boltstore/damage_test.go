@@ -38,7 +38,7 @@ const damageableSessions = 3000
 func newDamagedStore(t *testing.T) *damagedStore {
 	t.Helper()
 	d := &damagedStore{t: t, dir: t.TempDir()}
-	d.path = filepath.Join(d.dir, FileName)
+	d.path = filepath.Join(d.dir, fileName)
 	s := mustOpen(t, d.dir)
 	d.live = fill(t, s, damageableSessions)
 	d.revoked, d.exchanged = create(t, s, "ann"), create(t, s, "bob")

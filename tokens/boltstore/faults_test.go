@@ -41,7 +41,7 @@ func create(t testing.TB, s *Store, user string) *tokens.Session {
 func TestFileAndFolderPermissions(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "a", "data")
 	mustOpen(t, dir)
-	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, FileName): 0o600} {
+	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, fileName): 0o600} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
@@ -63,7 +63,7 @@ func TestLockedFileIsAnErrorWithRemedy(t *testing.T) {
 
 func TestFileThatIsNotADatabaseIsKept(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, FileName)
+	path := filepath.Join(dir, fileName)
 	text := strings.Repeat("this is plain text\n", 2000)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

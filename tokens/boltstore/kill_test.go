@@ -111,7 +111,7 @@ func TestKillLosesNoAcknowledgedChange(t *testing.T) {
 		if err != nil {
 			t.Fatalf("opening after the kill: %v", err)
 		}
-		if aside, err := filepath.Glob(filepath.Join(dir, FileName+".damaged-*")); len(aside) > 0 || err != nil {
+		if aside, err := filepath.Glob(filepath.Join(dir, fileName+".damaged-*")); len(aside) > 0 || err != nil {
 			t.Errorf("a kill has damaged the file: %v, %v", aside, err)
 		}
 		live, gone := 0, 0
