@@ -27,5 +27,9 @@ const (
 	EventAdminForgive          Event = "admin-forgive"
 )
 
+// MessageWithoutModule is the log message for an Envoy that does not have the module, from its start or after it refused
+// it. It has no event.
+const MessageWithoutModule = "Envoy does not check tokens by itself, it asks about each request"
+
 // Attr returns the attribute of a log record about the event.
 func (e Event) Attr() slog.Attr { return slog.String("event.action", string(e)) }

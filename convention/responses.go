@@ -42,6 +42,11 @@ func WriteJSON(w http.ResponseWriter, status int, value any) {
 	if err != nil {
 		status, body = http.StatusInternalServerError, []byte(`"internal error"`)
 	}
+	WriteJSONText(w, status, body)
+}
+
+// WriteJSONText is WriteJSON for a body that is JSON already.
+func WriteJSONText(w http.ResponseWriter, status int, body []byte) {
 	header := w.Header()
 	NoStore(header)
 	header["Content-Type"] = valueJSON

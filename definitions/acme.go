@@ -7,13 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"gatepost/convention"
 	gatewayv1 "gatepost/proto/gatepost/v1"
-)
-
-// The values of ACME.Challenges.
-const (
-	ChallengeHTTP01    = "http-01"
-	ChallengeTLSALPN01 = "tls-alpn-01"
 )
 
 // defaultDirectory is that of Let's Encrypt.
@@ -29,7 +24,7 @@ type ACME struct {
 	Directory string
 	// EAB binds the account to one that exists at the CA. If nil, it is not bound.
 	EAB *EAB
-	// Challenges are those that may be used, ChallengeHTTP01 or ChallengeTLSALPN01.
+	// Challenges are those that may be used, convention.ACMEHTTP01 or convention.ACMETLSALPN01.
 	Challenges []string
 	// CAFile has the roots of the CA's server; see [Definitions.Path]. If empty, they are the system's.
 	CAFile string
@@ -49,9 +44,9 @@ func acmeOf(m *gatewayv1.Acme, redirect bool) *ACME {
 		a.EAB = &EAB{KeyID: e.GetKeyId(), HMACKeyFile: e.GetHmacKeyFile()}
 	}
 	if len(a.Challenges) == 0 {
-		a.Challenges = []string{ChallengeTLSALPN01}
+		a.Challenges = []string{convention.ACMETLSALPN01}
 		if redirect {
-			a.Challenges = []string{ChallengeHTTP01, ChallengeTLSALPN01}
+			a.Challenges = []string{convention.ACMEHTTP01, convention.ACMETLSALPN01}
 		}
 	}
 	return a
@@ -72,7 +67,7 @@ func parseACME(f *findings, m *gatewayv1.Acme, redirect bool) *ACME {
 	}
 	_, fault := parseAddress(a.Directory, SchemeHTTPS)
 	f.add("tls.acme.directory", fault)
-	if i := slices.Index(m.GetChallenges(), ChallengeHTTP01); i >= 0 && !redirect {
+	if i := slices.Index(m.GetChallenges(), convention.ACMEHTTP01); i >= 0 && !redirect {
 		f.add(fmt.Sprintf("tls.acme.challenges[%d]", i), aboutTLS.faultf("use tls-alpn-01 alone, or remove the other",
 			"is answered by the listener that redirects, and tls.redirect is false (%s)", f.where("tls.redirect")))
 	}

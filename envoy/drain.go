@@ -23,7 +23,7 @@ func drain(ctx context.Context, adminSocket string) error {
 	defer admin.CloseIdleConnections()
 	// A server with a failed health check adds "connection: close" and sends GOAWAY (Envoy docs,
 	// "Draining").
-	for _, path := range []string{"/healthcheck/fail", "/drain_listeners"} {
+	for _, path := range adminDrains {
 		if _, err := call(ctx, admin, http.MethodPost, path); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/envoy"
 	"gatepost/envoy/module"
 	"gatepost/tokens/cache/table"
@@ -42,7 +43,7 @@ func openModule(ctx context.Context, c Config) (*envoyModule, error) {
 	case c.Module == ModuleOn:
 		return nil, fmt.Errorf("having Envoy check tokens by itself (--module on): %w", err)
 	case c.Module == ModuleAuto:
-		c.Logger.Warn("Envoy does not check tokens by itself, it asks about each request", "reason", err.Error())
+		c.Logger.Warn(convention.MessageWithoutModule, "reason", err.Error())
 	}
 	return &envoyModule{without: err.Error()}, nil
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"gatepost/convention"
 )
 
 // Text describes a recovered value. It quotes runtime errors; for other values it returns only the
@@ -60,19 +62,15 @@ func Handler(next http.Handler, logger *slog.Logger, count func(), body string) 
 				panic(p)
 			}
 			count()
-			id := r.Header.Get("X-Request-Id")
+			id := r.Header.Get(convention.HeaderRequestID)
 			logger.LogAttrs(r.Context(), slog.LevelError, "panic while a request was answered",
 				slog.String("panic", Text(p)), slog.String("stack", Stack()),
 				slog.String("method", r.Method), slog.String("route", r.Pattern), slog.String("request_id", id[:min(len(id), 128)]))
 			if answer.begun {
 				panic(http.ErrAbortHandler)
 			}
-			header := w.Header()
-			clear(header) // it may contain a token
-			header.Set("Content-Type", "application/json")
-			header.Set("Cache-Control", "no-store")
-			w.WriteHeader(http.StatusInternalServerError)
-			_, _ = w.Write([]byte(body)) // the client may be gone
+			clear(w.Header()) // it may contain a token
+			convention.WriteJSONText(w, http.StatusInternalServerError, []byte(body))
 		}()
 		next.ServeHTTP(answer, r)
 	})

@@ -344,6 +344,6 @@ func (m *machine) dropModule(of *version, why string) []action {
 	}
 	m.withoutModule = why
 	return []action{rebuild{of}, note(func(l *slog.Logger) {
-		l.Error("Envoy does not check tokens by itself, it asks about each request", "reason", why)
+		l.Error(convention.MessageWithoutModule, "reason", why)
 	})}
 }

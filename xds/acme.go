@@ -11,7 +11,6 @@ import (
 
 	"gatepost/authz"
 	"gatepost/convention"
-	"gatepost/definitions"
 )
 
 // challengeTimeout is the timeout of a challenge, which reads at most one value of Redis.
@@ -44,7 +43,7 @@ func (b *builder) challengeChain() *listenerv3.FilterChain {
 // challengeRoutes lead HTTP-01 to Gatepost, if it may be used. They are beside the version, and so on the listener that
 // redirects alone.
 func (b *builder) challengeRoutes() []*routev3.Route {
-	if !b.allows(definitions.ChallengeHTTP01) {
+	if !b.allows(convention.ACMEHTTP01) {
 		return nil
 	}
 	b.about = "acme"

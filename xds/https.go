@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/certs"
+	"gatepost/convention"
 	"gatepost/definitions"
 )
 
@@ -55,7 +56,7 @@ func (b *builder) httpsListener() *listenerv3.Listener {
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.pack(&tlsinspectorv3.TlsInspector{})},
 	})
 	l.FilterChains = b.certificateChains(b.httpsManager, b.tlsFrom)
-	if b.allows(definitions.ChallengeTLSALPN01) {
+	if b.allows(convention.ACMETLSALPN01) {
 		l.FilterChains = append(l.FilterChains, b.challengeChain())
 	}
 	return l

@@ -24,13 +24,8 @@ import (
 	"go.uber.org/zap"
 
 	"gatepost/certs"
+	"gatepost/convention"
 	"gatepost/regularfile"
-)
-
-// The challenges by which a name can be proven.
-const (
-	HTTP01    = "http-01"     // RFC 8555, section 8.3
-	TLSALPN01 = "tls-alpn-01" // RFC 8737
 )
 
 // Settings are which certificates are obtained, and from whom.
@@ -45,7 +40,7 @@ type Settings struct {
 	CAFile string
 	// KeyID and HMACKeyFile are the External Account Binding (RFC 8555, section 7.3.4). Empty: none.
 	KeyID, HMACKeyFile string
-	// Challenges are those that may be used, HTTP01 or TLSALPN01.
+	// Challenges are those that may be used, convention.ACMEHTTP01 or convention.ACMETLSALPN01.
 	Challenges []string
 }
 
@@ -223,8 +218,8 @@ func (m *Manager) asking() (*certmagic.Config, *certmagic.ACMEIssuer, error) {
 	})
 	m.issuer = certmagic.NewACMEIssuer(config, certmagic.ACMEIssuer{
 		CA: m.Directory, Email: m.Email, Agreed: true, TrustedRoots: roots, ExternalAccount: account, Logger: quiet,
-		DisableHTTPChallenge:    !slices.Contains(m.Challenges, HTTP01),
-		DisableTLSALPNChallenge: !slices.Contains(m.Challenges, TLSALPN01),
+		DisableHTTPChallenge:    !slices.Contains(m.Challenges, convention.ACMEHTTP01),
+		DisableTLSALPNChallenge: !slices.Contains(m.Challenges, convention.ACMETLSALPN01),
 		ListenHost:              "127.0.0.1", AltHTTPPort: m.port, AltTLSALPNPort: m.port,
 	})
 	config.Issuers = []certmagic.Issuer{m.issuer}

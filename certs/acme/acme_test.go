@@ -183,7 +183,7 @@ func TestACertificateIsObtainedKeptAndRenewed(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, "kept.test")
 	ca := s.ca(t, acmetest.Options{})
-	for _, challenge := range []string{acme.HTTP01, acme.TLSALPN01} {
+	for _, challenge := range []string{convention.ACMEHTTP01, convention.ACMETLSALPN01} {
 		t.Run(challenge, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "acme")
 			storage := acme.NewFiles(dir)
@@ -260,12 +260,12 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 		want     string
 		wait     time.Duration
 	}{
-		{settings(ca, acme.HTTP01, "blocked.test"), "rejectedIdentifier", time.Minute},
-		{settings(ca, acme.HTTP01, "unknown.test"), "unknown.test", time.Minute},
-		{with(func(s *acme.Settings) { s.Directory = tooMany }, settings(ca, acme.HTTP01, "limited.test")), "too many certificates for shop.test", time.Hour},
-		{with(func(s *acme.Settings) { s.CAFile = "/nothing" }, settings(ca, acme.HTTP01, "failing.test")), "ca_file", time.Minute},
-		{settings(bound, acme.HTTP01, "bound.test"), "externalAccountRequired", time.Minute},
-		{with(func(s *acme.Settings) { s.KeyID, s.HMACKeyFile = "kid-1", keyFile }, settings(bound, acme.HTTP01, "bound.test")), "HTTP 4", time.Minute},
+		{settings(ca, convention.ACMEHTTP01, "blocked.test"), "rejectedIdentifier", time.Minute},
+		{settings(ca, convention.ACMEHTTP01, "unknown.test"), "unknown.test", time.Minute},
+		{with(func(s *acme.Settings) { s.Directory = tooMany }, settings(ca, convention.ACMEHTTP01, "limited.test")), "too many certificates for shop.test", time.Hour},
+		{with(func(s *acme.Settings) { s.CAFile = "/nothing" }, settings(ca, convention.ACMEHTTP01, "failing.test")), "ca_file", time.Minute},
+		{settings(bound, convention.ACMEHTTP01, "bound.test"), "externalAccountRequired", time.Minute},
+		{with(func(s *acme.Settings) { s.KeyID, s.HMACKeyFile = "kid-1", keyFile }, settings(bound, convention.ACMEHTTP01, "bound.test")), "HTTP 4", time.Minute},
 	} {
 		before := time.Now().Add(-time.Second)
 		storage := acme.NewFiles(t.TempDir())
@@ -290,7 +290,7 @@ func TestAFailureIsShownInTheWordsOfTheCAAndBacksOff(t *testing.T) {
 	if err := os.WriteFile(keyFile, []byte("zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m := s.run(t, acme.NewFiles(t.TempDir()), with(func(s *acme.Settings) { s.KeyID, s.HMACKeyFile = "kid-1", keyFile }, settings(bound, acme.HTTP01, "bound.test")))
+	m := s.run(t, acme.NewFiles(t.TempDir()), with(func(s *acme.Settings) { s.KeyID, s.HMACKeyFile = "kid-1", keyFile }, settings(bound, convention.ACMEHTTP01, "bound.test")))
 	verify(t, bound, m.pair(t), "bound.test")
 }
 
@@ -300,7 +300,7 @@ func TestACAThatWasDownIsAskedAgain(t *testing.T) {
 	ca := s.ca(t, acmetest.Options{})
 	ca.Stop()
 	storage := acme.NewFiles(t.TempDir())
-	m := s.run(t, storage, settings(ca, acme.HTTP01, "down.test"))
+	m := s.run(t, storage, settings(ca, convention.ACMEHTTP01, "down.test"))
 	m.problem(t, "connection refused")
 	ca.Start()
 	m.Retry()
@@ -347,8 +347,8 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 	ca := s.ca(t, acmetest.Options{})
 	server := redistest.Start(t)
 	storage := acme.NewRedis(connect(t, server), secretsKey(t, keyA))
-	one := s.run(t, storage, settings(ca, acme.HTTP01, "shared.test"))
-	two := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyA)), settings(ca, acme.HTTP01, "shared.test"))
+	one := s.run(t, storage, settings(ca, convention.ACMEHTTP01, "shared.test"))
+	two := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyA)), settings(ca, convention.ACMEHTTP01, "shared.test"))
 	first := one.pair(t)
 	if p := two.pair(t); !bytes.Equal(p.Chain, first.Chain) || !bytes.Equal(p.Key.PEM(), first.Key.PEM()) {
 		t.Error("two gateways have two certificates")
@@ -375,7 +375,7 @@ func TestGatewaysOnOneRedisShareAccountAndCertificate(t *testing.T) {
 		}
 	}
 	// A gateway with another key reads nothing, and reports why.
-	other := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyB)), settings(ca, acme.HTTP01, "shared.test"))
+	other := s.run(t, acme.NewRedis(connect(t, server), secretsKey(t, keyB)), settings(ca, convention.ACMEHTTP01, "shared.test"))
 	other.problem(t, "give each gateway the same --secrets-key-file")
 	other.stop()
 	// Redis is away, and comes back.
@@ -536,7 +536,7 @@ func TestStrangersGetNothing(t *testing.T) {
 	s := newSite(t)
 	ca := s.ca(t, acmetest.Options{})
 	ca.Stop()
-	m := s.run(t, acme.NewFiles(t.TempDir()), settings(ca, acme.TLSALPN01, "strange.test"))
+	m := s.run(t, acme.NewFiles(t.TempDir()), settings(ca, convention.ACMETLSALPN01, "strange.test"))
 	m.problem(t, "connection refused")
 	for _, protocol := range []string{"acme-tls/1", "h2"} {
 		for _, name := range []string{"strange.test", "b.test"} {

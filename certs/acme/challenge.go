@@ -36,7 +36,7 @@ func (m *Manager) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A stranger's request does not reach the storage, unless it is for a name of the settings.
 	if slices.Contains(m.Domains, strings.ToLower(host)) {
 		if _, issuer, err := m.answering(r.Context()); err == nil && issuer.HandleHTTPChallenge(w, r) {
-			m.answered(strings.ToLower(host), HTTP01, r.URL.Path)
+			m.answered(strings.ToLower(host), convention.ACMEHTTP01, r.URL.Path)
 			return
 		}
 	}
@@ -110,7 +110,7 @@ func (m *Manager) handshake(ctx context.Context, conn net.Conn) {
 			}
 			certificate, err := config.GetCertificateWithContext(hello.Context(), hello)
 			if err == nil {
-				m.answered(hello.ServerName, TLSALPN01, string(certificate.Certificate[0]))
+				m.answered(hello.ServerName, convention.ACMETLSALPN01, string(certificate.Certificate[0]))
 			}
 			return certificate, err
 		},

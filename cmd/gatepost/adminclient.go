@@ -84,7 +84,7 @@ func statusCommand(s *settings) *cobra.Command {
 			if err := checkFormat(format, "text", "json"); err != nil {
 				return err
 			}
-			body, err := s.get(c.Context(), statusPath)
+			body, err := s.get(c.Context(), admin.PathStatus)
 			if err != nil {
 				return err
 			}
@@ -106,8 +106,6 @@ func statusCommand(s *settings) *cobra.Command {
 	command.Flags().BoolVar(&all, "upstreams", false, "list all upstreams, not only those with a canary, a reached limit or a failure")
 	return command
 }
-
-const statusPath = "/api/v1/status"
 
 // readStatus parses the response of the status API.
 func (s *settings) readStatus(body []byte) (*gatewayv1.Status, error) {

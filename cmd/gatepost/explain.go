@@ -110,7 +110,7 @@ func (s *settings) runningGateway(ctx context.Context, whose *tokensOfGateway) (
 		defer cancel()
 	}
 	var status *gatewayv1.Status
-	body, err := s.get(ctx, statusPath)
+	body, err := s.get(ctx, admin.PathStatus)
 	if err == nil {
 		status, err = s.readStatus(body)
 	}
@@ -139,7 +139,7 @@ func (g *tokensOfGateway) Principal(ctx context.Context, h tokens.Hash) (tokens.
 		return tokens.Principal{}, err
 	}
 	var found admin.LookupResponse
-	body, err := g.post(ctx, "/api/v1/lookup", request)
+	body, err := g.post(ctx, admin.PathLookup, request)
 	if err == nil {
 		err = json.Unmarshal(body, &found)
 	}

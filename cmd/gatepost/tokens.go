@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"text/tabwriter"
 	"time"
 
@@ -207,12 +206,12 @@ func (r sessionsInRedis) revokeUser(ctx context.Context, user string) (int, erro
 type sessionsOfGateway struct{ *settings }
 
 func (g sessionsOfGateway) list(ctx context.Context, user string) (sessions []admin.Session, err error) {
-	err = g.call(ctx, http.MethodGet, userPath(user), &sessions)
+	err = g.call(ctx, http.MethodGet, admin.PathUserSessions(user), &sessions)
 	return sessions, err
 }
 
 func (g sessionsOfGateway) revoke(ctx context.Context, id string) error {
-	err := g.call(ctx, http.MethodDelete, "/api/v1/sessions/"+url.PathEscape(id), new(struct{ Revoked int }))
+	err := g.call(ctx, http.MethodDelete, admin.PathSession(id), new(struct{ Revoked int }))
 	if refused := (*refusal)(nil); errors.As(err, &refused) && refused.code == http.StatusNotFound {
 		return errNoSession
 	}
@@ -221,11 +220,9 @@ func (g sessionsOfGateway) revoke(ctx context.Context, id string) error {
 
 func (g sessionsOfGateway) revokeUser(ctx context.Context, user string) (int, error) {
 	var response struct{ Revoked int }
-	err := g.call(ctx, http.MethodDelete, userPath(user), &response)
+	err := g.call(ctx, http.MethodDelete, admin.PathUserSessions(user), &response)
 	return response.Revoked, err
 }
-
-func userPath(user string) string { return "/api/v1/users/" + url.PathEscape(user) + "/sessions" }
 
 func (g sessionsOfGateway) call(ctx context.Context, method, path string, response any) error {
 	body, err := g.do(ctx, method, path, nil)

@@ -111,7 +111,7 @@ type topState struct {
 // top asks the gateway.
 func (s *settings) top(ctx context.Context) (*topState, error) {
 	t := new(topState)
-	for path, into := range map[string]any{"/api/v1/overview": &t.overview, "/api/v1/services": &t.services, "/api/v1/denials": &t.denials} {
+	for path, into := range map[string]any{admin.PathOverview: &t.overview, admin.PathServices: &t.services, admin.PathDenials: &t.denials} {
 		body, err := s.get(ctx, path)
 		if err != nil {
 			return nil, err
@@ -120,7 +120,7 @@ func (s *settings) top(ctx context.Context) (*topState, error) {
 			return nil, fmt.Errorf("reading the response of %s: %w", s.admin, err)
 		}
 	}
-	body, err := s.get(ctx, statusPath)
+	body, err := s.get(ctx, admin.PathStatus)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 
 // printUpstreams prints how the upstreams are, and lists those of services that need a look, or all.
 func (s *settings) printUpstreams(c *cobra.Command, all bool) error {
-	body, err := s.get(c.Context(), "/api/v1/services")
+	body, err := s.get(c.Context(), admin.PathServices)
 	if refused := (*refusal)(nil); errors.As(err, &refused) && refused.code == http.StatusNotFound {
 		return nil // a gateway from before
 	}

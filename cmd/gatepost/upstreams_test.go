@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"gatepost/admin"
 )
 
 // Only services that need a look are listed. A gateway that does not know, or is from before, is no error.
@@ -37,7 +39,7 @@ func TestStatusListsUpstreamsThatNeedALook(t *testing.T) {
 		{"status", `404 page not found`, 404, nil, []string{"upstreams"}},
 	} {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path != statusPath {
+			if r.URL.Path != admin.PathStatus {
 				w.WriteHeader(c.code)
 				_, _ = io.WriteString(w, c.services)
 				return
