@@ -155,7 +155,7 @@ func (c *rawRule) set(key, value string) {
 	}
 }
 
-// parse is the inverse of the Extensions methods. Anything that they do not write is [errNoRule].
+// parse is the inverse of the Extensions methods. Anything that they do not write is errNoRule.
 func (c *rawRule) parse() (rule, error) {
 	if c.service == "" || c.userHeader == "" {
 		return rule{}, errNoRule

@@ -48,7 +48,7 @@ func (s *Server) recovered(method string, err *error) {
 	*err = status.Error(codes.Internal, "internal error")
 }
 
-// validateResponse returns nil for a response that may be sent, and [errBadResponse] for every other.
+// validateResponse returns nil for a response that may be sent, and errBadResponse for every other.
 func validateResponse(r *authv3.CheckResponse) error {
 	if r == nil {
 		return fmt.Errorf("%w: nil", errBadResponse)

@@ -27,8 +27,8 @@ const (
 	EventAdminForgive          Event = "admin-forgive"
 )
 
-// MessageWithoutModule is the log message for an Envoy that does not have the module, from its start or after it refused
-// it. It has no event.
+// MessageWithoutModule is the log message for an Envoy without the module: from its start, or after it has rejected the
+// module. It has no event.
 const MessageWithoutModule = "Envoy does not check tokens by itself, it asks about each request"
 
 // Attr returns the attribute of a log record about the event.

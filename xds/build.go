@@ -60,7 +60,7 @@ type Options struct {
 	// LogsError is why Logs could not be read. Only definitions that send the access log to a collector fail with it.
 	LogsError error
 	// ClusterLimits is whether Gatepost counts requests for all gateways together. Otherwise, rate limits with
-	// scope: cluster are an error, [errNoClusterLimits].
+	// scope: cluster are an error, errNoClusterLimits.
 	ClusterLimits bool
 	// ClusterTimeout is how long Envoy waits for Gatepost to count a request. If it is zero: 250 ms.
 	ClusterTimeout time.Duration
