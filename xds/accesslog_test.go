@@ -171,6 +171,37 @@ func TestTheClientsOfEachPartOfTheLogWriteNoFields(t *testing.T) {
 	}
 }
 
+// TestTheNamesOfUsersWriteNoFields: a user service names users, and a name is in the metadata of the module if the
+// request is a hit. A slot has a name of 39 bytes with the session, one of 55 without, and no longer one.
+func TestTheNamesOfUsersWriteNoFields(t *testing.T) {
+	t.Parallel()
+	d := startDeciding(t, "access_log: {format: ecs}\n"+decidingShop, 1)
+	const forged = `","user":{"id":"admin"},"x":"\%é`
+	users := []string{"-", forged, "%REQ(:PATH)%"}
+	for _, length := range []int{39, 40, 55, 56, 255, 256} {
+		users = append(users, forged+strings.Repeat("u", length-len(forged)))
+	}
+	for _, user := range users {
+		bearer := "authorization: bearer " + d.login(user, time.Hour)
+		d.get("/orders/5", bearer)
+		if hit := d.get("/orders/5", bearer); hit != (len(user) <= 55) {
+			t.Errorf("%d bytes: the second request is a hit: %v", len(user), hit)
+		}
+	}
+	for n, text := range d.log.await(t, 2*len(users)) {
+		user, isHit := users[n/2], n%2 == 1 && len(users[n/2]) <= 55
+		if got := at(t, text, "user", "id"); got != user || strings.Count(text, "\n") != 1 {
+			t.Errorf("the user is %q, want %q, in %s", got, user, text)
+		}
+		if known := at(t, text, "session", "id") != ""; known != (!isHit || len(user) <= 39) {
+			t.Errorf("%d bytes, hit %v: the session is known: %v, in %s", len(user), isHit, known, text)
+		}
+		if reason := map[bool]string{true: "module", false: "token_known"}[isHit]; at(t, text, "gatepost", "reason") != reason || at(t, text, "gatepost", "decision") != "allow" {
+			t.Errorf("%d bytes, hit %v: %s", len(user), isHit, text)
+		}
+	}
+}
+
 // TestEachRequestIsInOnePartOfTheLog: whatever metadata and headers it has.
 func TestEachRequestIsInOnePartOfTheLog(t *testing.T) {
 	d, err := definitions.Parse("gatepost.yaml", []byte("access_log: {format: ecs}\nservices: []"))
