@@ -138,24 +138,24 @@ func parseAddress(text string, schemes ...string) (*url.URL, *fault) {
 		return nil, addressCharacterFault(text, i)
 	}
 	if !strings.Contains(text, "://") {
-		return nil, aboutAddresses.faultf("write "+shown("http://"+afterScheme.ReplaceAllString(text, "")), "%s has no http:// or https:// before it", shown(text))
+		return nil, aboutAddresses.faultf("write "+shownAddress("http://"+afterScheme.ReplaceAllString(text, "")), "%s has no http:// or https:// before it", shownAddress(text))
 	}
 	u, err := url.Parse(text)
 	if err != nil {
 		// Without the error of url.Parse: it shows parts of the address, which can be those of a password.
-		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s is not an address", shown(text))
+		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s is not an address", shownAddress(text))
 	}
 	switch {
 	case !slices.Contains(schemes, u.Scheme):
-		return nil, aboutAddresses.faultf("write "+strings.Join(schemes, " or "), "%s has the scheme %q", shown(text), u.Scheme)
+		return nil, aboutAddresses.faultf("write "+strings.Join(schemes, " or "), "%s has the scheme %q", shownAddress(text), u.Scheme)
 	case u.User != nil:
-		return nil, aboutAddresses.faultf("remove it: definitions are no place for a password", "%s has user info", shown(text))
+		return nil, aboutAddresses.faultf("remove it: definitions are no place for a password", "%s has user info", shownAddress(text))
 	case strings.ContainsRune(text, '#'):
-		return nil, aboutAddresses.faultf("remove it", "%s has a fragment", shown(text))
+		return nil, aboutAddresses.faultf("remove it", "%s has a fragment", shownAddress(text))
 	case u.Hostname() == "":
-		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s has no host", shown(text))
+		return nil, aboutAddresses.faultf("write an address such as http://orders:8080", "%s has no host", shownAddress(text))
 	case strings.HasSuffix(u.Host, ":") || u.Port() != "" && !isPort(u.Port()):
-		return nil, aboutAddresses.faultf("write a port from 1 to 65535", "%s has no such port", shown(text))
+		return nil, aboutAddresses.faultf("write a port from 1 to 65535", "%s has no such port", shownAddress(text))
 	}
 	return u, hostFault(text, u.Hostname())
 }
@@ -168,10 +168,10 @@ func addressCharacterFault(text string, i int) *fault {
 		if hasRest {
 			ascii += "/" + rest
 		}
-		remedy = "write " + shown(scheme+"://"+ascii)
+		remedy = "write " + shownAddress(scheme+"://"+ascii)
 	}
 	c := []rune(text[i:])[0]
-	return aboutAddresses.faultf(remedy, "%s has the character %q", shown(text), c)
+	return aboutAddresses.faultf(remedy, "%s has the character %q", shownAddress(text), c)
 }
 
 func isASCII(text string) bool {
@@ -186,14 +186,14 @@ func hostFault(text, host string) *fault {
 		return nameFault(text, host)
 	}
 	if addr.Zone() != "" {
-		return aboutAddresses.faultf("write the address without it", "%s has an IPv6 zone", shown(text))
+		return aboutAddresses.faultf("write the address without it", "%s has an IPv6 zone", shownAddress(text))
 	}
 	addr = unwrap(addr)
 	switch {
 	case addr.IsLinkLocalUnicast() || slices.Contains(metadataAddresses, addr):
-		return aboutAddresses.faultf("a link-local address or a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+		return aboutAddresses.faultf("a link-local address or a cloud's metadata service can be no upstream", "%s is only for the machine itself", shownAddress(text))
 	case addr.IsUnspecified() || addr.IsMulticast() || addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		return aboutAddresses.faultf("write the address of one machine", "%s is no address to call", shown(text))
+		return aboutAddresses.faultf("write the address of one machine", "%s is no address to call", shownAddress(text))
 	}
 	return nil
 }
@@ -230,16 +230,16 @@ var (
 func nameFault(text, host string) *fault {
 	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if slices.Contains(metadataNames, name) {
-		return aboutAddresses.faultf("a cloud's metadata service can be no upstream", "%s is only for the machine itself", shown(text))
+		return aboutAddresses.faultf("a cloud's metadata service can be no upstream", "%s is only for the machine itself", shownAddress(text))
 	}
 	labels := strings.Split(name, ".")
 	for _, label := range labels {
 		if label == "" || len(label) > 63 || len(name) > 253 || strings.ContainsFunc(label, isNoHostCharacter) {
-			return aboutAddresses.faultf("write a host name or an IP address", "%s has no such host", shown(text))
+			return aboutAddresses.faultf("write a host name or an IP address", "%s has no such host", shownAddress(text))
 		}
 	}
 	if isNumber(labels[len(labels)-1]) {
-		return aboutAddresses.faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shown(text))
+		return aboutAddresses.faultf("write four numbers from 0 to 255, such as 10.0.0.7", "%s has an IPv4 address in another form", shownAddress(text))
 	}
 	return nil
 }
@@ -253,4 +253,12 @@ func isNumber(label string) bool {
 
 func isNoHostCharacter(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+}
+
+// shownAddress is shown for an address, whose query can be a password.
+func shownAddress(text string) string {
+	if address, query, _ := strings.Cut(text, "?"); query != "" {
+		text = address + "?[redacted]"
+	}
+	return shown(text)
 }
