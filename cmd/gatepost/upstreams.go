@@ -66,7 +66,7 @@ func (n healths) String() string {
 	case n.unchecked == 0:
 		return fmt.Sprintf("%d of %d upstreams are healthy", n.healthy, checked)
 	case checked == 0:
-		return fmt.Sprintf("%d upstreams are unchecked (no health_check)", n.unchecked)
+		return fmt.Sprintf("0 of %d upstreams are checked (no health_check)", n.unchecked)
 	default:
 		return fmt.Sprintf("%d of %d checked upstreams are healthy, %d unchecked (no health_check)", n.healthy, checked, n.unchecked)
 	}

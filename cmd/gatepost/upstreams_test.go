@@ -33,7 +33,7 @@ func TestStatusListsUpstreamsThatNeedALook(t *testing.T) {
 			"2 of 5 checked upstreams are healthy, 1 unchecked (no health_check)",
 		}, []string{"10.0.0.1"}},
 		{"status", `{"services":[{"name":"a","path":"/a","upstreams":[{"address":"10.0.0.1:80","health":"unchecked"}]}]}`, 200, []string{
-			"1 upstreams are unchecked (no health_check)",
+			"0 of 1 upstreams are checked (no health_check)",
 		}, []string{"10.0.0.1"}},
 		{"status", `{"services":[],"unknown":"no address"}`, 200, []string{"upstreams  not known: no address"}, []string{"healthy"}},
 		{"status", `404 page not found`, 404, nil, []string{"upstreams"}},

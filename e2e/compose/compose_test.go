@@ -201,7 +201,7 @@ func testVerified(t *testing.T, p *project) {
 // testUpstreams: Gatepost may ask Envoy's admin interface, and the containers of the upstreams have no such folder.
 func testUpstreams(t *testing.T, p *project) {
 	status := p.run(t, "exec", "-T", "gatepost", "/gatepost", "status", "--upstreams")
-	for _, want := range []string{"2 upstreams are unchecked", ":8080 orders", ":8080 items"} {
+	for _, want := range []string{"0 of 2 upstreams are checked", ":8080 orders", ":8080 items"} {
 		if !strings.Contains(status, want) {
 			t.Errorf("gatepost status does not contain %q:\n%s", want, status)
 		}
