@@ -242,6 +242,20 @@ func TestModuleWithEmbeddedStore(t *testing.T) {
 	}
 }
 
+// After a gap in the tracking, the lease begins again, and no decision of before is used.
+func TestInvalidateAllEndsEveryDecision(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	g := withModule(t, server.Addr, server.Addr)
+	s, other := g.create("ann"), g.create("bob")
+	g.warmModule(s)
+	g.InvalidateAll()
+	g.warmModule(other) // the table is in use again
+	if g.module.hits(s) {
+		t.Error("the module allows a token that it was allowed before the gap")
+	}
+}
+
 // An Envoy that runs on its own may still use the table of a killed Gatepost. With the embedded store, only the clock
 // tells the next Gatepost when that ends, also if it has no table itself.
 func TestRevokeAfterAProcessWasKilled(t *testing.T) {
