@@ -559,6 +559,22 @@ func TestTornWritesAreMisses(t *testing.T) {
 	}
 }
 
+// A Gatepost that is killed while it writes the lease leaves its table torn. The next one's is used.
+func TestTableAfterATornOneIsUsed(t *testing.T) {
+	r := newFixture(t)
+	const sequence = 8 * 8
+	r.edit(func(file []byte) (int64, []byte) { return sequence, []byte{file[sequence] ^ 1} })
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Fatalf("with the torn table: %s", got)
+	}
+	r.create()
+	r.advance(20 * time.Millisecond) // the module looks for another table that often
+	r.table.Put(0, r.entry())
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		t.Errorf("with the next table: %s", got)
+	}
+}
+
 // The lease is written after the module has read a slot, and before it uses the decision: all could be invalidated.
 func TestLeaseIsCheckedAfterTheSlot(t *testing.T) {
 	r := newFixture(t)
