@@ -217,11 +217,7 @@ func (g *Gateway) openTokens(ctx context.Context) (err error) {
 		return err
 	}
 	g.atClose("the token store", g.store.Close)
-	sampling := lastseen.Config{Store: g.store, Registerer: g.registry}
-	if g.module.table != nil {
-		sampling.Every = sampleEvery
-	}
-	if g.seen, err = lastseen.New(sampling); err != nil {
+	if g.seen, err = lastseen.New(lastseen.Config{Store: g.store, Registerer: g.registry, Every: g.module.sampleEvery()}); err != nil {
 		return err
 	}
 	g.atClose("the sampler of uses", func() error { g.seen.Close(); return nil })

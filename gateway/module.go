@@ -17,11 +17,6 @@ import (
 	"gatepost/xds"
 )
 
-// sampleEvery is how often the last use of a token is kept at the most if Envoy checks tokens by
-// itself. It is shorter than the time between two checks of a token in use, so that each of them
-// counts and the last use is never older than a minute.
-const sampleEvery = table.MinLifetime - 5*time.Second
-
 // envoyModule is how Envoy checks tokens by itself.
 type envoyModule struct {
 	xds.Module
@@ -82,6 +77,16 @@ func installModule(ctx context.Context, c Config) (*envoyModule, error) {
 		return nil, errors.Join(err, m.close())
 	}
 	return m, nil
+}
+
+// sampleEvery is how often the last use of a token is kept at the most; 0: the default. With the module, it is shorter
+// than the time between two checks of a token in use. So each of them counts, and the last use is never older than a
+// minute.
+func (m *envoyModule) sampleEvery() time.Duration {
+	if m.table == nil {
+		return 0
+	}
+	return table.MinLifetime - 5*time.Second
 }
 
 // inherit passes the folders of the files to the managed Envoy as descriptors. The names of the
