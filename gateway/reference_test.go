@@ -18,7 +18,7 @@ import (
 	"gatepost/redisconn"
 )
 
-var update = flag.Bool("update", false, "write docs/reference/metrics.md")
+var update = flag.Bool("update", false, "write docs/reference/metrics.md and the list of metrics in README.md")
 
 // described reads what a description of package prometheus prints; it has no other form.
 var described = regexp.MustCompile(`^Desc\{fqName: "([^"]+)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{[^}]*\}, variableLabels: \{([^}]*)\}\}$`)
@@ -42,6 +42,40 @@ func TestGeneratedPageOfMetricsIsCurrent(t *testing.T) {
 	if got, err := os.ReadFile(page); err != nil || string(got) != want {
 		t.Errorf("docs/reference/metrics.md is stale: run make generate (%v)", err)
 	}
+}
+
+// The README lists the names of the same metrics.
+func TestGeneratedListOfMetricsIsCurrent(t *testing.T) {
+	const page, begins, ends = "../README.md", "<!-- Generated: make generate -->\n", "<!-- End of the list of metrics -->\n"
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, found := strings.Cut(string(text), begins)
+	got, after, ended := strings.Cut(rest, ends)
+	if !found || !ended {
+		t.Fatalf("README.md has no list of metrics: it is between %q and %q", begins, ends)
+	}
+	want := metricsList(registered(t))
+	if *update {
+		if err := os.WriteFile(page, []byte(before+begins+want+ends+after), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	} else if got != want {
+		t.Error("the list of metrics in README.md is stale: run make generate")
+	}
+}
+
+func metricsList(all []aMetric) string {
+	const columns = 2
+	list := strings.Repeat("| ", columns) + "|\n" + strings.Repeat("|---", columns) + "|\n"
+	for row := range slices.Chunk(all, columns) {
+		for _, m := range row {
+			list += "| `" + m.name + "` "
+		}
+		list += strings.Repeat("| ", columns-len(row)) + "|\n"
+	}
+	return list
 }
 
 // Names, units and help are as Prometheus asks for, also of metrics that have no sample yet.
