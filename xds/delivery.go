@@ -67,7 +67,7 @@ func (s *Server) begin(target *Snapshot) {
 	r.stop()
 	old := r.target
 	nothingServed := old != nil && r.isRejected && s.delivered == nil
-	if nothingServed || r.isRejected && old.Version == target.Version || s.addsKept(target) {
+	if nothingServed || r.isRejected && old.Version == target.Version || s.addsKept(target) || s.inDoubt(target) {
 		target = s.again(target) // what both have in common may have been rejected, or sent to no Envoy
 	}
 	if r.clustersRejected && r.phase != routesOut {
@@ -106,6 +106,23 @@ func (s *Server) addsKept(target *Snapshot) bool {
 		}
 		added := target.clusters.get(c.name)
 		return added != nil && added.version == c.version
+	})
+}
+
+// inDoubt reports whether an Envoy that a change waits for has acknowledged a set of the target before, and may have
+// been sent another one since, such as one without the clusters that come back. Its former ACK would count for the
+// target.
+func (s *Server) inDoubt(target *Snapshot) bool {
+	next := target.view
+	s.retire(target)
+	next.clusters = s.clustersFor(target)
+	return slices.ContainsFunc(s.awaited(), func(e *envoy) bool {
+		for typeURL := range typeNames {
+			if e.has(typeURL, next) && !e.has(typeURL, s.delivery.view) {
+				return true
+			}
+		}
+		return false
 	})
 }
 

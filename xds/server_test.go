@@ -197,6 +197,38 @@ func TestManyChangesInARowLeaveNothingDanglingAndNothingBehind(t *testing.T) {
 	c.eventually("old clusters are gone", func(progress) bool { return len(e.clusters()) == 3 })
 }
 
+// TestAServiceThatComesBackWhileItsClusterGoes: the Envoy has acknowledged the same clusters before, but has been sent
+// their removal since.
+func TestAServiceThatComesBackWhileItsClusterGoes(t *testing.T) {
+	t.Parallel()
+	opts := quick
+	opts.Grace = time.Millisecond
+	c := startControl(t, opts)
+	held, release := hold()
+	t.Cleanup(release)
+	e := c.connect("a", acceptAll)
+	with, without := withServices(t, "a", "b"), withServices(t, "a")
+	c.serves(with)
+	going := make(chan struct{})
+	e.judges(func(r *discoveryv3.DeltaDiscoveryResponse) string {
+		if r.GetTypeUrl() == resourcev3.ClusterType && slices.Contains(r.GetRemovedResources(), "service/b") {
+			close(going)
+			<-held
+		}
+		return ""
+	})
+	c.publish(without)
+	<-going
+	c.publish(with)
+	release()
+	c.eventually("the service is back", func(s progress) bool { return s.Delivered == with.Version && s.Envoys[0].Acked == with.Version })
+	_, lines, _ := strings.Cut(e.transcript(), "ack cluster -service/b")
+	cluster, route := strings.Index(lines, "+service/b"), strings.Index(lines, "+/b")
+	if cluster < 0 || route < cluster {
+		t.Errorf("the route came before the cluster:\n%s", lines)
+	}
+}
+
 func TestAVersionThatReplacesARejectedOneIsSentAlone(t *testing.T) {
 	t.Parallel()
 	c := startControl(t, quick)
