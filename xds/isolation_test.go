@@ -122,7 +122,7 @@ func TestAChangeOfTheTimeoutEndsNoRequestOfItsService(t *testing.T) {
 	snapshot := func(listen, upstream, timeout string) *Snapshot {
 		return build(t, openServices(listen, upstream, fmt.Sprintf(`
   - {name: plain, path: /plain, authenticate: false, timeout: %[2]s, upstreams: [%[1]q]}
-  - {name: checked, path: /checked, authenticate: false, timeout: %[2]s, upstreams: [%[1]q], health_check: {path: /healthz, timeout: 100ms}}
+  - {name: checked, path: /checked, authenticate: false, timeout: %[2]s, upstreams: [%[1]q], health_check: {path: /healthz, timeout: 2s}}
 `, upstream, timeout)))
 	}
 	l := startLiveWith(t, patient, func(listen, upstream string) *Snapshot { return snapshot(listen, upstream, "100s") })
