@@ -113,10 +113,14 @@ func (s *Server) addsKept(target *Snapshot) bool {
 // been sent another one since, such as one without the clusters that come back. Its former ACK would count for the
 // target.
 func (s *Server) inDoubt(target *Snapshot) bool {
+	unsettled := slices.DeleteFunc(s.awaited(), func(e *envoy) bool { return e.hasAll(s.delivery.view) })
+	if len(unsettled) == 0 {
+		return false // as a rule: the sets need not be compared
+	}
 	next := target.view
 	s.retire(target)
 	next.clusters = s.clustersFor(target)
-	return slices.ContainsFunc(s.awaited(), func(e *envoy) bool {
+	return slices.ContainsFunc(unsettled, func(e *envoy) bool {
 		for typeURL := range typeNames {
 			if e.has(typeURL, next) && !e.has(typeURL, s.delivery.view) {
 				return true
