@@ -453,6 +453,19 @@ func withAddresses(t testing.TB, query []byte, n int) []byte {
 	return packed
 }
 
+// another returns a client on a connection of its own, which has looked up a.test.
+func (c *client) another() *client {
+	c.t.Helper()
+	conn, err := net.Dial("tcp", c.conn.RemoteAddr().String())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	other := &client{t: c.t, conn: conn}
+	other.wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
+	return other
+}
+
 // TestConnectionsThatEndAreClosed: Envoy opens one for its questions, and closes it when it has all replies.
 func TestConnectionsThatEndAreClosed(t *testing.T) {
 	t.Parallel()
@@ -460,11 +473,7 @@ func TestConnectionsThatEndAreClosed(t *testing.T) {
 	names.Resolve("a.test", "192.0.2.1")
 	c := serveNames(t, nil, names.Addr())
 	for range 2 * maxConnections {
-		conn, err := net.Dial("tcp", c.conn.RemoteAddr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		(&client{t: t, conn: conn}).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
+		conn := c.another().conn
 		if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
@@ -482,12 +491,7 @@ func TestConnectionsThatStayOpenKeepNobodyOut(t *testing.T) {
 	names.Resolve("a.test", "192.0.2.1")
 	c := serveNames(t, nil, names.Addr())
 	for range 2 * maxConnections {
-		conn, err := net.Dial("tcp", c.conn.RemoteAddr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { conn.Close() })
-		(&client{t: t, conn: conn}).wants("[192.0.2.1]", "a.test.", dnsmessage.TypeA)
+		c.another()
 	}
 }
 
