@@ -121,7 +121,9 @@ func (c *CA) Start() {
 		c.t.Fatal(err)
 	}
 	for end := time.Now().Add(deadline); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if _, err := c.get(c.Directory); err == nil {
+		_, err := c.get(c.Directory)
+		_, controlErr := c.get(c.rootURL()) // Pebble opens its two listeners in no order
+		if err == nil && controlErr == nil {
 			return
 		}
 	}
@@ -162,7 +164,7 @@ func (c *CA) Log() string {
 // Roots returns the root of what the CA issues.
 func (c *CA) Roots() *x509.CertPool {
 	c.t.Helper()
-	text, err := c.get("https://" + c.control + "/roots/0")
+	text, err := c.get(c.rootURL())
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -170,6 +172,8 @@ func (c *CA) Roots() *x509.CertPool {
 	pool.AppendCertsFromPEM(text)
 	return pool
 }
+
+func (c *CA) rootURL() string { return "https://" + c.control + "/roots/0" }
 
 // Proxy returns the directory of a server in front of the CA, with the same root, that passes requests to the CA unless
 // a handler has answered them.
