@@ -217,8 +217,6 @@ func parsed(t *testing.T, file string) *ast.File {
 var writtenAgain = map[string]string{
 	"admin/paths.go":         "a path of the admin API",
 	"definitions/headers.go": "a list of the headers that definitions cannot change",
-	"explain/authorize.go":   "a request as Envoy sends it",
-	"explain/exchange.go":    "a list of the headers that Envoy knows",
 	"explain/receive.go":     "a list of the headers that Envoy removes",
 }
 

@@ -31,8 +31,8 @@ const clientAddress = "127.0.0.1"
 // Authorization.
 func (f extAuthz) exceedsLimits(x *exchange) bool {
 	all := append(fields{
-		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {"x-forwarded-for", clientAddress}, {"x-forwarded-proto", "http"},
-		{"x-request-id", "5f0c7a2e-0000-4000-8000-000000000001"},
+		{":method", x.method}, {":path", x.path}, {":scheme", "http"}, {convention.HeaderForwardedFor, clientAddress},
+		{"x-forwarded-proto", "http"}, {convention.HeaderRequestID, "5f0c7a2e-0000-4000-8000-000000000001"},
 	}, x.header...)
 	all.set(convention.HeaderClientAddress, clientAddress)
 	size := len(":authority") - len("host")

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"gatepost/authz"
+	"gatepost/convention"
 )
 
 // exchange is the state of one request on its way through Envoy.
@@ -121,8 +122,8 @@ func (f fields) get(name string) (value string, there bool) {
 var joined = []string{
 	"accept", "accept-encoding", "access-control-request-headers", "access-control-request-method", "authorization",
 	"cache-control", "content-length", "content-type", "host", "origin", "pragma", "referer", "user-agent", "via",
-	"x-client-trace-id", "x-envoy-original-path", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto",
-	"x-request-id",
+	"x-client-trace-id", "x-envoy-original-path", convention.HeaderForwardedFor, "x-forwarded-host", "x-forwarded-port",
+	"x-forwarded-proto", convention.HeaderRequestID,
 }
 
 // lines returns the number of header lines that Envoy counts.

@@ -1,5 +1,5 @@
-// Package testrun decides in which of the two runs of make test a test is: with the race detector, or without it. It is
-// for packages that have tests of both kinds. Outside make test all of their tests run.
+// Package testrun decides in which of the two runs of tools/test a test is: with the race detector, or without it. It
+// is for packages that have tests of both kinds. Outside make test all of their tests run.
 package testrun
 
 import (
@@ -20,10 +20,10 @@ func Plain(t testing.TB) {
 	in(t, "plain")
 }
 
-// in skips a test in another run than this one. The Makefile sets the variable.
+// in skips a test in another run than this one. tools/test sets the variable.
 func in(t testing.TB, run string) {
 	t.Helper()
 	if this := os.Getenv("GATEPOST_TESTS"); this != "" && this != run {
-		t.Skip("make test-" + run + " runs it")
+		t.Skip("this test is of the other run of tools/test")
 	}
 }

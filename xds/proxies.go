@@ -58,7 +58,7 @@ func (b *builder) proxiedManager(manager *hcmv3.HttpConnectionManager) *hcmv3.Ht
 	ranges := cidrs(b.gw.ClientAddresses.TrustedProxies)
 	manager.UseRemoteAddress = nil // Envoy refuses both
 	manager.OriginalIpDetectionExtensions = []*corev3.TypedExtensionConfig{{
-		Name: "x-forwarded-for",
+		Name: convention.HeaderForwardedFor,
 		TypedConfig: b.pack(&xffv3.XffConfig{
 			XffTrustedCidrs: &xffv3.XffTrustedCidrs{Cidrs: slices.Concat(ranges, mapped(b.gw.ClientAddresses.TrustedProxies))},
 			SkipXffAppend:   wrapperspb.Bool(false), // upstreams receive the whole chain

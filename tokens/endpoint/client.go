@@ -34,7 +34,7 @@ func addressOf(r *http.Request) netip.Addr {
 	if a, err := netip.ParseAddr(r.Header.Get(convention.HeaderClientAddress)); err == nil {
 		return a.Unmap()
 	}
-	if lines := r.Header["X-Forwarded-For"]; len(lines) > 0 {
+	if lines := r.Header.Values(convention.HeaderForwardedFor); len(lines) > 0 {
 		last := lines[len(lines)-1]
 		last = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
 		a, _ := netip.ParseAddr(last)
