@@ -32,18 +32,20 @@ const (
 	drainLogins = 10 * time.Second
 )
 
-// listen listens on an address of the flags: host:port or unix:/path. A socket that a Gatepost
-// before this one left behind is replaced. Only this user may connect to a socket, or its group too
-// if the folder gives its own group to what is made in it (set-group-ID): that is how a folder is
-// shared with another user's Envoy.
+// listen listens on an address of the flags: host:port or unix:/path. A socket that a killed Gatepost has left is
+// replaced. Only this user may connect to a socket, or its group too if the folder gives its own group to what is made
+// in it (set-group-ID): that is how a folder is shared with another user's Envoy.
 func listen(address string) (net.Listener, error) {
 	path, isSocket := strings.CutPrefix(address, "unix:")
 	if !isSocket {
 		return net.Listen("tcp", address)
 	}
-	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close() // Envoy would lose the other Gatepost, and that one would remove the new socket when it ends
+		return nil, syscall.EADDRINUSE
+	} else if errors.Is(err, syscall.ECONNREFUSED) && isSocketFile(path) {
 		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("removing the old socket: %w", err)
+			return nil, fmt.Errorf("removing the socket of a killed process: %w", err)
 		}
 	}
 	listener, err := net.Listen("unix", path)
@@ -59,6 +61,11 @@ func listen(address string) (net.Listener, error) {
 		return nil, fmt.Errorf("closing the socket to others: %w", err)
 	}
 	return listener, nil
+}
+
+func isSocketFile(path string) bool {
+	info, err := os.Lstat(path)
+	return err == nil && info.Mode().Type() == os.ModeSocket
 }
 
 // freeWithin is how long the Envoy of a killed Gatepost may take to exit.

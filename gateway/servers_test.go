@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -46,6 +48,34 @@ func TestTheGroupMayConnectToASocketInASharedFolder(t *testing.T) {
 				t.Errorf("the socket has mode %v, want %v", got, c.socket)
 			}
 		})
+	}
+}
+
+// A socket is replaced if nobody listens on it: a killed Gatepost leaves it. Otherwise it stays, as other files do.
+func TestOnlyASocketWithoutAListenerIsReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "grpc.sock")
+	first, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.(*net.UnixListener).SetUnlinkOnClose(false)
+	if _, err := listen("unix:" + path); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("the socket of another process: %v", err)
+	}
+	first.Close()
+	second, err := listen("unix:" + path)
+	if err != nil {
+		t.Fatalf("the socket of a killed process: %v", err)
+	}
+	second.Close()
+	if err := os.WriteFile(path, []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen("unix:" + path); err == nil {
+		t.Error("another file was replaced")
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "kept" {
+		t.Errorf("the other file has %q, %v", text, err)
 	}
 }
 
