@@ -177,6 +177,9 @@ func TestANameThatDoesNotExistForAMomentFailsNoRequest(t *testing.T) {
 	})
 	t.Logf("%d requests", requests)
 	n.names.Remove("good.test")
-	n.clock.Store(new(n.clock.Load().Add(nameserver.Moment)))
-	envoytest.Eventually(t, "the address to be removed", func() bool { return n.envoy.Stat("cluster.service/good.membership_total") == 0 })
+	envoytest.Eventually(t, "the address to be removed", func() bool {
+		// The moment begins again if a reply from before is under way.
+		n.clock.Store(new(n.clock.Load().Add(nameserver.Moment)))
+		return n.envoy.Stat("cluster.service/good.membership_total") == 0
+	})
 }

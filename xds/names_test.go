@@ -74,6 +74,11 @@ func startNamedBy(t *testing.T, opts Config, resolver func(*namedLive) envoytest
 	n.live = startLiveOn(t, opts, resolver(n), func(listen, upstream string) *Snapshot {
 		return build(t, openServices(listen, upstream, byName(upstream, "good", "good.test"), "a"))
 	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("Envoy's look-ups: %v", n.envoy.Stats(`^(dns|cluster\.service/.*\.(membership_total|update_.*))`))
+		}
+	})
 	return n
 }
 
