@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,7 +19,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 
 	"gatepost/authz"
 	"gatepost/panics"
@@ -112,14 +112,8 @@ func isShared(ctx context.Context, address string) bool {
 
 // newGRPCServer returns the server for Envoy: ext_authz, ADS, gRPC health and, if limits is not nil, rate limits.
 func newGRPCServer(checker *authz.Server, control *xds.Server, limits *clusterLimits, healthServer *health.Server, more ...grpc.ServerOption) *grpc.Server {
-	options := append(authz.ServerOptions(),
-		grpc.UnaryInterceptor(checker.Interceptor()),
-		// Gatepost's bootstrap makes Envoy ping every 30 s. More frequent pings are rejected.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
-		grpc.MaxRecvMsgSize(4<<20), // an Envoy that names 10,000 resources it has
-	)
-	server := grpc.NewServer(append(options, more...)...)
+	options := slices.Concat(authz.ServerOptions(), xds.ServerOptions(), more)
+	server := grpc.NewServer(append(options, grpc.UnaryInterceptor(checker.Interceptor()))...)
 	checker.Register(server)
 	control.Register(server)
 	if limits != nil {

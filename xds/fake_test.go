@@ -23,6 +23,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 
 	"gatepost/definitions"
@@ -65,11 +66,15 @@ func startControl(t testing.TB, opts Config) *control {
 	if c.Server, err = New(opts); err != nil {
 		t.Fatal(err)
 	}
-	c.server, c.dial = grpc.NewServer(grpc.WaitForHandlers(true)), c.listener.Dial
+	c.server, c.dial = newServer(), c.listener.Dial
 	c.Subscribe(c.record)
 	c.Register(c.server)
 	c.serveOn(c.listener)
 	return c
+}
+
+func newServer() *grpc.Server {
+	return grpc.NewServer(append(ServerOptions(), grpc.WaitForHandlers(true))...)
 }
 
 func (c *control) serveOn(listener net.Listener) {
@@ -255,6 +260,7 @@ func (c *control) connect(node string, judge func(*discoveryv3.DeltaDiscoveryRes
 	}
 	conn, err := grpc.NewClient("passthrough:memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<30)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, PermitWithoutStream: true}), // as Envoy
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return dial() }))
 	if err != nil {
 		c.t.Fatal(err)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
 
 	"gatepost/definitions"
 	"gatepost/envoy/envoytest"
@@ -52,7 +51,7 @@ func startLiveOn(t *testing.T, opts Config, of envoytest.Options, first func(lis
 	if l.Server, err = New(opts); err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(grpc.WaitForHandlers(true))
+	server := newServer()
 	l.Subscribe(l.record)
 	l.Register(server)
 	served := make(chan error, 1)

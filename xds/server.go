@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 )
 
@@ -129,7 +130,18 @@ func (s *Server) Close() {
 	s.lookups.Wait()
 }
 
-// Register makes a gRPC server offer ADS, and no other discovery service.
+// ServerOptions are the options that the gRPC server of ADS needs.
+func ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		// Gatepost's bootstrap makes Envoy ping every 30 s. More frequent pings are rejected.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		grpc.MaxRecvMsgSize(4 << 20), // an Envoy that names 10,000 resources it has
+	}
+}
+
+// Register makes a gRPC server, which must have been made with [ServerOptions], offer ADS, and no other discovery
+// service.
 func (s *Server) Register(server *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(server, aggregated{s: s})
 }

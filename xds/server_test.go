@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -60,6 +61,21 @@ func TestAnEnvoyIsServedWhateverItsNodeID(t *testing.T) {
 	if e := got.Envoys[0]; e.Node != "someone-else" || e.Acked != first.Version || e.AckedAt.IsZero() || e.Address == "" {
 		t.Fatalf("status of the Envoy %+v", e)
 	}
+}
+
+// By default, gRPC closes a connection whose client pings more often than every 5 minutes.
+func TestThePingsOfAnEnvoyEndNoStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := startControl(t, quick)
+		e := c.connect("envoy", acceptAll)
+		c.servesAll(withServices(t, "a"))
+		time.Sleep(time.Hour)
+		select {
+		case <-e.done:
+			t.Error("the stream has ended")
+		default:
+		}
+	})
 }
 
 func TestAnEnvoyThatWaitsIsServedByTheFirstPublish(t *testing.T) {
