@@ -6,9 +6,9 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"net/http"
-	"strings"
 	"time"
 
+	"gatepost/definitions"
 	gatewayv1 "gatepost/proto/gatepost/v1"
 	"gatepost/yamlof"
 )
@@ -61,7 +61,7 @@ func (s *Server) redactedDefinitions(w http.ResponseWriter, r *http.Request) {
 	m := d.Gateway.Message()
 	redactServices(m.GetServices())
 	if a := m.GetTokens().GetAuthenticator(); a != nil {
-		a.Url = withoutQuery(a.GetUrl())
+		a.Url = definitions.WithoutQuery(a.GetUrl())
 	}
 	text, err := yamlof.Message(m)
 	if err != nil {
@@ -85,17 +85,9 @@ func redactServices(services []*gatewayv1.Service) {
 			service.RequestHeaders.Set[name] = redacted
 		}
 		if h := service.GetHealthCheck(); h != nil {
-			h.Path = withoutQuery(h.GetPath())
+			h.Path = definitions.WithoutQuery(h.GetPath())
 		}
 	}
-}
-
-// withoutQuery redacts the query of a URL.
-func withoutQuery(url string) string {
-	if before, _, hasQuery := strings.Cut(url, "?"); hasQuery {
-		return before + "?" + redacted
-	}
-	return url
 }
 
 // redactedConfig returns the configuration of Envoy, redacted.
@@ -136,7 +128,7 @@ func redactConfig(value any) {
 		}
 		if check, isCheck := v["http_health_check"].(map[string]any); isCheck {
 			if path, hasPath := check["path"].(string); hasPath {
-				check["path"] = withoutQuery(path)
+				check["path"] = definitions.WithoutQuery(path)
 			}
 		}
 		for _, one := range v {

@@ -255,10 +255,13 @@ func isNoHostCharacter(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '_')
 }
 
-// shownAddress is shown for an address, whose query can be a password.
-func shownAddress(text string) string {
-	if address, query, _ := strings.Cut(text, "?"); query != "" {
-		text = address + "?[redacted]"
+// shownAddress is shown for an address.
+func shownAddress(text string) string { return shown(WithoutQuery(text)) }
+
+// WithoutQuery returns an address, or the path of one, with its query redacted: that can be a password.
+func WithoutQuery(address string) string {
+	if before, query, _ := strings.Cut(address, "?"); query != "" {
+		return before + "?[redacted]"
 	}
-	return shown(text)
+	return address
 }

@@ -210,3 +210,16 @@ func TestTheFormerNameOfStrictIsAccepted(t *testing.T) {
 		t.Errorf("revocation is %q, want %q", got, RevocationStrict)
 	}
 }
+
+func TestTheQueryOfAnAddressIsRedacted(t *testing.T) {
+	for address, want := range map[string]string{
+		"http://users/auth?key=SECRET": "http://users/auth?[redacted]",
+		"/health?key=SECRET?x":         "/health?[redacted]",
+		"/health?":                     "/health?",
+		"/health":                      "/health",
+	} {
+		if got := WithoutQuery(address); got != want {
+			t.Errorf("%s becomes %s, want %s", address, got, want)
+		}
+	}
+}
