@@ -80,8 +80,8 @@ func (s *Server) begin(target *Snapshot) {
 		s.toRoutes()
 		return
 	}
-	s.retire(target)
-	r.view.clusters = s.clustersFor(target)
+	r.retired = r.retiredBy(target)
+	r.view.clusters = r.clustersWith(r.retired, target)
 	if len(s.awaited()) == 0 {
 		r.added, r.unresolved = nil, nil // an Envoy that connects later resolves them when it starts
 		s.toRoutes()
@@ -113,16 +113,16 @@ func (s *Server) addsKept(target *Snapshot) bool {
 // been sent another one since, such as one without the clusters that come back. Its former ACK would count for the
 // target.
 func (s *Server) inDoubt(target *Snapshot) bool {
-	unsettled := slices.DeleteFunc(s.awaited(), func(e *envoy) bool { return e.hasAll(s.delivery.view) })
+	r := &s.delivery
+	unsettled := slices.DeleteFunc(s.awaited(), func(e *envoy) bool { return e.hasAll(r.view) })
 	if len(unsettled) == 0 {
 		return false // as a rule: the sets need not be compared
 	}
 	next := target.view
-	s.retire(target)
-	next.clusters = s.clustersFor(target)
+	next.clusters = r.clustersWith(r.retiredBy(target), target)
 	return slices.ContainsFunc(unsettled, func(e *envoy) bool {
 		for typeURL := range typeNames {
-			if e.has(typeURL, next) && !e.has(typeURL, s.delivery.view) {
+			if e.has(typeURL, next) && !e.has(typeURL, r.view) {
 				return true
 			}
 		}
@@ -149,9 +149,8 @@ func (s *Server) again(snapshot *Snapshot) *Snapshot {
 	return &out
 }
 
-// retire records since when clusters of the view are not in the target.
-func (s *Server) retire(target *Snapshot) {
-	r := &s.delivery
+// retiredBy returns the clusters of the view that are not in the target, and since when.
+func (r *delivery) retiredBy(target *Snapshot) map[string]time.Time {
 	retired := map[string]time.Time{}
 	_, removed := target.clusters.since(r.view.clusters)
 	for _, name := range removed {
@@ -161,7 +160,7 @@ func (s *Server) retire(target *Snapshot) {
 		}
 		retired[name] = since
 	}
-	r.retired = retired
+	return retired
 }
 
 // maxKept is the maximum number of clusters of earlier processes that are kept, for all Envoys together.
@@ -213,17 +212,16 @@ func (r *delivery) keptClusters() int {
 	return count
 }
 
-// clustersFor returns the target's clusters and the retired ones.
-func (s *Server) clustersFor(target *Snapshot) set {
-	r := &s.delivery
-	if len(r.retired) == 0 {
+// clustersWith returns the target's clusters, and those of the view that are retired.
+func (r *delivery) clustersWith(retired map[string]time.Time, target *Snapshot) set {
+	if len(retired) == 0 {
 		return target.clusters
 	}
-	retired := make(map[string]*resource, len(r.retired))
-	for name := range r.retired {
-		retired[name] = r.view.clusters.get(name)
+	former := make(map[string]*resource, len(retired))
+	for name := range retired {
+		former[name] = r.view.clusters.get(name)
 	}
-	both := target.clusters.with(retired)
+	both := target.clusters.with(former)
 	both.seal()
 	return both
 }
@@ -334,7 +332,7 @@ func (s *Server) dropExpired() {
 			delete(r.retired, name)
 		}
 	}
-	r.view.clusters = s.clustersFor(r.target)
+	r.view.clusters = r.clustersWith(r.retired, r.target)
 	s.serve()
 	s.reportProgress()
 }
