@@ -3,6 +3,7 @@ package rollout
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -398,20 +399,23 @@ func TestTheLifeOfAVersion(t *testing.T) {
 			for i, s := range l.steps {
 				from := m.state
 				actions, err := m.step(s.event, clock)
-				walked[from.String()+" → "+m.state.String()] = true
+				if from != m.state {
+					walked[from.String()+" → "+m.state.String()] = true
+				}
 				if got := describe(&m, actions, err); got != s.want {
 					t.Fatalf("step %d, %T%+v:\n%s, want\n%s", i+1, s.event, s.event, got, s.want)
 				}
 			}
 		})
 	}
-	for _, transition := range []string{
-		"idle → published", "published → published", "published → acked", "published → active", "published → rejected", "acked → active",
-		"acked → published", "active → published", "rejected → published", "rejected → acked", "active → active",
-	} {
-		if !walked[transition] {
-			t.Errorf("no life has the transition %s", transition)
-		}
+	// Those of the package comment, in which two can follow from one event.
+	want := []string{
+		"idle → published", "published → acked", "published → active", "published → rejected", "acked → active", "acked → published",
+		"active → published", "rejected → published", "rejected → acked",
+	}
+	slices.Sort(want)
+	if got := slices.Sorted(maps.Keys(walked)); !slices.Equal(got, want) {
+		t.Errorf("the lives have the transitions\n%q, want\n%q", got, want)
 	}
 }
 
