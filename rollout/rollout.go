@@ -21,9 +21,10 @@
 //     Envoy's main thread, an answer from a worker. A trusted Envoy that cannot be asked for 3 s is not waited for.
 //   - active: verified. Its definitions are saved for the next start (and Config.OnActive is called).
 //   - rejected: [xds.Nacked], if the NACK counts: it is not of the last acked version, the Envoy is a trusted one (or
-//     none is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything of this
-//     one. If a version was acked before, that one is published at once. A rejected version is not sent again, until
-//     RetryRejected, or until the Envoy that has rejected it disconnects without ever having acknowledged a version.
+//     none is connected), and it has acknowledged a whole version before, or no other Envoy has acknowledged anything
+//     of this one. If a version was acked before, that one is published at once. A rejected version is not sent again,
+//     until RetryRejected, or until the Envoy that has rejected it disconnects without ever having acknowledged a
+//     version.
 //
 // What follows a rejection, the first that is possible:
 //
