@@ -128,9 +128,10 @@ var modelled = map[string]string{
 	"envoy.config.route.v3.RouteAction.MaxStreamDuration":             "*",
 	"envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig": "*", // findScope
 	// A decision in the module's table equals the one that Gatepost would make.
-	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter":         "*",
-	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute": "*",
-	"envoy.type.matcher.v3.MetadataMatcher":                                        "*",
+	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilter":                            "*",
+	"envoy.extensions.http.early_header_mutation.dynamic_modules.v3.DynamicModuleEarlyHeaderMutation": "*",
+	"envoy.extensions.filters.http.dynamic_modules.v3.DynamicModuleFilterPerRoute":                    "*",
+	"envoy.type.matcher.v3.MetadataMatcher":                                                           "*",
 }
 
 // notModelled lists the settings in the resources that are not modelled, sorted.

@@ -8,9 +8,11 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymodulev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/dynamic_modules/v3"
 	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 
 	"gatepost/definitions"
+	"gatepost/xds"
 )
 
 // ownHeaders are request headers that Envoy removes from every client request (use_remote_address),
@@ -115,6 +117,10 @@ func (e *Explainer) receive(x *exchange, r Request) error {
 func (e *Explainer) mutateEarly(x *exchange) error {
 	for _, one := range e.manager.GetEarlyHeaderMutationExtensions() {
 		config := new(earlymutationv3.HeaderMutation)
+		if one.GetTypedConfig().MessageIs((*earlymodulev3.DynamicModuleEarlyHeaderMutation)(nil)) {
+			x.mutate(&x.header, xds.EarlyMutations())
+			continue
+		}
 		if err := one.GetTypedConfig().UnmarshalTo(config); err != nil {
 			return fmt.Errorf("%w: the early header mutation %s", ErrNotModelled, one.GetName())
 		}

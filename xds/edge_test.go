@@ -78,7 +78,11 @@ func TestTheRemovedHeadersAreDocumented(t *testing.T) {
 // TestHeadersBesideTheRemovedOnesPass: Envoy appends to X-Forwarded-For and sets X-Forwarded-Proto itself.
 func TestHeadersBesideTheRemovedOnesPass(t *testing.T) {
 	t.Parallel()
-	g := startGateway(t, shop)
+	eachWay(t, headersBesideTheRemovedOnesPass)
+}
+
+func headersBesideTheRemovedOnesPass(t *testing.T, options Options) {
+	g := startGatewayWith(t, shop, options)
 	names := []string{"x-auth", "x-auth-request", "x-original", "x-method", "x-forwarded", "forwarded-user", "x-http", "ax-envoy-a", "authentication", "proxys"}
 	lines := []string{"x-forwarded-for: 192.0.2.7", "x-forwarded-proto: https"}
 	for _, name := range names {

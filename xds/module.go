@@ -152,7 +152,8 @@ func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
 	route := answer("module", prefix("/"), 200, b.pack(authz.Unchecked()))
 	route.TypedPerFilterConfig = map[string]*anypb.Any{filterModule: b.moduleOn(b.identify(authz.Rule{Service: "probe", Authenticate: true}), true)}
 	manager := b.pack(&hcmv3.HttpConnectionManager{
-		StatPrefix: "gatepost",
+		StatPrefix:                    "gatepost",
+		EarlyHeaderMutationExtensions: b.stripEarly(),
 		HttpFilters: []*hcmv3.HttpFilter{b.module(), {
 			Name: filterRouter, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: b.pack(&routerv3.Router{})},
 		}},

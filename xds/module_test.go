@@ -649,8 +649,28 @@ func TestRouteThatDoesNotNameGatepostIsRefused(t *testing.T) {
 	}
 }
 
-// TestTheModuleAgreesWithTheListener: the limits of headers, the length of a path in the access log, and the names of
-// what the module sets.
+// eachWay runs a test with the options of a gateway whose Envoy does by itself what the module does, and of one whose
+// module has no table.
+func eachWay(t *testing.T, test func(t *testing.T, options Options)) {
+	t.Helper()
+	t.Run("plain", func(t *testing.T) { test(t, testOptions) })
+	t.Run("module", func(t *testing.T) {
+		options := testOptions
+		options.Module = Module{Library: moduletest.Compile(t, "library"), Table: "/nowhere"}
+		test(t, options)
+	})
+}
+
+// TestTheModuleStripsBeforeTheRoute: what reaches no upstream without the module does not with it.
+func TestTheModuleStripsBeforeTheRoute(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, options Options) {
+		methodOverridesAndNamedUsersReachNoUpstream(t, startGatewayWith(t, shop, options))
+	})
+}
+
+// TestTheModuleAgreesWithTheListener: the limits of headers, the length of a path in the access log, the headers that
+// are stripped early, and the names of what the module sets.
 func TestTheModuleAgreesWithTheListener(t *testing.T) {
 	t.Parallel()
 	code, err := os.ReadFile("../envoy/module/module.c")
@@ -662,8 +682,23 @@ func TestTheModuleAgreesWithTheListener(t *testing.T) {
 			t.Errorf("module.c does not define %s as %d", name, want)
 		}
 	}
+	_, list, _ := strings.Cut(string(code), "refused[] = {")
+	list, _, _ = strings.Cut(list, "}")
+	var refused []string
+	for _, match := range regexp.MustCompile(`"([^"]*)"`).FindAllStringSubmatch(list, -1) {
+		refused = append(refused, match[1])
+	}
+	wantRefused := slices.Clone(strippedHeaders)
+	for _, prefix := range append(slices.Clone(strippedPrefixes), "x-forwarded-") {
+		wantRefused = append(wantRefused, prefix+" ")
+	}
+	slices.Sort(refused)
+	slices.Sort(wantRefused)
+	if !slices.Equal(refused, wantRefused) {
+		t.Errorf("module.c refuses %q, want %q", refused, wantRefused)
+	}
 	want := []string{
-		":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataHit, authz.MetadataHitSession, keptPath,
+		"x-forwarded-for", "x-forwarded-proto", ":path", authz.HeaderStreamDuration, authz.MetadataNamespace, authz.MetadataHit, authz.MetadataHitSession, keptPath,
 		scopeHeader, "vary", "origin",
 	}
 	var got []string

@@ -72,7 +72,11 @@ func TestAServiceIsFoundInAnyCaseOfLetters(t *testing.T) {
 // TestNoClientNamesItsScope: neither by the header itself nor by having it dropped; and no upstream sees it.
 func TestNoClientNamesItsScope(t *testing.T) {
 	t.Parallel()
-	g := startGateway(t, strings.Replace(manyPaths, "ROOT", "", 1))
+	eachWay(t, noClientNamesItsScope)
+}
+
+func noClientNamesItsScope(t *testing.T, options Options) {
+	g := startGatewayWith(t, strings.Replace(manyPaths, "ROOT", "", 1), options)
 	g.answers(deny(typev3.StatusCode_Unauthorized, ""))
 	for _, headers := range [][]string{
 		{scopeHeader + ": /shop"}, {scopeHeader + ": /"}, {scopeHeader + ": "}, {scopeHeader + ": /shop", scopeHeader + ": /shop"},

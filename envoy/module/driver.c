@@ -11,6 +11,7 @@
 //                                                                                         a refusal, then NAME=HEX...,
 //                                  (@session and @path are those of the access log)       @session=HEX, @path=HEX
 //                                                                                         if there are any
+//     early NAME=HEX...            the headers of a request before its route is found     NAME=HEX...
 //     fail NAME                    from now on no header of this name can be removed         ok
 //                                  (a request with the header of scopes is then refused)
 //     then WORD                    the next reading of a clock adds 2 to this word        ok
@@ -92,15 +93,6 @@ static int driver_munmap(void *at, size_t bytes) {
 
 const void *ENVOY(get_most_specific_route_config)(void *filter) { return route; }
 
-bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t index,
-                           size_t *total) {
-  *total = 0, *value = (struct buffer){NULL, 0};
-  for (size_t i = 0; i < count; i++)
-    if (strlen(headers[i].name) == name.length && memcmp(headers[i].name, name.ptr, name.length) == 0 && (*total)++ == index)
-      *value = (struct buffer){headers[i].value, headers[i].length};
-  return *total > index;
-}
-
 bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value) {
   size_t left = 0;
   if (!value.ptr && strlen(kept) == name.length && memcmp(kept, name.ptr, name.length) == 0) return false;
@@ -139,6 +131,17 @@ bool ENVOY(http_get_headers)(void *filter, int map, struct header *all) {
     all[i].value = (struct buffer){headers[i].value, headers[i].length};
   }
   return true;
+}
+
+size_t ENVOY(early_header_mutation_get_headers_size)(void *request) { return count; }
+bool ENVOY(early_header_mutation_get_headers)(void *request, struct header *all) {
+  return ENVOY(http_get_headers)(request, REQUEST, all);
+}
+bool ENVOY(early_header_mutation_set_header)(void *request, struct buffer name, struct buffer value) {
+  return ENVOY(http_set_header)(request, REQUEST, name, value);
+}
+bool ENVOY(early_header_mutation_remove_header)(void *request, struct buffer name) {
+  return ENVOY(http_set_header)(request, REQUEST, name, none);
 }
 
 static void keep(struct buffer key, struct buffer value) {
@@ -196,10 +199,8 @@ static void clear_headers(void) {
   while (count > 0) free(headers[--count].value);
 }
 
-static void request(char *fields) {
+static void read_headers(char *fields) {
   clear_headers();
-  marked = false, varies = 0, responded = 0;
-  for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) logged[i].length = 0;
   for (char *field = strtok(fields, " "); field && count < ROOM - 2; field = strtok(NULL, " ")) {
     char *value = strchr(field, '=');
     if (!value || (size_t)(value - field) >= sizeof headers->name) continue;
@@ -209,19 +210,39 @@ static void request(char *fields) {
     headers[count].value = (char *)exactly(value, headers[count].length).ptr;
     count++;
   }
+}
+
+static void print_headers(void) {
+  for (size_t i = 0; i < count; i++) {
+    printf(" %s=", headers[i].name);
+    print_hex(headers[i].value, headers[i].length);
+  }
+}
+
+static void early(char *fields) {
+  read_headers(fields);
+  const void *names = envoy_dynamic_module_on_early_header_mutation_config_new(NULL, TEXT("gatepost"), none);
+  if (!names || !envoy_dynamic_module_on_early_header_mutation_mutate(names, NULL)) abort();
+  envoy_dynamic_module_on_early_header_mutation_config_destroy(names);
+  printf("ok");
+  print_headers();
+  printf("\n");
+}
+
+static void request(char *fields) {
+  read_headers(fields);
+  marked = false, varies = 0, responded = 0;
+  for (size_t i = 0; i < sizeof logged / sizeof *logged; i++) logged[i].length = 0;
   const void *filter = envoy_dynamic_module_on_http_filter_new(config, NULL);
   int status = envoy_dynamic_module_on_http_filter_request_headers(NULL, filter, true);
   if ((status == STOP) != (responded != 0)) abort();
   envoy_dynamic_module_on_http_filter_response_headers(NULL, filter, true);
   if (varies != (route && ((const struct route *)route)->strips)) abort();
-  envoy_dynamic_module_on_http_filter_stream_complete(NULL, filter);
+  envoy_dynamic_module_on_http_filter_stream_complete();
   envoy_dynamic_module_on_http_filter_destroy(filter);
   if (responded) printf("%d", responded);
   else printf(marked ? "hit" : "miss");
-  for (size_t i = 0; i < count; i++) {
-    printf(" %s=", headers[i].name);
-    print_hex(headers[i].value, headers[i].length);
-  }
+  print_headers();
   for (size_t i = 0; i < sizeof logged / sizeof *logged; i++)
     if (logged[i].length > 0) printf(" %s=", logged[i].name), print_hex(logged[i].value, logged[i].length);
   printf("\n");
@@ -264,6 +285,7 @@ int main(void) {
     else if (strncmp(line, "config ", 7) == 0) configure(rest);
     else if (strncmp(line, "route ", 6) == 0) set_route(rest);
     else if (strncmp(line, "request", 7) == 0 && config) request(rest);
+    else if (strncmp(line, "early", 5) == 0) early(rest);
     else if (strncmp(line, "fail ", 5) == 0) printf(snprintf(kept, sizeof kept, "%s", rest) < (int)sizeof kept ? "ok\n" : "refused\n");
     else if (strncmp(line, "then ", 5) == 0 && config) word = atol(rest), printf("ok\n");
     else if (strncmp(line, "siphash", 7) == 0) print_siphash(rest);

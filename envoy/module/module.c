@@ -2,14 +2,13 @@
 
 // The module that Envoy loads: an HTTP filter before ext_authz that answers from the table of decisions (table.h). On a
 // hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it. On
-// a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. On some routes it strips headers
-// (xds/strip.go).
+// a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. It strips headers (xds/strip.go).
 //
 // Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
 // checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
-// size (statx) is compared with the header once, and the bounds of each field are checked before use. Only a file that
-// shrinks while it is mapped is fatal (SIGBUS). Gatepost never truncates one, and nobody else may have write access to
-// the folder. Hits are counted in a second file, the only one that this module writes.
+// size is compared with the header once, and the bounds of each field before use. Only a file that shrinks while it is
+// mapped is fatal (SIGBUS). Gatepost never truncates one, and nobody else may have write access to the folder. Hits are
+// counted in a second file, the only one that this module writes.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
@@ -38,28 +37,33 @@ struct buffer { const char *ptr; size_t length; };
 struct header { struct buffer name, value; };
 static const struct buffer none;
 const void *ENVOY(get_most_specific_route_config)(void *filter);
-bool ENVOY(http_get_header)(void *filter, int map, struct buffer name, struct buffer *value, size_t i, size_t *count);
 bool ENVOY(http_set_header)(void *filter, int map, struct buffer name, struct buffer value);
 bool ENVOY(http_add_header)(void *filter, int map, struct buffer name, struct buffer value);
 size_t ENVOY(http_get_headers_size)(void *filter, int map);
 bool ENVOY(http_get_headers)(void *filter, int map, struct header *all);
 void ENVOY(http_set_dynamic_metadata_string_batch)(void *filter, struct buffer space, const struct header *all, size_t count);
 bool ENVOY(http_set_filter_state_bytes)(void *filter, struct buffer key, struct buffer value);
+size_t ENVOY(early_header_mutation_get_headers_size)(void *request);
+bool ENVOY(early_header_mutation_get_headers)(void *request, struct header *all);
+bool ENVOY(early_header_mutation_set_header)(void *request, struct buffer name, struct buffer value);
+bool ENVOY(early_header_mutation_remove_header)(void *request, struct buffer name);
 void ENVOY(http_send_response)(void *filter, uint32_t status, struct header *all, size_t count, struct buffer body, struct buffer details);
 
 // TEXT is the name of a header, or one that Gatepost has too; a test of package xds compares them.
-#define TEXT(s) ((struct buffer){(s), sizeof(s) - 1})
+#define NAME(s) {(s), sizeof(s) - 1}
+#define TEXT(s) ((struct buffer)NAME(s))
+#define SCOPE TEXT("x-forwarded-host") // Envoy finds the scope by it
 #define STREAM_DURATION TEXT("x-envoy-upstream-stream-duration-ms")
-
 // The listener's limits of a request's headers (xds/listener.go).
 #define MOST_HEADERS 64
 #define MOST_HEADER_BYTES 16384
+#define ROOM_FOR_HEADERS 128 // with those that Envoy adds
 #define LONGEST_PATH 1024 // of a line of the access log (xds/accesslog.go)
 
 typedef const _Atomic uint64_t *words;
 enum { AUTHORIZATION, ORIGIN, COOKIE, SUBPROTOCOL };
-static const struct buffer inputs[GP_INPUTS] = {[AUTHORIZATION] = {"authorization", 13}, [ORIGIN] = {"origin", 6},
-    [COOKIE] = {"cookie", 6}, [SUBPROTOCOL] = {"sec-websocket-protocol", 22}};
+static const struct buffer inputs[GP_INPUTS] = {[AUTHORIZATION] = NAME("authorization"), [ORIGIN] = NAME("origin"),
+    [COOKIE] = NAME("cookie"), [SUBPROTOCOL] = NAME("sec-websocket-protocol")};
 
 // ---- SipHash-2-4-128 (Aumasson and Bernstein, 2012) ----
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
@@ -107,8 +111,7 @@ static bool parse_route(struct buffer config, struct route *r) {
   char text[256], again[256], rule[2 * GP_RULE_BYTES + 1], flags[8];
   unsigned long long longest, service;
   if (config.length >= sizeof text || memchr(config.ptr, 0, config.length)) return false;
-  memcpy(text, config.ptr, config.length);
-  text[config.length] = 0;
+  memcpy(text, config.ptr, config.length), text[config.length] = 0;
   if (sscanf(text, "1 %32[0-9a-f] %19llu %7[focslv-] %127[!-~] %16llx", rule, &longest, flags, r->user_header, &service) != 5 ||
       strlen(rule) != sizeof rule - 1 || longest > UINT64_MAX / 1000000 || service == 0) return false;
   if (snprintf(again, sizeof again, "1 %s %llu %s %s %016llx", rule, longest, flags, r->user_header, service) < 0 ||
@@ -128,8 +131,7 @@ static _Thread_local struct view {
   char path[PATH_MAX];
   words table; // NULL if none is mapped
   _Atomic uint64_t *hits; // NULL only if there is no table
-  size_t bytes;
-  uint64_t buckets, dev, ino;
+  uint64_t bytes, buckets, dev, ino;
   uint64_t looked; // time of the last search for a new table; 0 before the first
 } view;
 
@@ -139,7 +141,6 @@ static uint64_t now(clockid_t clock) {
   if (GP_CLOCK(clock, &t) != 0 || t.tv_sec < 0 || t.tv_sec > INT64_MAX / 1000000000 - 1) return 0;
   return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
-
 static uint64_t load(words w) { return atomic_load_explicit(w, memory_order_relaxed); }
 
 // begin loads a sequence before the words that it guards; unchanged returns whether those words are valid.
@@ -155,59 +156,40 @@ static void unmap(void) {
   view.table = NULL, view.hits = NULL;
 }
 
-// open_file opens a regular file and returns its attributes in s, or -1 on failure. It uses statx, because fstat needs
-// a newer libc than Envoy does.
-static int open_file(const char *path, int mode, struct statx *s) {
+// map maps a regular file of a size within bounds. Statx fills s: fstat needs a newer libc than Envoy does.
+static void *map(const char *path, int mode, int access, size_t least, size_t most, struct statx *s) {
   int fd = open(path, mode | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-  if (fd >= 0 && (statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, s) != 0 || !S_ISREG(s->stx_mode))) close(fd), fd = -1;
-  return fd;
+  bool fits = fd >= 0 && statx(fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS, s) == 0 && S_ISREG(s->stx_mode) &&
+              s->stx_size >= least && s->stx_size <= most;
+  void *file = fits ? mmap(NULL, s->stx_size, access, MAP_SHARED, fd, 0) : MAP_FAILED;
+  if (fd >= 0) close(fd);
+  return file == MAP_FAILED ? NULL : file;
 }
 
-// map_hits maps the file of hit counts. If it fails, the table is not used either, because every hit must be counted.
-static bool map_hits(void) {
-  char path[PATH_MAX + 8];
-  struct statx s;
-  (void)snprintf(path, sizeof path, "%s.hits", view.path);
-  int fd = open_file(path, O_RDWR, &s);
-  if (fd < 0) return false;
-  void *hits = s.stx_size == HITS_BYTES ? mmap(NULL, HITS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
-  close(fd);
-  return (view.hits = hits == MAP_FAILED ? NULL : hits);
-}
-
-// map maps the file at the table's path if it is not the mapped one. It returns whether it did.
-static bool map(int fd, const struct statx *s) {
-  const size_t word = sizeof(uint64_t), header = word * GP_HEADER_WORDS, bucket = word * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
-  uint64_t dev = (uint64_t)s->stx_dev_major << 32 | s->stx_dev_minor;
-  if (view.table && dev == view.dev && s->stx_ino == view.ino) return false;
-  if (s->stx_size < header + bucket || s->stx_size > header + bucket * GP_MAX_BUCKETS) return false;
-  size_t bytes = s->stx_size;
-  void *table = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
-  if (table == MAP_FAILED) return false;
-  uint64_t buckets = load((words)table + GP_HEADER_BUCKETS);
-  if (load((words)table + GP_HEADER_MAGIC) != GP_MAGIC || buckets > GP_MAX_BUCKETS || bytes != header + bucket * buckets)
-    return munmap(table, bytes), false;
-  unmap();
-  view.table = table, view.bytes = bytes, view.buckets = buckets, view.dev = dev, view.ino = s->stx_ino;
-  if (!map_hits()) unmap();
-  return view.table;
-}
-
-// refresh checks for a new table, at most every 20 ms, and returns whether there is one.
+// refresh checks for a new table, at most every 20 ms, and returns whether there is one. Without the file of the counts
+// it is not used, because every hit must be counted.
 static bool refresh(void) {
+  const size_t word = sizeof(uint64_t), header = word * GP_HEADER_WORDS, bucket = word * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
+  char hits[PATH_MAX + 8];
+  struct statx s, counts;
   uint64_t t = now(CLOCK_BOOTTIME);
   if (t == 0 || (view.looked && t - view.looked < 20000000)) return false;
   view.looked = t;
-  struct statx s;
-  int fd = open_file(view.path, O_RDONLY, &s);
-  bool mapped = fd >= 0 && map(fd, &s);
-  if (fd >= 0) close(fd);
-  return mapped;
+  words table = map(view.path, O_RDONLY, PROT_READ, header + bucket, header + bucket * GP_MAX_BUCKETS, &s);
+  if (!table) return false;
+  uint64_t dev = (uint64_t)s.stx_dev_major << 32 | s.stx_dev_minor, buckets = load(table + GP_HEADER_BUCKETS);
+  if ((view.table && dev == view.dev && s.stx_ino == view.ino) || load(table + GP_HEADER_MAGIC) != GP_MAGIC ||
+      buckets > GP_MAX_BUCKETS || s.stx_size != header + bucket * buckets)
+    return munmap((void *)table, s.stx_size), false;
+  unmap();
+  view.table = table, view.bytes = s.stx_size, view.buckets = buckets, view.dev = dev, view.ino = s.stx_ino;
+  (void)snprintf(hits, sizeof hits, "%s.hits", view.path);
+  if (!(view.hits = map(hits, O_RDWR, PROT_READ | PROT_WRITE, HITS_BYTES, HITS_BYTES, &counts))) unmap();
+  return view.table;
 }
 
 struct decision {
-  uint64_t expires, until; // as in the slot: the ends of the token and of the decision
-  uint64_t left;           // nanoseconds until the token expires
+  uint64_t expires, until, left; // the ends of the token and of the decision, and nanoseconds until the token's
   uint64_t text[GP_SLOT_WORDS - GP_SLOT_USER]; // the user and the session, as in the slot
 };
 
@@ -215,8 +197,7 @@ struct decision {
 static bool read_slot(words slot, const uint64_t tag[2], struct decision *d) {
   uint64_t before = begin(slot + GP_SLOT_SEQ);
   if (load(slot + GP_SLOT_TAG0) != tag[0] || load(slot + GP_SLOT_TAG1) != tag[1]) return false;
-  d->expires = load(slot + GP_SLOT_EXPIRES);
-  d->until = load(slot + GP_SLOT_UNTIL);
+  d->expires = load(slot + GP_SLOT_EXPIRES), d->until = load(slot + GP_SLOT_UNTIL);
   for (size_t i = 0; i < GP_SLOT_WORDS - GP_SLOT_USER; i++) d->text[i] = load(slot + GP_SLOT_USER + i);
   return unchanged(slot + GP_SLOT_SEQ, before);
 }
@@ -231,8 +212,7 @@ static struct buffer user_of(const struct decision *d) {
 }
 
 // look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between,
-// the decision has ended. The lease is compared once more at the end, so the decision was in force after its slot was
-// read.
+// the decision has ended. The lease is read again at the end: the decision was in force after its slot was read.
 enum answer { MISS, HIT, STALE };
 static enum answer look_up(const uint8_t *message, size_t length, struct decision *d) {
   words t = view.table;
@@ -261,16 +241,33 @@ static bool find(const struct config *c, const uint8_t *message, size_t length, 
 }
 
 // ---- The request ----
+// Envoy gives all headers in one call, which takes it as long as to find one by its name.
+static bool is(struct buffer a, struct buffer b) { return a.length == b.length && memcmp(a.ptr, b.ptr, b.length) == 0; }
+
+// value_of returns a header's value, or an empty one, and how often the header is there.
+static struct buffer value_of(const struct header *all, size_t count, struct buffer name, size_t *times) {
+  struct buffer value = {"", 0};
+  for (size_t i = *times = 0; i < count; i++)
+    if (is(all[i].name, name)) value = all[i].value, ++*times;
+  return value;
+}
+
+// path_of returns the path without its query, and at most so many bytes.
+static struct buffer path_of(const struct header *all, size_t count, size_t most) {
+  size_t times, n = 0;
+  struct buffer path = value_of(all, count, TEXT(":path"), &times);
+  while (n < path.length && n < most && path.ptr[n] != '?') n++;
+  return (struct buffer){path.ptr, n};
+}
+
 // write_message writes what the tag is computed from, and returns its length, or 0 if the request is not one to look
 // up: it has no Authorization, a header more than once, or too much. There is always room for the lengths to come.
-static size_t write_message(void *filter, const struct route *r, uint8_t message[GP_MAX_MESSAGE]) {
-  size_t length = GP_RULE_BYTES;
+static size_t write_message(const struct route *r, const struct header *all, size_t count, uint8_t message[GP_MAX_MESSAGE]) {
+  size_t length = GP_RULE_BYTES, times = 0;
   memcpy(message, r->rule, GP_RULE_BYTES);
   for (size_t i = 0; i < GP_INPUTS; i++) {
-    struct buffer value = {NULL, 0};
-    size_t count = 0;
-    if (r->uses[i] && !ENVOY(http_get_header)(filter, REQUEST, inputs[i], &value, 0, &count)) value.length = 0;
-    if (count > 1 || (i == AUTHORIZATION && value.length == 0)) return 0;
+    struct buffer value = r->uses[i] ? value_of(all, count, inputs[i], &times) : none;
+    if (times > 1 || (i == AUTHORIZATION && value.length == 0)) return 0;
     if (value.length > GP_MAX_MESSAGE - 2 * (GP_INPUTS - i) - length) return 0;
     message[length++] = (uint8_t)value.length;
     message[length++] = (uint8_t)(value.length >> 8);
@@ -278,21 +275,6 @@ static size_t write_message(void *filter, const struct route *r, uint8_t message
     length += value.length;
   }
   return length;
-}
-
-// has returns how many headers of a name the request has, or -1 if it is beyond the listener's header limits after the
-// headers are set. ext_authz checks the limits again, so requests near the limits are left to it.
-static int has(void *filter, struct buffer name, struct buffer value) {
-  int found = 0;
-  struct header all[MOST_HEADERS];
-  size_t count = ENVOY(http_get_headers_size)(filter, REQUEST);
-  if (count + 2 > MOST_HEADERS || !ENVOY(http_get_headers)(filter, REQUEST, all)) return -1;
-  size_t bytes = name.length + value.length + STREAM_DURATION.length + sizeof "9223372036854775807";
-  for (size_t i = 0; i < count; i++) {
-    bytes += all[i].name.length + all[i].value.length;
-    found += all[i].name.length == name.length && strncasecmp(all[i].name.ptr, name.ptr, name.length) == 0;
-  }
-  return bytes <= MOST_HEADER_BYTES ? found : -1;
 }
 
 // write_session writes the id of the session, a UUID, and returns whether there is one.
@@ -308,10 +290,15 @@ static bool write_session(const struct decision *d, size_t user_length, char *en
 
 // let_pass changes the request as Gatepost's response would (authz/headers.go). It sets the mark last: if an earlier
 // step fails, Envoy asks Gatepost. To replace a header by name, Envoy indexes all of them; to add one, it does not.
-static bool let_pass(void *filter, const struct route *r, const struct decision *d) {
-  struct buffer header = {r->user_header, strlen(r->user_header)}, user = user_of(d);
-  int own = has(filter, header, user); // the client's own
-  if (own < 0 || !(own ? ENVOY(http_set_header) : ENVOY(http_add_header))(filter, REQUEST, header, user)) return false;
+static bool let_pass(void *filter, const struct route *r, const struct header *all, size_t count, const struct decision *d) {
+  struct buffer name = {r->user_header, strlen(r->user_header)}, user = user_of(d);
+  size_t own = 0, bytes = name.length + user.length + STREAM_DURATION.length + sizeof "9223372036854775807";
+  for (size_t i = 0; i < count; i++) {
+    bytes += all[i].name.length + all[i].value.length;
+    own += all[i].name.length == name.length && strncasecmp(all[i].name.ptr, name.ptr, name.length) == 0; // the client's
+  }
+  if (count + 2 > MOST_HEADERS || bytes > MOST_HEADER_BYTES) return false; // ext_authz checks the limits once more
+  if (!(own ? ENVOY(http_set_header) : ENVOY(http_add_header))(filter, REQUEST, name, user)) return false;
   if (r->longest == 0 || d->left < r->longest) {
     char text[24];
     int n = snprintf(text, sizeof text, "%" PRIu64, (d->left - 1) / 1000000 + 1);
@@ -324,37 +311,30 @@ static bool let_pass(void *filter, const struct route *r, const struct decision 
   return ENVOY(http_set_dynamic_metadata_string_batch)(filter, TEXT("envoy.filters.http.ext_authz"), mark, 1 + session), true;
 }
 
-// keep_path keeps the path without its query for the access log, before a route rewrites it.
-static void keep_path(void *filter) {
-  struct buffer path = {"", 0};
-  size_t count = 0, n = 0;
-  (void)ENVOY(http_get_header)(filter, REQUEST, TEXT(":path"), &path, 0, &count);
-  while (n < path.length && n < LONGEST_PATH && path.ptr[n] != '?') n++;
-  (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.path"), (struct buffer){path.ptr, n});
-}
-
 // count_hit adds a hit to the service's counter. A slot belongs to the first service that claims it.
 static void count_hit(uint64_t service) {
   for (uint64_t i = 0; i < GP_HITS_PROBES; i++) {
     _Atomic uint64_t *slot = view.hits + (service + i) % GP_HITS_SLOTS * GP_HITS_WORDS;
     uint64_t owner = load(slot);
     if (owner == 0 && atomic_compare_exchange_strong(slot, &owner, service)) owner = service;
-    if (owner != service) continue;
-    atomic_fetch_add_explicit(slot + 1, 1, memory_order_relaxed);
-    return;
+    if (owner == service) return (void)atomic_fetch_add_explicit(slot + 1, 1, memory_order_relaxed);
   }
 }
 
 HOOK(int, http_filter_request_headers)(void *filter, const void *config, bool end) {
   const struct route *r = ENVOY(get_most_specific_route_config)(filter);
   if (!r) return CONTINUE;
-  if (r->log) keep_path(filter);
-  if (r->strips && !ENVOY(http_set_header)(filter, REQUEST, TEXT("x-forwarded-host"), none))
+  if (r->strips && !ENVOY(http_set_header)(filter, REQUEST, SCOPE, none))
     return ENVOY(http_send_response)(filter, 503, NULL, 0, none, none), STOP; // no upstream may receive it
+  struct header all[ROOM_FOR_HEADERS];
   uint8_t message[GP_MAX_MESSAGE];
   struct decision d;
-  size_t length = write_message(filter, r, message);
-  if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, &d)) count_hit(r->service);
+  size_t count = ENVOY(http_get_headers_size)(filter, REQUEST);
+  if (count > ROOM_FOR_HEADERS || !ENVOY(http_get_headers)(filter, REQUEST, all)) return CONTINUE;
+  if (r->log) // before a route rewrites the path
+    (void)ENVOY(http_set_filter_state_bytes)(filter, TEXT("gatepost.path"), path_of(all, count, LONGEST_PATH));
+  size_t length = write_message(r, all, count, message);
+  if (length > 0 && find(config, message, length, &d) && let_pass(filter, r, all, count, &d)) count_hit(r->service);
   return CONTINUE;
 }
 
@@ -364,36 +344,56 @@ HOOK(int, http_filter_response_headers)(void *filter, const void *config, bool e
   return CONTINUE;
 }
 
+// ---- Before the route is found ----
+// The names that no client's header may have; a space is in place of any rest (xds/strip.go).
+static const char *const refused[] = {"remote-user", "x-remote-user", "forwarded", "x-real-ip", "true-client-ip", "proxy",
+    "x-rewrite-url", "x-auth-request- ", "x-original- ", "x-envoy- ", "x-http-method ", "x-method-override ", "x-forwarded- "};
+static bool is_refused(struct buffer name) {
+  for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+    size_t n = 0;
+    while (n < name.length && refused[i][n] > ' ' && refused[i][n] == name.ptr[n]) n++;
+    if (refused[i][n] == ' ' || (refused[i][n] == 0 && n == name.length))
+      return !is(name, TEXT("x-forwarded-for")) && !is(name, TEXT("x-forwarded-proto"));
+  }
+  return false;
+}
+
+// This removes the refused headers and names the scope by the path. All headers of a name go at once, so it reads them
+// again. The listener refuses a request with too many; if one came here, it could not be stripped and must not pass.
+HOOK(bool, early_header_mutation_mutate)(const void *config, void *request) {
+  struct header all[ROOM_FOR_HEADERS];
+  size_t count, i;
+  do {
+    count = ENVOY(early_header_mutation_get_headers_size)(request), i = 0;
+    if (count > ROOM_FOR_HEADERS || !ENVOY(early_header_mutation_get_headers)(request, all)) abort();
+    while (i < count && !is_refused(all[i].name)) i++;
+    if (i < count && !ENVOY(early_header_mutation_remove_header)(request, all[i].name)) abort();
+  } while (i < count);
+  return ENVOY(early_header_mutation_set_header)(request, SCOPE, path_of(all, count, SIZE_MAX));
+}
+HOOK(const void *, early_header_mutation_config_new)(void *envoy, struct buffer name, struct buffer text) { return &none; }
+HOOK(void, early_header_mutation_config_destroy)(const void *config) {}
+
 // ---- The other hooks that Envoy requires ----
 HOOK(const char *, program_init)(void) { return "v0.2.0"; }
-
 HOOK(const void *, http_filter_config_new)(void *envoy, struct buffer name, struct buffer path) {
-  struct config *c = NULL;
-  if (path.length == 0 || path.length >= sizeof c->path || path.ptr[0] != '/' || memchr(path.ptr, 0, path.length)) return NULL;
-  if ((c = calloc(1, sizeof *c))) memcpy(c->path, path.ptr, path.length);
-  return c;
+  if (path.length == 0 || path.length >= PATH_MAX || path.ptr[0] != '/' || memchr(path.ptr, 0, path.length)) return NULL;
+  struct config *c = calloc(1, sizeof *c);
+  return c ? memcpy(c->path, path.ptr, path.length), c : NULL;
 }
 HOOK(void, http_filter_config_destroy)(const void *config) { free((void *)config); }
 HOOK(const void *, http_filter_per_route_config_new)(struct buffer name, struct buffer config) {
   struct route *r = calloc(1, sizeof *r);
-  if (r && !parse_route(config, r)) free(r), r = NULL;
-  return r;
+  return r && !parse_route(config, r) ? free(r), NULL : r;
 }
 HOOK(void, http_filter_per_route_config_destroy)(const void *route) { free((void *)route); }
-
-// A filter has no state: it is its configuration.
-HOOK(const void *, http_filter_new)(const void *config, void *filter) { return config; }
+HOOK(const void *, http_filter_new)(const void *config, void *filter) { return config; } // it has no state
 HOOK(void, http_filter_destroy)(const void *filter) {}
 
-#define PASS(hook, ...) HOOK(int, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) { return CONTINUE; }
-PASS(request_body, , bool end) PASS(request_trailers) PASS(response_body, , bool end) PASS(response_trailers)
-
-// Envoy resolves these symbols when it loads the module. It calls only stream_complete and the two for the buffer.
-#define IGNORE(hook, ...) HOOK(void, http_filter_##hook)(void *filter, const void *config __VA_ARGS__) {}
-IGNORE(stream_complete) IGNORE(scheduled, , uint64_t id)
+// Envoy resolves all of these when it loads the module. None reads its arguments, which the caller removes.
+#define PASS(hook) HOOK(int, http_filter_##hook)(void) { return CONTINUE; }
+#define IGNORE(hook) HOOK(void, http_filter_##hook)(void) {}
+PASS(request_body) PASS(request_trailers) PASS(response_body) PASS(response_trailers)
+IGNORE(stream_complete) IGNORE(scheduled) IGNORE(http_callout_done) IGNORE(http_stream_headers) IGNORE(http_stream_data)
+IGNORE(http_stream_trailers) IGNORE(http_stream_complete) IGNORE(http_stream_reset)
 IGNORE(downstream_above_write_buffer_high_watermark) IGNORE(downstream_below_write_buffer_low_watermark)
-IGNORE(http_stream_complete, , uint64_t id) IGNORE(http_stream_reset, , uint64_t id, int reason)
-IGNORE(http_callout_done, , uint64_t id, int result, void *headers, size_t count, void *body, size_t chunks)
-IGNORE(http_stream_headers, , uint64_t id, void *headers, size_t count, bool end)
-IGNORE(http_stream_data, , uint64_t id, const void *data, size_t count, bool end)
-IGNORE(http_stream_trailers, , uint64_t id, void *trailers, size_t count)

@@ -135,6 +135,9 @@ func (r *trial) addOthers(c *choices) {
 		r.add(r.userHeader, c.text(c.below(100)))
 	}
 	if c.below(4) == 0 {
+		r.add([]string{"proxy", "x-envoy-a", "x-forwarded-", "x-method-overrid"}[c.below(4)], "")
+	}
+	if c.below(4) == 0 {
 		for many := c.near(maxHeaders); len(r.headers) < many; {
 			r.add(fmt.Sprint("x-", len(r.headers)), "")
 		}
@@ -272,6 +275,13 @@ func FuzzModule(f *testing.F) {
 				checkAnswer(t, r.Do("%s", line), next)
 			}
 			r.Must("then -1") // if it was not read
+		}
+		r.Must("fail none")
+		for field := range strings.FieldsSeq(strings.Replace(r.Do("%s", strings.Replace(line, "request", "early", 1)), "ok", "", 1)) {
+			name, _, _ := strings.Cut(field, "=")
+			if name == "proxy" || strings.HasPrefix(name, "x-envoy-") || strings.HasPrefix(name, "x-forwarded-") && name != scopeHeader {
+				t.Errorf("%s is left", name)
+			}
 		}
 	})
 }

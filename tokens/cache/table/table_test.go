@@ -420,6 +420,26 @@ func TestHeaderOfScopesThatStays(t *testing.T) {
 	}
 }
 
+// Before the route is found the module removes each header that no client may send, however often it is there, and
+// names the scope by the path without its query.
+func TestEarlyHeaders(t *testing.T) {
+	r := newFixture(t)
+	for _, test := range []struct{ headers, want string }{
+		{":path=/orders/5?x=/ host=a", ":path=/orders/5?x=/ host=a x-forwarded-host=/orders/5"},
+		{"host=a", "host=a x-forwarded-host="},
+		{":path=/a x-forwarded-host=/b x-forwarded-host=/c", ":path=/a x-forwarded-host=/a"},
+		{"proxy=1 x-real-ip=1 :path=/a proxy=2 host=a x-real-ip=3 proxy=4", ":path=/a host=a x-forwarded-host=/a"},
+		{":path=/a proxy-authorization=1 x-envoy=1 x-envoy-=1 x-envoy-b=1 prox=1", ":path=/a prox=1 proxy-authorization=1 x-envoy=1 x-forwarded-host=/a"},
+		{":path=/a x-forwarded-for=1 x-forwarded-proto=1 x-forwarded-prot=1 x-forwarded-proto-=1 x-forwarded=1", ":path=/a x-forwarded-for=1 x-forwarded-host=/a x-forwarded-proto=1 x-forwarded=1"},
+		{":path=/a x-http-methods=1 x-http=1 x-method=1 x-method-override=1", ":path=/a x-forwarded-host=/a x-http=1 x-method=1"},
+		{strings.Repeat("x-envoy-a=1 x-original-b=1 ", 30) + ":path=/a", ":path=/a x-forwarded-host=/a"},
+	} {
+		if got := r.Early(strings.Fields(test.headers)...); got != test.want {
+			t.Errorf("%s: %q, want %q", test.headers, got, test.want)
+		}
+	}
+}
+
 // A hit respects the listener's header limits, as ext_authz does.
 func TestHitRespectsListenerLimits(t *testing.T) {
 	r := newFixture(t)

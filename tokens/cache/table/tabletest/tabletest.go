@@ -95,9 +95,17 @@ func (d *Driver) Route(rule [16]byte, longest time.Duration, flags string) {
 
 // Request sends a request with headers of the form name=value. It returns hit or miss, then the
 // resulting headers, sorted.
-func (d *Driver) Request(headers ...string) string {
+func (d *Driver) Request(headers ...string) string { return d.send("request", headers) }
+
+// Early returns the headers of a request, sorted, after what the module does before the route is found.
+func (d *Driver) Early(headers ...string) string {
+	_, after, _ := strings.Cut(d.send("early", headers), " ")
+	return after
+}
+
+func (d *Driver) send(command string, headers []string) string {
 	var line strings.Builder
-	line.WriteString("request")
+	line.WriteString(command)
 	for _, h := range headers {
 		name, value, _ := strings.Cut(h, "=")
 		fmt.Fprintf(&line, " %s=%s", name, hex.EncodeToString([]byte(value)))
