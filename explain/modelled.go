@@ -40,7 +40,7 @@ var modelled = map[string]string{
 	"envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.Tracing": "*",
 	"envoy.config.route.v3.Tracing":                                                             "*",
 	"envoy.extensions.filters.http.set_filter_state.v3.Config":                                  "*",
-	// A client is none of the trusted proxies.
+	// The client of an explained request is not one of the trusted proxies.
 	"envoy.extensions.http.original_ip_detection.xff.v3.XffConfig": "*",
 
 	"envoy.extensions.filters.network.http_connection_manager.v3.ScopedRoutes":                                      "*",

@@ -93,7 +93,7 @@ func sorted[R proto.Message](s *Snapshot, typeURL string) ([]R, error) {
 	return out, nil
 }
 
-// takeIn puts the routes into a listener, instead of where to ask for them.
+// takeIn puts the routes into a listener, in place of the source from which Envoy would get them.
 func (s *Snapshot) takeIn(l *listenerv3.Listener) error {
 	scopes, err := sorted[*routev3.ScopedRouteConfiguration](s, resourcev3.ScopedRouteType)
 	if err != nil {

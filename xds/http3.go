@@ -31,7 +31,8 @@ func (b *builder) http3Manager() *hcmv3.HttpConnectionManager {
 	return manager
 }
 
-// quicFrom serves a certificate. It refuses early data (0-RTT): whoever recorded such a request could send it again.
+// quicFrom serves a certificate. It refuses early data (0-RTT): an attacker who recorded such a request could send it
+// again.
 func (b *builder) quicFrom(c Certificate) *corev3.TransportSocket {
 	return &corev3.TransportSocket{
 		Name: "envoy.transport_sockets.quic",

@@ -40,7 +40,8 @@ const (
 	maxNode   = 128
 	maxReason = 16 << 10 // Envoy names each service that it rejects
 	maxLogged = 4 << 10  // of the reason; the status has all of it
-	// maxStreams is how many streams one peer may have open: one for each of its Envoys, and those it has lost.
+	// maxStreams is how many streams one peer may have open: one for each of its Envoys, and lost ones that are not closed
+	// yet.
 	maxStreams = 32
 )
 

@@ -41,7 +41,7 @@ func (s *Snapshot) Resources(typeURL string) (map[string]proto.Message, error) {
 	return part.messages(typeURL)
 }
 
-// empty says whether there is nothing that could be served: such a snapshot would make Envoy close its port.
+// empty reports whether there is nothing to serve: such a snapshot would make Envoy close its port.
 func (s *Snapshot) empty() bool {
 	return s == nil || s.Version == "" || len(s.listeners.all) == 0 || len(s.routes.all) == 0
 }

@@ -32,8 +32,8 @@ var strippedHeaders = []string{
 }
 
 // strippedPrefixes begin the names of more such headers: those of oauth2-proxy, those of nginx' auth_request, and
-// what only an Envoy says. Of its own Envoy removes those that it reads, and passes others, such as
-// x-envoy-peer-metadata. A framework that follows a method override would run a method that the service does not allow.
+// those that only Envoys set. Envoy removes the ones that it reads, and passes others, such as x-envoy-peer-metadata. A
+// framework that follows a method override would run a method that the service does not allow.
 var strippedPrefixes = []string{"x-auth-request-", "x-original-", "x-envoy-", "x-http-method", "x-method-override"}
 
 // forwardedClaims match the names of x-forwarded-* except x-forwarded-for and x-forwarded-proto, which Envoy sets or

@@ -69,8 +69,8 @@ func (b *builder) tracing() *hcmv3.HttpConnectionManager_Tracing {
 	}
 }
 
-// plainTag replaces Envoy's own tag with a header. A value that is not ASCII is only named: without a value Envoy would
-// keep its own, for which a collector refuses the spans of other clients too.
+// plainTag replaces Envoy's own tag with a header. If its value is not ASCII, the tag is "not ASCII": without a value
+// Envoy would keep its own tag, and a collector would refuse the whole batch, with the spans of other clients.
 func plainTag(header string) string {
 	value := "request.headers['" + strings.ToLower(header) + "']"
 	return one(operator{Command: "CEL", Param: fmt.Sprintf("%[1]s.matches('^[ -~]*$') ? %[1]s : 'not ASCII'", value)})

@@ -39,7 +39,7 @@ func ServiceOfStats(cluster string) (service string, ok bool) {
 	return service, ok
 }
 
-// names says whether text has name in it as a whole: `service/a` is not named by `service/ab` or `service/a/base`.
+// names reports whether text has name in it as a whole: `service/a` is not named by `service/ab` or `service/a/base`.
 func names(text, name string) bool {
 	for {
 		at := strings.Index(text, name)
@@ -58,6 +58,6 @@ func isAlphanumeric(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
 
-// withheld says whether a service has its paths and its rule, but no upstream: what should reach it is 503. Were
+// withheld reports whether a service has its paths and its rule, but no upstream: what should reach it is 503. Were
 // it left out whole, a service with a shorter path could take its requests, and that one may be public.
 func (o Options) withheld(service string) bool { return slices.Contains(o.Withheld, service) }

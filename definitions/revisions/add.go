@@ -15,7 +15,7 @@ import (
 	"gatepost/definitions"
 )
 
-// errConflict says that the newest revision is not the one that a new one was based on. The error is a *Conflict.
+// errConflict reports that the newest revision is not the one that a new one was based on. The error is a *Conflict.
 var errConflict = errors.New("somebody else has applied definitions meanwhile")
 
 // Conflict is a revision that was not stored because another was stored before it.
