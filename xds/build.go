@@ -96,9 +96,8 @@ func Build(gw *definitions.Gateway, opts Options) (*Snapshot, error) {
 // service is unchanged if its pointer is: with ten thousand services and a change of one, only that one is rebuilt.
 // The zero Builder is ready for use. It is safe for concurrent use.
 type Builder struct {
-	mu    sync.Mutex
-	last  built
-	shelf shelf
+	mu   sync.Mutex
+	last built
 }
 
 // built is the result of a Build and its input.
@@ -122,7 +121,7 @@ func (b *Builder) Build(gw *definitions.Gateway, opts Options) (*Snapshot, error
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	one := &builder{
-		gw: gw, opts: opts, shelf: &b.shelf, policies: map[string]*anypb.Any{}, services: map[*definitions.Service]*service{},
+		gw: gw, opts: opts, policies: map[string]*anypb.Any{}, services: map[*definitions.Service]*service{},
 	}
 	snapshot, err := one.snapshot(b.last)
 	if err != nil {
@@ -139,7 +138,6 @@ type builder struct {
 	common *common
 	// version is the one in the beacon's response. It is empty until it is known.
 	version string
-	shelf   *shelf
 	// about names what is being built, for errors.
 	about string
 	errs  []error
@@ -239,7 +237,7 @@ func (b *builder) content(m proto.Message) []byte {
 
 // finish turns a message into a resource.
 func (b *builder) finish(m proto.Message) *resource {
-	r, err := b.shelf.resource(m)
+	r, err := newResource(m)
 	if err != nil {
 		b.fail(err)
 		return &resource{}

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
@@ -33,64 +32,19 @@ type resource struct {
 	kept bool
 }
 
-// newResource marshals a finished message.
+// newResource marshals a finished message. It fails if a string is not UTF-8. An Envoy that reconnects names the versions
+// that it has, and is sent what differs.
 func newResource(m proto.Message) (*resource, error) {
-	raw, err := appendResource(nil, m)
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
 		return nil, err
 	}
-	return resourceOf(m, raw), nil
-}
-
-// appendResource appends the bytes of a message. It fails if a string is not UTF-8.
-func appendResource(b []byte, m proto.Message) ([]byte, error) {
-	return proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, m)
-}
-
-// resourceOf returns the resource with a message's bytes. An Envoy that reconnects names the versions that it has, and
-// is sent what differs.
-func resourceOf(m proto.Message, raw []byte) *resource {
 	cluster, _ := m.(*clusterv3.Cluster)
 	r := &resource{raw: raw, version: hashed(string(raw)).short(), looksUp: cluster.GetClusterType().GetName() == dnsCluster}
 	for _, check := range cluster.GetHealthChecks() {
 		r.check = check.GetTimeout().AsDuration()
 	}
-	return r
-}
-
-// shelf allocates the bytes of resources next to each other. Allocated one by one, they would be scattered among the
-// messages that they were made from, and keep memory pages in use after those are freed: with ten thousand services a
-// quarter more. The zero shelf is ready for use. It is not safe for concurrent use.
-type shelf struct {
-	scratch []byte // the buffer into which a message is marshalled
-	rest    []byte // the free part of the last board
-}
-
-// board is how many bytes are allocated at once: enough that nothing else shares the memory, and few enough that all of
-// them are soon unused if services are replaced.
-const board = 16 << 10
-
-// resource marshals a finished message.
-func (s *shelf) resource(m proto.Message) (*resource, error) {
-	raw, err := appendResource(s.scratch[:0], m)
-	if err != nil {
-		return nil, err
-	}
-	s.scratch = raw
-	return resourceOf(m, s.put(raw)), nil
-}
-
-// put returns a copy. A large copy has memory of its own.
-func (s *shelf) put(raw []byte) []byte {
-	if len(raw) > board/4 {
-		return bytes.Clone(raw)
-	}
-	if len(raw) > cap(s.rest) {
-		s.rest = make([]byte, 0, board)
-	}
-	kept := append(s.rest, raw...)
-	s.rest = kept[len(kept):]
-	return kept[:len(kept):len(kept)]
+	return r, nil
 }
 
 // named is a resource and its name.

@@ -10,13 +10,14 @@ import (
 	"gatepost/codec"
 )
 
-// piecemeal is a stream that gives each response to gRPC in pieces: the resources as they are kept. Joined,
-// they would be in memory twice for as long as gRPC keeps the buffer. With 10,000 services that is 15 MB at the peak.
-type piecemeal struct {
+// pieceSender is a stream that gives each response to gRPC in pieces: the resources as they are kept. Joined, they
+// would be in memory twice for as long as gRPC keeps the buffer. With 10,000 services 88 MiB would be resident when the
+// gateway is ready, and 93 MiB at the peak, instead of 74 and 79. The limit is 80.
+type pieceSender struct {
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 }
 
-func (s piecemeal) Send(r *discoveryv3.DeltaDiscoveryResponse) error { return s.SendMsg(inPieces{r}) }
+func (s pieceSender) Send(r *discoveryv3.DeltaDiscoveryResponse) error { return s.SendMsg(inPieces{r}) }
 
 // inPieces is a response whose resources do not change any more.
 type inPieces struct {

@@ -154,7 +154,7 @@ type aggregated struct {
 }
 
 func (a aggregated) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	return a.s.delta.DeltaStreamHandler(piecemeal{stream}, resourcev3.AnyType)
+	return a.s.delta.DeltaStreamHandler(pieceSender{stream}, resourcev3.AnyType)
 }
 
 func (a aggregated) StreamAggregatedResources(stream discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
