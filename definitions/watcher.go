@@ -192,8 +192,8 @@ func (w *Watcher) touched(ctx context.Context) bool {
 }
 
 // await calls f in a goroutine of its own and returns its result. If ctx ends first, ok is false and f is abandoned,
-// so that a file system that hangs (a network mount without its server) does not block the exit. If ctx has ended before,
-// f is not called, so that no call runs beside an abandoned one.
+// so that a file system that hangs (a network mount without its server) does not block the exit. If ctx has ended
+// before, f is not called, so that no call runs beside an abandoned one.
 func await[T any](ctx context.Context, f func() T) (result T, ok bool) {
 	if ctx.Err() != nil {
 		return result, false

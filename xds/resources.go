@@ -32,8 +32,8 @@ type resource struct {
 	kept bool
 }
 
-// newResource marshals a finished message. It fails if a string is not UTF-8. An Envoy that reconnects names the versions
-// that it has, and is sent what differs.
+// newResource marshals a finished message. It fails if a string is not UTF-8. An Envoy that reconnects names the
+// versions that it has, and is sent what differs.
 func newResource(m proto.Message) (*resource, error) {
 	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
 	if err != nil {
