@@ -231,7 +231,7 @@ var directive = regexp.MustCompile(`^//(go:|nolint|lint:|export )|^#!|^#(if|else
 
 // commentLines returns the comments that stand on lines of their own: those at the end of a line of code are short.
 func commentLines(text, marker string) (lines []line) {
-	starts := true
+	starts, inItem := true, false
 	block := false // inside a block comment of C
 	literal := false
 	for i, raw := range strings.Split(text, "\n") {
@@ -252,19 +252,20 @@ func commentLines(text, marker string) (lines []line) {
 		case strings.HasPrefix(trimmed, marker) && !directive.MatchString(trimmed):
 			body = strings.TrimPrefix(trimmed, marker)
 		default:
-			starts = true
+			starts, inItem = true, false
 			continue
 		}
 		if strings.TrimSpace(body) == "" {
-			starts = true
-			continue
-		}
-		indented := strings.HasPrefix(body, "\t") || strings.HasPrefix(body, "    ") // code or a drawing in a doc comment
-		if indented {
-			starts = true
+			starts, inItem = true, false
 			continue
 		}
 		item := listItem.MatchString(body)
+		indented := strings.HasPrefix(body, "\t") || strings.HasPrefix(body, "    ") && !item && !inItem
+		if indented { // code or a drawing in a doc comment
+			starts, inItem = true, false
+			continue
+		}
+		inItem = inItem || item
 		lines = append(lines, line{i + 1, raw, withoutCode(listItem.ReplaceAllString(body, "")), starts || item, !strings.Contains(strings.TrimSpace(body), " ")})
 		starts = false
 	}
