@@ -256,6 +256,29 @@ func TestInvalidateAllEndsEveryDecision(t *testing.T) {
 	}
 }
 
+// A check that ran during a gap in the tracking asked the store. Its decision is written only after the tracking has begun
+// again, and nothing reported that the token ended in between. So the end of a gap begins an epoch, as its start does.
+func TestModuleGetsNoDecisionOfAGap(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	tracking := faultproxy.Start(t, server.Addr)
+	g := withModule(t, server.Addr, tracking.Addr)
+	s, other, epoch := g.create("ann"), g.create("bob"), g.epoch.Load()
+	tracking.Refuse()
+	tracking.Cut()
+	redistest.Eventually(t, "the gap", func() bool { return len(g.connections()) == 0 && g.epoch.Load() > epoch })
+	ticket := g.Ticket(s.Hash)
+	g.allow(s)
+	server.Do("DEL", key(s.Hash))
+	tracking.Heal()
+	g.awaitHeld()
+	g.Grant(ticket, entryOf(s))
+	g.warmModule(other) // the table is in use again
+	if g.module.hits(s) {
+		t.Error("the module allows a token that ended before the tracking began again")
+	}
+}
+
 // An Envoy that runs on its own may still use the table of a killed Gatepost. With the embedded store, only the clock
 // tells the next Gatepost when that ends, also if it has no table itself.
 func TestRevokeAfterAProcessWasKilled(t *testing.T) {
