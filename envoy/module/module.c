@@ -4,11 +4,11 @@
 // hit it changes the request as Gatepost's response would, and marks it in dynamic metadata, so ext_authz skips it. On
 // a miss ext_authz asks Gatepost. It has no rules of its own. Any doubt is a miss. It strips headers (xds/strip.go).
 //
-// Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads. It
-// checks for a new one if the lease of the mapped one has expired. Neither table nor configuration is trusted: the file
-// size is compared with the header once, and the bounds of each field before use. Only a file that shrinks while it is
-// mapped is fatal (SIGBUS). Gatepost never truncates one, and nobody else may have write access to the folder. Hits are
-// counted in a second file, the only one that this module writes.
+// Each worker thread maps the table itself (struct view), so it can unmap an old table without the other threads.
+// After a miss it checks for a new one. Neither table nor configuration is trusted: the file size is compared with
+// the header once, and the bounds of each field before use. Only a file that shrinks while it is mapped is fatal
+// (SIGBUS). Gatepost never truncates one, and nobody else may have write access to the folder. Hits are counted in a
+// second file, the only one that this module writes.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
@@ -211,33 +211,31 @@ static struct buffer user_of(const struct decision *d) {
   return (struct buffer){text + 1, length};
 }
 
-// look_up looks for the decision of a message. The clocks are read after the table: if the thread was held in between,
-// the decision has ended. The lease is read again at the end: the decision was in force after its slot was read.
-enum answer { MISS, HIT, STALE };
-static enum answer look_up(const uint8_t *message, size_t length, struct decision *d) {
+// look_up looks for the decision of a message and returns whether it is in force. The clocks are read after the table:
+// if the thread was held in between, the decision has ended. The sequence of the lease is compared at the end, so the
+// decision was in force after its slot was read.
+static bool look_up(const uint8_t *message, size_t length, struct decision *d) {
   words t = view.table;
   uint64_t lease = begin(t + GP_HEADER_SEQ), tag[2];
   uint64_t key[2] = {load(t + GP_HEADER_KEY0), load(t + GP_HEADER_KEY1)};
   uint64_t lease_boot = load(t + GP_HEADER_UNTIL_BOOT), lease_wall = load(t + GP_HEADER_UNTIL_WALL);
-  if (!unchanged(t + GP_HEADER_SEQ, lease)) return STALE; // Gatepost may have been killed here
+  if (!unchanged(t + GP_HEADER_SEQ, lease)) return false; // for ever, if Gatepost was killed while it wrote
   gp_siphash(key, message, length, tag);
   words bucket = t + GP_HEADER_WORDS + ((tag[0] >> 32) * view.buckets >> 32) * GP_BUCKET_SLOTS * GP_SLOT_WORDS;
   bool found = false;
   for (size_t i = 0; i < GP_BUCKET_SLOTS && !found; i++) found = read_slot(bucket + i * GP_SLOT_WORDS, tag, d);
   uint64_t boot = now(CLOCK_BOOTTIME), wall = now(CLOCK_REALTIME);
-  if (boot == 0 || wall == 0) return MISS;
-  if (lease_boot <= boot || lease_boot - boot > GP_MAX_LEASE || lease_wall <= wall) return STALE;
-  if (!found || d->until <= boot || d->until - boot > GP_MAX_DECISION) return MISS;
-  if (d->expires > INT64_MAX || d->expires <= wall || user_of(d).length == 0) return MISS;
+  if (!found || boot == 0 || wall == 0) return false;
+  if (lease_boot <= boot || lease_boot - boot > GP_MAX_LEASE || lease_wall <= wall) return false;
+  if (d->until <= boot || d->until - boot > GP_MAX_DECISION) return false;
+  if (d->expires > INT64_MAX || d->expires <= wall || user_of(d).length == 0) return false;
   d->left = d->expires - wall;
-  return unchanged(t + GP_HEADER_SEQ, lease) ? HIT : MISS;
+  return unchanged(t + GP_HEADER_SEQ, lease);
 }
 
 static bool find(const struct config *c, const uint8_t *message, size_t length, struct decision *d) {
   if (strcmp(view.path, c->path) != 0) unmap(), view.looked = 0, memcpy(view.path, c->path, sizeof view.path);
-  enum answer a = view.table ? look_up(message, length, d) : STALE;
-  if (a == STALE && refresh()) a = look_up(message, length, d);
-  return a == HIT;
+  return (view.table && look_up(message, length, d)) || (refresh() && look_up(message, length, d));
 }
 
 // ---- The request ----

@@ -588,10 +588,33 @@ func TestTableAfterATornOneIsUsed(t *testing.T) {
 		t.Fatalf("with the torn table: %s", got)
 	}
 	r.create()
-	r.advance(20 * time.Millisecond) // the module looks for another table that often
 	r.table.Put(0, r.entry())
+	r.advance(20*time.Millisecond - 1)
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Errorf("less than 20 ms after the module looked for another table: %s", got)
+	}
+	r.advance(1)
 	if got := r.Request(alice); got != "hit x-user-id=alice" {
 		t.Errorf("with the next table: %s", got)
+	}
+}
+
+// A miss does not map the table again: each use after that would begin with page faults.
+func TestTableStaysMapped(t *testing.T) {
+	r := newFixture(t)
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Fatalf("without a decision: %s", got)
+	}
+	if err := os.Remove(r.path + ".hits"); err != nil { // the table cannot be mapped again
+		t.Fatal(err)
+	}
+	r.advance(20 * time.Millisecond)
+	if got := r.Request(alice); got != "miss "+alice {
+		t.Fatalf("without a decision, once more: %s", got)
+	}
+	r.table.Put(0, r.entry())
+	if got := r.Request(alice); got != "hit x-user-id=alice" {
+		t.Errorf("after two misses: %s", got)
 	}
 }
 
