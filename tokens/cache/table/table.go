@@ -101,9 +101,9 @@ func (t *Table) Close() error {
 	if t == nil {
 		return nil
 	}
-	t.Reset(t.epoch)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.reset(0)
 	words := t.words
 	t.words = nil
 	if words == nil {
@@ -145,13 +145,18 @@ func (t *Table) Reset(epoch uint64) {
 	if t == nil {
 		return
 	}
-	var key [16]byte
-	_, _ = rand.Read(key[:]) // never fails (crypto/rand)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.reset(epoch)
+}
+
+// reset is Reset. The caller holds the lock.
+func (t *Table) reset(epoch uint64) {
 	if t.words == nil {
 		return
 	}
+	var key [16]byte
+	_, _ = rand.Read(key[:]) // never fails (crypto/rand)
 	t.epoch = max(t.epoch, epoch)
 	t.key = [2]uint64{binary.LittleEndian.Uint64(key[:8]), binary.LittleEndian.Uint64(key[8:])}
 	t.clear()

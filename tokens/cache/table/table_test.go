@@ -720,6 +720,39 @@ func TestReadersWhileWriting(t *testing.T) {
 	}
 }
 
+// A table is closed while the tracker still extends it. The file stays, and an Envoy may read it.
+func TestClosedTableIsNeverInForce(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "table")
+	for range 20 {
+		made, err := table.Create(path, 8, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var calls sync.WaitGroup
+		for i := range 4 {
+			calls.Go(func() {
+				for n := range 50 {
+					made.Reset(uint64(i + n))
+					made.Extend(table.Now().Add(time.Second))
+				}
+			})
+		}
+		if err := errors.Join(made.Close(), made.Close()); err != nil {
+			t.Fatal(err)
+		}
+		calls.Wait()
+		file, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const untilBoot = 8 * 11
+		if until := binary.NativeEndian.Uint64(file[untilBoot:]); until != 0 {
+			t.Fatalf("a closed table is in force until %d", until)
+		}
+	}
+}
+
 // The module runs under valgrind, which finds more than the sanitizers, and as an arm64 program,
 // with another memory model.
 func TestUnderValgrindAndOnArm64(t *testing.T) {
