@@ -130,6 +130,8 @@ type nemesis struct {
 	lines []*line
 	// shards is nil if Redis is not a Cluster.
 	shards *shards
+	// watched is nil if Redis is not behind Sentinel.
+	watched *watched
 	// clocks are those of the gateways; nil if they have the machine's.
 	clocks []*clock
 
@@ -188,6 +190,10 @@ func (n *nemesis) any() fault {
 		all := n.ofShards()
 		places = append(places, all, all)
 	}
+	if n.watched != nil {
+		all := n.ofWatched()
+		places = append(places, all, all, all)
+	}
 	place := places[n.random.IntN(len(places))]
 	return place[n.random.IntN(len(place))]
 }
@@ -196,7 +202,7 @@ func nothing() {}
 
 // servers returns all Redis servers.
 func (n *nemesis) servers() []*redistest.Server {
-	all := n.shards.all()
+	all := append(n.shards.all(), n.watched.servers()...)
 	if n.redis != nil {
 		all = append(all, n.redis)
 	}

@@ -104,8 +104,10 @@ type campaign struct {
 	redis  *redistest.Server
 	lines  []*line
 	shards *shards
-	clocks []*clock
-	apart  bool // Envoys are not children of the gateways
+	// watched is the Redis behind Sentinel, or nil.
+	watched *watched
+	clocks  []*clock
+	apart   bool // Envoys are not children of the gateways
 }
 
 // start starts a gateway of the campaign.
@@ -152,7 +154,7 @@ services:
 	decidedInside(t, gateways)
 	n := &nemesis{
 		t: t, random: rand.New(rand.NewPCG(c.seed, 0)), history: h, gateways: gateways, redis: c.redis, lines: c.lines,
-		shards: c.shards, clocks: c.clocks,
+		shards: c.shards, watched: c.watched, clocks: c.clocks,
 	}
 	n.rage(h.start.Add(calm + c.lasts))
 	for _, g := range gateways {

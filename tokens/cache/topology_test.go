@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -74,8 +73,8 @@ func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 	if testing.Short() {
 		t.Skip("fail-overs take seconds: run without -short")
 	}
-	master, replica, sentinel := startReplicated(t)
-	gateways := twoGateways(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
+	master, replica, sentinels := redistest.StartBehindSentinels(t, 1)
+	gateways := twoGateways(t, "redis://"+sentinels[0].Addr+"?sentinel=mymaster")
 	h := &history{start: time.Now()}
 	over, end := context.WithCancel(t.Context())
 	defer end()
@@ -87,16 +86,13 @@ func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 			master.Do("CONFIG", "SET", "min-replicas-to-write", "1")
 		}
 		master.Do("CLIENT", "PAUSE", "60000", "WRITE")
-		redistest.Eventually(t, "a complete replica", func() bool {
-			sent := offset(t, master, "master_repl_offset:")
-			return sent != "" && sent == offset(t, replica, "slave_repl_offset:")
-		})
+		redistest.AwaitInStep(t, master, replica)
 		if dies {
 			master.Kill()
 		} else {
 			h.diverged.Store(true)
 		}
-		failOver(t, sentinel, replica)
+		redistest.FailOverBySentinel(t, sentinels[0], replica)
 		if !dies {
 			master.Do("CLIENT", "UNPAUSE")
 		}
@@ -108,11 +104,8 @@ func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 		if dies {
 			master.Restart()
 		}
-		redistest.Eventually(t, "the old master to follow the new one", func() bool {
-			info := replication(t, master)
-			return strings.Contains(info, "role:slave") && strings.Contains(info, "master_link_status:up")
-		})
-		if epoch := failovers(t, sentinel); epoch != round+1 {
+		redistest.AwaitReplica(t, master, replica)
+		if epoch := redistest.FailOvers(sentinels[0]); epoch != round+1 {
 			t.Fatalf("Sentinel failed over %d times, the test requested %d: writes may be lost", epoch, round+1)
 		}
 		h.await(t, "accepted uses at the end", &h.accepted)
@@ -129,8 +122,8 @@ func TestRevokesHoldDuringSentinelFailover(t *testing.T) {
 // that still tracked it would miss revokes at the new master.
 func TestReplacedMasterIsNotTracked(t *testing.T) {
 	t.Parallel()
-	master, replica, sentinel := startReplicated(t)
-	gateways := twoGateways(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
+	master, replica, sentinels := redistest.StartBehindSentinels(t, 1)
+	gateways := twoGateways(t, "redis://"+sentinels[0].Addr+"?sentinel=mymaster")
 	a, b := gateways[0], gateways[1]
 	awaitPeers(t, a, b)
 	var all []*tokens.Session
@@ -140,7 +133,7 @@ func TestReplacedMasterIsNotTracked(t *testing.T) {
 		all = append(all, s)
 	}
 	redistest.Eventually(t, "a complete replica", func() bool { return master.Do("WAIT", "1", "100") == "1" })
-	failOver(t, sentinel, replica)
+	redistest.FailOverBySentinel(t, sentinels[0], replica)
 	redistest.Eventually(t, "a gateway that writes to the new master and holds its lease", func() bool {
 		s := session("bob")
 		return a.Create(t.Context(), s, 0) == nil && replica.Do("EXISTS", key(s.Hash)) == "1" && a.Held()
@@ -154,8 +147,8 @@ func TestReplacedMasterIsNotTracked(t *testing.T) {
 // A Sentinel's answer may be outdated. Unless all answers agree, look-ups read the store.
 func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 	t.Parallel()
-	master, _, sentinel := startReplicated(t)
-	conn := realConn(t, "redis://"+sentinel.Addr+"?sentinel=mymaster")
+	master, _, real := redistest.StartBehindSentinels(t, 1)
+	conn := realConn(t, "redis://"+real[0].Addr+"?sentinel=mymaster")
 	sentinels := &fakeSentinels{Sentinels: conn}
 	g := openStore(t, storeOn(t, conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
 	g.awaitHeld()
@@ -240,71 +233,9 @@ func TestLookupsUseTrackedServer(t *testing.T) {
 	}
 }
 
-// startReplicated starts a master, a replica in sync with it, and a Sentinel that knows both and
-// does not fail over by itself.
-func startReplicated(t *testing.T) (master, replica, sentinel *redistest.Server) {
-	t.Helper()
-	master = redistest.Start(t, "--appendonly", "yes", "--repl-diskless-sync-delay", "0")
-	replica = redistest.Start(t, "--appendonly", "yes", "--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1 "+master.Port())
-	sentinel = redistest.StartSentinel(t, master)
-	sentinel.Do("SENTINEL", "SET", "mymaster", "down-after-milliseconds", "3600000", "failover-timeout", "60000")
-	redistest.Eventually(t, "a synchronized replica that Sentinel knows", func() bool {
-		return strings.Contains(replication(t, replica), "master_link_status:up") &&
-			strings.Contains(sentinel.Do("SENTINEL", "REPLICAS", "mymaster"), replica.Port())
-	})
-	return master, replica, sentinel
-}
-
 // isTrackedAt reports whether the gateway holds the lease at the server.
 func (g *gateway) isTrackedAt(addr string) bool {
 	g.tracker.mu.Lock()
 	defer g.tracker.mu.Unlock()
 	return g.Held() && len(g.tracker.conns) == 1 && g.tracker.conns[0].master.name == addr
-}
-
-// failOver makes Sentinel promote the replica and waits until it names it. Sentinel refuses while
-// it has not queried the replica.
-func failOver(t *testing.T, sentinel, replica *redistest.Server) {
-	t.Helper()
-	c := client(t, sentinel.Addr)
-	defer c.Close()
-	redistest.Eventually(t, "Sentinel to fail over", func() bool {
-		err := c.Do(t.Context(), "SENTINEL", "FAILOVER", "mymaster").Err()
-		if err != nil && !strings.HasPrefix(err.Error(), "NOGOODSLAVE") {
-			t.Fatalf("requesting a fail-over: %v", err)
-		}
-		return err == nil
-	})
-	redistest.Eventually(t, "Sentinel to name the replica", func() bool { return namedBy(sentinel) == replica.Addr })
-}
-
-// namedBy returns the address of the master that a Sentinel names.
-func namedBy(sentinel *redistest.Server) string {
-	return strings.ReplaceAll(sentinel.Do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"), "\n", ":")
-}
-
-// failovers returns how often a Sentinel has failed over, from its config epoch.
-func failovers(t *testing.T, sentinel *redistest.Server) int {
-	t.Helper()
-	_, rest, _ := strings.Cut(sentinel.Do("SENTINEL", "MASTER", "mymaster"), "config-epoch\n")
-	epoch, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.Atoi(epoch)
-	if err != nil {
-		t.Fatalf("reading Sentinel's epoch: %v", err)
-	}
-	return n
-}
-
-// replication returns a server's INFO replication, or "" on error: a new replica drops its clients.
-func replication(t *testing.T, s *redistest.Server) string {
-	c := client(t, s.Addr)
-	defer c.Close()
-	info, _ := c.Info(t.Context(), "replication").Result()
-	return info
-}
-
-func offset(t *testing.T, s *redistest.Server, field string) string {
-	_, rest, _ := strings.Cut(replication(t, s), field)
-	value, _, _ := strings.Cut(rest, "\r")
-	return value
 }
