@@ -47,23 +47,24 @@ func (n *nemesis) ofWatched() []fault {
 		redistest.FailOverBySentinel(n.t, w.sentinels[n.random.IntN(len(w.sentinels))], w.replica)
 		w.master, w.replica = w.replica, w.master
 	}
-	// Sentinel demotes a former master after eight seconds. This is sooner.
-	follow := func() {
+	// Sentinel demotes a former master after eight seconds, by these commands. This is sooner. If
+	// the former master has died, it starts as a master, when no Sentinel names it any more.
+	follow := func(start func()) {
 		redistest.AwaitNamed(n.t, w.master, w.sentinels...)
+		start()
 		w.replica.Do("REPLICAOF", "127.0.0.1", w.master.Port())
+		w.replica.Do("CLIENT", "KILL", "TYPE", "normal")
+		w.replica.Do("CLIENT", "KILL", "TYPE", "pubsub")
 		redistest.AwaitReplica(n.t, w.replica, w.master)
 		w.replica.Do("CONFIG", "SET", "min-replicas-to-write", "0")
 		n.history.wasApart(n.history.since(from))
 	}
 	all := []fault{
-		{name: "hands over", most: 3 * time.Second, heal: follow, inflict: func() {
-			promote(func() {})
+		{name: "hands over", most: 3 * time.Second, heal: func() { follow(nothing) }, inflict: func() {
+			promote(nothing)
 			w.replica.Do("CLIENT", "UNPAUSE")
 		}},
-		{name: "loses its master", most: 2 * time.Second, inflict: func() { promote(w.master.Kill) }, heal: func() {
-			w.replica.Restart()
-			follow()
-		}},
+		{name: "loses its master", most: 2 * time.Second, heal: func() { follow(w.replica.Restart) }, inflict: func() { promote(w.master.Kill) }},
 	}
 	for i := range all {
 		all[i].place = "redis behind Sentinel"
