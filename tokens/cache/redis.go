@@ -258,11 +258,14 @@ func (r *Redis) WaitInvalidated(ctx context.Context) error {
 	r.mu.Lock()
 	conns := r.conns
 	r.mu.Unlock()
-	out := time.NewTimer(withMargin(r.lease))
-	defer out.Stop()
 	if len(conns) == 0 {
+		if err := r.awaitAgreement(ctx); err != nil {
+			return err
+		}
 		conns = []*conn{nil}
 	}
+	out := time.NewTimer(withMargin(r.lease))
+	defer out.Stop()
 	barriers := make([]<-chan struct{}, len(conns))
 	for i, c := range conns {
 		if c != nil {

@@ -49,6 +49,25 @@ func named(ctx context.Context, sentinels Sentinels) (string, error) {
 	return all[0], nil
 }
 
+// awaitAgreement waits until all Sentinels that answer name one master. A gateway whose Sentinel
+// does not know of a fail-over yet looks tokens up at the former master, which misses revokes. It
+// leaves that within a lease after its Sentinel knows. A tracked gateway need not wait, because its
+// tracking has begun after an agreement.
+func (r *Redis) awaitAgreement(ctx context.Context) error {
+	for r.sentinels != nil {
+		query, cancel := context.WithTimeout(ctx, nameTimeout)
+		names, _ := r.sentinels.NamedMasters(query) // none if no Sentinel answers, or there is none
+		cancel()
+		if len(names) < 2 {
+			break
+		}
+		if err := sleep(ctx, r.lease/heartbeats); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
 // watchMaster checks with each heartbeat that the Sentinels still name the tracked master, because
 // a replaced master may act as master for some seconds more. If they name another one, the tracking
 // ends; if none answers, the lease expires.

@@ -2,12 +2,14 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"strconv"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gatepost/tokens"
@@ -162,6 +164,36 @@ func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 		g.warm(s)
 	}
 }
+
+// Until the last Sentinel knows of a fail-over, a gateway may look tokens up at the former master. A revoke waits for that,
+// and then for a lease.
+func TestRevokeWaitsUntilSentinelsNameOneMaster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sentinels := &fakeSentinels{names: []string{"new:6379", "old:6379"}}
+		r := &Redis{lease: time.Second, sentinels: sentinels}
+		minute := func() context.Context {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			t.Cleanup(cancel)
+			return ctx
+		}
+		if err := r.WaitInvalidated(minute()); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while the Sentinels disagree: %v", err)
+		}
+		for _, names := range [][]string{{"new:6379"}, {}, nil} { // if none answers, only the clock is left
+			sentinels.Sentinels = noSentinels{}
+			sentinels.set(names)
+			start := time.Now()
+			if err := r.WaitInvalidated(minute()); err != nil || time.Since(start) != withMargin(r.lease) {
+				t.Errorf("with %v: after %v, %v", names, time.Since(start), err)
+			}
+		}
+	})
+}
+
+// noSentinels is a Redis that is not behind Sentinel.
+type noSentinels struct{ Sentinels }
+
+func (noSentinels) NamedMasters(context.Context) ([]string, error) { return nil, nil }
 
 // fakeSentinels returns fixed names. nil: the real ones; empty: an error.
 type fakeSentinels struct {
