@@ -256,8 +256,9 @@ func TestInvalidateAllEndsEveryDecision(t *testing.T) {
 	}
 }
 
-// A check that ran during a gap in the tracking asked the store. Its decision is written only after the tracking has begun
-// again, and nothing reported that the token ended in between. So the end of a gap begins an epoch, as its start does.
+// A check that ran during a gap in the tracking asked the store. Its decision is written only after the tracking has
+// begun again, and nothing reported that the token ended in between. So the end of a gap begins an epoch, as its start
+// does.
 func TestModuleGetsNoDecisionOfAGap(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)

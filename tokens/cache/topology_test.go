@@ -165,8 +165,8 @@ func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 	}
 }
 
-// Until the last Sentinel knows of a fail-over, a gateway may look tokens up at the former master. A revoke waits for that,
-// and then for a lease.
+// Until the last Sentinel knows of a fail-over, a gateway may look tokens up at the former master. A revoke waits for
+// that, and then for a lease.
 func TestRevokeWaitsUntilSentinelsNameOneMaster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sentinels := &fakeSentinels{names: []string{"new:6379", "old:6379"}}
