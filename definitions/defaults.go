@@ -25,7 +25,7 @@ const (
 	defaultRevocation      = RevocationStrict
 	defaultUserIDHeader    = "userid"
 	defaultScopesHeader    = "scopes"
-	defaultIdentityHeader  = "x-user-id"
+	defaultIdentityHeader  = convention.HeaderIdentity
 	defaultAccessLogFormat = AccessLogOff
 	defaultAccessLogTo     = AccessLogStdout
 	defaultMaxSessions     = 100

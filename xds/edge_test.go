@@ -103,6 +103,23 @@ func headersBesideTheRemovedOnesPass(t *testing.T, options Options) {
 	}
 }
 
+// TestAnUpstreamsAnswerNamesNoUserTwice: not by the identity header that has a place of its own in Envoy's responses
+// (package envoy), which joins its values to one.
+func TestAnUpstreamsAnswerNamesNoUserTwice(t *testing.T) {
+	t.Parallel()
+	g := startGateway(t, shop)
+	for path, upstream := range map[string]*envoytest.Recorder{"/items": g.public, "/orders": g.secured} {
+		upstream.SetHandler(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["X-User-Id"] = []string{"ada", "bob"}
+			w.Header().Set("x-kept", "yes")
+		})
+		got := g.do("GET", path, "authorization: Bearer x")
+		if users := got.Header.Values("x-user-id"); len(users) > 0 || got.Header.Get("x-kept") != "yes" {
+			t.Errorf("%s: %d names the users %q", path, got.Status, users)
+		}
+	}
+}
+
 // TestAnUpstreamsAnswerNamesNoUser: an answer header with the name of the identity header is removed, on public and
 // secured services. The login's own header of that name is not.
 func TestAnUpstreamsAnswerNamesNoUser(t *testing.T) {

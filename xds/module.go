@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"gatepost/authz"
+	"gatepost/convention"
 	"gatepost/definitions"
 )
 
@@ -147,7 +148,7 @@ func (b *builder) shared() authz.Shared {
 // Probe returns a configuration for `envoy --mode validate` that loads the module and gives it the configuration of a
 // route. It opens no port that matters: a validation listens nowhere.
 func (m Module) Probe() (*bootstrapv3.Bootstrap, error) {
-	gw := &definitions.Gateway{Identity: definitions.Identity{UserHeader: "x-user-id"}}
+	gw := &definitions.Gateway{Identity: definitions.Identity{UserHeader: convention.HeaderIdentity}}
 	b := &builder{gw: gw, opts: Options{Module: m}, about: "module"}
 	route := answer("module", prefix("/"), 200, b.pack(authz.Unchecked()))
 	route.TypedPerFilterConfig = map[string]*anypb.Any{filterModule: b.moduleOn(b.identify(authz.Rule{Service: "probe", Authenticate: true}), true)}
