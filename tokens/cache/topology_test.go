@@ -149,8 +149,8 @@ func TestReplacedMasterIsNotTracked(t *testing.T) {
 // A Sentinel's answer may be outdated. Unless all answers agree, look-ups read the store.
 func TestNoLeaseUnlessSentinelsNameOneMaster(t *testing.T) {
 	t.Parallel()
-	master, _, real := redistest.StartBehindSentinels(t, 1)
-	conn := realConn(t, "redis://"+real[0].Addr+"?sentinel=mymaster")
+	master, _, servers := redistest.StartBehindSentinels(t, 1)
+	conn := realConn(t, "redis://"+servers[0].Addr+"?sentinel=mymaster")
 	sentinels := &fakeSentinels{Sentinels: conn}
 	g := openStore(t, storeOn(t, conn), conn.Client(), Config{}, RedisConfig{Sentinels: sentinels})
 	g.awaitHeld()
