@@ -174,9 +174,8 @@ func TestARemovedServiceLosesItsRoutesFirst(t *testing.T) {
 	c.serves(withServices(t, "a", "b"))
 	e.transcript()
 	c.serves(withServices(t, "a"))
-	expect(t, e, "ack route +/.gatepost", "ack route -/b")
 	c.eventually("the cluster goes", func(progress) bool { return len(e.clusters()) == 2 })
-	expect(t, e, "ack cluster -service/b")
+	expect(t, e, "ack route +/.gatepost", "ack route -/b", "ack cluster -service/b")
 	if got := c.progress(); got.Delivered != withServices(t, "a").Version {
 		t.Fatalf("status %+v", got)
 	}

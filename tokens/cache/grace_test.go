@@ -17,7 +17,7 @@ import (
 func TestPredecessorIsCachedOnlyUntilItsGraceEnds(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	a, b := openReal(t, server.URL()), openReal(t, server.URL())
+	a, b := openPatient(t, server.URL()), openPatient(t, server.URL())
 	awaitPeers(t, a, b)
 	const grace = 30 * time.Second
 	for what, end := range map[string]func(old, next *tokens.Session) error{

@@ -198,6 +198,13 @@ func openReal(t testing.TB, url string) *gateway {
 	return openStore(t, storeOn(t, conn), conn.Client(), Config{}, RedisConfig{Sentinels: conn})
 }
 
+// openPatient is openReal for tests without faults: Redis may be slow on a busy machine.
+func openPatient(t testing.TB, url string) *gateway {
+	t.Helper()
+	conn := openConn(t, url, time.Minute)
+	return openStore(t, storeOn(t, conn), conn.Client(), Config{LookupTimeout: time.Minute}, RedisConfig{Sentinels: conn})
+}
+
 // start starts a gateway and waits until it holds the lease.
 func start(t testing.TB, data, tracking string) *gateway {
 	t.Helper()

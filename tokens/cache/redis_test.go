@@ -420,7 +420,7 @@ func TestPasswordAndTLS(t *testing.T) {
 		server := redistest.StartWithPassword(t, "s3cret")
 		c := redis.NewClient(&redis.Options{Addr: server.Addr, Password: "wrong"})
 		t.Cleanup(func() { _ = c.Close() })
-		tracker, err := Track(c, RedisConfig{})
+		tracker, err := Track(c, RedisConfig{Lease: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
