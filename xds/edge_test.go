@@ -24,6 +24,7 @@ func methodOverridesAndNamedUsersReachNoUpstream(t *testing.T, g *gateway) {
 		"X-Original-URI", "X-Original-Host", "True-Client-IP", "Proxy",
 		"X-Forwarded-Host", "X-Forwarded-Port", "X-Forwarded-Prefix", "X-Forwarded-URI", "X-Forwarded-Ssl", "X-Forwarded-Scheme",
 		"X-Forwarded-Protocol", "X-Forwarded-Pro-To", "X-Forwarded-Prot0", "X-Forwarded-Fort", "X-Forwarded-Fo1", "X-Forwarded-By", "X-Forwarded-4",
+		"X-Forwarded-", "X-Forwarded-F", "X-Forwarded-Fo", "X-Forwarded-P", "X-Forwarded-Pr", "X-Forwarded-Pro", "X-Forwarded-Prot",
 	} {
 		sent = append(sent, name+": mallory")
 	}
