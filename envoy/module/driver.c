@@ -47,6 +47,7 @@ static int64_t boot, wall;
 static bool marked;
 static int varies; // the lines of Vary that the response got
 static char kept[64]; // the name of the header that cannot be removed
+static int counted; // how often the module counted the headers of an early request
 static int responded; // the status of the module's own response
 static struct { const char *key, *name; char value[2048]; size_t length; } logged[] = {
     {.key = "hit_session", .name = "@session"}, {.key = "gatepost.path", .name = "@path"}};
@@ -133,7 +134,10 @@ bool ENVOY(http_get_headers)(void *filter, int map, struct header *all) {
   return true;
 }
 
-size_t ENVOY(early_header_mutation_get_headers_size)(void *request) { return count; }
+size_t ENVOY(early_header_mutation_get_headers_size)(void *request) {
+  if (++counted > 4 * ROOM) exit(1); // the module would never end
+  return count;
+}
 bool ENVOY(early_header_mutation_get_headers)(void *request, struct header *all) {
   return ENVOY(http_get_headers)(request, REQUEST, all);
 }
@@ -141,7 +145,7 @@ bool ENVOY(early_header_mutation_set_header)(void *request, struct buffer name, 
   return ENVOY(http_set_header)(request, REQUEST, name, value);
 }
 bool ENVOY(early_header_mutation_remove_header)(void *request, struct buffer name) {
-  return ENVOY(http_set_header)(request, REQUEST, name, none);
+  return ENVOY(http_set_header)(request, REQUEST, name, none), true; // Envoy's does not return whether there was one
 }
 
 static void keep(struct buffer key, struct buffer value) {
@@ -221,6 +225,7 @@ static void print_headers(void) {
 
 static void early(char *fields) {
   read_headers(fields);
+  counted = 0;
   const void *names = envoy_dynamic_module_on_early_header_mutation_config_new(NULL, TEXT("gatepost"), none);
   if (!names || !envoy_dynamic_module_on_early_header_mutation_mutate(names, NULL)) abort();
   envoy_dynamic_module_on_early_header_mutation_config_destroy(names);

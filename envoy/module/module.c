@@ -364,7 +364,8 @@ HOOK(bool, early_header_mutation_mutate)(const void *config, void *request) {
     count = ENVOY(early_header_mutation_get_headers_size)(request), i = 0;
     if (count > ROOM_FOR_HEADERS || !ENVOY(early_header_mutation_get_headers)(request, all)) abort();
     while (i < count && !is_refused(all[i].name)) i++;
-    if (i < count && !ENVOY(early_header_mutation_remove_header)(request, all[i].name)) abort();
+    if (i < count) (void)ENVOY(early_header_mutation_remove_header)(request, all[i].name); // true, removed or not
+    if (i < count && ENVOY(early_header_mutation_get_headers_size)(request) >= count) abort();
   } while (i < count);
   return ENVOY(early_header_mutation_set_header)(request, SCOPE, path_of(all, count, SIZE_MAX));
 }

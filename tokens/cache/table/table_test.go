@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"gatepost/envoy/module/moduletest"
 	"gatepost/tokens/cache/table"
 	"gatepost/tokens/cache/table/tabletest"
 )
@@ -437,6 +439,16 @@ func TestEarlyHeaders(t *testing.T) {
 		if got := r.Early(strings.Fields(test.headers)...); got != test.want {
 			t.Errorf("%s: %q, want %q", test.headers, got, test.want)
 		}
+	}
+}
+
+// A refused header that stays ends Envoy: it is neither forwarded nor removed again and again.
+func TestEarlyHeaderThatStays(t *testing.T) {
+	cmd := exec.Command(moduletest.Compile(t, "driver"))
+	cmd.Stdin = strings.NewReader("fail proxy\nearly x=31 proxy=31\n")
+	out, err := cmd.Output()
+	if err == nil || err.Error() != "signal: aborted" || string(out) != "ok\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 
