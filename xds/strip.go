@@ -37,8 +37,8 @@ var strippedHeaders = []string{
 var strippedPrefixes = []string{"x-auth-request-", "x-original-", "x-envoy-", "x-http-method", "x-method-override"}
 
 // forwardedClaims match the names of x-forwarded-* except x-forwarded-for and x-forwarded-proto, which Envoy sets or
-// takes from trusted proxies. They name the user, the original request, or its protocol once more. A name may end within
-// "for" or "proto".
+// takes from trusted proxies. They name the user, the original request, or its protocol once more. A name may end
+// within "for" or "proto".
 const forwardedClaims = `x-forwarded-(?:$|[!-eg-oq-~]|f(?:$|[!-np-~]|o(?:$|[!-qs-~]|r[!-~]))|p(?:$|[!-qs-~]|r(?:$|[!-np-~]|o(?:$|[!-su-~]|t(?:$|[!-np-~]|o[!-~])))))`
 
 // matchesStripped match the names of all of these. Each matcher is one pass over the headers of a request, of 500
