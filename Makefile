@@ -11,6 +11,7 @@ LDFLAGS := -X main.version=$(VERSION)
 TAGS := grpcnotrace vtprotobuf
 TOOLS := $(CURDIR)/.tools
 export PATH := $(TOOLS)/bin:$(PATH)
+
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 

@@ -7,8 +7,9 @@ const (
 	HeaderClientAddress = "x-envoy-external-address"
 	// HeaderForwardedFor has the peer's address at its end. What is before that comes from the client.
 	HeaderForwardedFor = "x-forwarded-for"
-	// HeaderIdentity has the user's id, if the definitions do not name another one.
-	HeaderIdentity = "x-user-id"
 	// HeaderRequestID has the id of the request. Clients receive it too if there is an access log.
 	HeaderRequestID = "x-request-id"
 )
+
+// HeaderIdentity is the request header with the user's id, if the definitions do not name another one.
+const HeaderIdentity = "x-user-id"

@@ -35,11 +35,16 @@ var (
 // nameTimeout bounds one query of the Sentinels. Later answers do not count.
 const nameTimeout = 250 * time.Millisecond
 
-// named returns the one master that the Sentinels name.
-func named(ctx context.Context, sentinels Sentinels) (string, error) {
+// query returns the masters that the Sentinels name.
+func query(ctx context.Context, sentinels Sentinels) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
 	defer cancel()
-	all, err := sentinels.NamedMasters(ctx)
+	return sentinels.NamedMasters(ctx)
+}
+
+// named returns the one master that the Sentinels name.
+func named(ctx context.Context, sentinels Sentinels) (string, error) {
+	all, err := query(ctx, sentinels)
 	switch {
 	case err != nil:
 		return "", err
@@ -55,9 +60,7 @@ func named(ctx context.Context, sentinels Sentinels) (string, error) {
 // tracking has begun after an agreement.
 func (r *Redis) awaitAgreement(ctx context.Context) error {
 	for r.sentinels != nil {
-		query, cancel := context.WithTimeout(ctx, nameTimeout)
-		names, _ := r.sentinels.NamedMasters(query) // none if no Sentinel answers, or there is none
-		cancel()
+		names, _ := query(ctx, r.sentinels) // none if no Sentinel answers, or there is none
 		if len(names) < 2 {
 			break
 		}
