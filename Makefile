@@ -34,7 +34,7 @@ unit test lint: export CGO_ENABLED := 0
 unit: tools ## the tests that need no root and no Docker: all packages but e2e, with fewer cases
 	@tools/test unit
 
-test: lint ## everything: lint, unit and end-to-end tests, a real browser, the compose file
+test: tools ## everything: lint, unit and end-to-end tests, a real browser, the compose file
 	@tools/system
 	@tools/page tests
 	@tools/test all

@@ -14,11 +14,13 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	gatewayv1 "gatepost/proto/gatepost/v1"
+	"gatepost/testrun"
 )
 
 // TestConstraintsAreThoseOfProtovalidate sets each field of the schema, alone in its message, to values at the edges of
 // its rules. The library and the own check must find the same.
 func TestConstraintsAreThoseOfProtovalidate(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	library, err := protovalidate.New(protovalidate.WithMessages(&gatewayv1.Gateway{}))
 	if err != nil {

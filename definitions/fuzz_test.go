@@ -9,11 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"gatepost/testrun"
 )
 
 // FuzzParse holds Parse to its promise for any text: problems with a place in it, or definitions that are the
 // same after they are written and read again, and that have every default.
 func FuzzParse(f *testing.F) {
+	testrun.Plain(f)
 	for _, dir := range []string{"testdata", "testdata/good"} {
 		for _, path := range archives(f, dir) {
 			for _, file := range readArchive(f, path).Files {

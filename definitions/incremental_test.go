@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"gatepost/testrun"
 )
 
 // checkNext holds Next to its promise: it returns what Parse does, and unchanged services keep their pointer.
@@ -36,6 +38,7 @@ func checkNext(t *testing.T, before *Definitions, text string) (next *Definition
 // TestWhatComesNextIsReadAsAnythingElse: whatever was done to the lines of a file, also where they are YAML that
 // nobody writes.
 func TestWhatComesNextIsReadAsAnythingElse(t *testing.T) {
+	testrun.Plain(t)
 	t.Parallel()
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v3"
+
+	"gatepost/testrun"
 )
 
 func compileSchema(t *testing.T) *jsonschema.Schema {
@@ -50,6 +52,7 @@ func asEditor(t *testing.T, text []byte) any {
 // TestTheSchemaTakesEveryGoodFile tries the examples, and each good file of testdata, as it is written and with
 // every default written out.
 func TestTheSchemaTakesEveryGoodFile(t *testing.T) {
+	testrun.Plain(t)
 	schema := compileSchema(t)
 	tried := 0
 	try := func(name string, text []byte) {

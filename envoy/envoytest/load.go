@@ -9,7 +9,7 @@ import (
 
 // loadPause is between two requests of a client of Load. Without one, the clients take the processors from what they
 // load.
-const loadPause = time.Millisecond
+const loadPause = 4 * time.Millisecond
 
 // Load is clients that send requests until Stop is called or the test ends. Each has one request under way.
 type Load struct {

@@ -180,7 +180,7 @@ func (h *history) traffic(t *testing.T, over context.Context, gateways []*gatewa
 		if s := h.any(); s != nil {
 			h.use(t, g, s)
 		}
-		time.Sleep(rand.N(2 * time.Millisecond))
+		time.Sleep(rand.N(6 * time.Millisecond))
 	})
 	these(4, func(g *gateway) { // logouts
 		if s := h.any(); s != nil {
